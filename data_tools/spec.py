@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-Kind = Literal["text", "messages", "prompt_completion", "preference", "unpaired", "classification"]
+Kind = Literal["text", "messages", "prompt", "prompt_completion", "preference", "unpaired", "classification"]
 FormatName = Literal[
-    "text", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "unpaired", "classification"
+    "text", "messages", "sharegpt", "alpaca", "prompt", "prompt_completion", "preference", "unpaired", "classification"
 ]
 
 # The keys that make up a mapping of each kind: those it must have, and those it may have besides.

@@ -84,7 +84,8 @@ def _with_data(loaded: Loaded) -> list[str]:
             lines += _data_lines(split, prepared)
     trainer_config(loaded)
     try:
-        size = estimate.model_size(job)
+        head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
+        size = estimate.model_size(job, head)
     except (OSError, ValueError) as error:
         raise RecipeError(first_line(error), where=str(loaded.path)) from error
     return lines + _cost_lines(job, size, data["train"])

@@ -11,6 +11,7 @@ from .schema import Recipe
 
 if TYPE_CHECKING:
     from .job import Job
+    from .model import Head
 
 GIB = 2**30
 
@@ -45,12 +46,12 @@ def stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def model_size(job: "Job") -> Size:
+def model_size(job: "Job", head: "Head | None" = None) -> Size:
     """Builds the recipe's model without memory for its weights and counts its parameters."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from .model import lora_config, new_config
+    from .model import auto_class, head_options, lora_config, new_config
 
     spec = job.loaded.recipe.model
     if spec.config is not None:
@@ -60,11 +61,14 @@ def model_size(job: "Job") -> Size:
         config = AutoConfig.from_pretrained(
             spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+    for name, value in head_options(head).items():
+        setattr(config, name, value)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        model: Any = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code)
         model.tie_weights()
         total = sum(parameter.numel() for parameter in model.parameters())
-        tables = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+        layers = (model.get_input_embeddings(), *([] if head else [model.get_output_embeddings()]))
+        tables = {layer.weight for layer in layers}
         embeddings = sum(table.numel() for table in tables)
         if job.loaded.recipe.lora is None:
             return Size(total, total, embeddings)

@@ -24,6 +24,16 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
         for key in ("name_or_path", "tokenizer"):
             _find_path(document, ("model",), model, key, steps)
         _find_template(document, model)
+    for key, name in (("teacher", "name_or_path"), ("critic", "name_or_path"), ("gold", "model")):
+        section = document.value.get(key)
+        if isinstance(section, dict):
+            _find_path(document, (key,), section, name, steps)
+            _find_function(document, (key,), section)
+    rewards = document.value.get("rewards")
+    for index, reward in enumerate(rewards if isinstance(rewards, list) else []):
+        if isinstance(reward, dict):
+            _find_path(document, ("rewards", index), reward, "model", steps)
+            _find_function(document, ("rewards", index), reward)
     if isinstance(data, dict):
         for split in ("train", "eval"):
             sources = data.get(split)
@@ -57,6 +67,19 @@ def _find_path(document: Document, key: KeyPath, section: dict[str, Any], name: 
         section[name] = str((document.path.parent / value).absolute())  # a pattern; the reader says if nothing fits
     elif value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(_FILE_SUFFIXES):
         document.problem((*key, name), f"no such file or folder: {value}", _similar(document.path.parent / value))
+
+
+def _find_function(document: Document, key: KeyPath, section: dict[str, Any]) -> None:
+    """Resolves the file of a reward function given as ``file.py:name``."""
+    value = section.get("function")
+    file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not file.endswith(".py"):
+        return
+    found = beside(document, file)
+    if found is None:
+        document.problem((*key, "function"), f"no such file: {file}", _similar(document.path.parent / file))
+    else:
+        section["function"] = f"{found}:{name}"
 
 
 def _similar(path: Path) -> str:

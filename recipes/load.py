@@ -21,11 +21,11 @@ from . import trainer_fields
 from .errors import RecipeError
 from .inputs import find_inputs
 from .schema import Recipe
-from .stages import STAGES
+from .stages import STAGE_SECTIONS, STAGES, Stage
 
 # What a run is called, where it lies and how it is scored do not change what is trained.
 _NOT_IDENTITY = ("name", "output_dir", "score")
-_PATH_KEYS = ("path", "name_or_path", "tokenizer", "chat_template", "suite")
+_PATH_KEYS = ("path", "name_or_path", "tokenizer", "chat_template", "suite", "model")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Pat
     if stage and isinstance(trainer, dict):
         document.value["trainer"] = {**stage.defaults, **trainer}
         _check_trainer(document, stage.config, stage.owned, trainer)
+    if stage:
+        _check_sections(document, stage)
     values = document.value
     replace_references(document, references or {})
     find_inputs(document, references or {})
@@ -124,6 +126,17 @@ def _set(document: Document, target: Any, part: str | int, value: Any, override:
 def _from_here(value: Any) -> Any:
     """Makes a path typed on the command line absolute: it is meant from where the user stands, not from the recipe."""
     return str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
+
+
+def _check_sections(document: Document, stage: Stage) -> None:
+    """Adds a problem for each section that the stage does not have, or needs and lacks."""
+    name = document.value["stage"]
+    for key in sorted(STAGE_SECTIONS & document.value.keys() - stage.sections):
+        having = ", ".join(other for other, its in STAGES.items() if key in its.sections)
+        document.problem((key,), f"is not a section of the stage {name}", f"stages that have it: {having}")
+    for key in sorted(stage.required):
+        if not document.value.get(key):
+            document.problem(("stage",), f"the stage {name} needs the section {key}")
 
 
 def _check_trainer(document: Document, config: str, owned: Mapping[str, str], trainer: dict[str, Any]) -> None:

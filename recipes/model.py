@@ -1,7 +1,8 @@
 """From a recipe's ``model``, ``lora`` and ``quantization`` sections to a tokenizer, a model and an adapter."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
 from ..chat_templates.errors import first_line
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
     from ..chat_templates import ChatTemplate
 
 _ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A sequence-classification head.
+
+    Attributes:
+        labels: The names of its outputs, in their order.
+        problem: What its loss is, in transformers' words.
+        pooling: ``cls`` or ``mean`` for encoders that offer both; None for the model's own way.
+    """
+
+    labels: tuple[str, ...]
+    problem: Literal["single_label_classification", "multi_label_classification", "regression"]
+    pooling: Literal["cls", "mean"] | None = None
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
@@ -43,8 +59,11 @@ def choose_template(spec: ModelSpec, tokenizer: "PreTrainedTokenizerBase") -> "C
     return chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
 
 
-def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
-    """Loads or creates the causal language model that a recipe trains, made to agree with its tokenizer.
+def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head | None = None) -> "PreTrainedModel":
+    """Loads or creates the model that a recipe trains, made to agree with its tokenizer.
+
+    Without a head it is a causal language model. With one, its body is the named model's and so is its head, if the
+    named model has a head of as many outputs; otherwise the head starts at random.
 
     With ``dtype: auto`` a model that is trained whole is held in float32, since AdamW's updates are smaller than
     bfloat16 can add to a weight near 1; ``trainer.bf16`` still computes in bfloat16. Under adapters the base stays as
@@ -54,23 +73,22 @@ def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "PreTrai
     Raises:
         RecipeError: The model cannot be found, or its configuration does not fit.
     """
-    from transformers import AutoModelForCausalLM
-
     spec = recipe.model
     dtype = spec.dtype if spec.dtype != "auto" or recipe.lora else "float32"
     options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     if spec.config is not None:
-        model = _new_model(spec, tokenizer, dtype, options)
+        model = _new_model(spec, tokenizer, dtype, options, head)
     else:
         if recipe.quantization:
             options["quantization_config"] = quantization_config(recipe)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model = auto_class(head).from_pretrained(
                 _whole_model(spec.name_or_path),
                 revision=spec.revision,
                 dtype=dtype,
                 trust_remote_code=spec.trust_remote_code,
                 **options,
+                **head_options(head),
             )
         except (OSError, ValueError, ImportError) as error:
             raise RecipeError(
@@ -128,13 +146,34 @@ def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
     return config
 
 
-def _new_model(spec: ModelSpec, tokenizer: Any, dtype: str, options: dict[str, Any]) -> "PreTrainedModel":
+def auto_class(head: Head | None) -> Any:
+    """Returns the class that loads a model with this head, or a language model without."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if head else AutoModelForCausalLM
+
+
+def head_options(head: Head | None) -> dict[str, Any]:
+    """Returns the configuration's fields that describe a head, for ``from_pretrained``."""
+    if head is None:
+        return {}
+    names = dict(enumerate(head.labels))
+    fields = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    pooling = {"classifier_pooling": head.pooling} if head.pooling else {}
+    return {"num_labels": len(names), "problem_type": head.problem, **fields, **pooling}
+
+
+def _new_model(
+    spec: ModelSpec, tokenizer: Any, dtype: str, options: dict[str, Any], head: Head | None
+) -> "PreTrainedModel":
     """Creates a model with random weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     weights = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    return AutoModelForCausalLM.from_config(new_config(spec, tokenizer), dtype=weights, **options)
+    config = new_config(spec, tokenizer)
+    for name, value in head_options(head).items():
+        setattr(config, name, value)
+    return auto_class(head).from_config(config, dtype=weights, **options)
 
 
 def _agree(model: "PreTrainedModel", tokenizer: Any) -> None:
@@ -145,6 +184,9 @@ def _agree(model: "PreTrainedModel", tokenizer: Any) -> None:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     config: Any = model.config.get_text_config()
     config.pad_token_id = tokenizer.pad_token_id
+    if not model.can_generate():
+        config.eos_token_id = tokenizer.eos_token_id
+        return
     ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
     ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
     config.eos_token_id = tokenizer.eos_token_id
@@ -202,7 +244,8 @@ def lora_config(spec: LoraSpec, model: "PreTrainedModel", *, grown: bool) -> "Lo
     from peft import LoraConfig
 
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    layers = [model.get_input_embeddings(), *([] if tied else [model.get_output_embeddings()])]
+    output = model.get_output_embeddings() if model.can_generate() else None
+    layers = [model.get_input_embeddings(), *([] if tied or output is None else [output])]
     names = [name.split(".")[-1] for name, module in model.named_modules() if any(module is layer for layer in layers)]
     modules = [*spec.modules_to_save, *(name for name in names if grown and name not in spec.modules_to_save)]
     return LoraConfig(
@@ -214,15 +257,15 @@ def lora_config(spec: LoraSpec, model: "PreTrainedModel", *, grown: bool) -> "Lo
         ensure_weight_tying=tied and bool(modules),
         use_rslora=spec.use_rslora,
         use_dora=spec.use_dora,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
     )
 
 
-def merge_adapter(recipe: Recipe, adapter: Path, tokenizer: Any) -> "PreTrainedModel":
+def merge_adapter(recipe: Recipe, adapter: Path, tokenizer: Any, head: Head | None = None) -> "PreTrainedModel":
     """Loads the base anew in 16 or 32 bits and merges an adapter into it; merging into 4-bit weights would be lossy."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # only this process loads the base: under ZeRO-3 it would wait for the others' shards
-    base = load_model(recipe.model_copy(update={"quantization": None}), tokenizer)
+    base = load_model(recipe.model_copy(update={"quantization": None}), tokenizer, head)
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]

@@ -191,7 +191,8 @@ def _contents(loaded: Loaded) -> dict[str, str | None]:
     for source in (*recipe.data.train, *(recipe.data.eval or ())):
         if not f"{source.path}/".startswith(steps):
             found[source.path] = content_hash(source, loaded.path.parent) if Path(source.path).is_absolute() else None
-    for path in (recipe.model.name_or_path, recipe.model.tokenizer, recipe.model.chat_template):
+    functions = [(reward.function or "").rpartition(":")[0] for reward in (*recipe.rewards, recipe.gold) if reward]
+    for path in (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *functions):
         if path and not f"{path}/".startswith(steps) and Path(path).exists():
             found[path] = _hash_tree(Path(path))
     return found

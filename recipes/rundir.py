@@ -15,6 +15,7 @@ from ..data_tools.files import write_json
 from ..evals import checkpoints
 from .errors import RunFolderError
 from .load import Loaded
+from .schema import Recipe
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -73,6 +74,9 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
             where=str(run_dir),
             hint=hint,
         )
+    models = other_models(loaded.recipe)
+    if old is not None and not same_models(old.get("models"), models) and not force:
+        raise RunFolderError("a teacher, reward model or critic has changed", where=str(run_dir), hint=hint)
     record = {
         "schema": 1,
         "name": loaded.name,
@@ -84,6 +88,7 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
         "data": (old or {}).get("data"),
         "template": (old or {}).get("template"),
         "parent": parent,
+        "models": models,
         "versions": versions(),
         "git": git_revision(loaded.path.parent),
         "processes": processes,
@@ -134,6 +139,18 @@ def same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
     if old is None or new is None:
         return old is new
     return all(old.get(key) == new.get(key) for key in (["weights_hash"] if new["weights_hash"] else ["name"]))
+
+
+def other_models(recipe: Recipe) -> list[dict[str, Any]]:
+    """Describes the models that a run uses besides the one it starts from: teacher, reward models, critic."""
+    described = [parent_of(name) for name in recipe.models if name != recipe.model.name_or_path]
+    return [model for model in described if model is not None]
+
+
+def same_models(old: list[dict[str, Any]] | None, new: list[dict[str, Any]]) -> bool:
+    """Says whether two runs use the same other models."""
+    old = old or []
+    return len(old) == len(new) and all(same_parent(a, b) for a, b in zip(old, new, strict=True))
 
 
 def check_inputs(old: dict[str, Any], *, data: dict[str, Any], template: dict[str, Any] | None, force: bool) -> None:

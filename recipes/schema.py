@@ -10,7 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..data_tools.spec import DataSpec
 
-StageName = Literal["pretrain", "sft"]
+StageName = Literal[
+    "pretrain",
+    "sft",
+    "reward",
+    "dpo",
+    "kto",
+    "orpo",
+    "grpo",
+    "rloo",
+    "ppo",
+    "classify",
+    "distill",
+    "distill_on_policy",
+]
 
 
 class Section(BaseModel):
@@ -38,6 +51,8 @@ class ModelSpec(Section):
     """Whether Python code from the model's repository may run."""
     chat_template: str | None = None
     """A built-in name or the path of a .jinja file; by default the tokenizer's own."""
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """Keep only these layers of the model, counted from 0: a student made of some of its teacher's layers."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -47,6 +62,8 @@ class ModelSpec(Section):
             raise ValueError("config needs model_type, such as llama")
         if self.config is not None and self.tokenizer is None:
             raise ValueError("a model from config needs tokenizer (a Hub id, a folder or @step)")
+        if self.config is not None and self.layers is not None:
+            raise ValueError("layers keeps some layers of a trained model; a model from config says its own number")
         return self
 
 
@@ -67,6 +84,81 @@ class LoraSpec(Section):
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
+
+
+class TeacherSpec(Section):
+    """The model whose predictions a student learns."""
+
+    name_or_path: str
+    """A Hub id, a folder, or `@step` in a pipeline."""
+    revision: str | None = None
+    """The branch, tag or commit of a Hub repository."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the weights are held in; `auto` is as saved."""
+    attn_implementation: str | None = None
+    """As in the model section."""
+    trust_remote_code: bool = False
+    """Whether Python code from the teacher's repository may run."""
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """Cache the log-probabilities of the teacher's most likely tokens before training, so many of them at each place,
+    instead of holding the teacher beside the student."""
+
+
+class RewardSpec(Section):
+    """One term of the reward: a reward model or a function."""
+
+    model: str | None = None
+    """A sequence-classification model with one output: a Hub id, a folder, or `@step` of a `reward` run."""
+    function: str | None = None
+    """`package.module:name`, or `file.py:name` relative to the recipe."""
+    name: str | None = None
+    """What the logs call it; by default the function's name or the model's folder."""
+    weight: float = 1.0
+    """Its factor in the sum of all terms."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("give either model (a reward model) or function (package.module:name)")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError("function is package.module:name, or file.py:name")
+        return self
+
+
+class CriticSpec(Section):
+    """Where PPO's value function starts from."""
+
+    name_or_path: str | None = None
+    """A reward model or a language model: a Hub id, a folder or `@step`; by default a copy of the policy."""
+    shared: bool = False
+    """A value head on the policy's own backbone instead of a model of its own."""
+
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        if self.shared and self.name_or_path is not None:
+            raise ValueError("a shared critic has the policy's backbone: drop name_or_path")
+        return self
+
+
+class ClassifySpec(Section):
+    """What a classifier's head predicts."""
+
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    """One class (softmax), any number of classes (sigmoid each), or a number (mean squared error)."""
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    """The classes in their order; by default those of the training data, sorted."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Weights of the classes in the loss; `balanced` is rows / (classes x rows of the class)."""
+    pooling: Literal["cls", "mean"] | None = None
+    """How an encoder that offers both makes one vector of a text; by default its own way. Decoders take the last token."""
+    metrics: list[str] = []
+    """Metrics of the `evaluate` library besides posttrain's own: a Hub name, or the path of a metric script."""
+
+    @model_validator(mode="after")
+    def _fits_problem(self) -> Self:
+        if self.problem == "regression" and (self.labels or self.class_weights):
+            raise ValueError("regression has no classes: drop labels and class_weights")
+        return self
 
 
 class ScoreSpec(Section):
@@ -95,12 +187,30 @@ class Recipe(Section):
     """Quantize the frozen base; needs `lora`. nf4 with lora is QLoRA."""
     data: DataSpec
     """What to train on and what to evaluate the loss on."""
+    teacher: TeacherSpec | None = None
+    """The model to learn from; stages `distill`, `distill_on_policy` and, for a classifier as teacher, `classify`."""
+    rewards: list[RewardSpec] = []
+    """The terms of the reward; stages `ppo`, `grpo` and `rloo`."""
+    gold: RewardSpec | None = None
+    """A reward that is logged beside the others and never trained on, to show over-optimisation."""
+    critic: CriticSpec | None = None
+    """The value function; stage `ppo`."""
+    classify: ClassifySpec | None = None
+    """The head; stage `classify`."""
     trainer: dict[str, Any] = {}
     """Verbatim fields of the stage's configuration class, such as TRL's SFTConfig."""
     score: ScoreSpec | None = None
     """Which checkpoints are scored, and by what; nothing by default."""
     output_dir: str
     """The run folder."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that the recipe names: the trained one, its teacher, its reward models and its critic."""
+        named = [self.model.name_or_path, self.teacher and self.teacher.name_or_path]
+        named += [reward.model for reward in (*self.rewards, self.gold) if reward]
+        named.append(self.critic and self.critic.name_or_path)
+        return tuple(name for name in named if name)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

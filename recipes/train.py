@@ -24,9 +24,13 @@ from . import rundir
 from .errors import RecipeError, RunError
 from .job import Job, open_job
 from .load import Loaded, load
+from .stages import STAGES
+from .trainer_fields import fields_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
+
+    from .model import Head
 
 
 def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) -> None:
@@ -57,10 +61,11 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
         if state.is_main_process:
             _record_inputs(job, record, data, force)
         resume = rundir.find_resume(run_dir, say=_say).checkpoint
-        trainer = _build(job, stage, args, data)
+        head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
+        trainer = _build(job, stage, args, data, head)
         with _explain_full_disk(run_dir):
             _run(job, trainer, resume)
-            _finish(job, trainer)
+            _finish(job, trainer, head)
     _say(f"{run_dir}: trained for {trainer.state.global_step} steps; the final model is whole")
 
 
@@ -148,6 +153,7 @@ def _already_done(loaded: Loaded) -> bool:
         record is not None
         and record.get("recipe_hash") == loaded.hash
         and rundir.same_parent(record.get("parent"), rundir.parent_of(loaded.recipe.model.name_or_path))
+        and rundir.same_models(record.get("models"), rundir.other_models(loaded.recipe))
         and rundir.is_finished(run_dir)
     )
 
@@ -161,7 +167,8 @@ def _verify_template(job: Job) -> None:
     from .. import chat_templates
     from ..chat_templates.errors import TemplateError
 
-    if job.template is None or not job.option("assistant_only_loss"):
+    masks = "assistant_only_loss" in fields_of(STAGES[job.loaded.recipe.stage].config)
+    if job.template is None or not (masks and job.option("assistant_only_loss")):
         return
     failed = [
         finding
@@ -193,7 +200,7 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
     write_json(job.run_dir / rundir.RECORD, record)
 
 
-def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any]) -> "Trainer":
+def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any], head: "Head | None") -> "Trainer":
     """Builds model and trainer; the seed is set first, because new weights and adapters are drawn from it."""
     from transformers import set_seed
 
@@ -201,7 +208,7 @@ def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any]
     from .model import load_model
 
     set_seed(args.seed)
-    model = load_model(job.loaded.recipe, job.tokenizer)
+    model = load_model(job.loaded.recipe, job.tokenizer, head)
     keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
     start = StartKeeper()
     callbacks = [keeper, LogKeeper(), *([start] if _keeps_start(job.loaded) else [])]
@@ -254,7 +261,7 @@ def _trim_log(path: Path, step: int) -> None:
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _finish(job: Job, trainer: "Trainer") -> None:
+def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
     """Saves the final model in plain Hugging Face format at the root of the run folder and closes the record."""
     from accelerate import PartialState
 
@@ -264,7 +271,8 @@ def _finish(job: Job, trainer: "Trainer") -> None:
         if adapter:
             from .model import merge_adapter
 
-            merge_adapter(job.loaded.recipe, job.run_dir / "adapter", job.tokenizer).save_pretrained(job.run_dir)
+            merged = merge_adapter(job.loaded.recipe, job.run_dir / "adapter", job.tokenizer, head)
+            merged.save_pretrained(job.run_dir)
         job.tokenizer.save_pretrained(job.run_dir)
         checkpoints.write_manifest(job.run_dir, step=trainer.state.global_step, resumable=False)
         record = rundir.read_record(job.run_dir)

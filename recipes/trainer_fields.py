@@ -24,6 +24,8 @@ _ELSEWHERE = {
     "HubStrategy": ("transformers", "trainer_utils.py"),
     "OptimizerNames": ("transformers", "training_args.py"),
 }
+# Packages whose classes a configuration class of ours may extend.
+_PACKAGES = ("trl", "transformers")
 _PRIMITIVES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -86,16 +88,28 @@ def _find(path: Path, name: str) -> tuple[Path, ast.ClassDef]:
     for node in _parse(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return path, node
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            sibling = path.parent / f"{node.module.replace('.', '/')}.py"
-            if sibling.is_file() and any(alias.name == name for alias in node.names):
-                return _find(sibling, name)
+        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
+            source = _imported_file(path, node.level, node.module)
+            if source is not None:
+                return _find(source, name)
     if name in _ELSEWHERE:
         package, file = _ELSEWHERE[name]
         elsewhere = _package_folder(package) / file
         if elsewhere != path:
             return _find(elsewhere, name)
     raise PosttrainError(f"class {name} not found", where=str(path), hint="install the versions in constraints.txt")
+
+
+def _imported_file(path: Path, level: int, module: str) -> Path | None:
+    """Returns the file of a module that another imports from, relatively or by its full name, if it is one file."""
+    if level:
+        file = path.parents[level - 1] / f"{module.replace('.', '/')}.py"
+    else:
+        package, _, rest = module.partition(".")
+        if package not in _PACKAGES or not rest:
+            return None
+        file = _package_folder(package) / f"{rest.replace('.', '/')}.py"
+    return file if file.is_file() else None
 
 
 def _class_fields(path: Path, name: str) -> dict[str, Field]:

@@ -18,20 +18,42 @@ _OWNED = {
     "output_dir": "say output_dir at the top level of the recipe",
     "resume_from_checkpoint": "a run resumes by itself from its newest whole checkpoint",
     "overwrite_output_dir": "use --force",
+    "remove_unused_columns": "the data section prepares the columns",
+    "do_train": "posttrain train trains",
+    "do_eval": "a recipe with data.eval evaluates",
+    "do_predict": "use posttrain score",
+}
+_OWNED_TRL = {
+    **_OWNED,
     "model_init_kwargs": "say it in the model section",
     "trust_remote_code": "say model.trust_remote_code",
+}
+_OWNED_REWARD = {
+    **_OWNED_TRL,
     "chat_template_path": "say model.chat_template",
     "eos_token": "the chat template sets it",
     "pad_token": "the chat template sets it",
+}
+_OWNED_SFT = {
+    **_OWNED_REWARD,
     "dataset_text_field": "map columns in the data section",
     "dataset_kwargs": "the data section prepares the rows",
     "truncation_mode": "say data.too_long",
     "padding_free": "packed rows are flattened only where a varlen attention kernel is installed",
     "eval_packing": "evaluation rows are packed as training rows are",
-    "remove_unused_columns": "the data section prepares the columns",
-    "do_train": "posttrain train trains",
-    "do_eval": "a recipe with data.eval evaluates",
-    "do_predict": "use posttrain score",
+}
+_OWNED_DPO = {**_OWNED_TRL, "truncation_mode": "say data.too_long", "pad_token": "the chat template sets it"}
+_OWNED_ORPO = {
+    **_OWNED_TRL,
+    "is_encoder_decoder": "only decoder models are trained here",
+    "generate_during_eval": "use posttrain score",
+}
+_OWNED_RL = {**_OWNED_TRL, "reward_weights": "say weight beside each of the rewards"}
+_OWNED_ON_POLICY = {
+    **_OWNED_TRL,
+    "teacher_model_name_or_path": "say teacher.name_or_path",
+    "teacher_model_revision": "say teacher.revision",
+    "teacher_model_init_kwargs": "say it in the teacher section",
 }
 
 
@@ -44,28 +66,88 @@ class Stage:
         accepts: The kinds of rows it trains on.
         defaults: Trainer fields that differ from the configuration class's own defaults.
         owned: Trainer fields that the recipe must say elsewhere, with where.
+        sections: Top-level sections of a recipe that only some stages have, and this one may have.
+        required: Those of them that it must have.
+        headed: Whether it trains a classification head, which its module's ``head(job, data)`` describes, instead of
+            a language model.
     """
 
     config: str
     accepts: "tuple[Kind, ...]"
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    owned: Mapping[str, str] = field(default_factory=lambda: _OWNED)
+    owned: Mapping[str, str] = field(default_factory=lambda: _OWNED_TRL)
+    sections: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    headed: bool = False
 
+
+_ALL_LOSS = "pretraining puts loss on every token"
+_RL_SECTIONS = frozenset({"rewards", "gold"})
 
 STAGES: Mapping[str, Stage] = {
     "pretrain": Stage(
         config=_SFT_CONFIG,
         accepts=("text",),
         defaults={"packing": True, "packing_strategy": "bfd_split"},
-        owned={
-            **_OWNED,
-            "assistant_only_loss": "pretraining puts loss on every token",
-            "completion_only_loss": "pretraining puts loss on every token",
-        },
+        owned={**_OWNED_SFT, "assistant_only_loss": _ALL_LOSS, "completion_only_loss": _ALL_LOSS},
     ),
     "sft": Stage(
         config=_SFT_CONFIG,
         accepts=("messages", "prompt_completion"),
         defaults={"assistant_only_loss": True, "completion_only_loss": True},
+        owned=_OWNED_SFT,
+    ),
+    "reward": Stage(
+        config="trl:trainer/reward_config.py:RewardConfig",
+        accepts=("preference",),
+        owned=_OWNED_REWARD,
+        headed=True,
+    ),
+    "dpo": Stage(config="trl:trainer/dpo_config.py:DPOConfig", accepts=("preference",), owned=_OWNED_DPO),
+    "kto": Stage(config="trl:trainer/kto_config.py:KTOConfig", accepts=("unpaired", "preference")),
+    "orpo": Stage(config="trl:experimental/orpo/orpo_config.py:ORPOConfig", accepts=("preference",), owned=_OWNED_ORPO),
+    "grpo": Stage(
+        config="trl:trainer/grpo_config.py:GRPOConfig",
+        accepts=("prompt",),
+        owned=_OWNED_RL,
+        sections=_RL_SECTIONS,
+        required=frozenset({"rewards"}),
+    ),
+    "rloo": Stage(
+        config="trl:trainer/rloo_config.py:RLOOConfig",
+        accepts=("prompt",),
+        owned=_OWNED_RL,
+        sections=_RL_SECTIONS,
+        required=frozenset({"rewards"}),
+    ),
+    "ppo": Stage(
+        config="posttrain.recipes:ppo/config.py:PPOConfig",
+        accepts=("prompt",),
+        owned=_OWNED_RL,
+        sections=_RL_SECTIONS | {"critic"},
+        required=frozenset({"rewards"}),
+    ),
+    "classify": Stage(
+        config="posttrain.recipes:classification/config.py:ClassifyConfig",
+        accepts=("classification",),
+        owned=_OWNED,
+        sections=frozenset({"classify", "teacher"}),
+        headed=True,
+    ),
+    "distill": Stage(
+        config="posttrain.recipes:distillation/config.py:DistillConfig",
+        accepts=("messages", "prompt_completion", "text"),
+        defaults={"assistant_only_loss": True, "completion_only_loss": True},
+        owned=_OWNED_SFT,
+        sections=frozenset({"teacher"}),
+        required=frozenset({"teacher"}),
+    ),
+    "distill_on_policy": Stage(
+        config="trl:trainer/distillation_config.py:DistillationConfig",
+        accepts=("prompt",),
+        owned=_OWNED_ON_POLICY,
+        sections=frozenset({"teacher"}),
+        required=frozenset({"teacher"}),
     ),
 }
+STAGE_SECTIONS = frozenset({"teacher", "rewards", "gold", "critic", "classify"})

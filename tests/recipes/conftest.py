@@ -11,17 +11,36 @@ import pytest
 import yaml
 
 
+# What a recipe of each stage says beyond what all say; `{model}` and `{head}` stand for folders of tiny models.
+STAGE_RECIPES: dict[str, dict[str, Any]] = {
+    "pretrain": {"kind": "text"},
+    "sft": {"kind": "messages", "chat": True},
+    "reward": {"kind": "preference", "chat": True},
+    "dpo": {"kind": "preference", "chat": True},
+    "kto": {"kind": "unpaired", "chat": True},
+    "orpo": {"kind": "preference", "chat": True},
+    "classify": {"kind": "classification"},
+    "distill": {"kind": "messages", "chat": True, "sections": {"teacher": {"name_or_path": "{model}"}}},
+}
+
+
 @pytest.fixture
 def make_recipe(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Path]:
-    """Returns a function that writes a recipe of 12 steps with a save every 4, changed by its arguments."""
+    """Returns a function that writes a recipe of 12 steps with a save every 4, changed by its arguments.
 
-    def make(stage: str = "sft", name: str = "run", **trainer: Any) -> Path:
-        rows = tmp_path / "rows.jsonl"
-        rows.write_text("".join(_row(stage, number) for number in range(80)))
+    Keyword arguments are trainer fields, but for ``sections``, which replaces whole sections of the recipe.
+    """
+
+    def make(stage: str = "sft", name: str = "run", sections: dict[str, Any] | None = None, **trainer: Any) -> Path:
+        described = STAGE_RECIPES[stage]
+        rows = tmp_path / f"{described['kind']}.jsonl"
+        rows.write_text("".join(json.dumps(_row(described["kind"], number)) + "\n" for number in range(80)))
         recipe = {
             "stage": stage,
-            "model": {"name_or_path": str(tiny_model_dir)} | ({"chat_template": "chatml"} if stage == "sft" else {}),
-            "data": {"train": {"path": str(rows)}},
+            "model": {"name_or_path": str(tiny_model_dir)}
+            | ({"chat_template": "chatml"} if described.get("chat") else {}),
+            "data": {"train": {"path": str(rows), "format": described["kind"]}},
+            **_filled(described.get("sections", {}), model=str(tiny_model_dir)),
             "trainer": {
                 "max_length": 64,
                 "max_steps": 12,
@@ -30,10 +49,13 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Path]:
                 "per_device_train_batch_size": 4,
                 "learning_rate": 0.003,
                 "gradient_checkpointing": False,
+                **described.get("trainer", {}),
                 **trainer,
             },
             "output_dir": str(tmp_path / name),
+            **(sections or {}),
         }
+        recipe["trainer"] = {key: value for key, value in recipe["trainer"].items() if value is not ABSENT}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe))
         return path
@@ -41,14 +63,31 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Path]:
     return make
 
 
-def _row(stage: str, number: int) -> str:
+ABSENT = object()  # as a trainer field: not in the recipe, for stages that have no such field
+
+
+def _filled(value: Any, **folders: str) -> Any:
+    """Replaces the names of folders in a recipe's sections."""
+    if isinstance(value, dict):
+        return {key: _filled(item, **folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, **folders) for item in value]
+    return value.format(**folders) if isinstance(value, str) else value
+
+
+def _row(kind: str, number: int) -> dict[str, Any]:
     question, answer = f"What is {number}+{number + 3}?", f"It is {2 * number + 3}."
-    if stage == "pretrain":
-        return json.dumps({"text": f"{question} {answer} " * (1 + number % 5)}) + "\n"
-    return (
-        json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-        + "\n"
-    )
+    prompt, right = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+    wrong = {"role": "assistant", "content": f"No idea{'!' * (number % 4)}"}
+    rows: dict[str, dict[str, Any]] = {
+        "text": {"text": f"{question} {answer} " * (1 + number % 5)},
+        "messages": {"messages": [prompt, right]},
+        "prompt": {"prompt": [prompt], "answer": str(2 * number + 3)},
+        "preference": {"prompt": [prompt], "chosen": [right], "rejected": [wrong]},
+        "unpaired": {"prompt": [prompt], "completion": [right if number % 2 else wrong], "label": bool(number % 2)},
+        "classification": {"text": question if number % 2 else f"{answer} " * (1 + number % 3), "label": number % 2},
+    }
+    return rows[kind]
 
 
 @pytest.fixture(autouse=True)

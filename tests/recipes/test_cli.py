@@ -40,9 +40,9 @@ def test_check_reports_data_template_size_and_cost(
 def test_check_fails_where_training_would(
     make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "rows.jsonl").unlink(missing_ok=True)
+    (tmp_path / "messages.jsonl").unlink(missing_ok=True)
     recipe = make_recipe()
-    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 9)
+    (tmp_path / "messages.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 9)
     assert check.check_all([recipe], [], {}, read_data=True) == 2
     assert "9 of 9 rows cannot be used" in capsys.readouterr().err
 

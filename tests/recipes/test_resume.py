@@ -150,8 +150,8 @@ def test_a_folder_with_strange_files_is_refused(make_recipe: Callable[..., Path]
 def test_resuming_on_changed_data_is_refused(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = make_recipe()
     undo_end(run(recipe))
-    rows = (tmp_path / "rows.jsonl").read_text()
-    (tmp_path / "rows.jsonl").write_text(rows.replace("It is", "That is"))
+    rows = (tmp_path / "messages.jsonl").read_text()
+    (tmp_path / "messages.jsonl").write_text(rows.replace("It is", "That is"))
     with pytest.raises(RunFolderError, match="training data changed"):
         run(recipe)
 

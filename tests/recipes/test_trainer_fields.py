@@ -1,6 +1,7 @@
 """What is read from the source of a configuration class is what the imported class says."""
 
 import dataclasses
+import importlib
 
 import pytest
 from posttrain.recipes.stages import STAGES
@@ -11,9 +12,9 @@ SFT = "trl:trainer/sft_config.py:SFTConfig"
 
 @pytest.mark.parametrize("config", sorted({stage.config for stage in STAGES.values()}))
 def test_source_and_class_agree_on_names_and_literal_defaults(config: str) -> None:
-    import trl
-
-    imported = {f.name: f for f in dataclasses.fields(getattr(trl, config.split(":")[2])) if f.init}
+    package, file, name = config.split(":")
+    module = importlib.import_module(f"{package}.{file.removesuffix('.py').replace('/', '.')}")
+    imported = {f.name: f for f in dataclasses.fields(getattr(module, name)) if f.init}
     read = fields_of(config)
     assert read.keys() == imported.keys()
     for name, field in read.items():

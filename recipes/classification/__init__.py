@@ -1,0 +1,1 @@
+"""Sequence classification: the head, its losses and its metrics."""

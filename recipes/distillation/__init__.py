@@ -1,0 +1,1 @@
+"""Knowledge distillation: a student learns its teacher's distributions."""

@@ -1,0 +1,1 @@
+"""Proximal policy optimisation on current TRL and transformers."""
