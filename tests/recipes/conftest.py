@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-
 # What a recipe of each stage says beyond what all say; `{model}` and `{head}` stand for folders of tiny models.
 STAGE_RECIPES: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "text"},

@@ -102,7 +102,7 @@ def test_scoring_before_the_first_step_keeps_the_first_weights(
             RecipeError,
             "cannot load the tokenizer",
         ),
-        ({"data": {"train": {"path": "rows.jsonl", "format": "alpaca"}}}, DataError, "instruction"),
+        ({"data": {"train": {"path": "messages.jsonl", "format": "alpaca"}}}, DataError, "instruction"),
         ({"trainer": {"max_length": 4}}, DataError, "longer than max_length"),
         ({"lora": {"target_modules": ["nope"]}}, RecipeError, "nope"),
         ({"trainer": {"save_strategy": "epoch", "load_best_model_at_end": True}}, RecipeError, "trainer: "),
