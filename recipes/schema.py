@@ -150,7 +150,8 @@ class ClassifySpec(Section):
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Weights of the classes in the loss; `balanced` is rows / (classes x rows of the class)."""
     pooling: Literal["cls", "mean"] | None = None
-    """How an encoder that offers both makes one vector of a text; by default its own way. Decoders take the last token."""
+    """How an encoder that offers both makes one vector of a text; by default its own way, and for decoders the last
+    token's."""
     metrics: list[str] = []
     """Metrics of the `evaluate` library besides posttrain's own: a Hub name, or the path of a metric script."""
 
