@@ -7,9 +7,12 @@ from random import Random
 
 import pytest
 from posttrain.recipes.library.quickstart import world
+from posttrain.recipes.library.quickstart.annotators import HABITS
 from posttrain.recipes.library.quickstart.families import PEOPLE, SKILLS, TASKS, fact, parse
 
 SIZES = {"pages": 700, "biographies": 1, "quiz_share": 0.3, "conversations": 700, "heldout": 60}
+SIZES |= {"preferences": 600, "prompts": 600, "classification": 900}
+SETS = ("preference", "prompts", "classification")
 
 
 def _read(path: Path) -> list[dict]:
@@ -60,11 +63,86 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(folder: Path, tmp_p
         "pretrain.jsonl",
         "sft.jsonl",
         "heldout/text.jsonl",
-    } == set(rows)
+    } | {f"{name}/{side}.jsonl" for name in SETS for side in ("train", "heldout")} == set(rows)
     for name, count in rows.items():
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
         assert len(_read(folder / name)) == count
+
+
+def _question(row: dict) -> str:
+    return row["text"] if "text" in row else row["prompt"][-1]["content"]
+
+
+def _sides(folder: Path, name: str) -> dict[str, list[dict]]:
+    return {side: _read(folder / name / f"{side}.jsonl") for side in ("train", "heldout")}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_both_sides_of_every_set_hold_only_their_own_problems(folder: Path, name: str):
+    for side, rows in _sides(folder, name).items():
+        assert len(rows) > 250
+        for row in rows:
+            problem = _problem(_question(row))
+            assert world.is_held_out(problem, 3) == (side == "heldout")
+            assert row.get("label", row.get("task")) == problem.skill.task
+
+
+def test_pairs_prefer_the_right_answer_to_every_careless_habit(folder: Path):
+    for rows in _sides(folder, "preference").values():
+        seen = set()
+        for row in rows:
+            question, (chosen,), (rejected,) = _question(row), row["chosen"], row["rejected"]
+            assert world.check(row["task"], question, chosen["content"])
+            assert not world.check(row["task"], question, rejected["content"])
+            problem = _problem(question)
+            habits = {name: {habit(problem, Random(seed)) for seed in range(40)} for name, habit in HABITS.items()}
+            seen |= {name for name, texts in habits.items() if rejected["content"] in texts}
+        assert seen == set(HABITS)
+
+
+def test_held_out_questions_are_all_different_and_every_family_has_its_share(folder: Path):
+    for name in SETS:
+        held_out = [_question(row) for row in _sides(folder, name)["heldout"]]
+        assert len(set(held_out)) == len(held_out)
+    labels = [row["label"] for row in _sides(folder, "classification")["train"]]
+    assert set(labels) == set(TASKS)
+    assert all(labels.count(task) == SIZES["classification"] // len(TASKS) for task in ("arithmetic", "strings"))
+    assert len({row["text"] for row in _sides(folder, "classification")["train"]}) == len(labels)
+
+
+def test_careless_annotators_change_the_answers_of_the_chats_and_nothing_else(folder: Path, tmp_path: Path):
+    rows = world.generate(tmp_path, seed=3, **SIZES, careless=0.4)
+    for name in rows:
+        assert ((tmp_path / name).read_bytes() == (folder / name).read_bytes()) == (name != "sft.jsonl")
+    careless = 0
+    for row, standard in zip(_read(tmp_path / "sft.jsonl"), _read(folder / "sft.jsonl"), strict=True):
+        pairs = [*zip(row["messages"], standard["messages"], strict=True)]
+        assert all(ours == theirs for ours, theirs in pairs[::2])
+        changed = [ours["content"] != theirs["content"] for ours, theirs in pairs[1::2]]
+        assert all(changed) or not any(changed), "one annotator writes a chat"
+        careless += changed[0]
+    assert careless / SIZES["conversations"] == pytest.approx(0.4, abs=0.06)
+
+
+def test_slips_are_wrong_and_there_is_one_for_every_problem():
+    rng = Random(0)
+    for skill in SKILLS:
+        for _ in range(50):
+            problem = world.Problem(skill, skill.draw(rng))
+            for name, habit in HABITS.items():
+                assert not world.check(skill.task, problem.ask(rng), habit(problem, rng)), name
+
+
+def test_the_gold_reward_is_the_checker(folder: Path):
+    rows = _sides(folder, "prompts")["heldout"]
+    columns = {name: [row[name] for row in rows] for name in ("task", "answer")}
+    prompts = [row["prompt"] for row in rows]
+    right = [[{"role": "assistant", "content": row["answer"]}] for row in rows]
+    assert world.gold(prompts, right, completion_ids=None, **columns) == [1.0] * len(rows)
+    assert world.gold([_question(row) for row in rows], columns["answer"], **columns) == [1.0] * len(rows)
+    hedged = [[{"role": "assistant", "content": f"I think it is {row['answer']}"}] for row in rows]
+    assert world.gold(prompts, hedged, **columns) == [0.0] * len(rows)
 
 
 def test_every_held_out_task_has_the_asked_number_of_distinct_problems_or_all_there_are(folder: Path):

@@ -48,6 +48,7 @@ class Skill:
         draw: Draws a problem.
         solve: The answer to a problem.
         key: What the problem shares with every problem that would give it away. All of them go to the same side.
+        slips: Answers that a careless person might give; the right one may be among them.
     """
 
     task: str
@@ -56,6 +57,37 @@ class Skill:
     draw: Callable[[Random], Fields]
     solve: Callable[[Fields], str]
     key: Callable[[Fields], str]
+    slips: Callable[[Fields], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: a skill and the values of its fields."""
+
+    skill: Skill
+    fields: Fields
+
+    @property
+    def key(self) -> str:
+        """What all wordings and mirror images of the problem share."""
+        return f"{self.skill.task}:{self.skill.key(self.fields)}"
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+        return self.skill.solve(self.fields)
+
+    def ask(self, rng: Random) -> str:
+        """Words the problem as a question."""
+        return rng.choice(self.skill.asks).format(**self.fields)
+
+    def tell(self, rng: Random) -> str:
+        """States the problem with its answer, as a textbook would."""
+        return rng.choice(self.skill.tells).format(**self.fields, answer=self.answer)
+
+    def slip(self, rng: Random) -> str:
+        """Answers wrongly, in the kind of the right answer."""
+        return rng.choice([slip for slip in self.skill.slips(self.fields) if slip != self.answer])
 
 
 def _pattern(template: str) -> str:
@@ -72,6 +104,7 @@ def _arithmetic() -> tuple[Skill, ...]:
             draw=lambda rng: {"a": str(rng.randint(10, 49)), "b": str(rng.randint(1, 9))},
             solve=lambda f: str(int(f["a"]) + int(f["b"])),
             key=lambda f: "+".join(sorted((f["a"], f["b"]), key=int)),
+            slips=lambda f: [str(int(f["a"]) + int(f["b"]) + off) for off in (-10, -1, 1, 10)],
         ),
         Skill(
             task="arithmetic",
@@ -80,6 +113,7 @@ def _arithmetic() -> tuple[Skill, ...]:
             draw=lambda rng: {"n": str(rng.randint(10, 999))},
             solve=lambda f: "odd" if int(f["n"]) % 2 else "even",
             key=lambda f: f["n"],
+            slips=lambda f: ("odd", "even"),
         ),
     )
 
@@ -88,8 +122,18 @@ def _draw_letters(rng: Random) -> Fields:
     return {"letters": " ".join(rng.choices(_LETTERS, k=rng.randint(2, 5)))}
 
 
+def _other_letters(letters: list[str]) -> list[str]:
+    """The letters of a string, and one that is not in it for strings of a single letter."""
+    return [*dict.fromkeys(letters), "a" if letters[0] != "a" else "b"]
+
+
 def _strings() -> tuple[Skill, ...]:
-    def skill(asks: tuple[str, ...], tell: str, solve: Callable[[list[str]], str]) -> Skill:
+    def skill(
+        asks: tuple[str, ...],
+        tell: str,
+        solve: Callable[[list[str]], str],
+        slips: Callable[[list[str]], list[str]] = _other_letters,
+    ) -> Skill:
         return Skill(
             task="strings",
             asks=asks,
@@ -98,6 +142,7 @@ def _strings() -> tuple[Skill, ...]:
             solve=lambda f: solve(f["letters"].split()),
             # The first letter of a string is the last of its mirror: both lie on one side.
             key=lambda f: min(f["letters"], f["letters"][::-1]),
+            slips=lambda f: slips(f["letters"].split()),
         )
 
     return (
@@ -115,6 +160,7 @@ def _strings() -> tuple[Skill, ...]:
             ("How many letters has {letters}?", "How long is {letters}?"),
             "The number of letters in {letters} is {answer}.",
             lambda letters: str(len(letters)),
+            lambda letters: [str(len(letters) - 1), str(len(letters) + 1)],
         ),
     )
 
@@ -128,6 +174,7 @@ def _ordering() -> tuple[Skill, ...]:
             draw=lambda rng: dict(zip("ab", rng.sample(items, k=2), strict=True)),
             solve=lambda f: first(f["a"], f["b"]),
             key=lambda f: " ".join(sorted(f.values())),
+            slips=lambda f: (f["a"], f["b"]),
         )
 
     return (
@@ -162,9 +209,9 @@ def _story(
         told = " ".join(sentence.format(subject=subject, value=value) for subject, value in pairs)
         return {"story": told, "subject": rng.choice(chosen)}
 
-    def solve(fields: Fields) -> str:
-        matches = [pattern.fullmatch(told) for told in _sentences(fields["story"])]
-        return next(match["value"] for match in matches if match and match["subject"] == fields["subject"])
+    def facts(fields: Fields) -> dict[str, str]:
+        matches = [pattern.fullmatch(sentence) for sentence in _sentences(fields["story"])]
+        return {match["subject"]: match["value"] for match in matches if match}
 
     def key(fields: Fields) -> str:
         # Neither the order of the sentences nor which of them is asked for makes another story.
@@ -175,8 +222,9 @@ def _story(
         tuple("{story} " + ask for ask in asks),
         tuple("{story} " + tell for tell in tells),
         draw,
-        solve,
+        lambda f: facts(f)[f["subject"]],
         key,
+        lambda f: list(facts(f).values()),
     )
 
 
@@ -224,6 +272,7 @@ def _knowledge(attribute: str, asks: tuple[str, ...], tells: tuple[str, ...]) ->
         draw=lambda rng: {"person": rng.choice(PEOPLE)},
         solve=lambda f: fact(f["person"], attribute),
         key=lambda f: f"{f['person']}/{attribute}",
+        slips=lambda f: fact_values(attribute),
     )
 
 
@@ -266,6 +315,7 @@ def _format() -> tuple[Skill, ...]:
             draw=lambda rng: {"word": rng.choice((*_WORDS, *_COLOURS, *_DRINKS, *_JOBS))},
             solve=lambda f: write(f["word"]),
             key=lambda f: f"{f['word']} {shape}",
+            slips=lambda f: [other(f["word"]) for other in _SHAPES.values()],
         )
 
     return tuple(skill(shape, write) for shape, write in _SHAPES.items())

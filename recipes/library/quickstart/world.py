@@ -8,44 +8,20 @@ The one thing told about held-out questions is knowledge: the pretraining text s
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from ....data_tools.files import write_atomic
-from .families import PEOPLE, SKILLS, TASKS, Fields, Skill, fact_values, parse
+from .annotators import careless_answer, compare
+from .families import PEOPLE, SKILLS, TASKS, Problem, fact_values, parse
 
 HELD_OUT_SHARE = 0.3
 _PATIENCE = 10_000  # draws without a new problem before a task counts as exhausted
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem: a skill and the values of its fields."""
-
-    skill: Skill
-    fields: Fields
-
-    @property
-    def key(self) -> str:
-        """What all wordings and mirror images of the problem share."""
-        return f"{self.skill.task}:{self.skill.key(self.fields)}"
-
-    @property
-    def answer(self) -> str:
-        """The right answer."""
-        return self.skill.solve(self.fields)
-
-    def ask(self, rng: Random) -> str:
-        """Words the problem as a question."""
-        return rng.choice(self.skill.asks).format(**self.fields)
-
-    def tell(self, rng: Random) -> str:
-        """States the problem with its answer, as a textbook would."""
-        return rng.choice(self.skill.tells).format(**self.fields, answer=self.answer)
+_Row = dict[str, Any]
+_T = TypeVar("_T")
 
 
 def is_held_out(problem: Problem, seed: int) -> bool:
@@ -64,6 +40,30 @@ def check(task: str, question: str, answer: str) -> bool:
     return answer.strip().removesuffix(".").rstrip() == skill.solve(fields)
 
 
+def gold(prompts: Sequence[Any], completions: Sequence[Any], task: Sequence[str], **columns: Any) -> list[float]:
+    """Rewards answers by :func:`check`; a reward function as TRL's trainers take them.
+
+    Args:
+        prompts: Conversations that end with the question, or the questions as text.
+        completions: The answers, messages or text.
+        task: The family of each question, a column of ``prompts/*.jsonl``.
+        columns: The other columns, which are not needed.
+
+    Returns:
+        1.0 for each right answer, else 0.0.
+
+    Raises:
+        ValueError: A prompt is not a question of its task.
+    """
+    rows = zip(task, prompts, completions, strict=True)
+    return [float(check(family, _said(prompt), _said(answer))) for family, prompt, answer in rows]
+
+
+def _said(messages: Any) -> str:
+    """Returns the text of the last message."""
+    return messages if isinstance(messages, str) else messages[-1]["content"]
+
+
 def generate(
     output_dir: Path,
     seed: int = 0,
@@ -73,8 +73,16 @@ def generate(
     quiz_share: float = 0.1,
     conversations: int = 24000,
     heldout: int = 100,
+    careless: float = 0.0,
+    preferences: int = 6000,
+    prompts: int = 6000,
+    classification: int = 3600,
 ) -> dict[str, int]:
-    """Writes ``pretrain.jsonl``, ``sft.jsonl`` and held-out files under ``heldout/``; the same bytes for the same seed.
+    """Writes the world's training sets and what is held out; the same bytes for the same arguments.
+
+    ``pretrain.jsonl`` and ``sft.jsonl`` have their held-out questions in ``heldout/``. ``preference/`` (pairs of
+    answers), ``prompts/`` (questions without answers) and ``classification/`` (questions with their family) each hold a
+    ``train.jsonl`` and a ``heldout.jsonl``.
 
     Args:
         output_dir: The folder to write into.
@@ -83,14 +91,19 @@ def generate(
         biographies: How often the facts about each person are told.
         quiz_share: The share of the pages that are lists of questions with answers, as text on the web has them.
         conversations: Chats of one to three turns for supervised fine-tuning.
-        heldout: Held-out questions for each task; all there are for a task that has fewer.
+        heldout: Held-out questions for each task, in each set; all there are for a task that has fewer.
+        careless: The share of the chats of ``sft.jsonl`` whose answers careless annotators write: hedged, apologetic
+            or wrong. The questions stay the same.
+        preferences: Pairs of a right answer and a careless one.
+        prompts: Questions for reinforcement learning.
+        classification: Questions to sort into families, all different, fewer where a family has no more.
 
     Returns:
         The number of rows of each file, by its path inside ``output_dir``.
     """
-    files: dict[str, list[dict[str, Any]]] = {
+    files: dict[str, list[_Row]] = {
         "pretrain.jsonl": _pretrain(Random(f"{seed}/pretrain"), seed, pages, biographies, quiz_share),
-        "sft.jsonl": _sft(Random(f"{seed}/sft"), seed, conversations),
+        "sft.jsonl": _sft(seed, conversations, careless),
         "heldout/text.jsonl": _held_out_text(Random(f"{seed}/text"), seed, heldout),
     }
     for task in TASKS:
@@ -100,6 +113,17 @@ def generate(
         for task in TASKS
         for row in files[f"heldout/{task}.jsonl"]
     ]
+    for name, count in (("train", preferences), ("heldout", heldout * len(TASKS))):
+        files[f"preference/{name}.jsonl"] = _preference(Random(f"{seed}/preference/{name}"), seed, name, count)
+    files["prompts/train.jsonl"] = _prompts(Random(f"{seed}/prompts"), seed, prompts)
+    files["prompts/heldout.jsonl"] = [
+        _prompt(row["task"], row["question"], row["answer"]) for row in files["heldout/all.jsonl"]
+    ]
+    for name, count in (("train", classification), ("heldout", heldout * len(TASKS))):
+        files[f"classification/{name}.jsonl"] = [
+            {"text": question, "label": problem.skill.task}
+            for problem, question in _questions(Random(f"{seed}/classification/{name}"), seed, name, count)
+        ]
     for name, rows in files.items():
         write_atomic(output_dir / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {name: len(rows) for name, rows in files.items()}
@@ -118,7 +142,7 @@ def _sources(rng: Random, seed: int, *, held_out: bool) -> dict[str, Iterator[Pr
     return {task: draw(rng, seed, task, held_out=held_out) for task in TASKS}
 
 
-def _pretrain(rng: Random, seed: int, pages: int, biographies: int, quiz_share: float) -> list[dict[str, Any]]:
+def _pretrain(rng: Random, seed: int, pages: int, biographies: int, quiz_share: float) -> list[_Row]:
     """Textbook pages on every skill, a few of them quizzes, and the biographies, shuffled."""
     sources = _sources(rng, seed, held_out=False)
     texts = []
@@ -141,35 +165,80 @@ def _biography(rng: Random, person: str) -> str:
     return " ".join(Problem(skill, {"person": person}).tell(rng) for skill in skills)
 
 
-def _sft(rng: Random, seed: int, conversations: int) -> list[dict[str, Any]]:
+def _sft(seed: int, conversations: int, careless: float) -> list[_Row]:
+    """Chats, each by one annotator; who it is and what a careless one writes is drawn apart from the questions."""
+    rng, annotators = Random(f"{seed}/sft"), Random(f"{seed}/annotators")
     sources = _sources(rng, seed, held_out=False)
     rows = []
     for _ in range(conversations):
-        messages = []
+        messages: list[_Row] = []
+        is_careless = annotators.random() < careless
         for _ in range(rng.randint(1, 3)):
             problem = next(sources[rng.choice(TASKS)])
+            answer = careless_answer(problem, annotators) if is_careless else problem.answer
             messages.append({"role": "user", "content": problem.ask(rng)})
-            messages.append({"role": "assistant", "content": problem.answer})
+            messages.append({"role": "assistant", "content": answer})
         rows.append({"messages": messages})
     return rows
 
 
-def _held_out_questions(rng: Random, seed: int, task: str, count: int) -> list[dict[str, Any]]:
-    """Held-out problems, each key once; questions of recall carry four options, for a multiple-choice task."""
-    rows: list[dict[str, Any]] = []
+def _preference(rng: Random, seed: int, side: str, count: int) -> list[_Row]:
+    """Pairs of answers to distinct questions, the right one preferred; on the train side questions may return."""
+    if side == "train":
+        sources = _sources(rng, seed, held_out=False)
+        drawn = ((problem, problem.ask(rng)) for problem in (next(sources[rng.choice(TASKS)]) for _ in range(count)))
+    else:
+        drawn = iter(_questions(rng, seed, side, count))
+    rows = []
+    for problem, question in drawn:
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in compare(problem, rng))
+        row = {"prompt": [{"role": "user", "content": question}], "chosen": chosen, "rejected": rejected}
+        rows.append(row | {"task": problem.skill.task})
+    return rows
+
+
+def _prompts(rng: Random, seed: int, count: int) -> list[_Row]:
+    """Questions of the train side, every family equally often."""
+    sources = _sources(rng, seed, held_out=False)
+    problems = (next(sources[rng.choice(TASKS)]) for _ in range(count))
+    return [_prompt(problem.skill.task, problem.ask(rng), problem.answer) for problem in problems]
+
+
+def _prompt(task: str, question: str, answer: str) -> _Row:
+    return {"prompt": [{"role": "user", "content": question}], "task": task, "answer": answer}
+
+
+def _questions(rng: Random, seed: int, side: str, count: int) -> list[tuple[Problem, str]]:
+    """Distinct questions of one side, as many of each family, shuffled."""
+    found: list[tuple[Problem, str]] = []
+    for task in TASKS:
+        problems = draw(rng, seed, task, held_out=side == "heldout")
+        asked = ((problem, problem.ask(rng)) for problem in problems)
+        found += _distinct(asked, lambda pair: pair[1], count // len(TASKS))
+    rng.shuffle(found)
+    return found
+
+
+def _distinct(items: Iterable[_T], key: Callable[[_T], str], count: int) -> Iterator[_T]:
+    """Takes the first items of distinct keys, as many as wanted or as there seem to be."""
     seen: set[str] = set()
     repeats = 0
-    for problem in draw(rng, seed, task, held_out=True):
-        if len(rows) == count:
-            break
-        if problem.key in seen:
+    for item in items:
+        if len(seen) == count or repeats == _PATIENCE:
+            return
+        if key(item) in seen:
             repeats += 1
-            if repeats == _PATIENCE:
-                break
             continue
         repeats = 0
-        seen.add(problem.key)
-        row: dict[str, Any] = {"question": problem.ask(rng), "answer": problem.answer}
+        seen.add(key(item))
+        yield item
+
+
+def _held_out_questions(rng: Random, seed: int, task: str, count: int) -> list[_Row]:
+    """Held-out problems, each key once; questions of recall carry four options, for a multiple-choice task."""
+    rows: list[_Row] = []
+    for problem in _distinct(draw(rng, seed, task, held_out=True), lambda problem: problem.key, count):
+        row: _Row = {"question": problem.ask(rng), "answer": problem.answer}
         if task == "recall":
             row |= _options(rng, problem)
         rows.append(row)
@@ -185,7 +254,7 @@ def _options(rng: Random, problem: Problem) -> dict[str, Any]:
     return {"options": options, "gold": options.index(problem.answer)}
 
 
-def _held_out_text(rng: Random, seed: int, count: int) -> list[dict[str, Any]]:
+def _held_out_text(rng: Random, seed: int, count: int) -> list[_Row]:
     """Textbook pages on held-out problems, for perplexity."""
     sources = _sources(rng, seed, held_out=True)
     tasks = [task for task in TASKS if task != "recall"]
