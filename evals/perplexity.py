@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _METHOD = 1  # raise when a change here changes figures
 _MIN_CLUSTERS = 8  # with fewer documents, windows stand in for them in the standard error
-_BATCH_AUTO = 8
 _MAX_EXPONENT = 700  # beyond it exp overflows: such a perplexity is left out
 _LOGIT_CHUNK = 1 << 25  # logits held in float32 at a time: 128 MiB
 
@@ -106,9 +105,7 @@ def run_text(text: Text, loaded: LoadedModel, suite: SuiteSpec) -> Result:
     cut = [Window(i, *part) for i, ids in enumerate(tokens) for part in windows(len(ids), max_length, stride)]
     if not cut:
         raise EvalError("the text has no token to score", where=text.spec.label)
-    nll, entropy = score_windows(
-        loaded.model, tokens, cut, _BATCH_AUTO if suite.batch_size == "auto" else suite.batch_size
-    )
+    nll, entropy = score_windows(loaded.model, tokens, cut, suite.size_of_batch())
     if not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
         raise EvalError("the log-likelihood is not finite", where=text.spec.label, hint="do the weights hold NaN?")
     table = _table(documents, tokens, cut, loaded.tokenizer) | {"nll": nll, "entropy": entropy}

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class Metric:
         stderr: Its standard error in the same unit, or None if none is known.
         n: How many documents it was taken over.
         higher_is_better: Which way is up.
+        low: Lower end of its 95% interval, where that is not what value and standard error say (a bootstrap's
+            percentile, say), else None.
+        high: Upper end.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Metric:
     stderr: float | None
     n: int
     higher_is_better: bool
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,16 @@ class Result:
         metrics: The figures; the first stands for the task.
         samples: A Parquet file of what was asked, answered and counted, a row for each document and filter.
         num_fewshot: Worked examples in the prompt; None for perplexity.
-        notes: What lm-eval warned of, such as prompts cut to the model's length, with counts.
+        notes: What a reader must know: what lm-eval warned of, such as prompts cut to the model's length, with
+            counts; rows that were dropped; what chance would be.
+        detail: What is no single figure, as JSON, such as a confusion matrix.
     """
 
     metrics: tuple[Metric, ...]
     samples: bytes
     num_fewshot: int | None
     notes: tuple[str, ...] = ()
+    detail: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class Score:
         versions: Of the packages that took part.
         seconds: Wall time of the task.
         created: When, in ISO 8601, UTC.
+        notes: What a reader must know of the figures; empty in lines of older versions.
+        detail: What is no single figure, as JSON; None in lines of older versions.
     """
 
     run: str
@@ -93,6 +103,8 @@ class Score:
     versions: dict[str, str]
     seconds: float
     created: str
+    notes: tuple[str, ...] = ()
+    detail: dict[str, Any] | None = None
 
     @property
     def key(self) -> Key:
@@ -108,11 +120,16 @@ class Score:
 def _score_from(record: dict[str, Any], where: str) -> Score:
     """Builds a score from its line; keys that a later version may add are left aside."""
     try:
-        metrics = tuple(Metric(**metric) for metric in record["metrics"])
-        fields = {name: record[name] for name in Score.__dataclass_fields__ if name != "metrics"}
-        return Score(**fields, metrics=metrics)
+        metrics = tuple(_known(Metric, metric) for metric in record["metrics"])
+        score = _known(Score, record)
+        return replace(score, metrics=metrics, notes=tuple(score.notes))
     except (KeyError, TypeError) as error:
         raise PosttrainError(f"not a score: {error}", where=where, hint="remove that line") from error
+
+
+def _known(kind: Any, record: dict[str, Any]) -> Any:
+    """Builds a record from the keys that this version knows; one without a default must be there."""
+    return kind(**{name: record[name] for name in kind.__dataclass_fields__ if name in record})
 
 
 class ScoreStore:

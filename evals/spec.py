@@ -1,8 +1,8 @@
-"""What to score: a suite of lm-eval tasks and perplexity texts, read from YAML."""
+"""What to score: a suite of lm-eval tasks, perplexity texts, preference pairs and labelled rows, read from YAML."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from .errors import SuiteError
 SUITES = Path(__file__).parent / "suites"
 TASKS = Path(__file__).parent / "tasks"
 Chat = Literal["auto", "always", "never"]
+_BATCH_AUTO = 8
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"  # a name becomes part of a file name
 
 
@@ -95,6 +96,75 @@ class PerplexitySpec(_Strict):
         return SourceSpec(**given)
 
 
+class RowsSpec(SourceSpec):
+    """Held-out rows: a data source as in a recipe's ``data:`` section, under a name of its own.
+
+    Attributes:
+        max_length: Tokens of a row; the suite's, or else what the model can take.
+        max_bad_share: The largest share of the rows that may be unusable, as in a recipe.
+        batch_size: Sequences in a forward pass; the suite's by default.
+    """
+
+    name: Annotated[str, Field(pattern=_NAME)]  # type: ignore[assignment]  # here a source must have one
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _no_weight(self) -> Self:
+        if "weight" in self.model_fields_set:
+            raise ValueError("`weight` does nothing here: each row is read once; remove it")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Returns what the leaderboard calls the rows."""
+        return self.name
+
+    def source(self) -> SourceSpec:
+        """Returns the rows as a data source."""
+        return SourceSpec(**self.model_dump(include=self.model_fields_set & SourceSpec.model_fields.keys()))
+
+
+class PairsSpec(RowsSpec):
+    """Preference rows, to be told apart by a reward model, or by a policy's implicit reward.
+
+    Attributes:
+        reference: The model that a policy departed from: a folder, a Hub id, or ``@step``. With it the checkpoint is a
+            language model, and its reward is ``beta (log p - log p of the reference)`` (Rafailov et al. 2023,
+            arXiv:2305.18290, equation 5, without the term that cancels within a pair).
+        beta: Of that reward; the value that the policy was trained with.
+        metric: The metric that stands for the pairs.
+    """
+
+    reference: str | None = None
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    metric: Literal["accuracy", "nll", "ece", "brier", "margin", "kappa"] = "accuracy"
+
+    @model_validator(mode="after")
+    def _beta_needs_reference(self) -> Self:
+        if self.reference is None and "beta" in self.model_fields_set:
+            raise ValueError("`beta` belongs to the implicit reward of a policy: give its `reference`, or drop `beta`")
+        return self
+
+
+class ClassificationSpec(RowsSpec):
+    """Labelled rows for a classifier.
+
+    Attributes:
+        metric: The metric that stands for the rows; ``accuracy`` for one label, ``f1_macro`` for several, ``pearson``
+            for numbers.
+        too_long: What happens to a row of more tokens than fit. A classifier that is asked must answer, so such rows
+            are cut by default, and counted.
+        metrics: Metrics of the ``evaluate`` library besides: a Hub name, or the path of a metric script (relative to
+            the suite).
+    """
+
+    metric: str | None = None
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
+    metrics: list[str] = []
+
+
 class SuiteSpec(_Strict):
     """A named list of things to score, with the settings that hold for all of them.
 
@@ -102,8 +172,11 @@ class SuiteSpec(_Strict):
         name: The suite; its file's name by default.
         tasks: Tasks for lm-eval.
         perplexity: Texts for perplexity.
-        chat: ``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity never does.
-        batch_size: Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, perplexity takes 8.
+        pairs: Preference rows for reward models and policies.
+        classification: Labelled rows for classifiers.
+        chat: ``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification
+            never do; conversations of ``pairs`` always do.
+        batch_size: Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, the others take 8.
         seed: Of few-shot sampling, sampled generation and bootstrap.
         max_length: Tokens that a model sees at once; its own limit by default.
         dtype: What the weights are loaded as; ``auto`` is what the checkpoint says.
@@ -113,6 +186,8 @@ class SuiteSpec(_Strict):
     name: Annotated[str, Field(pattern=_NAME)]
     tasks: list[TaskSpec] = []
     perplexity: list[PerplexitySpec] = []
+    pairs: list[PairsSpec] = []
+    classification: list[ClassificationSpec] = []
     chat: Chat = "auto"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
     seed: int = 0
@@ -122,9 +197,16 @@ class SuiteSpec(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
-        if not self.tasks and not self.perplexity:
-            raise ValueError("the suite scores nothing: it has neither tasks nor perplexity")
+        if not (self.tasks or self.perplexity or self.pairs or self.classification):
+            raise ValueError("the suite scores nothing: it has no tasks, perplexity, pairs or classification")
         return self
+
+    def size_of_batch(self, given: int | None = None) -> int:
+        """Returns the sequences in a forward pass of ours, where ``auto`` is 8."""
+        return given or (_BATCH_AUTO if self.batch_size == "auto" else self.batch_size)
+
+
+_Rows = TypeVar("_Rows", PerplexitySpec, PairsSpec, ClassificationSpec)
 
 
 def suite_names() -> list[str]:
@@ -169,17 +251,23 @@ def _find(name: str) -> Path:
 
 def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     """Makes paths absolute and notes files that are missing and names that stand twice."""
-    tasks = [_resolve_task(task, base, document, index) for index, task in enumerate(spec.tasks)]
-    texts = [_resolve_text(text, base, document, index) for index, text in enumerate(spec.perplexity)]
+    found: dict[str, list[Any]] = {
+        "tasks": [_resolve_task(task, base, document, index) for index, task in enumerate(spec.tasks)],
+        "perplexity": [_resolve_text(text, base, document, index) for index, text in enumerate(spec.perplexity)],
+        "pairs": [_resolve_pairs(pairs, base, document, index) for index, pairs in enumerate(spec.pairs)],
+        "classification": [
+            _resolve_classification(rows, base, document, index) for index, rows in enumerate(spec.classification)
+        ],
+    }
     seen: set[str] = set()
-    for key, items in (("tasks", tasks), ("perplexity", texts)):
+    for key, items in found.items():
         for index, item in enumerate(items):
             if item.label in seen:
                 document.problem(
                     (key, index), f"the name '{item.label}' stands twice", "give one of them another `name`"
                 )
             seen.add(item.label)
-    return spec.model_copy(update={"tasks": tasks, "perplexity": texts})
+    return spec.model_copy(update=found)
 
 
 def _resolve_task(task: TaskSpec, base: Path, document: Document, index: int) -> TaskSpec:
@@ -198,11 +286,40 @@ def _resolve_task(task: TaskSpec, base: Path, document: Document, index: int) ->
 def _resolve_text(text: PerplexitySpec, base: Path, document: Document, index: int) -> PerplexitySpec:
     if text.stride and text.max_length and text.stride >= text.max_length:
         document.problem(("perplexity", index, "stride"), "a stride must be shorter than max_length")
-    source = text.source()
+    return _resolve_path(text, base, document, ("perplexity", index))
+
+
+def _resolve_pairs(pairs: PairsSpec, base: Path, document: Document, index: int) -> PairsSpec:
+    pairs = _resolve_path(pairs, base, document, ("pairs", index))
+    reference = pairs.reference
+    if reference is None:
+        return pairs
+    folder = base / reference
+    if folder.is_dir():
+        return pairs.model_copy(update={"reference": str(folder)})
+    if reference.startswith(("/", ".", "~")):
+        document.problem(("pairs", index, "reference"), f"there is no folder {reference}")
+    return pairs
+
+
+def _resolve_classification(
+    rows: ClassificationSpec, base: Path, document: Document, index: int
+) -> ClassificationSpec:
+    rows = _resolve_path(rows, base, document, ("classification", index))
+    metrics = [str(base / name) if (base / name).exists() else name for name in rows.metrics]
+    for name in metrics:
+        if name.endswith(".py") and not Path(name).is_file():
+            document.problem(("classification", index, "metrics"), f"there is no file {name}")
+    return rows.model_copy(update={"metrics": metrics})
+
+
+def _resolve_path(item: _Rows, base: Path, document: Document, where: tuple[str, int]) -> _Rows:
+    """Makes the path of a data source absolute and notes a file that is missing."""
+    source = item.source()
     if is_hub(source, base):
-        return text
+        return item
     try:
         local_files(source, base)
     except DataError as error:
-        document.problem(("perplexity", index, "path"), str(error))
-    return text.model_copy(update={"path": str(base / text.path)})
+        document.problem((*where, "path"), str(error))
+    return item.model_copy(update={"path": str(base / item.path)})

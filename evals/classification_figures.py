@@ -1,0 +1,332 @@
+"""The figures of a classifier or a regression on labelled rows: pure functions of labels and predictions.
+
+Each agrees with scikit-learn where that has it. Where a figure has no value (a class without rows, constant
+predictions), it is left out and a note says so; nothing is quietly counted as 0.
+
+- **precision, recall, F1** of a class are ``TP / (TP + FP)``, ``TP / (TP + FN)`` and ``2 TP / (2 TP + FP + FN)``. Macro
+  means are over the classes that have rows; one of those that is never predicted counts as precision 0.
+- **ROC-AUC** is the Mann-Whitney statistic, ties one half (Hanley and McNeil, Radiology 143 (1982)); of the second class
+  where there are two, else the mean of one class against the rest (one-vs-rest), over classes that have rows.
+- **MCC** of several classes is Gorodkin's R_K ("Comparing two K-category assignments by a K-category correlation
+  coefficient", Computational Biology and Chemistry 28 (2004)).
+- **Brier score** is the squared distance of the probabilities from the truth (Brier, Monthly Weather Review 78 (1950)):
+  summed over classes where there are more than two, of the second class for two, the mean over labels for multi-label.
+- **ECE** is described in ``calibration``.
+- Pearson's and Spearman's correlations and the mean squared error are those of the textbooks.
+
+Accuracy, precision and recall are shares of counted rows, and the report gives them Wilson intervals. Means have the
+standard error of a mean. All others are bootstrapped over rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .bootstrap import DRAWS, Estimate, estimate, midranks
+from .calibration import ece
+from .records import Metric
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Figure = Callable[["Floats"], "Floats"]
+
+Problem = Literal["single_label", "multi_label", "regression"]
+PRIMARY: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1_macro", "regression": "pearson"}
+LOWER_IS_BETTER = frozenset({"ece", "brier", "nll", "mse"})
+THRESHOLD = 0.5
+_NAMED = 5  # classes named in a note
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found on the rows.
+
+    Attributes:
+        metrics: The figures, those of single classes (``f1/<class>``) last.
+        notes: What a reader must know of them.
+        confusion: ``{"labels": names, "counts": rows of the true class, columns of the predicted}``; None unless each
+            row has one label.
+    """
+
+    metrics: list[Metric]
+    notes: tuple[str, ...] = ()
+    confusion: dict[str, Any] | None = None
+
+
+@dataclass
+class _Sheet:
+    """Collects figures while they are worked out."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, value: float, stderr: float | None, n: int, **ends: float | None) -> None:
+        """Adds a figure that is defined."""
+        if np.isfinite(value):
+            self.metrics.append(Metric(name, float(value), stderr, n, name not in LOWER_IS_BETTER, **ends))
+
+    def mean(self, name: str, values: "Floats") -> None:
+        """Adds the mean of a value of each row, with the standard error of a mean."""
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        self.add(name, values.mean(), error, len(values))
+
+    def estimates(self, found: dict[str, Estimate], n: int) -> None:
+        """Adds bootstrapped figures; those that are undefined are named in a note."""
+        for name, item in found.items():
+            ends = {"low": item.low, "high": item.high}
+            if name == "ece" and item.stderr is not None:  # resampling adds to its bias, so percentiles lie too high
+                ends = {"low": max(0.0, item.value - 1.96 * item.stderr), "high": item.value + 1.96 * item.stderr}
+            self.add(name, item.value, item.stderr, n, **ends)
+        undefined = [name for name, item in found.items() if not np.isfinite(item.value) and "/" not in name]
+        if undefined:
+            self.notes.append(f"undefined on these rows, so left out: {', '.join(undefined)}")
+
+
+def compute(
+    problem: str,
+    labels: Sequence[str],
+    predictions: "Floats",
+    references: "NDArray[Any]",
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> list[Metric]:
+    """Returns the figures of ``measure``; with ``draws=0`` without those standard errors that need resamples."""
+    return measure(problem, labels, predictions, references, seed=seed, draws=draws).metrics
+
+
+def measure(
+    problem: str,
+    labels: Sequence[str],
+    predictions: "Floats",
+    references: "NDArray[Any]",
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Measured:
+    """Compares predictions with the truth.
+
+    Args:
+        problem: ``single_label``, ``multi_label`` or ``regression``, with or without transformers' ``_classification``.
+        labels: The classes, in the order of the model's outputs; ignored for a regression.
+        predictions: Probabilities ``[n, classes]`` (see ``probabilities``), or numbers ``[n]`` for a regression.
+        references: The true class ``[n]``, 0/1 ``[n, classes]`` for several labels, or numbers ``[n]``.
+        seed: Of the bootstrap.
+        draws: Resamples of the bootstrap.
+
+    Raises:
+        ValueError: There are no rows, or the shapes do not fit.
+    """
+    predictions = np.asarray(predictions, dtype=np.float64)
+    references = np.asarray(references)
+    if not len(references) or len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} rows")
+    kind = problem.removesuffix("_classification")
+    if kind == "regression":
+        return _regression(predictions.reshape(len(predictions)), references.astype(np.float64), seed, draws)
+    if predictions.shape != (len(references), len(labels)):
+        raise ValueError(f"predictions of shape {predictions.shape} for {len(labels)} classes")
+    if kind == "multi_label":
+        return _multi_label(labels, predictions, references.astype(np.float64), seed, draws)
+    if kind == "single_label":
+        return _single_label(labels, predictions, references.astype(np.int64), seed, draws)
+    raise ValueError(f"no problem '{problem}'")
+
+
+def probabilities(problem: str, logits: "NDArray[Any]") -> "Floats":
+    """Returns softmax (one label) or sigmoid (several) of logits ``[n, classes]``, or a regression's numbers ``[n]``."""
+    values = np.asarray(logits, dtype=np.float64)
+    kind = problem.removesuffix("_classification")
+    if kind == "regression":
+        return values.reshape(len(values))
+    if kind == "multi_label":
+        return sigmoid(values)
+    shifted = np.exp(values - values.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def sigmoid(values: "Floats") -> "Floats":
+    """Returns the logistic function without overflow."""
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _single_label(labels: Sequence[str], p: "Floats", y: "NDArray[np.int64]", seed: int, draws: int) -> Measured:
+    n, classes = p.shape
+    predicted = p.argmax(axis=1)
+    truth, chosen = np.eye(classes)[y], np.eye(classes)[predicted]
+    right = (predicted == y).astype(np.float64)
+    sheet = _Sheet()
+    sheet.mean("accuracy", right)
+    score = np.square(p - truth).sum(axis=1) if classes > 2 else np.square(p[:, -1] - truth[:, -1])
+    sheet.mean("brier", score)
+    per_class = _class_figures(truth, chosen)
+    auc = _aucs(p, truth) if classes > 2 else _aucs(p[:, 1:], truth[:, 1:])
+    calibration = ece(p.max(axis=1), right)
+
+    def figures(w: "Floats") -> "dict[str, Floats]":
+        found = per_class(w)
+        single = {f"f1/{label}": found["f1"][:, k] for k, label in enumerate(labels)}
+        macro = {f"{name}_macro": _macro(values) for name, values in found.items()}
+        return {**macro, "roc_auc": _macro(auc(w)), "mcc": _mcc(w, truth, chosen), "ece": calibration(w), **single}
+
+    found = estimate(figures, n, seed=seed, draws=draws, cost=8 * classes)
+    sheet.estimates(found, n)
+    _shares(sheet, labels, truth, chosen)
+    _note_classes(sheet, labels, truth, chosen)
+    share = truth.mean(axis=0)
+    sheet.notes.append(f"always answering '{labels[int(share.argmax())]}' is right on {share.max():.1%} of the rows")
+    counts = np.bincount(y * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    confusion = {"labels": list(labels), "counts": counts.tolist()}
+    return Measured(_ordered(sheet.metrics, "accuracy"), tuple(sheet.notes), confusion)
+
+
+def _multi_label(labels: Sequence[str], p: "Floats", y: "Floats", seed: int, draws: int) -> Measured:
+    n, classes = p.shape
+    chosen = (p >= THRESHOLD).astype(np.float64)
+    sheet = _Sheet()
+    sheet.mean("accuracy", (chosen == y).all(axis=1).astype(np.float64))
+    sheet.mean("brier", np.square(p - y).mean(axis=1))
+    per_class = _class_figures(y, chosen)
+    auc = _aucs(p, y)
+    calibration = ece(np.maximum(p, 1 - p), (chosen == y).astype(np.float64))
+
+    def figures(w: "Floats") -> "dict[str, Floats]":
+        found = per_class(w)
+        single = {f"f1/{label}": found["f1"][:, k] for k, label in enumerate(labels)}
+        macro = {f"{name}_macro": _macro(values) for name, values in found.items()}
+        micro = 2 * (w @ (y * chosen).sum(axis=1)) / (w @ (y + chosen).sum(axis=1))
+        rest = {"f1_micro": micro, "roc_auc": _macro(auc(w)), "mcc": _macro(_label_mccs(w, y, chosen))}
+        return {**macro, **rest, "ece": calibration(w), **single}
+
+    sheet.estimates(estimate(figures, n, seed=seed, draws=draws, cost=8 * classes), n)
+    _shares(sheet, labels, y, chosen)
+    _note_classes(sheet, labels, y, chosen)
+    sheet.notes.append(f"a label counts as given from a probability of {THRESHOLD}; accuracy is that of whole rows")
+    return Measured(_ordered(sheet.metrics, "f1_macro"), tuple(sheet.notes))
+
+
+def _regression(p: "Floats", y: "Floats", seed: int, draws: int) -> Measured:
+    sheet = _Sheet()
+    sheet.mean("mse", np.square(p - y))
+    centred_p, centred_y = p - p.mean(), y - y.mean()
+    rank_p, rank_y = midranks(p), midranks(y)
+
+    def figures(w: "Floats") -> "dict[str, Floats]":
+        return {
+            "pearson": _correlation(w, centred_p[None], centred_y[None]),
+            "spearman": _correlation(w, rank_p(w), rank_y(w)),
+        }
+
+    sheet.estimates(estimate(figures, len(y), seed=seed, draws=draws, cost=16), len(y))
+    sheet.notes.append(f"always answering the rows' mean has a mean squared error of {y.var():.4g}")
+    return Measured(_ordered(sheet.metrics, "pearson"), tuple(sheet.notes))
+
+
+def _ordered(metrics: list[Metric], first: str) -> list[Metric]:
+    """Puts the primary figure first and figures of single classes last."""
+    return sorted(metrics, key=lambda metric: (metric.name != first, "/" in metric.name))
+
+
+def _macro(values: "Floats") -> "Floats":
+    """Averages ``[resamples, classes]`` over the classes in which a figure is defined, in each resample."""
+    defined = np.isfinite(values)
+    return np.where(defined, values, 0.0).sum(axis=1) / defined.sum(axis=1)
+
+
+def _class_figures(truth: "Floats", chosen: "Floats") -> "Callable[[Floats], dict[str, Floats]]":
+    """Compiles precision, recall and F1 ``[resamples, classes]`` from 0/1 matrices ``[n, classes]``.
+
+    All are NaN for a class without rows; a class that has rows but is never predicted has precision 0.
+    """
+    from scipy.sparse import csr_array
+
+    hits, true, picked = csr_array(truth * chosen), csr_array(truth), csr_array(chosen)
+
+    def figures(w: "Floats") -> "dict[str, Floats]":
+        hit, has, said = w @ hits, w @ true, w @ picked
+        counts = {"precision": (hit, np.maximum(said, 1)), "recall": (hit, has), "f1": (2 * hit, has + said)}
+        return {name: np.where(has > 0, above / below, np.nan) for name, (above, below) in counts.items()}
+
+    return figures
+
+
+def _aucs(scores: "Floats", truth: "Floats") -> "Figure":
+    """Compiles ROC-AUC ``[resamples, columns]``; NaN where all rows of a resample are of one kind."""
+    ranks = [midranks(scores[:, k]) for k in range(scores.shape[1])]
+
+    def figure(w: "Floats") -> "Floats":
+        columns = []
+        for k, rank in enumerate(ranks):
+            positive = w * truth[:, k]
+            count = positive.sum(axis=1)
+            rest = w.sum(axis=1) - count
+            columns.append(((positive * rank(w)).sum(axis=1) - count * (count + 1) / 2) / (count * rest))
+        return np.stack(columns, axis=1)
+
+    return figure
+
+
+def _mcc(w: "Floats", truth: "Floats", chosen: "Floats") -> "Floats":
+    """Gorodkin's R_K: the covariance of truth and prediction over their deviations."""
+    total = w.sum(axis=1)
+    right = w @ (truth * chosen).sum(axis=1)
+    has, said = w @ truth, w @ chosen
+    spread = (total**2 - (has**2).sum(axis=1)) * (total**2 - (said**2).sum(axis=1))
+    return np.where(spread > 0, (right * total - (has * said).sum(axis=1)) / np.sqrt(spread), np.nan)
+
+
+def _label_mccs(w: "Floats", truth: "Floats", chosen: "Floats") -> "Floats":
+    """Matthews' correlation of each label by itself; 0, its limit, where a label is always or never predicted.
+
+    That is the convention of Chicco and Jurman, BMC Genomics 21 (2020). NaN where all rows are of one kind.
+    """
+    total = w.sum(axis=1)[:, None]
+    both, has, said = w @ (truth * chosen), w @ truth, w @ chosen
+    spread = has * (total - has) * said * (total - said)
+    known = np.where(spread > 0, (both * total - has * said) / np.sqrt(spread), 0.0)
+    return np.where(has * (total - has) > 0, known, np.nan)
+
+
+def _correlation(w: "Floats", x: "Floats", y: "Floats") -> "Floats":
+    """Pearson's correlation under weights; ``x`` and ``y`` are ``[resamples or 1, n]``."""
+    total = w.sum(axis=1, keepdims=True)
+    x = x - (w * x).sum(axis=1, keepdims=True) / total
+    y = y - (w * y).sum(axis=1, keepdims=True) / total
+    spread = np.sqrt((w * x * x).sum(axis=1) * (w * y * y).sum(axis=1))
+    return np.where(spread > 0, (w * x * y).sum(axis=1) / spread, np.nan)
+
+
+def _shares(sheet: _Sheet, labels: Sequence[str], truth: "Floats", chosen: "Floats") -> None:
+    """Adds precision and recall of each class, shares of the rows that are predicted or are of it."""
+    hits = (truth * chosen).sum(axis=0)
+    for name, counts in (("precision", chosen.sum(axis=0)), ("recall", truth.sum(axis=0))):
+        for label, hit, count in zip(labels, hits, counts, strict=True):
+            if count:
+                share = hit / count
+                error = float(np.sqrt(share * (1 - share) / (count - 1))) if count > 1 else None
+                sheet.add(f"{name}/{label}", share, error, int(count))
+
+
+def _note_classes(sheet: _Sheet, labels: Sequence[str], truth: "Floats", chosen: "Floats") -> None:
+    """Says which classes have no rows, and which are never predicted."""
+    absent = [label for label, has in zip(labels, truth.any(axis=0), strict=True) if not has]
+    silent = [
+        label
+        for label, has, said in zip(labels, truth.any(axis=0), chosen.any(axis=0), strict=True)
+        if has and not said
+    ]
+    if absent:
+        rest = len(labels) - len(absent)
+        sheet.notes.append(f"no row of {_names(absent)}: macro figures are over the other {rest} classes")
+    if silent:
+        sheet.notes.append(f"never predicted, so with a precision of 0 in the macro mean: {_names(silent)}")
+
+
+def _names(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return ", ".join(f"'{label}'" for label in labels[:_NAMED]) + more
