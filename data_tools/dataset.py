@@ -109,7 +109,7 @@ def load(
         report.format = source.format or _infer(source, first, accepts)
         report.kind = check_accepted(report.format, accepts, source.title) if report.format else None
     if report.kind is not None:
-        convert, shape = canonicalizer(source, report.format, report.kind), _Shape()
+        convert, shape = canonicalizer(source, report.format, report.kind), _Shape(report.kind)
         for row in itertools.chain(first, rows):
             report.rows += 1
             try:
@@ -134,27 +134,35 @@ def load(
 
 
 class _Shape:
-    """Keeps the prompts of a source all text or all messages, as those of its first usable row.
+    """Keeps the rows of a source alike: prompts all text or all messages, margins all there or none, as in its first.
 
     What reads the examples decides by one of them how to tokenise all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: "Kind") -> None:
+        self._kind = kind
         self._text: bool | None = None
+        self._margin: bool | None = None
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         prompt = example.get("prompt")
         if prompt is None:
             return example
         is_text = isinstance(prompt, str)
+        has_margin = self._kind == "preference" and "margin" in example
         if self._text is None:
-            self._text = is_text
+            self._text, self._margin = is_text, has_margin
+        if has_margin != self._margin:
+            raise RowError("a margin where the first rows have none" if has_margin else "no margin")
         if is_text == self._text:
             return example
         if self._text:
             raise RowError("the prompt is messages where the first rows have text")
+        messages = {**example, "prompt": [{"role": "user", "content": prompt}]}
+        if self._kind == "prompt":
+            return messages
         answers = {key: answer_messages(example[key]) for key in ("completion", "chosen", "rejected") if key in example}
-        return {**example, "prompt": [{"role": "user", "content": prompt}], **answers, "tools": None}
+        return {**messages, **answers, "tools": None}
 
 
 def _infer(source: "SourceSpec", rows: list[Row], accepts: "Collection[Kind]") -> "FormatName | None":

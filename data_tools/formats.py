@@ -4,10 +4,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, get_args
 
 from .columns import Values, column, conversation_column, text_of
-from .conversations import Message, check_training, conversation, parse_json, tool_list
+from .conversations import check_training, conversation, parse_json, tool_list
 from .errors import DataError, RowError
 from .mapping import as_text, compile_mapping, compile_template, listing
 from .pairs import answer_messages, read_preference, read_prompt_completion, read_unpaired
+from .prompts import alpaca_messages, prompt_reader
 from .spec import FormatName, Kind
 
 if TYPE_CHECKING:
@@ -21,18 +22,24 @@ _KIND_OF: dict[FormatName, Kind] = {
     "messages": "messages",
     "sharegpt": "messages",
     "alpaca": "messages",
+    "prompt": "prompt",
     "prompt_completion": "prompt_completion",
     "preference": "preference",
     "unpaired": "unpaired",
     "classification": "classification",
 }
-# A row of one kind that can stand in for another without loss.
-_CONVERTIBLE: dict[Kind, tuple[Kind, ...]] = {"messages": ("prompt_completion",), "prompt_completion": ("messages",)}
+# A row of one kind that can stand in for another: without loss, or as the prompt that it begins with.
+_CONVERTIBLE: dict[Kind, tuple[Kind, ...]] = {
+    "messages": ("prompt_completion", "prompt"),
+    "prompt_completion": ("messages", "prompt"),
+    "preference": ("prompt",),
+}
 _COLUMNS_HELP = {
     "text": "text",
     "messages": "messages",
     "sharegpt": "conversations",
     "alpaca": "instruction + output",
+    "prompt": "prompt",
     "prompt_completion": "prompt + completion",
     "preference": "chosen + rejected",
     "unpaired": "prompt + completion + label",
@@ -66,6 +73,8 @@ def formats_of(columns: Values) -> list[FormatName]:
         found.append("classification" if "label" in has else "text")
         if "label" in has:
             found.append("text")
+    if "prompt" in has and not {"preference", "unpaired", "prompt_completion"} & set(found):
+        found.append("prompt")
     return found
 
 
@@ -101,7 +110,7 @@ def infer(columns: Values, accepts: Collection[Kind], where: str) -> FormatName:
             where=where,
             hint="choose one with `format:`",
         )
-    if seen:
+    if seen and seen != ["prompt"]:  # a lone prompt column says no more than that an answer is missing
         raise _unusable(seen[0], accepts, where)
     known = "; ".join(f"{name}: {_COLUMNS_HELP[name]}" for name in get_args(FormatName) if kind_for(name, accepts))
     raise DataError(
@@ -142,20 +151,23 @@ def canonicalizer(source: "SourceSpec", format_name: FormatName | None, kind: Ki
 
     Returns:
         A function from a row's columns to ``{"text"}``, ``{"messages", "tools"}``, ``{"prompt", "completion",
-        "tools"}``, ``{"prompt", "chosen", "rejected", "tools"}``, ``{"prompt", "completion", "label", "tools"}`` or
-        ``{"text", "label"}`` (and ``text_pair`` for a pair). ``tools`` is a list or None and stands only beside
-        messages. Prompts and answers are all text, or all lists of messages. It raises RowError.
+        "tools"}``, ``{"prompt", "chosen", "rejected", "tools"}`` (and ``margin`` if the row has one), ``{"prompt",
+        "completion", "label", "tools"}``, ``{"text", "label"}`` (and ``text_pair`` for a pair) or ``{"prompt", …}``
+        with the row's other plain columns. ``tools`` is a list or None and stands only beside messages. Prompts and
+        answers are all text, or all lists of messages. It raises RowError.
     """
     mapping = None
     if source.mapping_kind is not None:
         mapping, format_name = compile_mapping(source), source.mapping_kind
     if format_name is None:
         raise ValueError("a source without a mapping needs a format")
-    read, natural = _READERS[format_name], _KIND_OF[format_name]
-    convert = _CONVERTERS[natural, kind] if natural != kind else None
     default_system = source.system if mapping is None else None
     if default_system is not None:
         mapping = _with_system(default_system)
+    if kind == "prompt":
+        return prompt_reader(format_name, mapping)
+    read, natural = _READERS[format_name], _KIND_OF[format_name]
+    convert = _CONVERTERS[natural, kind] if natural != kind else None
 
     def run(row: Values) -> Values:
         result = read(row if mapping is None else mapping(row))
@@ -201,22 +213,7 @@ def _read_sharegpt(row: Values) -> Values:
 
 
 def _read_alpaca(row: Values) -> Values:
-    """Instruction and input make the question, a blank line between them; history makes the earlier turns."""
-    instruction = text_of(row, "instruction")
-    given = row.get("input")
-    if given is not None and not isinstance(given, str):
-        raise RowError("column 'input' is not text", type(given).__name__)
-    turns: list[Message] = []
-    for pair in row.get("history") or ():
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise RowError("history is not a list of pairs of texts", repr(pair)[:60])
-        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    question = f"{instruction}\n\n{given}" if given and given.strip() else instruction
-    turns += [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": text_of(row, "output", "response")},
-    ]
-    return {"messages": conversation(turns, system=row.get("system")), "tools": None}
+    return {"messages": alpaca_messages(row), "tools": None}
 
 
 def _read_classification(row: Values) -> Values:
@@ -250,6 +247,7 @@ def _as_messages(row: Values) -> Values:
     return {"messages": messages, "tools": row.get("tools")}
 
 
+# `prompt` is read by `prompt_reader`.
 _READERS: dict[FormatName, Canonicalize] = {
     "text": _read_text,
     "messages": _read_messages,

@@ -1,5 +1,6 @@
 """Rows with a prompt and one or two answers: prompt-completion, unpaired and preference data."""
 
+import math
 import re
 from typing import Any
 
@@ -66,10 +67,10 @@ def read_preference(row: Values) -> Values:
     """Reads ``chosen`` and ``rejected`` with their prompt.
 
     The prompt is a column of its own, or what two whole conversations share before they part. Text without a prompt
-    column is read only if it is a transcript of hh-rlhf.
+    column is read only if it is a transcript of hh-rlhf. A column ``margin``, if there is one, is kept as a number.
 
     Raises:
-        RowError: The row has no such pair, or its two answers are the same.
+        RowError: The row has no such pair, its two answers are the same, or its margin is no number.
     """
     chosen, rejected = column(row, "chosen"), column(row, "rejected")
     talk = conversation_column(row)
@@ -94,7 +95,19 @@ def read_preference(row: Values) -> Values:
             _, rejected = _prompt_and(row, answer_messages(rejected), "rejected")
     if chosen == rejected:
         raise RowError("chosen equals rejected")
-    return _with_tools(row, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    result = _with_tools(row, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return result if row.get("margin") is None else {**result, "margin": _number(row["margin"])}
+
+
+def _number(value: Any) -> float:
+    """Reads a margin."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError("margin is not a number", repr(value)[:60])
+    return number
 
 
 def answer_messages(answer: str | list[Message]) -> list[Message]:

@@ -110,8 +110,8 @@ def prepare(
     entry = get_or_build(cache_dir, key, build)
     report = PreparedReport.from_dict(entry.report)
     for source in report.sources:  # again, since the allowed share is no part of the key
-        _check(source, spec.max_bad_share)
-    return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built)
+        check_share(source, spec.max_bad_share)
+    return Prepared(open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built)
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,11 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Tokenised:
         places: list[list[str]] = []
 
         def batches() -> Iterator[list[dict[str, Any]]]:
-            for batch in _batches(rows):
+            for batch in row_batches(rows):
                 places.append([where for where, _ in batch])
                 yield [row for _, row in batch]
 
-        with StoreWriter(folder) as writer, _progress(f"tokenising {source.title}") as advance:
+        with StoreWriter(folder) as writer, progress_shown(f"tokenising {source.title}") as advance:
             for batch in encode_batches(reading.encoder, batches(), reading.num_proc):
                 where = places.pop(0)
                 for number, error in sorted(batch.dropped.items()):
@@ -188,7 +188,7 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Tokenised:
                 kept = [place for number, place in enumerate(where) if number not in batch.dropped]
                 writer.append(batch.ids, batch.loss, batch.lengths, kept)
                 advance(len(where), len(batch.ids))
-        return asdict(_merged(report, ours))
+        return asdict(merged(report, ours))
 
     entry = get_or_build(reading.cache_dir, key, build)
     report = DataReport(**entry.report)
@@ -197,7 +197,7 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Tokenised:
     return Tokenised(Store.open(entry.folder), report)
 
 
-def _merged(reader: DataReport, tokeniser: DataReport) -> DataReport:
+def merged(reader: DataReport, tokeniser: DataReport) -> DataReport:
     """Adds what the tokeniser dropped to what the reader did."""
     dropped = reader.dropped | {
         reason: count + reader.dropped.get(reason, 0) for reason, count in tokeniser.dropped.items()
@@ -206,7 +206,7 @@ def _merged(reader: DataReport, tokeniser: DataReport) -> DataReport:
     return replace(reader, kept=kept, dropped=dropped, examples=tokeniser.examples | reader.examples)
 
 
-def _batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def row_batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
     """Groups rows by number, and by characters where a row can be a whole book."""
     batch: list[tuple[str, dict[str, Any]]] = []
     characters = 0
@@ -221,7 +221,7 @@ def _batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
     """Shows rows and tokens done on a terminal, and nothing elsewhere."""
     import sys
 
@@ -249,12 +249,12 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def _check(source: SourceSummary, max_bad_share: float) -> None:
+def check_share(source: SourceSummary, max_bad_share: float) -> None:
     """Stops if a source lost too many rows, those that are too long among them."""
     DataReport(source.name, None, None, source.rows, source.kept, source.dropped, source.examples).check(max_bad_share)
 
 
-def _open_rows(path: Path, key: str) -> "Dataset":
+def open_rows(path: Path, key: str) -> "Dataset":
     """Maps an Arrow stream; the fingerprint makes what ``datasets`` derives from it cacheable in turn."""
     from datasets import Dataset
 

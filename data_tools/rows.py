@@ -99,9 +99,8 @@ def _drop(source: Tokenised, documents: NDArray[np.int64], lengths: NDArray[np.i
         examples.append(f"{where}: {tokens[number]} tokens")
 
 
-def _order(plan: Plan, fitted: Sequence[_Fitted]) -> Mixture:
-    """Mixes training documents; takes evaluation documents as they come."""
-    lengths = [source.lengths for source in fitted]
+def order(plan: Plan, lengths: Sequence[NDArray[np.int64]]) -> Mixture:
+    """Mixes training documents; takes evaluation documents as they come, those of no length left out."""
     if plan.mixed:
         return mix(lengths, plan.weights, tokens=plan.tokens, seed=plan.seed)
     kept = [np.flatnonzero(source) for source in lengths]
@@ -142,7 +141,7 @@ def write_rows(plan: Plan, sources: Sequence[Tokenised], path: Path, max_bad_sha
     fitted = [_fit(source, plan) for source in sources]
     for source in sources:
         source.report.check(max_bad_share)
-    mixture = _order(plan, fitted)
+    mixture = order(plan, [source.lengths for source in fitted])
     lengths = np.zeros(len(mixture.source), dtype=np.int64)
     for number, source in enumerate(fitted):
         mine = mixture.source == number
@@ -193,9 +192,9 @@ def _write_arrow(
                 loss_tokens[number] += int((with_loss & (source == number)).sum())
             offsets = np.concatenate([[0], np.cumsum(part.row_lengths())])
             without += int((np.add.reduceat(with_loss, offsets[:-1], dtype=np.int64) == 0).sum())
-            columns = [_lists(offsets, ids), _lists(offsets, labels)]
+            columns = [list_array(offsets, ids), list_array(offsets, labels)]
             if packing:
-                columns.append(_lists(np.concatenate([[0], np.cumsum(per_row)]), sequences.astype(np.int32)))
+                columns.append(list_array(np.concatenate([[0], np.cumsum(per_row)]), sequences.astype(np.int32)))
             writer.write_batch(pa.record_batch(columns, names=list(fields)))
             begin = end
     return loss_tokens, without
@@ -222,7 +221,7 @@ def _gather(
     return ids, labels, source
 
 
-def _lists(offsets: NDArray[np.int64], values: NDArray[np.int32]) -> Any:
+def list_array(offsets: NDArray[np.int64], values: NDArray[np.int32]) -> Any:
     """Makes an Arrow list column."""
     import pyarrow as pa
 

@@ -16,7 +16,8 @@ MAPPINGS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "classification": (frozenset({"text", "label"}), frozenset({"text_pair"})),
     "prompt_completion": (frozenset({"prompt", "completion"}), frozenset({"system", "tools"})),
     "unpaired": (frozenset({"prompt", "completion", "label"}), frozenset({"system", "tools"})),
-    "preference": (frozenset({"prompt", "chosen", "rejected"}), frozenset({"system", "tools"})),
+    "preference": (frozenset({"prompt", "chosen", "rejected"}), frozenset({"margin", "system", "tools"})),
+    "prompt": (frozenset({"prompt"}), frozenset({"system"})),
 }
 _MAPPING_KEYS = tuple(sorted({key for pair in MAPPINGS.values() for keys in pair for key in keys}))
 _CONVERSATIONAL: tuple[FormatName, ...] = ("messages", "sharegpt", "alpaca")
@@ -91,13 +92,15 @@ class SourceSpec(_Strict):
     text_pair: Template | None = None
     """Mapping: the second text of a pair to classify."""
     prompt: Template | None = None
-    """Mapping: the prompt, for `completion` or for `chosen` and `rejected`."""
+    """Mapping: the prompt, for `completion`, for `chosen` and `rejected`, or alone."""
     completion: Template | None = None
     """Mapping: the answer to `prompt`."""
     chosen: Template | None = None
     """Mapping: the preferred answer."""
     rejected: Template | None = None
     """Mapping: the other answer."""
+    margin: Template | None = None
+    """Mapping: by how much `chosen` is better, a number."""
     label: Template | None = None
     """Mapping: the class of `text`, or whether `completion` is wanted."""
     system: Template | None = None
@@ -184,6 +187,8 @@ class DataSpec(_Strict):
     """The largest share of a source's rows that may be dropped as unusable before the run stops."""
     too_long: Literal["drop", "truncate", "split", "error"] = "drop"
     """What happens to a row of more tokens than fit."""
+    max_prompt_length: Annotated[int, Field(gt=0)] | None = None
+    """Prompts of more tokens than this are dropped: stages ppo, grpo, rloo, distill_on_policy."""
     mix: Literal["weights", "concat"] = "concat"
     """`concat` takes every row once; `weights`, the default once a source has a weight, mixes by tokens."""
     tokens: Annotated[int, Field(gt=0)] | None = None

@@ -113,16 +113,22 @@ class Encoder:
         ]
 
     def _pairs(self, rows: Sequence[Row]) -> list[Any]:
-        prompts = self._ids([row["prompt"] for row in rows])
-        texts = [row["completion"] for row in rows]
-        completions = self._ids(texts) if self._continues else [self._continue_ids(text) for text in texts]
+        prompts = self.prompt_ids([row["prompt"] for row in rows])
+        completions = self.completion_ids([row["completion"] for row in rows])
         on_prompt = int(self.loss_on == "all")
         return [
-            [(_begun(prompt, self._prefix), on_prompt), (completion, 1), (_ended(completion, self._eos), 1)]
-            if completion
-            else RowError(EMPTY, "no completion")
+            [(prompt, on_prompt), (completion, 1)] if completion else RowError(EMPTY, "no completion")
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenises prompts that are text, BOS in front of each."""
+        return [_begun(ids, self._prefix) for ids in self._ids(texts)]
+
+    def completion_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenises answers to such prompts, one EOS at the end of each; an answer without a token stays empty."""
+        made = self._ids(texts) if self._continues else [self._continue_ids(text) for text in texts]
+        return [ids + _ended(ids, self._eos) if ids else [] for ids in made]
 
     def _continue_ids(self, text: str) -> list[int]:
         """Tokenises a text as the continuation of another, without the space that a beginning gets.
