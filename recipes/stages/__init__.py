@@ -49,6 +49,37 @@ _OWNED_ORPO = {
     "generate_during_eval": "use posttrain score",
 }
 _OWNED_RL = {**_OWNED_TRL, "reward_weights": "say weight beside each of the rewards"}
+_ONE_COMPLETION = "PPO samples one completion a prompt; the critic is its baseline"
+_OFF_POLICY = "PPO compares probabilities of the policy itself, so it samples from it uncut; temperature may be set"
+_GRPO_LOSS = "belongs to GRPO's losses; PPO's is clipped by cliprange"
+_OWNED_PPO = {
+    **_OWNED_RL,
+    "beta": "say kl_coef",
+    "epsilon": "say cliprange",
+    "num_generations": _ONE_COMPLETION,
+    "num_generations_eval": _ONE_COMPLETION,
+    "scale_rewards": "groups have no part in PPO; say whiten_advantages",
+    "multi_objective_aggregation": "PPO adds the rewards up by their weights",
+    "mask_truncated_completions": "say missing_eos_penalty",
+    "max_tool_calling_iterations": "PPO calls no tools",
+    **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), _OFF_POLICY),
+    **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), "PPO's reference stays"),
+    **dict.fromkeys(
+        (
+            *("loss_type", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
+            *("sapo_temperature_neg", "sapo_temperature_pos", "use_bias_correction_kl", "top_entropy_quantile"),
+            *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+        ),
+        _GRPO_LOSS,
+    ),
+    **dict.fromkeys(
+        (
+            *("use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta"),
+            "entropy_target",
+        ),
+        "PPO's entropy_coef is fixed",
+    ),
+}
 _OWNED_ON_POLICY = {
     **_OWNED_TRL,
     "teacher_model_name_or_path": "say teacher.name_or_path",
@@ -123,7 +154,7 @@ STAGES: Mapping[str, Stage] = {
     "ppo": Stage(
         config="posttrain.recipes:ppo/config.py:PPOConfig",
         accepts=("prompt",),
-        owned=_OWNED_RL,
+        owned=_OWNED_PPO,
         sections=_RL_SECTIONS | {"critic"},
         required=frozenset({"rewards"}),
     ),

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+ABSENT = object()  # as a trainer field: not in the recipe, for stages that have no such field
+_SHARE = f"{Path(__file__).parent / 'reward_functions.py'}:share_of_low_ids"
+_SAMPLED = {"max_length": ABSENT, "max_completion_length": 8}
+
 # What a recipe of each stage says beyond what all say; `{model}` and `{head}` stand for folders of tiny models.
 STAGE_RECIPES: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "text"},
@@ -18,6 +22,24 @@ STAGE_RECIPES: dict[str, dict[str, Any]] = {
     "dpo": {"kind": "preference", "chat": True},
     "kto": {"kind": "unpaired", "chat": True},
     "orpo": {"kind": "preference", "chat": True},
+    "grpo": {
+        "kind": "prompt",
+        "chat": True,
+        "sections": {"rewards": [{"function": _SHARE}]},
+        "trainer": {**_SAMPLED, "num_generations": 2, "beta": 0.05},
+    },
+    "rloo": {
+        "kind": "prompt",
+        "chat": True,
+        "sections": {"rewards": [{"function": _SHARE}]},
+        "trainer": {**_SAMPLED, "num_generations": 2},
+    },
+    "ppo": {
+        "kind": "prompt",
+        "chat": True,
+        "sections": {"rewards": [{"function": _SHARE}]},
+        "trainer": {**_SAMPLED, "num_iterations": 2},
+    },
     "classify": {"kind": "classification"},
     "distill": {"kind": "messages", "chat": True, "sections": {"teacher": {"name_or_path": "{model}"}}},
 }
@@ -60,9 +82,6 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Path]:
         return path
 
     return make
-
-
-ABSENT = object()  # as a trainer field: not in the recipe, for stages that have no such field
 
 
 def _filled(value: Any, **folders: str) -> Any:

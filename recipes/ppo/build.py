@@ -1,0 +1,71 @@
+"""Loading a critic from what the recipe names."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import RecipeError
+from ..model import Head, load_model, load_tokenizer
+from ..schema import CriticSpec, Recipe
+from .critic import Critic, SharedCritic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HEAD = Head(labels=("value",), problem="regression")
+
+
+def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "PreTrainedModel") -> nn.Module:
+    """Builds the critic: a copy of the policy or the named model, trained in full, or a head on the policy's backbone.
+
+    A head that the named model does not have starts at zero, so that the first values are 0 and say nothing; that of a
+    reward model is kept, since what an answer is worth at its end is a good start for what it is worth before
+    (Ouyang et al. 2022, arXiv:2203.02155, appendix C.4).
+
+    Raises:
+        RecipeError: The model cannot be loaded, or its tokens are not the policy's.
+    """
+    spec = recipe.critic or CriticSpec()
+    if spec.shared:
+        return SharedCritic(policy)
+    source = recipe.model
+    if spec.name_or_path is not None:
+        named = {"name_or_path": spec.name_or_path, "config": None, "tokenizer": None, "revision": None, "layers": None}
+        source = source.model_copy(update=named)
+        theirs = load_tokenizer(source).get_vocab()
+        ours = tokenizer.get_vocab()  # type: ignore[operator]
+        if any(ours.get(token) != number for token, number in theirs.items()):
+            raise RecipeError(
+                f"critic: {spec.name_or_path} has another vocabulary than the policy, whose tokens it must read",
+                hint="name a model with the policy's tokenizer, or say critic.shared: true",
+            )
+    body = recipe.model_copy(update={"model": source, "lora": None, "quantization": None})
+    model = load_model(body, tokenizer, _HEAD)
+    critic = Critic(model)
+    if not _has_trained_head(source, model):
+        _zero(critic.model.score.weight)
+    return critic
+
+
+def _has_trained_head(source: Any, model: "PreTrainedModel") -> bool:
+    """Says whether the head came with the weights: of what was saved as a sequence classifier."""
+    from transformers import AutoConfig
+
+    if source.name_or_path is None:
+        return False
+    saved = AutoConfig.from_pretrained(
+        source.name_or_path, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
+    return any(name == type(model).__name__ for name in saved.architectures or ()) and saved.num_labels == 1
+
+
+def _zero(weight: torch.Tensor) -> None:
+    """Sets a weight to zero, also where DeepSpeed's ZeRO-3 has divided it among the processes."""
+    if hasattr(weight, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(weight, modifier_rank=0):
+            torch.nn.init.zeros_(weight)
+    else:
+        torch.nn.init.zeros_(weight)

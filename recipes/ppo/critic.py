@@ -1,0 +1,142 @@
+"""PPO's value function: a model of its own, or a head on the policy's backbone; attached to the policy as one module.
+
+As a submodule of the policy it is trained, sharded and stepped with it by any launcher: one engine, one optimizer. The
+forward pass gives the policy's log-probabilities and the critic's values together, because DDP and DeepSpeed expect one
+forward a backward.
+"""
+
+import functools
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from trl.trainer.utils import FusedCausalLMOutput
+
+from ..errors import RecipeError
+
+FOLDER = "critic"
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class PolicyValueOutput(FusedCausalLMOutput):
+    """What TRL's fused head returns, and the values.
+
+    DDP finds outputs by the fields that a class declares, and ``values`` is a method of every ModelOutput.
+
+    Attributes:
+        state_values: V of the state after each token, [batch, length].
+    """
+
+    state_values: torch.Tensor | None = None
+
+
+class Critic(nn.Module):
+    """A model with one output at each token.
+
+    Args:
+        model: A sequence-classification model with one output.
+
+    Raises:
+        RecipeError: Its head is not a single linear layer over the hidden states.
+    """
+
+    shared = False
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear):
+            kind = type(model).__name__
+            raise RecipeError(f"critic: {kind} has no linear layer `score` over each token", hint="name a decoder")
+        self.model = model
+
+    def forward(self, hidden: torch.Tensor | None, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns V after each token, float32, [batch, length].
+
+        Args:
+            hidden: The policy's last hidden states, unused here.
+            inputs: ``input_ids``, ``attention_mask`` and, where the model has positions, ``position_ids``.
+        """
+        own = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return _value(self.model.score, own)
+
+    def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Writes a sequence-classification model with one output, which ``from_pretrained`` reads."""
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        self.model.save_pretrained(folder, state_dict=state)
+
+    def load(self, folder: Path) -> None:
+        """Reads what ``save`` wrote."""
+        state = {}
+        for path in folder.glob("*.safetensors"):  # several, if it is large
+            state |= load_file(path)
+        self.model.load_state_dict(state, strict=False)  # tied weights are saved once
+
+
+class SharedCritic(nn.Module):
+    """A linear head on the policy's last hidden states.
+
+    Args:
+        policy: The language model, for the width, type and device of its hidden states.
+    """
+
+    shared = True
+
+    def __init__(self, policy: PreTrainedModel):
+        super().__init__()
+        self.score = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns V after each token, float32, [batch, length]."""
+        return _value(self.score, hidden)
+
+    def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Writes the head alone: the backbone is the policy's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / _WEIGHTS)
+
+    def load(self, folder: Path) -> None:
+        """Reads what ``save`` wrote."""
+        self.load_state_dict(load_file(folder / _WEIGHTS))
+
+
+def _value(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Applies the head outside autocast: the three digits of bfloat16 are too few for what is compared with returns."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+
+
+def attach(policy: Any, critic: nn.Module) -> None:
+    """Makes a critic part of a language model that has TRL's fused head, in place.
+
+    ``policy(..., fused_lm_head=True, with_values=True)`` then returns a ``PolicyValueOutput``; every other call is as
+    before.
+    """
+    policy.critic = critic
+    plain = policy.forward
+    positions = "position_ids" in inspect.signature(type(policy).forward).parameters
+
+    @functools.wraps(type(policy).forward)  # `generate` reads the signature
+    def forward(self: Any, *args: Any, with_values: bool = False, **kwargs: Any) -> Any:
+        if not with_values:
+            return plain(*args, **kwargs)
+        inputs = {name: kwargs[name] for name in ("input_ids", "attention_mask")}
+        if positions:  # prompts are padded on the left
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        seen: list[torch.Tensor] = []
+        hook = self.base_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
+        try:
+            output = plain(*args, **kwargs)
+        finally:
+            hook.remove()
+        return PolicyValueOutput(**output, state_values=self.critic(seen[-1], inputs))
+
+    policy.forward = MethodType(forward, policy)

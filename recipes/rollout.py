@@ -1,0 +1,229 @@
+"""What the trainers that learn from their own samples share: sampling, the reference, and what a resume needs.
+
+TRL's GRPOTrainer and RLOOTrainer draw with the process's global generator, so a run on two processes samples other
+completions than on one; they load the reference from the path in the model's configuration, which has not the tokens
+that a chat template added; and after a resume they begin a generation anew in the middle of one. Here:
+
+- A token is drawn with a number that depends on the seed, the generation, the row of the global batch and the place
+  alone. The distribution is the policy's, as ever; the draw does not depend on the number of processes.
+- The reference is the model that the recipe names, built a second time.
+- A checkpoint keeps the generation that is being learnt from, and the trainer's count of steps.
+
+TRL's private names that this module uses: ``_step``, ``_buffered_inputs``, ``_metrics``.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+_OTHER_WARPERS = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "num_beams")
+
+
+class RowSampler(LogitsProcessor):
+    """Draws the next token of each row by inverting the cumulative distribution at a given number.
+
+    It leaves probability 1 on the drawn token, so whatever samples after it takes that one. It stands before the
+    warpers of ``generate``, so it applies those of the configuration itself.
+
+    Args:
+        numbers: Uniform in [0, 1), [rows, places].
+        prompt_length: Tokens before the first place.
+        config: Temperature, top-k, top-p and min-p.
+    """
+
+    def __init__(self, numbers: torch.Tensor, prompt_length: int, config: "GenerationConfig"):
+        self.numbers = numbers
+        self.prompt_length = prompt_length
+        self.warpers: list[Any] = []
+        if config.temperature not in (None, 1.0):
+            self.warpers.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k:
+            self.warpers.append(TopKLogitsWarper(config.top_k))
+        if config.top_p is not None and config.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(config.top_p))
+        if config.min_p is not None:
+            self.warpers.append(MinPLogitsWarper(config.min_p))
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # type: ignore[override]
+        """Returns 0 for the drawn token of each row and minus infinity for the others, [rows, vocabulary]."""
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        number = self.numbers[:, input_ids.shape[1] - self.prompt_length].unsqueeze(1)
+        drawn = torch.searchsorted(cumulative, number * cumulative[:, -1:], right=True)
+        drawn = drawn.clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def uniform_numbers(key: tuple[int, ...], first_row: int, rows: int, places: int) -> torch.Tensor:
+    """Returns the numbers of some rows of a global batch, [rows, places], the same however the batch is divided."""
+    generators = (np.random.default_rng([*key, row]) for row in range(first_row, first_row + rows))
+    return torch.from_numpy(np.stack([generator.random(places) for generator in generators]))
+
+
+@contextlib.contextmanager
+def sampling_by_row(trainer: Any, rows: int) -> Iterator[None]:
+    """Makes the policy's ``generate`` draw by row; not with vLLM and the like, which have generators of their own.
+
+    Args:
+        trainer: A GRPOTrainer or RLOOTrainer.
+        rows: The rows of this process.
+    """
+    key, first = _generation_key(trainer), trainer.accelerator.process_index * rows
+    config = getattr(trainer, "generation_config", None)
+    if config is None or trainer.use_transformers_continuous_batching or any(_says(config, n) for n in _OTHER_WARPERS):
+        yield
+        return
+    model = base_model(trainer)
+    plain = model.generate
+
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs["input_ids"]
+        numbers = uniform_numbers(key, first, rows, config.max_new_tokens).to(ids.device)
+        sampler = LogitsProcessorList([RowSampler(numbers, ids.shape[1], config)])
+        return plain(*args, **kwargs, logits_processor=sampler)
+
+    model.generate = MethodType(generate, model)
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+def _says(config: "GenerationConfig", name: str) -> bool:
+    return getattr(config, name, None) not in (None, 1, 1.0, 0.0)
+
+
+def _generation_key(trainer: Any) -> tuple[int, ...]:
+    """Returns what a generation's numbers depend on besides the row: seed, training or evaluation, and which it is.
+
+    In training the count of steps says which; an evaluation counts its batches.
+    """
+    if trainer.model.training:
+        return (trainer.args.seed, 0, trainer._step)
+    trainer.evaluation_calls += 1
+    return (trainer.args.seed, 1, trainer.evaluation_calls)
+
+
+def base_model(trainer: Any) -> Any:
+    """Returns the causal language model inside a trainer's model, adapters or not."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def count_positions_from_mask(model: "PreTrainedModel") -> None:
+    """Makes a model count positions from the first real token of a row, in place.
+
+    Prompts are padded on the left. Where positions are absolute (GPT-2) a model that is given none counts the padding
+    in, in training but not in ``generate``, so that old and new probabilities would come from different models.
+    """
+    import functools
+    import inspect
+
+    plain: Callable[..., Any] = model.forward
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        return
+
+    @functools.wraps(type(model).forward)  # `generate` reads the signature
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
+            kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return plain(*args, **kwargs)
+
+    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterator[None]:
+    """Keeps TRL from loading a reference by the policy's path, while a trainer that has one is built.
+
+    TRL needs one where beta is not 0 and there are no adapters to switch off.
+    """
+    kept = {"beta": args.beta, "sync_ref_model": args.sync_ref_model}
+    if reference is not None:
+        args.beta, args.sync_ref_model = 0.0, False
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(args, name, value)
+
+
+def finish(trainer: Any, reference: "PreTrainedModel | None") -> None:
+    """Adds to a trainer just built its reference, positions under left padding, and the count of evaluations."""
+    trainer.beta = trainer.args.beta
+    trainer.evaluation_calls = 0
+    count_positions_from_mask(base_model(trainer))
+    if reference is not None:
+        _attach_reference(trainer, reference)
+
+
+def _attach_reference(trainer: Any, reference: "PreTrainedModel") -> None:
+    """Gives a trainer its frozen reference, prepared as TRL prepares its own (``GRPOTrainer.__init__``)."""
+    from trl.models import prepare_deepspeed, prepare_fsdp
+    from trl.trainer.callbacks import SyncRefModelCallback
+    from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+    if trainer.args.disable_dropout:
+        disable_dropout_in_model(reference)
+    fp32 = {"cast_lm_head_to_fp32": True} if getattr(trainer.args, "cast_lm_head_to_fp32", False) else {}
+    add_fused_lm_head(reference, temperature=trainer.temperature, **fp32)
+    count_positions_from_mask(reference)
+    reference.requires_grad_(False)
+    if trainer.is_deepspeed_enabled:
+        trainer.ref_model = prepare_deepspeed(reference, trainer.accelerator)
+    elif trainer.is_fsdp_enabled:
+        trainer.ref_model = prepare_fsdp(reference, trainer.accelerator)
+    else:
+        trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
+    if trainer.args.sync_ref_model:
+        trainer.add_callback(SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
+
+
+def save(trainer: Any, trial: Any, more: dict[str, Any]) -> None:
+    """Writes beside a checkpoint's other files what this process needs to go on as if nothing had happened."""
+    folder = Path(trainer._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    if trainer.args.save_only_model:
+        return
+    within = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations)
+    state = {
+        "step": trainer._step,
+        "buffer": trainer._buffered_inputs if within else None,
+        "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
+        **more,
+    }
+    torch.save(state, folder / _state_name(trainer))
+
+
+def restore(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+    """Restores what ``save`` wrote and returns it; {} for a checkpoint of another number of processes."""
+    path = Path(checkpoint or "") / _state_name(trainer)
+    if checkpoint is None or not path.is_file():
+        return {}
+    state = torch.load(path, map_location=trainer.args.device, weights_only=True)
+    trainer._step = state["step"]
+    trainer._buffered_inputs = state["buffer"]
+    for mode, values in state["metrics"].items():
+        trainer._metrics[mode].update(values)
+    return state
+
+
+def _state_name(trainer: Any) -> str:
+    return f"rollout_state_{trainer.args.process_index}_of_{trainer.args.world_size}.pt"

@@ -1,0 +1,108 @@
+"""Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), and what all stages that sample share."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...data_tools.prepare import Prepared
+from ..job import Job
+from . import STAGES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from trl.trainer.grpo_config import GRPOConfig
+
+
+def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
+    """Reads a split of the recipe's prompts with their other columns; None if the recipe has no such split.
+
+    Raises:
+        DataError: The rows are not what the recipe says.
+    """
+    from ...data_tools.examples import prepare_examples
+    from .. import job as jobs
+
+    recipe = job.loaded.recipe
+    if split == "eval" and recipe.data.eval is None:
+        return None
+    return prepare_examples(
+        recipe.data,
+        split,
+        base_dir=job.loaded.path.parent,
+        tokenizer=job.tokenizer,
+        template=job.template,
+        kind="prompt",
+        accepts=STAGES[recipe.stage].accepts,
+        max_length=None,
+        cache_dir=jobs.cache_dir(),
+    )
+
+
+def build(
+    job: Job,
+    args: "GRPOConfig",
+    model: "PreTrainedModel",
+    data: dict[str, Prepared | None],
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    """Builds TRL's GRPOTrainer with the recipe's reward terms."""
+    from ..grpo_trainer import RowSamplingGRPOTrainer
+
+    return RowSamplingGRPOTrainer(**trainer_arguments(job, args, model, data, callbacks, reference=args.beta != 0))
+
+
+def trainer_arguments(
+    job: Job,
+    args: Any,
+    model: "PreTrainedModel",
+    data: dict[str, Prepared | None],
+    callbacks: "list[TrainerCallback]",
+    *,
+    reference: bool,
+) -> dict[str, Any]:
+    """Returns what the trainers of all sampling stages take.
+
+    Args:
+        job: The job.
+        args: The trainer's settings; the weights of the reward terms are put there.
+        model: The policy.
+        data: The prepared splits.
+        callbacks: The run's own.
+        reference: Whether the KL to the policy as it was is needed.
+
+    Raises:
+        RecipeError: A reward term cannot be loaded.
+    """
+    from ..model import lora_config
+    from ..rewards import load_terms
+
+    recipe = job.loaded.recipe
+    train, held_out = data["train"], data["eval"]
+    assert train is not None, "a recipe always has data.train"
+    terms, args.reward_weights = load_terms(recipe, job.tokenizer, args)
+    return {
+        "model": model,
+        "reference": _reference(job, args) if reference and recipe.lora is None else None,
+        "reward_funcs": terms,
+        "args": args,
+        "train_dataset": train.dataset,
+        "eval_dataset": held_out.dataset if held_out else None,
+        "processing_class": job.tokenizer,
+        "peft_config": lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
+        "callbacks": callbacks,
+    }
+
+
+def _reference(job: Job, args: Any) -> "PreTrainedModel":
+    """Loads the policy a second time, tokens that the template added included."""
+    from transformers import set_seed
+
+    from ..model import load_model
+
+    set_seed(args.seed)  # new weights are drawn as the policy's were
+    return load_model(job.loaded.recipe, job.tokenizer)
+
+
+def config(values: dict[str, Any]) -> "GRPOConfig":
+    """Builds ``GRPOConfig``; all columns are kept for the reward functions."""
+    from trl.trainer.grpo_config import GRPOConfig
+
+    return GRPOConfig(**values, remove_unused_columns=False)
