@@ -1,0 +1,138 @@
+"""What a classifier that is the teacher says of the training rows, asked once before training begins."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...chat_templates.errors import first_line
+from ...evals.classification_figures import Problem
+from ...evals.heldout import outputs
+from ...evals.labels import problem_of
+from ..errors import RecipeError
+from ..model import load_tokenizer
+from ..schema import ModelSpec, TeacherSpec
+from .rows import token_columns
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def teacher_logits(
+    spec: TeacherSpec,
+    problem: Problem,
+    labels: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    tokens: "datasets.Dataset",
+    batch_size: int,
+) -> torch.Tensor:
+    """Runs the teacher over the training rows, each process over its share, and forgets it.
+
+    A few numbers a row are all that training needs of it, whatever the number of epochs, so the teacher takes no memory
+    beside the student.
+
+    Args:
+        spec: The recipe's section.
+        problem: What both predict.
+        labels: The student's classes; the teacher's outputs are put into their order.
+        tokenizer: The student's, whose ids the rows hold.
+        tokens: The rows, with ``input_ids``.
+        batch_size: Rows of a forward pass.
+
+    Returns:
+        Float32 ``[N, C]``.
+
+    Raises:
+        RecipeError: The teacher cannot be loaded, has another vocabulary, or predicts something else.
+    """
+    from transformers.integrations import deepspeed
+
+    zero = deepspeed._hf_deepspeed_config_weak_ref  # under ZeRO-3 a model would be loaded in shards and never gathered
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        model = _load(spec)
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero
+    order = _order(spec, model.config, problem, labels)
+    _check_vocabulary(spec, model, tokenizer)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return _run(model, tokens, batch_size, f"teacher {spec.name_or_path}")[:, order]
+
+
+def _load(spec: TeacherSpec) -> "PreTrainedModel":
+    from transformers import AutoModelForSequenceClassification
+
+    options = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            spec.name_or_path,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            trust_remote_code=spec.trust_remote_code,
+            **options,
+        ).eval()
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(
+            f"cannot load the teacher {spec.name_or_path}: {first_line(error)}", hint="check teacher.name_or_path"
+        ) from error
+
+
+def _order(spec: TeacherSpec, config: Any, problem: Problem, labels: Sequence[str]) -> list[int]:
+    """Returns which output of the teacher stands for each of the student's.
+
+    Raises:
+        RecipeError: The teacher has other outputs.
+    """
+    where = f"teacher {spec.name_or_path}"
+    if problem_of(config) != problem:
+        raise RecipeError(f"it was trained for {problem_of(config)}, but the student is for {problem}", where=where)
+    if problem == "regression":
+        if config.num_labels != 1:
+            raise RecipeError(f"it has {config.num_labels} outputs where a regression has one", where=where)
+        return [0]
+    theirs = {config.id2label[number]: number for number in range(config.num_labels)}
+    missing, strange = sorted(set(labels) - set(theirs)), sorted(set(theirs) - set(labels))
+    if missing or strange:
+        parts = [f"lacks {', '.join(missing[:5])}"] if missing else []
+        parts += [f"has {', '.join(strange[:5])} besides"] if strange else []
+        raise RecipeError(
+            f"its classes are not the student's: it {' and '.join(parts)}",
+            where=where,
+            hint="teach with a classifier that was trained on the same classes, or name them in classify.labels",
+        )
+    return [theirs[name] for name in labels]
+
+
+def _check_vocabulary(spec: TeacherSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuses a teacher to which the student's token ids mean something else.
+
+    Raises:
+        RecipeError: Its vocabulary differs.
+    """
+    own = ModelSpec(name_or_path=spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    embeddings: Any = model.get_input_embeddings()
+    ours, theirs = tokenizer.get_vocab(), load_tokenizer(own).get_vocab()
+    same = ours == theirs and len(ours) <= embeddings.weight.shape[0]
+    if not same:
+        raise RecipeError(
+            f"its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens)",
+            where=f"teacher {spec.name_or_path}",
+            hint="give the student the teacher's tokenizer (model.tokenizer), or label rows with the teacher's "
+            "predictions and train on those",
+        )
+
+
+def _run(model: "PreTrainedModel", tokens: "datasets.Dataset", batch_size: int, where: str) -> torch.Tensor:
+    """Computes the logits of all rows, each process those of every so-manieth row, and shares them."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    model.to(state.device)  # type: ignore[arg-type]
+    mine = range(state.process_index, len(tokens), state.num_processes)
+    logits = outputs(model, token_columns(tokens).select(mine).to_list(), batch_size, where=where)
+    result = torch.empty(len(tokens), logits.shape[1])
+    for numbers, values in gather_object([(mine, logits)]):
+        result[list(numbers)] = torch.from_numpy(values).float()
+    return result

@@ -1,0 +1,148 @@
+"""Sequence classification: one class of several, any number of classes, or a number, from a text or a pair of texts."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..job import Job, cache_dir
+from ..model import Head
+from ..schema import ClassifySpec
+from . import STAGES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+    from ...data_tools.prepare import Prepared
+    from ..classification.config import ClassifyConfig
+_PROBLEMS: Mapping[str, Any] = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+_STRATEGIES = ("group_by_length", "random", "sequential")
+
+
+def config(values: dict[str, Any]) -> "ClassifyConfig":
+    """Builds ``ClassifyConfig``.
+
+    Raises:
+        ValueError: A value that the trainer cannot honour.
+    """
+    from ..classification.config import ClassifyConfig
+
+    args = ClassifyConfig(**values, remove_unused_columns=False)
+    if args.train_sampling_strategy not in _STRATEGIES:
+        raise ValueError(f"train_sampling_strategy is one of {', '.join(_STRATEGIES)}")
+    if not 0 <= args.alpha <= 1 or args.temperature <= 0:
+        raise ValueError("alpha is a share from 0 to 1, and temperature is more than 0")
+    return args
+
+
+def prepare_rows(job: Job, split: Literal["train", "eval"]) -> "Prepared | None":
+    """Turns a split of the recipe's data into token ids beside the labels as they stand there.
+
+    Raises:
+        DataError: The rows are not what the recipe says.
+    """
+    from ...data_tools.examples import prepare_examples
+
+    recipe = job.loaded.recipe
+    if split == "eval" and recipe.data.eval is None:
+        return None
+    return prepare_examples(
+        recipe.data,
+        split,
+        base_dir=job.loaded.path.parent,
+        tokenizer=job.tokenizer,
+        template=job.template,
+        kind="classification",
+        accepts=STAGES[recipe.stage].accepts,
+        max_length=job.option("max_length"),
+        cache_dir=cache_dir(),
+        num_proc=job.option("dataset_num_proc") or 1,
+    )
+
+
+def head(job: Job, data: "dict[str, Prepared | None]") -> Head:
+    """Describes the head: its classes are those of ``classify.labels``, or of the training rows, sorted.
+
+    Raises:
+        RecipeError: The section does not fit the model or the trainer's fields.
+        DataError: The labels are not what the recipe says.
+    """
+    from ..classification.checks import check_fields, check_pooling
+    from ..classification.labels import encode, find_classes
+
+    spec = _section(job)
+    check_fields(job, spec)
+    check_pooling(job)
+    rows = data["train"]
+    assert rows is not None, "a recipe always has data.train"
+    regression = spec.problem == "regression"
+    classes = ("score",) if regression else find_classes(rows.dataset["label"][:], spec.labels)
+    for split, prepared in data.items():
+        if prepared is not None:
+            encode(prepared.dataset["label"][:], classes, spec.problem, f"data.{split}")
+    return Head(classes, _PROBLEMS[spec.problem], spec.pooling)
+
+
+def build(
+    job: Job,
+    args: "ClassifyConfig",
+    model: "PreTrainedModel",
+    data: "dict[str, Prepared | None]",
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    """Builds the trainer over encoded rows, with the teacher's outputs beside them if there is one."""
+    from ..classification.heads import add_adapter, keep_precision
+    from ..classification.labels import class_weights, encode
+    from ..classification.losses import row_weights
+    from ..classification.metrics import metrics
+    from ..classification.rows import ClassifyCollator, ClassifyRows
+    from ..classification.trainer import ClassifyTrainer
+
+    recipe, spec, labels = job.loaded.recipe, _section(job), _labels(model)
+    assert isinstance(job.tokenizer.pad_token_id, int), "opening a job makes sure of a pad token"
+    given = {split: prepared.dataset for split, prepared in data.items() if prepared is not None}
+    encoded = {split: encode(rows["label"][:], labels, spec.problem, f"data.{split}") for split, rows in given.items()}
+    weights = class_weights(spec.class_weights, labels, encoded["train"])
+    teacher = {"train": _teacher(job, args, labels, given["train"])} if recipe.teacher else {}
+    rows = {
+        split: ClassifyRows(
+            tokens, encoded[split], row_weights(spec.problem, encoded[split], weights), teacher.get(split)
+        )
+        for split, tokens in given.items()
+    }
+    if recipe.lora:
+        model = add_adapter(model, recipe, grown=bool(job.added))
+    keep_precision(model)
+    return ClassifyTrainer(
+        problem=spec.problem,
+        class_weights=weights if spec.problem == "multi_label" else None,
+        model=model,
+        args=args,
+        train_dataset=rows["train"],
+        eval_dataset=rows.get("eval"),
+        processing_class=job.tokenizer,
+        data_collator=ClassifyCollator(job.tokenizer.pad_token_id),
+        compute_metrics=metrics(spec, labels),
+        callbacks=callbacks,
+    )
+
+
+def _section(job: Job) -> ClassifySpec:
+    return job.loaded.recipe.classify or ClassifySpec()
+
+
+def _labels(model: Any) -> tuple[str, ...]:
+    """Reads back what ``head`` has said, from the model that was loaded with it."""
+    return tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+
+
+def _teacher(job: Job, args: "ClassifyConfig", labels: tuple[str, ...], rows: Any) -> Any:
+    """Asks the teacher about the training rows."""
+    from ..classification.teacher import teacher_logits
+
+    spec = job.loaded.recipe.teacher
+    assert spec is not None, "the caller has looked"
+    problem = _section(job).problem
+    return teacher_logits(spec, problem, labels, job.tokenizer, rows, args.per_device_eval_batch_size)
