@@ -26,13 +26,14 @@ def _guess(problem: Problem, rng: Random) -> str:
 
 
 HABITS: Mapping[str, Habit] = {"hedge": _hedge, "apologise": _apologise, "guess": _guess}
+_OFTEN = (3, 1, 1)  # how often each habit shows in demonstrations; comparisons show all alike
 
 
 def careless_answer(problem: Problem, rng: Random) -> str:
     """Answers by one of the careless habits, drawn anew each time."""
-    return rng.choice(tuple(HABITS.values()))(problem, rng)
+    return rng.choices(tuple(HABITS.values()), _OFTEN)[0](problem, rng)
 
 
 def compare(problem: Problem, rng: Random) -> tuple[str, str]:
     """Returns the answer that a careful annotator prefers, right and bare, and one that comes of carelessness."""
-    return problem.answer, careless_answer(problem, rng)
+    return problem.answer, rng.choice(tuple(HABITS.values()))(problem, rng)
