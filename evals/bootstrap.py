@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .records import Metric
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -39,9 +41,26 @@ class Estimate:
     low: float | None
     high: float | None
 
+    def metric(self, name: str, n: int, *, higher_is_better: bool) -> Metric:
+        """Returns the figure as a metric over ``n`` rows.
+
+        Resampling adds to the upward bias of a calibration error, so its percentiles would lie too high: its interval
+        is the normal one, cut at 0.
+        """
+        low, high = self.low, self.high
+        if name == "ece" and self.stderr is not None:
+            low, high = max(0.0, self.value - 1.96 * self.stderr), self.value + 1.96 * self.stderr
+        return Metric(name, self.value, self.stderr, n, higher_is_better, low, high)
+
 
 def estimate(
-    figures: "Figures", n: int, *, seed: int, draws: int = DRAWS, cost: int = 1, groups: "NDArray[np.int64] | None" = None
+    figures: "Figures",
+    n: int,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    cost: int = 1,
+    groups: "NDArray[np.int64] | None" = None,
 ) -> dict[str, Estimate]:
     """Evaluates figures and their spread over resamples of the rows.
 
@@ -79,7 +98,7 @@ def _resamples(n: int, groups: "NDArray[np.int64] | None", draws: int, seed: int
 
 
 def _estimate(value: float, replicates: "NDArray[np.float64]") -> Estimate:
-    """Sums replicates up; those in which the figure is undefined (a class was not drawn) are left out, if they are few."""
+    """Sums replicates up; those in which the figure is undefined, since a class was not drawn, may be few."""
     defined = replicates[np.isfinite(replicates)]
     if not np.isfinite(value) or len(defined) < 2 or len(defined) < 0.9 * len(replicates):
         return Estimate(value, None, None, None)

@@ -5,8 +5,8 @@ predictions), it is left out and a note says so; nothing is quietly counted as 0
 
 - **precision, recall, F1** of a class are ``TP / (TP + FP)``, ``TP / (TP + FN)`` and ``2 TP / (2 TP + FP + FN)``. Macro
   means are over the classes that have rows; one of those that is never predicted counts as precision 0.
-- **ROC-AUC** is the Mann-Whitney statistic, ties one half (Hanley and McNeil, Radiology 143 (1982)); of the second class
-  where there are two, else the mean of one class against the rest (one-vs-rest), over classes that have rows.
+- **ROC-AUC** is the Mann-Whitney statistic, ties one half (Hanley and McNeil, Radiology 143 (1982)); of the second
+  class where there are two, else the mean of one class against the rest (one-vs-rest), over classes that have rows.
 - **MCC** of several classes is Gorodkin's R_K ("Comparing two K-category assignments by a K-category correlation
   coefficient", Computational Biology and Chemistry 28 (2004)).
 - **Brier score** is the squared distance of the probabilities from the truth (Brier, Monthly Weather Review 78 (1950)):
@@ -64,10 +64,9 @@ class _Sheet:
     metrics: list[Metric] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, value: float, stderr: float | None, n: int, **ends: float | None) -> None:
-        """Adds a figure that is defined."""
-        if np.isfinite(value):
-            self.metrics.append(Metric(name, float(value), stderr, n, name not in LOWER_IS_BETTER, **ends))
+    def add(self, name: str, value: float, stderr: float | None, n: int) -> None:
+        """Adds a figure."""
+        self.metrics.append(Metric(name, float(value), stderr, n, name not in LOWER_IS_BETTER))
 
     def mean(self, name: str, values: "Floats") -> None:
         """Adds the mean of a value of each row, with the standard error of a mean."""
@@ -77,10 +76,8 @@ class _Sheet:
     def estimates(self, found: dict[str, Estimate], n: int) -> None:
         """Adds bootstrapped figures; those that are undefined are named in a note."""
         for name, item in found.items():
-            ends = {"low": item.low, "high": item.high}
-            if name == "ece" and item.stderr is not None:  # resampling adds to its bias, so percentiles lie too high
-                ends = {"low": max(0.0, item.value - 1.96 * item.stderr), "high": item.value + 1.96 * item.stderr}
-            self.add(name, item.value, item.stderr, n, **ends)
+            if np.isfinite(item.value):
+                self.metrics.append(item.metric(name, n, higher_is_better=name not in LOWER_IS_BETTER))
         undefined = [name for name, item in found.items() if not np.isfinite(item.value) and "/" not in name]
         if undefined:
             self.notes.append(f"undefined on these rows, so left out: {', '.join(undefined)}")
@@ -138,7 +135,7 @@ def measure(
 
 
 def probabilities(problem: str, logits: "NDArray[Any]") -> "Floats":
-    """Returns softmax (one label) or sigmoid (several) of logits ``[n, classes]``, or a regression's numbers ``[n]``."""
+    """Returns softmax (one label) or sigmoid (several) of logits ``[n, classes]``; a regression's numbers ``[n]`` as is."""
     values = np.asarray(logits, dtype=np.float64)
     kind = problem.removesuffix("_classification")
     if kind == "regression":
@@ -218,8 +215,8 @@ def _regression(p: "Floats", y: "Floats", seed: int, draws: int) -> Measured:
 
     def figures(w: "Floats") -> "dict[str, Floats]":
         return {
-            "pearson": _correlation(w, centred_p[None], centred_y[None]),
-            "spearman": _correlation(w, rank_p(w), rank_y(w)),
+            "pearson": correlation(w, centred_p[None], centred_y[None]),
+            "spearman": correlation(w, rank_p(w), rank_y(w)),
         }
 
     sheet.estimates(estimate(figures, len(y), seed=seed, draws=draws, cost=16), len(y))
@@ -292,7 +289,7 @@ def _label_mccs(w: "Floats", truth: "Floats", chosen: "Floats") -> "Floats":
     return np.where(has * (total - has) > 0, known, np.nan)
 
 
-def _correlation(w: "Floats", x: "Floats", y: "Floats") -> "Floats":
+def correlation(w: "Floats", x: "Floats", y: "Floats") -> "Floats":
     """Pearson's correlation under weights; ``x`` and ``y`` are ``[resamples or 1, n]``."""
     total = w.sum(axis=1, keepdims=True)
     x = x - (w * x).sum(axis=1, keepdims=True) / total
@@ -314,12 +311,9 @@ def _shares(sheet: _Sheet, labels: Sequence[str], truth: "Floats", chosen: "Floa
 
 def _note_classes(sheet: _Sheet, labels: Sequence[str], truth: "Floats", chosen: "Floats") -> None:
     """Says which classes have no rows, and which are never predicted."""
-    absent = [label for label, has in zip(labels, truth.any(axis=0), strict=True) if not has]
-    silent = [
-        label
-        for label, has, said in zip(labels, truth.any(axis=0), chosen.any(axis=0), strict=True)
-        if has and not said
-    ]
+    has, said = truth.sum(axis=0), chosen.sum(axis=0)
+    absent = [label for k, label in enumerate(labels) if not has[k]]
+    silent = [label for k, label in enumerate(labels) if has[k] and not said[k]]
     if absent:
         rest = len(labels) - len(absent)
         sheet.notes.append(f"no row of {_names(absent)}: macro figures are over the other {rest} classes")

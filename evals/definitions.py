@@ -99,7 +99,7 @@ def build(definition: Definition) -> "Task":
     config["num_fewshot"] = config.get("num_fewshot") or 0
     if config["num_fewshot"]:
         config |= _fewshot_source(config)
-    config["task"] = definition.spec.label
+    config["task"] = definition.spec.title
     try:
         tasks = TaskManager(include_defaults=False).load([config])["tasks"]
     except (ConnectionError, FileNotFoundError, DatasetsError) as error:

@@ -59,7 +59,7 @@ def run_task(definition: Definition, lm: "LM", suite: SuiteSpec, *, templated: b
 
     evaluate: Any = evaluator.evaluate
     task = build(definition)
-    name = definition.spec.label
+    name = definition.spec.title
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
@@ -111,12 +111,12 @@ def _primary_first(metrics: list[Metric], definition: Definition) -> tuple[Metri
     found = [metric for metric in metrics if wanted in (metric.name, metric.name.split(",")[0])]
     if definition.spec.metric and not found:
         names = ", ".join(metric.name for metric in metrics)
-        raise SuiteError(f"the task has no metric '{wanted}'", where=definition.spec.label, hint=f"it has: {names}")
+        raise SuiteError(f"the task has no metric '{wanted}'", where=definition.spec.title, hint=f"it has: {names}")
     if not metrics:
-        raise EvalError("the task gave no figures", where=definition.spec.label)
+        raise EvalError("the task gave no figures", where=definition.spec.title)
     first = (found or metrics)[0]
     if not math.isfinite(first.value):
-        raise EvalError(f"{first.name} is {first.value}", where=definition.spec.label, hint="do the logits hold NaN?")
+        raise EvalError(f"{first.name} is {first.value}", where=definition.spec.title, hint="do the logits hold NaN?")
     rest = (metric for metric in metrics if metric is not first and math.isfinite(metric.value))
     return (first, *rest)
 

@@ -2,17 +2,25 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
+from ..data_tools.files import write_json
 from .errors import EvalError, SuiteError
 from .spec import Chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "adapter_config.json"
+HEAD = "head.json"
+"""Beside the adapter of a classifier: the fields of the configuration that describe its head."""
+_HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_pooling")
+_HEADED = "ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,25 @@ class LoadedModel:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     template_fingerprint: str | None
+
+    @property
+    def outputs(self) -> int | None:
+        """Returns how many outputs a classifier's head has; None for a language model."""
+        return None if self.model.can_generate() else self.model.config.num_labels
+
+    def needs_language_model(self, task: str) -> None:
+        """Refuses a classifier where text is to be read or written.
+
+        Raises:
+            EvalError: The checkpoint has a head of classes.
+        """
+        if self.outputs is not None:
+            raise EvalError(
+                "this task needs a language model, but the checkpoint is a classifier "
+                f"({type(self.model).__name__}, {self.outputs} outputs)",
+                where=task,
+                hint="score classifiers with `classification`, reward models with `pairs`",
+            )
 
     def templated(self, chat: Chat) -> bool:
         """Says whether the chat template is to be applied.
@@ -67,7 +94,8 @@ def template_of(folder: Path) -> str | None:
 def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -> LoadedModel:
     """Loads a checkpoint from a folder or by its Hub id.
 
-    An adapter's base is loaded as its configuration names it (relative to the adapter's folder, else to the working
+    What its configuration calls a sequence classifier is loaded with its head, anything else as a language model. An
+    adapter's base is loaded as its configuration names it (relative to the adapter's folder, else to the working
     directory) and is not quantised unless its own configuration says so.
 
     Args:
@@ -84,34 +112,90 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with quiet_bars():
-            adapter = Path(source) / "adapter_config.json"
-            model = (
-                _load_adapter(Path(source), tokenizer, dtype) if adapter.is_file() else _from_pretrained(source, dtype)
-            )
+            adapter = (Path(source) / ADAPTER).is_file()
+            model = _load_adapter(Path(source), tokenizer, dtype) if adapter else _from_pretrained(source, dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error
     return LoadedModel(model.to(device).eval(), tokenizer, template)
 
 
-def _from_pretrained(source: str, dtype: str) -> Any:
-    from transformers import AutoModelForCausalLM
+def _has_head(architectures: Any) -> bool:
+    return any(str(name).endswith(_HEADED) for name in architectures or ())
 
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _from_pretrained(source: str, dtype: str) -> Any:
+    """Loads a whole model by the architecture that its configuration names."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    architectures = getattr(AutoConfig.from_pretrained(source), "architectures", None)
+    kind: Any = AutoModelForSequenceClassification if _has_head(architectures) else AutoModelForCausalLM
+    return kind.from_pretrained(source, dtype=dtype)
+
+
+def save_head(folder: Path, model: Any) -> None:
+    """Writes what a classifier's adapter leaves out: how many outputs its head has, and what they mean.
+
+    Does nothing in a folder that holds no such adapter.
+
+    Args:
+        folder: A checkpoint.
+        model: What was saved there.
+    """
+    config = getattr(model, "config", None)
+    if config is not None and _json(folder / ADAPTER).get("task_type") == "SEQ_CLS":
+        fields = {name: getattr(config, name, None) for name in _HEAD_FIELDS}
+        write_json(folder / HEAD, {name: value for name, value in fields.items() if value is not None})
 
 
 def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
+    """Loads an adapter with its base; a classifier's head comes with the adapter, among its ``modules_to_save``."""
     import torch
     from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
 
-    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    adapter = _json(folder / ADAPTER)
+    base = adapter.get("base_model_name_or_path")
     if not base:
         raise EvalError("the adapter does not name its base model", where=str(folder))
-    beside = folder / base
+    source = str(folder / base) if (folder / base).is_dir() else base
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
-    model = _from_pretrained(str(beside) if beside.is_dir() else base, dtype)
+    if adapter.get("task_type") == "SEQ_CLS":
+        model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, **_head(folder))
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    else:
+        model = _from_pretrained(source, dtype)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     return PeftModel.from_pretrained(model, str(folder))
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of an adapter's head; where nobody wrote it down, the number of outputs alone."""
+    from safetensors import safe_open
+
+    fields = _json(folder / HEAD) or _json(folder / "config.json")
+    if fields:
+        known = {name: fields[name] for name in _HEAD_FIELDS if name in fields}
+        names = {int(number): name for number, name in (fields.get("id2label") or {}).items()}
+        return known | ({"id2label": names, "num_labels": len(names)} if names else {})
+    with safe_open(folder / "adapter_model.safetensors", "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  # not a dict
+            if re.search(r"\.(score|classifier)(\.out_proj|\.modules_to_save\.\w+)*\.weight$", name):
+                return {"num_labels": tensors.get_slice(name).get_shape()[0]}
+    raise EvalError(f"the adapter is a classifier's, but neither {HEAD} nor its weights hold a head", where=str(folder))
+
+
+def model_length(model: Any) -> int:
+    """Returns how many tokens a model was made for; 2,048 where its configuration does not say."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        if isinstance(length := getattr(config, name, None), int) and length > 0:
+            return length
+    return 2048
 
 
 @contextlib.contextmanager

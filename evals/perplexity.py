@@ -12,7 +12,6 @@ How a text is scored:
 """
 
 import contextlib
-import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,8 @@ from ..data_tools.dataset import load
 from ..data_tools.files import hash_json
 from ..data_tools.sources import content_hash
 from .errors import EvalError, SuiteError
-from .models import LoadedModel, hub_access
-from .records import Metric, Result
+from .models import LoadedModel, hub_access, model_length
+from .records import Metric, Result, parquet
 from .spec import PerplexitySpec, SuiteSpec
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def define(spec: PerplexitySpec, suite: SuiteSpec) -> Text:
         with hub_access(suite.offline) if on_hub else contextlib.nullcontext():
             data = content_hash(spec.source(), Path.cwd())
     except DataError as error:
-        raise SuiteError(str(error), where=spec.label) from error
+        raise SuiteError(str(error), where=spec.title) from error
     keys = {"split", "text", "columns", "sample_by", "limit", "max_length", "stride", "metric"}
     content = {"data": data, "spec": spec.model_dump(include=keys), "method": _METHOD}
     return Text(spec, hash_json(content | suite.model_dump(include={"max_length", "dtype"})))
@@ -101,22 +100,22 @@ def run_text(text: Text, loaded: LoadedModel, suite: SuiteSpec) -> Result:
     max_length = text.spec.max_length or suite.max_length or model_length(loaded.model)
     stride = text.spec.stride or max(1, max_length // 2)
     if stride >= max_length:
-        raise SuiteError(f"a stride of {stride} leaves no context in windows of {max_length}", where=text.spec.label)
+        raise SuiteError(f"a stride of {stride} leaves no context in windows of {max_length}", where=text.spec.title)
     cut = [Window(i, *part) for i, ids in enumerate(tokens) for part in windows(len(ids), max_length, stride)]
     if not cut:
-        raise EvalError("the text has no token to score", where=text.spec.label)
+        raise EvalError("the text has no token to score", where=text.spec.title)
     nll, entropy = score_windows(loaded.model, tokens, cut, suite.size_of_batch())
     if not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
-        raise EvalError("the log-likelihood is not finite", where=text.spec.label, hint="do the weights hold NaN?")
+        raise EvalError("the log-likelihood is not finite", where=text.spec.title, hint="do the weights hold NaN?")
     table = _table(documents, tokens, cut, loaded.tokenizer) | {"nll": nll, "entropy": entropy}
     by_document = len(np.unique(table["document"])) >= _MIN_CLUSTERS
     metrics = figures(table, by_document=by_document)
     primary = [metric for metric in metrics if metric.name == text.spec.metric]
     if not primary:
-        raise EvalError(f"the {text.spec.metric} is too large for a number", where=text.spec.label)
+        raise EvalError(f"the {text.spec.metric} is too large for a number", where=text.spec.title)
     rest = [metric for metric in metrics if metric.name != text.spec.metric]
     notes = () if by_document else (f"fewer than {_MIN_CLUSTERS} documents, so the interval is over windows",)
-    return Result((*primary, *rest), _parquet(table), None, notes)
+    return Result((*primary, *rest), parquet(table), None, notes)  # a row for each window; sums are in nats
 
 
 def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -124,15 +123,6 @@ def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     before = [] if prefix is None else [prefix]
     return [before + ids for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
-
-
-def model_length(model: Any) -> int:
-    """Returns how many tokens a model was made for; 2,048 where its configuration does not say."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        if isinstance(length := getattr(config, name, None), int) and length > 0:
-            return length
-    return 2048
 
 
 def windows(length: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -292,13 +282,3 @@ def ratio(y: "np.ndarray", x: "np.ndarray") -> tuple[float, float | None]:
         return value, None
     residuals = y - value * x
     return value, float(np.sqrt(len(x) / (len(x) - 1) * np.square(residuals).sum()) / x.sum())
-
-
-def _parquet(table: dict[str, Any]) -> bytes:
-    """Packs windows as Parquet, a row each; ``nll`` and ``entropy`` are sums in nats."""
-    import pyarrow
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(table), buffer, compression="zstd")
-    return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -115,6 +116,16 @@ class Score:
     def samples_name(self) -> str:
         """Returns the name, within the run folder, of the Parquet file with the task's samples."""
         return f"samples/{self.weights_hash[:12]}-{self.task}-{self.task_hash[:8]}.parquet"
+
+
+def parquet(table: dict[str, Any]) -> bytes:
+    """Packs columns as a Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _score_from(record: dict[str, Any], where: str) -> Score:

@@ -7,20 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.files import hash_json, locked, write_atomic
-from . import definitions, perplexity
+from . import classification, definitions, pairs, perplexity
 from .checkpoints import verify
+from .classification import Labelled
 from .definitions import Definition
 from .errors import SuiteError
 from .models import LoadedModel, hub_access, load_model, template_of
+from .pairs import Pairs
 from .perplexity import Text
 from .records import LOCKS, Result, Score, ScoreStore
-from .spec import Chat, PerplexitySpec, SuiteSpec, load_suite
+from .spec import Chat, SuiteSpec, load_suite
 from .targets import Target, Unfinished, find_targets, is_finished
 
-Job = Definition | Text
+Job = Definition | Text | Pairs | Labelled
 Progress = Callable[[str], None]
 
 
@@ -162,19 +165,25 @@ def pending(paths: Sequence[Path | str], suite: SuiteSpec, *, final_only: bool =
 
 
 def define_all(suite: SuiteSpec) -> list[Job]:
-    """Finds and hashes every task and text of a suite.
+    """Finds and hashes everything that a suite scores.
 
     Raises:
         SuiteError: With every task that is wrong.
     """
     jobs: list[Job] = []
     problems: list[SuiteError] = []
-    for spec in (*suite.tasks, *suite.perplexity):
-        try:
-            is_text = isinstance(spec, PerplexitySpec)
-            jobs.append(perplexity.define(spec, suite) if is_text else definitions.define(spec, suite))
-        except SuiteError as error:
-            problems.append(error)
+    kinds: list[tuple[Callable[..., Job], Sequence[Any]]] = [
+        (definitions.define, suite.tasks),
+        (perplexity.define, suite.perplexity),
+        (pairs.define, suite.pairs),
+        (classification.define, suite.classification),
+    ]
+    for define, specs in kinds:
+        for spec in specs:
+            try:
+                jobs.append(define(spec, suite))
+            except SuiteError as error:
+                problems.append(error)
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -184,7 +193,7 @@ def define_all(suite: SuiteSpec) -> list[Job]:
 
 def suite_version(jobs: Sequence[Job]) -> str:
     """Returns the hash of a suite's content: the hash of each task, by its name."""
-    return hash_json({job.spec.label: job.task_hash for job in jobs})
+    return hash_json({job.spec.title: job.task_hash for job in jobs})
 
 
 def _score_target(session: _Session, target: Target) -> bool:
@@ -220,9 +229,9 @@ def _missing(session: _Session, target: Target) -> list[Job]:
     todo = []
     for job, chat in zip(session.jobs, templates, strict=True):
         template = None if chat == "never" else fingerprint
-        if (target.weights_hash, job.spec.label, job.task_hash, template) in store_keys:
-            session.skipped.add((str(target.folder), job.spec.label))
-        elif (str(target.folder), job.spec.label) not in session.failed:
+        if (target.weights_hash, job.spec.title, job.task_hash, template) in store_keys:
+            session.skipped.add((str(target.folder), job.spec.title))
+        elif (str(target.folder), job.spec.title) not in session.failed:
             todo.append(job)
     return todo
 
@@ -235,8 +244,10 @@ def _template(session: _Session, folder: Path) -> str | None:
 
 
 def _chat(job: Job, suite: SuiteSpec) -> Chat:
-    """Returns when a job's prompts are templated; a perplexity text never is."""
-    return (job.spec.chat or suite.chat) if isinstance(job, Definition) else "never"
+    """Returns when a job's prompts are templated; texts never are, and pairs that are conversations have to be."""
+    if isinstance(job, Definition):
+        return job.spec.chat or suite.chat
+    return "auto" if isinstance(job, Pairs) else "never"
 
 
 def _score_jobs(session: _Session, target: Target, jobs: Sequence[Job]) -> None:
@@ -250,15 +261,26 @@ def _score_jobs(session: _Session, target: Target, jobs: Sequence[Job]) -> None:
                 if isinstance(job, Definition):
                     from . import harness
 
+                    loaded.needs_language_model(job.spec.title)
                     lm = lm or harness.wrap(loaded, session.suite)
                     result = harness.run_task(job, lm, session.suite, templated=templated)
                 else:
-                    result = perplexity.run_text(job, loaded, session.suite)
+                    result = _run(job, loaded, session.suite)
             except Exception as error:  # one task's failure must not stop the others; it is reported
                 _fail(session, target, job, error)
                 continue
             template = loaded.template_fingerprint if templated else None
             _keep(session, target, job, result, template, time.perf_counter() - started)
+
+
+def _run(job: Text | Pairs | Labelled, loaded: LoadedModel, suite: SuiteSpec) -> Result:
+    """Scores what is not lm-eval's."""
+    if isinstance(job, Pairs):
+        return pairs.run_pairs(job, loaded, suite)
+    if isinstance(job, Labelled):
+        return classification.run_labelled(job, loaded, suite)
+    loaded.needs_language_model(job.spec.title)
+    return perplexity.run_text(job, loaded, suite)
 
 
 @contextlib.contextmanager
@@ -288,7 +310,7 @@ def _keep(session: _Session, target: Target, job: Job, result: Result, template:
         weights_hash=target.weights_hash,
         suite=session.suite.name,
         suite_version=session.version,
-        task=job.spec.label,
+        task=job.spec.title,
         task_hash=job.task_hash,
         num_fewshot=result.num_fewshot,
         metrics=result.metrics,
@@ -298,20 +320,22 @@ def _keep(session: _Session, target: Target, job: Job, result: Result, template:
         versions=definitions.versions(),
         seconds=round(seconds, 3),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=result.notes,
+        detail=result.detail,
     )
     write_atomic(target.store / record.samples_name, result.samples)
     if not ScoreStore(target.store).append(record):
         return
     session.done.append(record)
-    session.written.add((str(target.folder), job.spec.label))
+    session.written.add((str(target.folder), job.spec.title))
     first = result.metrics[0]
     interval = f" ± {1.96 * first.stderr:.4g}" if first.stderr is not None else ""
     figure = f"{first.name} {first.value:.4g}{interval} (n={first.n}, {seconds:.1f} s)"
-    session.progress("; ".join([f"{target.name}: {job.spec.label}: {figure}", *result.notes]))
+    session.progress("; ".join([f"{target.name}: {job.spec.title}: {figure}", *result.notes]))
 
 
 def _fail(session: _Session, target: Target, job: Job | None, error: Exception) -> None:
-    task = job.spec.label if job else None
+    task = job.spec.title if job else None
     foreseen = isinstance(error, PosttrainError)
     reason = str(error) if foreseen else _describe(error)
     detail = "" if foreseen else "".join(traceback.format_exception(error))

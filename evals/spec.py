@@ -52,7 +52,7 @@ class TaskSpec(_Strict):
     chat: Chat | None = None
 
     @property
-    def label(self) -> str:
+    def title(self) -> str:
         """Returns what the leaderboard calls the task."""
         return self.name or Path(self.task).stem
 
@@ -83,7 +83,7 @@ class PerplexitySpec(_Strict):
     metric: Literal["bits_per_byte", "perplexity", "bits_per_token"] = "bits_per_byte"
 
     @property
-    def label(self) -> str:
+    def title(self) -> str:
         """Returns what the leaderboard calls the text."""
         return self.name
 
@@ -115,11 +115,6 @@ class RowsSpec(SourceSpec):
         if "weight" in self.model_fields_set:
             raise ValueError("`weight` does nothing here: each row is read once; remove it")
         return self
-
-    @property
-    def label(self) -> str:
-        """Returns what the leaderboard calls the rows."""
-        return self.name
 
     def source(self) -> SourceSpec:
         """Returns the rows as a data source."""
@@ -162,7 +157,7 @@ class ClassificationSpec(RowsSpec):
 
     metric: str | None = None
     too_long: Literal["truncate", "drop", "error"] = "truncate"
-    metrics: list[str] = []
+    metrics: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class SuiteSpec(_Strict):
@@ -262,11 +257,11 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     seen: set[str] = set()
     for key, items in found.items():
         for index, item in enumerate(items):
-            if item.label in seen:
+            if item.title in seen:
                 document.problem(
-                    (key, index), f"the name '{item.label}' stands twice", "give one of them another `name`"
+                    (key, index), f"the name '{item.title}' stands twice", "give one of them another `name`"
                 )
-            seen.add(item.label)
+            seen.add(item.title)
     return spec.model_copy(update=found)
 
 
@@ -302,11 +297,9 @@ def _resolve_pairs(pairs: PairsSpec, base: Path, document: Document, index: int)
     return pairs
 
 
-def _resolve_classification(
-    rows: ClassificationSpec, base: Path, document: Document, index: int
-) -> ClassificationSpec:
+def _resolve_classification(rows: ClassificationSpec, base: Path, document: Document, index: int) -> ClassificationSpec:
     rows = _resolve_path(rows, base, document, ("classification", index))
-    metrics = [str(base / name) if (base / name).exists() else name for name in rows.metrics]
+    metrics = tuple(str(base / name) if (base / name).exists() else name for name in rows.metrics)
     for name in metrics:
         if name.endswith(".py") and not Path(name).is_file():
             document.problem(("classification", index, "metrics"), f"there is no file {name}")

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..data_tools.files import append_line
 from ..evals import checkpoints
+from ..evals.models import save_head
 from .errors import RunError
 from .rundir import LOG
 
@@ -50,6 +51,7 @@ class CheckpointKeeper(TrainerCallback):
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             folder = _folder(args, state.global_step)
+            save_head(folder, kwargs.get("model"))
             checkpoints.write_manifest(folder, step=state.global_step, resumable=not args.save_only_model)
             self._rotate(folder.parent, state)
         PartialState().wait_for_everyone()
@@ -90,6 +92,7 @@ class StartKeeper(TrainerCallback):
             self.trainer.save_model(str(folder))
             PartialState().wait_for_everyone()
             if PartialState().is_main_process:
+                save_head(folder, kwargs.get("model"))
                 checkpoints.write_manifest(folder, step=0, resumable=False)
 
 

@@ -10,7 +10,9 @@ from posttrain.evals.calibration import ece
 from posttrain.evals.classification_figures import compute, measure, probabilities
 from posttrain.evals.records import Metric
 from scipy.stats import pearsonr, rankdata, spearmanr
-from sklearn import metrics as sk
+from sklearn import metrics as sklearn_metrics
+
+sk: Any = sklearn_metrics  # its annotations are narrower than what it takes
 
 
 def figures(*args: Any, **kwargs: Any) -> dict[str, Metric]:
@@ -39,7 +41,7 @@ def test_figures_of_several_classes_are_those_of_scikit_learn(classes: int):
     assert found["roc_auc"].value == pytest.approx(np.mean(aucs))
     assert found["mcc"].value == pytest.approx(sk.matthews_corrcoef(y, predicted))
     assert found["brier"].value == pytest.approx(sk.brier_score_loss(y, p, labels=range(classes)))
-    assert list(found)[0] == "accuracy"
+    assert next(iter(found)) == "accuracy"
     assert [name for name in found if "/" in name] == list(found)[-3 * classes :]
 
 
@@ -63,7 +65,7 @@ def test_figures_of_several_labels_are_those_of_scikit_learn():
     assert found["roc_auc"].value == pytest.approx(sk.roc_auc_score(y, p, average="macro"))
     assert found["mcc"].value == pytest.approx(np.mean([sk.matthews_corrcoef(y[:, k], chosen[:, k]) for k in range(4)]))
     assert found["brier"].value == pytest.approx(np.mean([sk.brier_score_loss(y[:, k], p[:, k]) for k in range(4)]))
-    assert list(found)[0] == "f1_macro"
+    assert next(iter(found)) == "f1_macro"
 
 
 def test_figures_of_a_regression_are_those_of_scipy():
@@ -171,7 +173,9 @@ def test_a_calibrated_model_has_almost_no_calibration_error():
     )
 
 
-@pytest.mark.parametrize(("name", "problem"), [("f1_macro", "single"), ("roc_auc", "single"), ("pearson", "regression")])
+@pytest.mark.parametrize(
+    ("name", "problem"), [("f1_macro", "single"), ("roc_auc", "single"), ("pearson", "regression")]
+)
 def test_intervals_hold_the_truth_as_often_as_they_say(name: str, problem: str):
     rng = np.random.default_rng(10)
 

@@ -1,0 +1,130 @@
+"""Scores a classifier, or a regression, on labelled rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import classification_figures as figures
+from .errors import EvalError, SuiteError
+from .evaluate_metrics import compute_metrics
+from .heldout import fingerprint, outputs, read
+from .labels import encode, problem_of
+from .models import LoadedModel
+from .records import Metric, Result, parquet
+from .spec import ClassificationSpec, SuiteSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_METHOD = 1  # raise when a change here, or in the figures, changes them
+_MATRIX = 200  # classes of the largest confusion matrix that is kept
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled rows of a suite, found and hashed.
+
+    Attributes:
+        spec: What the suite says of them.
+        task_hash: Of their content and of what decides how they are scored, but the weights.
+    """
+
+    spec: ClassificationSpec
+    task_hash: str
+
+
+def define(spec: ClassificationSpec, suite: SuiteSpec) -> Labelled:
+    """Hashes labelled rows, and the scripts of metrics, by content.
+
+    Raises:
+        SuiteError: The rows cannot be found.
+    """
+    from ..data_tools.files import hash_file
+
+    scripts = [hash_file(Path(name)) if Path(name).is_file() else name for name in spec.metrics]
+    return Labelled(spec, fingerprint(spec, suite, kind="classification", metrics=scripts, method=_METHOD))
+
+
+def run_labelled(task: Labelled, loaded: LoadedModel, suite: SuiteSpec) -> Result:
+    """Compares a classifier's predictions with the labels of the rows.
+
+    Raises:
+        DataError: The rows cannot be read.
+        EvalError: The checkpoint is no classifier, or the rows have labels that it does not know.
+        SuiteError: There is no such metric.
+    """
+    where = task.spec.title
+    if loaded.outputs is None:
+        raise EvalError(
+            f"this task needs a classifier, but the checkpoint is a language model ({type(loaded.model).__name__})",
+            where=where,
+            hint="a `classify` run makes one",
+        )
+    config = loaded.model.config
+    names, problem = _names(config), problem_of(config)
+    if problem == "regression" and len(names) > 1:
+        raise EvalError(f"a regression with {len(names)} outputs cannot be scored", where=where)
+    rows, notes = read(task.spec, loaded, suite, "classification")
+    truth = encode([row["label"] for row in rows], names, problem, where)
+    logits = outputs(loaded.model, rows, suite.size_of_batch(task.spec.batch_size), where=where)
+    predicted = figures.probabilities(problem, logits)
+    measured = figures.measure(problem, names, predicted, truth, seed=suite.seed)
+    extra = compute_metrics(task.spec.metrics, answers(problem, predicted), truth, offline=suite.offline)
+    metrics = _primary_first([*measured.metrics, *extra], task.spec.metric, where)
+    confusion = measured.confusion if measured.confusion and len(names) <= _MATRIX else None
+    samples = _samples(rows, loaded, problem, names, predicted, truth)
+    return Result(metrics, samples, None, (*notes, *measured.notes), {"confusion": confusion} if confusion else None)
+
+
+def answers(problem: "figures.Problem", predicted: "np.ndarray") -> "np.ndarray":
+    """Returns the class ``[n]``, zeros and ones ``[n, classes]``, or the number ``[n]`` that a prediction comes to."""
+    import numpy as np
+
+    if problem == "single_label":
+        return predicted.argmax(axis=1)
+    return (predicted >= figures.THRESHOLD).astype(np.int64) if problem == "multi_label" else predicted
+
+
+def _names(config: Any) -> list[str]:
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+
+def _primary_first(metrics: Sequence[Metric], wanted: str | None, where: str) -> tuple[Metric, ...]:
+    """Puts the metric that stands for the rows first."""
+    found = [metric for metric in metrics if metric.name == wanted]
+    if wanted is not None and not found:
+        names = ", ".join(metric.name for metric in metrics if "/" not in metric.name)
+        raise SuiteError(f"there is no metric '{wanted}' here", where=where, hint=f"there are: {names}")
+    return (*found, *(metric for metric in metrics if metric.name != wanted))
+
+
+def _samples(
+    rows: Sequence[dict[str, Any]],
+    loaded: LoadedModel,
+    problem: "figures.Problem",
+    names: Sequence[str],
+    predicted: "np.ndarray",
+    truth: "np.ndarray",
+) -> bytes:
+    """Packs what was read and answered, a row for each text."""
+    table: dict[str, Any] = {"text": loaded.tokenizer.batch_decode([row["input_ids"] for row in rows])}
+    if problem == "regression":
+        return parquet(table | {"label": truth, "prediction": predicted})
+    shown = [_shown(item, names) for item in answers(problem, predicted)]
+    return parquet(
+        {
+            **table,
+            "label": [_shown(item, names) for item in truth],
+            "prediction": shown,
+            "probabilities": predicted.tolist(),
+        }
+    )
+
+
+def _shown(item: Any, names: Sequence[str]) -> str:
+    """Spells one class, or a JSON list of those that apply."""
+    if getattr(item, "ndim", 0) == 0:
+        return names[int(item)]
+    return json.dumps([name for name, given in zip(names, item, strict=True) if given], ensure_ascii=False)

@@ -1,0 +1,119 @@
+"""Held-out rows as a trainer would see them, and a headed model's outputs on them."""
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data_tools.errors import DataError
+from ..data_tools.files import hash_json
+from ..data_tools.sources import content_hash
+from .errors import EvalError, SuiteError
+from .models import LoadedModel, hub_access, model_length
+from .spec import ClassificationSpec, RowsSpec, SuiteSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data_tools.spec import Kind
+
+
+def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
+    """Hashes the rows' content, what the suite says of them, and the suite's settings that change figures.
+
+    Raises:
+        SuiteError: The rows cannot be found.
+    """
+    on_hub = not Path(spec.path).is_absolute()
+    try:
+        with hub_access(suite.offline) if on_hub else contextlib.nullcontext():
+            data = content_hash(spec.source(), Path.cwd())
+    except DataError as error:
+        raise SuiteError(str(error), where=spec.title) from error
+    said = spec.model_dump(mode="json", exclude={"name", "path", "weight", "reference", "metrics", "batch_size"})
+    settings = suite.model_dump(include={"max_length", "dtype", "seed"})
+    return hash_json({"data": data, "spec": said, "suite": settings, **more})
+
+
+def read(
+    spec: RowsSpec, loaded: LoadedModel, suite: SuiteSpec, kind: "Kind"
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Tokenises the rows by the very code that prepares a trainer's rows.
+
+    Returns:
+        The rows with the columns of their kind, as ``examples.prepare_examples`` describes them, and notes of what was
+        dropped or cut.
+
+    Raises:
+        DataError: The rows cannot be read, or too many are unusable.
+    """
+    from ..chat_templates.templates import from_tokenizer
+    from ..data_tools.examples import prepare_examples
+    from ..data_tools.spec import DataSpec
+
+    too_long = spec.too_long if isinstance(spec, ClassificationSpec) else "drop"
+    source = spec.source()
+    data = DataSpec(train=[source], eval=[source], max_bad_share=spec.max_bad_share, too_long=too_long)
+    template = from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare_examples(
+            data,
+            "eval",
+            base_dir=Path.cwd(),
+            tokenizer=loaded.tokenizer,
+            template=template,
+            kind=kind,
+            accepts=(kind,),
+            max_length=spec.max_length or suite.max_length or model_length(loaded.model),
+            cache_dir=Path(folder),
+        )
+        rows = prepared.dataset.to_list()
+    report = prepared.report
+    notes = [f"{count} rows dropped: {reason}" for reason, count in report.dropped.items()]
+    cut = sum(item.truncated for item in report.sources)
+    notes += [f"{cut} rows cut to the model's length"] if cut else []
+    return rows, tuple(notes)
+
+
+def outputs(model: Any, rows: Sequence[dict[str, Sequence[int]]], batch_size: int, *, where: str) -> "np.ndarray":
+    """Runs a headed model over rows, longest first, so that a batch that does not fit into memory fails at once.
+
+    Args:
+        model: A sequence classifier.
+        rows: ``input_ids``, and ``token_type_ids`` for models that tell two texts apart by them.
+        batch_size: Rows at a time; one at a time where the model knows no pad token.
+        where: The task, for errors.
+
+    Returns:
+        Logits, float64 ``[rows, outputs]``.
+
+    Raises:
+        EvalError: A logit is not finite.
+    """
+    import numpy as np
+    import torch
+
+    pad = model.config.get_text_config().pad_token_id
+    size = batch_size if pad is not None else 1
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    found: dict[int, Any] = {}
+    for at in range(0, len(order), size):
+        part = order[at : at + size]
+        length = len(rows[part[0]]["input_ids"])
+        batch = {"attention_mask": torch.zeros(len(part), length, dtype=torch.long)}
+        for name in ("input_ids", "token_type_ids"):
+            if name in rows[part[0]]:
+                batch[name] = torch.full((len(part), length), (pad or 0) if name == "input_ids" else 0)
+        for place, i in enumerate(part):
+            end = len(rows[i]["input_ids"])
+            batch["attention_mask"][place, :end] = 1
+            for name in batch.keys() - {"attention_mask"}:
+                batch[name][place, :end] = torch.as_tensor(rows[i][name])
+        with torch.inference_mode():
+            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
+        found |= dict(zip(part, logits.double().cpu().numpy(), strict=True))
+    values = np.stack([found[i] for i in range(len(rows))])
+    if not np.isfinite(values).all():
+        raise EvalError("the outputs are not finite", where=where, hint="do the weights hold NaN?")
+    return values
