@@ -51,6 +51,7 @@ def model_size(job: "Job", head: "Head | None" = None) -> Size:
     import torch
     from transformers import AutoConfig
 
+    from .distillation.student import layers_config
     from .model import auto_class, head_options, lora_config, new_config
 
     spec = job.loaded.recipe.model
@@ -61,6 +62,7 @@ def model_size(job: "Job", head: "Head | None" = None) -> Size:
         config = AutoConfig.from_pretrained(
             spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+        config = layers_config(config, spec.layers) if spec.layers else config
     for name, value in head_options(head).items():
         setattr(config, name, value)
     with torch.device("meta"):

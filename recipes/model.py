@@ -1,5 +1,6 @@
 """From a recipe's ``model``, ``lora`` and ``quantization`` sections to a tokenizer, a model and an adapter."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,30 +80,48 @@ def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head 
     if spec.config is not None:
         model = _new_model(spec, tokenizer, dtype, options, head)
     else:
+        if recipe.quantization and spec.layers:
+            raise RecipeError(
+                "model.layers copies weights, which quantization has packed",
+                hint="drop quantization, or train the student once without it and go on from that run",
+            )
         if recipe.quantization:
             options["quantization_config"] = quantization_config(recipe)
-        try:
-            model = auto_class(head).from_pretrained(
-                _whole_model(spec.name_or_path),
-                revision=spec.revision,
-                dtype=dtype,
-                trust_remote_code=spec.trust_remote_code,
-                **options,
-                **head_options(head),
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise RecipeError(
-                f"cannot load the model {spec.name_or_path}: {first_line(error)}",
-                hint="check model.name_or_path",
-            ) from error
+        model = _trained_model(spec, dtype, options, head)
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
     _agree(model, tokenizer)
     return model
 
 
-def _whole_model(name_or_path: str | None) -> str:
-    """Refuses a folder that holds only an adapter, since training would stack a second one on it unseen."""
+def _trained_model(spec: ModelSpec, dtype: str, options: dict[str, Any], head: Head | None) -> "PreTrainedModel":
+    """Loads a model, or a student of some of its layers."""
+    from .distillation.student import keep_layers, whole_weights
+
+    with whole_weights() if spec.layers else contextlib.nullcontext():
+        try:
+            model = auto_class(head).from_pretrained(
+                whole_model(spec.name_or_path),
+                revision=spec.revision,
+                dtype=dtype,
+                trust_remote_code=spec.trust_remote_code,
+                **options,
+                **head_options(head),
+                ignore_mismatched_sizes=head is not None,  # a head of another number of outputs starts afresh
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise RecipeError(
+                f"cannot load the model {spec.name_or_path}: {first_line(error)}", hint="check model.name_or_path"
+            ) from error
+        return keep_layers(model, spec.layers) if spec.layers else model
+
+
+def whole_model(name_or_path: str | None) -> str:
+    """Refuses a folder that holds only an adapter, since training would stack a second one on it unseen.
+
+    Raises:
+        RecipeError: It is one.
+    """
     assert name_or_path is not None, "a recipe without model.config has a name_or_path"
     folder = Path(name_or_path)
     if (folder / _ADAPTER).exists() and not (folder / "config.json").exists():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trl.trainer.sft_config import SFTConfig
 
 # What the data section has already done when the trainer is built.
-_PREPARED = ("packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_num_proc")
+PREPARED = ("packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_num_proc")
 _VARLEN = ("flash_attention", "kernels-community")
 
 
@@ -53,8 +53,21 @@ def build(
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     """Builds TRL's SFTTrainer over rows that are already tokenised, masked and packed."""
+    from ..packed_trainer import PackedRowSFTTrainer
+
+    return PackedRowSFTTrainer(**trainer_arguments(job, args, model, data, callbacks))
+
+
+def trainer_arguments(
+    job: Job,
+    args: "SFTConfig",
+    model: "PreTrainedModel",
+    data: dict[str, Prepared | None],
+    callbacks: "list[TrainerCallback]",
+) -> dict[str, Any]:
+    """Returns the arguments of an SFTTrainer over rows that are already tokenised, masked and packed."""
     from ..model import lora_config
-    from ..packed_trainer import PackedRowSFTTrainer, row_collator
+    from ..packed_trainer import row_collator
 
     recipe = job.loaded.recipe
     train, held_out = data["train"], data["eval"]
@@ -62,26 +75,26 @@ def build(
     multiple = args.pad_to_multiple_of  # SFTConfig has turned the word "auto" into a number or None
     assert not isinstance(multiple, str), "SFTConfig leaves no word here"
     attention: str = getattr(model.config, "_attn_implementation", None) or ""
-    return PackedRowSFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=train.dataset,
-        eval_dataset=held_out.dataset if held_out else None,
-        processing_class=job.tokenizer,
-        data_collator=row_collator(
+    return {
+        "model": model,
+        "args": args,
+        "train_dataset": train.dataset,
+        "eval_dataset": held_out.dataset if held_out else None,
+        "processing_class": job.tokenizer,
+        "data_collator": row_collator(
             job.tokenizer,
             packed=bool(job.option("packing")),
             flatten=attention.startswith(_VARLEN),
             pad_to_multiple_of=multiple,
         ),
-        peft_config=lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
-        callbacks=callbacks,
-    )
+        "peft_config": lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
+        "callbacks": callbacks,
+    }
 
 
 def config(values: dict[str, Any]) -> "SFTConfig":
     """Builds ``SFTConfig`` without what the data section has already done."""
     from trl.trainer.sft_config import SFTConfig
 
-    rest = {key: value for key, value in values.items() if key not in _PREPARED}
+    rest = {key: value for key, value in values.items() if key not in PREPARED}
     return SFTConfig(**rest, dataset_kwargs={"skip_prepare_dataset": True})

@@ -1,0 +1,180 @@
+"""The teacher: what it must share with its student, how it is loaded, and how its logits are made."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ...chat_templates.errors import first_line
+from ..errors import RecipeError
+from ..model import whole_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..job import Job
+    from ..schema import TeacherSpec
+
+_HINT = (
+    "to learn from a teacher of another vocabulary, let it write answers (`posttrain data answers`) and train on them "
+    "with the stage sft, or see trl.experimental.gold"
+)
+
+
+def check_teacher(job: "Job") -> None:
+    """Refuses a teacher that the student cannot learn from, before any weights are loaded.
+
+    Token by token, both must mean the same by a token's number; rows of the output layer beyond the tokenizer's tokens,
+    to which many models pad it, may differ.
+
+    Raises:
+        RecipeError: Another vocabulary, or something that the recipe asks for and this teacher cannot give.
+    """
+    recipe = job.loaded.recipe
+    spec = recipe.teacher
+    assert spec is not None, "the stage requires a teacher"
+    config = teacher_config(spec)
+    check_vocabulary(spec, config, job.tokenizer)
+    if recipe.stage != "distill":
+        if spec.top_k is not None:
+            raise RecipeError(
+                "teacher.top_k is made before training, but the texts of distill_on_policy are written during it",
+                where=str(job.loaded.path),
+                hint="drop it, or use the stage distill",
+            )
+        return
+    if job.option("hidden_cosine") and spec.top_k is not None:
+        raise RecipeError(
+            "trainer.hidden_cosine compares hidden states, and teacher.top_k keeps none of them",
+            where=str(job.loaded.path),
+            hint="drop one of the two",
+        )
+    size = config.get_text_config().vocab_size
+    if spec.top_k is not None and spec.top_k > size:
+        raise RecipeError(f"teacher.top_k is {spec.top_k}, but there are {size} tokens", where=str(job.loaded.path))
+
+
+def check_vocabulary(spec: "TeacherSpec", config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuses a teacher to which the ids of the student's tokenizer mean something else.
+
+    Raises:
+        RecipeError: With the tokens that differ.
+    """
+    where = f"teacher {spec.name_or_path}"
+    theirs, ours = _vocabulary(spec), tokenizer.get_vocab()
+    rows = config.get_text_config().vocab_size
+    if theirs is not None and theirs != ours:
+        differ = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+        raise RecipeError(
+            f"its vocabulary is not the student's: {len(theirs)} tokens and {len(ours)}, of which {len(differ)} have "
+            f"another id or none, such as {differ[0]!r}",
+            where=where,
+            hint=_HINT,
+        )
+    if rows < len(ours):
+        raise RecipeError(f"it knows {rows} tokens, the student's tokenizer {len(ours)}", where=where, hint=_HINT)
+
+
+def _vocabulary(spec: "TeacherSpec") -> dict[str, int] | None:
+    """Returns the tokens of the teacher's tokenizer; None if there is none beside it."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
+    return tokenizer.get_vocab()
+
+
+def teacher_config(spec: "TeacherSpec") -> "PretrainedConfig":
+    """Reads a teacher's configuration.
+
+    Raises:
+        RecipeError: It cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            whole_model(spec.name_or_path), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(spec, error) from error
+
+
+def _cannot_load(spec: "TeacherSpec", error: Exception) -> RecipeError:
+    what = f"cannot load the teacher {spec.name_or_path}: {first_line(error)}"
+    return RecipeError(what, hint="check teacher.name_or_path")
+
+
+def load_teacher(spec: "TeacherSpec") -> "PreTrainedModel":
+    """Loads a teacher in its own type, frozen and without dropout; under ZeRO-3 each process loads its shard.
+
+    Raises:
+        RecipeError: It cannot be found or is no language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            whole_model(spec.name_or_path),
+            revision=spec.revision,
+            dtype=spec.dtype,
+            trust_remote_code=spec.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load(spec, error) from error
+    return model.eval().requires_grad_(False)
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a batch a model reads: all but the labels and the teacher's answers."""
+    return {key: value for key, value in batch.items() if key != "labels" and not key.startswith("teacher_")}
+
+
+def last_hidden(model: "PreTrainedModel", inputs: dict[str, Any]) -> "torch.Tensor":
+    """Runs a language model without its output layer.
+
+    Without a cache: with one, transformers would let packed documents see each other.
+
+    Args:
+        model: The model, unwrapped.
+        inputs: ``input_ids`` [B, L], and ``attention_mask``, ``position_ids`` or what a varlen kernel takes.
+
+    Returns:
+        What the output layer reads [B, L, H].
+    """
+    return model.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def logits_head(model: "PreTrainedModel") -> "Callable[[torch.Tensor], torch.Tensor]":
+    """Returns what makes logits of last hidden states: the output layer, and what some architectures do after it.
+
+    The layer is called as a module, so that adapters, sharding and quantization see the call.
+    """
+    config = model.config.get_text_config()
+    scale = _logit_scale(config)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: "torch.Tensor") -> "torch.Tensor":
+        layer: Any = model.get_output_embeddings()
+        values = layer(hidden)
+        if scale is not None:
+            values = values * scale
+        return cap * (values / cap).tanh() if cap is not None else values
+
+    return logits
+
+
+def _logit_scale(config: Any) -> float | None:
+    """Returns what an architecture multiplies its logits by (Cohere, Falcon-H1) or divides them by (Granite)."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return None
+    return scaling if config.model_type == "hyperclovax" else 1 / scaling
