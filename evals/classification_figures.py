@@ -135,7 +135,7 @@ def measure(
 
 
 def probabilities(problem: str, logits: "NDArray[Any]") -> "Floats":
-    """Returns softmax (one label) or sigmoid (several) of logits ``[n, classes]``; a regression's numbers ``[n]`` as is."""
+    """Returns softmax (one label) or sigmoid (several) of logits ``[n, classes]``; a regression's numbers ``[n]``."""
     values = np.asarray(logits, dtype=np.float64)
     kind = problem.removesuffix("_classification")
     if kind == "regression":
