@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer and RLOOTrainer with what `rollout` adds: sampling by row, the recipe's reference, whole resumes.
 
-TRL's and transformers' private names used here: `_generate_and_score_completions`, `_generate_single_turn`,
+TRL's and transformers' private names used here: `_generate_single_turn`, `_get_train_sampler`,
 `_load_optimizer_and_scheduler`, `_save_checkpoint`; `tests/recipes/ppo/test_hooks.py` holds them to their signatures.
 """
 
@@ -33,6 +33,9 @@ class RowSamplingGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         with rollout.sampling_by_row(self, len(prompt_ids)):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return rollout.prompt_sampler(self, dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates; each evaluation draws with the same numbers."""
@@ -73,6 +76,9 @@ class RowSamplingRLOOTrainer(RLOOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         with rollout.sampling_by_row(self, len(prompt_ids)):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return rollout.prompt_sampler(self, dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates; each evaluation draws with the same numbers."""

@@ -2,12 +2,14 @@
 
 TRL's GRPOTrainer and RLOOTrainer draw with the process's global generator, so a run on two processes samples other
 completions than on one; they load the reference from the path in the model's configuration, which has not the tokens
-that a chat template added; and after a resume they begin a generation anew in the middle of one. Here:
+that a chat template added; and after a resume they begin a generation anew in the middle of one, and a later epoch in
+the order of the first. Here:
 
 - A token is drawn with a number that depends on the seed, the generation, the row of the global batch and the place
   alone. The distribution is the policy's, as ever; the draw does not depend on the number of processes.
 - The reference is the model that the recipe names, built a second time.
 - A checkpoint keeps the generation that is being learnt from, and the trainer's count of steps.
+- The order of the prompts depends on the seed and the epoch alone.
 
 TRL's private names that this module uses: ``_step``, ``_buffered_inputs``, ``_metrics``.
 """
@@ -28,11 +30,28 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.utils import RepeatSampler
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 _OTHER_WARPERS = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "num_beams")
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, which repeats prompts for their completions, with an order of its own in each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Is called by accelerate before each epoch, and before a resumed one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields row numbers as RepeatSampler does."""
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch)
+        yield from super().__iter__()
 
 
 class RowSampler(LogitsProcessor):
@@ -113,12 +132,29 @@ def _says(config: "GenerationConfig", name: str) -> bool:
 def _generation_key(trainer: Any) -> tuple[int, ...]:
     """Returns what a generation's numbers depend on besides the row: seed, training or evaluation, and which it is.
 
-    In training the count of steps says which; an evaluation counts its batches.
+    In training the count of small batches says which; an evaluation counts its own.
     """
     if trainer.model.training:
-        return (trainer.args.seed, 0, trainer._step)
+        return (trainer.args.seed, 0, trainer._step // _small_batches(trainer))
     trainer.evaluation_calls += 1
     return (trainer.args.seed, 1, trainer.evaluation_calls)
+
+
+def _small_batches(trainer: Any) -> int:
+    """Returns how many small batches each generation is good for."""
+    return trainer.args.steps_per_generation * trainer.num_iterations
+
+
+def prompt_sampler(trainer: Any, dataset: Any) -> EpochSampler:
+    """Returns TRL's own sampler of training prompts (``GRPOTrainer._get_train_sampler``), by epoch."""
+    return EpochSampler(
+        data_source=trainer.train_dataset if dataset is None else dataset,
+        mini_repeat_count=trainer.num_generations,
+        batch_size=trainer.args.generation_batch_size // trainer.num_generations,
+        repeat_count=_small_batches(trainer),
+        shuffle=trainer.shuffle_dataset,
+        seed=trainer.args.seed,
+    )
 
 
 def base_model(trainer: Any) -> Any:
@@ -202,10 +238,9 @@ def save(trainer: Any, trial: Any, more: dict[str, Any]) -> None:
     folder = Path(trainer._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
     if trainer.args.save_only_model:
         return
-    within = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations)
     state = {
         "step": trainer._step,
-        "buffer": trainer._buffered_inputs if within else None,
+        "buffer": trainer._buffered_inputs if trainer._step % _small_batches(trainer) else None,
         "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
         **more,
     }

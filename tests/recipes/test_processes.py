@@ -14,7 +14,7 @@ from .conftest import losses, posttrain
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "pretrain"])
+@pytest.mark.parametrize("stage", ["sft", "pretrain", "ppo", "grpo", "rloo"])
 def test_two_processes_log_the_losses_of_one_with_the_same_global_batch(
     make_recipe: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -41,7 +42,7 @@ def truncate(path: Path) -> None:
 
 def empty(folder: Path) -> None:
     for path in folder.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -64,7 +65,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("stage", ["sft", "pretrain"])
+@pytest.mark.parametrize("stage", ["sft", "pretrain", "ppo", "grpo", "rloo"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_left_and_the_weights_come_out_the_same(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], damage: str, stage: str
@@ -98,10 +99,11 @@ def test_without_any_whole_checkpoint_it_says_so_and_starts_again(
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_at_a_random_step_changes_nothing(make_recipe: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("stage", ["sft", "ppo", "grpo", "rloo"])
+def test_kill_minus_nine_at_a_random_step_changes_nothing(make_recipe: Callable[..., Path], stage: str) -> None:
     trainer = {"max_steps": 120, "save_steps": 10}
-    whole = run(make_recipe(name="whole", **trainer))
-    recipe = make_recipe(name="killed", **trainer)
+    whole = run(make_recipe(stage, "whole", **trainer))
+    recipe = make_recipe(stage, "killed", **trainer)
     killed = Path(load(recipe).recipe.output_dir)
     at = random.SystemRandom().randint(12, 100)
     process = subprocess.Popen(command("train", recipe), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
