@@ -62,10 +62,12 @@ def keep_layers(model: "PreTrainedModel", layers: Sequence[int]) -> "PreTrainedM
         student.load_state_dict(state)
     except RuntimeError as error:
         raise RecipeError(
-            f"model.layers cannot take layers out of a {model.config.model_type} model: what a layer is depends on its "
-            "number in a way that its configuration does not say"
+            f"model.layers cannot put the layers {list(layers)} of a {model.config.model_type} model in the places 0 to "
+            f"{len(layers) - 1}: its layers differ in their weights by their place",
+            hint="keep the first layer, and where kinds of layers alternate, their order",
         ) from error
-    student.generation_config = model.generation_config
+    if model.can_generate():
+        student.generation_config = model.generation_config
     return student
 
 

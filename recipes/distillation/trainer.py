@@ -10,8 +10,7 @@ last, after the final norm.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trl.models import prepare_deepspeed
-from trl.models.utils import _ForwardRedirection
+from trl.models.utils import _ForwardRedirection, prepare_deepspeed
 from trl.trainer.sft_trainer import SFTTrainer
 
 from .cached import IDS, LOG_Q, LOG_REST, ROW
