@@ -4,6 +4,7 @@ A template is one ``.jinja`` file that starts with a comment of ``key: value`` l
 what a tokenizer must know travels with the text, into ``chat_template.jinja`` of every checkpoint and back.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -36,17 +37,17 @@ class ChatTemplate:
     reproduces: str | None = None
     """Which published format this is."""
 
-    @property
+    @functools.cached_property
     def code(self) -> str:
         """The Jinja text without comments."""
         return re.sub(r"\{#.*?#\}", "", self.source, flags=re.DOTALL)
 
-    @property
+    @functools.cached_property
     def marks_generation(self) -> bool:
         """Whether the text of the assistant is marked, so that loss can be put on it alone."""
         return re.search(r"\{%[-+]?\s*generation\b", self.code) is not None
 
-    @property
+    @functools.cached_property
     def supports_tools(self) -> bool:
         """Whether tool definitions and tool calls are rendered rather than silently dropped."""
         return re.search(r"\btools\b", self.code) is not None and "tool_calls" in self.code

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chat_templates import ChatTemplate, ConversationError, TemplateError, encode, render
+from ..chat_templates import ChatTemplate, TemplateError, encode, render
 from ..chat_templates.errors import InputError
 from ..chat_templates.rendering import special_pattern, strings_in
 from .errors import RowError
@@ -89,6 +90,7 @@ class ExampleEncoder:
     template: ChatTemplate | None
     kind: "Kind"
     cut_to: int | None = None
+    _border: str | None = field(default=None, init=False, repr=False)
 
     def __call__(self, rows: Sequence[Row]) -> ExampleBatch:
         """Tokenises canonical rows, which all have prompts of text or all have prompts of messages."""
@@ -126,15 +128,19 @@ class ExampleEncoder:
             raise InputError(
                 "the rows are conversations, but there is no chat template", hint="set model.chat_template"
             )
-        answers = [[row[name] for name in _answers_of(row, self.kind)] for row in rows]
-        talks = [
-            {"messages": messages, "tools": row.get("tools")}
-            for row, given in zip(rows, answers, strict=True)
-            for messages in (row["prompt"], *([*row["prompt"], *answer] for answer in given))
-        ]
-        ends = [at == 0 for given in answers for at in range(1 + len(given))]
-        tokens = iter(self._conversations(talks, ends))
-        return [_part(next(tokens), [next(tokens) for _ in given]) for given in answers]
+        results: list[Any] = []
+        rendered: list[tuple[int, list[str]]] = []
+        for row in rows:
+            try:
+                made = self._render(row)
+            except TemplateError as error:
+                made = RowError(REFUSED, error.what)
+            if isinstance(made, list) and isinstance(made[0], str):
+                rendered.append((len(results), made))
+            results.append(made)
+        for (number, _), ids in zip(rendered, self._tokens([texts for _, texts in rendered]), strict=True):
+            results[number] = ids
+        return [made if isinstance(made, RowError) else _part(made[0], made[1:]) for made in results]
 
     def _split_text(self, rows: Sequence[Row]) -> list[Any]:
         prompts = self._plain.prompt_ids([row["prompt"] for row in rows])
@@ -151,32 +157,64 @@ class ExampleEncoder:
     def _ids(self) -> Callable[[Sequence[str]], list[Ids]]:
         return plain_ids(self.tokenizer)
 
-    def _conversations(self, talks: Sequence[Row], prompts: Sequence[bool]) -> list[Any]:
-        """Renders and tokenises conversations, those that are prompts up to the assistant's turn."""
+    @functools.cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        return special_pattern(self.tokenizer)
+
+    def _render(self, row: Row) -> list[Any]:
+        """Renders a prompt and the conversations that it begins; those that hold special tokens as text to ids at once.
+
+        Raises:
+            TemplateError: The template refuses one.
+        """
         assert self.template is not None
-        if not self.tokenizer.is_fast:
-            raise TemplateError("the tokenizer gives no offsets", hint="a fast tokenizer (tokenizer.json) is needed")
-        special = special_pattern(self.tokenizer)
+        prompt, tools = row["prompt"], row.get("tools")
+        answers = [row[name] for name in _answers_of(row, self.kind)]
+        talks = [prompt, *([*prompt, *answer] for answer in answers)]
+        special = self._special
         careful = bool(getattr(self.tokenizer, "split_special_tokens", False))
-        results: list[Any] = [None] * len(talks)
-        texts: dict[int, str] = {}
-        for number, (talk, prompt) in enumerate(zip(talks, prompts, strict=True)):
-            messages, tools = talk["messages"], talk["tools"]
-            try:
-                if careful or (special and any(special.search(text) for text in strings_in([messages, tools]))):
-                    made = encode(self.template, self.tokenizer, [talk], "all", add_generation_prompt=prompt)
-                    results[number] = made[0].input_ids
-                else:
-                    texts[number] = render(
-                        self.template, messages, tokenizer=self.tokenizer, tools=tools, add_generation_prompt=prompt
-                    ).text
-            except ConversationError as error:
-                results[number] = RowError(REFUSED, error.what)
-            except TemplateError as error:
-                results[number] = RowError(REFUSED, error.what)
-        for number, ids in zip(texts, self._ids(list(texts.values())), strict=True):
-            results[number] = ids
+        if careful or (special and any(special.search(text) for text in strings_in([prompt, answers, tools]))):
+            return [
+                encode(
+                    self.template,
+                    self.tokenizer,
+                    [{"messages": messages, "tools": tools}],
+                    "all",
+                    add_generation_prompt=number == 0,
+                )[0].input_ids
+                for number, messages in enumerate(talks)
+            ]
+        return [
+            render(
+                self.template, messages, tokenizer=self.tokenizer, tools=tools, add_generation_prompt=number == 0
+            ).text
+            for number, messages in enumerate(talks)
+        ]
+
+    def _tokens(self, rendered: Sequence[list[str]]) -> list[list[Ids]]:
+        """Tokenises prompts and the conversations that they begin; what these share is tokenised once.
+
+        That is the text before the last special token of the prompt.
+        """
+        pieces: list[str] = []
+        shares: list[bool] = []
+        for texts in rendered:
+            at = self._last_border(texts[0]) if len(texts) > 1 else 0
+            share = at > 0 and all(text.startswith(texts[0][:at]) for text in texts)
+            pieces += [texts[0][:at], *(text[at:] for text in texts)] if share else texts
+            shares.append(share)
+        made = iter(self._ids(pieces))
+        results: list[list[Ids]] = []
+        for texts, share in zip(rendered, shares, strict=True):
+            head = next(made) if share else []
+            results.append([head + next(made) for _ in texts])
         return results
+
+    def _last_border(self, prompt: str) -> int:
+        """Returns where the last special token of a prompt begins; 0 if there is none to part the text at."""
+        if self._border is None or self._border not in prompt:
+            self._border = _find_border(self.tokenizer, prompt)
+        return max(prompt.rfind(self._border), 0) if self._border else 0
 
     def _classified(self, rows: Sequence[Row]) -> "tuple[list[list[Example] | RowError], int]":
         """Tokenises texts, or pairs of texts, with the tokens around them; also counts those that had to be cut."""
@@ -219,6 +257,29 @@ def _shared(prompt: Ids, whole: Ids) -> int:
     if whole[: len(prompt)] == prompt:
         return len(prompt)
     return next((at for at, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
+
+
+def _find_border(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """Returns the last token of a text at which it falls into two that are tokenised apart; empty if it has none.
+
+    That is a special token which takes no white space from its neighbours and overlaps with no other token.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    found = [
+        (text.rfind(token.content), token.content)
+        for token in added
+        if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+    ]
+    others = [token.content for token in added]
+    return next((border for at, border in sorted(found, reverse=True) if at > 0 and _stands_alone(border, others)), "")
+
+
+def _stands_alone(border: str, others: Sequence[str]) -> bool:
+    """Whether no other token holds a token, or ends as it begins."""
+    return not any(
+        other != border and (border in other or any(border.startswith(other[-n:]) for n in range(1, len(other) + 1)))
+        for other in others
+    )
 
 
 def _with_specials(tokenizer: "PreTrainedTokenizerBase", cut_to: int | None) -> Callable[[Sequence[Any]], list[Ids]]:

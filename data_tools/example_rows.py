@@ -1,5 +1,6 @@
 """Tokenised examples to finished rows: long ones decided on, mixed, and written to Arrow with their further columns."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -97,10 +98,13 @@ class Examples:
 
     def fields(self, examples: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Reads the further columns of some examples."""
+        objects, edges = self._objects
+        return [json.loads(objects[edges[number] : edges[number + 1]].tobytes()) for number in examples]
+
+    @functools.cached_property
+    def _objects(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         ends = np.fromfile(self.store.folder / ENDS, dtype="<i8")
-        objects = np.memmap(self.store.folder / FIELDS, dtype="u1", mode="r")
-        starts = np.concatenate([[0], ends[:-1]])
-        return [json.loads(objects[starts[number] : ends[number]].tobytes()) for number in examples]
+        return np.memmap(self.store.folder / FIELDS, dtype="u1", mode="r"), np.concatenate([[0], ends])
 
 
 def write_examples(plan: ExamplePlan, sources: Sequence[Examples], path: Path, max_bad_share: float) -> PreparedReport:
@@ -122,6 +126,8 @@ def write_examples(plan: ExamplePlan, sources: Sequence[Examples], path: Path, m
         source.report.check(max_bad_share)
     lengths = [_tokens(plan.kind, cut) for cut, _ in fitted]
     mixture = order(plan, lengths)
+    if plan.kind == "unpaired" and plan.mixed:
+        _check_labels(mixture, sources)
     answers = _write_arrow(plan, mixture, sources, [cut for cut, _ in fitted], types, path)
     summaries = tuple(
         SourceSummary(
@@ -251,6 +257,22 @@ def _column_types(plan: ExamplePlan, sources: Sequence[Examples]) -> dict[str, A
         places = "; ".join(f"{_TYPE_WORDS.get(name, name)} at {where}" for name, where in found["label"].items())
         raise DataError(f"the labels are of more than one type: {places}", hint="make them all names, or all numbers")
     return arrow
+
+
+def _check_labels(mixture: Mixture, sources: Sequence[Examples]) -> None:
+    """Refuses answers that are all wanted, or all unwanted, which teach nothing about the difference."""
+    seen: set[bool] = set()
+    for number, examples in enumerate(sources):
+        documents = mixture.document[mixture.source == number]
+        for begin in range(0, len(documents), WRITE_ROWS):
+            seen |= {fields["label"] for fields in examples.fields(documents[begin : begin + WRITE_ROWS])}
+            if len(seen) == 2:
+                return
+    raise DataError(
+        f"all {len(mixture.source)} training rows have the label {str(seen.pop()).lower()}",
+        where=sources[0].report.source,
+        hint="add rows with the other label; the stage learns from the difference",
+    )
 
 
 _TYPE_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}

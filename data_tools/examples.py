@@ -23,6 +23,7 @@ from .prepare import ROWS_FILE, Prepared, check_share, merged, open_rows, progre
 from .sources import content_hash
 from .store import Store, StoreWriter
 from .summary import PreparedReport
+from .tokens import encode_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,5 +190,12 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
 
 def _encoded(reading: _Reading, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[list[str], ExampleBatch]]:
     """Yields where the rows of a batch are, and the batch tokenised."""
-    for batch in row_batches(rows):
-        yield [where for where, _ in batch], reading.encoder([row for _, row in batch])
+    places: list[list[str]] = []
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        for batch in row_batches(rows):
+            places.append([where for where, _ in batch])
+            yield [row for _, row in batch]
+
+    for batch in encode_batches(reading.encoder, batches(), reading.num_proc):
+        yield places.pop(0), batch

@@ -4,9 +4,9 @@ import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LossOn = Literal["assistant", "completion", "all"]
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 EMPTY = "empty"
 NO_LOSS = "no token carries loss"
@@ -282,8 +283,12 @@ def _learns(parts: list[tuple[list[int], Any]]) -> bool:
     return False
 
 
-def encode_batches(encoder: Encoder, batches: Iterable[Sequence[Row]], num_proc: int = 1) -> Iterator[Batch]:
+def encode_batches(
+    encoder: Callable[[Sequence[Row]], Result], batches: Iterable[Sequence[Row]], num_proc: int = 1
+) -> Iterator[Result]:
     """Tokenises batches in order, in this process or in ``num_proc`` spawned ones.
+
+    The encoder is a dataclass, which other processes get a fresh copy of.
 
     A fast tokenizer already uses all cores for plain text; processes pay for chat templates, whose rendering is Python,
     once the data takes longer than the few seconds that each process needs to start.
@@ -331,16 +336,14 @@ def _dying_is_an_error() -> Iterator[None]:
 
 
 @contextmanager
-def _workers(encoder: Encoder, count: int) -> Iterator[list[Any]]:
+def _workers(encoder: Any, count: int) -> Iterator[list[Any]]:
     """Starts processes that answer batches, and ends them."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")  # threads of the tokenizer and of torch do not survive a fork
     pairs = [context.Pipe() for _ in range(count)]
-    processes = [
-        context.Process(target=_work, args=(theirs, encoder.tokenizer, encoder.template, encoder.loss_on), daemon=True)
-        for _, theirs in pairs
-    ]
+    fresh = replace(encoder)  # without what it has worked out, which cannot be sent
+    processes = [context.Process(target=_work, args=(theirs, fresh), daemon=True) for _, theirs in pairs]
     try:
         for process in processes:
             process.start()
@@ -356,12 +359,11 @@ def _workers(encoder: Encoder, count: int) -> Iterator[list[Any]]:
                 process.join()
 
 
-def _work(connection: Any, tokenizer: Any, template: ChatTemplate | None, loss_on: LossOn) -> None:
+def _work(connection: Any, encoder: Any) -> None:
     """Answers batches until the other end closes; an exception is an answer, to be raised over there."""
     import os
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoder = Encoder(tokenizer, template, loss_on)
     while True:
         try:
             rows = connection.recv()
