@@ -155,6 +155,34 @@ def tokenizer(
     print(output)
 
 
+@data.command()
+def answers(
+    prompts: Annotated[str, typer.Argument(help="A file of prompts or conversations.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A folder, a Hub id, or the endpoint's name for it.")],
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint; else it runs here.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="The environment variable with the endpoint's key.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    output: Annotated[Path, typer.Option("-o", help="The folder of the answers.")] = Path("answers"),
+) -> None:
+    """Let a model answer prompts, for training on the answers; a killed run goes on where it was."""
+    from .tools import answers as answer
+
+    answer(
+        output,
+        prompts=prompts,
+        model=model,
+        base_url=base_url,
+        api_key_env=api_key_env,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples=samples,
+        concurrency=concurrency,
+    )
+
+
 def main() -> None:
     """Runs the command line: an error of ours is one line and its exit code, never a traceback."""
     try:

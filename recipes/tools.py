@@ -3,10 +3,13 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import did_you_mean
 from .library.quickstart.world import generate
+
+if TYPE_CHECKING:
+    from ..data_tools.spec import SourceSpec
 
 
 def tokenizer(
@@ -30,23 +33,81 @@ def tokenizer(
         DataError: A source cannot be read.
         InputError: The vocabulary is too small.
     """
-    from pydantic import ValidationError
-
-    from ..data_tools.errors import DataError
-    from ..data_tools.spec import SourceSpec
     from ..data_tools.tokenizer import TokenizerSpec, train_on
 
-    try:
-        specs = [
-            SourceSpec.model_validate(source if isinstance(source, dict) else {"path": source}) for source in sources
-        ]
-    except ValidationError as error:
-        raise DataError(f"a source is not right: {error.errors()[0]['msg']}", where="sources") from error
+    specs = [_source(source, "sources") for source in sources]
     wanted = TokenizerSpec(vocab_size, split_digits=split_digits, min_frequency=min_frequency)
     train_on(specs, wanted, output_dir, base_dir=Path())
 
 
-TOOLS: Mapping[str, Callable[..., Any]] = {"tokenizer": tokenizer, "world": generate}
+def answers(
+    output_dir: Path,
+    *,
+    prompts: str | dict[str, Any],
+    model: str,
+    base_url: str | None = None,
+    api_key_env: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 32,
+    concurrency: int = 8,
+    retries: int = 4,
+    max_bad_share: float = 0.02,
+) -> None:
+    """Lets a model answer prompts and writes the conversations to ``answers.jsonl``, for the stage sft.
+
+    Args:
+        output_dir: Where the answers are collected; a second call goes on where a killed one was.
+        prompts: A path, or a mapping with the keys of a source in ``data.train``: prompts, or conversations whose last
+            answer is left out.
+        model: A folder or Hub id, run in this process; with ``base_url`` the name that the endpoint knows it by.
+        base_url: An OpenAI-compatible endpoint.
+        api_key_env: The environment variable that holds the endpoint's key.
+        max_new_tokens: Tokens of an answer at most; answers that it cuts are dropped and counted.
+        temperature: 0 is greedy.
+        top_p: The mass of the likeliest tokens that are drawn from.
+        samples: Answers to each prompt.
+        seed: Of the draws.
+        batch_size: Prompts at a time in this process.
+        concurrency: Requests at a time.
+        retries: How often a failed request is repeated.
+        max_bad_share: The largest share of the prompts that may stay without a usable answer.
+
+    Raises:
+        PosttrainError: The prompts cannot be read, the model cannot be asked, or too few answers can be used.
+    """
+    from ..data_tools import ask
+
+    answerer = ask.Answerer(
+        model, base_url, api_key_env, max_new_tokens, temperature, top_p, seed, batch_size, concurrency, retries
+    )
+    source = _source(prompts, "prompts")
+    report = ask.answer(source, output_dir, answerer, base_dir=Path(), samples=samples, max_bad_share=max_bad_share)
+    dropped = f", dropped: {report.reasons()}" if report.dropped else ""
+    print(f"{output_dir / ask.ANSWERS}: {report.kept} answers{dropped}")
+
+
+def _source(source: str | dict[str, Any], key: str) -> "SourceSpec":
+    """Reads a path, or the keys of a source.
+
+    Raises:
+        DataError: They make no source.
+    """
+    from pydantic import ValidationError
+
+    from ..data_tools.errors import DataError
+    from ..data_tools.spec import SourceSpec
+
+    try:
+        return SourceSpec.model_validate(source if isinstance(source, dict) else {"path": source})
+    except ValidationError as error:
+        raise DataError(f"a source is not right: {error.errors()[0]['msg']}", where=key) from error
+
+
+TOOLS: Mapping[str, Callable[..., Any]] = {"answers": answers, "tokenizer": tokenizer, "world": generate}
 
 
 def _type_problem(value: Any, annotation: Any) -> str | None:

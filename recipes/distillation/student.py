@@ -62,7 +62,7 @@ def keep_layers(model: "PreTrainedModel", layers: Sequence[int]) -> "PreTrainedM
         student.load_state_dict(state)
     except RuntimeError as error:
         raise RecipeError(
-            f"model.layers cannot put the layers {list(layers)} of a {model.config.model_type} model in the places 0 to "
+            f"model.layers cannot put layers {list(layers)} of a {model.config.model_type} model in the places 0 to "
             f"{len(layers) - 1}: its layers differ in their weights by their place",
             hint="keep the first layer, and where kinds of layers alternate, their order",
         ) from error

@@ -94,7 +94,7 @@ def test_a_layer_that_does_not_exist_is_one_clear_error() -> None:
 
 
 def test_layers_that_cannot_change_places_are_one_clear_error() -> None:
-    with pytest.raises(RecipeError, match=r"cannot put the layers \[1, 3\] of a modernbert model"):
+    with pytest.raises(RecipeError, match=r"cannot put layers \[1, 3\] of a modernbert model"):
         keep_layers(model("modernbert"), [1, 3])
 
 

@@ -1,0 +1,318 @@
+"""Prompts to conversations with a model's answers: distillation from a teacher of which only the text is known.
+
+The model runs in this process, or answers behind any endpoint that speaks OpenAI's chat protocol. Every answer is on
+the disk before the next is waited for, so that a killed run goes on with the prompts that are left.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..chat_templates.errors import PosttrainError, first_line
+from .dataset import DataReport, load
+from .errors import DataError
+from .files import append_line, hash_file, hash_json, locked, read_jsonl_log, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .spec import SourceSpec
+
+ANSWERS = "answers.jsonl"
+LOG = "answered.jsonl"
+SETTINGS = "settings.json"
+REPORT = "report.json"
+CUT = "the answer was cut at max_new_tokens"
+EMPTY = "the answer is empty"
+TOO_LONG = "the prompt leaves no room for an answer"
+_GIVE_UP = 8  # failed requests before the first answer that end the run
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to be answered.
+
+    Attributes:
+        key: A hash of the messages and the number of the sample.
+        messages: The conversation that the answer ends.
+        sample: Which of several answers to the same prompt.
+    """
+
+    key: str
+    messages: Messages
+    sample: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question.
+
+    Attributes:
+        text: The answer.
+        whole: Whether the model ended it, or the limit of tokens did.
+    """
+
+    text: str
+    whole: bool
+
+
+# Takes each answer as it comes; an error's text instead if there is none.
+Take = Callable[[Question, "Answer | str"], None]
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers, and how.
+
+    Attributes:
+        model: A folder or Hub id; with ``base_url`` the name that the endpoint knows it by.
+        base_url: The endpoint, such as ``http://localhost:8000/v1``; None to run the model here.
+        api_key_env: The environment variable that holds the endpoint's key; None if it takes none.
+        max_new_tokens: Tokens of an answer at most. Answers that it cuts are dropped.
+        temperature: 0 is greedy.
+        top_p: The mass of the likeliest tokens that are drawn from.
+        seed: Of the draws.
+        batch_size: Prompts at a time, here.
+        concurrency: Requests at a time, there.
+        retries: How often a request that failed is repeated, after growing pauses.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 32
+    concurrency: int = 8
+    retries: int = 4
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what decides an answer, the weights of a local model among it."""
+        folder = Path(self.model)
+        local = self.base_url is None and folder.is_dir()
+        weights = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))} if local else {}
+        speed = ("batch_size", "concurrency", "retries", "api_key_env")
+        return {**{key: value for key, value in asdict(self).items() if key not in speed}, "weights": weights}
+
+
+def answer(
+    source: "SourceSpec",
+    output_dir: Path,
+    answerer: Answerer,
+    *,
+    base_dir: Path,
+    samples: int = 1,
+    max_bad_share: float = 0.02,
+) -> DataReport:
+    """Writes ``answers.jsonl``, conversations that end with the model's answer, in the order of the prompts.
+
+    Args:
+        source: The prompts: rows of kind ``prompt``, or conversations, whose last answer is left out.
+        output_dir: Where answers are collected; with other settings it must be another one.
+        answerer: Who answers.
+        base_dir: Where relative paths start.
+        samples: Answers to each prompt; more than one needs a temperature.
+        max_bad_share: The largest share of the prompts that may stay without a usable answer.
+
+    Returns:
+        What became of the prompts; also in ``report.json``.
+
+    Raises:
+        DataError: The prompts cannot be read, too many stay unanswered, or the folder holds others' answers.
+        PosttrainError: The model cannot be loaded, or the endpoint answers nothing.
+    """
+    if samples > 1 and answerer.temperature == 0:
+        raise DataError("several samples of greedy answers are all the same", hint="give a temperature above 0")
+    report = DataReport()
+    rows = list(load(source, base_dir, ("prompt",), report=report, max_bad_share=max_bad_share))
+    questions = [(where, question) for where, row in rows for question in _questions(row["prompt"], samples)]
+    report.rows, report.kept = report.rows + len(questions) - len(rows), len(questions)
+    with locked(output_dir / ".lock"):
+        _claim(output_dir / SETTINGS, answerer)
+        failed = _collect({question.key: question for _, question in questions}, output_dir / LOG, answerer)
+        found = _logged(output_dir / LOG)
+        lines = []
+        for where, question in questions:
+            given = found.get(question.key)
+            problem = failed.get(question.key, "no answer") if given is None else _problem(given)
+            if given is None or problem:
+                report.kept -= 1
+                report.drop(problem or "no answer", where)
+                continue
+            messages = [*question.messages, {"role": "assistant", "content": given.text.strip()}]
+            lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+        report.check(max_bad_share)
+        write_atomic(output_dir / ANSWERS, "".join(lines))
+        write_json(output_dir / REPORT, asdict(report))
+    return report
+
+
+def _questions(prompt: str | Messages, samples: int) -> Iterator[Question]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    for sample in range(samples):
+        yield Question(hash_json([messages, sample]), messages, sample)
+
+
+def _problem(given: Answer) -> str | None:
+    if not given.whole:
+        return CUT
+    return None if given.text.strip() else EMPTY
+
+
+def _claim(path: Path, answerer: Answerer) -> None:
+    """Refuses a folder in which another model answered, or the same one otherwise."""
+    identity = answerer.identity()
+    if path.exists() and (old := json.loads(path.read_text())) != identity:
+        changed = [key for key in identity if old.get(key) != identity[key]]
+        raise DataError(
+            f"the answers there were made with another {', '.join(changed)}",
+            where=str(path.parent),
+            hint="choose another folder, or remove that one",
+        )
+    write_json(path, identity)
+
+
+def _logged(path: Path) -> dict[str, Answer]:
+    return {line["key"]: Answer(line["text"], line["whole"]) for line in read_jsonl_log(path)}
+
+
+def _collect(questions: Mapping[str, Question], log: Path, answerer: Answerer) -> dict[str, str]:
+    """Asks what has no answer yet; returns why the questions without one have none."""
+    done = _logged(log)
+    left = [question for key, question in questions.items() if key not in done]
+    failed: dict[str, str] = {}
+
+    def take(question: Question, given: Answer | str) -> None:
+        if isinstance(given, str):
+            failed[question.key] = given
+        else:
+            append_line(log, json.dumps({"key": question.key, **asdict(given)}, ensure_ascii=False), sync=False)
+
+    if left:
+        (_ask_here if answerer.base_url is None else _ask_there)(left, answerer, take)
+    return failed
+
+
+def _ask_here(questions: list[Question], answerer: Answerer, take: Take) -> None:
+    """Runs the model in this process, the longest prompts first, so that memory runs out early if at all."""
+    import torch
+
+    model, tokenizer = _load(answerer.model)
+    ids = {question.key: _prompt_ids(tokenizer, question.messages, answerer.model) for question in questions}
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    fitting = []
+    for question in sorted(questions, key=lambda question: -len(ids[question.key])):
+        if room is not None and len(ids[question.key]) + answerer.max_new_tokens > room:
+            take(question, TOO_LONG)
+        else:
+            fitting.append(question)
+    for start in range(0, len(fitting), answerer.batch_size):
+        batch = fitting[start : start + answerer.batch_size]
+        torch.manual_seed(int(hash_json([answerer.seed, batch[0].key]), 16) % 2**63)
+        for question, given in zip(
+            batch, _generate(model, tokenizer, [ids[q.key] for q in batch], answerer), strict=True
+        ):
+            take(question, given)
+
+
+def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Loads a model and its tokenizer onto the accelerator, if there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot load the model {name}: {first_line(error)}", hint="check `model`") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # it fills up the left, where the attention mask hides it
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Messages, name: str) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise DataError("the model has no chat template, so it cannot be asked", where=name, hint="use a tuned model")
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+
+def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], answerer: Answerer) -> list[Answer]:
+    """Generates the answers of a batch, padded on the left."""
+    import torch
+
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if answerer.temperature > 0:
+        sampling = {"do_sample": True, "temperature": answerer.temperature, "top_p": answerer.top_p, "top_k": 0}
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    with torch.no_grad():
+        output = model.generate(
+            **batch,
+            **sampling,
+            max_new_tokens=answerer.max_new_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answers = []
+    for row in output[:, batch["input_ids"].shape[1] :].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        answers.append(Answer(tokenizer.decode(row[:end], skip_special_tokens=True), end is not None))
+    return answers
+
+
+def _ask_there(questions: list[Question], answerer: Answerer, take: Take) -> None:
+    """Sends requests to the endpoint, so many at a time; gives up if it answers none of the first."""
+    try:
+        import openai
+    except ImportError as error:
+        raise DataError("an endpoint needs the openai package", hint="pip install 'posttrain[judge]'") from error
+    key = os.environ.get(answerer.api_key_env) if answerer.api_key_env else "none"
+    if key is None:
+        raise DataError(f"the environment variable {answerer.api_key_env} is not set", hint="it holds the API key")
+    client = openai.OpenAI(base_url=answerer.base_url, api_key=key, max_retries=answerer.retries)
+    answered = failures = 0
+    with ThreadPoolExecutor(answerer.concurrency) as pool:
+        waiting = {pool.submit(_request, client, answerer, question): question for question in questions}
+        try:
+            for future in as_completed(waiting):
+                error = future.exception()
+                if error is None:
+                    take(waiting[future], future.result())
+                    answered += 1
+                    continue
+                if not isinstance(error, openai.OpenAIError):
+                    raise error
+                failures += 1
+                refused = isinstance(error, openai.AuthenticationError | openai.NotFoundError)
+                if refused or (not answered and failures >= _GIVE_UP):
+                    where = str(answerer.base_url)
+                    raise PosttrainError(f"the endpoint does not answer: {first_line(error)}", where=where) from error
+                take(waiting[future], f"the request failed ({type(error).__name__})")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _request(client: Any, answerer: Answerer, question: Question) -> Answer:
+    """Asks one question."""
+    drawn = {"top_p": answerer.top_p, "seed": answerer.seed + question.sample} if answerer.temperature > 0 else {}
+    response = client.chat.completions.create(
+        model=answerer.model,
+        messages=question.messages,
+        max_tokens=answerer.max_new_tokens,
+        temperature=answerer.temperature,
+        **drawn,
+    )
+    choice = response.choices[0]
+    return Answer(choice.message.content or "", choice.finish_reason != "length")
