@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer and RLOOTrainer with what `rollout` adds: sampling by row, the recipe's reference, whole resumes.
 
-TRL's and transformers' private names used here: `_generate_single_turn`, `_get_train_sampler`,
-`_load_optimizer_and_scheduler`, `_save_checkpoint`; `tests/recipes/ppo/test_hooks.py` holds them to their signatures.
+TRL's and transformers' private names used here, which `tests/recipes/ppo/test_hooks.py` holds to their signatures:
+`_generate_single_turn`, `_get_train_sampler`, `_load_optimizer_and_scheduler`, `_save_checkpoint`, `_tokenize_prompts`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,15 @@ class RowSamplingGRPOTrainer(GRPOTrainer):
         **rest: As for GRPOTrainer.
     """
 
+    model: Any
+
     def __init__(self, model: Any, *, reference: "PreTrainedModel | None", args: Any, **rest: Any):
         with rollout.without_reference(args, reference):
             super().__init__(model, args=args, **rest)
         rollout.finish(self, reference)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        return rollout.tokenize_prompts(self, prompts)
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         with rollout.sampling_by_row(self, len(prompt_ids)):
@@ -72,6 +77,9 @@ class RowSamplingRLOOTrainer(RLOOTrainer):
         with rollout.without_reference(args, reference):
             super().__init__(model, args=args, **rest)
         rollout.finish(self, reference)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        return rollout.tokenize_prompts(self, prompts)
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         with rollout.sampling_by_row(self, len(prompt_ids)):

@@ -1,26 +1,25 @@
 """From a recipe's ``rewards`` and ``gold`` to functions that score completions, the same for PPO, GRPO and RLOO.
 
 A term is a reward model or a function. TRL calls either as a function, which keeps reward models out of its own path:
-that one scores the completion's text with the end token stripped, whereas ``reward`` runs train on token ids that
-end with it. A model that shares the policy's tokenizer and template is given the very ids that were sampled.
+that one scores the completion's text with the end token stripped, whereas ``reward`` runs train on answers with it.
 """
 
 import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import chat_templates
 from ..chat_templates.errors import first_line
 from .errors import RecipeError, RunError
 from .schema import Recipe, RewardSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from .reward_model import RewardModel
 
 GOLD = "gold"
 Term = Callable[..., list[float]]
@@ -60,6 +59,8 @@ def name_of(spec: RewardSpec) -> str:
 def _load_term(spec: RewardSpec, name: str, tokenizer: "PreTrainedTokenizerBase", args: Any) -> Term:
     if spec.function:
         return function_term(load_function(spec.function), name)
+    from .reward_model import RewardModel
+
     assert spec.model is not None, "a term is a model or a function"
     return model_term(RewardModel(spec.model, tokenizer, args.device, args.per_device_eval_batch_size), name)
 
@@ -181,140 +182,3 @@ def model_term(model: "RewardModel", name: str) -> Term:
 
     term.__name__ = name
     return term
-
-
-class RewardModel:
-    """A sequence-classification model with one output, and how its input is made from the policy's samples.
-
-    Every process holds a whole copy: scores are needed for different rows on each, and a model of the ``reward`` stage
-    is rarely the largest in the run. It is loaded outside DeepSpeed's ZeRO-3, which would leave each process a shard
-    that only the training engine can gather.
-
-    Args:
-        name_or_path: The model, with its tokenizer beside it.
-        policy_tokenizer: What the completions were sampled with.
-        device: Where it runs.
-        batch_size: Rows scored at once.
-
-    Raises:
-        RecipeError: It cannot be loaded, or is not a sequence classifier with one output.
-    """
-
-    def __init__(self, name_or_path: str, policy_tokenizer: "PreTrainedTokenizerBase", device: Any, batch_size: int):
-        self.name = name_or_path
-        self.policy_tokenizer = policy_tokenizer
-        self.model, self.tokenizer = load_reward_model(name_or_path)
-        self.model.to(device)
-        self.pad_id = self.model.config.get_text_config().pad_token_id
-        self.batch_size = batch_size if self.pad_id is not None else 1  # without a pad token it cannot find the end
-        self.same_ids = _same_ids(self.tokenizer, policy_tokenizer)
-        self.ends = _end_ids(policy_tokenizer)
-
-    def score(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]) -> list[float]:
-        """Returns the model's output for each completion, in order.
-
-        Args:
-            prompts: Text or messages.
-            completions: The same, decoded, without special tokens.
-            completion_ids: The policy's tokens, the end token included if there is one.
-        """
-        import torch
-
-        rows = [self.encode(*row) for row in zip(prompts, completions, completion_ids, strict=True)]
-        scores: list[float] = []
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            width = max(map(len, batch))
-            fill = self.pad_id if self.pad_id is not None else 0
-            ids = torch.tensor([row + [fill] * (width - len(row)) for row in batch], device=self.model.device)
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=self.model.device)
-            with torch.inference_mode():
-                scores += self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-        return scores
-
-    def encode(self, prompt: Any, completion: Any, completion_ids: Sequence[int]) -> list[int]:
-        """Returns the tokens that the model reads: prompt, answer, and the end of the turn if the policy wrote it."""
-        if self.same_ids:
-            return [*prompt_ids(self.tokenizer, prompt), *completion_ids]
-        ended = bool(completion_ids) and completion_ids[-1] in self.ends
-        return self._render(prompt, completion, ended)
-
-    def _render(self, prompt: Any, completion: Any, ended: bool) -> list[int]:
-        """Renders a row anew with this model's own tokenizer and template."""
-        if isinstance(prompt, str):
-            end = [self.tokenizer.eos_token_id] if ended and self.tokenizer.eos_token_id is not None else []
-            return [*prompt_ids(self.tokenizer, prompt), *_ids(self.tokenizer, completion), *end]
-        start = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        whole = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
-        assert isinstance(start, str), "tokenize=False gives text"
-        assert isinstance(whole, str), "tokenize=False gives text"
-        content = completion[-1]["content"]
-        at = whole.rfind(content) if content else len(start)
-        if not ended and at >= 0:  # a completion that was cut has no end of turn
-            whole = whole[: at + len(content)]
-        return _ids(self.tokenizer, whole.rstrip("\n") if ended else whole)
-
-
-def load_reward_model(name_or_path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Loads a reward model, frozen and in evaluation mode, with its tokenizer.
-
-    Raises:
-        RecipeError: It cannot be loaded, or is not a sequence classifier with one output.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    where = f"reward model {name_or_path}"
-    hint = "name a model that a recipe with stage: reward has trained"
-    with outside_zero3():
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, dtype="auto", output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RecipeError(f"cannot be loaded: {first_line(error)}", where=where, hint=hint) from error
-    if info["missing_keys"]:
-        raise RecipeError("has no trained head: it is not a sequence classifier", where=where, hint=hint)
-    if model.config.num_labels != 1:
-        raise RecipeError(f"has {model.config.num_labels} outputs instead of one", where=where, hint=hint)
-    text = model.config.get_text_config()
-    if text.pad_token_id is None:
-        text.pad_token_id = tokenizer.pad_token_id
-    return model.eval().requires_grad_(False), tokenizer
-
-
-@contextmanager
-def outside_zero3() -> Iterator[None]:
-    """Loads models whole on every process, also under DeepSpeed's ZeRO-3."""
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
-
-
-def _same_ids(mine: "PreTrainedTokenizerBase", policy: "PreTrainedTokenizerBase") -> bool:
-    """Says whether two tokenizers give the same ids to the same text and render the same conversations."""
-    return mine.get_vocab() == policy.get_vocab() and mine.chat_template == policy.chat_template  # type: ignore[operator]
-
-
-def _end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Returns the ids that end the policy's answer: eos, and the template's end of turn if that is another token."""
-    ends = {tokenizer.eos_token_id}
-    if tokenizer.chat_template:
-        ends.add(tokenizer.convert_tokens_to_ids(chat_templates.from_tokenizer(tokenizer).end_of_turn or ""))
-    return {end for end in ends if isinstance(end, int)}
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Any) -> list[int]:
-    """Returns a prompt's tokens, as TRL gives them to the policy."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])  # type: ignore[arg-type]
-    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False))  # type: ignore[arg-type]
-
-
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]

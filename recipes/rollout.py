@@ -11,11 +11,12 @@ the order of the first. Here:
 - A checkpoint keeps the generation that is being learnt from, and the trainer's count of steps.
 - The order of the prompts depends on the seed and the epoch alone.
 
-TRL's private names that this module uses: ``_step``, ``_buffered_inputs``, ``_metrics``.
+TRL's private names that this module uses, which `tests/recipes/ppo/test_hooks.py` holds to what they are: ``_step``,
+``_buffered_inputs``, ``_metrics``.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation import (
+from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -31,6 +32,10 @@ from transformers.generation import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import RepeatSampler
+
+from .. import chat_templates
+from ..data_tools.answers import ExampleEncoder
+from .errors import RunError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -47,7 +52,7 @@ class EpochSampler(RepeatSampler):
         """Is called by accelerate before each epoch, and before a resumed one."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Generator[int]:
         """Yields row numbers as RepeatSampler does."""
         if self.shuffle:
             self.generator.manual_seed((self.seed or 0) + self.epoch)
@@ -79,7 +84,7 @@ class RowSampler(LogitsProcessor):
         if config.min_p is not None:
             self.warpers.append(MinPLogitsWarper(config.min_p))
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # type: ignore[override]
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Returns 0 for the drawn token of each row and minus infinity for the others, [rows, vocabulary]."""
         for warper in self.warpers:
             scores = warper(input_ids, scores)
@@ -138,6 +143,22 @@ def _generation_key(trainer: Any) -> tuple[int, ...]:
         return (trainer.args.seed, 0, trainer._step // _small_batches(trainer))
     trainer.evaluation_calls += 1
     return (trainer.args.seed, 1, trainer.evaluation_calls)
+
+
+def tokenize_prompts(trainer: Any, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    """Returns prompts as the data section counted them, and as supervised stages read them.
+
+    TRL's own way lets a special token written out in a message end the turn, and gives text prompts no BOS where the
+    tokenizer adds none by itself. Takes the place of TRL's ``_tokenize_prompts``, images left out.
+
+    Raises:
+        RunError: A prompt cannot be rendered.
+    """
+    batch = trainer.prompt_encoder([{"prompt": prompt} for prompt in prompts])
+    for row, error in batch.dropped.items():
+        raise RunError(f"a prompt cannot be used: {error}", where="data", hint=str(prompts[row])[:120])
+    ends = batch.lengths[:, 0].cumsum().tolist()
+    return [batch.ids[start:end].tolist() for start, end in zip([0, *ends], ends, strict=False)], None, {}
 
 
 def _small_batches(trainer: Any) -> int:
@@ -203,9 +224,12 @@ def without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterato
 
 
 def finish(trainer: Any, reference: "PreTrainedModel | None") -> None:
-    """Adds to a trainer just built its reference, positions under left padding, and the count of evaluations."""
-    trainer.beta = trainer.args.beta
+    """Adds to a trainer just built its reference, positions under left padding, and what the functions here keep."""
+    tokenizer = trainer.processing_class
+    template = chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
+    trainer.prompt_encoder = ExampleEncoder(tokenizer, template, "prompt")
     trainer.evaluation_calls = 0
+    trainer.beta = trainer.args.beta
     count_positions_from_mask(base_model(trainer))
     if reference is not None:
         _attach_reference(trainer, reference)
@@ -213,14 +237,14 @@ def finish(trainer: Any, reference: "PreTrainedModel | None") -> None:
 
 def _attach_reference(trainer: Any, reference: "PreTrainedModel") -> None:
     """Gives a trainer its frozen reference, prepared as TRL prepares its own (``GRPOTrainer.__init__``)."""
-    from trl.models import prepare_deepspeed, prepare_fsdp
+    from trl.models.utils import prepare_deepspeed, prepare_fsdp
     from trl.trainer.callbacks import SyncRefModelCallback
     from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
     if trainer.args.disable_dropout:
         disable_dropout_in_model(reference)
-    fp32 = {"cast_lm_head_to_fp32": True} if getattr(trainer.args, "cast_lm_head_to_fp32", False) else {}
-    add_fused_lm_head(reference, temperature=trainer.temperature, **fp32)
+    in_float32 = getattr(trainer.args, "cast_lm_head_to_fp32", False)
+    add_fused_lm_head(reference, temperature=trainer.temperature, cast_lm_head_to_fp32=in_float32)
     count_positions_from_mask(reference)
     reference.requires_grad_(False)
     if trainer.is_deepspeed_enabled:
@@ -230,7 +254,8 @@ def _attach_reference(trainer: Any, reference: "PreTrainedModel") -> None:
     else:
         trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
     if trainer.args.sync_ref_model:
-        trainer.add_callback(SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
+        prepared: Any = trainer.ref_model
+        trainer.add_callback(SyncRefModelCallback(ref_model=prepared, accelerator=trainer.accelerator))
 
 
 def save(trainer: Any, trial: Any, more: dict[str, Any]) -> None:

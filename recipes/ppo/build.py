@@ -44,7 +44,7 @@ def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "P
     model = load_model(body, tokenizer, _HEAD)
     critic = Critic(model)
     if not _has_trained_head(source, model):
-        _zero(critic.model.score.weight)
+        _zero(critic.head.weight)
     return critic
 
 
@@ -60,7 +60,7 @@ def _has_trained_head(source: Any, model: "PreTrainedModel") -> bool:
     return any(name == type(model).__name__ for name in saved.architectures or ()) and saved.num_labels == 1
 
 
-def _zero(weight: torch.Tensor) -> None:
+def _zero(weight: Any) -> None:
     """Sets a weight to zero, also where DeepSpeed's ZeRO-3 has divided it among the processes."""
     if hasattr(weight, "ds_id"):
         import deepspeed

@@ -33,7 +33,7 @@ class PPOConfig(GRPOConfig):
     times (the epochs of Schulman et al. 2017, algorithm 1).
     """
 
-    num_generations: int = 1
+    num_generations: int | None = 1
     """Completions of a prompt; PPO's baseline is the critic, so one is enough."""
     beta: float = 0.0
     """Unused: TRL's coefficient of the KL in GRPO's loss. PPO's stands in the reward, as `kl_coef`."""
@@ -88,6 +88,7 @@ class PPOConfig(GRPOConfig):
         self.num_generations, self.num_generations_eval = batch, 1
         super().__post_init__()
         self.num_generations = 1
+        assert self.steps_per_generation is not None, "GRPOConfig has set it"
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "

@@ -57,6 +57,11 @@ class Critic(nn.Module):
             raise RecipeError(f"critic: {kind} has no linear layer `score` over each token", hint="name a decoder")
         self.model = model
 
+    @property
+    def head(self) -> nn.Linear:
+        """The layer that gives the value."""
+        return self.model.score  # type: ignore[return-value]
+
     def forward(self, hidden: torch.Tensor | None, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns V after each token, float32, [batch, length].
 
@@ -65,7 +70,7 @@ class Critic(nn.Module):
             inputs: ``input_ids``, ``attention_mask`` and, where the model has positions, ``position_ids``.
         """
         own = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return _value(self.model.score, own)
+        return _value(self.head, own)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Writes a sequence-classification model with one output, which ``from_pretrained`` reads."""

@@ -93,7 +93,8 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
         self._metrics[mode].pop("frac_reward_zero_std", None)  # of groups, which PPO has none of
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, checkpointing):
             policy, values = self._before_learning(batch)
             reference = self._reference_log_probs(batch)
         mask = _mask(batch)
@@ -146,7 +147,8 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         if self.ref_model is not None:
             return torch.cat([self._forward(self.ref_model, part)[0] for part in self._chunks(batch)])
         assert is_peft_model(self.model), "a policy without adapters has a reference model"
-        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        with use_adapter(policy, adapter_name=None):
             return torch.cat([self._forward(self.model, part)[0] for part in self._chunks(batch)])
 
     def _chunks(self, batch: Batch) -> list[Batch]:
@@ -205,7 +207,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         mode = "train" if self.model.training else "eval"
         tokens = inputs["num_items_in_batch"].clamp(min=1.0)  # of the generation batch, all processes together
         share = tokens / self.accelerator.num_processes  # the processes' gradients are averaged
-        steps = self.args.steps_per_generation if mode == "train" else 1
+        steps = (self.args.steps_per_generation or 1) if mode == "train" else 1
         if mode == "train":
             share = share * self.current_gradient_accumulation_steps / steps
         loss = (per_token * mask).sum() / share

@@ -48,7 +48,11 @@ _OWNED_ORPO = {
     "is_encoder_decoder": "only decoder models are trained here",
     "generate_during_eval": "use posttrain score",
 }
-_OWNED_RL = {**_OWNED_TRL, "reward_weights": "say weight beside each of the rewards"}
+_OWNED_RL = {
+    **_OWNED_TRL,
+    "reward_weights": "say weight beside each of the rewards",
+    "chat_template_kwargs": "write it into the template that model.chat_template names",
+}
 _ONE_COMPLETION = "PPO samples one completion a prompt; the critic is its baseline"
 _OFF_POLICY = "PPO compares probabilities of the policy itself, so it samples from it uncut; temperature may be set"
 _GRPO_LOSS = "belongs to GRPO's losses; PPO's is clipped by cliprange"
