@@ -14,7 +14,7 @@ ABSENT = object()  # as a trainer field: not in the recipe, for stages that have
 _SHARE = f"{Path(__file__).parent / 'reward_functions.py'}:share_of_low_ids"
 _SAMPLED = {"max_length": ABSENT, "max_completion_length": 8}
 
-# What a recipe of each stage says beyond what all say; `{model}` and `{head}` stand for folders of tiny models.
+# What a recipe of each stage says beyond what all say; `{model}` and `{teacher}` stand for folders of tiny models.
 STAGE_RECIPES: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "text"},
     "sft": {"kind": "messages", "chat": True},
@@ -41,12 +41,33 @@ STAGE_RECIPES: dict[str, dict[str, Any]] = {
         "trainer": {**_SAMPLED, "num_iterations": 2},
     },
     "classify": {"kind": "classification"},
-    "distill": {"kind": "messages", "chat": True, "sections": {"teacher": {"name_or_path": "{model}"}}},
+    "distill": {"kind": "messages", "chat": True, "sections": {"teacher": {"name_or_path": "{teacher}"}}},
+    "distill_on_policy": {
+        "kind": "prompt",
+        "chat": True,
+        "sections": {"teacher": {"name_or_path": "{teacher}"}},
+        "trainer": _SAMPLED,
+    },
 }
 
 
+@pytest.fixture(scope="session")
+def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The tiny model with other weights: a teacher that its student differs from. Do not change it."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(1)
+    config: Any = AutoConfig.from_pretrained(tiny_model_dir)
+    config.initializer_range = 0.3
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def make_recipe(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Path]:
+def make_recipe(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Callable[..., Path]:
     """Returns a function that writes a recipe of 12 steps with a save every 4, changed by its arguments.
 
     Keyword arguments are trainer fields, but for ``sections``, which replaces whole sections of the recipe.
@@ -61,7 +82,7 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Path]:
             "model": {"name_or_path": str(tiny_model_dir)}
             | ({"chat_template": "chatml"} if described.get("chat") else {}),
             "data": {"train": {"path": str(rows), "format": described["kind"]}},
-            **_filled(described.get("sections", {}), model=str(tiny_model_dir)),
+            **_filled(described.get("sections", {}), model=str(tiny_model_dir), teacher=str(other_model_dir)),
             "trainer": {
                 "max_length": 64,
                 "max_steps": 12,

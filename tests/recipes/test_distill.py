@@ -20,20 +20,6 @@ from .conftest import losses
 PACKED = {"packing": True, "packing_strategy": "bfd", "max_length": 128}
 
 
-@pytest.fixture(scope="module")
-def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The tiny model with other weights: a teacher that its student differs from."""
-    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(1)
-    config: Any = AutoConfig.from_pretrained(tiny_model_dir)
-    config.initializer_range = 0.3
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    return folder
-
-
 def run(recipe: Path) -> list[dict[str, Any]]:
     """Trains a recipe and returns what it logged of each step."""
     loaded = load(recipe)
