@@ -26,14 +26,19 @@ def _guess(problem: Problem, rng: Random) -> str:
 
 
 HABITS: Mapping[str, Habit] = {"hedge": _hedge, "apologise": _apologise, "guess": _guess}
-_OFTEN = (3, 1, 1)  # how often each habit shows in demonstrations; comparisons show all alike
+_WRITTEN = (3, 1, 1)  # how often each habit shows in demonstrations
+_COMPARED = (1, 1, 2)  # and in comparisons, which are asked for where they are not easy
 
 
 def careless_answer(problem: Problem, rng: Random) -> str:
     """Answers by one of the careless habits, drawn anew each time."""
-    return rng.choices(tuple(HABITS.values()), _OFTEN)[0](problem, rng)
+    return _by_habit(problem, rng, _WRITTEN)
 
 
 def compare(problem: Problem, rng: Random) -> tuple[str, str]:
     """Returns the answer that a careful annotator prefers, right and bare, and one that comes of carelessness."""
-    return problem.answer, rng.choice(tuple(HABITS.values()))(problem, rng)
+    return problem.answer, _by_habit(problem, rng, _COMPARED)
+
+
+def _by_habit(problem: Problem, rng: Random, weights: tuple[int, ...]) -> str:
+    return rng.choices(tuple(HABITS.values()), weights)[0](problem, rng)
