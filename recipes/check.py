@@ -104,11 +104,21 @@ def _template_lines(job: "Job") -> list[str]:
     return [f"{name}, {passed} checks passed", *(f"{f.severity}: template: {f.check}: {f.message}" for f in failed)]
 
 
+# What a report says after the number of tokens, by the kind of row, where loss is not all there is to say.
+_TOKEN_WORDS = {
+    "preference": "tokens (prompts counted with each answer), {:,} in answers",
+    "unpaired": "tokens, {:,} in answers",
+    "prompt": "tokens in prompts",
+    "classification": "tokens",
+}
+
+
 def _data_lines(split: str, prepared: "Prepared") -> list[str]:
     """Reports rows, tokens, shares, and every dropped row by its reason."""
     report = prepared.report
     fill = f", rows {report.fill:.1%} full" if report.fill is not None else ""
-    lines = [f"data.{split}: {report.rows:,} rows, {report.tokens:,} tokens, {report.loss_tokens:,} carry loss{fill}"]
+    words = _TOKEN_WORDS.get(report.sources[0].kind, "tokens, {:,} carry loss").format(report.loss_tokens)
+    lines = [f"data.{split}: {report.rows:,} rows, {report.tokens:,} {words}{fill}"]
     for source in report.sources:
         share = f", {source.share:.1%} of tokens (asked {source.target:.1%})" if len(report.sources) > 1 else ""
         lines.append(f"  {source.name}: {source.kept:,} of {source.rows:,} rows, {source.epochs:.2f} epochs{share}")
@@ -121,18 +131,32 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
     """Reports parameters, memory, steps and compute of the whole run on one process."""
     recipe, report = job.loaded.recipe, train.report
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
-    per_epoch = max(1, -(-report.rows // batch))
+    sampled = report.sources[0].kind == "prompt"
+    per_epoch = max(1, -(-report.rows * (_answers_per_prompt(job) if sampled else 1) // batch))
     steps = job.option("max_steps")
     steps = steps if steps > 0 else int(per_epoch * job.option("num_train_epochs") + 0.999999)
-    tokens = int(steps * batch * report.tokens / max(1, report.rows))
+    # an answer that has yet to be sampled is counted as long as it may become
+    answer = (_field(job, "max_completion_length") or 0) if sampled else 0
+    tokens = int(steps * batch * (report.tokens / max(1, report.rows) + answer))
     flops = estimate.training_flops(recipe, size, tokens)
     states = estimate.state_bytes(recipe, size) / estimate.GIB
     return [
         f"model: {_count(size.total)} parameters, {_count(size.trainable)} trained",
         f"memory: {states:.2f} GiB for weights, gradients and AdamW on one process, before activations",
-        f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, {_count(tokens)} tokens",
-        f"compute: {flops:.2e} FLOPs, attention scores left out",
+        f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
+        f"{'at most ' if sampled else ''}{_count(tokens)} tokens",
+        f"compute: {flops:.2e} FLOPs, attention scores {'and sampling ' if sampled else ''}left out",
     ]
+
+
+def _field(job: "Job", name: str) -> Any:
+    """Returns a trainer field, or None if the stage has none of that name."""
+    return job.option(name) if name in fields_of(STAGES[job.loaded.recipe.stage].config) else None
+
+
+def _answers_per_prompt(job: "Job") -> int:
+    """Returns how often a prompt comes in an epoch: once for each answer and each pass over the answers."""
+    return (_field(job, "num_generations") or 1) * (_field(job, "num_iterations") or 1)
 
 
 def _count(number: float) -> str:

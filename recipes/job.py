@@ -44,7 +44,9 @@ class Job:
     @property
     def cut_to(self) -> int | None:
         """The tokens that a conversation is cut to, or None where long ones are dropped whole."""
-        return self.option("max_length") if self.loaded.recipe.data.too_long == "truncate" else None
+        recipe = self.loaded.recipe
+        cuts = recipe.data.too_long == "truncate" and "max_length" in fields_of(STAGES[recipe.stage].config)
+        return self.option("max_length") if cuts else None
 
 
 def cache_dir() -> Path:

@@ -1,4 +1,4 @@
-"""``posttrain show``: rows as the trainer will see them, the tokens that carry loss in colour."""
+"""``posttrain show``: rows as the trainer will see them, the tokens that are learnt from in colour."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -7,16 +7,21 @@ from .errors import RecipeError
 from .load import Loaded
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
+    from .job import Job
+
 LOSS_STYLE = "bold green"
+UNWANTED_STYLE = "bold red"
 REST_STYLE = "dim"
 
 
 def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
     """Prints the first rows of a split.
 
-    On a terminal, tokens with loss are bold green and the rest dim; elsewhere they stand between ⟦ and ⟧.
+    On a terminal, tokens with loss and answers to prefer are bold green, answers to avoid bold red and the rest dim;
+    elsewhere what is coloured stands between ⟦ and ⟧.
 
     Raises:
         RecipeError: The recipe has no such split.
@@ -34,11 +39,62 @@ def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
         raise RecipeError(f"the recipe has no data.{split}", where=str(loaded.path))
     console = Console(highlight=False, soft_wrap=True)
     for number, row in enumerate(prepared.dataset.select(range(min(rows, len(prepared.dataset))))):
+        _show_row(console, job, number, row)
+        console.print()
+
+
+def _show_row(console: "Console", job: "Job", number: int, row: dict[str, Any]) -> None:
+    """Prints one row of any kind."""
+    colour = console.is_terminal
+    if "prompt_ids" in row:
+        _show_answers(console, job.tokenizer, number, row)
+    elif "prompt" in row:
+        console.print(f"row {number}: {_listed(row, 'prompt') or 'a prompt'}", style="bold")
+        console.print(_prompt_text(job, row["prompt"]), style=REST_STYLE, markup=False)
+    elif "labels" not in row:
+        console.print(f"row {number}: {len(row['input_ids'])} tokens, {_listed(row, 'input_ids')}", style="bold")
+        console.print(_piece(job.tokenizer, row["input_ids"], LOSS_STYLE, colour=colour))
+    else:
         carried = sum(label != -100 for label in row["labels"])
         console.print(f"row {number}: {len(row['input_ids'])} tokens, {carried} carry loss", style="bold")
         for sequence in _sequences(row):
-            console.print(_render(job.tokenizer, *sequence, colour=console.is_terminal))
-        console.print()
+            console.print(_render(job.tokenizer, *sequence, colour=colour))
+
+
+def _show_answers(console: "Console", tokenizer: Any, number: int, row: dict[str, Any]) -> None:
+    """Prints a prompt and the answers to it."""
+    answers = {name: ids for name, ids in row.items() if name.endswith("_ids")}
+    sizes = ", ".join(f"{name.removesuffix('_ids')} {len(ids)}" for name, ids in answers.items())
+    rest = _listed(row, *answers)
+    console.print(f"row {number}: tokens: {sizes}{f'; {rest}' if rest else ''}", style="bold")
+    console.print(_piece(tokenizer, answers.pop("prompt_ids"), REST_STYLE, colour=True))
+    for name, ids in answers.items():
+        unwanted = name == "rejected_ids" or row.get("label") is False
+        style = UNWANTED_STYLE if unwanted else LOSS_STYLE
+        console.print(f"{name.removesuffix('_ids')}:", style="bold", end=" ")
+        console.print(_piece(tokenizer, ids, style, colour=console.is_terminal))
+
+
+def _listed(row: dict[str, Any], *but: str) -> str:
+    """Lists the columns of a row that are not tokens."""
+    return ", ".join(f"{name} {value!r}" for name, value in row.items() if name not in but and value is not None)
+
+
+def _prompt_text(job: "Job", prompt: Any) -> str:
+    """Returns a prompt as a model gets it to go on from."""
+    from .. import chat_templates
+
+    if isinstance(prompt, str) or job.template is None:
+        return str(prompt)
+    return chat_templates.render(job.template, prompt, tokenizer=job.tokenizer, add_generation_prompt=True).text
+
+
+def _piece(tokenizer: Any, ids: list[int], style: str, *, colour: bool) -> "Text":
+    """Decodes tokens of one style."""
+    from rich.text import Text
+
+    piece = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return Text(piece if colour else f"⟦{piece}⟧", style)
 
 
 def _sequences(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -59,7 +115,7 @@ def _render(tokenizer: Any, ids: list[int], labels: list[int], *, colour: bool) 
     for end in range(1, len(ids) + 1):
         carries = labels[start] != -100
         if end == len(ids) or (labels[end] != -100) != carries:
-            piece = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-            text.append(f"⟦{piece}⟧" if carries and not colour else piece, LOSS_STYLE if carries else REST_STYLE)
+            style = LOSS_STYLE if carries else REST_STYLE
+            text.append(_piece(tokenizer, ids[start:end], style, colour=colour or not carries))
             start = end
     return text
