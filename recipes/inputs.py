@@ -42,6 +42,9 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
             for index, source in enumerate(sources if isinstance(sources, list) else []):
                 if isinstance(source, dict):
                     _find_path(document, ("data", split, index), source, "path", steps)
+    classify = document.value.get("classify")
+    if isinstance(classify, dict) and isinstance(classify.get("metrics"), list):
+        classify["metrics"] = [_find_metric(document, n, value) for n, value in enumerate(classify["metrics"])]
     if isinstance(score, dict):
         _find_suite(document, score)
 
@@ -80,6 +83,17 @@ def _find_function(document: Document, key: KeyPath, section: dict[str, Any]) ->
         document.problem((*key, "function"), f"no such file: {file}", _similar(document.path.parent / file))
     else:
         section["function"] = f"{found}:{name}"
+
+
+def _find_metric(document: Document, number: int, value: Any) -> Any:
+    """Resolves a metric that is a script; anything else is a metric's name."""
+    if not isinstance(value, str) or not (value.endswith(".py") or value.startswith((".", "/", "~"))):
+        return value
+    found = beside(document, value)
+    if found is None:
+        hint = _similar(document.path.parent / value)
+        document.problem(("classify", "metrics", number), f"no such file or folder: {value}", hint)
+    return value if found is None else str(found)
 
 
 def _similar(path: Path) -> str:

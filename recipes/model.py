@@ -87,6 +87,7 @@ def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head 
             )
         if recipe.quantization:
             options["quantization_config"] = quantization_config(recipe)
+            options["quantization_config"].llm_int8_skip_modules = _head_modules(spec, head)
         model = _trained_model(spec, dtype, options, head)
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
@@ -114,6 +115,21 @@ def _trained_model(spec: ModelSpec, dtype: str, options: dict[str, Any], head: H
                 f"cannot load the model {spec.name_or_path}: {first_line(error)}", hint="check model.name_or_path"
             ) from error
         return keep_layers(model, spec.layers) if spec.layers else model
+
+
+def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
+    """Names the modules of a head, which are not to be quantized; transformers by itself spares no head with a bias."""
+    import torch
+    from transformers import AutoConfig
+
+    if head is None:
+        return None
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            whole_model(spec.name_or_path), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+        model = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code)
+    return [name for name, module in model.named_children() if name != model.base_model_prefix]
 
 
 def whole_model(name_or_path: str | None) -> str:

@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError
 from .rundir import read_record
+
+if TYPE_CHECKING:
+    from ..evals.spec import SuiteSpec
 
 
 def score_models(
@@ -37,7 +40,7 @@ def score_models(
     from ..evals.score import score
     from ..evals.spec import load_suite
 
-    wanted: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    wanted: dict[tuple[str, tuple[tuple[str, str], ...], tuple[str, ...]], list[str]] = {}
     for model in models:
         record = read_record(Path(model)) or read_record(Path(model).parent) or {}
         named = suite or _suite_of(record)
@@ -45,12 +48,12 @@ def score_models(
             raise RecipeError("no suite is named", where=model, hint="say --suite NAME, or a suite's file")
         given = {name: str(folder) for name, folder in references.items()}
         known = (record.get("references") or {}) | given
-        wanted.setdefault((named, tuple(sorted(known.items()))), []).append(model)
+        wanted.setdefault((named, tuple(sorted(known.items())), _metrics_of(record)), []).append(model)
     code = 0
-    for (named, folders), paths in wanted.items():
+    for (named, folders, metrics), paths in wanted.items():
         report = score(
             paths,
-            load_suite(named, {name: Path(folder) for name, folder in folders}),
+            _with_metrics(load_suite(named, {name: Path(folder) for name, folder in folders}), metrics),
             watch=watch,
             final_only=final_only,
             output=output,
@@ -73,3 +76,19 @@ def _suite_of(record: Mapping[str, Any]) -> str | None:
         return None
     beside = Path(record.get("recipe_path", "")).parent / score["suite"]
     return str(beside) if beside.is_file() else score["suite"]
+
+
+def _metrics_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the metrics of the `evaluate` library that a classifier's recipe names, scripts as paths."""
+    names = (record.get("recipe", {}).get("classify") or {}).get("metrics") or ()
+    folder = Path(record.get("recipe_path", "")).parent
+    return tuple(str((folder / name).absolute()) if (folder / name).is_file() else name for name in names)
+
+
+def _with_metrics(suite: "SuiteSpec", metrics: Sequence[str]) -> "SuiteSpec":
+    """Adds metrics to the classification rows of a suite that do not have them."""
+    rows = [
+        spec.model_copy(update={"metrics": [*spec.metrics, *(name for name in metrics if name not in spec.metrics)]})
+        for spec in suite.classification
+    ]
+    return suite.model_copy(update={"classification": rows})

@@ -9,9 +9,10 @@ from ...chat_templates.errors import first_line
 from ...evals.classification_figures import Problem
 from ...evals.heldout import outputs
 from ...evals.labels import problem_of
+from ..distillation.student import whole_weights
+from ..distillation.teacher import check_vocabulary, teacher_config
 from ..errors import RecipeError
-from ..model import load_tokenizer
-from ..schema import ModelSpec, TeacherSpec
+from ..schema import TeacherSpec
 from .rows import token_columns
 
 if TYPE_CHECKING:
@@ -46,16 +47,11 @@ def teacher_logits(
     Raises:
         RecipeError: The teacher cannot be loaded, has another vocabulary, or predicts something else.
     """
-    from transformers.integrations import deepspeed
-
-    zero = deepspeed._hf_deepspeed_config_weak_ref  # under ZeRO-3 a model would be loaded in shards and never gathered
-    deepspeed.unset_hf_deepspeed_config()
-    try:
+    config = teacher_config(spec)
+    order = _order(spec, config, problem, labels)
+    check_vocabulary(spec, config, tokenizer)
+    with whole_weights():
         model = _load(spec)
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = zero
-    order = _order(spec, model.config, problem, labels)
-    _check_vocabulary(spec, model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return _run(model, tokens, batch_size, f"teacher {spec.name_or_path}")[:, order]
 
@@ -102,25 +98,6 @@ def _order(spec: TeacherSpec, config: Any, problem: Problem, labels: Sequence[st
             hint="teach with a classifier that was trained on the same classes, or name them in classify.labels",
         )
     return [theirs[name] for name in labels]
-
-
-def _check_vocabulary(spec: TeacherSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuses a teacher to which the student's token ids mean something else.
-
-    Raises:
-        RecipeError: Its vocabulary differs.
-    """
-    own = ModelSpec(name_or_path=spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    embeddings: Any = model.get_input_embeddings()
-    ours, theirs = tokenizer.get_vocab(), load_tokenizer(own).get_vocab()
-    same = ours == theirs and len(ours) <= embeddings.weight.shape[0]
-    if not same:
-        raise RecipeError(
-            f"its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens)",
-            where=f"teacher {spec.name_or_path}",
-            hint="give the student the teacher's tokenizer (model.tokenizer), or label rows with the teacher's "
-            "predictions and train on those",
-        )
 
 
 def _run(model: "PreTrainedModel", tokens: "datasets.Dataset", batch_size: int, where: str) -> torch.Tensor:

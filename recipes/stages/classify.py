@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..job import Job, cache_dir
+from ..job import Job
 from ..model import Head
 from ..schema import ClassifySpec
 from . import STAGES
@@ -44,6 +44,7 @@ def prepare_rows(job: Job, split: Literal["train", "eval"]) -> "Prepared | None"
         DataError: The rows are not what the recipe says.
     """
     from ...data_tools.examples import prepare_examples
+    from ..job import cache_dir
 
     recipe = job.loaded.recipe
     if split == "eval" and recipe.data.eval is None:
