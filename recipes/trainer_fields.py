@@ -26,6 +26,8 @@ _ELSEWHERE = {
 }
 # Packages whose classes a configuration class of ours may extend.
 _PACKAGES = ("trl", "transformers")
+# Lists whose class also takes one item by itself, and makes a list of it.
+_ONE_WILL_DO: dict[str, tuple[type, ...]] = {"loss_type": (str,)}
 _PRIMITIVES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -147,6 +149,8 @@ def _field(path: Path, name: str, statement: ast.AnnAssign) -> Field:
             types.extend(_PRIMITIVES[part])
         elif part in _ELSEWHERE:
             choices.extend(_enumeration(path, part))
+    if list in types:
+        types.extend(_ONE_WILL_DO.get(name, ()))
     return Field(name, annotation, _default(statement.value), tuple(types), tuple(choices))
 
 

@@ -1,0 +1,64 @@
+"""TRL's ORPO trainer over rows that are already tokenised; the one module that imports ``trl.experimental``.
+
+TRL's likelihood term is a mean over the tokens of each small batch; here it is one over all tokens of a step, so that
+four batches of one row train as one batch of four does.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .preference_trainers import SHARE, add_token_shares
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
+    from trl.experimental.orpo.orpo_config import ORPOConfig
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+    from trl.experimental.utils import DPODataCollatorWithPadding
+
+__all__ = ["ORPOCollator", "ORPOConfig", "PreparedORPOTrainer"]
+
+
+class ORPOCollator(DPODataCollatorWithPadding):
+    """Joins prompt and answers into the columns that TRL's ORPO makes for itself."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns ids, masks and labels [B, L], for the chosen and for the rejected rows; -100 in the prompt."""
+        return super().__call__([_joined(row) for row in features])
+
+
+def _joined(row: dict[str, Any]) -> dict[str, list[int]]:
+    prompt, result = list(row["prompt_ids"]), {}
+    for side in ("chosen", "rejected"):
+        answer = list(row[f"{side}_ids"])
+        result[f"{side}_input_ids"] = prompt + answer
+        result[f"{side}_attention_mask"] = [1] * (len(prompt) + len(answer))
+        result[f"{side}_labels"] = [-100] * len(prompt) + answer
+    return result
+
+
+class PreparedORPOTrainer(ORPOTrainer):
+    """An ORPOTrainer that takes prepared rows; its likelihood term is a mean over all chosen tokens of the step."""
+
+    def __init__(self, *, train_dataset: Any, eval_dataset: Any, **kwargs: Any):
+        # TRL would tokenise anew whatever it is given here, so it is given no rows.
+        none = {"train_dataset": train_dataset.select([]), "eval_dataset": eval_dataset and eval_dataset.select([])}
+        super().__init__(**none, **kwargs)
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.use_dpo_data_collator = True  # ours gives the same columns
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Takes the batches of a step; adds each one's share of the step's tokens."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        add_token_shares(self, batches, [batch["chosen_attention_mask"][:, 1:].sum() for batch in batches])
+        return batches, items
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Runs the model on both answers; gives the likelihood term the batch's share of tokens."""
+        share = batch.pop(SHARE, 1.0)
+        result: Any = super().concatenated_forward(model, batch)
+        return (*result[:4], result[4] * share, *result[5:])

@@ -1,0 +1,61 @@
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306): answers, wanted or not, without pairs."""
+
+from typing import TYPE_CHECKING, Any
+
+from ...data_tools.prepare import Prepared
+from ..job import Job
+from . import dpo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from trl.trainer.kto_config import KTOConfig
+
+prepare_rows = dpo.prepare_rows
+LOSSES = ("kto", "apo_zero_unpaired")
+
+
+def build(
+    job: Job,
+    args: "KTOConfig",
+    model: "PreTrainedModel",
+    data: dict[str, Prepared | None],
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    """Builds TRL's KTOTrainer over rows that are already tokenised.
+
+    Raises:
+        RecipeError: A reference that moves with the policy where there is none to move.
+    """
+    from ..model import lora_config
+    from ..preference_trainers import PreparedKTOTrainer
+
+    lora = job.loaded.recipe.lora
+    train, held_out = data["train"], data["eval"]
+    assert train is not None, "a recipe always has data.train"
+    keeper = dpo.reference_keeper(job, args)
+    trainer = PreparedKTOTrainer(
+        model=model,
+        ref_model=dpo.reference_model(job, args),
+        args=args,
+        train_dataset=train.dataset,
+        eval_dataset=held_out.dataset if held_out else None,
+        processing_class=job.tokenizer,
+        peft_config=lora_config(lora, model, grown=bool(job.added)) if lora else None,
+        callbacks=[*keeper, *callbacks],
+    )
+    for callback in keeper:
+        callback.keep(trainer)
+    return trainer
+
+
+def config(values: dict[str, Any]) -> "KTOConfig":
+    """Builds ``KTOConfig``.
+
+    Raises:
+        ValueError: There is no such loss.
+    """
+    from trl.trainer.kto_config import KTOConfig
+
+    args = KTOConfig(**values, remove_unused_columns=False)
+    dpo.check_names("loss_type", [args.loss_type], LOSSES)
+    return args
