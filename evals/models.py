@@ -143,9 +143,9 @@ def save_head(folder: Path, model: Any) -> None:
 
     Args:
         folder: A checkpoint.
-        model: What was saved there.
+        model: What was saved there, or its configuration.
     """
-    config = getattr(model, "config", None)
+    config = getattr(model, "config", model)
     if config is not None and _json(folder / ADAPTER).get("task_type") == "SEQ_CLS":
         fields = {name: getattr(config, name, None) for name in _HEAD_FIELDS}
         write_json(folder / HEAD, {name: value for name, value in fields.items() if value is not None})
