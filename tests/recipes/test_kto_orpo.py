@@ -124,14 +124,9 @@ def test_orpo_is_likelihood_plus_odds_ratio(make_recipe: Make) -> None:
     assert loss_of(trainer, batch) == pytest.approx(expected, abs=1e-5)
 
 
-def test_orpo_prefers_and_its_evaluation_is_logged(make_recipe: Make, tmp_path: Path) -> None:
-    make_recipe("orpo")
-    rows = {"path": str(tmp_path / "preference.jsonl"), "format": "preference"}
-    sections = {"data": {"train": rows, "eval": rows}}
-    options = {"max_steps": 20, "eval_strategy": "steps", "eval_steps": 10, "save_strategy": "no"}
-    run_dir = run(make_recipe("orpo", sections=sections, learning_rate=0.01, **options))
-    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    assert [line["eval_rewards/accuracies"] > 0.9 for line in lines if "eval_loss" in line] == [True, True]
+def test_orpo_learns_to_prefer(make_recipe: Make) -> None:
+    run_dir = run(make_recipe("orpo", learning_rate=0.01, max_steps=20, save_strategy="no"))
+    assert logged(run_dir, "rewards/accuracies")[-1] == 1.0
     assert logged(run_dir)[-1] < logged(run_dir)[0]
 
 

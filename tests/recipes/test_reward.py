@@ -128,12 +128,17 @@ def test_a_head_beside_adapters_is_trained_whole_in_float32(
     assert not torch.equal(heads[0], before)
 
 
-def test_adapter_and_head_are_merged_into_a_plain_reward_model(make_recipe: Make, tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_adapter_and_head_are_merged_into_a_plain_reward_model(
+    make_recipe: Make, tiny_model_dir: Path, quantization: str | None
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    recipe = make_recipe("reward", sections=LORA, learning_rate=0.02, save_strategy="no")
-    run_dir = run(recipe)
+    if quantization:
+        pytest.importorskip("bitsandbytes")
+    sections = {**LORA, **({"quantization": quantization} if quantization else {})}
+    run_dir = run(make_recipe("reward", sections=sections, learning_rate=0.02, save_strategy="no"))
     ids = torch.arange(5, 25)[None]
     plain: Any = AutoModelForSequenceClassification
     base = plain.from_pretrained(tiny_model_dir, num_labels=1)
@@ -158,6 +163,17 @@ def test_a_head_of_another_number_of_outputs_starts_afresh(
 
 
 STAGES = ["reward", "dpo", "orpo", "kto"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_held_out_rows_are_evaluated_on_the_way(make_recipe: Make, tmp_path: Path, stage: str) -> None:
+    rows = section(tmp_path, [pair(number) for number in range(18)])["train"]
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    run_dir = run(make_recipe(stage, sections={"data": {"train": rows, "eval": rows}}, **options))
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    found = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert len(found) == 2
+    assert found[1] < found[0]
 
 
 @pytest.mark.parametrize("stage", STAGES)
