@@ -403,6 +403,8 @@ def test_a_system_template_makes_every_prompt_messages():
         ({"prompt": "a", "completion": "b", "label": True}, "unpaired"),
         ({**talk(("user", "a")), "label": True}, "unpaired"),
         ({"text": "a", "label": 1}, "classification"),
+        ({"prompt": "a", "text": "b"}, "text"),
+        ({**talk(("user", "a")), "prompt": "a"}, "messages"),
     ],
 )
 def test_a_format_is_known_by_its_columns(row: dict, expected: Any):
@@ -421,6 +423,29 @@ def test_what_the_caller_accepts_settles_what_columns_leave_open():
         infer(row, ["text", "classification"], "x")
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "a", "answer": "b", "label": 1}, "prompt"),
+        ({"prompt": "a", "response": "b"}, "prompt_completion"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({**talk(("user", "a")), "answer": "b"}, "messages"),
+    ],
+)
+def test_a_lone_prompt_is_a_format_only_where_no_answer_stands_beside_it(row: dict, expected: Any):
+    assert infer(row, ["prompt"], "x") == expected
+    with pytest.raises(DataError, match="fit no format"):
+        infer({"prompt": "a", "answer": "b"}, ["messages", "prompt_completion", "preference", "unpaired"], "x")
+
+
+def test_bad_prompts_have_reasons():
+    assert reason({"prompt": " "}, "prompt") == "empty prompt"
+    assert reason({"prompt": [U, A]}, "prompt") == "the prompt ends with an assistant message"
+    assert reason({"prompt": "a", "tools": [TOOL]}, "prompt") == "prompts with tools cannot be used"
+    assert reason({"prompt": "a", "n": 2**70}, "prompt") == "column 'n' holds a whole number of more than 64 bits"
+    assert reason({"messages": [A]}, "prompt") == "no user message"
+
+
 def test_columns_of_no_format_or_of_another_say_so():
     with pytest.raises(DataError, match=r"columns \(question, answer\) fit no format.*alpaca: instruction \+ output"):
         infer({"question": "a", "answer": "b"}, ["messages"], "x")
@@ -434,6 +459,7 @@ def test_every_format_that_can_be_inferred_can_be_read():
         "messages": {"messages": [U, A]},
         "sharegpt": gpt(("human", "a"), ("gpt", "b")),
         "alpaca": {"instruction": "a", "output": "b"},
+        "prompt": {"prompt": "a"},
         "prompt_completion": {"prompt": "a", "completion": "b"},
         "preference": {"prompt": "a", "chosen": "b", "rejected": "c"},
         "unpaired": {"prompt": "a", "completion": "b", "label": True},
@@ -442,6 +468,6 @@ def test_every_format_that_can_be_inferred_can_be_read():
     for name, row in rows.items():
         assert name in formats_of(row)
         kind: Any = kind_for(
-            name, ["text", "messages", "prompt_completion", "preference", "unpaired", "classification"]
+            name, ["text", "messages", "prompt_completion", "preference", "unpaired", "classification", "prompt"]
         )  # type: ignore[arg-type]
         assert canonicalizer(SourceSpec(path="x"), name, kind)(row)  # type: ignore[arg-type]

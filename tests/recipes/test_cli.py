@@ -57,6 +57,37 @@ def test_show_marks_the_tokens_that_carry_loss(
     assert "⟦What" not in printed
 
 
+@pytest.mark.parametrize(
+    ("stage", "shown"),
+    [
+        ("dpo", ["chosen: ⟦It is ", "rejected: ⟦No idea", "<|im_start|>user\nWhat is "]),
+        ("kto", ["label True", "completion: ⟦It is ", "completion: ⟦No idea", "<|im_start|>user\nWhat is "]),
+        ("grpo", ["answer '", "<|im_end|>\n<|im_start|>assistant\n"]),
+        ("classify", ["label 1", "label 0", "⟦What is ", "⟦It is "]),
+    ],
+)
+def test_show_prints_every_kind_of_row(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], stage: str, shown: list[str]
+) -> None:
+    show_rows(load(make_recipe(stage)), split="train", rows=20)
+    printed = capsys.readouterr().out
+    for words in shown:
+        assert words in printed
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [("dpo", "in answers"), ("kto", "in answers"), ("grpo", "tokens in prompts"), ("classify", "tok")],
+)
+def test_check_counts_the_tokens_of_every_kind_of_row(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], stage: str, words: str
+) -> None:
+    assert check.check_all([make_recipe(stage)], [], {}, read_data=True) == 0
+    printed = capsys.readouterr().out
+    assert "80 of 80 rows" in printed
+    assert words in next(line for line in printed.splitlines() if "data.train" in line)
+
+
 def test_the_json_schema_knows_our_keys_and_the_trainers(make_recipe: Callable[..., Path]) -> None:
     schema = json.loads(check.json_schema())
     assert schema["additionalProperties"] is False
