@@ -153,7 +153,8 @@ def _plan_tool(
     raise_if_problems(document)
     args = _found(document, scratch.value["steps"][index].get("args", {}))
     steps = tuple(f"{path}/" for path in references.values())
-    paths = [text for text in _strings(args) if text.startswith("/") and not text.startswith(steps)]
+    paths = [text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in _strings(args)]
+    paths = [path for path in paths if path.startswith("/") and not path.startswith(steps)]
     files = {path: _hash_tree(Path(path)) for path in paths if Path(path).exists()}
     key = hash_json([step.tool, rundir.versions()["posttrain"], step.args, files, depends])
     return Plan(step, folder, key, None, args)
@@ -165,8 +166,11 @@ def _found(document: Document, value: Any) -> Any:
         return {key: _found(document, item) for key, item in value.items()}
     if isinstance(value, list):
         return [_found(document, item) for item in value]
-    path = beside(document, value) if isinstance(value, str) and ("/" in value or "." in value) else None
-    return str(path) if path else value
+    if not isinstance(value, str) or not ("/" in value or "." in value):
+        return value
+    file, colon, function = value.rpartition(":") if ".py:" in value else (value, "", "")
+    path = beside(document, file)
+    return f"{path}{colon}{function}" if path else value
 
 
 def _referenced(value: Any) -> list[str]:
@@ -217,9 +221,9 @@ def _run_step(current: Plan, how: Launch, say: Callable[[str], None]) -> bool:
         if current.loaded is None:
             assert current.step.tool is not None
             current.folder.mkdir(parents=True, exist_ok=True)
+            write_json(current.folder / STATE, {"key": current.key})  # first: a tool that was killed may go on
             tools.TOOLS[current.step.tool](output_dir=current.folder, **current.args)
             checkpoints.write_manifest(current.folder, step=0, resumable=False)
-            write_json(current.folder / STATE, {"key": current.key})
         else:
             write_json(current.folder / STATE, {"key": current.key})
             _train(current.loaded, how)
@@ -282,10 +286,11 @@ def _score(current: Plan, say: Callable[[str], None]) -> bool:
 
 def _report(output_dir: Path, plans: list[Plan], say: Callable[[str], None]) -> bool:
     """Writes the leaderboard over all steps that were trained, unless it already shows just what they hold."""
-    from ..evals import report
+    from ..evals import best_of_n, report
 
     runs = [current.folder for current in plans if current.loaded is not None]
     inputs = [run / name for run in runs for name in ("run.json", "scores.jsonl", "log.jsonl")]
+    inputs += [current.folder / best_of_n.FILE for current in plans if current.loaded is None]
     stamp = hash_json([[str(path), hash_file(path)] for path in inputs if path.is_file()])
     target, state = output_dir / "leaderboard.html", output_dir / REPORT_STATE
     if not runs or (target.exists() and state.exists() and json.loads(state.read_text()) == stamp):

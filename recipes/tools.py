@@ -107,7 +107,84 @@ def _source(source: str | dict[str, Any], key: str) -> "SourceSpec":
         raise DataError(f"a source is not right: {error.errors()[0]['msg']}", where=key) from error
 
 
-TOOLS: Mapping[str, Callable[..., Any]] = {"answers": answers, "tokenizer": tokenizer, "world": generate}
+def best_of_n(
+    output_dir: Path,
+    *,
+    policy: str,
+    reward: str,
+    prompts: str | dict[str, Any],
+    gold: str | None = None,
+    n: int = 64,
+    limit: int | None = None,
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> None:
+    """Draws n answers to held-out prompts and works out what the best of 1, 2, 4, …, n is worth by two rewards.
+
+    Args:
+        output_dir: Where ``best_of_n.json`` goes, which the report of the same pipeline draws.
+        policy: A model's folder or ``@step``.
+        reward: What chooses: a reward model's folder or ``@step``, or a function ``module:name`` or ``file.py:name``.
+        prompts: A path, or a mapping with the keys of a source in ``data.train``.
+        gold: What the choice is checked by, likewise.
+        n: Answers to each prompt.
+        limit: Take the first so many prompts only.
+        temperature: Of sampling.
+        max_new_tokens: Tokens of an answer, at most.
+        seed: Of sampling.
+        batch_size: Answers drawn at a time.
+
+    Raises:
+        DataError: The prompts cannot be read.
+        RecipeError: A reward cannot be found or used.
+        EvalError: The policy cannot be loaded, or is no language model.
+    """
+    from types import SimpleNamespace
+
+    from pydantic import ValidationError
+
+    from ..data_tools.errors import DataError
+    from ..data_tools.spec import SourceSpec
+    from ..evals import best_of_n as best
+    from ..evals.checkpoints import weights_hash
+    from ..evals.models import load_model
+    from .rewards import load_terms, name_of
+    from .schema import RewardSpec
+
+    try:
+        source = SourceSpec.model_validate(prompts if isinstance(prompts, dict) else {"path": prompts})
+    except ValidationError as error:
+        raise DataError(f"the source is not right: {error.errors()[0]['msg']}", where="prompts") from error
+    first, second = (
+        RewardSpec.model_validate({"function" if ":" in name else "model": name}) if name else None
+        for name in (reward, gold)
+    )
+    assert first is not None, "the tool's arguments have been checked"
+    loaded = load_model(policy)
+    recipe: Any = SimpleNamespace(rewards=[first], gold=second)
+    args = SimpleNamespace(device=loaded.model.device, per_device_eval_batch_size=batch_size)
+    terms, _ = load_terms(recipe, loaded.tokenizer, args)
+    known = {"policy": Path(policy).name, "policy_weights": weights_hash(Path(policy))} if Path(policy).is_dir() else {}
+    best.run(
+        output_dir,
+        loaded,
+        best.read_prompts(source, loaded, limit),
+        best.Sampling(n, temperature, max_new_tokens, seed, batch_size),
+        reward=terms[0],
+        gold=terms[1] if second else None,
+        names={"policy": policy, **known, "reward": name_of(first), "gold": name_of(second) if second else None},
+        say=lambda line: print(line, flush=True),
+    )
+
+
+TOOLS: Mapping[str, Callable[..., Any]] = {
+    "answers": answers,
+    "best_of_n": best_of_n,
+    "tokenizer": tokenizer,
+    "world": generate,
+}
 
 
 def _type_problem(value: Any, annotation: Any) -> str | None:
