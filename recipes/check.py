@@ -56,8 +56,8 @@ def _check_pipeline(path: Path, overrides: Sequence[str]) -> list[str]:
 
 def _without_data(loaded: Loaded) -> list[str]:
     """Describes a recipe from its file, and from the headers of a local model's weights."""
-    name = loaded.recipe.model.name_or_path
-    total = estimate.stored_parameters(Path(name)) if name else None
+    model = loaded.recipe.model
+    total = estimate.stored_parameters(Path(model.name_or_path)) if model.name_or_path and not model.layers else None
     if total is None:
         return []
     recipe = loaded.recipe

@@ -50,6 +50,17 @@ def test_with_alpha_one_it_is_fine_tuning(make_recipe: Callable[..., Path], othe
         assert [line[name] for line in logged] == pytest.approx([line[name] for line in expected], rel=1e-3), name
 
 
+def test_plain_text_is_learnt_whole_as_in_pretraining(
+    make_recipe: Callable[..., Path], other_model_dir: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    packed = {"packing": True, "packing_strategy": "bfd_split", "max_steps": 3}
+    expected = run(make_recipe("pretrain", "pretrained", **packed))
+    text = {"train": {"path": str(tmp_path / "text.jsonl"), "format": "text"}}
+    sections = {**by(other_model_dir), "data": text, "model": {"name_or_path": str(tiny_model_dir)}}
+    logged = run(make_recipe("distill", sections=sections, alpha=1.0, **packed))
+    assert [line["loss"] for line in logged] == pytest.approx([line["loss"] for line in expected], abs=2e-5)
+
+
 def direct(student: Any, teacher: Any, batch: dict[str, Any], temperature: float) -> tuple[float, float, float]:
     """Cross entropy, divergence and cosine distance from whole logits, as the papers write them."""
     inputs = {key: value for key, value in batch.items() if key != "labels"} | {"use_cache": False}
