@@ -1,5 +1,7 @@
 """Loading a critic from what the recipe names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +43,8 @@ def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "P
                 hint="name a model with the policy's tokenizer, or say critic.shared: true",
             )
     body = recipe.model_copy(update={"model": source, "lora": None, "quantization": None})
-    model = load_model(body, tokenizer, _HEAD)
+    with _no_report_of_heads():
+        model = load_model(body, tokenizer, _HEAD)
     critic = Critic(model)
     if not _has_trained_head(source, model):
         _zero(critic.head.weight)
@@ -58,6 +61,19 @@ def _has_trained_head(source: Any, model: "PreTrainedModel") -> bool:
         source.name_or_path, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
     return any(name == type(model).__name__ for name in saved.architectures or ()) and saved.num_labels == 1
+
+
+@contextmanager
+def _no_report_of_heads() -> Iterator[None]:
+    """Silences transformers' report that a language model has no head for values: it is not news here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _zero(weight: Any) -> None:

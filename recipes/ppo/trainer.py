@@ -259,7 +259,9 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         finally:
             policy.critic = critic
         if self.args.should_save:
-            critic.save(folder / FOLDER, state)
+            # The final adapter lies in a folder of its own inside the run's, where the merged policy will be.
+            beside = folder.parent if folder.name == "adapter" else folder
+            critic.save(beside / FOLDER, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads policy and critic; under DeepSpeed its engine does."""
