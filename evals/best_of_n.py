@@ -268,8 +268,8 @@ def points(proxy: "np.ndarray", gold: "np.ndarray | None") -> list[dict[str, Any
         for name, values in (("reward", proxy), ("gold", gold)):
             means = None if values is None else best_of(proxy, values, k)
             point[name] = None if means is None else float(means.mean())
-            alone = means is None or prompts < 2
-            point[f"{name}_stderr"] = None if alone else float(means.std(ddof=1) / math.sqrt(prompts))
+            spread = None if means is None or prompts < 2 else float(means.std(ddof=1) / math.sqrt(prompts))
+            point[f"{name}_stderr"] = spread
         found.append(point | {"prompts": prompts})
     return found
 

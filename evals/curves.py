@@ -76,16 +76,19 @@ class _Axes:
         return math.log10(max(value, self.y0)) if self.log else value
 
 
-def chart(series: Sequence[Series], segments: Sequence[Segment], *, name: str, x_label: str) -> str | None:
+def chart(
+    series: Sequence[Series], segments: Sequence[Segment], *, name: str, x_label: str, log: bool = True
+) -> str | None:
     """Draws curves with interval bands.
 
-    The y axis is logarithmic where all values are positive and span more than a factor of 20.
+    The y axis is logarithmic where all values are positive and span more than a factor of 20, unless ``log`` is false.
 
     Args:
         series: The runs; their values are drawn as they are (scale shares to per cent first).
         segments: The stages along the x axis, one behind the other.
         name: What the chart shows, for screen readers.
         x_label: Text under the x axis.
+        log: Whether the y axis may be logarithmic.
 
     Returns:
         An ``<svg>`` element, or None where no two points differ in x, so that there is no curve to draw.
@@ -93,19 +96,18 @@ def chart(series: Sequence[Series], segments: Sequence[Segment], *, name: str, x
     points = [point for item in series for point in item.points]
     if len({point.x for point in points}) < 2:
         return None
-    axes = _axes(points + [item.start for item in series if item.start], segments)
+    axes = _axes(points + [item.start for item in series if item.start], segments, log=log)
     body = [_grid(axes, segments, x_label), _stages(axes, segments)]
     body += [_draw(axes, item) for item in series if item.points]
     head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(name)}">'
     return head + "".join(body) + "</svg>"
 
 
-def _axes(points: Sequence[Point], segments: Sequence[Segment]) -> _Axes:
+def _axes(points: Sequence[Point], segments: Sequence[Segment], *, log: bool) -> _Axes:
     xs = [x for segment in segments for x in (segment.start, segment.end)]
     ys = [y for point in points for y in (point.y, point.low, point.high) if y is not None]
     low, high = min(ys), max(ys)
-    log = low > 0 and high / low > 20
-    if log:
+    if log and low > 0 and high / low > 20:
         return _Axes(min(xs), max(xs), low / 1.1, high * 1.1, True)
     pad = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
     # A share or a loss that never falls below zero gets no axis below zero.

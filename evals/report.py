@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..data_tools.files import write_atomic
 from .report_columns import tabulate
-from .report_lineage import arrange, row_label
+from .report_curves import best_of_n_curves, training_curve
+from .report_lineage import arrange, common_parent, relative, row_label
 from .report_model import Leaderboard, Notice, Row, Run
 from .report_read import find_runs, read_run
 from .report_text import plain
@@ -32,11 +33,17 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard") -> Leaderboard:
     folders = [read_run(path) for path in find_runs([Path(path) for path in paths])]
     runs, scored, doubled = arrange(folders)
     rows, columns, footnotes, notices = tabulate(scored)
+    common = common_parent([folder.path for folder in folders])
+    logs = {relative(folder.path, common): folder.log for folder in folders}
+    best, damaged = best_of_n_curves([folder.path for folder in folders])
+    curves = [curve for run in runs if (curve := training_curve(run, logs[run.folder]))] + best
+    notices += damaged
     first = [Notice("error", f"{plain(run.name)}: {problem}") for run in runs for problem in run.problems]
     first += [Notice("warning", f"several runs are named {plain(name)}: told apart by folder") for name in doubled]
     rest = _same_weights(runs, rows) + _unscored(runs, rows)
     ordered = sorted([*notices, *first, *rest], key=lambda notice: notice.level != "error")
-    return Leaderboard(title, tuple(runs), tuple(rows), tuple(columns), footnotes, tuple(dict.fromkeys(ordered)))
+    all_notices = tuple(dict.fromkeys(ordered))
+    return Leaderboard(title, tuple(runs), tuple(rows), tuple(columns), footnotes, all_notices, tuple(curves))
 
 
 def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:

@@ -30,7 +30,7 @@ def task_charts(leaderboard: Leaderboard, *, every_metric: bool) -> list[Chart]:
     shown = scales(leaderboard)
     layout = _layout(leaderboard)
     for place, column in enumerate(leaderboard.columns):
-        for index, metric in enumerate(column.metrics if every_metric else column.metrics[:1]):
+        for index, metric in enumerate(column.main if every_metric else column.main[:1]):
             svg = _task_chart(leaderboard, column, metric, shown[column.id, metric.name].places, layout)
             if svg is not None:
                 unit = ", %" if metric.unit else ""

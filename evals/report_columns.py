@@ -9,7 +9,7 @@ from typing import Any
 from .report_lineage import Scored, mapping, text, whole
 from .report_model import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
 from .report_text import plain
-from .statistics import interval, overlap
+from .statistics import Interval, interval, overlap
 
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "loss")
 _Key = tuple[str, str, str, str, str]  # task, task hash, few-shot count, limit, template where it must split
@@ -82,7 +82,9 @@ def _figure(entry: dict[str, Any]) -> Figure:
     problem = None if value is not None else f"is {_spell(raw)}, not a finite number"
     higher = entry.get("higher_is_better")
     direction = higher if isinstance(higher, bool) else name not in _LOWER_IS_BETTER
-    return Figure(name, value, stderr, n, direction, interval(value, stderr, n), None, problem)
+    low, high = _finite(entry.get("low")), _finite(entry.get("high"))
+    given = Interval(low, high, "bootstrap") if low is not None and high is not None and low <= high else None
+    return Figure(name, value, stderr, n, direction, given or interval(value, stderr, n), None, problem)
 
 
 def _finite(value: Any) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .report_columns import column_name
 from .report_lineage import row_label
-from .report_model import Cell, Column, ColumnMetric, Figure, Leaderboard, Row
+from .report_model import Cell, Column, ColumnMetric, Curve, Figure, Leaderboard, Row
 from .report_text import plain
 
 
@@ -93,5 +93,21 @@ def checkpoint_label(leaderboard: Leaderboard, row: Row) -> str:
 METHODS = {
     "wilson": "Wilson score interval (0/1 items)",
     "normal": "value ± 1.96 standard errors",
+    "bootstrap": "bootstrap over items, as recorded",
     None: "no interval: no standard error was recorded",
 }
+
+
+def curve_summary(curve: Curve) -> dict[str, str]:
+    """Returns what a table says of rewards against KL: both at either end, and gold at its best."""
+    first, last = curve.points[0], curve.points[-1]
+    known = [point for point in curve.points if point.gold is not None]
+    top = max(known, key=lambda point: point.gold or 0.0, default=None)
+    return {
+        "name": curve.name,
+        "kind": curve.kind,
+        "kl": f"{last.kl:.2f}",
+        "reward": f"{first.reward:.3g} → {last.reward:.3g}",
+        "gold": f"{known[0].gold:.3g} → {known[-1].gold:.3g}" if known else "",
+        "best": f"{top.gold:.3g} at KL {top.kl:.2f}" if top else "",
+    }

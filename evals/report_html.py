@@ -13,12 +13,15 @@ from typing import Any
 
 from .curves import PALETTE, interval_bar
 from .report_charts import loss_chart, task_charts
+from .report_classes import classes_view, confusion_view
 from .report_columns import column_name
+from .report_curves import color_of, reward_charts
 from .report_format import (
     METHODS,
     Scale,
     arrow,
     checkpoint_label,
+    curve_summary,
     figure_of,
     interval_text,
     metric_label,
@@ -132,6 +135,11 @@ def _view(leaderboard: Leaderboard, detail: _Detail) -> dict[str, Any]:
         "columns": [_column_view(leaderboard, column, several[column.id], detail) for column in leaderboard.columns],
         "rows": [_row_view(leaderboard, row, several, shown, detail) for row in leaderboard.rows],
         "footnotes": leaderboard.footnotes,
+        "rewards": reward_charts(leaderboard),
+        "curves": [
+            curve_summary(curve) | {"color": color_of(leaderboard, curve, i) % PALETTE, "dashed": curve.run is None}
+            for i, curve in enumerate(leaderboard.curves)
+        ],
         "charts": [*task_charts(leaderboard, every_metric=detail.every_metric), *([loss] if loss else [])],
         "palette": PALETTE,
         "methods": METHODS,
@@ -158,7 +166,7 @@ def _common_n(leaderboard: Leaderboard, column: Column) -> int | None:
 
 
 def _column_view(leaderboard: Leaderboard, column: Column, n: int | None, detail: _Detail) -> dict[str, Any]:
-    metrics = column.metrics if detail.every_metric else column.metrics[:1]
+    metrics = column.main if detail.every_metric else column.main[:1]
     few = f"{column.num_fewshot}-shot" if column.num_fewshot else None
     variant = column.variant if few and few in column.variant else ", ".join(filter(None, (few, column.variant)))
     return {
@@ -179,7 +187,7 @@ def _row_view(
 ) -> dict[str, Any]:
     run = leaderboard.run_of(row)
     mine = [other for other in leaderboard.rows if other.run == run.id]
-    cells = [_cell_view(row, column, several[column.id], shown, detail) for column in leaderboard.columns]
+    cells = [_cell_view(leaderboard, row, column, several[column.id], shown, detail) for column in leaderboard.columns]
     label = checkpoint_label(leaderboard, row)
     return {
         "id": row.id,
@@ -201,12 +209,12 @@ def _row_view(
 
 
 def _cell_view(
-    row: Row, column: Column, common_n: int | None, shown: _Scales, detail: _Detail
+    leaderboard: Leaderboard, row: Row, column: Column, common_n: int | None, shown: _Scales, detail: _Detail
 ) -> dict[str, Any] | None:
     cell = row.cells.get(column.id)
     if cell is None:
-        return None
-    metrics = column.metrics if detail.every_metric else column.metrics[:1]
+        return None if leaderboard.possible(row, column) else {"marks": (), "figures": []}
+    metrics = column.main if detail.every_metric else column.main[:1]
     figures = [_figure_view(cell, metric, common_n, shown[column.id, metric.name]) for metric in metrics]
     return {"marks": cell.marks, "figures": figures}
 
@@ -289,7 +297,14 @@ def _scores(leaderboard: Leaderboard, row: Row, shown: _Scales) -> list[dict[str
             {
                 "task": plain(column_name(column), 60),
                 "how": plain(", ".join(how), 500),
-                "figures": [_measured(metrics[f.metric], f, shown[column.id, f.metric].places) for f in cell.figures],
+                "figures": [
+                    _measured(metrics[f.metric], f, shown[column.id, f.metric].places)
+                    for f in cell.figures
+                    if metrics[f.metric] in column.main
+                ],
+                "notes": [plain(note, 300) for note in cell.score.get("notes") or () if isinstance(note, str)],
+                "classes": classes_view(cell.figures),
+                "confusion": confusion_view(cell.score),
             }
         )
     return found

@@ -42,14 +42,14 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], list
         than one run bears.
     """
     names = [_name(folder) for folder in folders]
-    common = _common_parent([folder.path for folder in folders])
+    common = common_parent([folder.path for folder in folders])
     doubled = sorted({name for name in names if names.count(name) > 1})
     order, parents = _order(folders, names)
     runs: list[Run] = []
     scored: list[Scored] = []
     ids: dict[int, str] = {}
     for index in order:
-        folder, place = folders[index], _relative(folders[index].path, common)
+        folder, place = folders[index], relative(folders[index].path, common)
         parent = next((run for run in runs if run.id == ids.get(parents.get(index, -1))), None)
         run = _run(folder, f"run{len(runs) + 1}", names[index], place, parent)
         if names[index] in doubled:
@@ -68,7 +68,8 @@ def _name(folder: RunFolder) -> str:
     return text(folder.record.get("name")) or scored or folder.path.resolve().name
 
 
-def _common_parent(paths: Sequence[Path]) -> Path:
+def common_parent(paths: Sequence[Path]) -> Path:
+    """Returns the nearest folder above all of some paths."""
     parents = [path.resolve().parent for path in paths]
     common = parents[0]
     while not all(parent.is_relative_to(common) for parent in parents):
@@ -76,7 +77,8 @@ def _common_parent(paths: Sequence[Path]) -> Path:
     return common
 
 
-def _relative(path: Path, common: Path) -> str:
+def relative(path: Path, common: Path) -> str:
+    """Returns a run folder as the report names it."""
     return path.resolve().relative_to(common).as_posix()
 
 

@@ -87,6 +87,53 @@ class Column:
     num_fewshot: int | None = None
     limit: float | None = None
 
+    @property
+    def main(self) -> tuple[ColumnMetric, ...]:
+        """Returns the metrics that the table offers: the primary one, and all but those of single classes."""
+        return (*self.metrics[:1], *(metric for metric in self.metrics[1:] if "/" not in metric.name))
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A policy's rewards at a distance from the policy that it departed from.
+
+    Attributes:
+        at: The training step, or the n of best-of-n.
+        kl: The KL divergence in nats for a whole answer.
+        reward: The reward that is optimised.
+        gold: The reward that is not, or None where none was logged.
+        reward_stderr: Standard error of the first, where known.
+        gold_stderr: Of the second.
+    """
+
+    at: int
+    kl: float
+    reward: float
+    gold: float | None = None
+    reward_stderr: float | None = None
+    gold_stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How far the optimised reward and the gold reward part as a policy moves away.
+
+    Attributes:
+        name: The run's name, or the folder of a best-of-n.
+        kind: Where the points come from.
+        points: In the order of training, or of n.
+        run: The id of the run; None for best-of-n.
+        reward: Name of the optimised reward, where known.
+        gold: Name of the gold reward, where known.
+    """
+
+    name: str
+    kind: Literal["training", "evaluation", "best-of-n"]
+    points: tuple[CurvePoint, ...]
+    run: str | None = None
+    reward: str | None = None
+    gold: str | None = None
+
 
 @dataclass(frozen=True)
 class Row:
@@ -165,6 +212,7 @@ class Leaderboard:
         columns: In the order in which the tasks were first scored; variants of a task side by side.
         footnotes: Text by letter.
         notices: What to know before comparing.
+        curves: Of rewards against KL: those of runs, then those of best-of-n.
         schema: Version of these fields.
     """
 
@@ -174,8 +222,21 @@ class Leaderboard:
     columns: tuple[Column, ...]
     footnotes: dict[str, str] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
+    curves: tuple[Curve, ...] = ()
     schema: int = SCHEMA
 
     def run_of(self, row: Row) -> Run:
         """Returns the run that a row belongs to."""
         return next(run for run in self.runs if run.id == row.run)
+
+    def possible(self, row: Row, column: Column) -> bool:
+        """Says whether a row could have a figure in a column: a classifier has no perplexity, and so on.
+
+        Told by which kinds of runs have one there.
+        """
+        head = _head(self.run_of(row))
+        return any(column.id in other.cells and _head(self.run_of(other)) == head for other in self.rows)
+
+
+def _head(run: Run) -> str:
+    return run.stage if run.stage in ("reward", "classify") else "language"

@@ -11,6 +11,7 @@ from typing import Any
 from .report_format import (
     checkpoint_label,
     column_label,
+    curve_summary,
     figure_of,
     interval_text,
     metric_label,
@@ -40,7 +41,21 @@ def to_markdown(leaderboard: Leaderboard) -> str:
     lines += [
         f"- {_md(checkpoint_label(leaderboard, r), 200)}: {_md(f, 400)}" for r in leaderboard.rows for f in r.flags
     ]
+    lines += _curves(leaderboard)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _curves(leaderboard: Leaderboard) -> list[str]:
+    """Returns a table of the curves against KL: both rewards at either end, and gold at its best."""
+    if not leaderboard.curves:
+        return []
+    lines = ["", "## Rewards against KL", "", "| run | points | KL at the end | reward | gold | best gold |"]
+    lines.append("|:---|:---|---:|---:|---:|---:|")
+    for curve in leaderboard.curves:
+        row = curve_summary(curve)
+        cells = [_md(row["name"]), row["kind"], row["kl"], row["reward"], row["gold"], row["best"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", "Mean of an answer at the first and the last point; KL in nats per answer."]
 
 
 def _table(leaderboard: Leaderboard) -> list[str]:
@@ -52,17 +67,20 @@ def _table(leaderboard: Leaderboard) -> list[str]:
     places = {key: scale.places for key, scale in scales(leaderboard).items()}
     for row in leaderboard.rows:
         stage = _md(leaderboard.run_of(row).stage or "?")
-        cells = [_md_cell(row, column, places[column.id, column.metrics[0].name]) for column in leaderboard.columns]
+        cells = [
+            _md_cell(leaderboard, row, column, places[column.id, column.metrics[0].name])
+            for column in leaderboard.columns
+        ]
         lines.append("| " + " | ".join([_md(checkpoint_label(leaderboard, row), 200), stage, *cells]) + " |")
     return lines
 
 
-def _md_cell(row: Row, column: Column, places: int) -> str:
+def _md_cell(leaderboard: Leaderboard, row: Row, column: Column, places: int) -> str:
     metric = column.metrics[0]
     cell = row.cells.get(column.id)
     figure = figure_of(cell, metric.name)
     if cell is None or figure is None:
-        return "–"
+        return "–" if leaderboard.possible(row, column) else ""
     if figure.value is None:
         return _md(figure.problem or "?")
     value = number(figure.value, places, metric.unit)

@@ -14,7 +14,7 @@ class Interval:
     Attributes:
         low: Lower end.
         high: Upper end.
-        method: ``"wilson"`` or ``"normal"``.
+        method: ``"wilson"``, ``"normal"``, or ``"bootstrap"`` for ends that the record itself gives.
     """
 
     low: float
