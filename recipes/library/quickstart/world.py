@@ -116,9 +116,9 @@ def generate(
     for name, count in (("train", preferences), ("heldout", heldout * len(TASKS))):
         files[f"preference/{name}.jsonl"] = _preference(Random(f"{seed}/preference/{name}"), seed, name, count)
     files["prompts/train.jsonl"] = _prompts(Random(f"{seed}/prompts"), seed, prompts)
-    files["prompts/heldout.jsonl"] = [
-        _prompt(row["task"], row["question"], row["answer"]) for row in files["heldout/all.jsonl"]
-    ]
+    asked = files["heldout/all.jsonl"]
+    asked = Random(f"{seed}/prompts/heldout").sample(asked, len(asked))  # the first of them are of every family
+    files["prompts/heldout.jsonl"] = [_prompt(row["task"], row["question"], row["answer"]) for row in asked]
     for name, count in (("train", classification), ("heldout", heldout * len(TASKS))):
         files[f"classification/{name}.jsonl"] = [
             {"text": question, "label": problem.skill.task}
