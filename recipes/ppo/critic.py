@@ -7,6 +7,8 @@ forward a backward.
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -117,6 +119,17 @@ def _value(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     """Applies the head outside autocast: the three digits of bfloat16 are too few for what is compared with returns."""
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+
+
+@contextmanager
+def detached(policy: Any) -> Iterator[Any]:
+    """Takes the critic off for a while, for what is to see a plain language model; gives the critic."""
+    critic = policy.critic
+    del policy.critic
+    try:
+        yield critic
+    finally:
+        policy.critic = critic
 
 
 def attach(policy: Any, critic: nn.Module) -> None:

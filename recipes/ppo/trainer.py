@@ -18,6 +18,7 @@ TRL's and transformers' private names used here, which `tests/recipes/ppo/test_h
 `_save_checkpoint`, `_step`.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from ..grpo_trainer import RowSamplingGRPOTrainer
 from . import advantages as adv
 from . import losses
 from .config import PPOConfig
-from .critic import FOLDER, attach
+from .critic import FOLDER, attach, detached
 from .kl import KLCoefficient
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         vLLM samples with other kernels, and TRL needs that pass to correct for them.
         """
         return super()._get_per_token_logps_and_entropies(*args, **kwargs) if self.use_vllm else (None, None, None)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Hides the critic from vLLM, which is given every weight of the policy by its name."""
+        with detached(rollout.base_model(self)) if self.use_vllm else nullcontext():
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Keeps the weighted sum of the terms of this process's rows, [B]."""
@@ -245,19 +251,15 @@ class PPOTrainer(RowSamplingGRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes the policy as if it had no critic, and the critic into a folder of its own beside it."""
-        policy = rollout.base_model(self)
         folder = Path(output_dir or str(self.args.output_dir))
-        prefix = next(name for name, module in self.model.named_modules() if module is policy.critic) + "."
-        critic = policy.critic
-        state = policy.critic.state_dict()
+        critic = rollout.base_model(self).critic
+        prefix = next(name for name, module in self.model.named_modules() if module is critic) + "."
+        state = critic.state_dict()
         if state_dict is not None:  # gathered from all processes
             state = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
             state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(prefix)}
-        del policy.critic
-        try:
+        with detached(rollout.base_model(self)):
             super()._save(str(folder), state_dict=state_dict)
-        finally:
-            policy.critic = critic
         if self.args.should_save:
             # The final adapter lies in a folder of its own inside the run's, where the merged policy will be.
             beside = folder.parent if folder.name == "adapter" else folder
@@ -265,13 +267,8 @@ class PPOTrainer(RowSamplingGRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads policy and critic; under DeepSpeed its engine does."""
-        policy = rollout.base_model(self)
-        critic = policy.critic
-        del policy.critic
-        try:
+        with detached(rollout.base_model(self)) as critic:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        finally:
-            policy.critic = critic
         critic.load(Path(resume_from_checkpoint) / FOLDER)
 
     def _rollout_state(self) -> dict[str, Any]:

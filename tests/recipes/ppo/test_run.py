@@ -277,3 +277,10 @@ def test_it_learns(make_recipe: Maker) -> None:
     [rewards] = curve(run_dir, "reward")
     assert rewards[0] < 0.65
     assert sum(rewards[-3:]) / 3 > 0.9
+
+
+def test_gradient_checkpointing_changes_no_loss(make_recipe: Maker) -> None:
+    plain = curve(run(make_recipe("ppo", "plain", **SHORT)), "loss", "grad_norm")
+    saving = curve(run(make_recipe("ppo", "saving", **SHORT, gradient_checkpointing=True)), "loss", "grad_norm")
+    for one, other in zip(plain, saving, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
