@@ -86,7 +86,7 @@ def _numbers(seen: Counter[str], names: Sequence[str], where: str) -> dict[str, 
     listed = ", ".join(f"'{name}' ({seen[name]} rows)" for name in strange[:_SHOWN])
     more = f" and {len(strange) - _SHOWN} more" if len(strange) > _SHOWN else ""
     hint = did_you_mean(strange[0], names) or f"it knows: {', '.join(names[:20])}"
-    raise EvalError(f"the checkpoint's head has no class {listed}{more}", where=where, hint=hint)
+    raise EvalError(f"the head has no class {listed}{more}", where=where, hint=hint)
 
 
 def _number(label: Any, where: str) -> float:

@@ -29,6 +29,12 @@ def check_fields(job: Job, spec: ClassifySpec) -> None:
             where=str(job.loaded.path),
             hint="add a teacher section, or drop it",
         )
+    if recipe.teacher and recipe.teacher.top_k is not None:
+        raise RecipeError(
+            "teacher.top_k: a classifier's few outputs are all kept",
+            where=str(job.loaded.path),
+            hint="drop it",
+        )
     if "temperature" in recipe.trainer and spec.problem == "regression":
         raise RecipeError(
             "trainer.temperature: numbers have none", where=str(job.loaded.path), hint="drop it; alpha still applies"
