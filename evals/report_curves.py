@@ -79,7 +79,7 @@ def _best_of(point: dict[str, Any]) -> CurvePoint:
 
 def reward_charts(leaderboard: Leaderboard) -> list[Chart]:
     """Draws two charts on one x axis: the reward that is optimised, and gold; none without curves."""
-    shown = [_thinned(curve) for curve in leaderboard.curves]
+    shown = [thinned(curve) for curve in leaderboard.curves]
     far = max((_x(point) for curve in shown for point in curve.points), default=0.0)
     if far <= 0:
         return []
@@ -95,7 +95,7 @@ def reward_charts(leaderboard: Leaderboard) -> list[Chart]:
     return found
 
 
-def _thinned(curve: Curve) -> Curve:
+def thinned(curve: Curve) -> Curve:
     """Averages runs of neighbours of a long log, so that the noise of single steps does not hide the curve."""
     if curve.kind == "best-of-n" or len(curve.points) <= _DOTS:
         return curve

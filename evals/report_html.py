@@ -15,7 +15,7 @@ from .curves import PALETTE, interval_bar
 from .report_charts import loss_chart, task_charts
 from .report_classes import classes_view, confusion_view
 from .report_columns import column_name
-from .report_curves import color_of, reward_charts
+from .report_curves import color_of, reward_charts, thinned
 from .report_format import (
     METHODS,
     Scale,
@@ -137,7 +137,8 @@ def _view(leaderboard: Leaderboard, detail: _Detail) -> dict[str, Any]:
         "footnotes": leaderboard.footnotes,
         "rewards": reward_charts(leaderboard),
         "curves": [
-            curve_summary(curve) | {"color": color_of(leaderboard, curve, i) % PALETTE, "dashed": curve.run is None}
+            curve_summary(thinned(curve))
+            | {"color": color_of(leaderboard, curve, i) % PALETTE, "dashed": curve.run is None}
             for i, curve in enumerate(leaderboard.curves)
         ],
         "charts": [*task_charts(leaderboard, every_metric=detail.every_metric), *([loss] if loss else [])],
@@ -160,8 +161,9 @@ def _summary(leaderboard: Leaderboard) -> str:
 
 
 def _common_n(leaderboard: Leaderboard, column: Column) -> int | None:
-    """Returns the item count of a column if all its figures share one: then its head says it once for all."""
-    counts = {f.n for row in leaderboard.rows if (c := row.cells.get(column.id)) for f in c.figures}
+    """Returns the item count of a column if all it shows share one: then its head says it once for all."""
+    cells = [cell for row in leaderboard.rows if (cell := row.cells.get(column.id))]
+    counts = {figure.n for cell in cells for m in column.main if (figure := figure_of(cell, m.name))}
     return counts.pop() if len(counts) == 1 else None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from .report_curves import thinned
 from .report_format import (
     checkpoint_label,
     column_label,
@@ -52,10 +53,14 @@ def _curves(leaderboard: Leaderboard) -> list[str]:
     lines = ["", "## Rewards against KL", "", "| run | points | KL at the end | reward | gold | best gold |"]
     lines.append("|:---|:---|---:|---:|---:|---:|")
     for curve in leaderboard.curves:
-        row = curve_summary(curve)
+        row = curve_summary(thinned(curve))
         cells = [_md(row["name"]), row["kind"], row["kl"], row["reward"], row["gold"], row["best"]]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", "Mean of an answer at the first and the last point; KL in nats per answer."]
+    return [
+        *lines,
+        "",
+        "Means of an answer at the first and the last point, of a long log averaged over neighbouring steps; KL in nats.",
+    ]
 
 
 def _table(leaderboard: Leaderboard) -> list[str]:
