@@ -59,7 +59,7 @@ def _curves(leaderboard: Leaderboard) -> list[str]:
     return [
         *lines,
         "",
-        "Means of an answer at the first and the last point, of a long log averaged over neighbouring steps; KL in nats.",
+        "Means of an answer at the first and last point, of a long log averaged over neighbouring steps; KL in nats.",
     ]
 
 
