@@ -25,6 +25,8 @@ def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
     Raises:
         SuiteError: The rows cannot be found.
     """
+    from ..data_tools.examples import EXAMPLES_VERSION
+
     on_hub = not Path(spec.path).is_absolute()
     try:
         with hub_access(suite.offline) if on_hub else contextlib.nullcontext():
@@ -33,7 +35,7 @@ def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
         raise SuiteError(str(error), where=spec.title) from error
     said = spec.model_dump(mode="json", exclude={"name", "path", "weight", "reference", "metrics", "batch_size"})
     settings = suite.model_dump(include={"max_length", "dtype", "seed"})
-    return hash_json({"data": data, "spec": said, "suite": settings, **more})
+    return hash_json({"data": data, "spec": said, "suite": settings, "examples": EXAMPLES_VERSION, **more})
 
 
 def read(

@@ -128,7 +128,7 @@ def test_a_label_that_the_head_does_not_know_is_named(suite: Path, tmp_path: Pat
 
 
 def test_long_rows_are_cut_and_counted(suite: Path, tmp_path: Path, tiny_model_dir: Path):
-    suite.write_text("classification:\n  - {name: topics, path: rows.jsonl, max_length: 8}\n")
+    suite.write_text("classification:\n  - {name: topics, path: rows.jsonl, max_length: 3}\n")
     run = save_run(tmp_path / "topics", headed_model(tiny_model_dir, 3, names=NAMES), tiny_model_dir)
     found, _ = only(score([run], suite, device="cpu"), run)
     assert found.metrics[0].n == 20
