@@ -14,7 +14,23 @@ from .conftest import losses, posttrain
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "pretrain", "ppo", "grpo", "rloo"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "sft",
+        "pretrain",
+        "reward",
+        "dpo",
+        "kto",
+        "orpo",
+        "ppo",
+        "grpo",
+        "rloo",
+        "classify",
+        "distill",
+        "distill_on_policy",
+    ],
+)
 def test_two_processes_log_the_losses_of_one_with_the_same_global_batch(
     make_recipe: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:

@@ -65,7 +65,23 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("stage", ["sft", "pretrain", "ppo", "grpo", "rloo"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "sft",
+        "pretrain",
+        "reward",
+        "dpo",
+        "kto",
+        "orpo",
+        "ppo",
+        "grpo",
+        "rloo",
+        "classify",
+        "distill",
+        "distill_on_policy",
+    ],
+)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_left_and_the_weights_come_out_the_same(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], damage: str, stage: str
@@ -99,7 +115,9 @@ def test_without_any_whole_checkpoint_it_says_so_and_starts_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "ppo", "grpo", "rloo"])
+@pytest.mark.parametrize(
+    "stage", ["sft", "reward", "dpo", "kto", "orpo", "ppo", "grpo", "rloo", "classify", "distill", "distill_on_policy"]
+)
 def test_kill_minus_nine_at_a_random_step_changes_nothing(make_recipe: Callable[..., Path], stage: str) -> None:
     trainer = {"max_steps": 120, "save_steps": 10}
     whole = run(make_recipe(stage, "whole", **trainer))
