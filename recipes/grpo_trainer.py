@@ -1,7 +1,8 @@
 """TRL's GRPOTrainer and RLOOTrainer with what `rollout` adds: sampling by row, the recipe's reference, whole resumes.
 
 TRL's and transformers' private names used here, which `tests/recipes/ppo/test_hooks.py` holds to their signatures:
-`_generate_single_turn`, `_get_train_sampler`, `_load_optimizer_and_scheduler`, `_save_checkpoint`, `_tokenize_prompts`.
+`_generate_single_turn`, `_get_eval_sampler`, `_get_train_sampler`, `_load_optimizer_and_scheduler`, `_save_checkpoint`,
+`_tokenize_prompts`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ class RowSamplingGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return rollout.prompt_sampler(self, dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return rollout.held_out_sampler(self, eval_dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates; each evaluation draws with the same numbers."""
@@ -87,6 +91,9 @@ class RowSamplingRLOOTrainer(RLOOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return rollout.prompt_sampler(self, dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return rollout.held_out_sampler(self, eval_dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates; each evaluation draws with the same numbers."""

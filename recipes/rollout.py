@@ -9,7 +9,7 @@ the order of the first. Here:
   alone. The distribution is the policy's, as ever; the draw does not depend on the number of processes.
 - The reference is the model that the recipe names, built a second time.
 - A checkpoint keeps the generation that is being learnt from, and the trainer's count of steps.
-- The order of the prompts depends on the seed and the epoch alone.
+- The order of the prompts depends on the seed and the epoch alone; evaluations take theirs as they come.
 
 TRL's private names that this module uses, which `tests/recipes/ppo/test_hooks.py` holds to what they are: ``_step``,
 ``_buffered_inputs``, ``_metrics``.
@@ -178,13 +178,18 @@ def prompt_sampler(trainer: Any, dataset: Any) -> EpochSampler:
     )
 
 
+def held_out_sampler(trainer: Any, dataset: Any) -> RepeatSampler:
+    """Returns a sampler of evaluation prompts in their own order; TRL's (``_get_eval_sampler``) draws a new one."""
+    return RepeatSampler(data_source=dataset, mini_repeat_count=trainer.num_generations_eval, shuffle=False)
+
+
 def base_model(trainer: Any) -> Any:
     """Returns the causal language model inside a trainer's model, adapters or not."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def count_positions_from_mask(model: "PreTrainedModel") -> None:
+def count_positions_from_mask(model: Any) -> None:
     """Makes a model count positions from the first real token of a row, in place.
 
     Prompts are padded on the left. Where positions are absolute (GPT-2) a model that is given none counts the padding
@@ -204,7 +209,7 @@ def count_positions_from_mask(model: "PreTrainedModel") -> None:
             kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         return plain(*args, **kwargs)
 
-    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = MethodType(forward, model)
 
 
 @contextlib.contextmanager

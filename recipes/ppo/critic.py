@@ -6,7 +6,6 @@ forward a backward.
 """
 
 import functools
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import RecipeError
+from ..rollout import count_positions_from_mask
 
 FOLDER = "critic"
 _WEIGHTS = "model.safetensors"
@@ -58,20 +58,22 @@ class Critic(nn.Module):
             kind = type(model).__name__
             raise RecipeError(f"critic: {kind} has no linear layer `score` over each token", hint="name a decoder")
         self.model = model
+        count_positions_from_mask(model.base_model)  # prompts are padded on the left
 
     @property
     def head(self) -> nn.Linear:
         """The layer that gives the value."""
         return self.model.score  # type: ignore[return-value]
 
-    def forward(self, hidden: torch.Tensor | None, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Returns V after each token, float32, [batch, length].
 
         Args:
             hidden: The policy's last hidden states, unused here.
-            inputs: ``input_ids``, ``attention_mask`` and, where the model has positions, ``position_ids``.
+            ids: The tokens that the policy reads, [batch, length].
+            mask: 0 at padding, [batch, length].
         """
-        own = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        own = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return _value(self.head, own)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -101,7 +103,7 @@ class SharedCritic(nn.Module):
         self.score = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
         nn.init.zeros_(self.score.weight)
 
-    def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Returns V after each token, float32, [batch, length]."""
         return _value(self.score, hidden)
 
@@ -140,21 +142,19 @@ def attach(policy: Any, critic: nn.Module) -> None:
     """
     policy.critic = critic
     plain = policy.forward
-    positions = "position_ids" in inspect.signature(type(policy).forward).parameters
 
     @functools.wraps(type(policy).forward)  # `generate` reads the signature
     def forward(self: Any, *args: Any, with_values: bool = False, **kwargs: Any) -> Any:
         if not with_values:
             return plain(*args, **kwargs)
-        inputs = {name: kwargs[name] for name in ("input_ids", "attention_mask")}
-        if positions:  # prompts are padded on the left
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         seen: list[torch.Tensor] = []
         hook = self.base_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
         try:
             output = plain(*args, **kwargs)
         finally:
             hook.remove()
-        return PolicyValueOutput(**output, state_values=self.critic(seen[-1], inputs))
+        return PolicyValueOutput(
+            **output, state_values=self.critic(seen[-1], kwargs["input_ids"], kwargs["attention_mask"])
+        )
 
     policy.forward = MethodType(forward, policy)

@@ -75,7 +75,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
     # --- Sampling: from prompts to advantages ---
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """Leaves out TRL's own pass for the old log-probabilities: ``_learn`` gets them together with the values.
+        """Leaves out TRL's own pass for the old log-probabilities: they come together with the values.
 
         vLLM samples with other kernels, and TRL needs that pass to correct for them.
         """
@@ -211,25 +211,24 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         if self.args.entropy_coef:
             per_token = per_token - self.args.entropy_coef * entropy
         mode = "train" if self.model.training else "eval"
+        steps, accumulated = (self.args.steps_per_generation or 1, self.current_gradient_accumulation_steps)
+        if mode == "eval":
+            steps = accumulated = 1
         tokens = inputs["num_items_in_batch"].clamp(min=1.0)  # of the generation batch, all processes together
-        share = tokens / self.accelerator.num_processes  # the processes' gradients are averaged
-        steps = (self.args.steps_per_generation or 1) if mode == "train" else 1
-        if mode == "train":
-            share = share * self.current_gradient_accumulation_steps / steps
-        loss = (per_token * mask).sum() / share
+        # The processes' gradients are averaged, those of an optimizer's step added up.
+        loss = (per_token * mask).sum() / (tokens / self.accelerator.num_processes * accumulated / steps)
         if self.aux_loss_enabled:
-            accumulated = self.current_gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
         logged = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
-            "clip_ratio/policy": policy_clipped.float(),
-            "clip_ratio/value": value_clipped.float(),
+            "clip_ratio/policy": policy_clipped,
+            "clip_ratio/value": value_clipped,
             "approx_kl": losses.approximate_kl(new, old),
         }
-        sums = torch.stack([(value.detach() * mask).sum() for value in logged.values()])
-        means = self._sum_over_processes(sums) * steps / tokens  # their mean over minibatches is the mean over tokens
+        sums = self._sum_over_processes(torch.stack([(value.detach() * mask).sum() for value in logged.values()]))
+        means = sums * steps / tokens  # their mean over minibatches is the mean over tokens
         self._log_values(mode, **dict(zip(logged, means.tolist(), strict=True)))
         return loss
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...data_tools.prepare import Prepared
+from ..errors import RecipeError
 from ..job import Job
 from . import STAGES
 
@@ -46,7 +47,35 @@ def build(
     """Builds TRL's GRPOTrainer with the recipe's reward terms."""
     from ..grpo_trainer import RowSamplingGRPOTrainer
 
-    return RowSamplingGRPOTrainer(**trainer_arguments(job, args, model, data, callbacks, reference=args.beta != 0))
+    return with_reference_kept(RowSamplingGRPOTrainer, job, args, model, data, callbacks)
+
+
+def with_reference_kept(
+    trainer_class: Any,
+    job: Job,
+    args: Any,
+    model: "PreTrainedModel",
+    data: dict[str, Prepared | None],
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    """Builds a trainer whose reference, if it moves with the policy, is kept in checkpoints.
+
+    Raises:
+        RecipeError: The reference is to move, but is the policy without its adapter.
+    """
+    from ..preference_trainers import ReferenceKeeper
+
+    if args.sync_ref_model and job.loaded.recipe.lora:
+        what = (
+            "trainer.sync_ref_model needs a reference of its own, but under lora it is the policy without its adapter"
+        )
+        raise RecipeError(what, where=str(job.loaded.path), hint="drop one of the two")
+    keepers = [ReferenceKeeper()] if args.sync_ref_model and args.beta != 0 else []
+    known = [*keepers, *callbacks]
+    trainer = trainer_class(**trainer_arguments(job, args, model, data, known, reference=args.beta != 0))
+    for keeper in keepers:
+        keeper.keep(trainer)
+    return trainer
 
 
 def trainer_arguments(

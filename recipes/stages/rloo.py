@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
 from ..job import Job
-from .grpo import prepare_rows, trainer_arguments
+from .grpo import prepare_rows, with_reference_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -23,7 +23,7 @@ def build(
     """Builds TRL's RLOOTrainer with the recipe's reward terms."""
     from ..grpo_trainer import RowSamplingRLOOTrainer
 
-    return RowSamplingRLOOTrainer(**trainer_arguments(job, args, model, data, callbacks, reference=args.beta != 0))
+    return with_reference_kept(RowSamplingRLOOTrainer, job, args, model, data, callbacks)
 
 
 def config(values: dict[str, Any]) -> "RLOOConfig":

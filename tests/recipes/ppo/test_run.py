@@ -143,8 +143,11 @@ def test_a_critic_from_a_reward_model_keeps_its_head_and_a_fresh_one_says_nothin
 
 
 def test_a_critic_that_reads_other_tokens_is_refused(make_recipe: Maker, tmp_path: Path, tiny_model_dir: Path) -> None:
+    import shutil
+
     from transformers import AutoTokenizer
 
+    shutil.copytree(tiny_model_dir, tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     tokenizer.add_tokens(["<strange>"])
     tokenizer.save_pretrained(tmp_path / "other")
@@ -242,14 +245,11 @@ def test_text_prompts_and_their_columns_reach_the_reward(make_recipe: Maker, tmp
 def test_a_reward_model_and_a_function_are_added_by_their_weights(
     make_recipe: Maker, tmp_path: Path, tiny_model_dir: Path, stage: str
 ) -> None:
+    from posttrain import chat_templates
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     named = tmp_path / "scorer"
     AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1).save_pretrained(named)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(named)
-    # Without a chat template a reward model cannot read conversations.
-    from posttrain import chat_templates
-
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     chat_templates.install(chat_templates.load("chatml"), tokenizer)
     tokenizer.save_pretrained(named)
@@ -261,22 +261,21 @@ def test_a_reward_model_and_a_function_are_added_by_their_weights(
 
 
 def test_it_learns(make_recipe: Maker) -> None:
-    """The share of half of the vocabulary rises from about a half, within 40 x 32 completions."""
+    """The share of half of the vocabulary rises from about a half, within 25 x 32 completions."""
     run_dir = run(
         make_recipe(
             "ppo",
             per_device_train_batch_size=32,
-            max_steps=160,
+            max_steps=100,
             num_iterations=4,
             save_strategy="no",
             learning_rate=0.003,
             kl_coef=0.0,
-            whiten_advantages=True,
         )
     )
     [rewards] = curve(run_dir, "reward")
     assert rewards[0] < 0.65
-    assert sum(rewards[-3:]) / 3 > 0.9
+    assert sum(rewards[-3:]) / 3 > 0.85
 
 
 def test_gradient_checkpointing_changes_no_loss(make_recipe: Maker) -> None:
