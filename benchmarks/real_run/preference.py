@@ -10,19 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain.data_tools.errors import RowError
-from posttrain.data_tools.pairs import read_preference
 from posttrain.evals.statistics import wilson
+from posttrain.recipes.job import Job, open_job
+from posttrain.recipes.load import load
+from posttrain.recipes.stages.reward import prepare_rows
 
 SOURCE = Path(__file__).parents[3] / "shared/data/preference/hh_rlhf_harmless/harmless_base_test_first1812.jsonl.gz"
 HELD_OUT = Path("runs/real_run/preference/heldout.jsonl")
 TRAINED = 1312  # the first 1,300 usable rows, which the recipes train on, all lie in these
-
-
-def rows() -> list[dict[str, Any]]:
-    """Reads the pairs in their order."""
-    with gzip.open(SOURCE, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def opening(row: dict[str, Any]) -> str:
@@ -32,7 +27,8 @@ def opening(row: dict[str, Any]) -> str:
 
 def split() -> None:
     """Writes the rows after those trained on, without conversations that begin like one of them."""
-    every = rows()
+    with gzip.open(SOURCE, "rt", encoding="utf-8") as lines:
+        every = [json.loads(line) for line in lines]
     seen = {opening(row) for row in every[:TRAINED]}
     kept = [row for row in every[TRAINED:] if opening(row) not in seen]
     HELD_OUT.parent.mkdir(parents=True, exist_ok=True)
@@ -44,26 +40,23 @@ def split() -> None:
 
 def lengths() -> None:
     """Prints how often the shorter answer is the chosen one in training, and the better rule's accuracy held out."""
-    shorter, ties, n = _shorter(rows()[:TRAINED])
+    held_out = [f"data.eval.path={HELD_OUT}", "data.eval.format=preference"]
+    job = open_job(load(Path(__file__).parent / "reward.yaml", held_out, {"sft": Path("runs/real_run/sft")}))
+    shorter, ties, n = shorter_chosen(job, "train")
     print(f"training: the shorter answer is chosen in {shorter} of {n} pairs, {ties} ties")
     rule = "shorter" if shorter + ties / 2 >= n / 2 else "longer"
-    held, ties, n = _shorter([json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()])
-    right = (held if rule == "shorter" else n - ties - held) + ties / 2
+    shorter, ties, n = shorter_chosen(job, "eval")
+    right = (shorter if rule == "shorter" else n - ties - shorter) + ties / 2
     found = wilson(right, n)
     print(f"held out: the {rule} one is right in {right / n:.3f} [{found.low:.3f}, {found.high:.3f}] of {n} pairs")
 
 
-def _shorter(pairs: list[dict[str, Any]]) -> tuple[int, int, int]:
-    """Counts pairs with a shorter chosen answer (in characters), pairs of one length, and all usable pairs."""
-    shorter = ties = n = 0
-    for pair in pairs:
-        try:
-            row = read_preference(pair)
-        except RowError:
-            continue
-        chosen, rejected = (len(row[side][-1]["content"]) for side in ("chosen", "rejected"))
-        shorter, ties, n = shorter + (chosen < rejected), ties + (chosen == rejected), n + 1
-    return shorter, ties, n
+def shorter_chosen(job: Job, split: Any) -> tuple[int, int, int]:
+    """Counts a split's pairs with fewer tokens in the chosen answer, with as many, and all."""
+    prepared = prepare_rows(job, split)
+    assert prepared is not None, "both splits are given"
+    pairs = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in prepared.dataset.to_list()]
+    return sum(a < b for a, b in pairs), sum(a == b for a, b in pairs), len(pairs)
 
 
 if __name__ == "__main__":
