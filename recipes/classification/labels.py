@@ -62,7 +62,8 @@ def class_weights(
 
     ``balanced`` is rows / (classes x rows of the class), as scikit-learn has it (after King and Zeng 2001,
     Logistic Regression in Rare Events Data). Classes that a mapping leaves out weigh 1. The loss is a weighted
-    mean, so the scale changes no gradient; it makes evaluation losses comparable.
+    mean over the rows of a step, so the scale changes no gradient; it makes evaluation losses comparable. It also means
+    that a step without any row of a rare class counts no less than one with some: balance takes steps of enough rows.
 
     Args:
         asked: What the recipe says.

@@ -1,6 +1,7 @@
 """Classifiers train, keep the names of their classes, learn from teachers, and refuse what makes no sense."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import DataError
+from posttrain.evals.models import load_model
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
@@ -149,6 +152,7 @@ def test_adapters_leave_the_head_whole_in_float32_and_the_final_model_is_plain(
     assert all(tensor.dtype == torch.float32 for tensor in head.values())
     assert losses(run_dir)[-1] < 0.7 * losses(run_dir)[0]
     assert not (run_dir / "adapter_config.json").exists()
+    assert load_model(str(run_dir / "adapter")).outputs == 3, "an adapter's checkpoint is scored as a classifier"
     right = predict(run_dir, [text_of(colour) for colour in COLOURS]).argmax(-1).tolist()
     assert right == [0, 1, 2]
 
@@ -286,3 +290,11 @@ def test_a_metric_script_that_is_not_there_is_a_problem_of_the_recipe(recipe: Ca
 
     with pytest.raises(SpecError, match=r"classify\.metrics.*no such file.*shared\.py"):
         load(recipe(classify={"metrics": ["./shared.py"]}))
+
+
+def test_without_the_metrics_library_one_error_says_what_to_install(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(InputError, match=r"pip install 'posttrain\[metrics\]'"):
+        run(recipe(classify={"metrics": ["accuracy"]}))
