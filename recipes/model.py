@@ -188,6 +188,17 @@ def auto_class(head: Head | None) -> Any:
     return AutoModelForSequenceClassification if head else AutoModelForCausalLM
 
 
+def load_reference(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+    """Loads once more what the policy starts from, tokens that the template added included.
+
+    TRL would load it by its name alone: without its revision, its added tokens or its choice of layers.
+    """
+    from transformers import set_seed
+
+    set_seed(seed)  # new weights are drawn as the policy's were
+    return load_model(recipe, tokenizer)
+
+
 def head_options(head: Head | None) -> dict[str, Any]:
     """Returns the configuration's fields that describe a head, for ``from_pretrained``."""
     if head is None:

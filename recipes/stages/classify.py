@@ -1,18 +1,20 @@
 """Sequence classification: one class of several, any number of classes, or a number, from a text or a pair of texts."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head
 from ..schema import ClassifySpec
-from . import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
 
     from ...data_tools.prepare import Prepared
     from ..classification.config import ClassifyConfig
+
+__all__ = ["build", "config", "head", "prepare_rows"]
 _PROBLEMS: Mapping[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -35,32 +37,6 @@ def config(values: dict[str, Any]) -> "ClassifyConfig":
     if not 0 <= args.alpha <= 1 or args.temperature <= 0:
         raise ValueError("alpha is a share from 0 to 1, and temperature is more than 0")
     return args
-
-
-def prepare_rows(job: Job, split: Literal["train", "eval"]) -> "Prepared | None":
-    """Turns a split of the recipe's data into token ids beside the labels as they stand there.
-
-    Raises:
-        DataError: The rows are not what the recipe says.
-    """
-    from ...data_tools.examples import prepare_examples
-    from ..job import cache_dir
-
-    recipe = job.loaded.recipe
-    if split == "eval" and recipe.data.eval is None:
-        return None
-    return prepare_examples(
-        recipe.data,
-        split,
-        base_dir=job.loaded.path.parent,
-        tokenizer=job.tokenizer,
-        template=job.template,
-        kind="classification",
-        accepts=STAGES[recipe.stage].accepts,
-        max_length=job.option("max_length"),
-        cache_dir=cache_dir(),
-        num_proc=job.option("dataset_num_proc") or 1,
-    )
 
 
 def head(job: Job, data: "dict[str, Prepared | None]") -> Head:

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...data_tools.prepare import Prepared
+from .. import examples
 from ..job import Job
-from . import grpo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -22,7 +22,7 @@ def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
 
     if split == "train":
         check_teacher(job)
-    return grpo.prepare_rows(job, split)
+    return examples.prepare_rows(job, split)
 
 
 def build(

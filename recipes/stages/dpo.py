@@ -1,11 +1,11 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) and TRL's other losses on pairs."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
 from ..errors import RecipeError
+from ..examples import prepare_rows
 from ..job import Job
-from . import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -13,38 +13,14 @@ if TYPE_CHECKING:
 
     from ..preference_trainers import ReferenceKeeper
 
+__all__ = ["build", "config", "prepare_rows"]
+
 # TRL only meets a name that it does not know at the first step.
 LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-
-
-def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
-    """Turns a split of the recipe's pairs into token ids; None if the recipe has no such split.
-
-    Raises:
-        DataError: The rows are not what the recipe says.
-    """
-    from ...data_tools.examples import prepare_examples
-    from .. import job as jobs
-
-    recipe = job.loaded.recipe
-    if split == "eval" and recipe.data.eval is None:
-        return None
-    return prepare_examples(
-        recipe.data,
-        split,
-        base_dir=job.loaded.path.parent,
-        tokenizer=job.tokenizer,
-        template=job.template,
-        kind=STAGES[recipe.stage].accepts[0],
-        accepts=STAGES[recipe.stage].accepts,
-        max_length=job.option("max_length"),
-        cache_dir=jobs.cache_dir(),
-        num_proc=job.option("dataset_num_proc") or 1,
-    )
 
 
 def build(
@@ -82,19 +58,12 @@ def build(
 
 
 def reference_model(job: Job, args: Any) -> "PreTrainedModel | None":
-    """Loads the model that the policy starts from once more, tokens that the template added included.
-
-    Not where the policy without its adapter is the reference, nor where its log-probabilities are computed beforehand.
-    TRL would load it by its name alone: without its revision, its added tokens or its choice of layers.
-    """
-    from transformers import set_seed
-
-    from ..model import load_model
+    """Loads the reference, unless it is the policy without its adapter or its log-probabilities are computed before."""
+    from ..model import load_reference
 
     if job.loaded.recipe.lora or args.precompute_ref_log_probs:
         return None
-    set_seed(args.seed)  # new weights are drawn as the policy's were
-    return load_model(job.loaded.recipe, job.tokenizer)
+    return load_reference(job.loaded.recipe, job.tokenizer, args.seed)
 
 
 def reference_keeper(job: Job, args: Any) -> "list[ReferenceKeeper]":

@@ -1,40 +1,17 @@
 """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), and what all stages that sample share."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
 from ..errors import RecipeError
+from ..examples import prepare_rows
 from ..job import Job
-from . import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
     from trl.trainer.grpo_config import GRPOConfig
 
-
-def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
-    """Reads a split of the recipe's prompts with their other columns; None if the recipe has no such split.
-
-    Raises:
-        DataError: The rows are not what the recipe says.
-    """
-    from ...data_tools.examples import prepare_examples
-    from .. import job as jobs
-
-    recipe = job.loaded.recipe
-    if split == "eval" and recipe.data.eval is None:
-        return None
-    return prepare_examples(
-        recipe.data,
-        split,
-        base_dir=job.loaded.path.parent,
-        tokenizer=job.tokenizer,
-        template=job.template,
-        kind="prompt",
-        accepts=STAGES[recipe.stage].accepts,
-        max_length=None,
-        cache_dir=jobs.cache_dir(),
-    )
+__all__ = ["build", "config", "prepare_rows"]
 
 
 def build(
@@ -100,7 +77,7 @@ def trainer_arguments(
     Raises:
         RecipeError: A reward term cannot be loaded.
     """
-    from ..model import lora_config
+    from ..model import load_reference, lora_config
     from ..rewards import load_terms
 
     recipe = job.loaded.recipe
@@ -109,7 +86,7 @@ def trainer_arguments(
     terms, args.reward_weights = load_terms(recipe, job.tokenizer, args)
     return {
         "model": model,
-        "reference": _reference(job, args) if reference and recipe.lora is None else None,
+        "reference": load_reference(recipe, job.tokenizer, args.seed) if reference and recipe.lora is None else None,
         "reward_funcs": terms,
         "args": args,
         "train_dataset": train.dataset,
@@ -118,16 +95,6 @@ def trainer_arguments(
         "peft_config": lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
         "callbacks": callbacks,
     }
-
-
-def _reference(job: Job, args: Any) -> "PreTrainedModel":
-    """Loads the policy a second time, tokens that the template added included."""
-    from transformers import set_seed
-
-    from ..model import load_model
-
-    set_seed(args.seed)  # new weights are drawn as the policy's were
-    return load_model(job.loaded.recipe, job.tokenizer)
 
 
 def config(values: dict[str, Any]) -> "GRPOConfig":

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
+from ..examples import prepare_rows
 from ..job import Job
 from . import dpo
 
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
     from trl.trainer.kto_config import KTOConfig
 
-prepare_rows = dpo.prepare_rows
+__all__ = ["build", "config", "prepare_rows"]
+
 LOSSES = ("kto", "apo_zero_unpaired")
 
 

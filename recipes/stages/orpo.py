@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
+from ..examples import prepare_rows
 from ..job import Job
-from .dpo import prepare_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
+from ..examples import prepare_rows
 from ..job import Job
-from .grpo import prepare_rows, trainer_arguments
+from .grpo import trainer_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
+from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head
-from .dpo import prepare_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback

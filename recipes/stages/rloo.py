@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
+from ..examples import prepare_rows
 from ..job import Job
-from .grpo import prepare_rows, with_reference_kept
+from .grpo import with_reference_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
