@@ -4,6 +4,7 @@ The vocabulary is a word a token. The model is a two-layer Llama with random wei
 output layer is zero, so that its first policy, the reference, gives every token the same probability everywhere.
 """
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ def successor(completion_ids: list[list[int]], **columns: Any) -> list[float]:
     """As `ascending`, but the first word follows the last, so that every beginning can be completed."""
     size = len(WORDS)
     words = [[token - SPECIAL for token in ids if token >= SPECIAL] for ids in completion_ids]
-    return [sum(b == (a + 1) % size for a, b in zip(ids, ids[1:], strict=False)) / (LENGTH - 1) for ids in words]
+    return [sum(b == (a + 1) % size for a, b in itertools.pairwise(ids)) / (LENGTH - 1) for ids in words]
 
 
 def ascending(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -39,7 +40,7 @@ def ascending(completion_ids: list[list[int]], **columns: Any) -> list[float]:
 
     A trap: an answer that begins one word too late earns .8, and no single other token improves it.
     """
-    return [sum(b == a + 1 for a, b in zip(ids, ids[1:], strict=False)) / (LENGTH - 1) for ids in completion_ids]
+    return [sum(b == a + 1 for a, b in itertools.pairwise(ids)) / (LENGTH - 1) for ids in completion_ids]
 
 
 def build_tokenizer(folder: Path) -> Any:
