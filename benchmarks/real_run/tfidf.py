@@ -1,11 +1,11 @@
-"""TF-IDF with a linear model on the rows that classify.yaml trains on: the baseline that a neural classifier has to beat.
+"""TF-IDF with a linear model on the rows that classify.yaml trains on: the baseline to beat.
 
     python benchmarks/real_run/tfidf.py rows      # writes runs/real_run/classification/<set>/{train,test}.jsonl
     posttrain run benchmarks/real_run/classify.yaml
     python benchmarks/real_run/tfidf.py table     # fits the baseline, prints it beside the runs' scores
 
-Words and pairs of words, sublinear term frequencies, logistic regression or, for numbers, ridge regression; the strength of
-the penalty is chosen by five-fold cross-validation on the training rows. Figures and their intervals are those of
+Words and pairs of words, sublinear term frequencies, logistic regression or, for numbers, ridge regression; the
+strength of the penalty is chosen by five-fold cross-validation on the training rows. Figures and their intervals are those of
 `posttrain score`.
 """
 

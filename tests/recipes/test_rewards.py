@@ -38,8 +38,8 @@ def scorer(folder: Path, tokenizer: Any, *, template: str | None = "chatml", lab
         num_attention_heads=2,
         num_key_value_heads=2,
         pad_token_id=tokenizer.pad_token_id,
-        num_labels=labels,
     )
+    config.num_labels = labels
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

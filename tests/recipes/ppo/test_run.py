@@ -84,7 +84,8 @@ def test_the_policy_is_a_plain_model_and_the_critic_another_beside_it(make_recip
 
     run_dir = run(make_recipe("ppo"))
     for folder in (run_dir, run_dir / "checkpoint-4"):
-        _, policy = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        policy = loaded[1]
         critic, valued = AutoModelForSequenceClassification.from_pretrained(folder / "critic", output_loading_info=True)
         for info in (policy, valued):
             assert not info["missing_keys"]
@@ -207,7 +208,7 @@ def test_a_token_of_the_template_that_ends_a_turn_is_an_end(make_recipe: Maker, 
         tie_word_embeddings=False,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     with torch.no_grad():
         model.model.norm.weight.fill_(1.0)
         model.model.layers[0].self_attn.o_proj.weight.zero_()
