@@ -5,8 +5,8 @@
     python benchmarks/real_run/tfidf.py table     # fits the baseline, prints it beside the runs' scores
 
 Words and pairs of words, sublinear term frequencies, logistic regression or, for numbers, ridge regression; the
-strength of the penalty is chosen by five-fold cross-validation on the training rows. Figures and their intervals are those of
-`posttrain score`.
+strength of the penalty is chosen by five-fold cross-validation on the training rows. Figures and their intervals are
+those of `posttrain score`.
 """
 
 import argparse
