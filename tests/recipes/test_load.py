@@ -21,7 +21,7 @@ output_dir: out
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_model_dir: Path) -> Path:
     """A sound recipe beside its data."""
-    (tmp_path / "messages.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD.format(model=tiny_model_dir))
     return path

@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_checking_a_recipe_without_data_imports_nothing_heavy(tmp_path: Path) -> None:
-    (tmp_path / "messages.jsonl").write_text("")
+    (tmp_path / "rows.jsonl").write_text("")
     (tmp_path / "r.yaml").write_text(
         "stage: sft\nmodel: {name_or_path: org/name, chat_template: chatml}\n"
         "data: {train: {path: rows.jsonl}}\noutput_dir: out\n"
