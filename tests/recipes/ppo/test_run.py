@@ -271,12 +271,13 @@ def test_it_learns(make_recipe: Maker) -> None:
             num_iterations=4,
             save_strategy="no",
             learning_rate=0.003,
+            lr_scheduler_type="constant",
             kl_coef=0.0,
         )
     )
     [rewards] = curve(run_dir, "reward")
     assert rewards[0] < 0.65
-    assert sum(rewards[-3:]) / 3 > 0.85
+    assert sum(rewards[-3:]) / 3 > 0.75
 
 
 def test_gradient_checkpointing_changes_no_loss(make_recipe: Maker) -> None:

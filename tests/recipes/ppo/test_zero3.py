@@ -1,0 +1,79 @@
+"""Weights divided by DeepSpeed's ZeRO-3 over two processes learn what one process learns, and resume as it does."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from posttrain.recipes import launch
+
+from ..conftest import posttrain
+from ..test_resume import WEIGHTS, undo_end
+from .test_run import critic_of, curve, with_eval
+
+MISSING = [name for name in ("g++", "ninja") if shutil.which(name) is None]
+MISSING += [] if importlib.util.find_spec("deepspeed") else ["deepspeed"]
+NAMES = ("loss", "grad_norm", "reward", "kl", "kl_coef", "value_loss", "explained_variance", "entropy", "eval_reward")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"DeepSpeed on CPUs compiles its collectives: {', '.join(MISSING)} missing"
+    ),
+]
+
+
+def zero3(folder: Path) -> Path:
+    """Writes the library's ZeRO-3 configuration for CPUs."""
+    config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
+    path = folder / "zero3_cpu.yaml"
+    path.write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
+    return path
+
+
+def trained(recipe: Path, *arguments: str | Path) -> None:
+    result = posttrain("train", recipe, *arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_zero3_logs_the_metrics_of_one_process_and_resumes_to_the_same_weights(
+    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    trainer: dict[str, Any] = {
+        "max_steps": 6,
+        "save_steps": 4,
+        "critic_learning_rate": 0.001,
+        "missing_eos_penalty": 0.5,
+        "kl_target": 1.0,
+        "kl_horizon": 20,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+    }
+    one = with_eval(make_recipe("ppo", "one", **trainer, per_device_eval_batch_size=4))
+    trained(one)
+    small = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    two = with_eval(make_recipe("ppo", "two", **trainer, **small))
+    launched = ("--accelerate", zero3(tmp_path), "--processes", "2")
+    trained(two, *launched)
+    expected, found = curve(tmp_path / "one", *NAMES), curve(tmp_path / "two", *NAMES)
+    assert [len(values) for values in found] == [len(values) for values in expected]
+    for name, values, others in zip(NAMES, found, expected, strict=True):
+        assert values == pytest.approx(others, abs=2e-4, rel=2e-3), name
+    run_dir = tmp_path / "two"
+    weights, critic = load_file(run_dir / WEIGHTS), critic_of(run_dir)
+    assert not any(name.startswith("critic.") for name in weights)
+    undo_end(run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    trained(two, *launched)
+    assert json.loads((run_dir / "run.json").read_text())["processes"] == 2
+    assert curve(run_dir, *NAMES) == found
+    for resumed, first in ((load_file(run_dir / WEIGHTS), weights), (critic_of(run_dir), critic)):
+        assert resumed.keys() == first.keys()
+        assert all(torch.equal(resumed[name], first[name]) for name in first)
