@@ -43,6 +43,19 @@ def critic_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "critic" / WEIGHTS)
 
 
+def scorer(folder: Path, base: Path) -> Path:
+    """Saves a reward model with random weights in its head, as a `reward` run would."""
+    from posttrain import chat_templates
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    chat_templates.install(chat_templates.load("chatml"), tokenizer)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def with_eval(recipe: Path) -> Path:
     """Lets a recipe evaluate on rows of its training file."""
     import yaml
@@ -126,17 +139,13 @@ def test_policy_critic_coefficient_and_generation_go_on_after_a_resume(make_reci
 def test_a_critic_from_a_reward_model_keeps_its_head_and_a_fresh_one_says_nothing(
     make_recipe: Maker, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from safetensors.torch import load_file
 
-    torch.manual_seed(1)
-    named = tmp_path / "scorer"
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
-    model.save_pretrained(named)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(named)
+    named = scorer(tmp_path / "scorer", tiny_model_dir)
     sections = {"critic": {"name_or_path": str(named)}}
     frozen = {**SHORT, "learning_rate": 0.0}
     run_dir = run(make_recipe("ppo", "named", sections=sections, **frozen))
-    assert torch.equal(critic_of(run_dir)["score.weight"], model.score.weight)
+    assert torch.equal(critic_of(run_dir)["score.weight"], load_file(named / WEIGHTS)["score.weight"])
     assert log(run_dir)[0]["value"] != 0
     fresh = run(make_recipe("ppo", "fresh", **frozen))
     assert critic_of(fresh)["score.weight"].abs().sum() == 0
@@ -246,14 +255,7 @@ def test_text_prompts_and_their_columns_reach_the_reward(make_recipe: Maker, tmp
 def test_a_reward_model_and_a_function_are_added_by_their_weights(
     make_recipe: Maker, tmp_path: Path, tiny_model_dir: Path, stage: str
 ) -> None:
-    from posttrain import chat_templates
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    named = tmp_path / "scorer"
-    AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1).save_pretrained(named)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    chat_templates.install(chat_templates.load("chatml"), tokenizer)
-    tokenizer.save_pretrained(named)
+    named = scorer(tmp_path / "scorer", tiny_model_dir)
     rewards = [{"model": str(named), "weight": 0.5}, SHARE]
     first = log(run(make_recipe(stage, sections={"rewards": rewards, "gold": LENGTH}, **SHORT)))[0]
     assert first["rewards/scorer/mean"] != 0

@@ -1,4 +1,4 @@
-"""Weights divided by DeepSpeed's ZeRO-3 over two processes learn what one process learns, and resume as it does."""
+"""What DeepSpeed divides over two processes learns what one process learns, and resumes as it does."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from posttrain.recipes import launch
 
 from ..conftest import posttrain
 from ..test_resume import WEIGHTS, undo_end
-from .test_run import critic_of, curve, with_eval
+from .test_run import SHARE, critic_of, curve, scorer, with_eval
 
 MISSING = [name for name in ("g++", "ninja") if shutil.which(name) is None]
 MISSING += [] if importlib.util.find_spec("deepspeed") else ["deepspeed"]
@@ -27,10 +27,10 @@ pytestmark = [
 ]
 
 
-def zero3(folder: Path) -> Path:
-    """Writes the library's ZeRO-3 configuration for CPUs."""
-    config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
-    path = folder / "zero3_cpu.yaml"
+def for_cpus(name: str, folder: Path) -> Path:
+    """Writes one of the library's configurations for CPUs."""
+    config = yaml.safe_load((launch.CONFIGS / f"{name}.yaml").read_text())
+    path = folder / f"{name}_cpu.yaml"
     path.write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
     return path
 
@@ -40,8 +40,12 @@ def trained(recipe: Path, *arguments: str | Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_zero3_logs_the_metrics_of_one_process_and_resumes_to_the_same_weights(
-    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path
+ADAPTERS = {"lora": {"r": 4, "alpha": 8}, "critic": {"shared": True}}
+
+
+@pytest.mark.parametrize(("config", "adapters"), [("zero2", False), ("zero3", False), ("zero3", True)])
+def test_two_processes_log_the_metrics_of_one_and_resume_to_the_same_weights(
+    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path, config: str, adapters: bool
 ) -> None:
     import torch
     from safetensors.torch import load_file
@@ -56,11 +60,13 @@ def test_zero3_logs_the_metrics_of_one_process_and_resumes_to_the_same_weights(
         "eval_strategy": "steps",
         "eval_steps": 3,
     }
-    one = with_eval(make_recipe("ppo", "one", **trainer, per_device_eval_batch_size=4))
+    named = str(scorer(tmp_path / "scorer", tiny_model_dir))
+    sections = {"rewards": [{"model": named}, SHARE], **(ADAPTERS if adapters else {"critic": {"name_or_path": named}})}
+    one = with_eval(make_recipe("ppo", "one", sections, **trainer, per_device_eval_batch_size=4))
     trained(one)
     small = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
-    two = with_eval(make_recipe("ppo", "two", **trainer, **small))
-    launched = ("--accelerate", zero3(tmp_path), "--processes", "2")
+    two = with_eval(make_recipe("ppo", "two", sections, **trainer, **small))
+    launched = ("--accelerate", for_cpus(config, tmp_path), "--processes", "2")
     trained(two, *launched)
     expected, found = curve(tmp_path / "one", *NAMES), curve(tmp_path / "two", *NAMES)
     assert [len(values) for values in found] == [len(values) for values in expected]
