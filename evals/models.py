@@ -164,7 +164,12 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
     source = str(folder / base) if (folder / base).is_dir() else base
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
     if adapter.get("task_type") == "SEQ_CLS":
-        model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, **_head(folder))
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=dtype,
+            **_head(folder),
+            ignore_mismatched_sizes=True,  # the adapter brings its own head
+        )
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     else:
         model = _from_pretrained(source, dtype)
