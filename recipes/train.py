@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="go on in a folder of a different recipe")
     parser.add_argument("--no-score", action="store_true", help="leave the recipe's score section to later")
     parser.add_argument("--step", action="append", default=[], help="NAME=FOLDER: what @NAME stands for in the recipe")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)  # overrides may stand behind flags
     try:
         loaded = load(options.recipe, options.overrides, parse_steps(options.step))
         train(loaded, processes=options.processes, force=options.force)

@@ -14,7 +14,7 @@ from posttrain.data_tools.errors import DataError
 from posttrain.evals import checkpoints
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
-from posttrain.recipes.train import train
+from posttrain.recipes.train import main, train
 
 from .conftest import losses, posttrain
 
@@ -178,3 +178,8 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_later(
         assert "resuming from" in again.stdout
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+def test_overrides_may_stand_behind_flags(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    assert main([str(make_recipe()), "--no-score", "trainer.max_steps=1", "trainer.save_steps=1"]) == 0
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
