@@ -127,14 +127,25 @@ def load_document(path: Path) -> Document:
 
 
 def parse_scalar(text: str) -> Any:
-    """Reads one YAML value, such as the right-hand side of an override.
+    """Reads one YAML value, such as the right-hand side of an override, as it would be read in a file.
 
     Raises:
-        yaml.YAMLError: The text is not YAML.
+        ValueError: The text is not YAML; says why.
     """
     if text.startswith("@"):
         return text  # a reference to a pipeline's step; YAML would want it quoted, which a shell takes away
-    return yaml.load(text, _Loader)
+    scratch = Document(Path("the value"), None)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        value = None if node is None else _convert(loader, node, (), scratch)
+    except (yaml.YAMLError, SpecError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the value is not valid YAML: {getattr(error, 'problem', None) or first_line(error)}"
+        ) from error
+    if scratch.problems:
+        raise ValueError(scratch.problems[0].partition(": ")[2])
+    return value
 
 
 def _convert(loader: _Loader, node: yaml.Node, key: KeyPath, document: Document) -> Any:

@@ -12,7 +12,7 @@ from . import estimate
 from .errors import RecipeError
 from .load import Loaded, load
 from .stages import STAGES
-from .trainer_fields import fields_of
+from .trainer_fields import Field, fields_of
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
@@ -173,14 +173,46 @@ def json_schema() -> str:
 
     schema = Recipe.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    names = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
-    properties: dict[str, Any] = {}
-    for stage in STAGES.values():
-        for field in fields_of(stage.config).values():
-            if field.name in stage.owned:
-                continue
-            types = sorted({names.get(kind, "null") for kind in field.types})
-            entry: dict[str, Any] = {"description": field.annotation} | ({"type": types} if types else {})
-            properties[field.name] = entry | ({"examples": list(field.choices)} if field.choices else {})
-    schema["properties"]["trainer"] |= {"properties": properties, "additionalProperties": False}
+    stages = {
+        name: {
+            field.name: _field_schema(field)
+            for field in fields_of(stage.config).values()
+            if field.name not in stage.owned
+        }
+        for name, stage in STAGES.items()
+    }
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for fields in stages.values():
+        for name, entry in fields.items():
+            entries.setdefault(name, []).append(entry)
+    # a field that means the same everywhere is told once, the others by stage
+    same = {name: found[0] if all(entry == found[0] for entry in found) else {} for name, found in entries.items()}
+    schema["properties"]["trainer"] |= {"properties": same, "additionalProperties": False}
+    schema["allOf"] = [
+        {
+            "if": {"properties": {"stage": {"const": stage}}},
+            "then": {
+                "properties": {
+                    "trainer": {
+                        "properties": {
+                            **{name: entry for name, entry in fields.items() if not same[name]},
+                            **dict.fromkeys(sorted(same.keys() - fields.keys()), False),
+                        }
+                    }
+                }
+            },
+        }
+        for stage, fields in stages.items()
+    ]
     return json.dumps(schema, indent=2)
+
+
+def _field_schema(field: Field) -> dict[str, Any]:
+    """Describes a trainer's field in JSON Schema."""
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+    types = sorted({names.get(kind, "null") for kind in field.types})
+    entry: dict[str, Any] = {"description": field.annotation} | ({"type": types} if types else {})
+    entry |= field.range.schema() if field.range else {}
+    if field.choices and set(types) <= {"string", "null"}:
+        return entry | {"enum": [*field.choices, *([None] if "null" in types else [])]}
+    return entry | ({"examples": list(field.choices)} if field.choices else {})

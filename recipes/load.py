@@ -1,16 +1,16 @@
 """From a YAML file and ``a.b=c`` overrides to a frozen recipe, or to every problem at once."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data_tools.files import hash_json
 from ..data_tools.specfile import (
     Document,
     KeyPath,
+    dotted,
     load_document,
     parse_scalar,
     raise_if_problems,
@@ -18,7 +18,6 @@ from ..data_tools.specfile import (
     validate,
 )
 from . import trainer_fields
-from .errors import RecipeError
 from .inputs import find_inputs
 from .schema import Recipe
 from .stages import STAGE_SECTIONS, STAGES, Stage
@@ -38,6 +37,7 @@ class Loaded:
         path: The YAML file.
         overrides: The overrides as typed.
         references: Output folders of a pipeline's earlier steps.
+        document: Where each key stands.
     """
 
     recipe: Recipe
@@ -45,6 +45,7 @@ class Loaded:
     path: Path
     overrides: tuple[str, ...]
     references: Mapping[str, Path]
+    document: Document
 
     @property
     def name(self) -> str:
@@ -55,6 +56,13 @@ class Loaded:
     def hash(self) -> str:
         """16 hexadecimal digits that identify what is trained."""
         return hash_json({key: value for key, value in self.values.items() if key not in _NOT_IDENTITY})
+
+    def where(self, text: str) -> str:
+        """Returns the file and line, or the override, of the key that a message names; the file if it names none."""
+        known = {dotted(key): key for key in (*self.document.lines, *self.document.overrides) if key}
+        words = [word.strip(".") for word in re.findall(r"[\w.\[\]]+", text)]
+        named = [words[0], *(word for word in words if "." in word), *(f"trainer.{word}" for word in words)]
+        return self.document.where(next((known[name] for name in named if name in known), ()))
 
 
 def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Path] | None = None) -> Loaded:
@@ -67,11 +75,20 @@ def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Pat
 
     Raises:
         SpecError: With every problem found.
-        RecipeError: An override is not of the form ``key=value``.
     """
     document = load_document(path)
     for override in overrides:
         apply_override(document, override)
+    loaded = _checked(document, overrides, references or {})
+    if document.problems and overrides:
+        _blame_overrides(document, path, overrides, references or {})
+    raise_if_problems(document)
+    assert loaded is not None, "no problem was reported, so it validated"
+    return loaded
+
+
+def _checked(document: Document, overrides: Sequence[str], references: Mapping[str, Path]) -> "Loaded | None":
+    """Adds every problem to the document; returns the recipe if it validates."""
     stage = STAGES.get(str(document.value.get("stage")))
     trainer = document.value.setdefault("trainer", {})
     if stage and isinstance(trainer, dict):
@@ -80,47 +97,75 @@ def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Pat
     if stage:
         _check_sections(document, stage)
     values = document.value
-    replace_references(document, references or {})
-    find_inputs(document, references or {})
+    replace_references(document, references)
+    find_inputs(document, references)
     recipe = validate(Recipe, document, raise_problems=False)
-    raise_if_problems(document)
-    assert recipe is not None, "no problem was reported, so it validated"
-    return Loaded(recipe, values, path, tuple(overrides), dict(references or {}))
+    return recipe and Loaded(recipe, values, document.path, tuple(overrides), dict(references), document)
+
+
+def _blame_overrides(document: Document, path: Path, overrides: Sequence[str], references: Mapping[str, Path]) -> None:
+    """Says of each problem that the file by itself does not have that the overrides made it, not a line of the file."""
+    alone = load_document(path)
+    _checked(alone, (), references)
+    place = re.compile(re.escape(str(path)) + r"(:\d+)?: ")
+    for number, problem in enumerate(document.problems):
+        if problem not in alone.problems:
+            named = [text for text in overrides if text.partition("=")[0].rpartition(".")[2] in problem]
+            theirs = f"command line ({' '.join(named or overrides)}): "
+            document.problems[number] = place.sub(lambda _, theirs=theirs: theirs, problem, count=1)
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Sets one key of the document from ``a.b[0].c=value`` (or ``a.b.0.c=value``)."""
-    name, separator, text = override.partition("=")
-    if not separator or not name:
-        raise RecipeError(f"override '{override}' is not of the form key=value")
+    """Sets one key of the document from ``a.b[0].c=value`` (or ``a.b.0.c=value``); ``a.b=null`` unsets it.
+
+    What cannot be set becomes a problem of the document.
+    """
     try:
-        value = parse_scalar(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override '{override}': the value is not valid YAML") from error
+        _apply(document, override)
+    except ValueError as error:
+        document.problems.append(f"command line ({override}): {error}")
+
+
+def _apply(document: Document, override: str) -> None:
+    """Sets or unsets one key.
+
+    Raises:
+        ValueError: The override is malformed, or the document has no such place.
+    """
+    name, separator, text = override.partition("=")
     parts = name.replace("[", ".").replace("]", "").split(".")
-    key: KeyPath = tuple(int(part) if part.isdigit() else part for part in parts)
+    if not separator or not all(parts):
+        raise ValueError("is not of the form key=value")
+    value = parse_scalar(text)
+    key: KeyPath = ()
     target = document.value
-    for part in key[:-1]:
+    for part in parts[:-1]:
+        place = _place(target, part, key)
         if isinstance(target, dict) and not isinstance(target.get(part), dict | list):
             target[part] = {}
-        target = _item(document, target, part, override)
-    _set(document, target, key[-1], _from_here(value) if key[-1] in _PATH_KEYS else value, override)
+        target, key = target[place], (*key, place)
+    last = _place(target, parts[-1], key)
+    key = (*key, last)
+    if value is None and isinstance(target, list):
+        raise ValueError("an item of a list cannot be unset; give the whole list")
+    if value is None:
+        target.pop(last, None)
+    else:
+        target[last] = _from_here(value) if last in _PATH_KEYS else value
     document.overrides[key] = override
 
 
-def _item(document: Document, target: Any, part: str | int, override: str) -> Any:
-    """Returns what a dict or list holds at a key or index."""
-    try:
-        return target[part]
-    except (KeyError, IndexError, TypeError) as error:
-        raise RecipeError(f"override '{override}': {document.path} has no place [{part}] there") from error
+def _place(target: Any, part: str, key: KeyPath) -> str | int:
+    """Returns a key of a dict as it is, and an index that a list has as a number.
 
-
-def _set(document: Document, target: Any, part: str | int, value: Any, override: str) -> None:
-    """Sets a key of a dict, new or old, or an item that a list already has."""
-    if not isinstance(target, dict):
-        _item(document, target, part, override)
-    target[part] = value
+    Raises:
+        ValueError: The list has no such item.
+    """
+    if not isinstance(target, list):
+        return part
+    if not part.isdecimal() or int(part[:9]) >= len(target):
+        raise ValueError(f"{dotted(key)} is a list of {len(target)}, so there is no {dotted(key)}[{part}]")
+    return int(part)
 
 
 def _from_here(value: Any) -> Any:

@@ -70,9 +70,9 @@ class ModelSpec(Section):
 class LoraSpec(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained instead of the model's own weights."""
 
-    r: Annotated[int, Field(gt=0)] = 16
+    r: Annotated[int, Field(gt=0, le=65536)] = 16
     """The rank."""
-    alpha: Annotated[int, Field(gt=0)] = 32
+    alpha: Annotated[int, Field(gt=0, le=1_000_000)] = 32
     """The update is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the adapter."""
@@ -99,7 +99,7 @@ class TeacherSpec(Section):
     """As in the model section."""
     trust_remote_code: bool = False
     """Whether Python code from the teacher's repository may run."""
-    top_k: Annotated[int, Field(gt=0)] | None = None
+    top_k: Annotated[int, Field(gt=0, le=10**9)] | None = None
     """Cache the log-probabilities of the teacher's most likely tokens before training, so many of them at each place,
     instead of holding the teacher beside the student."""
 
@@ -113,7 +113,7 @@ class RewardSpec(Section):
     """`package.module:name`, or `file.py:name` relative to the recipe."""
     name: str | None = None
     """What the logs call it; by default the function's name or the model's folder."""
-    weight: float = 1.0
+    weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
     """Its factor in the sum of all terms."""
 
     @model_validator(mode="after")
@@ -147,7 +147,7 @@ class ClassifySpec(Section):
     """One class (softmax), any number of classes (sigmoid each), or a number (mean squared error)."""
     labels: Annotated[list[str], Field(min_length=2)] | None = None
     """The classes in their order; by default those of the training data, sorted."""
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
     """Weights of the classes in the loss; `balanced` is rows / (classes x rows of the class)."""
     pooling: Literal["cls", "mean"] | None = None
     """How an encoder that offers both makes one vector of a text; by default its own way, and for decoders the last

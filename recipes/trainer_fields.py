@@ -1,15 +1,18 @@
 """The fields of a trainer's configuration class, read from its source without importing it.
 
 Importing ``SFTConfig`` takes about ten seconds, most of it torch and transformers; a recipe must be checkable in
-well under three. The classes are plain dataclasses, so their source says all: names, annotations, defaults. A test
-holds what is read here against ``dataclasses.fields`` of the imported class.
+well under three. The classes are plain dataclasses, so their source says names, annotations and defaults. A test holds
+what is read here against ``dataclasses.fields`` of the imported class. What the annotations leave open, which numbers
+and which words a field takes, stands in two tables: the libraries meet a wrong one late, or never.
 """
 
 import ast
 import functools
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,90 @@ _ELSEWHERE = {
     "SaveStrategy": ("transformers", "trainer_utils.py"),
     "HubStrategy": ("transformers", "trainer_utils.py"),
     "OptimizerNames": ("transformers", "training_args.py"),
+    "DebugOption": ("transformers", "debug_utils.py"),
 }
 # Packages whose classes a configuration class of ours may extend.
 _PACKAGES = ("trl", "transformers")
 # Lists whose class also takes one item by itself, and makes a list of it.
 _ONE_WILL_DO: dict[str, tuple[type, ...]] = {"loss_type": (str,)}
+# The values of numeric fields, as intervals; `Class.field` where a field means something else in that class. A number
+# beside the interval stands for what the field's documentation says of it.
+_RANGES: dict[str, str] = {
+    "[1, 1e6]": (
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps torch_empty_cache_steps "
+        "eval_accumulation_steps save_total_limit dataloader_prefetch_factor ddp_bucket_cap_mb ref_model_sync_steps "
+        "precompute_ref_batch_size generation_batch_size steps_per_generation num_iterations num_generations_eval "
+        "chunk PPOConfig.num_generations vllm_tensor_parallel_size"
+    ),
+    "[2, 1e6]": "num_generations",
+    "[1, 1e9]": (
+        "max_completion_length vllm_max_model_length kl_horizon ddp_timeout pad_to_multiple_of "
+        "ClassifyConfig.max_length"
+    ),
+    "[2, 1e9]": "max_length",
+    "[1, 1e9] or -1": "max_steps",
+    "(0, 1e6]": (
+        "num_train_epochs DPOConfig.beta KTOConfig.beta discopop_tau f_alpha_divergence_coef repetition_penalty "
+        "temperature delta epsilon epsilon_high sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
+        "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold kl_target cliprange cliprange_value "
+        "vllm_importance_sampling_clip_max vllm_importance_sampling_cap vllm_server_timeout"
+    ),
+    "[0, 1e6]": (
+        "weight_decay max_grad_norm neftune_noise_alpha router_aux_loss_coef center_rewards_coefficient loss_weights "
+        "desirable_weight undesirable_weight beta entropy_coef entropy_coef_min entropy_coef_max entropy_coef_delta "
+        "entropy_target kl_coef vf_coef missing_eos_penalty hidden_cosine vllm_importance_sampling_clip_min"
+    ),
+    "[0, 100]": "learning_rate critic_learning_rate",
+    "[0, 1e9]": "warmup_steps eval_delay top_k max_tool_calling_iterations num_completions_to_print",
+    "(0, 1) or a whole number up to 1e9": "logging_steps eval_steps save_steps",
+    "[0, 1]": ("label_smoothing_factor ld_alpha ref_model_mixup_alpha min_p gamma lam alpha DistillationConfig.beta"),
+    "[0, 0.5)": "label_smoothing",
+    "[0, 1)": "adam_beta1 adam_beta2",
+    "(0, 1]": "adam_epsilon top_p top_entropy_quantile vllm_gpu_memory_utilization",
+    "[0, 4294967295]": "seed data_seed",
+    "[0, 1024]": "dataloader_num_workers",
+    "[1, 1024]": "dataset_num_proc",
+    "[1, 65535]": "vllm_server_port vllm_group_port",
+}
+# The words of fields that are plain strings, keyed likewise. Enumerations are read from their classes.
+_WORDS: dict[str, str] = {
+    "packing_strategy": "bfd bfd_split wrapped",
+    "train_sampling_strategy": "random sequential group_by_length batch_rebalance",
+    "ClassifyConfig.train_sampling_strategy": "group_by_length random sequential",
+    "SFTConfig.loss_type": "nll dft chunked_nll",
+    "DPOConfig.loss_type": (
+        "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
+        "sigmoid_norm"
+    ),
+    "KTOConfig.loss_type": "kto apo_zero_unpaired",
+    "GRPOConfig.loss_type": "grpo bnpo dr_grpo dapo cispo luspo sapo vespo",
+    "f_divergence_type": "reverse_kl forward_kl js_divergence alpha_divergence",
+    "importance_sampling_level": "token sequence",
+    "scale_rewards": "group batch none",
+    "multi_objective_aggregation": "sum_then_normalize normalize_then_sum",
+    "vllm_importance_sampling_mode": "token_truncate token_mask sequence_truncate sequence_mask",
+    "vllm_mode": "colocate server",
+    "vllm_model_impl": "vllm transformers auto",
+    "cache_implementation": (
+        "static offloaded_static dynamic offloaded quantized sliding_window hybrid hybrid_chunked offloaded_hybrid "
+        "offloaded_hybrid_chunked"
+    ),
+    "pad_to_multiple_of": "auto",
+    "log_level": "passive detail debug info warning error critical",
+    "log_level_replica": "passive detail debug info warning error critical",
+    "report_to": (
+        "none all azure_ml comet_ml mlflow neptune tensorboard trackio wandb codecarbon clearml dagshub flyte dvclive "
+        "swanlab kubeflow"
+    ),
+    "include_num_input_tokens_seen": "all non_padding no",
+    "include_for_metrics": "inputs loss",
+    "dataloader_multiprocessing_context": "fork spawn forkserver",
+    "ddp_backend": "nccl gloo mpi xccl hccl cncl mccl tccl",
+    "torch_compile_mode": "default reduce-overhead max-autotune max-autotune-no-cudagraphs",
+}
+# Fields that may be left out but not be null, although their annotation says so.
+_NEEDED = ("num_generations",)
+_WIDEST = {int: 2**31, float: 1e12}  # of numbers that no table names
 _PRIMITIVES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -48,7 +130,8 @@ class Field:
         annotation: Its annotation as written, such as ``float | None``.
         default: Its default, or None where the source computes it.
         types: The Python types that a YAML value may have; empty if the annotation is beyond what YAML can say.
-        choices: The values of the enumeration in its annotation, if there is one.
+        choices: The words that it takes, if they are a fixed set.
+        range: The numbers that it takes.
     """
 
     name: str
@@ -56,6 +139,70 @@ class Field:
     default: Any
     types: tuple[type, ...]
     choices: tuple[str, ...]
+    range: "Range | None"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``.
+
+    Attributes:
+        low: The smallest.
+        high: The largest.
+        open_low: Whether the smallest itself is left out.
+        open_high: Whether the largest itself is left out.
+        whole_from: Where whole numbers begin to be asked for, if they do.
+        besides: Numbers outside that mean something else.
+        text: How it is said in messages.
+    """
+
+    low: float
+    high: float
+    open_low: bool
+    open_high: bool
+    whole_from: float | None
+    besides: tuple[float, ...]
+    text: str
+
+    def holds(self, value: float) -> bool:
+        """Says whether a number is one of them; NaN never is."""
+        if value in self.besides:
+            return True
+        if self.whole_from is not None and value >= self.whole_from:
+            return value <= self.high and value == int(value)
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def schema(self) -> dict[str, float]:
+        """Returns the keywords of JSON Schema; of numbers that stand apart only the bounds are told."""
+        low = min(self.low, *self.besides) if self.besides else self.low
+        lower = "exclusiveMinimum" if self.open_low and not self.besides else "minimum"
+        return {lower: low, "exclusiveMaximum" if self.open_high else "maximum": self.high}
+
+
+def _range(text: str) -> Range:
+    """Reads an interval as the table writes it."""
+    match = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])(?: or (?:(-?\d+)|a whole number up to (\S+)))?", text)
+    assert match is not None, text
+    low, high, beside, whole = float(match[2]), float(match[3]), match[5], match[6]
+    besides = (float(beside),) if beside else ()
+    return Range(
+        low,
+        float(whole or high),
+        match[1] == "(",
+        not whole and match[4] == ")",
+        high if whole else None,
+        besides,
+        text,
+    )
+
+
+_RANGE_OF = {name: _range(text) for text, names in _RANGES.items() for name in names.split()}
+
+
+def _named(table: Mapping[str, Any], classes: tuple[str, ...], name: str) -> Any:
+    """Finds a field in a table, by the class that it is used in or one of its bases, else by its name alone."""
+    return next((table[key] for key in (*(f"{cls}.{name}" for cls in classes), name) if key in table), None)
 
 
 @functools.cache
@@ -69,7 +216,20 @@ def fields_of(config: str) -> Mapping[str, Field]:
         PosttrainError: The package is not installed, or its layout has changed.
     """
     package, file, name = config.split(":")
-    return _class_fields(_package_folder(package) / file, name)
+    lineage: list[str] = []
+    fields = _class_fields(_package_folder(package) / file, name, lineage)
+    return {key: _with_values(field, tuple(lineage)) for key, field in fields.items()}
+
+
+def _with_values(field: Field, classes: tuple[str, ...]) -> Field:
+    """Adds what the tables say of a field in a class, given with its bases from the last to the first."""
+    numeric = next((kind for kind in (float, int) if kind in field.types), None)
+    found = _named(_RANGE_OF, classes, field.name)
+    if found is None and numeric is not None:
+        widest = _WIDEST[numeric]
+        found = Range(-widest, widest, False, False, None, (), f"[{-widest:.4g}, {widest:.4g}]")
+    words = _named(_WORDS, classes, field.name)
+    return replace(field, range=found, choices=tuple(words.split()) if words else field.choices)
 
 
 def _package_folder(package: str) -> Path:
@@ -114,13 +274,14 @@ def _imported_file(path: Path, level: int, module: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def _class_fields(path: Path, name: str) -> dict[str, Field]:
+def _class_fields(path: Path, name: str, lineage: list[str]) -> dict[str, Field]:
     """Collects a class's annotated attributes after those of its bases, as ``dataclasses`` does."""
     path, node = _find(path, name)
+    lineage.append(name)
     fields: dict[str, Field] = {}
     for base in node.bases:
         if isinstance(base, ast.Name):
-            fields |= _class_fields(path, base.id)
+            fields |= _class_fields(path, base.id, lineage)
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             if _is_not_settable(statement):
@@ -151,7 +312,7 @@ def _field(path: Path, name: str, statement: ast.AnnAssign) -> Field:
             choices.extend(_enumeration(path, part))
     if list in types:
         types.extend(_ONE_WILL_DO.get(name, ()))
-    return Field(name, annotation, _default(statement.value), tuple(types), tuple(choices))
+    return Field(name, annotation, _default(statement.value), tuple(types), tuple(choices), None)
 
 
 def _parts(annotation: ast.expr) -> list[str]:
@@ -188,19 +349,40 @@ def problems(values: Mapping[str, Any], fields: Mapping[str, Field]) -> list[tup
     """Compares a recipe's ``trainer:`` section with the fields of its configuration class.
 
     Returns:
-        ``(key, what is wrong, hint)`` for every key that is unknown or holds a value of the wrong type.
+        ``(key, what is wrong, hint)`` for every key that is unknown or holds a value that the field does not take.
     """
     found = []
     for key, value in values.items():
         if key not in fields:
             found.append((key, "unknown key", did_you_mean(key, fields)))
-            continue
-        field = fields[key]
-        # bool is a subclass of int, yet `learning_rate: true` is a mistake.
-        is_stray_bool = isinstance(value, bool) and bool not in field.types
-        if field.types and (is_stray_bool or not isinstance(value, field.types)):
-            found.append((key, f"must be {field.annotation}, not {value!r}", None))
-        elif field.choices and isinstance(value, str) and value not in field.choices:
-            hint = did_you_mean(value, field.choices) or f"one of {', '.join(field.choices)}"
-            found.append((key, f"has no value {value!r}", hint))
+        else:
+            found += [(key, *problem) for problem in _value_problems(value, fields[key])]
     return found
+
+
+def _value_problems(value: Any, field: Field) -> Iterator[tuple[str, str | None]]:
+    """Yields what is wrong with a value, and a hint."""
+    # bool is a subclass of int, yet `learning_rate: true` is a mistake.
+    is_stray_bool = isinstance(value, bool) and bool not in field.types
+    needed = value is None and field.name in _NEEDED
+    if needed or (field.types and (is_stray_bool or not isinstance(value, field.types))):
+        yield f"must be {field.annotation}, not {_shown(value)}", "leave it out for the default" if needed else None
+        return
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str) and field.choices and item not in field.choices:
+            yield f"has no value {item!r}", did_you_mean(item, field.choices) or f"one of {', '.join(field.choices)}"
+        elif isinstance(item, int | float) and not isinstance(item, bool) and field.range:
+            if not field.range.holds(item):
+                yield f"must be in {field.range.text}, not {_shown(item)}", None
+        elif isinstance(item, dict):
+            yield from (
+                (f"{key} must be a finite number, not {number!r}", None)
+                for key, number in item.items()
+                if isinstance(number, float) and not math.isfinite(number)
+            )
+
+
+def _shown(value: Any) -> str:
+    """Shows a value in a line: not all digits of a number that has thousands."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"a number of {len(str(value))} digits"
+    return text if len(text) < 80 else f"{text[:77]}..."

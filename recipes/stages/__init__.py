@@ -22,6 +22,7 @@ _OWNED = {
     "do_train": "posttrain train trains",
     "do_eval": "a recipe with data.eval evaluates",
     "do_predict": "use posttrain score",
+    "local_rank": "the launcher sets it",
 }
 _OWNED_TRL = {
     **_OWNED,
@@ -47,6 +48,8 @@ _OWNED_ORPO = {
     **_OWNED_TRL,
     "is_encoder_decoder": "only decoder models are trained here",
     "generate_during_eval": "use posttrain score",
+    "padding_value": "the chat template sets it",
+    "max_completion_length": "only encoder-decoder models cut answers apart; say max_length",
 }
 _OWNED_RL = {
     **_OWNED_TRL,

@@ -20,23 +20,13 @@ _PROBLEMS: Mapping[str, Any] = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-_STRATEGIES = ("group_by_length", "random", "sequential")
 
 
 def config(values: dict[str, Any]) -> "ClassifyConfig":
-    """Builds ``ClassifyConfig``.
-
-    Raises:
-        ValueError: A value that the trainer cannot honour.
-    """
+    """Builds ``ClassifyConfig``."""
     from ..classification.config import ClassifyConfig
 
-    args = ClassifyConfig(**values, remove_unused_columns=False)
-    if args.train_sampling_strategy not in _STRATEGIES:
-        raise ValueError(f"train_sampling_strategy is one of {', '.join(_STRATEGIES)}")
-    if not 0 <= args.alpha <= 1 or args.temperature <= 0:
-        raise ValueError("alpha is a share from 0 to 1, and temperature is more than 0")
-    return args
+    return ClassifyConfig(**values, remove_unused_columns=False)
 
 
 def head(job: Job, data: "dict[str, Prepared | None]") -> Head:

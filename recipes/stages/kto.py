@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "config", "prepare_rows"]
 
-LOSSES = ("kto", "apo_zero_unpaired")
-
 
 def build(
     job: Job,
@@ -51,13 +49,7 @@ def build(
 
 
 def config(values: dict[str, Any]) -> "KTOConfig":
-    """Builds ``KTOConfig``.
-
-    Raises:
-        ValueError: There is no such loss.
-    """
+    """Builds ``KTOConfig``."""
     from trl.trainer.kto_config import KTOConfig
 
-    args = KTOConfig(**values, remove_unused_columns=False)
-    dpo.check_names("loss_type", [args.loss_type], LOSSES)
-    return args
+    return KTOConfig(**values, remove_unused_columns=False)

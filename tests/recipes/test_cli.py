@@ -93,7 +93,7 @@ def test_the_json_schema_knows_our_keys_and_the_trainers(make_recipe: Callable[.
     assert schema["additionalProperties"] is False
     trainer = schema["properties"]["trainer"]["properties"]
     assert trainer["learning_rate"]["type"] == ["integer", "number"]
-    assert "cosine" in trainer["lr_scheduler_type"]["examples"]
+    assert "cosine" in trainer["lr_scheduler_type"]["enum"]
     assert "output_dir" not in trainer
 
 
@@ -110,3 +110,16 @@ def test_what_is_frozen_costs_what_it_is_stored_in() -> None:
     assert state_bytes(lora, adapted) == 1000 * 2 + 160
     assert state_bytes(qlora, adapted) == int(900 * 4.127 / 8 + 100 * 2 + 160)
     assert training_flops(full, size, 7) == 6 * 1000 * 7  # Kaplan et al. 2020, section 2.1
+
+
+def test_the_json_schema_knows_ranges_and_words_by_stage() -> None:
+    schema = json.loads(check.json_schema())
+    trainer = schema["properties"]["trainer"]["properties"]
+    assert (trainer["adam_beta2"]["minimum"], trainer["adam_beta2"]["exclusiveMaximum"]) == (0, 1)
+    then = {
+        rule["if"]["properties"]["stage"]["const"]: rule["then"]["properties"]["trainer"] for rule in schema["allOf"]
+    }
+    assert trainer["packing_strategy"] == {} or "enum" in trainer["packing_strategy"]
+    assert "dapo" in then["grpo"]["properties"]["loss_type"]["enum"]
+    assert then["dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
+    assert then["ppo"]["properties"]["epsilon"] is False

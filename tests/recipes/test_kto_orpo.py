@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import DataError
-from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
@@ -100,7 +100,7 @@ def test_answers_of_one_label_only_are_refused(make_recipe: Make, tmp_path: Path
     ],
 )
 def test_what_kto_cannot_train_with_is_refused(make_recipe: Make, option: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         train(load(make_recipe("kto", **option)))
 
 

@@ -162,3 +162,44 @@ def test_every_recipe_in_the_repository_fits_the_schema() -> None:
             seen["recipe"] += 1
     assert seen["recipe"] >= 2
     assert seen["pipeline"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("quantization=nf4", "needs a lora section"),
+        ("data.train[3].path=x", "so there is no data.train[3]"),
+        ("trainer.1=2", "trainer.1: unknown key"),
+        ("trainer={1: 2}", "trainer.1: unknown key"),
+        ("trainer={seed: 1, seed: 2}", "duplicate key"),
+        ("trainer.seed=" + "9" * 5000, "not valid YAML"),
+        ("trainer..seed=1", "not of the form key=value"),
+        ("stage: [=1", "not of the form"),
+        ("model={name_or_path: [}", "not valid YAML"),
+        ("trainer.eval_strategy=steps", "there is no data.eval"),
+        ("model=null", "this key is required"),
+    ],
+)
+def test_a_mistake_of_an_override_is_one_line_that_blames_the_override(recipe: Path, override: str, says: str) -> None:
+    recipe.write_text(recipe.read_text().replace("train: {", "train: [{").replace("}\ntrainer", "}]\ntrainer"))
+    (found,) = problems(recipe, override)
+    assert found.startswith("command line (")
+    assert says in found
+
+
+def test_mistakes_of_overrides_and_of_the_file_come_together_each_with_its_place(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("learning_rate: 1e-5", "learning_rate: -1.0"))
+    found = problems(recipe, "no_equals_sign", "trainer.seed=-1", "quantization=nf4")
+    assert sorted(line.split(": ")[0] for line in found) == [
+        "6",
+        "command line (no_equals_sign)",
+        "command line (quantization=nf4)",
+        "command line (trainer.seed=-1)",
+    ]
+
+
+def test_an_override_with_null_unsets_a_key(recipe: Path) -> None:
+    loaded = load(recipe, ["trainer.learning_rate=null", "model.chat_template=null"])
+    assert "learning_rate" not in loaded.recipe.trainer
+    assert loaded.recipe.model.chat_template is None
+    assert loaded.hash == load(recipe, ["trainer={}", "model.chat_template=null"]).hash
