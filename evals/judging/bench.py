@@ -13,12 +13,12 @@ from . import values as judge_values
 from .endpoint import EndpointJudge
 from .lineage import refuse_own_reward
 from .model import ModelJudge
-from .parse import Verdict
+from .parse import PARSER, Verdict
 from .prompt import JudgePrompt
 from .questions import Question
 from .spec import Judge
 
-_METHOD = 2  # raise when a change here or in the parser changes verdicts
+_METHOD = 2  # raise when a change here changes verdicts
 Take = Callable[[Question, Verdict], None]
 
 
@@ -110,6 +110,8 @@ class Bench:
         decides["model"] = self._identity
         if settings.backend == "reward":
             return hash_json(decides)
+        if by == "text" or settings.backend == "endpoint":  # else no reply is read: what was judged stands
+            decides["parser"] = PARSER
         keys = {"labels", "scale", "reference", "system", "max_characters"}
         if by == "text":
             keys |= {"pattern", "temperature", "max_tokens", "extra", *(("seed",) if settings.temperature > 0 else ())}

@@ -1,7 +1,9 @@
 """From what a judge wrote to its verdict; what cannot be read is a status, never a score."""
 
+import html
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,14 +11,94 @@ from ..thinking import strip_thinking
 from .judgments import Status
 from .spec import JudgeSettings
 
+PARSER = 1
+"""A part of the version of judges that write or are behind a server: raise it when a change here changes a verdict."""
 LEAST_MASS = 0.5
 """What the labels must hold of the probability at a server: with less, it would say something else."""
 _REFUSALS = re.compile(
-    r"\b(?:I\s+(?:can(?:no|['\u2019])t|am\s+(?:not\s+able|unable)|will\s+not|won['\u2019]t|must\s+decline)"
-    r"|I['\u2019]m\s+(?:not\s+able|unable|sorry)|(?:sorry|apologi[sz]e),?\s+(?:but\s+)?I|as\s+an\s+AI)\b",
+    r"\b(?:I\s+(?:can(?:no|')t|am\s+(?:not\s+able|unable)|will\s+not|won't|must\s+decline)"
+    r"|I'm\s+(?:not\s+able|unable|sorry)|(?:sorry|apologi[sz]e),?\s+(?:but\s+)?I|as\s+an\s+AI)\b",
     re.IGNORECASE,
 )
-_DRESS = " \t\r\n*_`#\"'.:()[]{}<>"  # what a bare verdict may be dressed in
+
+# --- one spelling of what looks the same ---
+
+_SHOWN_AS_NOTHING = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_SAME = str.maketrans(
+    {
+        **dict.fromkeys("【〔〖❲⁅", "["),
+        **dict.fromkeys("】〕〗❳⁆", "]"),
+        **dict.fromkeys("⟦〚", "[["),
+        **dict.fromkeys("⟧〛", "]]"),
+        **dict.fromkeys("‐‑‒–—―−", "-"),
+        **dict.fromkeys("‘’‚‛′", "'"),
+        **dict.fromkeys("“”„‟″«»「」『』", '"'),
+        **dict.fromkeys("⁄∕", "/"),
+        **{"≫": ">>", "≪": "<<", "٫": "."},
+    }
+)
+_RAISED = ("<super>", "<sub>", "<fraction>")  # folding these would make 82 of 8² and 81/2 of 8½
+
+
+def normalised(text: str) -> str:
+    """Returns a text in one spelling: NFKC, plain brackets and quotes, no escapes, nothing that cannot be seen."""
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), html.unescape(text))
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", "".join(map(_folded, text))).translate(_SAME)
+    text = "".join(c for c in text if c.isprintable() or c.isspace())
+    text = re.sub(r"\n\s*\n", "\n\n", re.sub(r"[^\S\n]+", " ", text))
+    return re.sub(r"(?<!\\)\\+(?=[^\w\s\\])", "", text)
+
+
+def _folded(character: str) -> str:
+    if unicodedata.category(character) == "Cf" or _SHOWN_AS_NOTHING.match(character):
+        return ""
+    raised = unicodedata.decomposition(character).startswith(_RAISED)
+    return character if raised else unicodedata.normalize("NFKC", character)
+
+
+# --- marks ---
+
+_DRESS = " \t\r\n*_`#\"':()[]{}$;!"  # what a verdict may be dressed in
+_OPEN, _CLOSE = r"\[(?:[\s*_`]*\[)+", r"\](?:[\s*_`]*\])+"
+_BOXED = r"\\(?:boxed|fbox)\s*\{((?:[^{}\n]|\{[^{}\n]*\})*)\}"
+_MARK = re.compile(rf"{_OPEN}([^\[\]]{{0,200}}?){_CLOSE}|{_BOXED}|{_OPEN}|\[[^\[\]\n]{{1,40}}{_CLOSE}")
+_QUOTED = re.compile(r"(?:begin|end) .* [0-9a-f]{12}")  # what stands around a text in our own prompts
+# A verdict without its brackets at the end of a line: not one to count, but one that an earlier mark must not outvote.
+_LOOSE = re.compile(
+    r"(?:\b(?:verdict|answer|winner|rating|score|decision|choice)\b[\s*_`\"']{0,8}(?:is|[:=])+[\s*_`\"'$(]{0,8}"
+    r"|\*\*\s*|\[\s*|`)([^\n*`\[\]:=]{1,40}?)[\s*_`\"'$)\].!]{0,12}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LATEX = re.compile(
+    r"\\(?:boxed|fbox|mbox|text\w*|math\w+|bf|rm|large|Large|quad|[,;!])\s*|</?(?:b|i|u|em|strong|code|mark|span|big)\b[^<>]*>"
+)
+_NAMES = (
+    r"answer|response|assistant|model|option|output|choice|verdict|winner|decision|judge?ment|rating|score|grade|mark"
+)
+_LEAD = re.compile(rf"(?:(?:my|the|is|it|final|overall|total|better|best|preferred|{_NAMES})\b[\s:=*_`\"']*)+")
+_TAIL = re.compile(r"\s+(?:is\s+(?:the\s+)?(?:better|best|winner)|wins)$")
+_TIES = ("tie", "a tie", "tied", "draw", "equal")
+_SCALED = re.compile(r"(.+?)\s*(>+|=+|<+)\s*(.+)")
+_NUMBER = re.compile(
+    r"([+-]?\d+(?:[.,]\d+)?|[+-]?\.\d+)\s*(?:(?:/|out of|of)\s*(\d+(?:[.,]\d+)?)|(%))?"
+    r"\s*(?:points?|pts?|stars?|marks?|punkte?|puntos?|分|点|점|★|⭐)?"
+)
+
+# --- sentences ---
+
+_ENDS = re.compile(
+    r"(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?;。][\"')\]*_`]*(?=\s|$)|\n[^\S\n]*\n|[\].!?;:*]\s*\n|\n(?=\s*[A-Z#*>|\d-])"
+)
+# What says, right before a mark that ends its sentence, that it takes the place of an earlier one.
+_INSTEAD = re.compile(
+    r"\b(?:final(?:ly)?|in the end|eventually|ultimately|after all|on (?:balance|reflection)|now|no|actually|instead"
+    r"|hence|so|thus|therefore|overall|verdict|I (?:conclude|choose|pick|prefer|go with))\b"
+    r"(?:\s+(?:is|it is|my|the|verdict|answer)){0,4}[\s,:*_`\"'-]{0,12}$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -49,57 +131,133 @@ class Verdict:
 def parse(text: str, settings: JudgeSettings, *, finish: str | None = "stop") -> Verdict:
     """Reads a judge's reply.
 
-    Of several verdicts the last one counts: a judge that thinks aloud may quote others before it. A reply that was cut
-    has a verdict only if that was the last thing it said.
+    The text is normalised first, so that a verdict counts however it is spelt: in full-width letters or escaped
+    brackets, with characters that nobody sees, in bold, with a decimal comma or a unit. Of several verdicts the last
+    one counts, since a judge that thinks aloud may quote others before it. But an earlier one never stands in for a
+    later one that cannot be read or is off the scale, and two different ones in a sentence are none, unless the
+    sentence takes the first back (``at first [[B]], finally [[A]]``). A reply that was cut has a verdict only if that
+    was the last thing it said.
 
     Args:
         text: The reply; thoughts between tags such as ``<think>`` are left aside.
         settings: Labels, scale and pattern.
         finish: How the reply ended, ``length`` where the limit of tokens cut it.
     """
-    spoken = strip_thinking(text).text
-    found, rest = _last(spoken, settings)
+    spoken = strip_thinking(normalised(text)).text
+    value, rest = _last(spoken, settings)
     if finish == "content_filter":
         return Verdict("refused", reason=text or "the server's filter stopped the reply")
-    if finish == "length" and (found is None or rest.strip(_DRESS)):
+    if finish == "length" and (value is None or rest.strip(_DRESS + ".")):
         return Verdict("truncated", reason=text)
-    if found is None:
+    if value is None:
         return Verdict("refused" if _REFUSALS.search(spoken[:400]) else "unparsed", reason=text)
     if settings.kind == "rating":
-        return _rated(found, text, settings)
-    sides = dict(zip((label.casefold() for label in settings.labels.all), (1.0, 0.0, 0.5), strict=True))
-    preference = sides.get(found.strip(_DRESS).casefold())
-    return Verdict("unparsed" if preference is None else "judged", preference, reason=text)
+        return Verdict("judged", rating=value, reason=text)
+    return Verdict("judged", value, reason=text)
 
 
-def _last(text: str, settings: JudgeSettings) -> tuple[str | None, str]:
-    """Returns the last verdict's words and what follows them; a reply that is a label and nothing else is one."""
-    matches = list(re.finditer(settings.pattern or _pattern(settings), text, re.IGNORECASE))
-    matches = [match for match in matches if match[1] is not None]
-    if matches:
-        return matches[-1][1], text[matches[-1].end() :]
-    bare = text.strip(_DRESS)
-    known = {label.casefold() for label in settings.labels.all}
-    is_mark = settings.kind == "rating" and re.fullmatch(r"-?\d+(?:\.\d+)?", bare)
-    is_label = settings.kind == "pairwise" and bare.casefold() in known
-    return (bare, "") if is_mark or is_label else (None, "")
+def _last(text: str, settings: JudgeSettings) -> tuple[float | None, str]:
+    """Returns what the last verdict says, None if that is nothing, and what follows it."""
+    if settings.pattern is not None:
+        return _by_pattern(text, settings)
+    marks = [match for match in _MARK.finditer(text) if not _QUOTED.fullmatch((match[1] or "").strip())]
+    if not marks:  # a reply that is a label or a mark and nothing else
+        return _read(text, settings, bare=True), ""
+    last, value = marks[-1], _value(marks[-1], settings)
+    rest = text[last.end() :]
+    if value is None or _contradicted(text, marks, settings):
+        return None, rest
+    loose = [_read(match[1], settings) for match in _LOOSE.finditer(rest)]
+    return (None if any(said is not None and said != value for said in loose) else value), rest
 
 
-def _pattern(settings: JudgeSettings) -> str:
+def _by_pattern(text: str, settings: JudgeSettings) -> tuple[float | None, str]:
+    """Reads by a regular expression of the user's, with emphasis and without: it need not know of any."""
+    found: list[tuple[float | None, str]] = []
+    for said in (text, re.sub(r"\*+|`+|(?<!\w)_+|_+(?!\w)", "", text)):
+        matches = [m for m in re.finditer(settings.pattern or "", said, re.IGNORECASE) if m[1] is not None]
+        if matches:
+            last, marks = matches[-1], list(_MARK.finditer(said))
+            marked = any(mark.start() <= last.start(1) < mark.end() for mark in marks)
+            later = marked and marks[-1].start() >= last.end()  # in the same brackets, and the pattern cannot read it
+            found.append((None if later else _read(last[1], settings), said[last.end() :]))
+    if not found:
+        return _read(text, settings, bare=True), ""
+    return found[0] if len({value for value, _ in found}) == 1 else (None, found[0][1])
+
+
+def _contradicted(text: str, marks: list[re.Match[str]], settings: JudgeSettings) -> bool:
+    """Says whether the last mark's sentence has another verdict before it that it does not take back."""
+    last, value = marks[-1], _value(marks[-1], settings)
+    begin = max((match.end() for match in _ENDS.finditer(text, 0, last.start())), default=0)
+    before = [mark for mark in marks[:-1] if mark.start() >= begin and _value(mark, settings) not in (None, value)]
+    if not before:
+        return False
+    end = re.match(r"[\s*_`\"')]*(?:$|[.!?;\n。])", text[last.end() :])
+    return end is None or _INSTEAD.search(text[before[-1].end() : last.start()][-99:]) is None
+
+
+def _value(mark: re.Match[str], settings: JudgeSettings) -> float | None:
+    """Returns what a mark says; None of one that is torn."""
+    said = mark[1] if mark[1] is not None else mark[2]
+    return None if said is None else _read(said, settings)
+
+
+def _read(said: str, settings: JudgeSettings, *, bare: bool = False) -> float | None:
+    """Returns the rating or preference that some words are; bare ones must be it alone, without words around."""
+    plain = " ".join(said.split()).casefold()
+    undressed = _undressed(plain)
     if settings.kind == "rating":
-        return rf"\[\[\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*{settings.scale[1]}\s*)?\]\]"
-    return r"\[\[\s*(" + "|".join(map(re.escape, sorted(settings.labels.all, key=len, reverse=True))) + r")\s*\]\]"
+        if bare:
+            return _rating(undressed, settings) if re.fullmatch(r"[+-]?[\d.,]+", undressed) else None
+        return _rating(_LEAD.sub("", undressed, count=1), settings)
+    known = _spellings(settings)
+    found = known.get(plain, known.get(undressed))
+    if found is not None or bare:
+        return found
+    known |= {word: 0.5 for word in _TIES if word not in known}
+    said = _TAIL.sub("", undressed)
+    for label, side in known.items():
+        if said == label or (said.endswith(label) and _LEAD.fullmatch(said.removesuffix(label))):
+            return side
+    scale = _SCALED.fullmatch(_LEAD.sub("", said, count=1) if _LEAD.match(said) else said)
+    sides = [known.get(_undressed(part)) for part in (scale[1], scale[3])] if scale else []
+    if scale is None or sorted(map(str, sides)) != ["0.0", "1.0"]:
+        return None
+    return 0.5 if "=" in scale[2] else sides[0] if ">" in scale[2] else sides[1]
 
 
-def _rated(found: str, text: str, settings: JudgeSettings) -> Verdict:
-    low, high = settings.scale
-    try:
-        rating = float(found)
-    except ValueError:
-        return Verdict("unparsed", reason=text)
-    if not low <= rating <= high:
-        return Verdict("unparsed", reason=f"the mark {found} is not on the scale of {low} to {high}: {text}")
-    return Verdict("judged", rating=rating, reason=text)
+def _undressed(text: str) -> str:
+    """Returns a text without emphasis and brackets around it; a point before a digit is a part of a number."""
+    text = _LATEX.sub("", text).lstrip(_DRESS).rstrip(_DRESS + ".,")
+    return text[1:-1].strip(_DRESS) if text[:1] == "<" and text[-1:] == ">" else text
+
+
+def _spellings(settings: JudgeSettings) -> dict[str, float]:
+    """Returns the preference for the first answer by label: as given, and undressed where that is still one label's."""
+    sides: dict[str, float] = {}
+    labels = [" ".join(normalised(label).split()).casefold() for label in settings.labels.all]
+    undressed = [_undressed(label) for label in labels]
+    for label, short, side in zip(labels, undressed, (1.0, 0.0, 0.5), strict=True):
+        if short and undressed.count(short) == 1 and short not in labels:
+            sides[short] = side
+        sides[label] = side
+    return sides
+
+
+def _rating(text: str, settings: JudgeSettings) -> float | None:
+    """Returns a mark on the scale.
+
+    ``8,5`` is 8.5. ``1,000`` may be a thousand or one: it is neither, unless a thousand alone lies on the scale.
+    """
+    match, (low, high) = _NUMBER.fullmatch(text), settings.scale
+    if match is None:
+        return None
+    out_of = 100.0 if match[3] else None if match[2] is None else float(match[2].replace(",", "."))
+    rating = float(match[1].replace(",", "."))
+    if re.fullmatch(r"[+-]?\d{1,3},\d{3}", match[1]):
+        rating = math.nan if low <= rating <= high else float(match[1].replace(",", ""))
+    return rating if low <= rating <= high and out_of in (None, high) else None
 
 
 def from_labels(logs: Mapping[str, float], settings: JudgeSettings, *, least_mass: float = 0.0) -> Verdict:

@@ -1,6 +1,7 @@
 """Who judges, and what: a judge's folder (``judge.yaml``, ``prompt.jinja``) and a suite's ``judges:`` entries."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -37,8 +38,9 @@ class Labels(BaseModel):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if len({label.casefold() for label in self.all}) < 3:
-            raise ValueError("the three labels must differ, whatever their case")
+        plain = {" ".join(unicodedata.normalize("NFKC", label).split()).casefold() for label in self.all}
+        if len(plain) < 3 or "" in plain:
+            raise ValueError("the three labels must differ, whatever their case or width")
         return self
 
     @property

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.judging import bench, endpoint
 from posttrain.evals.judging.battles import battles
 from posttrain.evals.judging.bench import Bench
+from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.run import judge, pending_judgments
-from posttrain.evals.judging.spec import JudgingSpec, load_judges
+from posttrain.evals.judging.spec import JudgeSettings, JudgingSpec, load_judges
 from posttrain.evals.spec import SuiteSpec, load_suite
 
 from ..fault_server import FaultServer, each, sometimes
@@ -164,6 +166,26 @@ def test_a_better_pattern_costs_nothing(tmp_path: Path):
         assert judge(folders, suite).exit_code == 0
         assert len(server.requests) == asked
     assert Counter(j.status for j in judgments(folders[1])) == {"unparsed": 16, "judged": 16}
+
+
+def test_another_parser_reads_what_was_paid_for_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def old(text: str, settings: JudgeSettings, *, finish: str | None = "stop") -> Verdict:
+        return Verdict("judged", 1.0, reason=text)
+
+    with FaultServer(reply=lambda messages: "At first [[A]], finally [[\u200bB]]") as server:
+        folders, suite = prepare(tmp_path, entry(server.url))
+        with monkeypatch.context() as patch:
+            patch.setattr(endpoint, "parse", old)
+            patch.setattr(bench, "PARSER", 0)
+            judge(folders, suite)
+        asked = len(server.requests)
+        assert pending_judgments(folders, suite) > 0
+        assert judge(folders, suite).exit_code == 0
+        assert len(server.requests) == asked
+    old_one, new_one = scores(folders[1], "chat-pairwise")
+    assert old_one.judge_version != new_one.judge_version
+    said = [j for j in judgments(folders[1]) if j.judge_version == new_one.judge_version]
+    assert {(j.order, j.preference) for j in said} == {("candidate-first", 0.0), ("candidate-second", 1.0)}
 
 
 def test_a_jury_keeps_each_members_judgments_and_joins_their_verdicts(tmp_path: Path):
