@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Conversation = Mapping[str, Any]
 """``{"messages": [{"role": …, "content": …}, …], "tools": [JSON schema, …] | None}``."""
 Span = tuple[int, int]
+_MARKS = range(0xF0000, 0xFFFFE)  # private use: no character
 
 
 class ConversationError(TemplateError):
@@ -145,7 +146,7 @@ def encode(
         require_generation_marks(template)
     if not tokenizer.is_fast:
         raise TemplateError("the tokenizer gives no offsets", hint="a fast tokenizer (tokenizer.json) is needed")
-    special = special_pattern(tokenizer) if special_in_content == "text" else None
+    special = special_pattern(tokenizer, template) if special_in_content == "text" else None
     rendered = [_render_one(template, tokenizer, c, i, special, variables) for i, c in enumerate(conversations)]
 
     whole = [i for i, (_, mark) in enumerate(rendered) if mark is None]
@@ -261,46 +262,74 @@ def _render_one(
     variables: dict[str, Any],
 ) -> tuple[Rendered, str | None]:
     """Renders a conversation; one that holds special tokens as text gets a mark around each, which is also returned."""
-    messages, tools = conversation["messages"], conversation.get("tools")
-    mark = None
-    if special is not None and any(special.search(text) for text in strings_in([messages, tools])):
-        held = set("".join(strings_in([messages, tools])))
-        mark = next(char for char in map(chr, range(0xF0000, 0xFFFFE)) if char not in held)  # private use
-        messages, tools = (with_strings(value, special, rf"{mark}\g<0>{mark}") for value in (messages, tools))
+    tools, mark = conversation.get("tools"), None
     try:
+        # joined first: a token may be written in two parts of a content
+        messages: Any = [plain_message(message) for message in conversation["messages"]]
+        if special is not None and any(special.search(text) for text in strings_in([messages, tools])):
+            (messages, tools), mark = mark_special((messages, tools), special)
         return render(template, messages, tokenizer=tokenizer, tools=tools, **variables), mark
     except TemplateError as error:
         raise ConversationError(error.what, index=index, hint=error.hint) from error
 
 
-def special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
-    """Returns what matches any special token of the tokenizer, or None if it has none."""
+def special_pattern(
+    tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None = None
+) -> re.Pattern[str] | None:
+    """Returns what matches any special token of the tokenizer or the template, or None if there is none."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if template is not None:  # published tokenizers hold some that are not called special
+        special |= {*template.special_tokens, *([template.end_of_turn] if template.end_of_turn else [])}
     # Longest first, so that a token wins over those it contains.
     return re.compile("|".join(map(re.escape, sorted(special, key=lambda t: (-len(t), t))))) if special else None
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Yields every string in nested lists and mappings, keys left out."""
+    """Yields every string in nested lists and mappings, keys too: those of a tool's arguments are anyone's."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield from strings_in(key)
             yield from strings_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from strings_in(item)
 
 
+def is_mark(char: str) -> bool:
+    """Says whether a character is one that :func:`mark_special` marks with."""
+    return char != "" and ord(char) in _MARKS
+
+
+def mark_special(value: Any, special: re.Pattern[str]) -> tuple[Any, str]:
+    """Puts a character that stands nowhere else around each special token written out in nested lists and mappings.
+
+    Returns:
+        The marked copy, and the mark: what :func:`encode_marked` needs to tell them from the template's own.
+    """
+    held = set("".join(strings_in(value)))
+    mark = next(char for char in map(chr, _MARKS) if char not in held)
+    return with_strings(value, special, rf"{mark}\g<0>{mark}"), mark
+
+
 def with_strings(value: Any, pattern: re.Pattern[str], replacement: str) -> Any:
-    """Returns a copy of nested lists and mappings with ``pattern`` replaced in every string, keys left out."""
+    """Returns a copy of nested lists and mappings with ``pattern`` replaced in every string and key."""
     if isinstance(value, str):
         return pattern.sub(replacement, value)
     if isinstance(value, Mapping):
-        return {key: with_strings(item, pattern, replacement) for key, item in value.items()}
+        return {
+            with_strings(key, pattern, replacement): with_strings(item, pattern, replacement)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [with_strings(item, pattern, replacement) for item in value]
     return value
+
+
+def encode_marked(tokenizer: "PreTrainedTokenizerBase", text: str, mark: str, special: re.Pattern[str]) -> list[int]:
+    """Tokenizes a rendered text in which what stands between two marks is plain characters."""
+    return _tokenize_marked(tokenizer, Rendered(text, ()), mark, special)[1].ids
 
 
 def _tokenize_marked(

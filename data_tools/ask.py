@@ -204,13 +204,15 @@ def _collect(questions: Mapping[str, Question], log: Path, answerer: Answerer) -
 
 def _ask_here(questions: list[Question], answerer: Answerer, take: Take) -> None:
     """Runs the model in this process, the longest prompts first, so that memory runs out early if at all."""
-    from .generate import Sampling, fits, generate, load, prompt_ids
+    from .encode import TextEncoder
+    from .generate import Sampling, fits, generate, load
 
     model, tokenizer = load(answerer.model)
     sampling = Sampling(
         answerer.max_new_tokens, answerer.temperature, answerer.top_p, answerer.seed, answerer.batch_size
     )
-    ids = {question.key: prompt_ids(tokenizer, question.messages, answerer.model) for question in questions}
+    made = TextEncoder.of(tokenizer).prompts([question.messages for question in questions], where=answerer.model)
+    ids = {question.key: tokens for question, tokens in zip(questions, made, strict=True)}
     fitting = []
     for question in sorted(questions, key=lambda question: -len(ids[question.key])):
         if fits(model, ids[question.key], sampling):

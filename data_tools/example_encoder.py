@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chat_templates import ChatTemplate, TemplateError, encode, render
-from ..chat_templates.errors import InputError
-from ..chat_templates.rendering import special_pattern, strings_in
+from ..chat_templates import ChatTemplate
+from .encode import Ids, Talk, TextEncoder
 from .errors import RowError
-from .tokens import EMPTY, Encoder, plain_ids
+from .tokens import EMPTY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,12 +21,9 @@ if TYPE_CHECKING:
     from .spec import Kind
 
 Row = dict[str, Any]
-Ids = list[int]
 
 SAME_TOKENS = "chosen equals rejected as tokens"
-PART_APART = "chosen and rejected do not leave the prompt at the same token"
 NO_TEXT = "empty text"
-REFUSED = "the chat template refuses it"
 
 # The lists of tokens that an example of each kind is made of, in order.
 PARTS: "dict[Kind, tuple[str, ...]]" = {
@@ -73,9 +68,7 @@ class ExampleBatch:
 class ExampleEncoder:
     """Tokenises rows of one kind for one tokenizer and template.
 
-    The prompt of a conversation is the template's rendering up to where the assistant is to go on; its answer is what
-    the rendering of the whole adds. Special tokens written out in a message stay the characters that they are. Text
-    prompts begin with BOS, if the tokenizer has one, and text answers end with one EOS.
+    Prompts and answers are those of :class:`.encode.TextEncoder`.
 
     A text to classify is tokenised as the tokenizer does it by itself, a second text as the second of a pair.
 
@@ -90,19 +83,26 @@ class ExampleEncoder:
     template: ChatTemplate | None
     kind: "Kind"
     cut_to: int | None = None
-    _border: str | None = field(default=None, init=False, repr=False)
 
     def __call__(self, rows: Sequence[Row]) -> ExampleBatch:
-        """Tokenises canonical rows, which all have prompts of text or all have prompts of messages."""
+        """Tokenises canonical rows, whose prompts are text or messages."""
         cut = 0
         if self.kind == "classification":
             made, cut = self._classified(rows)
         else:
+            talks = [
+                Talk(row["prompt"], [row[name] for name in _answers_of(row, self.kind)], row.get("tools"))
+                for row in rows
+            ]
             made = [
                 split if isinstance(split, RowError) else self._example(row, *split)
-                for row, split in zip(rows, self._split(rows), strict=True)
+                for row, split in zip(rows, self._texts.split(talks), strict=True)
             ]
         return _join(made, len(PARTS[self.kind]), cut)
+
+    @functools.cached_property
+    def _texts(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.template)
 
     def _example(self, row: Row, prompt: Ids, answers: list[Ids]) -> "list[Example] | RowError":
         """Makes the examples of a row from its tokens."""
@@ -119,102 +119,6 @@ class ExampleEncoder:
         if self.kind == "unpaired":
             return [Example((prompt, chosen), {"label": True}), Example((prompt, rejected), {"label": False})]
         return [Example((prompt, chosen, rejected), {"margin": row["margin"]} if "margin" in row else {})]
-
-    def _split(self, rows: Sequence[Row]) -> list[Any]:
-        """Returns each row's prompt and answers, or why it has none."""
-        if not rows or isinstance(rows[0]["prompt"], str):
-            return self._split_text(rows)
-        if self.template is None:
-            raise InputError(
-                "the rows are conversations, but there is no chat template", hint="set model.chat_template"
-            )
-        results: list[Any] = []
-        rendered: list[tuple[int, list[str]]] = []
-        for row in rows:
-            try:
-                made = self._render(row)
-            except TemplateError as error:
-                made = RowError(REFUSED, error.what)
-            if isinstance(made, list) and isinstance(made[0], str):
-                rendered.append((len(results), made))
-            results.append(made)
-        for (number, _), ids in zip(rendered, self._tokens([texts for _, texts in rendered]), strict=True):
-            results[number] = ids
-        return [made if isinstance(made, RowError) else _part(made[0], made[1:]) for made in results]
-
-    def _split_text(self, rows: Sequence[Row]) -> list[Any]:
-        prompts = self._plain.prompt_ids([row["prompt"] for row in rows])
-        texts = [[row[name] for name in _answers_of(row, self.kind)] for row in rows]
-        flat = list(chain.from_iterable(texts))
-        made = iter(self._plain.completion_ids(flat) if flat else [])
-        return [(prompt, [next(made) for _ in given]) for prompt, given in zip(prompts, texts, strict=True)]
-
-    @functools.cached_property
-    def _plain(self) -> Encoder:
-        return Encoder(self.tokenizer, self.template, "all")
-
-    @functools.cached_property
-    def _ids(self) -> Callable[[Sequence[str]], list[Ids]]:
-        return plain_ids(self.tokenizer)
-
-    @functools.cached_property
-    def _special(self) -> re.Pattern[str] | None:
-        return special_pattern(self.tokenizer)
-
-    def _render(self, row: Row) -> list[Any]:
-        """Renders a prompt and the conversations that it begins; those that hold special tokens as text to ids at once.
-
-        Raises:
-            TemplateError: The template refuses one.
-        """
-        assert self.template is not None
-        prompt, tools = row["prompt"], row.get("tools")
-        answers = [row[name] for name in _answers_of(row, self.kind)]
-        talks = [prompt, *([*prompt, *answer] for answer in answers)]
-        special = self._special
-        careful = bool(getattr(self.tokenizer, "split_special_tokens", False))
-        if careful or (special and any(special.search(text) for text in strings_in([prompt, answers, tools]))):
-            return [
-                encode(
-                    self.template,
-                    self.tokenizer,
-                    [{"messages": messages, "tools": tools}],
-                    "all",
-                    add_generation_prompt=number == 0,
-                )[0].input_ids
-                for number, messages in enumerate(talks)
-            ]
-        return [
-            render(
-                self.template, messages, tokenizer=self.tokenizer, tools=tools, add_generation_prompt=number == 0
-            ).text
-            for number, messages in enumerate(talks)
-        ]
-
-    def _tokens(self, rendered: Sequence[list[str]]) -> list[list[Ids]]:
-        """Tokenises prompts and the conversations that they begin; what these share is tokenised once.
-
-        That is the text before the last special token of the prompt.
-        """
-        pieces: list[str] = []
-        shares: list[bool] = []
-        for texts in rendered:
-            at = self._last_border(texts[0]) if len(texts) > 1 else 0
-            share = at > 0 and all(text.startswith(texts[0][:at]) for text in texts)
-            pieces += [texts[0][:at], *(text[at:] for text in texts)] if share else texts
-            shares.append(share)
-        made = iter(self._ids(pieces))
-        results: list[list[Ids]] = []
-        for texts, share in zip(rendered, shares, strict=True):
-            head = next(made) if share else []
-            results.append([head + next(made) for _ in texts])
-        return results
-
-    def _last_border(self, prompt: str) -> int:
-        """Returns where the last special token of a prompt begins; 0 if there is none to part the text at."""
-        if self._border is None or self._border not in prompt:
-            self._border = _find_border(self.tokenizer, prompt)
-        return max(prompt.rfind(self._border), 0) if self._border else 0
 
     def _classified(self, rows: Sequence[Row]) -> "tuple[list[list[Example] | RowError], int]":
         """Tokenises texts, or pairs of texts, with the tokens around them; also counts those that had to be cut."""
@@ -238,48 +142,6 @@ def _answers_of(row: Row, kind: "Kind | None" = None) -> tuple[str, ...]:
     if kind == "prompt":
         return ()
     return ("chosen", "rejected") if "chosen" in row else ("completion",)
-
-
-def _part(prompt: Any, wholes: list[Any]) -> Any:
-    """Cuts conversations where they leave their prompt, which must be the same place for all of them."""
-    refused = next((made for made in (prompt, *wholes) if isinstance(made, RowError)), None)
-    if refused is not None:
-        return refused
-    ends = {_shared(prompt, whole) for whole in wholes}
-    if len(ends) > 1:
-        return RowError(PART_APART)
-    end = ends.pop() if ends else len(prompt)
-    return prompt[:end], [whole[end:] for whole in wholes]
-
-
-def _shared(prompt: Ids, whole: Ids) -> int:
-    """Counts the tokens that a conversation shares with its prompt."""
-    if whole[: len(prompt)] == prompt:
-        return len(prompt)
-    return next((at for at, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
-
-
-def _find_border(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """Returns the last token of a text at which it falls into two that are tokenised apart; empty if it has none.
-
-    That is a special token which takes no white space from its neighbours and overlaps with no other token.
-    """
-    added = tokenizer.added_tokens_decoder.values()
-    found = [
-        (text.rfind(token.content), token.content)
-        for token in added
-        if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
-    ]
-    others = [token.content for token in added]
-    return next((border for at, border in sorted(found, reverse=True) if at > 0 and _stands_alone(border, others)), "")
-
-
-def _stands_alone(border: str, others: Sequence[str]) -> bool:
-    """Whether no other token holds a token, or ends as it begins."""
-    return not any(
-        other != border and (border in other or any(border.startswith(other[-n:]) for n in range(1, len(other) + 1)))
-        for other in others
-    )
 
 
 def _with_specials(tokenizer: "PreTrainedTokenizerBase", cut_to: int | None) -> Callable[[Sequence[Any]], list[Ids]]:

@@ -78,23 +78,6 @@ def load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, Any]], name: str = "") -> list[int]:
-    """Returns the tokens of a conversation with the head of the answer that follows it.
-
-    Args:
-        tokenizer: With a chat template.
-        messages: The conversation.
-        name: The model's, for the error.
-
-    Raises:
-        DataError: The tokenizer has no chat template.
-    """
-    if tokenizer.chat_template is None:
-        raise DataError("the model has no chat template, so it cannot be asked", where=name, hint="use a tuned model")
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def room(model: Any) -> int | None:
     """Returns how many tokens a model of transformers or vLLM takes, prompt and answer together; None if unknown."""
     engine = getattr(model, "llm_engine", None)

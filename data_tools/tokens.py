@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..chat_templates import ChatTemplate, ConversationError, encode
 from ..chat_templates.errors import InputError, PosttrainError
+from .encode import Talk, TextEncoder
 from .errors import RowError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ Result = TypeVar("Result")
 
 EMPTY = "empty"
 NO_LOSS = "no token carries loss"
-# Characters that a completion is tried behind, to see its tokens as they are inside a text; see `_continue_ids`.
-ANCHORS = ("\n", "a", ":", "1")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Encoder:
     prompt, completion, EOS, with loss on the completion and EOS (``all``: on the prompt too); as messages, they are one
     conversation with loss on the assistant's part of the completion.
 
-    Prompt and completion strings are tokenised apart, not as one string cut afterwards: a generating model also gets
-    the prompt's own tokens and continues from there, and no token can lie across the boundary.
+    Texts, prompts and completions are tokenised by :class:`.encode.TextEncoder`.
 
     Raises:
         InputError: The tokenizer has no EOS, or messages come without a chat template.
@@ -84,66 +82,20 @@ class Encoder:
         return _join(pieces, dropped)
 
     @functools.cached_property
-    def _ids(self) -> Callable[[Sequence[str]], list[list[int]]]:
-        return plain_ids(self.tokenizer)
-
-    @functools.cached_property
-    def _prefix(self) -> list[int]:
-        """What the tokenizer puts before a text by itself."""
-        plain = self._ids(["a"])[0]
-        full = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])  # type: ignore[arg-type]
-        starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
-        return full[: starts[0]] if starts else []
-
-    @functools.cached_property
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no eos_token, so no text could ever end", hint="set one")
-        return self.tokenizer.eos_token_id  # type: ignore[return-value]
-
-    @functools.cached_property
-    def _continues(self) -> bool:
-        """Whether tokens of two texts end to end are tokens of one text; SentencePiece's leading space breaks it."""
-        first, second = self._ids(["x", "y"])
-        return self.tokenizer.decode(first + second) == "xy"
+    def _texts(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.template)
 
     def _text(self, rows: Sequence[Row]) -> list[Any]:
-        return [
-            [(_begun(ids, self._prefix), 1), (_ended(ids, self._eos), 1)] if ids else RowError(EMPTY)
-            for ids in self._ids([row["text"] for row in rows])
-        ]
+        made = self._texts.documents([row["text"] for row in rows])
+        return [[(ids, 1)] if ids else RowError(EMPTY) for ids in made]
 
     def _pairs(self, rows: Sequence[Row]) -> list[Any]:
-        prompts = self.prompt_ids([row["prompt"] for row in rows])
-        completions = self.completion_ids([row["completion"] for row in rows])
+        made = self._texts.split([Talk(row["prompt"], [row["completion"]]) for row in rows])
         on_prompt = int(self.loss_on == "all")
         return [
             [(prompt, on_prompt), (completion, 1)] if completion else RowError(EMPTY, "no completion")
-            for prompt, completion in zip(prompts, completions, strict=True)
+            for prompt, [completion] in made
         ]
-
-    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenises prompts that are text, BOS in front of each."""
-        return [_begun(ids, self._prefix) for ids in self._ids(texts)]
-
-    def completion_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenises answers to such prompts, one EOS at the end of each; an answer without a token stays empty."""
-        made = self._ids(texts) if self._continues else [self._continue_ids(text) for text in texts]
-        return [ids + _ended(ids, self._eos) if ids else [] for ids in made]
-
-    def _continue_ids(self, text: str) -> list[int]:
-        """Tokenises a text as the continuation of another, without the space that a beginning gets.
-
-        The text is tokenised behind one character, whose tokens are then cut off; a character that grows together with
-        the text is given up for the next.
-        """
-        if not text:
-            return []
-        for anchor in ANCHORS:
-            before, whole = self._ids([anchor, anchor + text])
-            if whole[: len(before)] == before and len(whole) > len(before):
-                return whole[len(before) :]
-        return self._ids([text])[0]
 
     def _conversations(self, rows: Sequence[Row]) -> list[Any]:
         whole = [
@@ -184,28 +136,6 @@ class Encoder:
         return results
 
 
-def plain_ids(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], list[list[int]]]:
-    """Returns a function from texts to ids with nothing added, cut or padded.
-
-    A fast tokenizer's Rust part is copied and called without offsets, which spares most of the time that
-    ``tokenizer(texts)`` takes on Python objects that nobody reads. Special tokens written out in a text are recognised.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return lambda texts: (
-            [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]  # type: ignore[union-attr]
-            if texts
-            else []
-        )
-    from tokenizers import Tokenizer
-
-    rust = Tokenizer.from_str(backend.to_str())  # ours alone: the tokenizer may be set to truncate or pad
-    rust.no_truncation()
-    rust.no_padding()
-    rust.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
-    return lambda texts: [item.ids for item in rust.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
 def _is_text(row: Row) -> bool:
     return "text" in row
 
@@ -216,16 +146,6 @@ def _is_pair(row: Row) -> bool:
 
 def _is_chat(row: Row) -> bool:
     return "messages" in row or isinstance(row.get("prompt"), list)
-
-
-def _begun(ids: list[int], prefix: list[int]) -> list[int]:
-    """Puts BOS before a text that does not itself begin with it."""
-    return ids if prefix and ids[: len(prefix)] == prefix else prefix + ids
-
-
-def _ended(ids: list[int], eos: int) -> list[int]:
-    """Returns the EOS that is still missing after a text."""
-    return [] if ids[-1] == eos else [eos]
 
 
 def _loss_of(result: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import first_line
+from ..data_tools.encode import TextEncoder
 from ..data_tools.endpoint import BUDGET_SPENT, Endpoint, EndpointSpec, Reply, Request
 from ..data_tools.generate import Generated, Sampling, generate, generate_vllm, load_vllm, room
 from .errors import EvalError
@@ -17,6 +17,7 @@ TOO_LONG = "too_long"
 FAILED = "failed"
 _VLLM_BATCH = 256  # prompts: vLLM makes its own batches of them
 _USER = "\n\nUser:"
+_TAIL = 32  # tokens at a prompt's end, where a template may have opened a thought
 
 Messages = tuple[dict[str, str], ...]
 
@@ -72,14 +73,14 @@ class Local:
     """A model in this process.
 
     Attributes:
-        tokenizer: The checkpoint's.
+        encoder: Of the checkpoint's tokenizer and chat template.
         engine: What generates.
         templated: Whether the chat template is applied.
         room: Tokens that the model can hold, prompt and answer together; None if nobody knows.
         sampling: How to answer.
     """
 
-    tokenizer: Any
+    encoder: TextEncoder
     engine: Engine
     templated: bool
     room: int | None
@@ -99,8 +100,8 @@ class Local:
             take: Takes the answers of each batch as it comes.
         """
         plain = None if self.templated else spec.plain
-        texts = {ask.key: render(self.tokenizer, ask.messages, plain) for ask in asks}
-        ids = {key: self._ids(text) for key, text in texts.items()}
+        prompts: list[Any] = [plain_text(ask.messages, plain) if plain else ask.messages for ask in asks]
+        ids = {ask.key: made for ask, made in zip(asks, self.encoder.prompts(prompts), strict=True)}
         samples = {ask.key: str(ask.sample) for ask in asks}
         most = self.sampling.max_new_tokens
         limits = {key: most if self.room is None else min(most, self.room - len(ids[key])) for key in ids}
@@ -112,14 +113,12 @@ class Local:
             if not all(key in done for key in batch):
                 settings = replace(self.sampling, max_new_tokens=limits[batch[0]])
                 given = self.engine([ids[key] for key in batch], settings, [samples[key] for key in batch])
-                take({key: self._said(spec, texts[key], one) for key, one in zip(batch, given, strict=True)})
+                take({key: self._said(spec, ids[key], one) for key, one in zip(batch, given, strict=True)})
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=not self.templated, verbose=False)["input_ids"]
-
-    def _said(self, spec: PromptsSpec, prompt: str, given: Generated) -> Said:
+    def _said(self, spec: PromptsSpec, prompt: list[int], given: Generated) -> Said:
         """Takes the answer out of what was generated."""
-        opened = opened_by(prompt, spec.thinking) if self.templated else None
+        end: Any = self.encoder.tokenizer.decode(prompt[-_TAIL:])
+        opened = opened_by(end, spec.thinking) if self.templated else None
         stripped = strip_thinking(given.text, spec.thinking, opened=opened)
         text, finish = stripped.text, str(given.finish)
         if not self.templated:
@@ -140,35 +139,23 @@ def batches(keys: Sequence[str], limits: dict[str, int], size: int) -> Iterator[
         yield batch
 
 
-def render(tokenizer: Any, messages: Messages, plain: str | None) -> str:
-    """Returns a conversation as the text that the model continues.
+def plain_text(messages: Messages, how: str) -> str:
+    """Returns a conversation as the text that a model without a chat template, a base model, continues.
 
-    Without a chat template, as for base models, a dialogue is ``{system}``, then for each turn ``User: {turn}`` and
-    ``Assistant: {answer}``, with blank lines between; it ends with ``Assistant:``, and an answer ends where the model
-    lets the user speak again. A bare prompt is ``{turn}``, which the answer follows on the same line.
+    A dialogue is ``{system}``, then for each turn ``User: {turn}`` and ``Assistant: {answer}``, with blank lines
+    between; it ends with ``Assistant:``, and an answer ends where the model lets the user speak again. A bare prompt is
+    ``{turn}``, which the answer follows on the same line.
 
     Args:
-        tokenizer: The checkpoint's.
         messages: What was said.
-        plain: ``dialogue`` or ``bare``; None applies the chat template.
-
-    Raises:
-        EvalError: The chat template does not take the conversation.
+        how: ``dialogue`` or ``bare``.
     """
-    if plain == "bare":
+    if how == "bare":
         ends = {"user": "", "assistant": "\n", "system": "\n"}
         spoken = (f"{' ' * (m['role'] == 'assistant')}{m['content']}{ends[m['role']]}" for m in messages)
         return "".join(spoken)
-    if plain == "dialogue":
-        names = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
-        return "\n\n".join([*(names[m["role"]] + m["content"] for m in messages), "Assistant:"])
-    try:
-        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template raises what it likes
-        raise EvalError(
-            f"the chat template does not take the prompt: {first_line(error)}",
-            hint="templates without a system role need prompts without a system message",
-        ) from error
+    names = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+    return "\n\n".join([*(names[m["role"]] + m["content"] for m in messages), "Assistant:"])
 
 
 def here(loaded: LoadedModel, sampling: Sampling, *, templated: bool, max_length: int | None) -> Local:
@@ -184,7 +171,7 @@ def here(loaded: LoadedModel, sampling: Sampling, *, templated: bool, max_length
     def engine(prompts: list[list[int]], settings: Sampling, keys: list[str]) -> Iterable[Generated]:
         return generate(loaded.model, loaded.tokenizer, prompts, settings, key=keys)
 
-    return Local(loaded.tokenizer, engine, templated, max_length or room(loaded.model), sampling)
+    return Local(TextEncoder.of(loaded.tokenizer), engine, templated, max_length or room(loaded.model), sampling)
 
 
 def by_vllm(folder: Path, sampling: Sampling, *, templated: bool, max_length: int | None, dtype: str) -> Local:
@@ -204,12 +191,14 @@ def by_vllm(folder: Path, sampling: Sampling, *, templated: bool, max_length: in
         return generate_vllm(model, tokenizer, prompts, settings, key=keys)
 
     settings = replace(sampling, batch_size=max(sampling.batch_size, _VLLM_BATCH))
-    return Local(tokenizer, engine, templated, max_length or room(model), settings)
+    return Local(TextEncoder.of(tokenizer), engine, templated, max_length or room(model), settings)
 
 
 @dataclass(frozen=True)
 class Served:
     """A server that has the checkpoint loaded.
+
+    It makes its prompts by itself: what it takes for a control token in a message is out of our hands.
 
     Attributes:
         server: Where it is, and the checkpoint's name there.

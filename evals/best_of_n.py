@@ -116,8 +116,10 @@ def sample(
     """
     import pyarrow.parquet
 
+    from ..data_tools.encode import TextEncoder
+
     loaded.needs_language_model("best_of_n")
-    tokens = prompt_ids(loaded.tokenizer, [row["prompt"] for row in rows])
+    tokens = TextEncoder.of(loaded.tokenizer).prompts([row["prompt"] for row in rows], where="best_of_n")
     found: dict[int, list[list[int]]] = {}
     batches = list(_batches(tokens, max(1, how.batch_size // how.n)))
     for number, batch in enumerate(batches):
@@ -129,19 +131,6 @@ def sample(
         part = pyarrow.parquet.read_table(path).to_pydict()
         found |= dict(zip(part["prompt"], part["answers"], strict=True))
     return [found[i] for i in range(len(rows))]
-
-
-def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
-    """Returns the tokens of prompts, text or messages, as in supervised training."""
-    from ..data_tools.tokens import Encoder
-
-    encoder = Encoder(tokenizer)
-    return [
-        encoder.prompt_ids([prompt])[0]
-        if isinstance(prompt, str)
-        else list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False))
-        for prompt in prompts
-    ]
 
 
 def _batches(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

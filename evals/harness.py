@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from ..chat_templates.rendering import is_mark, mark_special, with_strings
+from ..data_tools.encode import TextEncoder
 from .definitions import Definition, build, origin
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
@@ -36,7 +38,49 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     model: Any = loaded.model
     tokenizer: Any = loaded.tokenizer
     hflm: Any = huggingface.HFLM  # its registering decorator hides its type
-    return hflm(
+    encoder = TextEncoder.of(tokenizer)
+
+    class Model(hflm):
+        """HFLM with prompts that are made as everywhere in this project, and not with ``tokenizer(text)``.
+
+        lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So
+        the text of a chat begins with a mark, and has it around each that is text.
+        """
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            marked, mark = mark_special(chat_history, encoder.special)
+            return mark + super().apply_chat_template(marked, add_generation_prompt)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: Any = None, left_truncate_len: int | None = None, **_: Any
+        ) -> list[int]:
+            if is_mark(string[:1]):
+                ids = encoder.marked(string[1:], string[0])
+            else:
+                [ids] = encoder.texts([string]) if add_special_tokens is False else encoder.begun([string])
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def tok_batch_encode(
+            self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+        ) -> tuple[Any, Any]:
+            import torch
+
+            rows = [self.tok_encode(string) for string in strings]
+            longest = max(map(len, rows))
+            if left_truncate_len and longest > left_truncate_len:
+                logging.getLogger("lm_eval").warning(f"Left truncation of {longest} tokens to {left_truncate_len}.")
+                rows = [row[-left_truncate_len:] for row in rows]
+            width = max(map(len, rows))
+            padded = [[(tokenizer.pad_token_id, 0)] * (width - len(row)) + [(i, 1) for i in row] for row in rows]
+            ids, mask = torch.tensor(padded).unbind(-1)
+            return ids, mask
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            if is_mark(context[:1]):
+                continuation = with_strings(continuation, encoder.special, rf"{context[0]}\g<0>{context[0]}")
+            return super()._encode_pair(context, continuation)
+
+    return Model(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,
@@ -56,6 +100,7 @@ def run_task(definition: Definition, lm: "LM", suite: SuiteSpec, *, templated: b
         EvalError: The primary figure is not a number.
     """
     from lm_eval import evaluator
+    from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
     task = build(definition)
@@ -74,10 +119,18 @@ def run_task(definition: Definition, lm: "LM", suite: SuiteSpec, *, templated: b
             fewshot_as_multiturn=templated,
         )
     samples = results["samples"][name]
+    for sample in samples if templated else ():
+        sample["arguments"] = [(_unmarked(first), *rest) for first, *rest in sample["arguments"]]
+        sample["prompt_hash"] = hash_string(sample["arguments"][0][0])
     metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
     metrics = _primary_first(metrics, definition)
     shots, table = results["n-shot"][name], samples_to_parquet(samples)
     return Result(metrics, table, shots, tuple(_summary(notes)), origin(definition))
+
+
+def _unmarked(prompt: str) -> str:
+    """Returns the text of a chat without its marks."""
+    return prompt.replace(prompt[0], "") if is_mark(prompt[:1]) else prompt
 
 
 def _seed(seed: int) -> None:

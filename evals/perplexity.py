@@ -2,9 +2,10 @@
 
 How a text is scored:
 
-- Each document is tokenised by itself, without special tokens. The tokenizer's BOS, or its EOS where it has none
-  (as in pretraining on EOS-joined documents), is put before it as context and is not scored; without either, the first
-  token of a document has no context, is not scored, and is left out of the token count.
+- Each document is tokenised by itself, as text that holds no control token (see ``data_tools.encode``). The
+  tokenizer's BOS, or its EOS where it has none (as in pretraining on EOS-joined documents), is put before it as context
+  and is not scored; without either, the first token of a document has no context, is not scored, and is left out of the
+  token count.
   No EOS is scored, so that figures are those of the text alone and bytes and tokens match.
 - Windows of ``max_length`` tokens move on by ``stride``; a window scores only what no window before it has. Every token
   is scored exactly once, with at least ``max_length - stride`` tokens of context, or all there are.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data_tools.dataset import load
+from ..data_tools.encode import TextEncoder
 from ..data_tools.files import hash_json
 from ..data_tools.sources import content_hash
 from .errors import EvalError, SuiteError
@@ -30,7 +32,7 @@ from .spec import PerplexitySpec, SuiteSpec
 if TYPE_CHECKING:
     import numpy as np
 
-_METHOD = 1  # raise when a change here changes figures
+_METHOD = 2  # raise when a change here changes figures
 _MIN_CLUSTERS = 8  # with fewer documents, windows stand in for them in the standard error
 _MAX_EXPONENT = 700  # beyond it exp overflows: such a perplexity is left out
 _LOGIT_CHUNK = 1 << 25  # logits held in float32 at a time: 128 MiB
@@ -122,7 +124,7 @@ def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Tokenises documents, each behind the token that is its first context, if the tokenizer has one."""
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     before = [] if prefix is None else [prefix]
-    return [before + ids for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    return [before + ids for ids in TextEncoder(tokenizer).texts(texts)]
 
 
 def windows(length: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -33,9 +33,7 @@ from transformers.generation.logits_process import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import RepeatSampler
 
-from .. import chat_templates
-from ..data_tools.example_encoder import ExampleEncoder
-from .errors import RunError
+from ..data_tools.encode import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -152,13 +150,9 @@ def tokenize_prompts(trainer: Any, prompts: list[Any]) -> tuple[list[list[int]],
     tokenizer adds none by itself. Takes the place of TRL's ``_tokenize_prompts``, images left out.
 
     Raises:
-        RunError: A prompt cannot be rendered.
+        DataError: A prompt cannot be rendered.
     """
-    batch = trainer.prompt_encoder([{"prompt": prompt} for prompt in prompts])
-    for row, error in batch.dropped.items():
-        raise RunError(f"a prompt cannot be used: {error}", where="data", hint=str(prompts[row])[:120])
-    ends = batch.lengths[:, 0].cumsum().tolist()
-    return [batch.ids[start:end].tolist() for start, end in zip([0, *ends], ends, strict=False)], None, {}
+    return trainer.prompt_encoder.prompts(prompts, where="data"), None, {}
 
 
 def _small_batches(trainer: Any) -> int:
@@ -230,9 +224,7 @@ def without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterato
 
 def finish(trainer: Any, reference: "PreTrainedModel | None") -> None:
     """Adds to a trainer just built its reference, positions under left padding, and what the functions here keep."""
-    tokenizer = trainer.processing_class
-    template = chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
-    trainer.prompt_encoder = ExampleEncoder(tokenizer, template, "prompt")
+    trainer.prompt_encoder = TextEncoder.of(trainer.processing_class)
     trainer.evaluation_calls = 0
     trainer.beta = trainer.args.beta
     count_positions_from_mask(base_model(trainer))

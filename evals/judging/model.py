@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EvalError
 from .parse import Verdict, from_labels, labels_of, parse
-from .prompt import JudgePrompt
+from .prompt import JudgePrompt, Rendered
 from .questions import Question
 from .spec import Judge
 
@@ -35,14 +34,15 @@ class ModelJudge:
         """Asks questions in parts, the longest prompts of a part first.
 
         Raises:
-            EvalError: The model cannot be loaded, or its template does not take the prompt.
+            EvalError: The model cannot be loaded.
+            DataError: Its template does not take the prompt.
         """
         prompt = JudgePrompt(self.judge, by)
         size = self.judge.settings.batch_size * _PART
         for at in range(0, len(questions), size):
             part = questions[at : at + size]
             rendered = [prompt.render(question.first, question.second) for question in part]
-            ids = [self._ids(item.messages) for item in rendered]
+            ids = self._ids(rendered)
             started = time.perf_counter()
             verdicts = self._labelled(ids) if by == "logprobs" else self._written(ids, [q.repeat for q in part])
             seconds = (time.perf_counter() - started) / len(part)
@@ -53,26 +53,20 @@ class ModelJudge:
     def loaded(self) -> "LoadedModel":
         """Returns the model."""
         if self._loaded is None:
-            from ...chat_templates.templates import from_tokenizer
-            from ...data_tools.example_encoder import ExampleEncoder
+            from ...data_tools.encode import TextEncoder
             from ..models import load_model
 
             self._loaded = load_model(self.judge.settings.model, device=self.device)
             self._loaded.needs_language_model(f"judge {self.judge.name}")
-            templated = self._loaded.template_fingerprint is not None
-            template = from_tokenizer(self._loaded.tokenizer) if templated else None
-            self._encoder = ExampleEncoder(self._loaded.tokenizer, template, "prompt")
+            self._encoder = TextEncoder.of(self._loaded.tokenizer)
         return self._loaded
 
-    def _ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Returns a prompt's tokens; control tokens written out in it stay the characters that they are."""
-        templated = self.loaded.template_fingerprint is not None
-        plain = "\n\n".join(message["content"] for message in messages) + "\n\n"
-        batch = self._encoder([{"prompt": list(messages) if templated else plain}])
-        for error in batch.dropped.values():
-            where = f"judge {self.judge.name}"
-            raise EvalError(f"its model's template does not take the prompt: {error}", where=where)
-        return batch.ids.tolist()
+    def _ids(self, rendered: Sequence[Rendered]) -> list[list[int]]:
+        """Returns the tokens of prompts."""
+        talks: list[Any] = [item.messages for item in rendered]
+        if self.loaded.template_fingerprint is None:
+            talks = ["".join(f"{message['content']}\n\n" for message in messages) for messages in talks]
+        return self._encoder.prompts(talks, where=f"judge {self.judge.name}")
 
     def _limit(self) -> int:
         from ..models import model_length

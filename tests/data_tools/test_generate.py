@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from posttrain.data_tools.encode import TextEncoder
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.generate import Generated, Sampling, draw, fits, generate, load, load_vllm, prompt_ids, room
+from posttrain.data_tools.generate import Generated, Sampling, draw, fits, generate, load, load_vllm, room
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_room_is_that_of_the_model(loaded: tuple[Any, Any]) -> None:
 
 def test_what_cannot_be_asked_or_loaded_is_said(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no chat template"):
-        prompt_ids(loaded[1], [{"role": "user", "content": "x"}], "tiny")
+        TextEncoder.of(loaded[1]).prompts([[{"role": "user", "content": "x"}]], where="tiny")
     with pytest.raises(DataError, match="cannot load the model"):
         load(str(tmp_path / "nowhere"))
 

@@ -12,18 +12,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from posttrain.chat_templates import ChatTemplate
+from posttrain.data_tools.encode import TextEncoder
+from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.generate import Generated, Sampling
 from posttrain.evals import score as scoring
-from posttrain.evals.answerers import Ask, Local, Said, batches, render
+from posttrain.evals.answerers import Ask, Local, Said, batches, plain_text
 from posttrain.evals.answers import Answer, AnswerSet, find_answers, read_answers
 from posttrain.evals.checkpoints import write_manifest
-from posttrain.evals.errors import EvalError, SuiteError
+from posttrain.evals.errors import SuiteError
 from posttrain.evals.generations import Prompts, define, figures, run_prompts, sampling_of
 from posttrain.evals.prompt_sets import load_prompts
 from posttrain.evals.records import Result, ScoreStore
 from posttrain.evals.score import score
 from posttrain.evals.spec import load_suite
 
+from ..conftest import build_tokenizer
 from ..fault_server import FaultServer, each
 from .conftest import write_rows
 from .test_prompt_sets import HOSTILE
@@ -143,14 +147,8 @@ def test_kills_lose_no_answer_and_change_none(make_run: MakeRun, tmp_path: Path)
     assert untimed(answers_of(run).answers) == untimed(answers_of(undisturbed).answers)
 
 
-class FakeTokenizer:
-    """A fake: a token for each byte, and a template that shows who speaks."""
-
-    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
-        return {"input_ids": list(text.encode())}
-
-    def apply_chat_template(self, messages: Any, **_: Any) -> str:
-        return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
+TOKENIZER: Any = build_tokenizer()
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 
 
 class FakeEngine:
@@ -162,7 +160,7 @@ class FakeEngine:
     def __call__(self, prompts: list[list[int]], settings: Sampling, keys: list[str]) -> Iterable[Generated]:
         self.batches += 1
         for prompt in prompts:
-            yield Generated(self.says(bytes(prompt).decode()), "stop", len(prompt), 3, 0.1)
+            yield Generated(self.says(TOKENIZER.decode(prompt)), "stop", len(prompt), 3, 0.1)
 
 
 def job_of(folder: Path, rows: Sequence[dict[str, Any]], more: str = "") -> tuple[Prompts, Sampling]:
@@ -174,7 +172,8 @@ def job_of(folder: Path, rows: Sequence[dict[str, Any]], more: str = "") -> tupl
 def run_with(
     job: Prompts, how: Sampling, log: Path, engine: FakeEngine, *, template: str | None = "t"
 ) -> tuple[Result, list[Answer]]:
-    answerer = Local(FakeTokenizer(), engine, template is not None, 200_000, how)
+    encoder = TextEncoder(TOKENIZER, ChatTemplate("brackets", TURNS))
+    answerer = Local(encoder, engine, template is not None, 200_000, how)
     result = run_prompts(job, answerer, log, template=template)
     path = log.with_suffix(".parquet")
     path.write_bytes(result.samples)
@@ -224,7 +223,7 @@ def test_a_base_model_is_asked_in_plain_text_and_stops_where_the_user_would_spea
     assert (answers[0].texts, answers[0].finish) == (("fine", "fine"), ("stop", "stop"))
     assert answers[0].system == "Be kind."  # a judge has to see it
     messages = ({"role": "system", "content": "S"}, {"role": "user", "content": "U"})
-    assert render(None, messages, "dialogue") == "S\n\nUser: U\n\nAssistant:"
+    assert plain_text(messages, "dialogue") == "S\n\nUser: U\n\nAssistant:"
 
 
 def test_a_bare_prompt_is_continued_to_the_end_of_its_line(tmp_path: Path):
@@ -241,12 +240,10 @@ def test_a_bare_prompt_is_continued_to_the_end_of_its_line(tmp_path: Path):
 
 
 def test_a_template_that_refuses_the_conversation_is_an_error_in_one_line():
-    class NoSystem(FakeTokenizer):
-        def apply_chat_template(self, messages: Any, **_: Any) -> str:
-            raise RuntimeError("System role not supported\nat line 3")
-
-    with pytest.raises(EvalError, match=r"System role not supported; .*without a system message"):
-        render(NoSystem(), ({"role": "user", "content": "U"},), None)
+    source = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
+    encoder = TextEncoder(build_tokenizer(), ChatTemplate("strict", source))
+    with pytest.raises(DataError, match=r"System role not supported; .*without a system message"):
+        encoder.prompts([[{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]])
 
 
 def test_batches_hold_only_prompts_with_equal_room():
