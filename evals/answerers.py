@@ -204,13 +204,13 @@ class Served:
         server: Where it is, and the checkpoint's name there.
         record: What keeps what it was asked and what it answered, until all answers are there.
         sampling: How to answer.
-        weights_hash: The checkpoint's, so that a server's answers for other weights are never taken for its own.
+        model_hash: The checkpoint's, so that a server's answers for another model are never taken for its own.
     """
 
     server: EndpointSpec
     record: Path
     sampling: Sampling
-    weights_hash: str
+    model_hash: str
 
     def __call__(self, asks: Sequence[Ask], spec: PromptsSpec, done: Collection[str], take: Take) -> None:
         """Answers one turn of many prompts; what the server said is kept as it comes.
@@ -253,7 +253,7 @@ class Served:
         )
 
     def _salt(self, ask: Ask) -> str:
-        return f"{self.weights_hash} {ask.key} {len(ask.messages)}"
+        return f"{self.model_hash} {ask.key} {len(ask.messages)}"
 
 
 def _replied(reply: Reply, spec: PromptsSpec) -> Said:

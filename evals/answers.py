@@ -74,7 +74,7 @@ class AnswerSet:
         run: The run's name.
         checkpoint: ``checkpoint-<step>``, ``final``, or the name of a file of answers.
         step: The optimiser step, if known.
-        weights_hash: What identifies the weights; ``file:<hash>`` for a file of answers.
+        model_hash: What identifies the model (:attr:`Score.model`); ``file:<hash>`` for a file of answers.
         task: The prompt set's name in the suite.
         task_hash: The hash of the prompts and the settings under which they were answered.
         folder: The run folder, where judgments of these answers go; None for a file of answers.
@@ -84,7 +84,7 @@ class AnswerSet:
     run: str
     checkpoint: str
     step: int | None
-    weights_hash: str
+    model_hash: str
     task: str
     task_hash: str
     folder: Path | None
@@ -147,18 +147,16 @@ def load_answers(folder: Path, score: Score) -> AnswerSet:
         PosttrainError: Their file is missing or damaged.
     """
     answers = read_answers(folder / score.samples_name)
-    return AnswerSet(
-        score.run, score.checkpoint, score.step, score.weights_hash, score.task, score.task_hash, folder, answers
-    )
+    return AnswerSet(score.run, score.checkpoint, score.step, score.model, score.task, score.task_hash, folder, answers)
 
 
 def find_answers(folders: Iterable[Path], task: str, task_hash: str | None = None) -> list[AnswerSet]:
-    """Returns the answer sets of run folders for one prompt set, each set of weights once."""
+    """Returns the answer sets of run folders for one prompt set, each model once."""
     found: dict[str, AnswerSet] = {}
     for folder in folders:
         for score in answer_scores(folder, task):
-            if task_hash in (None, score.task_hash) and score.weights_hash not in found:
-                found[score.weights_hash] = load_answers(folder, score)
+            if task_hash in (None, score.task_hash) and score.model not in found:
+                found[score.model] = load_answers(folder, score)
     return list(found.values())
 
 

@@ -1,14 +1,18 @@
-"""Checkpoint folders: a manifest of hashes written last, so that a damaged folder is known for what it is."""
+"""Model folders: what identifies a model, and a manifest written last, so that a damaged folder is known for it."""
 
+import contextlib
+import functools
 import hashlib
 import json
+import os
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from ..data_tools.files import hash_file, write_json
+from ..data_tools.files import hash_file, hash_json, write_json
 
 MANIFEST = "manifest.json"
 FINAL = "final"
@@ -18,6 +22,19 @@ _RESUME_STATE = re.compile(
     r"|^training_args\.bin$|^(global_step\d+|optimizer_\d+|pytorch_model_fsdp_\d+)/|^latest$|^zero_to_fp32\.py$"
 )
 _WEIGHTS = re.compile(r"^(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)$")
+# What decides an answer beside the weights, of the files that transformers, tokenizers, sentencepiece and peft read:
+# an unknown JSON file counts, so that at worst a model is scored once more.
+_DECISIVE = re.compile(
+    r"^(?!(manifest|run|trainer_state|leaderboard|best_of_n|.*results)\.json$)[^/]+\.json$"
+    r"|^[^/]+\.(py|jinja|model|spm|tiktoken|vocab|codes|bpe)(\.v\d+)?$|^[^/]*(vocab|merges|dict|tokens|bpe)[^/]*\.txt$"
+    r"|^(additional_)?chat_templates/[^/]+\.jinja$"
+)
+_OF_BASE = re.compile(r"^((generation_)?config|adapter_config|head|.*quant.*|.*\.index)\.json$|\.py$")
+_ADAPTER = "adapter_config.json"
+# Keys of JSON files that no answer depends on: where a model came from, and which version wrote it.
+_IDLE_KEYS = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "peft_version", "inference_mode"}
+_IDLE_KEYS |= {"is_local", "local_files_only", "tokenizer_file", "special_tokens_map_file"}
+_DEPTH = 8  # adapters on adapters
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,7 @@ class Manifest:
         resumable: Whether training can go on from here (false for weights alone).
         files: Size and SHA-256 of every file, by its path relative to the folder.
         weights: The hash that identifies the weights, whatever the folder is called.
+        model: The hash that identified the whole model (:func:`model_hash`); empty in manifests of older versions.
     """
 
     step: int
@@ -36,6 +54,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     weights: str
     schema: int = 1
+    model: str = ""
 
 
 def write_manifest(folder: Path, *, step: int, resumable: bool) -> Manifest:
@@ -45,7 +64,8 @@ def write_manifest(folder: Path, *, step: int, resumable: bool) -> Manifest:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not _belongs_to_run(name):
             files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
-    manifest = Manifest(step, resumable, files, _combine(files))
+    model = _identify(folder, {name: entry["sha256"] for name, entry in files.items()})
+    manifest = Manifest(step, resumable, files, _combine(files), model=model)
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 
@@ -107,23 +127,162 @@ def verify(folder: Path, *, resume_state: bool = True) -> list[str]:
 def weights_hash(folder: Path) -> str:
     """Returns the hash that identifies a model folder's weights.
 
-    The manifest's hash is taken while the sizes of the weight files still match it; a folder of other origin
-    (a downloaded model) is hashed afresh.
-
     Raises:
         PosttrainError: The folder holds no weights, so nothing could tell it from another such folder.
     """
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        weights = [name for name in manifest.files if _WEIGHTS.match(name)]
-        if weights and all(
-            (folder / n).is_file() and (folder / n).stat().st_size == manifest.files[n]["size"] for n in weights
-        ):
-            return manifest.weights
-    names = [p.name for p in folder.iterdir() if _WEIGHTS.match(p.name) or p.name == "adapter_config.json"]
+    names = [path.name for path in folder.iterdir() if _WEIGHTS.match(path.name) or path.name == _ADAPTER]
     if not any(_WEIGHTS.match(name) for name in names):
         raise PosttrainError("the folder holds no weights", where=str(folder), hint="expected model*.safetensors")
-    return _combine({name: {"sha256": hash_file(folder / name)} for name in names})
+    known = _unchanged(folder)
+    return _combine({name: {"sha256": known.get(name) or _hash(folder / name)} for name in names})
+
+
+def model_hash(folder: Path) -> str:
+    """Returns the hash that identifies a model: the contents of every file that decides what it answers.
+
+    Those are its weights, configuration, generation configuration, tokenizer, chat templates and code, and of an
+    adapter also its base's; not what the folder is called, how its JSON is laid out, or records of how it was made.
+    An adapter whose base is gone is known by what its manifest says of the time when both were there.
+
+    Raises:
+        PosttrainError: The folder holds no weights.
+    """
+    weights_hash(folder)
+    manifest = read_manifest(folder)
+    if isinstance(base_of(folder), str) and manifest is not None and manifest.model and is_unchanged(folder):
+        return manifest.model
+    return _identify(folder, _unchanged(folder))
+
+
+def base_of(folder: Path) -> Path | str | None:
+    """Returns where the base of an adapter lies, or ``id@revision`` if it is not on this machine.
+
+    A base is named relative to the adapter's folder, to the working directory, or by its Hub id. What is no adapter has
+    none.
+    """
+    if not (folder / _ADAPTER).is_file():
+        return None
+    adapter = _json(folder / _ADAPTER)
+    name = str(adapter.get("base_model_name_or_path") or "") if isinstance(adapter, dict) else ""
+    for place in (folder / name, Path(name)):
+        if name and place.is_dir():
+            return place
+    revision = adapter.get("revision") if isinstance(adapter, dict) else None
+    if re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name):
+        from huggingface_hub import try_to_load_from_cache
+
+        for file in ("config.json", _ADAPTER):
+            with contextlib.suppress(ValueError):  # no name that the Hub would take
+                if isinstance(cached := try_to_load_from_cache(name, file, revision=revision), str):
+                    return Path(cached).parent
+    return f"{name}@{revision or 'main'}"
+
+
+def is_unchanged(folder: Path) -> bool:
+    """Says whether the files of a folder that decide answers are, byte for byte, what its manifest says.
+
+    An adapter's base is none of them.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    held = {name for name in _names(folder) if _WEIGHTS.match(name) or _DECISIVE.match(name)}
+    listed = {name for name in manifest.files if _WEIGHTS.match(name) or _DECISIVE.match(name)}
+    return held == listed and all(_hash(folder / name) == manifest.files[name]["sha256"] for name in held)
+
+
+def _identify(folder: Path, known: Mapping[str, str], decisive: re.Pattern[str] = _DECISIVE, depth: int = 0) -> str:
+    """Returns the hash of a model, some of whose files' hashes are known."""
+    parts: dict[str, str] = {}
+    for name in _names(folder):
+        if _WEIGHTS.match(name):
+            parts[name] = known.get(name) or _hash(folder / name)
+        elif decisive.search(name):
+            parts[name] = _content(folder / name)
+    base = base_of(folder) if depth < _DEPTH else None
+    if base is not None:
+        here = isinstance(base, Path)
+        parts["base"] = _identify(base, _unchanged(base), _OF_BASE, depth + 1) if here else base
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns the files of a model folder, by their paths within it; those in a run's other folders are none of it."""
+    within = [*folder.iterdir(), *folder.glob("*chat_templates/*")]
+    return sorted(path.relative_to(folder).as_posix() for path in within if path.is_file() and path.name[0] != ".")
+
+
+def _unchanged(folder: Path) -> dict[str, str]:
+    """Returns the hashes in a folder's manifest that hold still: of files not touched since it was written."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return {}
+    written = (folder / MANIFEST).stat().st_ctime_ns
+    found = {}
+    for name, entry in manifest.files.items():
+        status = (folder / name).stat() if (folder / name).is_file() else None
+        if status and status.st_size == entry["size"] and status.st_ctime_ns < written:
+            found[name] = entry["sha256"]
+    return found
+
+
+def _hash(path: Path) -> str:
+    """Returns the SHA-256 of a file, read once while nobody touches it."""
+    status = path.stat()
+    return _hash_once(os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(4096)
+def _hash_once(path: str, *_: int) -> str:
+    return hash_file(Path(path))
+
+
+@dataclass(frozen=True)
+class _Json:
+    """A JSON file, the same as any other of its name and bytes: the checkpoints of a run share most of theirs."""
+
+    name: str
+    digest: str
+    path: Path = field(compare=False)
+
+
+def _content(path: Path) -> str:
+    """Returns the hash of what a file says: of JSON its values, but for keys that decide nothing."""
+    digest = _hash(path)
+    return _values(_Json(path.name, digest, path)) if path.suffix == ".json" else digest
+
+
+@functools.lru_cache(1024)
+def _values(file: _Json) -> str:
+    value = _json(file.path)
+    if value is None:
+        return file.digest
+    if file.name == _ADAPTER and isinstance(value, dict):
+        value = {key: _unordered(item) for key, item in value.items()}
+        value = {key: item for key, item in value.items() if key not in ("base_model_name_or_path", "revision")}
+    decides = file.name.endswith("config.json")
+    return hash_json(_decisive(value, deep=file.name == "config.json") if decides else value)
+
+
+def _unordered(value: Any) -> Any:
+    """Sorts a list of names, which peft writes from a set."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+
+def _decisive(value: Any, *, deep: bool) -> Any:
+    """Leaves the idle keys out of a configuration, and of those that it holds."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _IDLE_KEYS}
+    return {key: _decisive(item, deep=True) for key, item in kept.items()} if deep else kept
+
+
+def _json(path: Path) -> Any:
+    """Reads a JSON file; None if it cannot be read as one."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def step_of(folder: Path) -> int | None:

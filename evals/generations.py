@@ -89,9 +89,9 @@ def chat_of(spec: PromptsSpec, suite: SuiteSpec) -> Chat:
     return "never" if spec.backend == "endpoint" else spec.chat or suite.chat
 
 
-def log_path(store: Path, weights_hash: str, job: Prompts) -> Path:
+def log_path(store: Path, model_hash: str, job: Prompts) -> Path:
     """Returns where answers are kept until all of them are there."""
-    return store / LOCKS / f"answers-{weights_hash[:12]}-{job.spec.title}-{job.task_hash[:8]}.jsonl"
+    return store / LOCKS / f"answers-{model_hash[:12]}-{job.spec.title}-{job.task_hash[:8]}.jsonl"
 
 
 def sampling_of(job: Prompts, suite: SuiteSpec) -> Sampling:

@@ -76,7 +76,7 @@ def check_targets(jobs: Sequence[Job], targets: Sequence[Target]) -> None:
     Raises:
         SuiteError: A prompt set's ``model`` is the same for all of them.
     """
-    if len({target.weights_hash for target in targets}) < 2:
+    if len({target.model_hash for target in targets}) < 2:
         return
     for job in jobs:
         if isinstance(job, Prompts) and job.spec.backend == "endpoint" and "{" not in job.spec.model:
@@ -90,7 +90,7 @@ def check_targets(jobs: Sequence[Job], targets: Sequence[Target]) -> None:
 def clean(job: Job, target: Target) -> None:
     """Removes what a job has kept for the case of a kill, now that its score is written."""
     if isinstance(job, Prompts):
-        log = generations.log_path(target.store, target.weights_hash, job)
+        log = generations.log_path(target.store, target.model_hash, job)
         for path in (log, log.with_suffix(CALLS)):
             with contextlib.suppress(OSError):  # a folder of finished scores may be read-only
                 path.unlink()
@@ -143,11 +143,11 @@ class Runner:
         """Lets the checkpoint answer prompts, by the backend that they ask for."""
         templated = template is not None
         target, how = self.target, generations.sampling_of(job, self.suite)
-        log = generations.log_path(target.store, target.weights_hash, job)
+        log = generations.log_path(target.store, target.model_hash, job)
         if job.spec.backend == "endpoint":
             own = {"folder": target.folder, "run": target.run, "checkpoint": target.checkpoint, "step": target.step}
             server = job.spec.server(**own)
-            answerer = answerers.Served(server, log.with_suffix(CALLS), how, target.weights_hash)
+            answerer = answerers.Served(server, log.with_suffix(CALLS), how, target.model_hash)
         elif job.spec.backend == "vllm":
             answerer = answerers.by_vllm(
                 target.folder, how, templated=templated, max_length=self.suite.max_length, dtype=self.suite.dtype

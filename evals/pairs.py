@@ -53,18 +53,18 @@ class Pairs:
 
 
 def define(spec: PairsSpec, suite: SuiteSpec) -> Pairs:
-    """Hashes preference rows by content, and the reference by its weights.
+    """Hashes preference rows by content, and the reference as a model.
 
     Raises:
         SuiteError: The rows or the reference cannot be found.
     """
     from ..chat_templates.errors import PosttrainError
-    from .checkpoints import weights_hash
+    from .checkpoints import model_hash
 
     reference = spec.reference
     if reference is not None and Path(reference).is_dir():
         try:
-            reference = weights_hash(Path(reference))
+            reference = model_hash(Path(reference))
         except PosttrainError as error:
             raise SuiteError(str(error), where=spec.title) from error
     return Pairs(spec, fingerprint(spec, suite, kind="pairs", reference=reference, method=_METHOD))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..data_tools.files import append_line, locked, read_jsonl_log
 SCORES = "scores.jsonl"
 LOCKS = ".scoring"  # a folder of lock files; hidden, so that no manifest lists it
 Key = tuple[str, str, str, str | None]
+_OLD_KEY = ("weights_hash", "task", "task_hash", "template_fingerprint")  # of lines that name no model
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ class Score:
     Attributes:
         run: The run's name.
         run_id: The hash of its recipe; empty for a model that no recipe made.
-        checkpoint: The folder, ``checkpoint-<step>`` or ``final``. Two folders with the same weights share one record.
+        checkpoint: The folder, ``checkpoint-<step>`` or ``final``. Two folders with the same model share one record.
         step: The optimiser step of the checkpoint.
         weights_hash: What identifies the weights.
         suite: The suite under which it was scored.
         suite_version: The hash of the suite's content.
         task: The task's name in the suite.
-        task_hash: The hash of everything that decides the task's result but the weights.
+        task_hash: The hash of everything that decides the task's result but the model.
         num_fewshot: Worked examples in the prompt; None for perplexity.
         metrics: The figures; the first is the one that stands for the task.
         template_fingerprint: Of the chat template that was applied, or None if none was.
@@ -82,6 +84,7 @@ class Score:
         created: When, in ISO 8601, UTC.
         notes: What a reader must know of the figures; empty in lines of older versions.
         detail: What is no single figure, as JSON; None in lines of older versions.
+        model_hash: What identifies the model (:func:`~.checkpoints.model_hash`); empty in lines of older versions.
     """
 
     run: str
@@ -103,16 +106,22 @@ class Score:
     created: str
     notes: tuple[str, ...] = ()
     detail: dict[str, Any] | None = None
+    model_hash: str = ""
+
+    @property
+    def model(self) -> str:
+        """Returns what tells the model from others: older versions knew it by its weights alone."""
+        return self.model_hash or self.weights_hash
 
     @property
     def key(self) -> Key:
         """Returns what no two records of a store share; ``task_hash`` covers few-shot number, limit and settings."""
-        return (self.weights_hash, self.task, self.task_hash, self.template_fingerprint)
+        return (self.model, self.task, self.task_hash, self.template_fingerprint)
 
     @property
     def samples_name(self) -> str:
         """Returns the name, within the run folder, of the Parquet file with the task's samples."""
-        return f"samples/{self.weights_hash[:12]}-{self.task}-{self.task_hash[:8]}.parquet"
+        return f"samples/{self.model[:12]}-{self.task}-{self.task_hash[:8]}.parquet"
 
 
 def parquet(table: dict[str, Any]) -> bytes:
@@ -129,6 +138,8 @@ def _score_from(record: dict[str, Any], where: str) -> Score:
     """Builds a score from its line; keys that a later version may add are left aside."""
     try:
         metrics = tuple(_known(Metric, metric) for metric in record["metrics"])
+        if not isinstance(record.get("detail"), dict | None):
+            raise TypeError("detail is no JSON object")
         score = _known(Score, record)
         return replace(score, metrics=metrics, notes=tuple(score.notes))
     except (KeyError, TypeError) as error:
@@ -138,6 +149,19 @@ def _score_from(record: dict[str, Any], where: str) -> Score:
 def _known(kind: Any, record: dict[str, Any]) -> Any:
     """Builds a record from the keys that this version knows; one without a default must be there."""
     return kind(**{name: record[name] for name in kind.__dataclass_fields__ if name in record})
+
+
+def model_of(line: Mapping[str, Any]) -> str | None:
+    """Returns what tells a score's model from others; lines of older versions name its weights alone."""
+    found = line.get("model_hash") or line.get("weights_hash")
+    return found if isinstance(found, str) and found else None
+
+
+def superseded(lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Returns the places of lines of older versions, which name no model, that another line of the weights replaces."""
+    keys = [json.dumps([line.get(name) for name in _OLD_KEY]) for line in lines]
+    named = {key for key, line in zip(keys, lines, strict=True) if line.get("model_hash")}
+    return {index for index, line in enumerate(lines) if not line.get("model_hash") and keys[index] in named}
 
 
 class ScoreStore:
@@ -164,7 +188,8 @@ class ScoreStore:
         for number, record in enumerate(read_jsonl_log(self.path), start=1):
             score = _score_from(record, f"{self.path}:{number}")
             scores.setdefault(score.key, score)
-        return list(scores.values())
+        stale = superseded([asdict(score) for score in scores.values()])
+        return [score for index, score in enumerate(scores.values()) if index not in stale]
 
     def keys(self) -> set[Key]:
         """Returns the keys of all scores."""

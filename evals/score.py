@@ -4,7 +4,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..chat_templates.errors import PosttrainError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import locked, write_atomic
 from . import definitions, jobs
-from .checkpoints import verify
+from .checkpoints import base_of, is_unchanged, verify
 from .jobs import Job
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
 from .records import LOCKS, Result, Score, ScoreStore
@@ -48,7 +48,7 @@ class ScoreReport:
 
     Attributes:
         done: The scores written now.
-        skipped: How many (checkpoint, task) pairs were scored before, or under another folder with the same weights.
+        skipped: How many (checkpoint, task) pairs were scored before, or under another folder with the same model.
         failed: What could not be scored; the rest went on.
         unfinished: Checkpoint folders without a manifest, whose save has not ended.
         interrupted: Whether Ctrl-C ended a watch.
@@ -80,6 +80,7 @@ class _Session:
     written: set[tuple[str, str]] = field(default_factory=set)
     skipped: set[tuple[str, str]] = field(default_factory=set)
     templates: dict[Path, str | None] = field(default_factory=dict)
+    unchanged: dict[tuple[Path, str], bool] = field(default_factory=dict)
 
 
 def score(
@@ -97,9 +98,9 @@ def score(
 
     For each task the samples are written first and the score line last, both whole or not at all; so a kill at any
     moment loses at most the task at work, and a later call takes up from there. Several processes may score the same
-    runs: they share the checkpoints out among themselves. Folders of one run with the same weights (the last
-    checkpoint and the final model) are scored once; the record bears the first one's name, and a reader finds it for
-    the other by ``weights_hash``.
+    runs: they share the checkpoints out among themselves. Folders of one run with the same model (the last checkpoint
+    and the final model) are scored once; the record bears the first one's name, and a reader finds it for the other by
+    ``model_hash``.
 
     Args:
         paths: Run folders, single checkpoints of runs, plain model folders, or Hub ids.
@@ -155,8 +156,8 @@ def pending(paths: Sequence[Path | str], suite: SuiteSpec, *, final_only: bool =
     defined = jobs.define_all(suite)
     session = _Session(suite, defined, jobs.suite_version(defined), None, lambda line: None)
     targets, _ = find_targets(paths, None, offline=suite.offline, final_only=final_only)
-    # Folders with the same weights share their scores.
-    distinct = {(target.store, target.weights_hash): target for target in targets}
+    # Folders with the same model share their scores.
+    distinct = {(target.store, target.model_hash): target for target in targets}
     return sum(len(_missing(session, target)) for target in distinct.values())
 
 
@@ -168,7 +169,7 @@ def _score_target(session: _Session, target: Target) -> bool:
             return True
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(target.store / LOCKS / target.weights_hash[:12]))
+                stack.enter_context(locked(target.store / LOCKS / target.model_hash[:12]))
             except BusyError:
                 return False
             todo = _missing(session, target)  # another process may have just ended
@@ -176,6 +177,7 @@ def _score_target(session: _Session, target: Target) -> bool:
             if problems:
                 raise PosttrainError("damaged, left as it is: " + "; ".join(problems))
             if todo:
+                _name_model(session, target)
                 with hub_access(session.suite.offline):  # no sooner: closing the Hub imports the libraries that use it
                     _score_jobs(session, target, todo)
     except Exception as error:  # one checkpoint's failure must not stop the others; it is reported
@@ -193,12 +195,32 @@ def _missing(session: _Session, target: Target) -> list[Job]:
     todo = []
     for job, chat in zip(session.jobs, templates, strict=True):
         template = None if chat == "never" else fingerprint
-        if (target.weights_hash, job.spec.title, job.task_hash, template) in store_keys:
+        known = [(model, job.spec.title, job.task_hash, template) for model in (target.model_hash, target.weights_hash)]
+        if known[0] in store_keys or (known[1] in store_keys and _is_unchanged(session, target)):
             session.skipped.add((str(target.folder), job.spec.title))
             jobs.clean(job, target)
         elif (str(target.folder), job.spec.title) not in session.failed:
             todo.append(job)
     return todo
+
+
+def _is_unchanged(session: _Session, target: Target) -> bool:
+    """Says whether scores of older versions, which know a model by its weights alone, are provably this model's."""
+    key = (target.folder, target.model_hash)
+    if key not in session.unchanged:
+        session.unchanged[key] = base_of(target.folder) is None and is_unchanged(target.folder)
+    return session.unchanged[key]
+
+
+def _name_model(session: _Session, target: Target) -> None:
+    """Writes scores of older versions once more under the model's name, before new ones join them."""
+    store = ScoreStore(target.store)
+    for old in store.load():
+        if not old.model_hash and old.weights_hash == target.weights_hash and _is_unchanged(session, target):
+            named = replace(old, model_hash=target.model_hash)
+            if (samples := target.store / old.samples_name).is_file():
+                write_atomic(target.store / named.samples_name, samples.read_bytes())
+            store.append(named)
 
 
 def _template(session: _Session, folder: Path) -> str | None:
@@ -261,6 +283,7 @@ def _keep(session: _Session, target: Target, job: Job, result: Result, template:
         checkpoint=target.checkpoint,
         step=target.step,
         weights_hash=target.weights_hash,
+        model_hash=target.model_hash,
         suite=session.suite.name,
         suite_version=session.version,
         task=job.spec.title,

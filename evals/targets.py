@@ -1,6 +1,7 @@
 """What a path given to ``score`` stands for: the checkpoints of a run, one of them, or a plain model."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError
-from ..data_tools.files import write_json
-from .checkpoints import FINAL, MANIFEST, list_checkpoints, read_manifest, step_of, weights_hash
+from ..data_tools.files import locked, write_json
+from .checkpoints import (
+    FINAL,
+    MANIFEST,
+    Manifest,
+    list_checkpoints,
+    model_hash,
+    read_manifest,
+    step_of,
+    weights_hash,
+)
+from .records import LOCKS
 
 RUN_FILE = "run.json"
 
@@ -26,7 +37,8 @@ class Target:
         checkpoint: ``checkpoint-<step>`` or ``final``.
         step: The optimiser step, if known.
         folder: Where the model lies.
-        weights_hash: What identifies it.
+        weights_hash: What identifies its weights.
+        model_hash: What identifies it.
         has_manifest: Whether the folder can be verified.
     """
 
@@ -37,6 +49,7 @@ class Target:
     step: int | None
     folder: Path
     weights_hash: str
+    model_hash: str
     has_manifest: bool
 
     @property
@@ -99,9 +112,18 @@ def _add_run(run_dir: Path, folders: list[Path], targets: list[Target], unfinish
         if manifest is not None:
             checkpoint = FINAL if folder == run_dir else folder.name
             name, run_id = str(run.get("name") or run_dir.absolute().name), str(run.get("recipe_hash") or "")
-            targets.append(Target(run_dir, name, run_id, checkpoint, manifest.step, folder, manifest.weights, True))
+            hashes = _hashes(folder, manifest)
+            targets.append(Target(run_dir, name, run_id, checkpoint, manifest.step, folder, *hashes, True))
         elif folder != run_dir or (folder / MANIFEST).exists():
             unfinished.append(Unfinished(folder))
+
+
+def _hashes(folder: Path, manifest: Manifest) -> tuple[str, str]:
+    """Returns what identifies a checkpoint's weights and model; as its manifest says if the weights are gone."""
+    try:
+        return weights_hash(folder), model_hash(folder)
+    except PosttrainError:
+        return manifest.weights, manifest.model
 
 
 def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
@@ -114,16 +136,39 @@ def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
         raise InputError("neither a run folder nor a model", where=item, hint=f"expected {RUN_FILE} or config.json")
     if output is None:
         raise InputError("a plain model has no run folder to keep its scores", where=item, hint="give an output folder")
-    name = item.replace("/", "--") if not Path(item).is_dir() else Path(item).absolute().name
-    digest = weights_hash(folder)
-    store = output / name
-    if not (store / RUN_FILE).exists():
+    digest = model_hash(folder)
+    with locked(output / LOCKS / "names", wait=True):
+        store = _store_of(item, folder, digest, output)
+    name = str(_run_json(store).get("name") or store.name)
+    return Target(store, name, "", FINAL, None, folder, weights_hash(folder), digest, (folder / MANIFEST).is_file())
+
+
+def _store_of(item: str, folder: Path, digest: str, output: Path) -> Path:
+    """Returns the run folder of a plain model, made if need be: one model, one folder, whatever else is called like it.
+
+    It is named as the model's folder is; where that name is taken, by its parent too, and last by what identifies it.
+    """
+    is_local = Path(item).is_dir()
+    place = Path(os.path.normpath(Path(item).absolute()))  # links keep their names, ``..`` has none of its own
+    first, source = (place.name, str(place)) if is_local else (item.replace("/", "--"), item)
+    names = [first, f"{first}-{digest[:8]}"]
+    if is_local and _run_json(output / first).get("source", source) != source:
+        names.insert(1, f"{place.parent.name}--{first}")
+
+    def fits(name: str) -> bool:
+        run = _run_json(output / name)
+        older = run.get("stage") == "external" and "model_hash" not in run and run.get("recipe") == {"model": item}
+        return older or run.get("model_hash") == digest or (not run and (output / name).resolve() != folder.resolve())
+
+    store = output / next((name for name in names if fits(name)), names[-1])
+    run = _run_json(store)
+    if run.get("model_hash") != digest:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        run: dict[str, Any] = {"schema": 1, "name": name, "stage": "external", "recipe": {"model": item}}
-        run |= {"recipe_hash": "", "data": None, "template": None, "versions": {}, "git": None, "parent": None}
-        run |= {"processes": 1, "created": now, "finished": now, "command": ""}
-        write_json(store / RUN_FILE, run)
-    return Target(store, name, "", FINAL, None, folder, digest, (folder / MANIFEST).is_file())
+        new: dict[str, Any] = {"schema": 1, "name": store.name, "stage": "external", "recipe": {"model": item}}
+        new |= {"recipe_hash": "", "data": None, "template": None, "versions": {}, "git": None, "parent": None}
+        new |= {"processes": 1, "created": now, "finished": now, "command": ""}
+        write_json(store / RUN_FILE, new | run | {"source": source, "model_hash": digest})
+    return store
 
 
 def _download(repository: str, offline: bool) -> Path:

@@ -1,5 +1,6 @@
 """An ordered list of steps, each skipped while nothing that it depends on has changed."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import did_you_mean
+from ..chat_templates.errors import PosttrainError, did_you_mean
 from ..data_tools.files import hash_file, hash_json, locked, write_json
 from ..data_tools.sources import content_hash
 from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
@@ -179,7 +180,7 @@ def _plan_tool(
     steps = tuple(f"{path}/" for path in references.values())
     paths = [text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in _strings(args)]
     paths = [path for path in paths if path.startswith("/") and not path.startswith(steps)]
-    files = {path: _hash_tree(Path(path)) for path in paths if Path(path).exists()}
+    files = [_hash_tree(Path(path)) for path in paths if Path(path).exists()]
     key = hash_json([step.tool, rundir.versions()["posttrain"], step.args, files, depends])
     return Plan(step, folder, key, None, args)
 
@@ -235,23 +236,25 @@ def _strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _contents(loaded: Loaded) -> dict[str, str | None]:
-    """Hashes the local files that a recipe reads, save those of earlier steps, which their keys stand for."""
+def _contents(loaded: Loaded) -> list[str]:
+    """Hashes the local files that a recipe reads, wherever they lie; keys stand for the files of earlier steps."""
     steps = tuple(f"{folder}/" for folder in loaded.references.values())
     recipe = loaded.recipe
-    found: dict[str, str | None] = {}
+    found: list[str] = []
     for source in (*recipe.data.train, *(recipe.data.eval or ())):
-        if not f"{source.path}/".startswith(steps):
-            found[source.path] = content_hash(source, loaded.path.parent) if Path(source.path).is_absolute() else None
+        if not f"{source.path}/".startswith(steps) and Path(source.path).is_absolute():
+            found.append(content_hash(source, loaded.path.parent))
     functions = [(reward.function or "").rpartition(":")[0] for reward in (*recipe.rewards, recipe.gold) if reward]
     for path in (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *functions):
         if path and not f"{path}/".startswith(steps) and Path(path).exists():
-            found[path] = _hash_tree(Path(path))
+            found.append(_hash_tree(Path(path)))
     return found
 
 
 def _hash_tree(path: Path) -> str:
-    """Hashes a file, or the files that lie directly in a folder, as those of a model do."""
+    """Hashes a file, a model, or the files that lie directly in a folder."""
+    with contextlib.suppress(PosttrainError):
+        return checkpoints.model_hash(path) if path.is_dir() else hash_file(path)
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return hash_json([[file.name, hash_file(file)] for file in files])
 
@@ -345,7 +348,7 @@ def _report(output_dir: Path, plans: list[Plan], say: Callable[[str], None]) -> 
     runs = [current.folder for current in plans if current.loaded is not None]
     inputs = [run / name for run in runs for name in ("run.json", "scores.jsonl", "log.jsonl", "judgments.jsonl")]
     inputs += [current.folder / best_of_n.FILE for current in plans if current.loaded is None]
-    stamp = hash_json([[str(path), hash_file(path)] for path in inputs if path.is_file()])
+    stamp = hash_json([[str(path.relative_to(output_dir)), hash_file(path)] for path in inputs if path.is_file()])
     target, state = output_dir / "leaderboard.html", output_dir / REPORT_STATE
     if not runs or (target.exists() and state.exists() and json.loads(state.read_text()) == stamp):
         return False

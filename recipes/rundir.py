@@ -123,22 +123,28 @@ def parent_of(name_or_path: str | None) -> dict[str, Any] | None:
         return None
     folder = Path(name_or_path)
     if not folder.is_dir():
-        return {"name": name_or_path, "path": None, "weights_hash": None, "recipe_hash": None}
+        return {"name": name_or_path, "path": None, "weights_hash": None, "model_hash": None, "recipe_hash": None}
     run_dir = folder if (folder / RECORD).exists() else folder.parent
     record = read_record(run_dir) or {}
     return {
         "name": record.get("name", folder.name),
         "path": str(folder),
         "weights_hash": checkpoints.weights_hash(folder),
+        "model_hash": checkpoints.model_hash(folder),
         "recipe_hash": record.get("recipe_hash"),
     }
 
 
 def same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
-    """Says whether two runs start from the same model: the same weights, wherever they lie, or the same Hub id."""
+    """Says whether two runs start from the same model, wherever it lies, or the same Hub id.
+
+    Records of older versions know a model by its weights alone.
+    """
     if old is None or new is None:
         return old is new
-    return all(old.get(key) == new.get(key) for key in (["weights_hash"] if new["weights_hash"] else ["name"]))
+    known = next((key for key in ("model_hash", "weights_hash") if new[key] and old.get(key)), None)
+    key = known or ("weights_hash" if new["weights_hash"] else "name")
+    return old.get(key) == new[key]
 
 
 def other_models(recipe: Recipe) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ class Arena:
                 return self._view("There is no vote to take back.")
             matchup = self._schedule.count(vote, -1, own=True)
             if matchup is not None:
-                straight = vote.candidate == matchup.candidate.weights_hash
+                straight = vote.candidate == matchup.candidate.model_hash
                 turned: Order = "candidate-second" if vote.order == "candidate-first" else "candidate-first"
                 self._shown = (matchup, vote.order if straight else turned, time.monotonic())
             return self._view("The last vote is taken back.")
@@ -165,7 +165,7 @@ def serve(
         arena = Arena(sets, votes, seed)
         before = arena.done
         with open_server(arena, host, port, title=sets[0].task) as server:
-            known = {score.weights_hash for path in paths for score in answer_scores(path, sets[0].task)}
+            known = {score.model for path in paths for score in answer_scores(path, sets[0].task)}
             if other := len(known) - len(sets):
                 progress(f"{other} models left out: their answers were given under other settings")
             progress(f"{len(sets)} models, {arena.total} pairs of answers, {before} voted on by {votes.voter}")
@@ -208,7 +208,7 @@ def _asked_alike(folders: Sequence[Path], task: str) -> str | None:
     models: dict[str, set[str]] = {}
     latest: dict[str, str] = {}
     for score in (score for folder in folders for score in answer_scores(folder, task)):
-        models.setdefault(score.task_hash, set()).add(score.weights_hash)
+        models.setdefault(score.task_hash, set()).add(score.model)
         latest[score.task_hash] = max(latest.get(score.task_hash, ""), score.created)
     best = max(models, key=lambda found: (len(models[found]), latest[found]))
     return best if len(models[best]) > 1 else None

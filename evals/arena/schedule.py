@@ -34,7 +34,7 @@ class Matchup:
     def id(self) -> str:
         """Returns what names the two answers, whichever was called the candidate, and tells nothing of the models."""
         return _identity(
-            (self.candidate.weights_hash, self.own.key), (self.opponent.weights_hash, self.other.key), self.own.sample
+            (self.candidate.model_hash, self.own.key), (self.opponent.model_hash, self.other.key), self.own.sample
         )
 
 
@@ -121,7 +121,7 @@ class Schedule:
             return None
         self._pair_votes[matchup.pair] += by
         self._prompt_votes[matchup.prompt] += by
-        straight = (vote.order == "candidate-first") == (vote.candidate == matchup.candidate.weights_hash)
+        straight = (vote.order == "candidate-first") == (vote.candidate == matchup.candidate.model_hash)
         self._lead[matchup.pair] += by if straight else -by
         if own and by > 0:
             self._open[matchup.pair].pop(matchup.id, None)

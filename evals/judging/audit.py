@@ -47,9 +47,9 @@ class AuditRow:
         backend: ``endpoint``, ``model``, ``reward``, ``rules`` or ``human``; joined by commas if there are several.
         judge_model: The model behind it, the rule's path, or the voter; joined likewise.
         task: The prompt set; None in the row that sums a judge up.
-        candidate: Weights hash; None in the sum.
+        candidate: Model hash; None in the sum.
         candidate_name: ``run/checkpoint``; empty in the sum.
-        opponent: Weights hash; None in the sum, and where answers were rated alone.
+        opponent: Model hash; None in the sum, and where answers were rated alone.
         opponent_name: Its name, or empty.
         judgments: How many were asked for.
         n: Pairs of answers compared, both orders and all repeats counted once; of ratings, the answers.
@@ -124,7 +124,7 @@ def audit(
     Args:
         judgments: Of any number of judges; human votes among them are compared with the others.
         second: Judgments to compare with and not to audit.
-        families: What models descend from (:func:`~.families.families_of`), by a run's name, a weights hash or a
+        families: What models descend from (:func:`~.families.families_of`), by a run's name, a model hash or a
             judge's model; a judge's model that is missing here is known by its name.
 
     Returns:

@@ -20,8 +20,8 @@ class Battle:
         prompt_id: Its id.
         category: Its category.
         sample: Which of the candidate's answers.
-        candidate: Weights hash of the candidate.
-        opponent: Weights hash of the other.
+        candidate: Model hash of the candidate.
+        opponent: Model hash of the other.
         candidate_length: Characters.
         opponent_length: Characters.
         preference: The candidate's, in [0, 1]: within each order the mean of the repeats, then the mean of the orders,

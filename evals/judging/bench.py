@@ -7,7 +7,7 @@ from typing import Any
 
 from ...data_tools.files import hash_json
 from ..answers import AnswerSet
-from ..checkpoints import weights_hash
+from ..checkpoints import model_hash
 from ..errors import SuiteError
 from . import values as judge_values
 from .endpoint import EndpointJudge
@@ -128,9 +128,7 @@ class Bench:
         folder = Path(settings.model)
         if not folder.is_dir():
             return settings.model
-        from ..models import template_of
-
-        return [weights_hash(folder), template_of(folder)]
+        return model_hash(folder)
 
     @property
     def model_name(self) -> str:

@@ -38,7 +38,7 @@ class Spending:
 
     @cached_property
     def _names(self) -> list[str]:
-        return [answers.weights_hash for answers in self.plan.sets]
+        return [answers.model_hash for answers in self.plan.sets]
 
     @cached_property
     def _spanning(self) -> list[Pair]:

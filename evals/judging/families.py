@@ -99,15 +99,15 @@ def families_of(folders: Iterable[Path], judge_models: Iterable[str] = ()) -> di
     """Returns the families of runs and judges.
 
     Returns:
-        By the hash of all weights that a run has scores of, since two runs may share a name; by the run's name; and
-        of judges' models by what judgments call them.
+        By the hashes of all models and weights that a run has scores of, since two runs may share a name; by the run's
+        name; and of judges' models by what judgments call them.
     """
     found: dict[str, Family] = {}
     for folder in folders:
         family = family_of(folder)
         found[str(_json(folder / RUN_FILE).get("name") or folder.absolute().name)] = family
         with contextlib.suppress(PosttrainError, OSError):  # a damaged file is for others to tell of
-            found |= {score.weights_hash: family for score in ScoreStore(folder).load()}
+            found |= {name: family for s in ScoreStore(folder).load() for name in (s.model, s.weights_hash)}
     for model in judge_models:
         found.setdefault(model, family_of(Path(model)) if Path(model).is_dir() else family_named(model))
     return found

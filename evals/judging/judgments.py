@@ -39,11 +39,11 @@ class Judgment:
         prompt_key: The prompt's hash.
         category: The prompt's category.
         sample: Which of the candidate's answers to the prompt.
-        candidate: Weights hash of the candidate.
+        candidate: Model hash of the candidate.
         candidate_name: ``run/checkpoint`` of the candidate when it was judged.
         candidate_answer: :attr:`Answer.key` of its answer.
         candidate_length: Characters of its answer.
-        opponent: Weights hash of the other, ``file:<hash>`` for a file of answers; None if it was rated alone.
+        opponent: Model hash of the other, ``file:<hash>`` for a file of answers; None if it was rated alone.
         opponent_name: Its name.
         opponent_answer: :attr:`Answer.key` of its answer.
         opponent_length: Characters of its answer.
@@ -111,7 +111,7 @@ def judgment_key(
         other: Key of the opponent's.
         order: Which comes first.
         repeat: Which of several times.
-        who: Weights hashes of candidate and opponent, and the sample. Two models may give the same answer: each gets
+        who: Model hashes of candidate and opponent, and the sample. Two models may give the same answer: each gets
             its judgment, though a server is asked, and paid, for one.
     """
     parts = [judge_version, answer, other, order, repeat, *who]

@@ -105,7 +105,7 @@ class Plan:
         if self.entry.pairs == "baseline":
             assert self.baseline is not None, "checked when the suite was read"
             base = self.baseline
-            return [Pair(s, base, home_of(s)) for s in self.sets if s.weights_hash != base.weights_hash]
+            return [Pair(s, base, home_of(s)) for s in self.sets if s.model_hash != base.model_hash]
         known = {bench.known_version() for bench in self.benches}
         return all_pairs(self.sets, (j for j in self.judgments.values() if j.judge_version in known))
 
@@ -151,7 +151,7 @@ class Plan:
                 "vote": self.benches[0].judge.settings.vote if len(self.benches) > 1 else None,
                 "asked": settings,
                 "pairs": None if self.rating else pairs,
-                "opponents": sorted([other.weights_hash, _said(other)] for other in self.opponents(candidate)),
+                "opponents": sorted([other.model_hash, _said(other)] for other in self.opponents(candidate)),
             }
         )
 
@@ -164,13 +164,13 @@ class Plan:
     def answered(self, candidate: AnswerSet) -> Score:
         """Returns the score that stands for a candidate's answers: the last, if another template made them anew."""
         scores = answer_scores(home_of(candidate), self.entry.prompts)
-        mine = (candidate.weights_hash, candidate.task_hash)
-        return next(score for score in reversed(scores) if (score.weights_hash, score.task_hash) == mine)
+        mine = (candidate.model_hash, candidate.task_hash)
+        return next(score for score in reversed(scores) if (score.model, score.task_hash) == mine)
 
     def has_score(self, candidate: AnswerSet) -> bool:
         """Says whether a candidate's figures are written."""
         told = self.answered(candidate)
-        key = (candidate.weights_hash, self.entry.title, self.score_hash(candidate), told.template_fingerprint)
+        key = (candidate.model_hash, self.entry.title, self.score_hash(candidate), told.template_fingerprint)
         written = ScoreStore(home_of(candidate)).keys()
         return key in written
 
@@ -179,7 +179,7 @@ class Plan:
         """Returns the candidates that get a row: all but the baseline that the others are compared with."""
         if self.entry.pairs != "baseline" or self.baseline is None:
             return list(self.sets)
-        return [s for s in self.sets if s.weights_hash != self.baseline.weights_hash]
+        return [s for s in self.sets if s.model_hash != self.baseline.model_hash]
 
 
 def _said(answers: AnswerSet) -> str:

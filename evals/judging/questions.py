@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...chat_templates.errors import PosttrainError
 from ..answers import Answer, AnswerSet, answer_scores, answers_from_file, find_answers, load_answers
-from ..checkpoints import read_manifest
+from ..checkpoints import model_hash, read_manifest
 from ..errors import EvalError
 from ..targets import RUN_FILE
 from .judgments import NULL, Judgment, Order, judgment_key
@@ -45,8 +45,8 @@ class Question:
     def key(self, version: str) -> str:
         """Returns the key of its judgment by a judge."""
         other = self.other.key if self.other else None
-        opponent = self.opponent.weights_hash if self.opponent else None
-        who = (self.candidate.weights_hash, opponent, self.answer.sample)
+        opponent = self.opponent.model_hash if self.opponent else None
+        who = (self.candidate.model_hash, opponent, self.answer.sample)
         return judgment_key(version, self.answer.key, other, self.order, self.repeat, who)
 
     @property
@@ -81,8 +81,8 @@ class Pair:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Returns both weights hashes."""
-        return self.candidate.weights_hash, self.opponent.weights_hash
+        """Returns both model hashes."""
+        return self.candidate.model_hash, self.opponent.model_hash
 
 
 def orders_of(judge: Judge, pair: Pair | None = None, prompt_key: str = "") -> tuple[Order, ...]:
@@ -170,8 +170,8 @@ def baseline_of(spec: JudgingSpec, job: "Prompts") -> tuple[AnswerSet, tuple[str
     scores = [score for score in answer_scores(run, spec.prompts) if score.task_hash == job.task_hash]
     manifest = read_manifest(path)
     if manifest is not None:
-        scores = [score for score in scores if score.weights_hash == manifest.weights]
-    if len({score.weights_hash for score in scores}) > 1:
+        scores = [score for score in scores if score.model in (model_hash(path), manifest.weights)]
+    if len({score.model for score in scores}) > 1:
         raise EvalError(f"several models have answers to {name} there", where=where, hint="name one of its checkpoints")
     if not scores:
         hint = "score it with this suite first" if path.is_dir() else "there is no such folder"
@@ -185,7 +185,7 @@ def null_answers(baseline: AnswerSet, size: int, seed: int) -> AnswerSet:
     Null models win where a judge is gullible (Zheng et al. 2024, arXiv:2410.07137); this one does not even try.
     """
     first = {answer.prompt_key: answer for answer in reversed(baseline.answers)}
-    keys = Random(f"{seed}/{baseline.weights_hash}").sample(sorted(first), min(size, len(first)))
+    keys = Random(f"{seed}/{baseline.model_hash}").sample(sorted(first), min(size, len(first)))
     answers = []
     for key in keys:
         told = first[key]
@@ -197,7 +197,7 @@ def null_answers(baseline: AnswerSet, size: int, seed: int) -> AnswerSet:
 
 
 def candidates_of(folders: Iterable[Path], prompts: str, task_hash: str) -> list[AnswerSet]:
-    """Returns the answer sets of run folders, each set of weights once, checkpoints in the order of their steps."""
+    """Returns the answer sets of run folders, each model once, checkpoints in the order of their steps."""
     sets = find_answers(folders, prompts, task_hash)
     places = {str(found.folder): number for number, found in reversed(list(enumerate(sets)))}
     return sorted(sets, key=lambda s: (places[str(s.folder)], s.step if s.step is not None else 1 << 62))
@@ -209,8 +209,8 @@ def all_pairs(sets: Sequence[AnswerSet], judged: Iterable[Judgment]) -> list[Pai
     pairs = []
     for number, later in enumerate(sets):
         for earlier in sets[:number]:
-            turned = (earlier.weights_hash, later.weights_hash) in known
-            turned = turned and (later.weights_hash, earlier.weights_hash) not in known
+            turned = (earlier.model_hash, later.model_hash) in known
+            turned = turned and (later.model_hash, earlier.model_hash) not in known
             candidate, opponent = (earlier, later) if turned else (later, earlier)
             pairs.append(Pair(candidate, opponent, home_of(candidate)))
     return pairs

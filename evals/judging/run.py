@@ -272,11 +272,11 @@ def _judgment(bench: Bench, question: Question, verdict: Verdict) -> Judgment:
         prompt_key=answer.prompt_key,
         category=answer.category,
         sample=answer.sample,
-        candidate=candidate.weights_hash,
+        candidate=candidate.model_hash,
         candidate_name=candidate.name,
         candidate_answer=answer.key,
         candidate_length=answer.characters,
-        opponent=opponent.weights_hash if opponent else None,
+        opponent=opponent.model_hash if opponent else None,
         opponent_name=opponent.name if opponent else None,
         opponent_answer=other.key if other else None,
         opponent_length=other.characters if other else None,
@@ -342,7 +342,7 @@ def _of(plan: Plan, bench: Bench, candidate: AnswerSet) -> list[Question]:
     """Returns what a judge is asked about one candidate, whichever side of a pair it is on."""
     if plan.rating:
         return ratings_of(bench.judge, candidate)
-    pairs = [pair for pair in plan.pairs() if candidate.weights_hash in pair.names]
+    pairs = [pair for pair in plan.pairs() if candidate.model_hash in pair.names]
     return [question for pair in pairs for question in questions_of(bench.judge, pair)]
 
 

@@ -54,7 +54,7 @@ def result(judged: Judged, notes: Sequence[str] = ()) -> Result | None:
 
 
 def _compared(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[str, Any]] | None:
-    fought = [_seen_from(judged.candidate.weights_hash, battle) for battle in battles(judged.judgments)]
+    fought = [_seen_from(judged.candidate.model_hash, battle) for battle in battles(judged.judgments)]
     joint = _joint(fought, judged.benches[0].judge.settings.vote) if len(judged.benches) > 1 else fought
     preferences = [(battle.prompt_key, battle.preference) for battle in joint if battle.preference is not None]
     if not preferences:
@@ -164,7 +164,7 @@ def _detail(judged: Judged) -> dict[str, Any]:
         ],
         "prompts": judged.entry.prompts,
         "baseline": judged.opponents[0].name if judged.entry.pairs == "baseline" and judged.opponents else None,
-        "opponents": [other.weights_hash for other in judged.opponents],
+        "opponents": [other.model_hash for other in judged.opponents],
         "leaderboard": all(judge.leaderboard for judge in judges),
         "judgments": len(judged.judgments),
         "statuses": dict(statuses),

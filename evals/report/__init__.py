@@ -50,7 +50,7 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     curves = [curve for run in runs if (curve := training_curve(run, places[run.folder].log))] + best
     first = [Notice("error", f"{plain(run.name)}: {problem}") for run in runs for problem in run.problems]
     first += [Notice("warning", f"several runs are named {plain(name)}: told apart by folder") for name in doubled]
-    rest = _same_weights(runs, rows) + _unscored(runs, rows, scored)
+    rest = _same_model(runs, rows) + _unscored(runs, rows, scored)
     ordered = sorted([*notices, *damaged, *first, *ranked.notices, *rest], key=lambda notice: notice.level != "error")
     board = Leaderboard(
         title,
@@ -101,15 +101,15 @@ def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:
     return list(contents)
 
 
-def _same_weights(runs: Sequence[Run], rows: Sequence[Row]) -> list[Notice]:
-    """Names rows of several runs that hold the same weights: one model, not two results."""
+def _same_model(runs: Sequence[Run], rows: Sequence[Row]) -> list[Notice]:
+    """Names rows of several runs that hold the same model: not two results."""
     names = {run.id: plain(run.name) for run in runs}
     holders: dict[str, list[str]] = {}
     for row in rows:
-        if row.weights_hash:
-            holders.setdefault(row.weights_hash, []).append(f"{names[row.run]} {plain(row_label(row))}")
+        if row.model_hash:
+            holders.setdefault(row.model_hash, []).append(f"{names[row.run]} {plain(row_label(row))}")
     shared = "; ".join(" = ".join(holder) for holder in holders.values() if len(holder) > 1)
-    return [Notice("warning", f"rows of the same weights, so not separate results: {shared}")] if shared else []
+    return [Notice("warning", f"rows of the same model, so not separate results: {shared}")] if shared else []
 
 
 def _unscored(runs: Sequence[Run], rows: Sequence[Row], scored: Sequence[Scored]) -> list[Notice]:

@@ -34,6 +34,7 @@ def facts(row: Row, run: Run) -> list[tuple[str, str]]:
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     facts = [
         ("weights", row.weights_hash),
+        ("model", row.model_hash),
         ("folders", ", ".join(row.names)),
         ("run folder", run.folder),
         ("started from", row.parent or _absent(record, "parent")),

@@ -171,7 +171,7 @@ def _view(leaderboard: Leaderboard, detail: _Detail) -> dict[str, Any]:
         {answer.player for sample in leaderboard.samples for answer in sample.answers} if detail.samples else set()
     )
     rows = [
-        _row_view(leaderboard, row, several, shown, detail, verdicts) | {"answered": row.weights_hash in answered}
+        _row_view(leaderboard, row, several, shown, detail, verdicts) | {"answered": row.model_hash in answered}
         for row in leaderboard.rows
     ]
     return {
@@ -297,7 +297,7 @@ def _cell_view(
 ) -> dict[str, Any] | None:
     cell = row.cells.get(column.id)
     if cell is None:
-        if column.opponent and row.weights_hash == column.opponent:
+        if column.opponent and row.model_hash == column.opponent:
             return {"marks": (), "figures": [], "opponent": True}
         return None if leaderboard.possible(row, column) else {"marks": (), "figures": [], "opponent": False}
     metrics = column.main if detail.every_metric else column.main[:1]

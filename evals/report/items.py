@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..records import model_of
 from .model import Column, Row
 from .text import text
 
@@ -62,10 +63,10 @@ def item_finder(folders: Mapping[str, Path]) -> Callable[[Row, Column], Items | 
 
 def samples_path(folder: Path, score: dict[str, Any]) -> Path | None:
     """Returns the file of a score's samples, or None where the record could name no file of the run folder."""
-    weights, task, task_hash = (text(score.get(key)) for key in ("weights_hash", "task", "task_hash"))
-    if not weights or not task or not task_hash or "/" in f"{weights[:12]}{task}{task_hash[:8]}":
+    model, task, task_hash = model_of(score), text(score.get("task")), text(score.get("task_hash"))
+    if not model or not task or not task_hash or "/" in f"{model[:12]}{task}{task_hash[:8]}":
         return None
-    path = folder / "samples" / f"{weights[:12]}-{task}-{task_hash[:8]}.parquet"
+    path = folder / "samples" / f"{model[:12]}-{task}-{task_hash[:8]}.parquet"
     try:
         return path if path.is_file() else None
     except (OSError, ValueError):  # a name too long, or with a NUL

@@ -229,8 +229,8 @@ def samples_view(leaderboard: Leaderboard, most: int) -> dict[str, Any]:
     for player in (player for judging in leaderboard.judgings for player in judging.players):
         names[player.id] = _player(leaderboard, player)
     for row in leaderboard.rows:
-        if row.weights_hash:
-            names.setdefault(row.weights_hash, row_view(leaderboard, row))
+        if row.model_hash:
+            names.setdefault(row.model_hash, row_view(leaderboard, row))
     return {
         "total": len(leaderboard.samples),
         "shown": len(prompts),

@@ -9,6 +9,7 @@ from ..answers import Answer
 from ..judging.audit import AuditRow, audit
 from ..judging.families import families_of
 from ..judging.judgments import Judgment
+from ..records import model_of
 from .facts import STAMP, usage_of
 from .format import checkpoint_label
 from .judged import judgings
@@ -48,7 +49,7 @@ def of_newest_answers(
     known: dict[tuple[str, str | None], set[str]] = {}
     for row, score, some in answers:
         task = str(score.get("task"))
-        keys = known.setdefault((task, row.weights_hash), set())
+        keys = known.setdefault((task, row.model_hash), set())
         if score.get("task_hash") == newest[task].get("task_hash"):
             keys.update(answer.key for answer in some)
     latest: dict[tuple[Any, ...], Judgment] = {}
@@ -79,7 +80,7 @@ def with_judgings(
     stamps = dict.fromkeys(rules, STAMP)
     answers = [(row, *pair) for row in leaderboard.rows for pair in _answers_of(row, held[row.run])]
     usage = [found for row, score, some in answers if (found := usage_of(row, score, some))]
-    given = [(row.weights_hash or "", str(score.get("task")), some) for row, score, some in answers]
+    given = [(row.model_hash or "", str(score.get("task")), some) for row, score, some in answers]
     judgments, older = of_newest_answers(judgments, answers)
     audited, notices = _audit(judgments, [folder.path for folder in held.values()])
     return replace(
@@ -107,24 +108,24 @@ def _audit(judgments: Sequence[Judgment], folders: Sequence[Path]) -> tuple[list
 
 
 def _players(leaderboard: Leaderboard) -> dict[str, Player]:
-    """Returns a player for each set of weights with a row, in the order of the rows."""
+    """Returns a player for each model with a row, in the order of the rows."""
     found: dict[str, Player] = {}
     for row in leaderboard.rows:
-        if row.weights_hash:
-            found.setdefault(row.weights_hash, Player(row.weights_hash, checkpoint_label(leaderboard, row), row.id))
+        if row.model_hash:
+            found.setdefault(row.model_hash, Player(row.model_hash, checkpoint_label(leaderboard, row), row.id))
     return found
 
 
 def player_names(leaderboard: Leaderboard) -> dict[str, str]:
-    """Returns the name of every player, by weights hash."""
+    """Returns the name of every player, by model hash."""
     judged = {player.id: player.name for judging in leaderboard.judgings for player in judging.players}
-    return judged | {weights: player.name for weights, player in _players(leaderboard).items()}
+    return judged | {model: player.name for model, player in _players(leaderboard).items()}
 
 
 def _answers_of(row: Row, folder: RunFolder) -> list[tuple[dict[str, Any], Sequence[Answer]]]:
-    """Returns the answer sets of a row's weights, the newest of each prompt set."""
+    """Returns the answer sets of a row's model, the newest of each prompt set."""
     newest = {}
     for score, answers in folder.answers:
-        if row.weights_hash and score.get("weights_hash") == row.weights_hash:
+        if row.model_hash and model_of(score) == row.model_hash:
             newest[score.get("task")] = (score, answers)
     return list(newest.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import FINAL
+from ..records import model_of
 from .model import Row, Run
 from .read import RunFolder
 from .text import mapping, text, whole
@@ -176,7 +177,7 @@ def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[S
     groups: dict[str, list[dict[str, Any]]] = {}
     for score in folder.scores:
         name = text(score.get("checkpoint")) or "?"
-        groups.setdefault(text(score.get("weights_hash")) or f"?{name}", []).append(score)
+        groups.setdefault(model_of(score) or f"?{name}", []).append(score)
     if not groups:
         return [_unscored(run, folder, parent, first)]
     rows = [_row(run, folder, parent, key, scores) for key, scores in groups.items()]
@@ -185,8 +186,9 @@ def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[S
 
 
 def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list[dict[str, Any]]) -> Scored:
-    weights = None if key.startswith("?") else key
-    saved = [(name, step) for name, step, held in folder.saved if held == weights]
+    model = None if key.startswith("?") else key
+    weights = text(scores[0].get("weights_hash"))
+    saved = [(name, step) for name, step, *held in folder.saved if held[1] == model or held == [weights, ""]]
     names = {text(score.get("checkpoint")) or "?" for score in scores} | {name for name, _ in saved}
     steps = {whole(score.get("step")) for score in scores} | {step for _, step in saved}
     known = sorted(step for step in steps if step is not None)
@@ -194,19 +196,20 @@ def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list
     flags = []
     if len(known) > 1:
         flags.append(f"the weights are the same at steps {', '.join(map(str, known))}: training did not change them")
-    if weights is None:
+    if model is None:
         flags.append("scored without a weights hash")
     position = run.offset + step if step is not None else None
     ordered = tuple(sorted(names, key=lambda name: (name == FINAL, name)))
-    return Scored(Row("", run.id, ordered, step, position, parent, weights, {}, tuple(flags)), run.name, tuple(scores))
+    row = Row("", run.id, ordered, step, position, parent, weights, {}, tuple(flags), model)
+    return Scored(row, run.name, tuple(scores))
 
 
 def _unscored(run: Run, folder: RunFolder, parent: str | None, first: int) -> Scored:
     """Returns the row of a run without scores: its final model if there is one, so that the run is not lost."""
-    final = next(((step, weights) for name, step, weights in folder.saved if name == FINAL), None)
-    last = final or (folder.saved[-1][1:] if folder.saved else (None, None))
-    names = tuple(name for name, _, weights in folder.saved if weights == last[1])
+    final = next((saved[1:] for saved in folder.saved if saved[0] == FINAL), None)
+    last = final or (folder.saved[-1][1:] if folder.saved else (None, None, None))
+    names = tuple(name for name, _, weights, _ in folder.saved if weights == last[1])
     position = run.offset + last[0] if last[0] is not None else None
-    return Scored(
-        Row(f"r{first}", run.id, names, last[0], position, parent, last[1], {}, ("not scored yet",)), run.name, ()
-    )
+    flags = ("not scored yet",)
+    row = Row(f"r{first}", run.id, names, last[0], position, parent, last[1], {}, flags, last[2] or last[1])
+    return Scored(row, run.name, ())

@@ -236,6 +236,7 @@ class Row:
         weights_hash: What identifies the weights.
         cells: Cell by column id.
         flags: What a reader must know about the row.
+        model_hash: What identifies the model, as judgments name it; the weights where an older version scored it.
     """
 
     id: str
@@ -247,6 +248,7 @@ class Row:
     weights_hash: str | None
     cells: dict[str, Cell]
     flags: tuple[str, ...] = ()
+    model_hash: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ...chat_templates.errors import InputError, PosttrainError
 from ..answers import KIND, Answer, read_answers
 from ..checkpoints import FINAL, list_checkpoints, read_manifest
 from ..judging.judgments import JUDGMENTS, Judgment, settled
+from ..records import superseded
 from .items import samples_path
 
 _MARKERS = ("run.json", "scores.jsonl")
@@ -24,7 +25,8 @@ class RunFolder:
         record: ``run.json``, or an empty dict.
         scores: The lines of ``scores.jsonl``, in order.
         log: The lines of ``log.jsonl``, in order.
-        saved: For each checkpoint with a readable manifest: name (``final`` for the root), step and weights hash.
+        saved: For each checkpoint with a readable manifest: name (``final`` for the root), step, weights hash and model
+            hash, which manifests of older versions lack.
         judgments: The lines of ``judgments.jsonl``, those that hold.
         answers: What the scores of prompt sets stand for: the score, and its answers.
         problems: What could not be read, a clause each.
@@ -34,7 +36,7 @@ class RunFolder:
     record: dict[str, Any] = field(default_factory=dict)
     scores: tuple[dict[str, Any], ...] = ()
     log: tuple[dict[str, Any], ...] = ()
-    saved: tuple[tuple[str, int | None, str], ...] = ()
+    saved: tuple[tuple[str, int | None, str, str], ...] = ()
     judgments: tuple[Judgment, ...] = ()
     answers: tuple[tuple[dict[str, Any], tuple[Answer, ...]], ...] = ()
     problems: tuple[str, ...] = ()
@@ -75,6 +77,8 @@ def read_run(folder: Path) -> RunFolder:
     problems: list[str] = []
     record = _read_record(folder / "run.json", problems)
     scores = _read_lines(folder / "scores.jsonl", problems)
+    stale = superseded(scores)
+    scores = tuple(score for index, score in enumerate(scores) if index not in stale)
     log = _read_lines(folder / "log.jsonl", problems)
     judgments = _judgments(folder / JUDGMENTS, problems)
     answers = _answers(folder, scores, problems)
@@ -202,13 +206,13 @@ def _read_lines(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
-def _saved(folder: Path) -> tuple[tuple[str, int | None, str], ...]:
+def _saved(folder: Path) -> tuple[tuple[str, int | None, str, str], ...]:
     saved = []
     for path in [*list_checkpoints(folder), folder]:
         manifest = read_manifest(path)
         if manifest is not None and isinstance(manifest.weights, str):
             step = manifest.step if isinstance(manifest.step, int) else None
-            saved.append((FINAL if path == folder else path.name, step, manifest.weights))
+            saved.append((FINAL if path == folder else path.name, step, manifest.weights, str(manifest.model)))
     return tuple(saved)
 
 

@@ -106,7 +106,7 @@ def to_parquet(samples: Sequence[Sample], names: Mapping[str, str]) -> bytes:
             "turns": [list(sample.turns) for sample, _ in rows],
             "references": [None if s.references is None else list(s.references) for s, _ in rows],
             "model": [names.get(answer.player, answer.player) for _, answer in rows],
-            "weights_hash": [answer.player for _, answer in rows],
+            "model_hash": [answer.player for _, answer in rows],
             "sample": [answer.sample for _, answer in rows],
             "answers": [list(answer.texts) for _, answer in rows],
             "raw": [list(answer.raw) for _, answer in rows],

@@ -18,8 +18,8 @@ _FIELDS: list[str] = [
     "standing", "tier", "baseline", "difference", "difference_low", "difference_high", "p_adjusted", "verdict",
     "smallest_difference", "compared", "judge", "judge_version", "stamp", "limit", "num_fewshot", "task_hash", "suite",
     "suite_version", "template_fingerprint",
-    "weights_hash", "recipe_hash", "data_fingerprint", "git_revision", "seed", "scored", "seconds", "marks",
-    "flags",
+    "weights_hash", "model_hash", "recipe_hash", "data_fingerprint", "git_revision", "seed", "scored", "seconds",
+    "marks", "flags",
 ]
 # fmt: on
 
@@ -92,6 +92,7 @@ def _common(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
         "stage": run.stage,
         "parent": row.parent,
         "weights_hash": row.weights_hash,
+        "model_hash": row.model_hash,
         "recipe_hash": run.record.get("recipe_hash"),
         "data_fingerprint": mapping(mapping(run.record.get("data")).get("train")).get("fingerprint"),
         "git_revision": mapping(run.record.get("git")).get("revision"),

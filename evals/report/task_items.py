@@ -35,16 +35,16 @@ def task_items(leaderboard: Leaderboard, items: ItemsOf, folders: Mapping[str, P
 
 
 def _shown(leaderboard: Leaderboard) -> list[Row]:
-    """Returns the baseline and the last row of each run, each set of weights once."""
+    """Returns the baseline and the last row of each run, each model once."""
     last = {}
     for row in leaderboard.rows:
-        if row.cells and row.weights_hash and (row.run not in last or FINAL not in last[row.run].names):
+        if row.cells and row.model_hash and (row.run not in last or FINAL not in last[row.run].names):
             last[row.run] = row
     wanted = {row.id for row in last.values()} | {leaderboard.baseline}
     once: dict[str, Row] = {}
     for row in leaderboard.rows:
-        if row.id in wanted and row.weights_hash:
-            once.setdefault(row.weights_hash, row)
+        if row.id in wanted and row.model_hash:
+            once.setdefault(row.model_hash, row)
     return list(once.values())[:_ROWS]
 
 
@@ -113,7 +113,7 @@ def _target(record: dict[str, Any]) -> str:
 def _given(row: Row, record: dict[str, Any], column: Column, value: float) -> Given:
     text = _answer(record, column.metrics[0].name)
     mark = f"{column.metrics[0].name} {value:g}"
-    return Given(row.weights_hash or "", 0, "", (text,), (text,), (), None, None, mark)
+    return Given(row.model_hash or "", 0, "", (text,), (text,), (), None, None, mark)
 
 
 def _answer(record: dict[str, Any], metric: str) -> str:

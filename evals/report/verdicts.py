@@ -70,7 +70,7 @@ def _named(runs: Sequence[Run], rows: Sequence[Row], wanted: str) -> Row:
                 known.setdefault(f"{run.name}/{name}", []).append(row)
     found = known.get(wanted, [])
     if not found and len(wanted) >= 6:
-        found = [row for row in rows if row.weights_hash and row.weights_hash.startswith(wanted)]
+        found = [row for row in rows if any((h or "").startswith(wanted) for h in (row.model_hash, row.weights_hash))]
     if len({row.id for row in found}) == 1:
         return found[0]
     hint = did_you_mean(wanted, known) or f"there are: {', '.join(list(known)[:12])}"
@@ -220,7 +220,7 @@ class _Judge:
 
     def _played(self, row: Row, other: Row, column: Column) -> bool:
         """Says whether a row was judged against the very other one, which has no win rate of its own."""
-        if not column.opponent or other.weights_hash != column.opponent or column.id not in row.cells:
+        if not column.opponent or other.model_hash != column.opponent or column.id not in row.cells:
             return False
         return column.id not in other.cells
 

@@ -144,9 +144,9 @@ def ask(spec: "TeacherSpec", rows: "Prepared", collate: Collator, asking: Asking
 
 
 def _identity(spec: "TeacherSpec") -> str:
-    """Names a teacher's weights."""
+    """Names a teacher."""
     if Path(spec.name_or_path).is_dir():
-        return checkpoints.weights_hash(Path(spec.name_or_path))
+        return checkpoints.model_hash(Path(spec.name_or_path))
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(

@@ -211,7 +211,7 @@ def test_answers_of_other_models_are_joined_by_what_was_asked(tmp_path: Path):
     assert [a.texts for a in found.answers] == [("Cod.",), ("Red.",)]
     assert found.answers[0].raw == ("<think>hm</think>Cod.",)
     assert (found.run, found.folder, found.task, found.task_hash) == ("m1", None, "set", "h")
-    assert found.weights_hash.startswith("file:")
+    assert found.model_hash.startswith("file:")
     assert len(notes) == 2
 
     mt, _ = load(write_rows(tmp_path / "mt.jsonl", MT_BENCH))

@@ -248,7 +248,7 @@ def test_the_parquet_says_what_judges_said(tmp_path: Path):
 
     *_, beside = write(build([duel(tmp_path / "runs", [1.0, 0.0])]), tmp_path / "out")
     rows = pyarrow.parquet.read_table(beside).to_pylist()
-    said = [json.loads(row["judgments"]) for row in rows if row["weights_hash"] == "mine-weights"]
+    said = [json.loads(row["judgments"]) for row in rows if row["model_hash"] == "mine-weights"]
     assert [[line["preference"] for line in lines] for lines in said] == [[1.0, 1.0], [0.0, 0.0]]
     assert said[0][0]["reason"] == "The first answer is clearer."
 
