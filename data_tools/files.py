@@ -1,17 +1,73 @@
 """Writing files so that a kill at any moment leaves them whole, and reading them back so."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import PosttrainError
+from ..chat_templates.errors import PosttrainError, first_line
 from .errors import BusyError
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file grew beyond what this process may write (ulimit -f)",
+}
+_MAKE_ROOM = "make room and run the same command again: what is done is kept"
+
+
+def _no_room(error: BaseException, folder: Path) -> str | None:
+    """Says what limit an error came of, or None if it came of something else.
+
+    Python keeps the number of a system error; safetensors and Arrow write it into their text, torch says only that a
+    write failed.
+    """
+    seen = error
+    while seen is not None:
+        text = str(seen)
+        written = re.search(r"(?:os error|errno) (\d+)", text, re.IGNORECASE)
+        number = getattr(seen, "errno", None) or (int(written[1]) if written else None)
+        if number in _NO_ROOM:
+            return _NO_ROOM[number]
+        if re.search(r"PytorchStreamWriter|unexpected pos|iostream", text):
+            if shutil.disk_usage(folder).free < 2**24:
+                return _NO_ROOM[errno.ENOSPC]
+            if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+                return _NO_ROOM[errno.EFBIG]
+            return "the disk takes no more; is a quota used up?"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turns what a full disk, a used-up quota or ``ulimit -f`` makes libraries raise into one clear error.
+
+    Args:
+        folder: Where most is written.
+
+    Raises:
+        PosttrainError: Writing failed for want of room.
+    """
+    try:
+        yield
+    except PosttrainError:
+        raise
+    except Exception as error:
+        reason = _no_room(error, folder)
+        if reason is None:
+            raise
+        where = str(getattr(error, "filename", None) or folder)
+        raise PosttrainError(f"{reason} ({first_line(error)})", where=where, hint=_MAKE_ROOM) from error
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -32,7 +88,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         temporary.chmod(0o644)  # NamedTemporaryFile makes 0600; results are for others to read
         temporary.replace(path)
     except OSError as error:
-        raise PosttrainError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+        hint = _MAKE_ROOM if error.errno in _NO_ROOM else None
+        raise PosttrainError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)  # only there if something, a Ctrl-C included, came between
@@ -78,7 +135,8 @@ def append_line(path: Path, line: str, *, sync: bool = True) -> None:
             if sync:
                 os.fsync(handle.fileno())
     except OSError as error:
-        raise PosttrainError(f"cannot append: {error.strerror or error}", where=str(path)) from error
+        hint = _MAKE_ROOM if error.errno in _NO_ROOM else None
+        raise PosttrainError(f"cannot append: {error.strerror or error}", where=str(path), hint=hint) from error
 
 
 def _cut_torn_line(handle: Any) -> None:

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 FINAL = "final"
 # What only resuming needs; the names are those that transformers, accelerate and DeepSpeed write.
 _RESUME_STATE = re.compile(
-    r"^(optimizer|scheduler|scaler)[^/]*\.(pt|bin)$|^(rng_state|random_states)[^/]*\.(pth|pkl)$|^trainer_state\.json$"
+    r"^(optimizer|scheduler|scaler|progress|rollout_state)[^/]*\.(pt|bin)$|^(rng_state|random_states)[^/]*\.(pth|pkl)$|^trainer_state\.json$"
     r"|^training_args\.bin$|^(global_step\d+|optimizer_\d+|pytorch_model_fsdp_\d+)/|^latest$|^zero_to_fp32\.py$"
 )
 _WEIGHTS = re.compile(r"^(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)$")
@@ -89,10 +89,11 @@ def _combine(files: dict[str, dict[str, Any]]) -> str:
 def read_manifest(folder: Path) -> Manifest | None:
     """Returns a folder's manifest, or None if there is none or it cannot be read."""
     try:
-        value = json.loads((folder / MANIFEST).read_text())
-        return Manifest(**value)
-    except (OSError, ValueError, TypeError):
+        manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
+        sizes = [(int(entry["size"]), entry["sha256"] + "") for entry in manifest.files.values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    return manifest if sizes and isinstance(manifest.step, int) and isinstance(manifest.weights, str) else None
 
 
 def verify(folder: Path, *, resume_state: bool = True) -> list[str]:

@@ -6,7 +6,7 @@ compares the same thing. Everything else that was measured stands in the card's 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .checkpoints import FINAL
 from .report.columns import column_name
 from .report.format import interval_text, metric_label, number, scales
 from .report.markdown import md
-from .report.model import Cell, Column, Figure, Leaderboard, Row, Run
+from .report.model import Cell, Column, Figure, Leaderboard, Row
 from .report.text import clean, mapping, plain, text
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ def write_card(run_folder: Path, output: Path | None = None, *, name: str | None
         InputError: The folder is no run, or has no scores of a final model.
         PosttrainError: The file cannot be written.
     """
-    from huggingface_hub import ModelCardData
-
     from .report import build
 
     board = build([run_folder])
@@ -52,21 +50,59 @@ def write_card(run_folder: Path, output: Path | None = None, *, name: str | None
             "no scores of a final model", where=str(run_folder), hint="`posttrain score` it, then write its card"
         )
     run = board.run_of(row)
-    called = plain(name or run.name, 96)
     results = [result for column in board.columns if (cell := row.cells.get(column.id)) for result in _results(cell)]
-    known = {
-        "library_name": "transformers",
-        "pipeline_tag": _PIPELINES.get(run.stage or "", "text-generation"),
-        "tags": ["posttrain", *([plain(run.stage, 40)] if run.stage else [])],
-        "base_model": _base(run),
-    }
-    data = ModelCardData(
-        model_name=called, eval_results=results or None, **{key: value for key, value in known.items() if value}
-    )
-    card = f"---\n{data.to_yaml()}\n---\n\n{_text(board, row, run, called)}"
+    called = plain(name or run.name, 96)
+    facts = {"weights": row.weights_hash, "seed": run.seed}
+    card = _card(run.record, called, run.stage, results=results, evaluation=_table(board, row), **facts)
     if output is not None:
         write_atomic(output, card)
     return card
+
+
+def card_of_record(record: Mapping[str, Any], *, step: int | None = None, adapter: bool = False) -> str:
+    """Returns the card of what a run has just saved, which nothing has scored yet.
+
+    Args:
+        record: The run's ``run.json``.
+        step: The checkpoint's step; None for the final model.
+        adapter: Whether it is an adapter, which PEFT loads.
+    """
+    name = plain(record.get("name") or "model", 96)
+    called = name if step is None else f"{name}, step {step}"
+    unscored = ["Not scored when this was written: `posttrain score` it, then `posttrain card`."]
+    stage, seed = text(record.get("stage")), record.get("seed")
+    return _card(record, called, stage, evaluation=unscored, library="peft" if adapter else "transformers", seed=seed)
+
+
+def _card(
+    record: Mapping[str, Any],
+    called: str,
+    stage: str | None,
+    *,
+    evaluation: list[str],
+    results: "Sequence[EvalResult]" = (),
+    library: str = "transformers",
+    **facts: Any,
+) -> str:
+    """Returns a card: what the Hub reads, then the text."""
+    from huggingface_hub import ModelCardData
+
+    base = _base(record)
+    known = {
+        "library_name": library,
+        "pipeline_tag": _PIPELINES.get(stage or "", "text-generation"),
+        "tags": ["posttrain", *([plain(stage, 40)] if stage else [])],
+        "base_model": base,
+    }
+    data = ModelCardData(
+        model_name=called, eval_results=list(results) or None, **{key: value for key, value in known.items() if value}
+    )
+    origin = base or text(mapping(record.get("parent")).get("name"))
+    trained = f" by a run of stage {md(stage, 40)}" if stage else ""
+    start = f" from {md(origin)}" if origin else ""
+    lines = [f"# {md(called, 96)}", "", f"Trained with posttrain{trained}{start}.", ""]
+    lines += ["## Evaluation", "", *evaluation, "", *_provenance(record, facts)]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip("\n") + "\n"
 
 
 def why_not(cell: Cell) -> str | None:
@@ -125,38 +161,31 @@ def _spread(figure: Figure) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _base(run: Run) -> str | None:
+def _base(record: Mapping[str, Any]) -> str | None:
     """Returns the Hub id that a run started from, if it is one."""
-    model = mapping(run.record.get("recipe")).get("model")
+    model = mapping(record.get("recipe")).get("model")
     name = text(mapping(model).get("name_or_path")) or text(model)
     if name is None or not _HUB_ID.match(name) or name.endswith(_NOT_MODELS) or Path(name).exists():
         return None
     return name
 
 
-def _text(board: Leaderboard, row: Row, run: Run, name: str) -> str:
-    """Returns the card's text: results with intervals, what sets them apart, and the way to the model."""
-    record = run.record
-    stage = f" by a run of stage {md(run.stage, 40)}" if run.stage else ""
-    parent = mapping(record.get("parent"))
-    origin = _base(run) or text(parent.get("name"))
-    lines = [f"# {md(name, 96)}", "", f"Trained with posttrain{stage}{f' from {md(origin)}' if origin else ''}.", ""]
-    lines += ["## Evaluation", "", *_table(board, row), ""]
-    lines += ["## How it was made", ""]
-    facts = {
-        "weights": row.weights_hash,
+def _provenance(record: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Returns the way to the model."""
+    known = {
+        "weights": facts.get("weights"),
         "recipe": record.get("recipe_hash"),
         "training data": mapping(mapping(record.get("data")).get("train")).get("fingerprint"),
         "chat template": mapping(record.get("template")).get("name"),
-        "seed": run.seed,
+        "seed": facts.get("seed"),
         "git revision": mapping(record.get("git")).get("revision"),
         "versions": ", ".join(f"{k} {v}" for k, v in sorted(mapping(record.get("versions")).items())),
     }
-    lines += [f"- {fact}: {md(value, 400)}" for fact, value in facts.items() if value not in (None, "")]
+    lines = ["## How it was made", ""]
+    lines += [f"- {fact}: {md(value, 400)}" for fact, value in known.items() if value not in (None, "")]
     lines += _block("", plain(record.get("command") or "", 2000))
     recipe = json.dumps(record.get("recipe"), indent=2, ensure_ascii=False, default=str)
-    lines += _block("json", clean(recipe)[:_MOST_RECIPE]) if record.get("recipe") else []
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return lines + (_block("json", clean(recipe)[:_MOST_RECIPE]) if record.get("recipe") else [])
 
 
 def _block(language: str, content: str) -> list[str]:

@@ -1,19 +1,20 @@
-"""What every run does around the trainer's own steps: manifests, rotation, the log."""
+"""What every run does around the trainer's own steps: manifests, rotation, the log, going on where a killed run was."""
 
-import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data_tools.files import append_line
 from ..evals import checkpoints
 from ..evals.models import save_head
+from . import rundir
 from .errors import RunError
-from .rundir import LOG
 
 
 class CheckpointKeeper(TrainerCallback):
@@ -28,19 +29,43 @@ class CheckpointKeeper(TrainerCallback):
 
     def __init__(self, limit: int | None):
         self.limit = limit
+        self._deferred = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the rotation that a kill may have cut short."""
+        if state.global_step and PartialState().is_main_process:
+            self._rotate(Path(str(args.output_dir)), state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Removes a damaged folder of the step about to be saved."""
+        """Removes a damaged folder of the step about to be saved; puts off a save where an epoch ends.
+
+        What is evaluated and logged at the end of an epoch belongs to the step that ended it: had that step been saved
+        before, a run resumed from there would leave it out.
+        """
+        self._deferred = control.should_save and (control.should_training_stop or (state.epoch or 0.5) % 1 == 0)
+        if self._deferred:
+            control.should_save = False
         self._clear(args, state, control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Removes an unfinished folder where the evaluation decides on saving."""
+        best = args.save_strategy == "best" and checkpoints.read_manifest(_folder(args, state.global_step)) is None
+        self._clear(args, state, control, always=best)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Removes a damaged folder of the step about to be saved."""
+        control.should_save = control.should_save or self._deferred
+        self._deferred = False
         self._clear(args, state, control)
 
-    def _clear(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        if control.should_save:
+    def _clear(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, always: bool = False
+    ) -> None:
+        if control.should_save or always:
             folder = _folder(args, state.global_step)
             if PartialState().is_main_process and folder.exists():
                 shutil.rmtree(folder)
@@ -52,6 +77,7 @@ class CheckpointKeeper(TrainerCallback):
         if PartialState().is_main_process:
             folder = _folder(args, state.global_step)
             save_head(folder, kwargs.get("model"))
+            rundir.write_card(folder)
             checkpoints.write_manifest(folder, step=state.global_step, resumable=not args.save_only_model)
             self._rotate(folder.parent, state)
         PartialState().wait_for_everyone()
@@ -93,7 +119,131 @@ class StartKeeper(TrainerCallback):
             PartialState().wait_for_everyone()
             if PartialState().is_main_process:
                 save_head(folder, kwargs.get("model"))
+                rundir.write_card(folder)
                 checkpoints.write_manifest(folder, step=0, resumable=False)
+
+
+class ProgressKeeper(TrainerCallback):
+    """Makes a resumed run's log and end those of an uninterrupted one.
+
+    transformers resumes steps, optimizer and random numbers. It forgets the loss since the last line of the log and the
+    sum behind ``train_loss``; TRL forgets its token count and the metrics not logged yet. And a run that had come to
+    its end trains one step more (seen with transformers 5.23 and TRL 1.16).
+
+    Private names used here, which a test holds to what they are: transformers' ``_globalstep_last_logged``,
+    ``_initial_global_step``, ``_initial_num_input_tokens_seen``, ``_run_epoch``, ``_total_loss_scalar``, ``_tr_loss``;
+    TRL's ``_metrics``, ``_pending_metrics``, ``_stored_metrics``, ``_total_train_tokens``.
+
+    Attributes:
+        trainer: Set once the trainer, which takes its callbacks first, has been built.
+    """
+
+    trainer: Any = None
+
+    def __init__(self) -> None:
+        self._earlier = self._began = 0.0
+        self._evaluates_on_start = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes back what ``on_save`` kept; a run that was at its end takes no step."""
+        self._began = time.monotonic()
+        if state.global_step == 0:
+            return
+        trainer, folder = self.trainer, _folder(args, state.global_step)
+        self._evaluates_on_start, args.eval_on_start = args.eval_on_start, False  # it has been, and is in the log
+        best = _folder(args, state.best_global_step or 0)
+        if state.best_global_step and best.is_dir():
+            state.best_model_checkpoint = str(best)  # the path that was saved goes astray when a run is moved
+        kept = _read_progress(args, folder)
+        if kept:
+            self._earlier = kept["seconds"]
+            trainer._tr_loss.fill_(kept["loss"])
+            trainer._total_loss_scalar, trainer._globalstep_last_logged = kept["loss_sum"], kept["logged"]
+            trainer._initial_global_step = trainer._initial_num_input_tokens_seen = 0
+            if kept["tokens"] is not None:
+                trainer._total_train_tokens = kept["tokens"]
+            for name, values in kept["metrics"].items():
+                _refill(getattr(trainer, name, {}), values)
+            trainer.model.train(kept["training"])  # TRL's log asks it which metrics are meant
+        stopped = bool(kept) and kept["stopped"] and kept["max_steps"] == state.max_steps
+        if state.global_step >= state.max_steps or stopped:
+            trainer._run_epoch = self._stop
+
+    def _stop(self, **_: Any) -> None:
+        self.trainer.control.should_training_stop = True
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves the settings as the recipe has them."""
+        args.eval_on_start = args.eval_on_start or self._evaluates_on_start
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes what this process would forget."""
+        if args.save_only_model:
+            return
+        trainer = self.trainer
+        kept = {
+            "seconds": self._earlier + time.monotonic() - self._began,
+            "loss": trainer._tr_loss.item(),
+            "loss_sum": trainer._total_loss_scalar,
+            "logged": trainer._globalstep_last_logged,
+            "tokens": getattr(trainer, "_total_train_tokens", None),
+            "metrics": {name: _plain(vars(trainer)[name]) for name in _METRICS if name in vars(trainer)},
+            "training": trainer.model.training,
+            "stopped": control.should_training_stop,
+            "max_steps": state.max_steps,
+        }
+        torch.save(kept, _folder(args, state.global_step) / _progress_name(args))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds the time of the run's earlier parts, so that speeds are those of all steps."""
+        seconds = (logs or {}).get("train_runtime")
+        if not logs or seconds is None or not self._earlier:
+            return
+        logs["train_runtime"] = round(seconds + self._earlier, 4)
+        for name in [name for name in logs if name.startswith("train_") and name.endswith("_per_second")]:
+            logs[name] = round(logs[name] * seconds / logs["train_runtime"], 3)
+
+
+_METRICS = ("_metrics", "_pending_metrics", "_stored_metrics")
+
+
+def _progress_name(args: TrainingArguments) -> str:
+    return f"progress_{args.process_index}_of_{args.world_size}.pt"
+
+
+def _read_progress(args: TrainingArguments, folder: Path) -> dict[str, Any]:
+    """Reads what was kept of this process, or of the first one where another number of processes trained."""
+    own = folder / _progress_name(args)
+    paths = [own] if own.is_file() else sorted(folder.glob("progress_0_of_*.pt"))
+    return torch.load(paths[0], map_location="cpu", weights_only=True) if paths else {}
+
+
+def _plain(value: Any) -> Any:
+    """Turns what metrics are collected in into dicts, lists and what can be loaded without running code."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") and not isinstance(value, torch.Tensor) else value
+
+
+def _refill(target: Any, values: dict[Any, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _refill(target[key], value)
+        else:
+            target[key] = value
 
 
 class LogKeeper(TrainerCallback):
@@ -113,8 +263,8 @@ class LogKeeper(TrainerCallback):
             RunError: The loss is not finite: every weight is lost already, and every further step is wasted.
         """
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, **{key: _jsonable(value) for key, value in logs.items()}}
-            append_line(Path(str(args.output_dir)) / LOG, json.dumps(line), sync=False)
+            line = rundir.log_line({**logs, "step": state.global_step})
+            append_line(Path(str(args.output_dir)) / rundir.LOG, line, sync=False)
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise RunError(
@@ -122,7 +272,3 @@ class LogKeeper(TrainerCallback):
                 where=str(args.output_dir),
                 hint="lower trainer.learning_rate or trainer.max_grad_norm, and begin again in another output_dir",
             )
-
-
-def _jsonable(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -220,8 +220,11 @@ def answers(
 
 def main() -> None:
     """Runs the command line: an error of ours is one line and its exit code, never a traceback."""
+    from ..data_tools.files import explain_full_disk
+
     try:
-        app()
+        with explain_full_disk(Path()):
+            app()
     except PosttrainError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -263,7 +263,6 @@ def save(trainer: Any, trial: Any, more: dict[str, Any]) -> None:
     state = {
         "step": trainer._step,
         "buffer": trainer._buffered_inputs if trainer._step % _small_batches(trainer) else None,
-        "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
         **more,
     }
     torch.save(state, folder / _state_name(trainer))
@@ -277,8 +276,6 @@ def restore(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     state = torch.load(path, map_location=trainer.args.device, weights_only=True)
     trainer._step = state["step"]
     trainer._buffered_inputs = state["buffer"]
-    for mode, values in state["metrics"].items():
-        trainer._metrics[mode].update(values)
     return state
 
 

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import math
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..data_tools.files import write_json
+from ..chat_templates.errors import first_line
+from ..data_tools.files import write_atomic, write_json
 from ..evals import checkpoints
 from .errors import RunFolderError
 from .load import Loaded
@@ -19,6 +22,7 @@ from .schema import Recipe
 
 RECORD = "run.json"
 LOG = "log.jsonl"
+CARD = "README.md"
 _PACKAGES = ("posttrain", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval")
 
 
@@ -35,7 +39,7 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text())
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         hint = "restore it, or choose another output_dir"
         raise RunFolderError(f"the run's record is damaged: {error}", where=str(path), hint=hint) from error
     return record
@@ -52,11 +56,16 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     Returns:
         The record, already written.
 
+    A folder in which nothing was trained may be taken over by another recipe, such as the mended one.
+
     Raises:
         RunFolderError: The folder was made by a different recipe, or holds files of other origin.
     """
     run_dir = Path(loaded.recipe.output_dir)
+    _tidy(run_dir)
     old = read_record(run_dir)
+    if old is not None and old.get("recipe_hash") != loaded.hash and not _holds_work(run_dir):
+        old = _abandoned(run_dir)
     hint = "choose another output_dir, or go on here with --force"
     if old is None and run_dir.is_dir() and not force:
         strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
@@ -99,6 +108,27 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     }
     write_json(run_dir / RECORD, record)
     return record
+
+
+def _tidy(run_dir: Path) -> None:
+    """Removes what a kill in the middle of a write has left under its temporary name."""
+    for name in (RECORD, LOG, CARD, checkpoints.MANIFEST):
+        for path in run_dir.glob(f".{name}.????????"):
+            path.unlink()
+
+
+def _holds_work(run_dir: Path) -> bool:
+    """Says whether a folder holds anything that came of training or scoring; weights before the first step do not."""
+    trained = any(checkpoints.step_of(folder) for folder in checkpoints.list_checkpoints(run_dir))
+    names = (checkpoints.MANIFEST, "scores.jsonl", "judgments.jsonl", "samples")
+    return trained or any((run_dir / name).exists() for name in names) or any(run_dir.glob("*.safetensors"))
+
+
+def _abandoned(run_dir: Path) -> None:
+    """Clears a folder of what a run that took no step wrote."""
+    shutil.rmtree(run_dir / "checkpoint-0", ignore_errors=True)
+    for name in (LOG, CARD, RECORD):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def _command(loaded: Loaded) -> list[str]:
@@ -196,22 +226,128 @@ class Resume:
     left: tuple[str, ...]
 
 
-def find_resume(run_dir: Path, say: Callable[[str], None] = print) -> Resume:
-    """Finds the newest checkpoint whose every file is as it was saved; says which ones it leaves, and why."""
+def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool = False) -> Resume:
+    """Finds the newest checkpoint whose every file is as it was saved; says which ones it leaves, and why.
+
+    Args:
+        run_dir: The run folder.
+        say: Takes a line for the user.
+        best: Whether the run ends with its best checkpoint, which must then be whole too.
+    """
     left = []
     for folder in reversed(checkpoints.list_checkpoints(run_dir)):
         problems = checkpoints.verify(folder)
+        manifest = checkpoints.read_manifest(folder)
+        if manifest is not None and not problems:
+            if not manifest.resumable:
+                continue
+            problems = _unreadable(folder, manifest, best=best)
         if not problems:
-            manifest = checkpoints.read_manifest(folder)
-            if manifest is not None and manifest.resumable:
-                say(f"resuming from {folder}")
-                return Resume(folder, tuple(left))
-            continue
+            say(f"resuming from {folder}")
+            return Resume(folder, tuple(left))
         left.append(f"{folder.name}: {'; '.join(problems)}")
         say(f"leaving damaged checkpoint {folder}: {'; '.join(problems)}")
     if left:
         say("no whole checkpoint is left: starting from the first step")
     return Resume(None, tuple(left))
+
+
+def _unreadable(folder: Path, manifest: checkpoints.Manifest, *, best: bool) -> list[str]:
+    """Names the files of a checkpoint that are as its manifest says and yet no state to go on from.
+
+    Nothing that a file says is run: pickles may hold tensors and plain values, and no other object.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    problems = []
+    for name in manifest.files:
+        path = folder / name
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth") and "/" not in name:
+                _read_pickle(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            problems.append(f"{name} cannot be read ({first_line(error)})")
+    return problems or _wrong_state(folder, manifest, best=best)
+
+
+def _read_pickle(path: Path) -> None:
+    """Reads all but the numbers of a file of torch's.
+
+    Raises:
+        ValueError: It is damaged, or holds something else than tensors and plain values.
+    """
+    import pickle
+
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    try:
+        with safe_globals():
+            torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds more than tensors and plain values") from error
+    except (EOFError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(first_line(error)) from error
+
+
+def _wrong_state(folder: Path, manifest: checkpoints.Manifest, *, best: bool) -> list[str]:
+    """Says what in a checkpoint's ``trainer_state.json`` does not belong to it."""
+    path = folder / "trainer_state.json"
+    if not path.is_file():
+        return [f"{path.name} is missing"]
+    state = json.loads(path.read_text())
+    if not isinstance(state, dict) or state.get("global_step") != manifest.step:
+        return [f"{path.name} is not that of step {manifest.step}"]
+    if not isinstance(state.get("log_history"), list) or not all(
+        isinstance(line, dict) for line in state["log_history"]
+    ):
+        return [f"{path.name} holds no log"]
+    number = state.get("best_global_step")
+    if not best or not number or number == manifest.step:
+        return []
+    problems = checkpoints.verify(folder.parent / f"checkpoint-{number}", resume_state=False)
+    return [f"the best checkpoint before it, checkpoint-{number}, is damaged: {problems[0]}"] if problems else []
+
+
+def log_line(entry: dict[str, Any]) -> str:
+    """Returns a line of the log for what the trainer logged; what is no finite number is written as its name."""
+    step = {"step": entry["step"]}
+    return json.dumps(step | {key: _jsonable(value) for key, value in entry.items() if key != "step"})
+
+
+def _jsonable(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rewind_log(run_dir: Path, checkpoint: Path | None) -> None:
+    """Puts the log back to what it was when a checkpoint was saved, from the checkpoint's own copy of it."""
+    if checkpoint is None:
+        (run_dir / LOG).unlink(missing_ok=True)
+        return
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    write_atomic(run_dir / LOG, "".join(log_line(entry) + "\n" for entry in history))
+
+
+def write_card(folder: Path) -> None:
+    """Writes the model card of a run's folder or of one below it, in place of what TRL and PEFT write."""
+    from ..evals.model_card import card_of_record
+
+    run_dir = folder if (folder / RECORD).exists() else folder.parent
+    record = read_record(run_dir) or {}
+    adapter = (folder / "adapter_config.json").is_file()
+    write_atomic(folder / CARD, card_of_record(record, step=checkpoints.step_of(folder), adapter=adapter))
+
+
+def saved_step(run_dir: Path, folder: Path, *, last: int) -> int:
+    """Returns the step whose weights a folder holds: that of the checkpoint with the same weights, else the last."""
+    saved = checkpoints.weights_hash(folder)
+    manifests = [checkpoints.read_manifest(checkpoint) for checkpoint in checkpoints.list_checkpoints(run_dir)]
+    return max((manifest.step for manifest in manifests if manifest and manifest.weights == saved), default=last)
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -9,16 +9,14 @@ Runs under any launcher::
 import argparse
 import contextlib
 import importlib
-import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, first_line
-from ..data_tools.files import locked, write_atomic, write_json
+from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
 from .errors import RecipeError, RunError
@@ -60,10 +58,10 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
             data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
         if state.is_main_process:
             _record_inputs(job, record, data, force)
-        resume = rundir.find_resume(run_dir, say=_say).checkpoint
+        resume = rundir.find_resume(run_dir, say=_say, best=args.load_best_model_at_end).checkpoint
         head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
         trainer = _build(job, stage, args, data, head)
-        with _explain_full_disk(run_dir):
+        with explain_full_disk(run_dir):
             _run(job, trainer, resume)
             _finish(job, trainer, head)
     _say(f"{run_dir}: trained for {trainer.state.global_step} steps; the final model is whole")
@@ -204,20 +202,31 @@ def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any]
     """Builds model and trainer; the seed is set first, because new weights and adapters are drawn from it."""
     from transformers import set_seed
 
-    from .callbacks import CheckpointKeeper, LogKeeper, StartKeeper
+    from .callbacks import CheckpointKeeper, LogKeeper, ProgressKeeper, StartKeeper
     from .model import load_model
 
     set_seed(args.seed)
     model = load_model(job.loaded.recipe, job.tokenizer, head)
     keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
-    start = StartKeeper()
-    callbacks = [keeper, LogKeeper(), *([start] if _keeps_start(job.loaded) else [])]
+    start, progress = StartKeeper(), ProgressKeeper()
+    # The manifest is written last, and the log once the run's earlier parts are added.
+    callbacks = [progress, keeper, LogKeeper(), *([start] if _keeps_start(job.loaded) else [])]
     try:
         trainer = stage.build(job, args, model, data, callbacks)
     except ValueError as error:
         raise RecipeError(first_line(error), where=str(job.loaded.path)) from error
-    start.trainer = trainer
+    start.trainer = progress.trainer = trainer
+    trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
+    _fix_order(trainer.model)
     return trainer
+
+
+def _fix_order(model: Any) -> None:
+    """Makes an adapter's configuration the same file in every process: PEFT saves sets of names as they come."""
+    for config in getattr(model, "peft_config", {}).values():
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
 
 
 def _keeps_start(loaded: Loaded) -> bool:
@@ -226,39 +235,17 @@ def _keeps_start(loaded: Loaded) -> bool:
 
 
 def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
-    """Trains to the end, from a checkpoint if there is a whole one."""
-    if trainer.is_world_process_zero():
-        _trim_log(job.run_dir / rundir.LOG, checkpoints.step_of(resume) or 0 if resume else 0)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-
-
-@contextlib.contextmanager
-def _explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turns what torch and safetensors raise on a full disk, of which neither says so, into one clear error.
+    """Trains to the end, from a checkpoint if there is a whole one.
 
     Raises:
-        RunError: Writing failed, and there is less room than any checkpoint needs.
+        RunError: There was no step to take.
     """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if shutil.disk_usage(folder).free >= 2**24:
-            raise
-        reason = first_line(error)
-        hint = "make room and run the same command again: it resumes from the newest whole checkpoint"
-        raise RunError(f"the disk is full ({reason})", where=str(folder), hint=hint) from error
-
-
-def _trim_log(path: Path, step: int) -> None:
-    """Drops the log lines of steps that a resumed run will take again."""
-    from ..data_tools.files import read_jsonl_log
-
-    lines = read_jsonl_log(path)
-    kept = [line for line in lines if line["step"] <= step]
-    if len(kept) < len(lines):
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+    if trainer.is_world_process_zero():
+        rundir.rewind_log(job.run_dir, resume)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.state.global_step == 0:
+        hint = "trainer.max_steps and trainer.num_train_epochs say how long, data.train with what"
+        raise RunError("the run took no step, so nothing was trained", where=str(job.run_dir), hint=hint)
 
 
 def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
@@ -266,15 +253,24 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
     from accelerate import PartialState
 
     adapter = job.loaded.recipe.lora is not None
-    trainer.save_model(str(job.run_dir / "adapter" if adapter else job.run_dir))
+    trained = job.run_dir / "adapter" if adapter else job.run_dir
     if trainer.is_world_process_zero():
+        (job.run_dir / checkpoints.MANIFEST).unlink(missing_ok=True)  # an older one says nothing of what is saved now
+    trainer.save_model(str(trained))
+    if trainer.is_world_process_zero():
+        step = rundir.saved_step(job.run_dir, trained, last=trainer.state.global_step)
         if adapter:
+            from transformers import set_seed
+
             from .model import merge_adapter
 
+            set_seed(trainer.args.seed)  # rows that the base lacks are drawn as they were for training
+            rundir.write_card(trained)
             merged = merge_adapter(job.loaded.recipe, job.run_dir / "adapter", job.tokenizer, head)
             merged.save_pretrained(job.run_dir)
         job.tokenizer.save_pretrained(job.run_dir)
-        checkpoints.write_manifest(job.run_dir, step=trainer.state.global_step, resumable=False)
+        rundir.write_card(job.run_dir)
+        checkpoints.write_manifest(job.run_dir, step=step, resumable=False)
         record = rundir.read_record(job.run_dir)
         assert record is not None, "claim() wrote it"
         write_json(job.run_dir / rundir.RECORD, {**record, "finished": rundir.now()})
@@ -306,8 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", action="append", default=[], help="NAME=FOLDER: what @NAME stands for in the recipe")
     options = parser.parse_intermixed_args(argv)  # overrides may stand behind flags
     try:
-        loaded = load(options.recipe, options.overrides, parse_steps(options.step))
-        train(loaded, processes=options.processes, force=options.force)
+        with explain_full_disk(Path()):
+            loaded = load(options.recipe, options.overrides, parse_steps(options.step))
+            train(loaded, processes=options.processes, force=options.force)
         _leave_group()
         if options.no_score or int(os.environ.get("RANK", "0")) != 0:
             return 0
