@@ -1,0 +1,165 @@
+"""Kills a command before its n-th file-changing event, lets it run again, and compares what lies there then.
+
+Any command of posttrain will do. It runs in a fork of the test's process, which has imported everything, so that a kill
+costs a second; what it starts as processes of their own is counted with it.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .kill_hook import sitecustomize
+
+_TIMES = ("created", "finished", "seconds", "saved", "when")
+_LOCKS = (".lock", ".scoring")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is killed.
+
+    Attributes:
+        root: The folder below which it changes files; its content is what the command starts from.
+        arguments: As for ``posttrain``.
+    """
+
+    root: Path
+    arguments: Sequence[str | Path]
+
+
+class Killer:
+    """Runs one command again and again from the same beginning.
+
+    Args:
+        command: The command.
+        scratch: A folder outside of the command's root.
+    """
+
+    def __init__(self, command: Command, scratch: Path):
+        self.command = command
+        self._events = scratch / "events"
+        self._output = scratch / "output"
+        self._start = Path(shutil.copytree(command.root, scratch / "start"))
+        code = self._run(at=0, modules=scratch / "modules")
+        assert code == 0, self._output.read_text()
+        for name in (scratch / "modules").read_text().split():  # so that no fork need import them again
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        self.events = self._events.read_text().split("\n")[:-1]
+        self.expected = snapshot(command.root)
+
+    def kill(self, at: int) -> None:
+        """Kills the command before its event number ``at`` (from 1), runs it again, and compares.
+
+        Raises:
+            AssertionError: It did not die, did not end the second time, or left something else than it should.
+        """
+        event = self.events[at - 1].strip()
+        shutil.rmtree(self.command.root)
+        shutil.copytree(self._start, self.command.root)
+        code = self._run(at)
+        assert code != 0, f"not killed at {at}, {event}"
+        code = self._run(at=0)
+        assert code == 0, f"killed at {at}, {event}: {self._output.read_text()}"
+        found = snapshot(self.command.root)
+        different = [name for name in self.expected.keys() | found.keys() if self.expected.get(name) != found.get(name)]
+        shown = {name: (self.expected.get(name), found.get(name)) for name in sorted(different)}
+        assert not different, f"killed at {at}, {event}: {str(shown)[:3000]}"
+
+    def chosen(self, number: int) -> list[int]:
+        """Returns numbers of events, evenly spread, with the last ones among them."""
+        count = len(self.events)
+        step = max(1, count / number)
+        return sorted({max(1, count - round(step * place)) for place in range(number)})
+
+    def _run(self, at: int, modules: Path | None = None) -> int:
+        """Runs the command in a process group of its own; returns its exit code, negative for a signal."""
+        self._events.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            code = _in_child(self.command, self._events, self._output, at)
+            if modules:
+                modules.write_text(" ".join(sorted(sys.modules)))
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+def _in_child(command: Command, events: Path, output: Path, at: int) -> int:
+    """Becomes the command."""
+    try:
+        os.setpgid(0, 0)
+        sink = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.environ |= {"KILL_ROOT": str(command.root), "KILL_EVENTS": str(events), "KILL_AT": str(at)}
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH")])
+        )
+        sitecustomize.install(str(command.root), str(events), at)
+        return _call(list(map(str, command.arguments)))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _call(arguments: list[str]) -> int:
+    """Runs a command of posttrain's; ``train`` becomes another process, so its module is called instead."""
+    if arguments[0] == "train":
+        from posttrain.recipes.train import main
+
+        return main(arguments[1:])
+    from posttrain.recipes import cli
+
+    sys.argv = ["posttrain", *arguments]
+    cli.main()
+    return 0
+
+
+def snapshot(root: Path) -> dict[str, Any]:
+    """Returns what lies below a folder, wall times aside."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    names = {str(path.relative_to(root)): path for path in files}
+    return {name: _content(path) for name, path in names.items() if not any(part in _LOCKS for part in name.split("/"))}
+
+
+def _content(path: Path) -> Any:
+    import hashlib
+
+    import torch
+
+    if path.suffix in (".json", ".jsonl") and path.stat().st_size < 2**20:
+        values = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else None
+        found = _timeless(json.loads(path.read_text()) if values is None else values)
+        # A manifest hashes files that hold times; what it says of the weights is what counts.
+        return {**found, "files": sorted(found["files"])} if path.name == "manifest.json" else found
+    if path.name.startswith("progress_"):
+        return repr(_timeless(torch.load(path, weights_only=True)))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not _is_time(key)}
+        return {key: _timeless(item) for key, item in kept.items()}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_time(key: Any) -> bool:
+    return isinstance(key, str) and (key in _TIMES or key.endswith(("_runtime", "_per_second", "step_time")))
