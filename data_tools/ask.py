@@ -2,7 +2,7 @@
 
 The model runs in this process, or answers behind any endpoint that speaks OpenAI's chat protocol. Every answer is on
 the disk before the next is waited for, so that a killed run goes on with the prompts that are left. What an endpoint
-was paid for stays in ``requests.jsonl`` as it came, useless answers too, and is not asked for again.
+was paid for stays in ``requests.jsonl`` as it came, refused and empty answers too, and is not asked for again.
 """
 
 import json

@@ -1,9 +1,13 @@
 """The one client for OpenAI-compatible servers.
 
 Nothing is paid twice: every answer is in an append-only record before anybody sees it, under a key of all that was
-asked, and who asks the same again gets it from there. That holds for answers that turn out to be malformed, refused,
-cut or empty as well, since they were paid for; another :attr:`Request.salt` asks anew. After a kill only what was in
-flight is asked again, at most as many requests as the concurrency allows.
+asked, and who asks the same again gets it from there. That holds for answers that are refused, cut or empty as well,
+since they were paid for; another :attr:`Request.salt` asks anew. After a kill only what was in flight is asked again,
+at most as many requests as the concurrency allows.
+
+What fails is of three kinds. Statuses 429 and 5xx, lost connections and bodies that are no completion (half of one, a
+proxy's page, an answer without choices or content) are tried again, so often and no more. A request that the server
+will not take (400, 413, 422: too long, filtered) is rejected, alone. A wrong key or model ends the run with one error.
 
 A budget is kept over the life of the record. Before a request is sent, the most that it can cost is reserved on disk:
 a token for each byte of the request, 128 for what the model's chat template may add (more, once the server has shown
@@ -24,13 +28,11 @@ from ..chat_templates.errors import PosttrainError
 from .endpoint_calls import Calls, Finished
 from .endpoint_limits import Clock, Limits, Sleep
 from .endpoint_record import Record, Spent
-from .endpoint_reply import BUDGET_SPENT, Reply, Request
+from .endpoint_reply import BUDGET_SPENT, REJECTED, Reply, Request
 from .endpoint_spec import Budget, EndpointSpec, Prices
 from .errors import DataError
 
-__all__ = ["BUDGET_SPENT", "Budget", "Endpoint", "EndpointSpec", "Prices", "Reply", "Request", "Spent"]
-
-_NOT_KNOWN = tuple(f"the request failed ({name})" for name in ("BadRequestError", "UnprocessableEntityError"))
+__all__ = ["BUDGET_SPENT", "REJECTED", "Budget", "Endpoint", "EndpointSpec", "Prices", "Reply", "Request", "Spent"]
 
 Take = Callable[[Request, Reply], None]
 Progress = Callable[[int, int], None]
@@ -78,7 +80,7 @@ class Endpoint:
 
         Raises:
             DataError: The API key is not set, or the package ``openai`` is not installed.
-            PosttrainError: The server refuses every request (401, 403, 404), or answers none; or the record is
+            PosttrainError: The server refuses us (401, 403, 404), takes or answers no request; or the record is
                 damaged. Asked again, the work goes on where it was.
         """
         if self._asking:
@@ -136,7 +138,7 @@ class Endpoint:
         request = Request(question, max_tokens=1, top_logprobs=5, salt="probe")
         self.ask([request], lambda request, reply: replies.append(reply))
         reply = replies[0]
-        if reply.finish is None and (reply.error or "").partition(":")[0] not in _NOT_KNOWN:
+        if reply.finish is None:
             what = f"cannot tell whether the endpoint gives log-probabilities: {reply.error}"
             raise PosttrainError(what, where=self.spec.address, hint="check that the server is up, and try again")
         return bool(reply.logprobs) and len(reply.logprobs[0]) > 1

@@ -12,12 +12,12 @@ from .endpoint_limits import LONGEST_WAIT, Limits, Sleep, Ticket, pause, retry_a
 from .endpoint_record import Charge, Record
 from .endpoint_reply import (
     BUDGET_SPENT,
+    REJECTED,
     Reply,
     Request,
     one_line,
     parse_json,
     read_reply,
-    server_error,
     token_counts,
     worst_case,
 )
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _GIVE_UP = 8  # requests in a row that got no answer after all their retries
+_NONE_TAKEN = 32  # requests that the server rejected, when it never has answered any
+_AGAIN = (408, 409, 425, 429)  # and from 500 on
+_HOPELESS = {  # what no other request would fare better with, and what to do
+    **dict.fromkeys((401, 403, 407, "invalid_api_key"), "key"),
+    **dict.fromkeys((404, 405, 410, "model_not_found"), "check `model` and `base_url`"),
+    **dict.fromkeys((402, "insufficient_quota"), "the account has no money left"),
+}
 _REAL_KEY = 16  # characters; what is shorter is no secret, and may well be a word of an answer
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
 _UNPAID = (429, 500, 501, 503, 529)  # the server itself says that it did not answer; a gateway cannot know
@@ -76,7 +83,7 @@ class Calls:
         self._sleep = sleep
         self._settled = asyncio.Condition()
         self._in_flight = 0
-        self._failed_in_row = 0
+        self._failed_in_row = self._rejected = 0
         self._end: Exception | None = None
         self._resting: set[asyncio.Task[None]] = set()
         limits.begin()
@@ -144,7 +151,10 @@ class Calls:
                 raise self._ended(came.error, came.fatal)
             if not came.again:
                 self._failed_in_row = 0  # the server is there
-                return Reply(key, error=came.error)
+                self._rejected += 1
+                if self._rejected >= _NONE_TAKEN and not self._record.spent.calls:
+                    raise self._ended(came.error, "it took none of the requests: check `model` and `extra`")
+                return Reply(key, finish=REJECTED, error=came.error)
             if (came.wait or 0.0) > LONGEST_WAIT:
                 return Reply(key, error=f"the server asks for a long pause: {came.wait:.0f} s")
             last = came.error
@@ -178,9 +188,15 @@ class Calls:
                 return text
             seconds = time.perf_counter() - begun
             charge = self._charge(body, text)
+            reply = read_reply(key, text, seconds=seconds, cost=charge.cost)
+            if reply.finish is None:  # no completion, whatever its status said: the network's fault, not the model's
+                kind, _, detail = str(reply.error).partition(": ")
+                failure = f"the request failed ({kind}): {self._clean(detail or text[:80])}"
+                self._record.failed(call, failure, released=False)
+                return Failure(failure, again=True)
             self._record.got(call, key, body, text, seconds, charge)
             self._limits.used(ticket, charge.tokens)
-            return read_reply(key, text, seconds=seconds, cost=charge.cost)
+            return reply
         finally:
             self._in_flight -= 1
             async with self._settled:
@@ -235,22 +251,18 @@ class Calls:
         text = response.http_response.content.decode(errors="replace")
         if len(self._api_key) >= _REAL_KEY:
             text = text.replace(self._api_key, "[api key]")
-        problem = server_error(text)
-        return text if problem is None else Failure(f"the request failed (error): {self._clean(problem)}", again=True)
+        return text
 
     def _refused(self, error: Any) -> Failure:
-        """Returns what a status of 400 and above means."""
-        status = error.status_code
-        line = f"the request failed ({type(error).__name__}): {self._clean(str(error))}"
-        if status in (401, 403, 404) or error.code == "insufficient_quota":
-            hint = {404: "check `model` and `base_url`", 429: "the account has no money left"}
+        """Returns what a status that is no success means: no use at all, another try, or no use for this request."""
+        status, said = error.status_code, self._clean(str(error))
+        code = error.code if isinstance(error.code, str | int) else status
+        line = f"the request failed ({type(error).__name__}): {said}"
+        if hint := _HOPELESS.get(code) or _HOPELESS.get(status):
             name = self._spec.api_key_env
-            return Failure(
-                self._clean(str(error)),
-                unpaid=True,
-                fatal=hint.get(status) or (f"check the key in {name}" if name else "give `api_key_env`"),
-            )
-        if status == 429 or status >= 500:
+            hint = hint if hint != "key" else f"check the key in {name}" if name else "give `api_key_env`"
+            return Failure(said, unpaid=True, fatal=hint)
+        if status in _AGAIN or not 400 <= status < 500:
             return Failure(line, again=True, unpaid=status in _UNPAID, wait=retry_after(error.response.headers))
         return Failure(line, unpaid=True)
 

@@ -108,7 +108,7 @@ class Record:
         if event == "sent":
             self._reserve(line["id"], self._charge(line))
         elif event == "got":
-            self._places.setdefault(line["key"], (start, length))
+            self._places[line["key"]] = start, length
             self._settle(line["id"], self._charge(line))
         elif event == "failed" and line["released"]:
             self._release(line["id"])
@@ -157,14 +157,16 @@ class Record:
         return budget.money is None or self._money + (charge.cost or 0.0) <= budget.money * (1 + 1e-12)
 
     def find(self, key: str) -> Reply | None:
-        """Returns the answer to an earlier request, read anew from what the server sent."""
+        """Returns the answer to an earlier request, read anew from what the server sent; None if that was no answer."""
         place = self._places.get(key)
         if place is None:
             return None
         with self.path.open("rb") as handle:
             handle.seek(place[0])
             line = json.loads(handle.read(place[1]))
-        return read_reply(key, line["body"], seconds=line["seconds"], cost=self._charge(line).cost, recorded=True)
+        cost = self._charge(line).cost
+        reply = read_reply(key, line["body"], seconds=line["seconds"], cost=cost, recorded=True)
+        return None if reply.finish is None else reply
 
     def sent(self, key: str, charge: Charge) -> str:
         """Reserves what a request can cost, on disk, before it is sent; returns the call's id."""

@@ -11,8 +11,9 @@ from .endpoint_spec import EndpointSpec
 BUDGET_SPENT = "budget spent"
 """The error of a request that was not sent because the budget had no room for it."""
 EMPTY = "the answer is empty"
-MALFORMED = "malformed"
 REFUSAL = "refusal"
+REJECTED = "rejected"
+"""How a request ended that the server will never take: too long for its context, filtered, not valid."""
 
 _TEMPLATE_TOKENS = 128  # that a chat template may put around the messages, such as a system prompt of its own
 
@@ -73,8 +74,8 @@ class Reply:
         key: :meth:`Request.key`.
         text: The answer; empty if there is none.
         finish: How it ended: ``stop``, ``length`` (cut at ``max_tokens``; whatever text there is is kept),
-            ``content_filter``, ``refusal``, ``malformed`` (the server answered, but not as the protocol has it), or
-            what else the server said; None if the server gave no answer at all.
+            ``content_filter``, ``refusal``, ``rejected`` (the server would not take this request, and never will), or
+            what else the server said; None if no answer came for the network's, the server's or the budget's sake.
         prompt_tokens: As the server counted, or None.
         completion_tokens: Likewise.
         cost: Money, or None without prices. What was paid once, also when it is read from the record.
@@ -83,7 +84,7 @@ class Reply:
             server gave none.
         error: Why there is no usable text, in one line; None if there is. A cut answer is no error unless it is empty.
             What stands before the first colon is the same for all errors of a kind.
-        raw: The server's answer as JSON, or ``{"body": text}`` if it is none, or empty without an answer.
+        raw: The server's answer as JSON, or empty without an answer.
         recorded: Whether it was read from the record rather than asked for.
     """
 
@@ -118,15 +119,6 @@ def worst_case(body: dict[str, Any]) -> tuple[int, int]:
     return len(json.dumps(body, ensure_ascii=False).encode()) + _TEMPLATE_TOKENS, answer
 
 
-def server_error(body: str) -> str | None:
-    """Returns the error that some servers send as a success, without any answer; None if the body is none such."""
-    raw = parse_json(body)
-    if not isinstance(raw, dict) or not raw.get("error") or raw.get("choices"):
-        return None
-    error = raw["error"]
-    return str(error.get("message", error) if isinstance(error, dict) else error)
-
-
 def token_counts(raw: Any) -> tuple[int | None, int | None]:
     """Returns how many tokens a server counted in the prompt and the answer; None for what cannot be a count."""
     usage = raw.get("usage") if isinstance(raw, dict) else None
@@ -141,7 +133,7 @@ def _count(value: Any) -> int | None:
 
 
 def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recorded: bool = False) -> Reply:
-    """Makes of a server's answer, which may be anything, what it means."""
+    """Makes of a body, which may be anything, what it means; one that is no completion has no ``finish``."""
     raw = parse_json(body)
     prompt_tokens, completion_tokens = token_counts(raw)
     text, finish, error = _meaning(raw)
@@ -155,7 +147,7 @@ def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recor
         seconds,
         _logprobs(raw),
         error,
-        raw if isinstance(raw, dict) else {"body": body},
+        raw if isinstance(raw, dict) else {},
         recorded,
     )
 
@@ -168,21 +160,32 @@ def parse_json(body: str) -> Any:
         return None
 
 
-def _meaning(raw: Any) -> tuple[str, str, str | None]:
-    """Returns an answer's text, how it ended, and what is wrong with it."""
+def _meaning(raw: Any) -> tuple[str, str | None, str | None]:
+    """Returns an answer's text, how it ended, and what is wrong with it; it did not end if it is no completion.
+
+    Half of a body, a proxy's page or an error sent as a success are the network's or the server's fault, not the
+    model's: asked again, it may well answer.
+    """
     if not isinstance(raw, dict):
-        return "", MALFORMED, "the server's answer is no JSON object"
+        return "", None, "the server's answer is no JSON object"
     choices = raw.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        return "", MALFORMED, "the server's answer holds no message"
-    text, refusal, finish = _text(message.get("content")), message.get("refusal"), choice.get("finish_reason")
+    choice = choice if isinstance(choice, dict) else {}
+    if error := choice.get("error") if choice else raw.get("error"):
+        return "", None, f"error: {one_line(str(error.get('message', error) if isinstance(error, dict) else error))}"
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    if not isinstance(message, dict) or finish == "error":
+        return "", None, "the server's answer holds no message"
+    text, refusal = _text(message.get("content")), message.get("refusal")
     finish = finish if isinstance(finish, str) else "unknown"
     if isinstance(refusal, str) and refusal:
         return text, REFUSAL, f"the model refused: {one_line(refusal)}"
     if finish == "content_filter":
         return text, finish, "the server filtered the answer"
+    # A model that thought until it was cut, or called a tool, has answered; one that just says nothing says "".
+    said = finish == "length" or any(message.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
+    if not isinstance(message.get("content"), str | list) and not said:
+        return "", None, "the server's answer holds no text"
     return text, finish, None if text else EMPTY
 
 

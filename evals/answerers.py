@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_tools.encode import TextEncoder
-from ..data_tools.endpoint import BUDGET_SPENT, Endpoint, EndpointSpec, Reply, Request
+from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, Endpoint, EndpointSpec, Reply, Request
 from ..data_tools.generate import Generated, Sampling, generate, generate_vllm, load_vllm, room
 from .errors import EvalError
 from .models import ADAPTER, LoadedModel
@@ -45,7 +45,7 @@ class Said:
         raw: What was generated.
         text: The answer in it, without thoughts.
         finish: ``stop``, ``length``, ``too_long`` for a prompt that leaves the model no room, ``failed`` where a server
-            gave no answer, or what it said.
+            rejected it, or what it said.
         prompt_tokens: Tokens read, if counted.
         completion_tokens: Tokens written, if counted.
         seconds: Time it took; a batch's time divided by its prompts.
@@ -216,30 +216,30 @@ class Served:
         """Answers one turn of many prompts; what the server said is kept as it comes.
 
         Raises:
-            EvalError: The budget is spent, or more prompts than may stay without an answer.
+            EvalError: The budget is spent, the network failed, or the server rejected more prompts than may stay
+                without an answer.
         """
         waiting = {self._salt(ask): ask for ask in asks if ask.key not in done}
-        failed: dict[str, str] = {}
+        lost: dict[str, str] = {}
+        rejected: dict[str, str] = {}
 
         def took(request: Request, reply: Reply) -> None:
             key = waiting[request.salt].key
-            if reply.finish is None:
-                failed[key] = reply.error or "no answer"
+            if reply.finish in (None, REJECTED):
+                (rejected if reply.finish else lost)[key] = reply.error or "no answer"
             else:
                 take({key: _replied(reply, spec)})
 
         Endpoint(self.server, self.record).ask([self._request(ask) for ask in waiting.values()], took)
-        if not failed:
-            return
-        spent = any(reason.startswith(BUDGET_SPENT) for reason in failed.values())
-        if spent or len(failed) > spec.max_bad_share * len(asks):
-            reason = BUDGET_SPENT if spent else next(iter(failed.values()))
+        if lost or len(rejected) > spec.max_bad_share * len(asks):
+            reasons = [*lost.values(), *rejected.values()]
+            spent = any(reason.startswith(BUDGET_SPENT) for reason in reasons)
             raise EvalError(
-                f"{len(failed)} of {len(asks)} prompts got no answer: {reason}",
+                f"{len(reasons)} of {len(asks)} prompts got no answer: {BUDGET_SPENT if spent else reasons[0]}",
                 where=self.server.base_url,
                 hint=f"{'raise the `budget` and ' if spent else ''}score again: the other answers are kept",
             )
-        take({key: Said("", "", FAILED, None, None, None) for key in failed})
+        take({key: Said("", "", FAILED, None, None, None) for key in rejected})
 
     def _request(self, ask: Ask) -> Request:
         how = self.sampling

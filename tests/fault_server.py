@@ -20,9 +20,9 @@ from typing import Any, Self
 
 Plan = Callable[[dict[str, Any], int], "str | None"]
 
-REFUSED = {"400": 400, "401": 401, "403": 403, "404": 404, "429": 429, "500": 500, "502": 502, "503": 503}
-LOST = ("timeout", "cut")  # the work is done, and charged for, but the answer does not arrive
-ODD = ("truncated", "malformed", "no_choices", "null", "empty", "length", "refusal", "filter")
+REFUSED = {str(s): s for s in (400, 401, 402, 403, 404, 405, 408, 409, 413, 422, 425, 429, 500, 502, 503)}
+LOST = ("timeout", "cut", "truncated", "malformed", "no_choices", "no_choice", "null")  # charged for; no answer arrives
+ODD = ("thought", "empty", "length", "refusal", "filter")
 USAGES = ("no_usage", "wrong_usage")
 FAULTS = (*REFUSED, *LOST, *ODD, *USAGES, "error_200")
 
@@ -132,9 +132,10 @@ class FaultServer:
 
     def answer(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
         """Makes the answer to a request."""
-        text: str | None = {"null": None, "empty": "", "filter": ""}.get(fault or "", self.reply(body["messages"]))
+        none = {"null": None, "thought": None, "empty": "", "filter": ""}
+        text: str | None = none.get(fault or "", self.reply(body["messages"]))
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        finish = {"length": "length", "filter": "content_filter"}.get(fault or "", "stop")
+        finish = {"length": "length", "thought": "length", "filter": "content_filter"}.get(fault or "", "stop")
         if fault == "refusal":
             message |= {"content": None, "refusal": "I cannot judge this."}
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
@@ -148,7 +149,7 @@ class FaultServer:
             (self.lost if fault in LOST else self.paid)[question(body)] += 1
         answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
         if fault != "no_choices":
-            answer["choices"] = [choice]
+            answer["choices"] = [] if fault == "no_choice" else [choice]
         if fault == "wrong_usage":
             usage = {"prompt_tokens": -5, "completion_tokens": "many", "total_tokens": 0}
         return answer if fault == "no_usage" else answer | {"usage": usage}

@@ -26,7 +26,7 @@ from .audit_figures import (
 )
 from .battles import Battle, battles
 from .families import Family, family_named, kinship
-from .judgments import HUMAN, NULL, Judgment
+from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Judgment
 
 _FLIPS = 0.2  # a warning where surely more than this flips; of a judge that tosses coins, half of the hard verdicts do
 _MISSING = 0.02  # likewise, of judgments without a verdict
@@ -63,6 +63,7 @@ class AuditRow:
         unparsed: Those whose answer held no verdict.
         refused: Those that the judge refused.
         truncated: Those whose answer broke off before the verdict.
+        rejected: Those that the judge's server did not take.
         failed: Those that never got an answer.
         length_slope: Change in the probability of winning per standard deviation of the difference in characters,
             within pairs of models. An association: better answers may well be longer. For ratings, change of the mark
@@ -94,6 +95,7 @@ class AuditRow:
     unparsed: int
     refused: int
     truncated: int
+    rejected: int
     failed: int
     length_slope: Estimate | None
     length_sd: float | None
@@ -214,6 +216,7 @@ def _row(
         unparsed=states["unparsed"],
         refused=states["refused"],
         truncated=states["truncated"],
+        rejected=states["rejected"],
         failed=states["failed"],
         length_slope=slope.estimate if slope else None,
         length_sd=slope.sd if slope else None,
@@ -313,9 +316,7 @@ def _excludes(estimate: Estimate, value: float) -> bool:
 
 
 def _missing(row: AuditRow) -> str:
-    parts = [
-        f"{getattr(row, name)} {name}" for name in ("unparsed", "refused", "truncated", "failed") if getattr(row, name)
-    ]
+    parts = [f"{getattr(row, name)} {name}" for name in WITHOUT_VERDICT if getattr(row, name)]
     return f"{row.missing.count} of {row.missing.n} judgments gave no verdict ({', '.join(parts)})"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...data_tools.endpoint import Budget, Endpoint, EndpointSpec, Reply, Request
+from ...data_tools.endpoint import REJECTED, Budget, Endpoint, EndpointSpec, Reply, Request
 from ...data_tools.files import write_json
 from .parse import Verdict, from_tokens, parse
 from .prompt import JudgePrompt, Rendered
@@ -121,6 +121,8 @@ class EndpointJudge:
         settings = self.judge.settings
         if reply.finish is None:
             verdict = Verdict("failed", reason=reply.error or "no answer")
+        elif reply.finish == REJECTED:
+            verdict = Verdict("rejected", reason=reply.error or "the server does not take it")
         elif reply.finish in ("refusal", "content_filter"):
             verdict = Verdict("refused", reason=reply.text or reply.error or reply.finish)
         elif by == "logprobs":

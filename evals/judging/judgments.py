@@ -18,7 +18,8 @@ NULL = "null"
 """The name of answers that say nothing, which must lose."""
 
 Order = Literal["candidate-first", "candidate-second", "alone"]
-Status = Literal["judged", "unparsed", "refused", "truncated", "failed", "retracted"]
+Status = Literal["judged", "unparsed", "refused", "truncated", "rejected", "failed", "retracted"]
+WITHOUT_VERDICT: tuple[Status, ...] = ("unparsed", "refused", "truncated", "rejected", "failed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Judgment:
         opponent_length: Characters of its answer.
         order: Which of them the judge saw first.
         repeat: Which of several judgments of the same question, from 0.
-        status: What became of it; ``retracted`` takes a vote back and never leaves the store.
+        status: What became of it; ``rejected`` by a server that does not take the question, which says nothing of the
+            judge; ``failed`` for the network's sake; ``retracted`` takes a vote back and never leaves the store.
         preference: How much the candidate is preferred: 1 it wins, 0 it loses, .5 a tie; between where the judge gave
             probabilities. None if rated alone.
         rating: The mark, on the judge's own scale; None of pairs.

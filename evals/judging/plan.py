@@ -29,7 +29,7 @@ from .spec import JudgingSpec, PairBudget, load_judges
 if TYPE_CHECKING:
     from ..generations import Prompts
 
-FINAL = ("judged", "unparsed", "refused", "truncated")
+FINAL = ("judged", "unparsed", "refused", "truncated", "rejected")
 """Statuses of judgments that asking again would not change; what failed is tried again."""
 
 
@@ -86,12 +86,29 @@ class Plan:
         return self.benches[0].judge.settings.kind == "rating"
 
     def load(self) -> None:
-        """Reads what has been said."""
-        found = {}
-        for home in self.homes:
-            found.update({judgment.key: judgment for judgment in JudgmentStore(home).load()})
-        self.judgments = found
+        """Reads what has been said; where a server rejected too much to give a score, that is asked again."""
+        self.judgments = {j.key: j for home in self.homes for j in JudgmentStore(home).load()}
         self._pairs = None
+        known, about = self._known_versions, {}
+        for judgment in self.judgments.values():
+            if judgment.task == self.entry.prompts and judgment.judge_version in known:
+                for model in (judgment.candidate, judgment.opponent):
+                    about.setdefault(model, []).append(judgment)
+        for answers in self.ranked:
+            said = about.get(answers.model_hash, [])
+            if self.rejects_too_much(said):
+                for judgment in said:
+                    if judgment.status == "rejected":
+                        self.judgments.pop(judgment.key, None)
+
+    @property
+    def _known_versions(self) -> set[str | None]:
+        return {bench.known_version() for bench in self.benches}
+
+    def rejects_too_much(self, said: Sequence[Judgment]) -> bool:
+        """Says whether the judges' servers rejected more of the questions about a candidate than the entry allows."""
+        rejected = sum(judgment.status == "rejected" for judgment in said)
+        return rejected > self.entry.max_rejected_share * len(said)
 
     def pairs(self) -> list[Pair]:
         """Returns the pairs to compare; the candidate of each is whose folder keeps the judgments."""
@@ -106,7 +123,7 @@ class Plan:
             assert self.baseline is not None, "checked when the suite was read"
             base = self.baseline
             return [Pair(s, base, home_of(s)) for s in self.sets if s.model_hash != base.model_hash]
-        known = {bench.known_version() for bench in self.benches}
+        known = self._known_versions
         return all_pairs(self.sets, (j for j in self.judgments.values() if j.judge_version in known))
 
     def questions(self, bench: Bench) -> list[Question]:

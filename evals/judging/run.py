@@ -234,7 +234,7 @@ def _keeping(session: _Session, plan: Plan, bench: Bench, total: int) -> Iterato
             JudgmentStore(home).append(*kept)  # what is not on the disk counts for nothing: no figure may rest on it
             waiting[:] = [(question, judgment) for question, judgment in waiting if question.home != home]
             plan.judgments.update({judgment.key: judgment for judgment in kept})
-            session.judged += sum(judgment.status != "failed" for judgment in kept)
+            session.judged += sum(judgment.status not in ("failed", "rejected") for judgment in kept)
 
     def take(question: Question, verdict: Verdict) -> None:
         nonlocal done
@@ -316,6 +316,12 @@ def _score(session: _Session, plan: Plan, candidate: AnswerSet) -> None:
         session.skipped += 1
         return
     said = [plan.judgments[key] for _, key in asked if plan.is_final(key)]
+    if plan.rejects_too_much(said):
+        reasons = [judgment.reason for judgment in said if judgment.status == "rejected"]
+        what = f"{candidate.name}: the server rejected {len(reasons)} of {len(said)} questions: {reasons[0]}"
+        share = f"more than `max_rejected_share` ({plan.entry.max_rejected_share:g})"
+        session.problems.append(f"{plan.entry.title}: {what}; {share}; judge again to try them again")
+        return
     result = judge_scores.result(
         judge_scores.Judged(plan.entry, plan.benches, candidate, plan.opponents(candidate), said), plan.notes
     )

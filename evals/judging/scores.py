@@ -181,6 +181,7 @@ def _notes(judged: Judged) -> tuple[str, ...]:
         "unparsed": "replies without a readable verdict",
         "refused": "refusals",
         "truncated": "replies or prompts too long",
+        "rejected": "questions that the server rejected",
         "failed": "failures",
     }
     notes += [f"{statuses[status]} {text}" for status, text in words.items() if statuses[status]]

@@ -169,6 +169,8 @@ class JudgingSpec(JudgeSettings):
         baseline: Whom every candidate is compared with: ``@step`` or a run folder for its final model, a checkpoint's
             folder, or a file of answers (AlpacaEval's ``instruction`` and ``output``), joined by prompt.
         pairs: ``baseline``; ``all`` pairs of models; or ``{budget: N}`` judgments.
+        max_rejected_share: The largest share of the questions about a candidate that a server may reject (too long for
+            its context, filtered): with more, there is no score. They count as not judged.
         canary: Prompts on which an answer that says nothing is judged against the baseline, once for all candidates;
             it must lose. True is a tenth of them, from 5 to 50; the default with a baseline.
     """
@@ -178,6 +180,7 @@ class JudgingSpec(JudgeSettings):
     name: Annotated[str, Field(pattern=_NAME)] | None = None
     baseline: str | None = None
     pairs: Literal["baseline", "all"] | PairBudget = "baseline"
+    max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     canary: bool | Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("pairs", mode="before")

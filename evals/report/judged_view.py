@@ -6,6 +6,7 @@ from typing import Any
 
 from ..curves import interval_bar
 from ..judging.audit import AuditRow
+from ..judging.judgments import WITHOUT_VERDICT
 from .judged_model import Given, Judging, Match, Player, Ranked, Said, Sample, Share
 from .model import Leaderboard
 from .samples import of, spread
@@ -149,7 +150,7 @@ def _interval(share: Share) -> str:
 
 def _audit(row: AuditRow) -> dict[str, Any]:
     flips, slope, first, nulls = row.flip_rate, row.length_slope, row.first_wins, row.null_wins
-    kinds = {kind: getattr(row, kind) for kind in ("unparsed", "refused", "truncated", "failed")}
+    kinds = {kind: getattr(row, kind) for kind in WITHOUT_VERDICT}
     agreements = [
         {
             "other": plain(other.other, 40),

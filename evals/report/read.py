@@ -9,7 +9,7 @@ from typing import Any
 from ...chat_templates.errors import InputError, PosttrainError
 from ..answers import KIND, Answer, read_answers
 from ..checkpoints import FINAL, list_checkpoints, read_manifest
-from ..judging.judgments import JUDGMENTS, Judgment, settled
+from ..judging.judgments import JUDGMENTS, WITHOUT_VERDICT, Judgment, settled
 from ..records import superseded
 from .items import samples_path
 
@@ -104,7 +104,7 @@ _COUNTS = ("sample", "candidate_length", "repeat")
 _NUMBERS = ("preference", "rating", "cost", "seconds", "prompt_tokens", "completion_tokens", "opponent_length")
 _CHOICES = {
     "order": ("candidate-first", "candidate-second", "alone"),
-    "status": ("judged", "unparsed", "refused", "truncated", "failed", "retracted"),
+    "status": ("judged", *WITHOUT_VERDICT, "retracted"),
 }
 
 

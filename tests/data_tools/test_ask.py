@@ -75,7 +75,7 @@ def test_a_failed_request_is_repeated(tmp_path: Path, server: FaultServer) -> No
 
 
 def test_what_cannot_be_used_is_counted_by_its_reason(tmp_path: Path, server: FaultServer) -> None:
-    faults = {"question 3": "length", "question 4": "null", "question 5": "400", "question 6": "refusal"}
+    faults = {"question 3": "length", "question 4": "empty", "question 5": "400", "question 6": "refusal"}
     server.plan = lambda body, times: faults.get(body["messages"][-1]["content"])
     answerer = ask.Answerer("m", server.url, concurrency=1)
     with pytest.raises(DataError, match="4 of 12 rows cannot be used"):

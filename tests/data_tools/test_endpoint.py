@@ -23,6 +23,7 @@ from ..fault_server import FaultServer, each, sometimes
 
 SCRIPT = Path(__file__).parent / "endpoint_script.py"
 KEY = "sk-0123456789abcdefghijklmnop"
+NO_COMPLETION = ("truncated", "malformed", "no_choices", "no_choice", "null")
 
 
 @pytest.fixture(autouse=True)
@@ -54,12 +55,12 @@ def ask(server: FaultServer, record: Path, requests: list[Request], **settings: 
 
 
 def test_every_request_is_answered_once_whatever_the_server_does(record: Path) -> None:
-    plan = sometimes(0.6, "429", "429:0.01", "500", "502", "503", "cut", "timeout", "error_200")
+    plan = sometimes(0.7, "429", "429:0.01", "500", "502", "503", "cut", "timeout", "error_200", *NO_COMPLETION)
     with FaultServer(plan, hang=1.0) as server:
         replies = ask(server, record, questions(40), timeout=0.3, retries=20, concurrency=10)
         assert [reply.text for reply in replies] == [f"QUESTION {i}" for i in range(40)]
         assert set(server.paid.values()) == {1}, "what succeeds is paid once"
-        assert len(server.met) == 7
+        assert len(server.met) == 7 + len(NO_COMPLETION)
         sent = len(server.requests)
         again = ask(server, record, questions(40))
         assert [reply.text for reply in again] == [reply.text for reply in replies]
@@ -70,10 +71,7 @@ def test_every_request_is_answered_once_whatever_the_server_does(record: Path) -
 @pytest.mark.parametrize(
     ("fault", "finish", "error"),
     [
-        ("truncated", "malformed", "no JSON"),
-        ("malformed", "malformed", "no JSON"),
-        ("no_choices", "malformed", "no message"),
-        ("null", "stop", "empty"),
+        ("thought", "length", "empty"),
         ("empty", "stop", "empty"),
         ("length", "length", None),
         ("refusal", "refusal", "the model refused: I cannot judge this."),
@@ -102,23 +100,70 @@ def test_an_odd_answer_says_what_it_is_and_is_not_paid_again(
         assert not other.recorded, "another salt asks anew"
 
 
-def test_what_another_try_cannot_help_fails_at_once_and_alone(record: Path) -> None:
+@pytest.mark.parametrize("fault", NO_COMPLETION)
+def test_a_body_that_is_no_completion_is_asked_for_again_within_bounds_and_never_kept(record: Path, fault: str) -> None:
+    with FaultServer(each(*[fault] * 3)) as server:
+        lost = ask(server, record, questions(1), retries=1)[0]
+        assert (lost.finish, lost.text, lost.recorded) == (None, "", False)
+        assert str(lost.error).startswith("the request failed (the server's answer ")
+        assert len(server.requests) == 2
+        assert endpoint(server, record).spent.calls == 0
+        assert ask(server, record, questions(1), retries=1)[0].text == "QUESTION 0", "another call tries again"
+        assert len(server.requests) == 4
+
+
+def test_a_body_that_an_older_version_kept_for_an_answer_is_asked_for_again(record: Path) -> None:
+    with FaultServer() as server:
+        ask(server, record, questions(2))
+        page = json.dumps("<html>I am a proxy</html>")
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        spoilt = [{**line, "body": page} if "body" in line else line for line in lines]
+        record.write_text("".join(json.dumps(line) + "\n" for line in spoilt))
+        assert [reply.text for reply in ask(server, record, questions(2))] == ["QUESTION 0", "QUESTION 1"]
+        assert all(reply.recorded for reply in ask(server, record, questions(2)))
+        assert len(server.requests) == 4
+
+
+def test_a_server_that_answers_with_a_page_alone_ends_the_run(record: Path) -> None:
+    with FaultServer(lambda body, times: "malformed") as server:
+        with pytest.raises(PosttrainError, match=r"does not answer.*proxy"):
+            ask(server, record, questions(50), retries=0)
+        assert len(server.requests) < 30
+
+
+@pytest.mark.parametrize("status", ["400", "413", "422"])
+def test_what_another_try_cannot_help_is_rejected_at_once_and_alone(record: Path, status: str) -> None:
     def plan(body: dict[str, Any], times: int) -> str | None:
-        return "400" if body["messages"][0]["content"] in ("question 3", "question 4") else None
+        return status if body["messages"][0]["content"] in ("question 3", "question 4") else None
 
     with FaultServer(plan) as server:
         replies = ask(server, record, questions(8))
         assert [i for i, reply in enumerate(replies) if reply.error] == [3, 4]
-        assert str(replies[3].error).startswith("the request failed (BadRequestError): ")
+        assert [reply.finish for reply in replies[2:6]] == ["stop", "rejected", "rejected", "stop"]
+        assert f"planted {status}" in str(replies[3].error)
         assert len(server.requests) == 8
         ask(server, record, questions(8))
         assert len(server.requests) == 10, "it cost nothing, and may be tried again"
 
 
-@pytest.mark.parametrize("status", ["401", "403", "404"])
+def test_a_server_that_takes_no_request_at_all_ends_the_run(record: Path) -> None:
+    with FaultServer(lambda body, times: "400") as server:
+        with pytest.raises(PosttrainError, match=r"planted 400.*took none of the requests"):
+            ask(server, record, questions(500), concurrency=4)
+        assert len(server.requests) < 50
+
+
+@pytest.mark.parametrize("status", ["408", "409", "425"])
+def test_what_may_pass_is_tried_again(record: Path, status: str) -> None:
+    with FaultServer(each(status)) as server:
+        assert [reply.text for reply in ask(server, record, questions(2))] == ["QUESTION 0", "QUESTION 1"]
+        assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("status", ["401", "402", "403", "404", "405"])
 def test_a_server_that_refuses_us_ends_the_run_with_one_error(record: Path, status: str) -> None:
     with FaultServer(each(*[status] * 9)) as server:
-        with pytest.raises(PosttrainError, match=f"does not answer.*planted {status}.*check|give"):
+        with pytest.raises(PosttrainError, match=f"does not answer.*planted {status}.*(check|give|money)"):
             ask(server, record, questions(30), concurrency=3)
         assert len(server.requests) <= 3
 
@@ -206,7 +251,7 @@ def test_no_answer_is_too_odd_to_be_named(body: str) -> None:
     from posttrain.data_tools.endpoint_reply import read_reply
 
     reply = read_reply("key", body, seconds=0, cost=None)
-    assert (reply.finish, reply.text) == ("malformed", "")
+    assert (reply.finish, reply.text) == (None, "")
     assert reply.error
 
 

@@ -145,11 +145,11 @@ def test_bounds_hold_the_win_rate_that_the_lost_verdicts_would_have_given():
 
 def test_statuses_are_counted_apart():
     lines = asked(30, 0)
-    states = ("unparsed", "refused", "refused", "truncated", "failed")
-    lines[:5] = [dataclasses.replace(j, status=s, preference=None) for j, s in zip(lines, states, strict=False)]
+    states = ("unparsed", "refused", "refused", "truncated", "failed", "rejected")
+    lines[:6] = [dataclasses.replace(j, status=s, preference=None) for j, s in zip(lines, states, strict=False)]
     row = total(audit(lines))
-    assert (row.unparsed, row.refused, row.truncated, row.failed) == (1, 2, 1, 1)
-    assert (row.missing.count, row.missing.n, row.judgments, row.n) == (5, 180, 180, 90)
+    assert (row.unparsed, row.refused, row.truncated, row.rejected, row.failed) == (1, 2, 1, 1, 1)
+    assert (row.missing.count, row.missing.n, row.judgments, row.n) == (6, 180, 180, 90)
 
 
 def test_agreement_with_votes_is_far_from_chance_and_a_coin_is_not():

@@ -296,6 +296,9 @@ def test_a_server_that_fails_leaves_what_it_answered_for_the_next_call(make_run:
         assert score([run], suite, device="cpu").failed == ()
         assert all(times == 1 for times in server.paid.values())
         lenient = suite_of(tmp_path / "lenient", rows, f"{more}, max_bad_share: 0.5, seed: 1")
+        server.plan = lambda body, times: "malformed" if "prompt 5" in str(body["messages"]) else None
+        [failure] = score([run], lenient, device="cpu").failed
+        assert "1 of 6 prompts got no answer" in failure.reason, "the network's fault is no answer of the model's"
         server.plan = lambda body, times: "400" if "prompt 5" in str(body["messages"]) else None
         assert score([run], lenient, device="cpu").failed == ()
     record = ScoreStore(run).load()[-1]

@@ -20,7 +20,8 @@ from posttrain.evals.spec import SuiteSpec, load_suite
 from ..fault_server import FaultServer, each, sometimes
 from .judged import add_answers, judgments, metrics, scores, write_suite
 
-FAULTS = ("429:0.01", "500", "503:0.01", "cut", "truncated", "malformed", "empty", "refusal", "filter", "length")
+LOST = ("truncated", "malformed", "no_choices", "no_choice", "null")
+FAULTS = ("429:0.01", "500", "503:0.01", "cut", *LOST, "empty", "refusal", "filter", "length", "thought")
 
 
 def reply(messages: list[dict[str, str]]) -> str:
@@ -89,6 +90,74 @@ def test_faults_leave_every_pair_judged_once_or_listed_and_nothing_paid_twice(tm
     assert bounds["low"] < rate.value <= bounds["high"]
     assert rate.n + score.detail["missing"] == 40
     assert any("refusals" in note for note in score.notes)
+
+
+@pytest.mark.parametrize("fault", LOST)
+def test_a_body_that_is_no_completion_is_never_a_verdict(tmp_path: Path, fault: str):
+    def plan(body: dict[str, Any], times: int) -> str | None:
+        return fault if "Question 3?" in body["messages"][-1]["content"] else None
+
+    with FaultServer(plan, reply=reply) as server:
+        folders, suite = prepare(tmp_path, entry(server.url).replace("retries: 3", "retries: 0"))
+        report = judge(folders, suite)
+        assert (report.exit_code, len(report.problems)) == (1, 1)
+        assert "judge again to try them again" in report.problems[0]
+        assert Counter(j.status for j in judgments(folders[1])) == {"judged": 14, "failed": 2}
+        assert not scores(folders[1], "chat-pairwise")
+        server.plan = each()
+        assert judge(folders, suite).exit_code == 0
+    assert {j.status for j in judgments(folders[1])} == {"judged"}
+
+
+@pytest.mark.parametrize("status", ["400", "413", "422"])
+def test_a_question_that_the_server_never_takes_is_a_status_and_the_rest_is_scored(tmp_path: Path, status: str):
+    def plan(body: dict[str, Any], times: int) -> str | None:
+        return status if "Question 3?" in body["messages"][-1]["content"] else None
+
+    with FaultServer(plan, reply=reply) as server:
+        folders, suite = prepare(tmp_path, entry(server.url))
+        report = judge(folders, suite)
+        assert (report.exit_code, report.judged, len(server.requests)) == (0, 14, 16)
+        assert pending_judgments(folders, suite) == 0
+        judge(folders, suite)
+        assert len(server.requests) == 16, "it is not asked again"
+    assert Counter(j.status for j in judgments(folders[1])) == {"judged": 14, "rejected": 2}
+    (score,) = scores(folders[1], "chat-pairwise")
+    assert score.detail is not None
+    assert metrics(score)["win_rate"].n == 7
+    assert (score.detail["missing"], score.detail["statuses"]["rejected"]) == (1, 2)
+    assert score.detail["bounds"]["low"] < metrics(score)["win_rate"].value < score.detail["bounds"]["high"]
+    assert "2 questions that the server rejected" in score.notes
+
+
+def test_a_server_that_rejects_too_much_gives_no_score_and_may_be_mended(tmp_path: Path):
+    def plan(body: dict[str, Any], times: int) -> str | None:
+        asked = body["messages"][-1]["content"]
+        return "400" if "two is" in asked and any(f"Question {n}?" in asked for n in range(3)) else None
+
+    with FaultServer(plan, reply=reply) as server:
+        folders, suite = prepare(tmp_path, entry(server.url), runs=("one", "two"))
+        report = judge(folders, suite)
+        assert report.exit_code == 1
+        assert "two/final: the server rejected 6 of 16 questions: the request failed" in report.problems[0]
+        assert "max_rejected_share" in report.problems[0]
+        assert scores(folders[1], "chat-pairwise"), "the other candidate does not suffer from it"
+        assert not scores(folders[2], "chat-pairwise")
+        assert pending_judgments(folders, suite) > 0
+        lenient = load_suite(write_suite(tmp_path / "s", entry(server.url, ", max_rejected_share: 0.5")))
+        asked = len(server.requests)
+        assert judge(folders, lenient).exit_code == 0
+        assert len(server.requests) == asked
+        assert metrics(scores(folders[2], "chat-pairwise")[0])["win_rate"].n == 5
+
+
+def test_a_wrong_key_is_one_problem_and_judges_nothing(tmp_path: Path):
+    with FaultServer(lambda body, times: "401", reply=reply) as server:
+        folders, suite = prepare(tmp_path, entry(server.url))
+        report = judge(folders, suite)
+        assert (report.exit_code, len(report.problems)) == (1, 1)
+        assert "planted 401" in report.problems[0]
+        assert judgments(folders[1]) == []
 
 
 def test_a_server_that_is_down_leaves_the_entry_to_be_taken_up_again(tmp_path: Path):
