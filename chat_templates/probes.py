@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import TemplateError
-from .rendering import Conversation, Encoded, Rendered, Span, encode, plain_message, render
+from .rendering import Conversation, Encoded, Rendered, Span, encode, in_loss, plain_message, render
 from .templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def build_case(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase", pro
     """Renders and encodes a probe; returns the error rather than raising it, since it is itself a finding."""
     messages, tools = probe.conversation["messages"], probe.conversation.get("tools")
     try:
-        rendered = render(template, messages, tokenizer=tokenizer, tools=tools)
+        rendered = in_loss(template, messages, render(template, messages, tokenizer=tokenizer, tools=tools))
         encoded = encode(template, tokenizer, [probe.conversation])[0]
     except TemplateError as error:
         return error

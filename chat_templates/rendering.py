@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Conversation = Mapping[str, Any]
-"""``{"messages": [{"role": …, "content": …}, …], "tools": [JSON schema, …] | None}``."""
+"""``{"messages": [{"role": …, "content": …}, …], "tools": [JSON schema, …] | None}``.
+
+An assistant's ``reasoning_content`` is given to the template under the name that it reads. ``train: False`` in a
+message takes its text and its end of turn out of the loss.
+"""
 Span = tuple[int, int]
 _MARKS = range(0xF0000, 0xFFFFE)  # private use: no character
 
@@ -78,6 +82,17 @@ def render(
     messages = [plain_message(message) for message in messages]
     if not messages:
         raise TemplateError("the conversation is empty")
+    if any("reasoning_content" in message for message in messages):
+        key = template.reasoning_key
+        if key is None:
+            raise TemplateError(
+                f"template '{template.name}' has no reasoning",
+                hint="use qwen3, or another template that renders it, or take the reasoning out of the rows",
+            )
+        messages = [
+            {key if name == "reasoning_content" else name: value for name, value in message.items()}
+            for message in messages
+        ]
     if not template.supports_tools and (tools or any(m.get("tool_calls") or m.get("role") == "tool" for m in messages)):
         raise TemplateError(f"template '{template.name}' has no tools", hint="use hermes-tools or qwen3")
     try:
@@ -98,7 +113,7 @@ def render(
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Drops None values, joins a content of text parts, and refuses what a template would quietly print as nothing."""
-    plain = {key: value for key, value in message.items() if value is not None}
+    plain = {key: value for key, value in message.items() if value is not None and key != "train"}
     content = plain.get("content")
     if isinstance(content, list):
         if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
@@ -118,6 +133,7 @@ def encode(
     loss_on: Literal["assistant", "all"] = "assistant",
     *,
     special_in_content: Literal["text", "special"] = "text",
+    whole: bool = False,
     **variables: Any,
 ) -> list[Encoded]:
     """Renders and tokenizes a batch.
@@ -132,6 +148,7 @@ def encode(
         special_in_content: What becomes of ``<|im_end|>`` and the like inside the data. ``text`` encodes it as the
             ordinary characters it is, so that no row can end its turn or open another; ``special`` gives the special
             token, as ``apply_chat_template`` does by default.
+        whole: Whether a text that the template leaves out is an error, as it is in rows to learn from.
         **variables: Further variables of the template, such as ``enable_thinking``.
 
     Returns:
@@ -147,12 +164,18 @@ def encode(
     if not tokenizer.is_fast:
         raise TemplateError("the tokenizer gives no offsets", hint="a fast tokenizer (tokenizer.json) is needed")
     special = special_pattern(tokenizer, template) if special_in_content == "text" else None
-    rendered = [_render_one(template, tokenizer, c, i, special, variables) for i, c in enumerate(conversations)]
+    rendered = []
+    for i, conversation in enumerate(conversations):
+        try:
+            made = _render_one(template, tokenizer, conversation, special, variables, whole=whole)
+            rendered.append((in_loss(template, conversation["messages"], made[0], loss_on), made[1]))
+        except TemplateError as error:
+            raise ConversationError(error.what, index=i, hint=error.hint) from error
 
-    whole = [i for i, (_, mark) in enumerate(rendered) if mark is None]
+    unmarked = [i for i, (_, mark) in enumerate(rendered) if mark is None]
     encoded: list[Encoded | None] = [None] * len(rendered)
-    if whole:
-        for i, tokens in zip(whole, _tokenize(tokenizer, [rendered[i][0].text for i in whole]), strict=True):
+    if unmarked:
+        for i, tokens in zip(unmarked, _tokenize(tokenizer, [rendered[i][0].text for i in unmarked]), strict=True):
             encoded[i] = _with_mask(tokenizer, rendered[i][0], tokens, loss_on)
     for i, (marked, mark) in enumerate(rendered):
         if mark is not None and special is not None:
@@ -257,20 +280,76 @@ def _render_one(
     template: ChatTemplate,
     tokenizer: "PreTrainedTokenizerBase",
     conversation: Conversation,
-    index: int,
     special: re.Pattern[str] | None,
     variables: dict[str, Any],
+    *,
+    whole: bool,
 ) -> tuple[Rendered, str | None]:
     """Renders a conversation; one that holds special tokens as text gets a mark around each, which is also returned."""
     tools, mark = conversation.get("tools"), None
-    try:
-        # joined first: a token may be written in two parts of a content
-        messages: Any = [plain_message(message) for message in conversation["messages"]]
-        if special is not None and any(special.search(text) for text in strings_in([messages, tools])):
-            (messages, tools), mark = mark_special((messages, tools), special)
-        return render(template, messages, tokenizer=tokenizer, tools=tools, **variables), mark
-    except TemplateError as error:
-        raise ConversationError(error.what, index=index, hint=error.hint) from error
+    # joined first: a token may be written in two parts of a content
+    messages: Any = [plain_message(message) for message in conversation["messages"]]
+    if special is not None and any(special.search(text) for text in strings_in([messages, tools])):
+        (messages, tools), mark = mark_special((messages, tools), special)
+    rendered = render(template, messages, tokenizer=tokenizer, tools=tools, **variables)
+    if whole:
+        require_whole(template, messages, rendered.text)
+    return rendered, mark
+
+
+def in_loss(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    rendered: Rendered,
+    loss_on: Literal["assistant", "all"] = "assistant",
+) -> Rendered:
+    """Takes the turns out of the loss ranges that are marked to carry none.
+
+    Raises:
+        TemplateError: The template does not mark each turn apart, or another's message is marked to carry loss.
+    """
+    marks = [message.get("train") for message in messages if message["role"] == "assistant"]
+    if loss_on == "all":
+        if any(message.get("train") is False for message in messages):
+            raise TemplateError("a message is marked to carry no loss, but every token does", hint="drop the mark")
+        return rendered
+    if any(message.get("train") and message["role"] != "assistant" for message in messages):
+        raise TemplateError("a message that is not the assistant's is marked to carry loss", hint="drop the mark")
+    if False not in marks:
+        return rendered
+    if len(marks) != len(rendered.spans):
+        raise TemplateError(
+            f"template '{template.name}' marks {len(rendered.spans)} parts for {len(marks)} turns of the assistant, so "
+            "no turn can be left out",
+            hint="put one {% generation %} block around each turn",
+        )
+    spans = zip(rendered.spans, marks, strict=True)
+    return Rendered(rendered.text, tuple(span for span, mark in spans if mark is not False))
+
+
+_THOUGHT = re.compile(r"</?think>")
+
+
+def require_whole(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Refuses a rendering that lacks part of what was said; white space at the edges does not count.
+
+    Raises:
+        TemplateError: Naming the message.
+    """
+    for index, message in enumerate(messages):
+        if message["role"] == "tool":  # written as JSON, or cut into fields, as the format will have it
+            continue
+        for name in ("content", "reasoning_content"):
+            said = message.get(name)
+            if not isinstance(said, str) or said.strip() in text:
+                continue
+            lines = [line.strip() for part in _THOUGHT.split(said) for line in part.splitlines()]
+            lost = next((line for line in lines if line not in text), None)
+            if lost is not None:
+                raise TemplateError(
+                    f"template '{template.name}' leaves out text of message {index} ({message['role']}): {lost[:60]!r}",
+                    hint="use a template that renders it, or take it out of the rows",
+                )
 
 
 def special_pattern(

@@ -52,6 +52,21 @@ class ChatTemplate:
         """Whether tool definitions and tool calls are rendered rather than silently dropped."""
         return re.search(r"\btools\b", self.code) is not None and "tool_calls" in self.code
 
+    @functools.cached_property
+    def reasoning_key(self) -> str | None:
+        """Under which name the template reads an assistant's reasoning; None if it renders none."""
+        names = ("reasoning_content", "reasoning", "thinking")
+        return next((name for name in names if self._reads(name)), None)
+
+    @functools.cached_property
+    def renders_names(self) -> bool:
+        """Whether the template reads the names of speakers."""
+        return self._reads("name") and re.search(r"message\w*(\.name\b|\[['\"]name['\"])", self.code) is not None
+
+    def _reads(self, key: str) -> bool:
+        """Whether the template takes a key from an object."""
+        return re.search(rf"\.{key}\b|['\"]{key}['\"]", self.code) is not None
+
 
 def names() -> list[str]:
     """Returns the names of the built-in templates, sorted."""

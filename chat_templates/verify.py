@@ -115,7 +115,10 @@ def _loss_text(subject: _Subject) -> Iterator[Problem]:
     """The loss ranges of the text are the assistant's words and the end of turn."""
     end = end_of_turn(subject.template, subject.tokenizer)
     for case in subject.cases:
-        spoken = [message for message in case.messages if message["role"] == "assistant"]
+        marks = [message.get("train") for message in case.probe.conversation["messages"]]
+        spoken = [
+            m for m, mark in zip(case.messages, marks, strict=True) if m["role"] == "assistant" and mark is not False
+        ]
         if len(spoken) != len(case.turns):
             yield "error", f"{case.probe.name}: {len(spoken)} assistant turns, but {len(case.turns)} ranges with loss"
             continue

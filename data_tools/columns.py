@@ -1,12 +1,61 @@
 """Looking up the columns of a row."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .conversations import is_messages
+from .conversations import MEDIA, is_messages, unread_keys
 from .errors import RowError
 from .mapping import missing_column
 
+if TYPE_CHECKING:
+    from .spec import FormatName
+
 Values = dict[str, Any]
+
+_TALK = frozenset({"messages", "conversations", "conversation"})
+_BESIDE = frozenset({"system", "tools"})
+_PAIR = frozenset({"prompt", "completion", "response"})
+READ: "dict[FormatName, frozenset[str]]" = {
+    "text": frozenset({"text"}),
+    "messages": _TALK | _BESIDE,
+    "sharegpt": _TALK | _BESIDE,
+    "alpaca": frozenset({"instruction", "input", "output", "response", "history"}) | _BESIDE,
+    "prompt": frozenset({"prompt"}) | _BESIDE,
+    "prompt_completion": _PAIR | _BESIDE,
+    "preference": frozenset({"prompt", "chosen", "rejected", "margin"}) | _BESIDE,
+    "unpaired": _PAIR | _BESIDE | {"label"},
+    "classification": frozenset({"text", "text_pair", "label"}),
+}
+"""The columns that each format reads; what else a row has is named in reports."""
+_TALKS = _TALK | _PAIR | {"chosen", "rejected"}
+_TEMPLATE_ARGUMENTS = ("chat_template", "chat_template_kwargs", "enable_thinking")
+
+
+def refuse_columns(row: Values) -> None:
+    """Refuses a row with columns that change what it means to other tools, and that are not taken into account here.
+
+    Raises:
+        RowError: Naming the column.
+    """
+    for name in MEDIA:
+        if row.get(name):
+            raise RowError(f"column '{name}': only text can be trained on")
+    for name in _TEMPLATE_ARGUMENTS:
+        if row.get(name) not in (None, "", {}):
+            raise RowError(
+                f"column '{name}': a template takes no arguments from rows",
+                "write them into a copy of the template, or rename the column with `columns:`",
+            )
+
+
+def unread(row: Values, format_name: "FormatName") -> set[str]:
+    """Names what a row holds that is not read: its columns, and the keys of its messages."""
+    read = READ[format_name]
+    if format_name in ("preference", "unpaired") and row.get("prompt") is None:
+        read = read | _TALK
+    found = {f"column {name}" for name in row.keys() - read if row[name] is not None}
+    for name in _TALKS & read & row.keys():
+        found |= {f"message key {key}" for key in unread_keys(row[name])}
+    return found
 
 
 def column(row: Values, *names: str) -> Any:
@@ -36,7 +85,7 @@ def text_of(row: Values, *names: str) -> str:
 
 def conversation_column(row: Values) -> str | None:
     """Returns the name of the column that holds a conversation, as a list or as its JSON, if one does."""
-    for name in ("messages", "conversations", "conversation"):
+    for name in ("messages", "conversations", "conversation"):  # in this order
         value = row.get(name)
         if is_messages(value) or (isinstance(value, str) and value.lstrip().startswith("[")):
             return name

@@ -7,6 +7,8 @@ from .errors import RowError
 
 Message = dict[str, Any]
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
 # The role names of OpenAI's layout, and those found in ShareGPT files (FastChat, OpenChat, Axolotl, LLaMA-Factory).
 _OPENAI_ROLES = {
     "system": "system",
@@ -30,7 +32,24 @@ _SHAREGPT_ROLES = _OPENAI_ROLES | {
     "function_response": "tool",
     "tool_response": "tool",
 }
-_KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
+# The spellings of an assistant's reasoning, by Qwen and DeepSeek, by vLLM and OpenRouter, and by gpt-oss.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+# How others mark that a message carries loss: axolotl (train, training), ms-swift (loss, loss_scale), OpenAI and
+# OpenChat (weight), LLaMA-Factory (loss_weight); and that it carries none: torchtune (masked).
+_MARKS = {
+    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_scale", "weight", "loss_weight"), True),
+    **dict.fromkeys(("mask", "masked"), False),
+}
+# What changes the meaning of a message and cannot be trained on.
+_REFUSED = {
+    **dict.fromkeys(("train_detail", "training_detail"), "loss is decided for whole messages, not for parts of one"),
+    **dict.fromkeys(MEDIA, "only text can be trained on"),
+    "reasoning_details": "give the reasoning as one text, `reasoning_content`",
+}
+_TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_READ = frozenset(
+    {"role", "from", "content", "value", "tool_call_id", "tool_calls", "function_call", *_REASONING, *_MARKS, *_REFUSED}
+)
 
 
 def is_messages(value: Any) -> bool:
@@ -44,6 +63,8 @@ def is_messages(value: Any) -> bool:
 
 def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> list[Message]:
     """Returns a conversation as messages with ``role``, ``content`` and, where there are some, ``tool_calls``.
+
+    An assistant's reasoning becomes ``reasoning_content``; a mark whether a message carries loss becomes ``train``.
 
     Args:
         value: The list of messages, or its JSON, as found in a row.
@@ -62,7 +83,10 @@ def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> l
         if message is None:
             continue
         previous = messages[-1] if messages else None
-        if message.pop("joins", False) and previous and previous["role"] == "assistant" and len(previous) == 2:
+        joins = message.pop("joins", False)
+        if joins and previous and previous["role"] == "assistant" and previous.keys() <= {"role", "content", "train"}:
+            if previous.get("train") != message.get("train"):
+                raise RowError("a call and the words before it are one turn, with one mark", f"message {index}")
             previous["tool_calls"] = message["tool_calls"]  # said something, then called: one turn
         else:
             messages.append(message)
@@ -73,6 +97,30 @@ def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> l
     if system and system.strip():
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def unread_keys(value: Any) -> set[str]:
+    """Returns the keys of messages that ``conversation`` does not read; of what is no conversation, none."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return set()
+    value = [value] if isinstance(value, dict) else value
+    if not is_messages(value):
+        return set()
+    return {str(key) for message in value for key in message.keys() - _READ if message[key] is not None}
+
+
+def unmarked(messages: list[Message], *, answer: bool = False) -> list[Message]:
+    """Takes away the marks of loss, where a stage decides by itself what carries loss.
+
+    Raises:
+        RowError: Part of an answer, all of which is learnt from, is marked to carry none.
+    """
+    if answer and any(message.get("train") is False for message in messages):
+        raise RowError("an answer is marked to carry no loss, and this stage learns from whole answers")
+    return [{key: value for key, value in message.items() if key != "train"} for message in messages]
 
 
 def check_training(messages: list[Message]) -> None:
@@ -91,35 +139,94 @@ def _message(item: Any, index: int, roles: dict[str, str]) -> Message | None:
     """Normalises one message; an empty system message is None."""
     if not isinstance(item, dict):
         raise RowError("a message is not an object", f"message {index}")
-    name = item.get("role") or item.get("from")
-    role = roles.get(name) if isinstance(name, str) else None
-    if role is None:
-        if isinstance(name, str) and name in _SHAREGPT_ROLES:
-            raise RowError(f"unknown role '{name}'", "`format: sharegpt` knows it")
-        raise RowError(f"unknown role {name!r}" if name else "a message has no role", f"message {index}")
-    content = item["content"] if "content" in item else item.get("value")
-    if role == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _calls_of_text(content), "joins": True}
-    message: Message = {"role": role, "content": content}
-    if not isinstance(content, str):
-        _read_parts(message, content)
-    for key in _KEPT:
+    for key, why in _REFUSED.items():
         if item.get(key):
-            message[key] = item[key]
-    calls = item.get("tool_calls")
-    if calls:
-        message["tool_calls"] = tool_calls(calls)
-    elif item.get("function_call"):  # OpenAI's layout of 2023
-        message["tool_calls"] = tool_calls([item["function_call"]])
-    if item.get("weight") == 0:
-        raise RowError("message weight 0 is not supported", f"message {index}")
+            raise RowError(f"message key '{key}' cannot be used: {why}", f"message {index}")
+    role = _role(item, index, roles)
+    content = _content(item, index)
+    if role == "function_call":
+        message = {"role": "assistant", "content": "", "tool_calls": _calls_of_text(content), "joins": True}
+    else:
+        message = {"role": role, "content": content}
+        if not isinstance(content, str):
+            _read_parts(message, content)
+        for key in ("name", "tool_call_id"):
+            if item.get(key):
+                message[key] = item[key]
+        calls = item.get("tool_calls")
+        if calls:
+            message["tool_calls"] = tool_calls(calls)
+        elif item.get("function_call"):  # OpenAI's layout of 2023
+            message["tool_calls"] = tool_calls([item["function_call"]])
+    _read_reasoning(message, item, index)
+    _read_mark(message, item, index)
     if role == "system" and index > 0:
         raise RowError("a system message is not the first", f"message {index}")
     if role != "tool" and not message["content"].strip() and "tool_calls" not in message:
         if role == "system":
             return None
-        raise RowError(f"empty {role} message", f"message {index}")
+        keys = "" if "content" in item or "value" in item else f", whose keys are {', '.join(map(str, item))}"
+        raise RowError(f"empty {role} message", f"message {index}{keys}")
     return message
+
+
+def _role(item: dict[str, Any], index: int, roles: dict[str, str]) -> str:
+    """Reads whose message it is; two names for it must mean the same."""
+    names = [item[key] for key in ("role", "from") if item.get(key)]
+    if not names:
+        raise RowError("a message has no role", f"message {index}")
+    name = names[0]
+    role = roles.get(name) if isinstance(name, str) else None
+    if role is None:
+        if isinstance(name, str) and name in _SHAREGPT_ROLES:
+            raise RowError(f"unknown role '{name}'", "`format: sharegpt` knows it")
+        raise RowError(f"unknown role {name!r}", f"message {index}")
+    if len(names) > 1 and _SHAREGPT_ROLES.get(str(names[1])) != role:
+        raise RowError("a message has two roles", f"message {index}: {names[0]!r} and {names[1]!r}")
+    return role
+
+
+def _content(item: dict[str, Any], index: int) -> Any:
+    """Reads what is said; a null beside a text says nothing."""
+    given = [item[key] for key in ("content", "value") if item.get(key) is not None]
+    if len(given) > 1 and given[0] != given[1]:
+        raise RowError("a message has both content and value", f"message {index}")
+    return given[0] if given else None
+
+
+def _read_reasoning(message: Message, item: dict[str, Any], index: int) -> None:
+    """Adds reasoning under one name, whatever its spelling."""
+    found = [item[key] for key in _REASONING if item.get(key)]
+    found += [message["reasoning_content"]] if "reasoning_content" in message else []
+    if not found:
+        return
+    if any(not isinstance(text, str) for text in found):
+        raise RowError("reasoning is not text", f"message {index}")
+    if len(set(found)) > 1:
+        raise RowError("a message has two different texts of reasoning", f"message {index}")
+    if message["role"] != "assistant":
+        raise RowError(f"a {message['role']} message has reasoning", f"message {index}")
+    message["reasoning_content"] = found[0]
+
+
+def _read_mark(message: Message, item: dict[str, Any], index: int) -> None:
+    """Adds whether the message is marked to carry loss."""
+    marks: dict[str, bool] = {}
+    for key, wanted in _MARKS.items():
+        value = item.get(key)
+        if value is None:
+            continue
+        truth = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
+        if truth is None:
+            raise RowError(
+                f"message key '{key}' is neither true, false, 0 nor 1: a message carries loss or none",
+                f"message {index} has {value!r}"[:80],
+            )
+        marks[key] = truth is wanted
+    if len(set(marks.values())) > 1:
+        raise RowError("marks of one message contradict each other", f"message {index} has {', '.join(marks)}")
+    if marks:
+        message["train"] = next(iter(marks.values()))
 
 
 def _read_parts(message: Message, content: Any) -> None:
@@ -132,7 +239,10 @@ def _read_parts(message: Message, content: Any) -> None:
     texts, reasoning, calls = [], [], []
     for part in content:
         kind = "text" if isinstance(part, str) else part.get("type") if isinstance(part, dict) else None
-        value = part if isinstance(part, str) else next((part[k] for k in ("text", "value") if k in part), None)
+        keys = ("text", "value", *_REASONING)
+        value = part if isinstance(part, str) else None
+        if isinstance(part, dict):
+            value = next((part[key] for key in keys if part.get(key) is not None), None)
         if kind == "text" and isinstance(value, str):
             texts.append(value)
         elif kind in ("reasoning", "thinking") and isinstance(value, str):

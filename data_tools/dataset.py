@@ -1,6 +1,7 @@
 """Rows of a source to clean examples: reads, converts, counts what had to be dropped and says why."""
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from .pairs import answer_messages
 from .sources import Row, read_rows
 
 if TYPE_CHECKING:
+    from ..chat_templates import ChatTemplate
     from .spec import FormatName, Kind, SourceSpec
 
 _LOOK_AHEAD = 32  # rows whose columns decide the format
@@ -31,6 +33,8 @@ class DataReport:
         kept: Rows used.
         dropped: How many rows were dropped, by reason.
         examples: Up to three dropped rows for each reason, where they are and what is particular to them.
+        unread: What rows hold that nothing reads, ``column id`` or ``message key name``, with the number of rows.
+        turns: Rows whose prompts and answers of text became turns of the chat template.
     """
 
     source: str = ""
@@ -40,6 +44,8 @@ class DataReport:
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
+    turns: int = 0
 
     def drop(self, reason: str, where: str, detail: str = "") -> None:
         """Counts a row that has been read and cannot be used."""
@@ -80,6 +86,7 @@ def load(
     base_dir: Path,
     accepts: "Collection[Kind]",
     *,
+    template: "ChatTemplate | None" = None,
     report: DataReport | None = None,
     max_bad_share: float = 0.02,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,6 +96,8 @@ def load(
         source: What to read, and how.
         base_dir: The folder that relative paths start from.
         accepts: The kinds of example that the caller can use. Rows become the first kind that fits their format.
+        template: The chat template, where there is one. Prompts and answers of text are then turns of the user and the
+            assistant, unless the source is ``raw``: what is trained is what a chat with the model will be.
         report: Is filled in while rows are read; complete when the iterator ends.
         max_bad_share: The largest share of the rows that may be dropped.
 
@@ -101,6 +110,7 @@ def load(
     """
     report = DataReport() if report is None else report
     report.source = source.title
+    unread: Counter[str] = Counter()
     rows = iter(read_rows(source, base_dir))
     first = list(itertools.islice(rows, _LOOK_AHEAD))
     if source.mapping_kind is not None:
@@ -109,7 +119,7 @@ def load(
         report.format = source.format or _infer(source, first, accepts)
         report.kind = check_accepted(report.format, accepts, source.title) if report.format else None
     if report.kind is not None:
-        convert, shape = canonicalizer(source, report.format, report.kind), _Shape(report.kind)
+        convert, shape = canonicalizer(source, report.format, report.kind, unread), _Shape(source, report, template)
         for row in itertools.chain(first, rows):
             report.rows += 1
             try:
@@ -130,39 +140,59 @@ def load(
             report.rows += 1
             if row.problem is not None:
                 report.drop(row.problem.reason, row.where, row.problem.detail)
+    if template and template.renders_names:
+        del unread["message key name"]
+    report.unread = dict(unread)
     report.check(max_bad_share)
 
 
 class _Shape:
-    """Keeps the rows of a source alike: prompts all text or all messages, margins all there or none, as in its first.
+    """Keeps the rows of a source alike: prompts all text or all messages, margins all there or none.
 
-    What reads the examples decides by one of them how to tokenise all.
+    What reads the examples decides by one of them how to tokenise all. Prompts are text in a raw source, messages under
+    a chat template, and otherwise as in the first row.
     """
 
-    def __init__(self, kind: "Kind") -> None:
-        self._kind = kind
-        self._text: bool | None = None
+    def __init__(self, source: "SourceSpec", report: DataReport, template: "ChatTemplate | None") -> None:
+        self._source, self._report = source, report
+        self._text: bool | None = True if source.raw else False if template else None
         self._margin: bool | None = None
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        if self._source.raw:
+            example = self._flat(example)
         prompt = example.get("prompt")
         if prompt is None:
             return example
         is_text = isinstance(prompt, str)
-        has_margin = self._kind == "preference" and "margin" in example
+        has_margin = self._report.kind == "preference" and "margin" in example
         if self._text is None:
-            self._text, self._margin = is_text, has_margin
+            self._text = is_text
+        if self._margin is None:
+            self._margin = has_margin
         if has_margin != self._margin:
             raise RowError("a margin where the first rows have none" if has_margin else "no margin")
         if is_text == self._text:
             return example
         if self._text:
             raise RowError("the prompt is messages where the first rows have text")
+        self._report.turns += 1
         messages = {**example, "prompt": [{"role": "user", "content": prompt}]}
-        if self._kind == "prompt":
+        if self._report.kind == "prompt":
             return messages
         answers = {key: answer_messages(example[key]) for key in ("completion", "chosen", "rejected") if key in example}
         return {**messages, **answers, "tools": None}
+
+    def _flat(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Takes the roles off an instruction and its output; a conversation cannot do without them."""
+        if "messages" in example:
+            example = {"prompt": example["messages"][:-1], "completion": example["messages"][-1]["content"]}
+        prompt = example.get("prompt")
+        if isinstance(prompt, list):
+            if self._report.format != "alpaca" or len(prompt) != 1:
+                raise RowError("the source is raw, and this is a conversation", "drop `raw`")
+            example = {**example, "prompt": prompt[0]["content"]}
+        return example
 
 
 def _infer(source: "SourceSpec", rows: list[Row], accepts: "Collection[Kind]") -> "FormatName | None":

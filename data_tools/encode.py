@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates import ChatTemplate, TemplateError, encode, from_tokenizer, render
 from ..chat_templates.errors import InputError
-from ..chat_templates.rendering import encode_marked, mark_special, plain_message, special_pattern, strings_in
+from ..chat_templates.rendering import (
+    encode_marked,
+    mark_special,
+    plain_message,
+    require_whole,
+    special_pattern,
+    strings_in,
+)
 from .errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -53,10 +60,12 @@ class TextEncoder:
     Attributes:
         tokenizer: The tokenizer.
         template: For conversations; None if there are none.
+        whole: Whether a text that the template leaves out spoils a conversation, as it does one to learn from.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate | None = None
+    whole: bool = False
     _border: str | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -234,16 +243,18 @@ class TextEncoder:
                     self.tokenizer,
                     [{"messages": messages, "tools": talk.tools}],
                     "all",
+                    whole=self.whole,
                     add_generation_prompt=open_ended,
                 )[0].input_ids
                 for messages, open_ended in whole
             ]
-        return [
-            render(
-                template, messages, tokenizer=self.tokenizer, tools=talk.tools, add_generation_prompt=open_ended
-            ).text
-            for messages, open_ended in whole
-        ]
+        texts = []
+        for messages, open_ended in whole:
+            options: dict[str, Any] = {"tools": talk.tools, "add_generation_prompt": open_ended}
+            texts.append(render(template, messages, tokenizer=self.tokenizer, **options).text)
+            if self.whole:
+                require_whole(template, messages, texts[-1])
+        return texts
 
     def _tokens(self, rendered: Sequence[list[str]]) -> list[list[Ids]]:
         """Tokenises prompts and the conversations that they begin; what these share is tokenised once.

@@ -102,7 +102,7 @@ class ExampleEncoder:
 
     @functools.cached_property
     def _texts(self) -> TextEncoder:
-        return TextEncoder(self.tokenizer, self.template)
+        return TextEncoder(self.tokenizer, self.template, whole=True)
 
     def _example(self, row: Row, prompt: Ids, answers: list[Ids]) -> "list[Example] | RowError":
         """Makes the examples of a row from its tokens."""

@@ -139,6 +139,8 @@ def write_examples(plan: ExamplePlan, sources: Sequence[Examples], path: Path, m
             examples=source.report.examples,
             truncated=source.truncated + truncated,
             loss_tokens=answered,
+            unread=source.report.unread,
+            turns=source.report.turns,
             **asdict(share),
         )
         for source, (_, truncated), share, answered in zip(sources, fitted, mixture.shares, answers, strict=True)

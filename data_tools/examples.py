@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .spec import DataSpec, Kind, SourceSpec
 
-EXAMPLES_VERSION = 2  # raise it whenever the same input would give other tokens or rows
+EXAMPLES_VERSION = 3  # raise it whenever the same input would give other tokens or rows
 
 
 def prepare_examples(
@@ -112,6 +112,8 @@ def _plan(spec: "DataSpec", split: str, kind: "Kind", max_length: int | None) ->
         raise DataError(f"data.too_long: split cuts text in pieces, and {kind} rows are no such text", hint="use drop")
     if spec.max_prompt_length is not None and kind != "prompt":
         raise DataError(f"data.max_prompt_length is for stages that train on prompts, not on {kind} rows")
+    if spec.loss_on == "last":
+        raise DataError(f"data.loss_on: last is for conversations to learn from, not for {kind} rows")
     bounds = {"kind": kind, "max_prompt_length": spec.max_prompt_length}
     if split == "eval":
         return ExamplePlan(max_length, None, spec.too_long, mixed=False, **bounds)
@@ -152,7 +154,14 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
 
     def build(folder: Path) -> dict[str, Any]:
         report, ours = DataReport(), DataReport()
-        rows = load(source, reading.base_dir, reading.accepts, report=report, max_bad_share=reading.max_bad_share)
+        rows = load(
+            source,
+            reading.base_dir,
+            reading.accepts,
+            template=reading.encoder.template,
+            report=report,
+            max_bad_share=reading.max_bad_share,
+        )
         types: dict[str, dict[str, str]] = {}
         cut = 0
         with (

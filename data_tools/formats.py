@@ -1,10 +1,11 @@
 """The layouts of columns that public data sets use, each turned into TRL's canonical columns."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, get_args
 
-from .columns import Values, column, conversation_column, text_of
-from .conversations import check_training, conversation, parse_json, tool_list
+from .columns import Values, column, conversation_column, refuse_columns, text_of, unread
+from .conversations import check_training, conversation, parse_json, tool_list, unmarked
 from .errors import DataError, RowError
 from .mapping import as_text, compile_mapping, compile_template, listing
 from .pairs import answer_messages, read_preference, read_prompt_completion, read_unpaired
@@ -141,13 +142,16 @@ def _unusable(format_name: FormatName, accepts: Collection[Kind], where: str) ->
     )
 
 
-def canonicalizer(source: "SourceSpec", format_name: FormatName | None, kind: Kind) -> Canonicalize:
+def canonicalizer(
+    source: "SourceSpec", format_name: FormatName | None, kind: Kind, ignored: Counter[str] | None = None
+) -> Canonicalize:
     """Compiles what turns a row's columns into the canonical columns of a kind.
 
     Args:
         source: Its mapping and its default system message are used.
         format_name: The format of the rows; None if the source has a mapping.
         kind: What to make of them, as ``kind_for`` says.
+        ignored: Counts what rows hold beside what is read, by name, as ``columns.unread`` gives it.
 
     Returns:
         A function from a row's columns to ``{"text"}``, ``{"messages", "tools"}``, ``{"prompt", "completion",
@@ -164,13 +168,17 @@ def canonicalizer(source: "SourceSpec", format_name: FormatName | None, kind: Ki
     default_system = source.system if mapping is None else None
     if default_system is not None:
         mapping = _with_system(default_system)
-    if kind == "prompt":
-        return prompt_reader(format_name, mapping)
-    read, natural = _READERS[format_name], _KIND_OF[format_name]
-    convert = _CONVERTERS[natural, kind] if natural != kind else None
+    name, natural, mapped = format_name, _KIND_OF[format_name], source.mapping_kind is not None
+    prompts = prompt_reader(name) if kind == "prompt" else None
+    convert = _CONVERTERS[natural, kind] if natural != kind and prompts is None else None
 
     def run(row: Values) -> Values:
-        result = read(row if mapping is None else mapping(row))
+        given = row if mapping is None else mapping(row)
+        if not mapped and natural not in ("text", "classification"):
+            refuse_columns(row)
+        result = prompts(row, given) if prompts else _READERS[name](given)
+        if ignored is not None:
+            ignored.update(found for found in unread(given, name) if found.removeprefix("column ") not in result)
         return result if convert is None else convert(result)
 
     return run
@@ -235,7 +243,7 @@ def _read_classification(row: Values) -> Values:
 
 def _as_prompt_completion(row: Values) -> Values:
     messages = row["messages"]
-    return {"prompt": messages[:-1], "completion": messages[-1:], "tools": row["tools"]}
+    return {"prompt": unmarked(messages[:-1]), "completion": messages[-1:], "tools": row["tools"]}
 
 
 def _as_messages(row: Values) -> Values:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from .columns import Values, column, conversation_column
-from .conversations import Message, check_training, conversation, is_messages, tool_list
+from .conversations import Message, check_training, conversation, is_messages, tool_list, unmarked
 from .errors import RowError
 
 
@@ -20,8 +20,12 @@ def read_prompt_completion(row: Values) -> Values:
 
 
 def _with_tools(row: Values, result: Values) -> Values:
-    """Adds the tools beside messages."""
+    """Adds the tools beside messages; only a lone completion keeps its marks of what carries loss."""
     if isinstance(result["prompt"], list):
+        result["prompt"] = unmarked(result["prompt"])
+        for name in ("chosen", "rejected", *(("completion",) if "label" in result else ())):
+            if name in result:
+                result[name] = unmarked(result[name], answer=True)
         result["tools"] = tool_list(row.get("tools"))
     return result
 

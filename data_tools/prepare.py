@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..chat_templates import ChatTemplate, fingerprint
 from .cache import get_or_build
 from .dataset import DataReport, load
+from .errors import DataError
 from .files import hash_json
 from .pack import Strategy
 from .rows import Plan, Tokenised, write_rows
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from .spec import DataSpec, Kind, SourceSpec
 
-CACHE_VERSION = 2  # raise it whenever the same input would give other tokens or rows
+CACHE_VERSION = 3  # raise it whenever the same input would give other tokens or rows
 ROWS_FILE = "rows.arrow"
 TOKENISED: "frozenset[Kind]" = frozenset({"text", "messages", "prompt_completion"})
 BATCH_ROWS = 512
@@ -97,6 +98,10 @@ def prepare(
     if sources is None:
         raise ValueError("the recipe has no evaluation data")
     plan = _plan(spec, split, max_length, packing)
+    if spec.loss_on == "last":
+        if loss_on != "assistant":
+            raise DataError("data.loss_on: last chooses among the assistant's turns, but here every token carries loss")
+        loss_on = "completion"
     encoder = Encoder(tokenizer, template, loss_on)
     reading = _Reading(base_dir, tuple(accepts), spec.max_bad_share, encoder, cache_dir, num_proc)
     names = [_source_key(source, reading) for source in sources]
@@ -194,7 +199,14 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Tokenised:
     def build(folder: Path) -> dict[str, Any]:
         report = DataReport()
         ours = DataReport()  # filled in later than the reader's, which counts towards `limit` as it goes
-        rows = load(source, reading.base_dir, reading.accepts, report=report, max_bad_share=reading.max_bad_share)
+        rows = load(
+            source,
+            reading.base_dir,
+            reading.accepts,
+            template=reading.encoder.template,
+            report=report,
+            max_bad_share=reading.max_bad_share,
+        )
         places: list[list[str]] = []
 
         def batches() -> Iterator[list[dict[str, Any]]]:

@@ -3,48 +3,28 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .columns import Values, column, text_of
-from .conversations import Message, conversation, tool_list
+from .columns import READ, Values, column, text_of
+from .conversations import MEDIA, Message, conversation, tool_list, unmarked
 from .errors import RowError
 from .pairs import read_preference, read_prompt_completion
 
 if TYPE_CHECKING:
     from .spec import FormatName
 
-_TALK = frozenset({"messages", "conversations", "conversation"})
-_ALPACA = frozenset({"instruction", "input", "output", "response", "history"})
-_PAIR = frozenset({"prompt", "completion", "response"})
-# The columns that a format reads, which are no further columns of the prompt. Trainers take `image` for pixels.
-_NEVER = frozenset({"system", "tools", "image", "images"})
-_READ: "dict[FormatName, frozenset[str]]" = {
-    "messages": _TALK | _NEVER,
-    "sharegpt": _TALK | _NEVER,
-    "alpaca": _ALPACA | _NEVER,
-    "prompt": frozenset({"prompt"}) | _NEVER,
-    "prompt_completion": _PAIR | _NEVER,
-    "preference": frozenset({"prompt", "chosen", "rejected", "margin"}) | _TALK | _NEVER,
-}
 
-
-def prompt_reader(
-    format_name: "FormatName", mapping: Callable[[Values], Values] | None = None
-) -> Callable[[Values], Values]:
-    """Compiles what turns a row of a format into ``prompt``, text or messages, and the row's other plain columns.
+def prompt_reader(format_name: "FormatName") -> Callable[[Values, Values], Values]:
+    """Returns what turns a row of a format into ``prompt``, text or messages, and the row's other plain columns.
 
     A conversation loses its last turn if that is the assistant's. The answer of a prompt-completion row is kept as
     text in ``completion``.
 
-    Args:
-        format_name: The format of the rows.
-        mapping: Gives the format's columns if the row does not have them itself.
-
     Returns:
-        A function from a row's columns; it raises RowError.
+        A function from a row's columns and from what its mapping makes of them, which is what is read; it raises
+        RowError.
     """
-    read, used = _PROMPTS[format_name], _READ[format_name]
+    read, used = _PROMPTS[format_name], READ[format_name] | {*MEDIA}  # trainers take `image` for pixels
 
-    def run(row: Values) -> Values:
-        values = row if mapping is None else mapping(row)
+    def run(row: Values, values: Values) -> Values:
         if tool_list(values.get("tools")):
             raise RowError("prompts with tools cannot be used")
         rest = {name: value for name, value in row.items() if name not in used and _is_plain(value, name)}
@@ -73,7 +53,7 @@ def _read_prompt(row: Values) -> Values:
     messages = conversation(prompt, sharegpt=True, system=row.get("system"))
     if messages[-1]["role"] == "assistant":
         raise RowError("the prompt ends with an assistant message")
-    return {"prompt": messages}
+    return {"prompt": unmarked(messages)}
 
 
 def _of_messages(row: Values, *, sharegpt: bool = False) -> Values:
@@ -83,7 +63,7 @@ def _of_messages(row: Values, *, sharegpt: bool = False) -> Values:
         messages = messages[:-1]
     if not any(message["role"] == "user" for message in messages):
         raise RowError("no user message")
-    return {"prompt": messages}
+    return {"prompt": unmarked(messages)}
 
 
 def _of_pair(row: Values) -> Values:

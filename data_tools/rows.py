@@ -158,6 +158,8 @@ def write_rows(plan: Plan, sources: Sequence[Tokenised], path: Path, max_bad_sha
             examples=source.report.examples,
             truncated=fit.truncated,
             loss_tokens=loss,
+            unread=source.report.unread,
+            turns=source.report.turns,
             **asdict(share),
         )
         for source, fit, share, loss in zip(sources, fitted, mixture.shares, loss_tokens, strict=True)

@@ -108,6 +108,9 @@ class SourceSpec(_Strict):
     tools: Template | None = None
     """Mapping: the tools that the model may call, a list or its JSON."""
 
+    raw: bool = False
+    """Leaves prompts and answers that are text without the chat template's roles, one after the other as they stand.
+    By default they are a user's and an assistant's turn wherever there is a template."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """The source's share of the tokens of the mixture, relative to the other sources."""
     limit: Annotated[int, Field(gt=0)] | None = None
@@ -115,7 +118,8 @@ class SourceSpec(_Strict):
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What one row of a .txt file is."""
     columns: Annotated[dict[str, str], BeforeValidator(_string_keys)] | None = None
-    """New names for columns, `{old: new}`. For a CSV without a header the old names are numbers from 0."""
+    """New names for columns, `{name in the file: name that a format knows}`, such as `{question: prompt}`. In a CSV
+    without a header the names are numbers from 0."""
 
     @field_validator("columns")
     @classmethod
@@ -129,6 +133,10 @@ class SourceSpec(_Strict):
     @model_validator(mode="after")
     def _one_way_to_read(self) -> Self:
         keys = self.mapping_keys
+        with_roles = [key for key in ("messages", "system", "tools") if key in keys]
+        if self.raw and (with_roles or self.format in ("messages", "sharegpt")):
+            what = f"`{with_roles[0]}`" if with_roles else f"`format: {self.format}`"
+            raise ValueError(f"`raw: true` leaves text without roles, which {what} cannot do without; remove one")
         if self.format is not None:
             beside = [key for key in keys if key != "system" or self.format not in _CONVERSATIONAL]
             if beside:
@@ -187,6 +195,9 @@ class DataSpec(_Strict):
     """The largest share of a source's rows that may be dropped as unusable before the run stops."""
     too_long: Literal["drop", "truncate", "split", "error"] = "drop"
     """What happens to a row of more tokens than fit."""
+    loss_on: Literal["all", "last"] = "all"
+    """Which of the assistant's turns carry loss: all of them, or only the last of each conversation. Turns that a row
+    marks to carry none (`train: false`, `weight: 0` and the like) never do."""
     max_prompt_length: Annotated[int, Field(gt=0)] | None = None
     """Prompts of more tokens than this are dropped: stages ppo, grpo, rloo, distill_on_policy."""
     mix: Literal["weights", "concat"] = "concat"

@@ -1,6 +1,6 @@
 """What a prepared training set holds, and what had to be dropped on the way to it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -22,6 +22,8 @@ class SourceSummary:
         epochs: Tokens in the mixture over tokens kept.
         target: The share of the mixture that was asked for.
         share: The share that was reached.
+        unread: What its rows hold that nothing reads, with the number of rows.
+        turns: Rows whose text became turns of the chat template.
     """
 
     name: str
@@ -37,6 +39,20 @@ class SourceSummary:
     epochs: float
     target: float
     share: float
+    unread: dict[str, int] = field(default_factory=dict)
+    turns: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the rows were read, in sentences."""
+        notes = []
+        if self.turns:
+            notes.append(f"{self.turns:,} rows of text became turns of the chat template; `raw: true` leaves them text")
+        if self.unread:
+            names = [f"{name} ({count:,} rows)" for name, count in sorted(self.unread.items())]
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            notes.append(f"not read: {', '.join(names[:20])}{more}")
+        return notes
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,11 @@ class PreparedReport:
             for reason, count in source.dropped.items():
                 totals[reason] = totals.get(reason, 0) + count
         return totals
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the rows of each source were read."""
+        return [f"{source.name}: {note}" for source in self.sources for note in source.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for ``run.json``, with the total of ``dropped``."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..chat_templates import ChatTemplate, ConversationError, encode
 from ..chat_templates.errors import InputError, PosttrainError
+from ..chat_templates.probes import end_of_turn
+from ..chat_templates.rendering import require_generation_marks
 from .encode import Talk, TextEncoder
 from .errors import RowError
 
@@ -83,7 +85,7 @@ class Encoder:
 
     @functools.cached_property
     def _texts(self) -> TextEncoder:
-        return TextEncoder(self.tokenizer, self.template)
+        return TextEncoder(self.tokenizer, self.template, whole=True)
 
     def _text(self, rows: Sequence[Row]) -> list[Any]:
         made = self._texts.documents([row["text"] for row in rows])
@@ -98,22 +100,46 @@ class Encoder:
         ]
 
     def _conversations(self, rows: Sequence[Row]) -> list[Any]:
-        whole = [
-            {**row, "messages": row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]}
-            for row in rows
+        template = self.template
+        if template is not None and self.loss_on != "all" and not template.marks_generation:
+            return self._answers(template, rows)
+        return [
+            made if isinstance(made, RowError) else [made]
+            for made in self._encode([self.conversation(r) for r in rows])
         ]
-        results = self._encode(whole)
-        if self.loss_on == "all":
-            return [_loss_of(result) for result in results]
-        answered = [number for number, row in enumerate(rows) if "messages" not in row]
-        prompts = self._encode([{**rows[number], "messages": rows[number]["prompt"]} for number in answered])
-        for number, prompt in zip(answered, prompts, strict=True):
-            results[number] = _after_prompt(results[number], prompt)
-        if self.loss_on == "completion":
-            results = [
-                _last_turn(result) if "messages" in row else result for row, result in zip(rows, results, strict=True)
-            ]
-        return [_loss_of(result) for result in results]
+
+    def conversation(self, row: Row) -> Row:
+        """Returns a row of messages as the one conversation that is encoded, each turn with its mark of loss."""
+        if "messages" in row:
+            messages = row["messages"]
+            if self.loss_on == "completion":
+                spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+                messages = [
+                    {**message, "train": False} if number in spoken[:-1] else message
+                    for number, message in enumerate(messages)
+                ]
+        else:
+            prompt = row["prompt"]
+            if self.loss_on != "all":
+                prompt = [{**message, "train": False} for message in prompt]
+            messages = [*prompt, *row["completion"]]
+        return {"messages": messages, "tools": row.get("tools")}
+
+    def _answers(self, template: ChatTemplate, rows: Sequence[Row]) -> list[Any]:
+        """Puts the loss on what follows the prompt, to the end of the turn, for a template that does not mark turns."""
+        if any(len(row.get("completion", ())) != 1 or row["completion"][0].get("train") is False for row in rows):
+            require_generation_marks(template)
+        talks = [Talk(row["prompt"], [row["completion"]], row.get("tools")) for row in rows]
+        end = self.tokenizer.convert_tokens_to_ids(end_of_turn(template, self.tokenizer) or "")
+        results: list[Any] = []
+        for made in self._texts.split(talks):
+            if isinstance(made, RowError):
+                results.append(made)
+                continue
+            prompt, [answer] = made
+            stop = next((i for i in range(len(answer), 0, -1) if answer[i - 1] == end), len(answer))
+            results.append([(prompt, 0), (answer[:stop], 1), (answer[stop:], 0)])
+        return results
 
     def _encode(self, conversations: Sequence[Row]) -> list[Any]:
         """Encodes conversations; one that the template refuses becomes a RowError, and the others go on."""
@@ -126,7 +152,7 @@ class Encoder:
         at = 0
         while at < len(conversations):
             try:
-                encoded = encode(self.template, self.tokenizer, conversations[at:], loss_on)
+                encoded = encode(self.template, self.tokenizer, conversations[at:], loss_on, whole=True)
                 return results + [(list(item.input_ids), np.array(item.loss_mask, dtype=np.uint8)) for item in encoded]
             except ConversationError as error:
                 # those before the refused one are known to render
@@ -146,29 +172,6 @@ def _is_pair(row: Row) -> bool:
 
 def _is_chat(row: Row) -> bool:
     return "messages" in row or isinstance(row.get("prompt"), list)
-
-
-def _loss_of(result: Any) -> Any:
-    return result if isinstance(result, RowError) else [result]
-
-
-def _after_prompt(result: Any, prompt: Any) -> Any:
-    """Takes the loss off all tokens up to where the conversation departs from its prompt."""
-    if isinstance(result, RowError) or isinstance(prompt, RowError):
-        return result if isinstance(result, RowError) else prompt
-    ids, loss = result
-    begin = next((i for i, pair in enumerate(zip(ids, prompt[0], strict=False)) if pair[0] != pair[1]), len(prompt[0]))
-    loss[:begin] = 0
-    return ids, loss
-
-
-def _last_turn(result: Any) -> Any:
-    """Keeps only the last run of tokens with loss."""
-    if not isinstance(result, RowError):
-        _, loss = result
-        edges = np.flatnonzero(np.diff(loss, prepend=0) == 1)  # uint8: 1 is a rise, 255 a fall
-        loss[: edges[-1] if len(edges) else 0] = 0
-    return result
 
 
 def _join(pieces: dict[int, list[tuple[list[int], Any]]], dropped: dict[int, RowError]) -> Batch:

@@ -124,6 +124,7 @@ def _data_lines(split: str, prepared: "Prepared") -> list[str]:
         lines.append(f"  {source.name}: {source.kept:,} of {source.rows:,} rows, {source.epochs:.2f} epochs{share}")
         for reason, count in source.dropped.items():
             lines.append(f"    dropped {count:,}: {reason} (as in {source.examples[reason][0]})")
+        lines += [f"    {note}" for note in source.notes]
     return lines
 
 

@@ -38,6 +38,8 @@ def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
     if prepared is None:
         raise RecipeError(f"the recipe has no data.{split}", where=str(loaded.path))
     console = Console(highlight=False, soft_wrap=True)
+    for line in prepared.report.notes:
+        console.print(line, markup=False)
     for number, row in enumerate(prepared.dataset.select(range(min(rows, len(prepared.dataset))))):
         _show_row(console, job, number, row)
         console.print()

@@ -193,6 +193,9 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
         "name": job.template.name,
         "fingerprint": chat_templates.fingerprint(job.template, job.tokenizer),
     }
+    for split, prepared in data.items():
+        for note in prepared.report.notes if prepared else ():
+            _say(f"data.{split}: {note}")
     rundir.check_inputs(record, data=described, template=template, force=force)
     record |= {"data": described, "template": template, "finished": None}
     write_json(job.run_dir / rundir.RECORD, record)

@@ -301,10 +301,10 @@ def test_columns_of_mixed_types_and_messages_with_more_than_text_come_back_as_th
         ({"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "no"}], "answer": "4"},
          {"prompt": [user("hello")], "answer": "4"}),
         ({"instruction": "Add", "input": "1 1", "output": "2"}, {"prompt": [user("Add\n\n1 1")]}),
-        ({"prompt": "1 and 1 is", "completion": " 2"}, {"prompt": "1 and 1 is", "completion": " 2"}),
+        ({"prompt": "1 and 1 is", "completion": " 2"}, {"prompt": [user("1 and 1 is")], "completion": " 2"}),
         ({"prompt": [user("hello")], "completion": [bot("no")]}, {"prompt": [user("hello")], "completion": "no"}),
         (pair(), {"prompt": [user(QUESTION)]}),
-        ({"prompt": "1 and 1 is", "answer": 2}, {"prompt": "1 and 1 is", "answer": 2}),
+        ({"prompt": "1 and 1 is", "answer": 2}, {"prompt": [user("1 and 1 is")], "answer": 2}),
     ],
 )  # fmt: skip
 def test_rows_of_any_layout_are_prompts_without_their_last_answer(run, row, expected):
@@ -325,7 +325,7 @@ def test_long_prompts_are_dropped_and_never_cut(run):
     rows = [{"prompt": "hello"}, {"prompt": "hello " * 30}, {"prompt": " "}]
     made = run("prompt", rows, data={"max_prompt_length": 20, "too_long": "truncate"}, max_length=None)
     assert made.report.dropped == {"empty prompt": 1, "longer than max_prompt_length": 1}
-    assert made.dataset["prompt"] == ["hello"]
+    assert made.dataset["prompt"] == [[user("hello")]]
     with pytest.raises(DataError, match=r"raise data\.max_prompt_length"):
         run("prompt", rows, data={"max_prompt_length": 20, "too_long": "error"}, max_length=None)
     with pytest.raises(DataError, match="max_prompt_length is for stages that train on prompts"):
