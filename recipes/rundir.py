@@ -120,7 +120,7 @@ def _tidy(run_dir: Path) -> None:
 def _holds_work(run_dir: Path) -> bool:
     """Says whether a folder holds anything that came of training or scoring; weights before the first step do not."""
     trained = any(checkpoints.step_of(folder) for folder in checkpoints.list_checkpoints(run_dir))
-    names = (checkpoints.MANIFEST, "scores.jsonl", "judgments.jsonl", "samples")
+    names = (checkpoints.MANIFEST, "adapter", "scores.jsonl", "judgments.jsonl", "samples")
     return trained or any((run_dir / name).exists() for name in names) or any(run_dir.glob("*.safetensors"))
 
 

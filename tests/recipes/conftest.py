@@ -151,3 +151,10 @@ def losses(run_dir: Path) -> list[float]:
     """Returns the logged training losses, step by step."""
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
+
+
+def log(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns the log, wall times aside."""
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    times = ("_runtime", "_per_second", "step_time")
+    return [{key: value for key, value in line.items() if not key.endswith(times)} for line in lines]

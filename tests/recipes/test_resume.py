@@ -1,5 +1,6 @@
 """A run that is killed ends as if it had not been; a damaged checkpoint is left, by name and with the reason."""
 
+import inspect
 import json
 import os
 import random
@@ -9,15 +10,19 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.files import hash_file
 from posttrain.evals import checkpoints
+from posttrain.recipes import rundir
 from posttrain.recipes.errors import RunFolderError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
-from .conftest import command, losses, posttrain
+from .conftest import ABSENT, command, log, losses, posttrain
 
 WEIGHTS = "model.safetensors"
 
@@ -45,7 +50,8 @@ def empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "none, at the end": (lambda _: None, None),
     "truncated weights": (lambda c: truncate(c / WEIGHTS), f"{WEIGHTS} has"),
     "missing weights": (lambda c: (c / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
     "one byte changed": (lambda c: flip(c / WEIGHTS), f"{WEIGHTS} has changed"),
@@ -85,8 +91,10 @@ def flip(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_left_and_the_weights_come_out_the_same(
     make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
-    run_dir = run(make_recipe(stage))
-    expected, curve = hash_file(run_dir / WEIGHTS), losses(run_dir)
+    options = {"logging_steps": 3, "lr_scheduler_type": "constant"}  # a save between two lines; rates that stay
+    run_dir = run(make_recipe(stage, **options))
+    expected, whole_log = hash_file(run_dir / WEIGHTS), log(run_dir)
+    assert [line["step"] for line in whole_log] == [3, 6, 9, 12, 12]
     whole = shutil.copytree(run_dir, tmp_path / "whole")
     for damage, (act, reason) in DAMAGE.items():
         shutil.rmtree(run_dir)
@@ -94,13 +102,179 @@ def test_a_damaged_checkpoint_is_named_and_left_and_the_weights_come_out_the_sam
         undo_end(run_dir)
         act(run_dir / "checkpoint-12")
         capsys.readouterr()
-        run(make_recipe(stage))
+        run(make_recipe(stage, **options))
         printed = capsys.readouterr().out
-        assert f"leaving damaged checkpoint {run_dir / 'checkpoint-12'}: {reason}" in printed, damage
-        assert f"resuming from {run_dir / 'checkpoint-8'}" in printed, damage
+        named = reason is None or f"leaving damaged checkpoint {run_dir / 'checkpoint-12'}: {reason}" in printed
+        assert named, damage
+        assert f"resuming from {run_dir / ('checkpoint-8' if reason else 'checkpoint-12')}" in printed, damage
         assert hash_file(run_dir / WEIGHTS) == expected, damage
-        assert losses(run_dir) == curve, damage
+        assert log(run_dir) == whole_log, damage
         assert checkpoints.verify(run_dir / "checkpoint-12") == [], damage
+
+
+class Planted:
+    """A pickle that leaves a file behind if anybody runs it."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_state_that_cannot_be_read_is_named_and_left_and_no_pickle_in_it_is_run(
+    make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, trace = run(make_recipe()), tmp_path / "ran"
+    expected, whole_log = hash_file(run_dir / WEIGHTS), log(run_dir)
+    pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "progress_0_of_1.pt")
+    texts = {"empty": "", "torn": '{"global_step": 12', "a list": "[]", "another's": '{"global_step": 8}'}
+    plants = {f"{name} planted": (name, lambda path: torch.save(Planted(trace), path)) for name in pickles}
+    plants |= {f"{name} empty": (name, lambda path: path.write_bytes(b"")) for name in (*pickles, WEIGHTS)}
+    plants |= {w: ("trainer_state.json", lambda path, text=text: path.write_text(text)) for w, text in texts.items()}
+    for what, (name, plant) in plants.items():
+        undo_end(run_dir)
+        (run_dir / "log.jsonl").write_bytes(b'{"step": 1, "lo\n\0\0\0')  # as a power cut may leave it
+        newest = run_dir / "checkpoint-12"
+        plant(newest / name)
+        torch.save(Planted(trace), newest / "training_args.bin")
+        checkpoints.write_manifest(newest, step=12, resumable=True)  # forged: each file is as it says
+        capsys.readouterr()
+        run(make_recipe())
+        assert f"leaving damaged checkpoint {newest}: {name}" in capsys.readouterr().out, what
+        assert hash_file(run_dir / WEIGHTS) == expected, what
+        assert log(run_dir) == whole_log, what
+        assert not trace.exists(), what
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", "{}", '{"step": 12, "resumable": true, "files": {"a": {}}, "weights": ""}']
+)
+def test_a_manifest_that_is_none_is_that_of_an_unfinished_save(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / checkpoints.MANIFEST).write_text(manifest)
+    assert checkpoints.verify(tmp_path) == ["manifest.json is missing or unreadable, so the save did not finish"]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_final_model_is_labelled_by_the_weights_it_has(make_recipe: Callable[..., Path], lora: bool) -> None:
+    rows = {"path": "messages.jsonl", "format": "messages"}
+    sections = {"data": {"train": rows, "eval": rows}, **({"lora": {"r": 2, "alpha": 4}} if lora else {})}
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "loss"}
+    best |= {"greater_is_better": True, "lr_scheduler_type": "constant"}  # the highest loss is the first one
+    recipe = make_recipe(sections=sections, **best)
+    run_dir = run(recipe)
+    expected = hash_file(run_dir / WEIGHTS)
+    for _ in range(2):
+        final, first = checkpoints.read_manifest(run_dir), checkpoints.read_manifest(run_dir / "checkpoint-4")
+        assert final is not None
+        assert first is not None
+        assert final.step == 4
+        assert checkpoints.weights_hash(run_dir / "adapter" if lora else run_dir) == first.weights
+        assert hash_file(run_dir / WEIGHTS) == expected
+        undo_end(run_dir)
+        run(recipe)
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_makes_it_again(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"path": "messages.jsonl", "format": "messages"}
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "loss"}
+    recipe = make_recipe(sections={"data": {"train": rows, "eval": rows}}, greater_is_better=True, **best)
+    run_dir = run(recipe)
+    expected = hash_file(run_dir / WEIGHTS)
+    undo_end(run_dir)
+    truncate(run_dir / "checkpoint-4" / WEIGHTS)
+    run(recipe)
+    assert "checkpoint-12: the best checkpoint before it, checkpoint-4, is damaged" in capsys.readouterr().out
+    assert hash_file(run_dir / WEIGHTS) == expected
+
+
+def test_a_finished_run_whose_final_weights_are_damaged_saves_them_again(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(lr_scheduler_type="constant")
+    run_dir = run(recipe)
+    expected, whole_log = hash_file(run_dir / WEIGHTS), log(run_dir)
+    truncate(run_dir / WEIGHTS)
+    run(recipe)
+    assert hash_file(run_dir / WEIGHTS) == expected
+    assert log(run_dir) == whole_log
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_what_is_evaluated_where_an_epoch_ends_is_in_a_resumed_log_too(
+    make_recipe: Callable[..., Path], strategy: str
+) -> None:
+    rows = {"path": "messages.jsonl", "format": "messages"}
+    options = {"max_steps": ABSENT, "num_train_epochs": 2, "per_device_train_batch_size": 16, "save_steps": 5}
+    options |= {"save_strategy": strategy, "eval_strategy": "epoch", "eval_on_start": True, "logging_strategy": "epoch"}
+    recipe = make_recipe(sections={"data": {"train": rows, "eval": rows}}, lr_scheduler_type="constant", **options)
+    run_dir = run(recipe)
+    expected, whole_log = hash_file(run_dir / WEIGHTS), log(run_dir)
+    assert [line["step"] for line in whole_log] == [0, 5, 5, 10, 10, 10]
+    for removed in ("checkpoint-10", "none"):
+        undo_end(run_dir)
+        shutil.rmtree(run_dir / removed, ignore_errors=True)
+        run(recipe)
+        assert hash_file(run_dir / WEIGHTS) == expected
+        assert log(run_dir) == whole_log
+
+
+def test_a_run_that_was_stopped_early_does_not_train_on(
+    make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import DefaultFlowCallback
+
+    plain = DefaultFlowCallback.on_step_end
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        plain(self, args, state, control, **kwargs)
+        control.should_training_stop = control.should_training_stop or state.global_step == 8
+        return control
+
+    monkeypatch.setattr(DefaultFlowCallback, "on_step_end", stop)
+    run_dir = run(make_recipe())
+    expected = hash_file(run_dir / WEIGHTS)
+    monkeypatch.undo()
+    undo_end(run_dir)
+    run(make_recipe())
+    assert hash_file(run_dir / WEIGHTS) == expected
+    assert checkpoints.list_checkpoints(run_dir)[-1].name == "checkpoint-8"
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_the_mended_recipe(make_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(PosttrainError):
+        run(make_recipe(sections={"lora": {"target_modules": ["nothing_of_this_name"]}}))
+    run_dir = run(make_recipe())
+    assert "lora" not in {k for k, v in json.loads((run_dir / "run.json").read_text())["recipe"].items() if v}
+
+
+def test_a_run_that_took_no_step_is_never_finished(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(PosttrainError):
+        run(make_recipe(max_steps=-1, num_train_epochs=0))
+    assert not rundir.is_finished(tmp_path / "run")
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_run_folders_hold_our_card_and_no_other(make_recipe: Callable[..., Path]) -> None:
+    run_dir = run(make_recipe(sections={"lora": {"r": 2, "alpha": 4}}))
+    cards = {path.parent.name: path.read_text() for path in run_dir.rglob("README.md")}
+    assert set(cards) == {"run", "adapter", "checkpoint-4", "checkpoint-8", "checkpoint-12"}
+    assert all("Trained with posttrain by a run of stage sft" in card for card in cards.values())
+    assert {name for name, card in cards.items() if "library_name: peft" in card} == cards.keys() - {"run"}
+    assert "# run, step 8" in cards["checkpoint-8"]
+
+
+def test_the_private_names_that_a_resume_sets_still_exist() -> None:
+    from transformers import Trainer
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    loop = inspect.getsource(Trainer._inner_training_loop) + inspect.getsource(Trainer._finalize_training)
+    for name in ("_globalstep_last_logged", "_initial_global_step", "_initial_num_input_tokens_seen", "_run_epoch"):
+        assert f"self.{name}" in loop
+    for name in ("_total_loss_scalar", "_tr_loss"):
+        assert f"self.{name}" in loop
+    assert "self._total_train_tokens" in inspect.getsource(SFTTrainer)
+    assert "self._metrics" in inspect.getsource(SFTTrainer)
 
 
 def test_without_any_whole_checkpoint_it_says_so_and_starts_again(
