@@ -72,7 +72,7 @@ class Killer:
         assert code == 0, f"killed at {at}, {event}: {self._output.read_text()}"
         found = snapshot(self.command.root)
         different = [name for name in self.expected.keys() | found.keys() if self.expected.get(name) != found.get(name)]
-        shown = {name: (self.expected.get(name), found.get(name)) for name in sorted(different)}
+        shown = {name: _difference(self.expected.get(name), found.get(name)) for name in sorted(different)}
         assert not different, f"killed at {at}, {event}: {str(shown)[:3000]}"
 
     def chosen(self, number: int) -> list[int]:
@@ -142,6 +142,7 @@ def snapshot(root: Path) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     import hashlib
 
+    import pyarrow.parquet
     import torch
 
     if path.suffix in (".json", ".jsonl") and path.stat().st_size < 2**20:
@@ -149,14 +150,25 @@ def _content(path: Path) -> Any:
         found = _timeless(json.loads(path.read_text()) if values is None else values)
         # A manifest hashes files that hold times; what it says of the weights is what counts.
         return {**found, "files": sorted(found["files"])} if path.name == "manifest.json" else found
+    if path.suffix == ".parquet":
+        return _timeless(pyarrow.parquet.read_table(path).to_pydict())
     if path.name.startswith("progress_"):
         return repr(_timeless(torch.load(path, weights_only=True)))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _difference(old: Any, new: Any) -> Any:
+    """Returns the parts of two contents that differ."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [_difference(a, b) for a, b in zip(old, new, strict=True) if a != b]
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {k: _difference(old.get(k), new.get(k)) for k in old.keys() | new.keys() if old.get(k) != new.get(k)}
+    return old, new
+
+
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not _is_time(key)}
+        kept = {key: item for key, item in value.items() if not _is_time(key) and value.get("name") not in _TIMES}
         return {key: _timeless(item) for key, item in kept.items()}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 

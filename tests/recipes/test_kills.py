@@ -1,11 +1,15 @@
 """A command that is killed before any of its changes to files ends, run again, with the same bits."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from posttrain.recipes.load import load
+from posttrain.recipes.train import train
 
 from .conftest import STAGE_RECIPES
 from .kills import Command, Killer
@@ -62,5 +66,72 @@ def test_every_stage_ends_with_the_same_bits_wherever_it_was_killed(killer: Call
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_kind_of_adapter_ends_with_the_same_bits(killer: Callable[..., Killer], adapter: str) -> None:
     runs = killer("sft", sections=ADAPTERS[adapter])
+    for at in runs.chosen(KILLS):
+        runs.kill(at)
+
+
+TASK = Path(__file__).parents[2] / "evals" / "tasks" / "exact_match.yaml"
+SUITE = """
+tasks: [{task: exact.yaml, data_files: {test: held.jsonl}, gen_kwargs: {max_gen_toks: 4}}]
+perplexity: [{name: held, path: text.jsonl}]
+prompts: [{name: chat, path: chat.jsonl, max_new_tokens: 4}]
+judges: [{judge: rules-not-a-judge, prompts: chat, rule: "rules.py:longer", pairs: all}]
+"""
+
+
+@pytest.fixture
+def scored(tmp_path: Path, make_recipe: Callable[..., Path]) -> Path:
+    """A folder with a run of two checkpoints and a suite that asks, measures and judges by a rule."""
+    root = tmp_path / "root"
+    root.mkdir()
+    train(load(make_recipe("sft", **SHORT), [f"output_dir={root / 'run'}"]))
+    (root / "suite.yaml").write_text(SUITE)
+    (root / "exact.yaml").write_text(TASK.read_text())
+    (root / "held.jsonl").write_text('{"prompt": "7?", "answer": "7!"}\n')
+    (root / "text.jsonl").write_text('{"text": "It is what it is."}\n')
+    (root / "chat.jsonl").write_text('{"prompt": "What is 1+1?"}\n{"prompt": "Who?"}\n')
+    (root / "rules.py").write_text("def longer(prompt, answer, **_):\n    return float(len(answer))\n")
+    (tmp_path / "scratch").mkdir()
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_scoring_and_judging_write_the_same_wherever_they_were_killed(scored: Path, tmp_path: Path) -> None:
+    arguments = ["score", scored / "run", "--suite", scored / "suite.yaml"]
+    runs = Killer(Command(scored, arguments), tmp_path / "scratch")
+    assert any("judgments.jsonl" in event for event in runs.events)
+    for at in runs.chosen(2 * KILLS):
+        runs.kill(at)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_report_is_the_same_wherever_it_was_killed(scored: Path, tmp_path: Path) -> None:
+    from posttrain.evals.score import score
+
+    score([scored / "run"], scored / "suite.yaml", device="cpu")
+    runs = Killer(Command(scored, ["report", scored / "run", "-o", scored / "out"]), tmp_path / "scratch")
+    for at in runs.chosen(KILLS):
+        runs.kill(at)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_pipeline_ends_the_same_wherever_it_was_killed(
+    scored: Path, make_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(scored / "cache"))
+    shutil.rmtree(scored / "run")
+    steps = []
+    for name in ("pretrain", "sft"):
+        recipe = yaml.safe_load(make_recipe(name, name, **SHORT).read_text())
+        recipe |= {"score": {"suite": str(scored / "suite.yaml"), "every": "end"}}
+        if steps:
+            recipe["model"]["name_or_path"] = "@pretrain"
+        (scored / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        steps.append({"name": name, "recipe": f"{name}.yaml"})
+    (scored / "all.yaml").write_text(yaml.safe_dump({"steps": steps, "output_dir": "out"}))
+    runs = Killer(Command(scored, ["run", scored / "all.yaml"]), tmp_path / "scratch")
     for at in runs.chosen(KILLS):
         runs.kill(at)
