@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TIE = 1e-9
+_CONTRADICTED = 2  # where 1 and -1 are a winner and 0 is a tie
 _TAILS = (0.05, 0.95)  # lengths beyond these percentiles count as these: one answer of 1 MB must not be the slope
 
 
@@ -51,9 +52,14 @@ def share(count: int, n: int) -> Share | None:
 class Agreement:
     """How far two judges agree on win, tie or loss, over the battles that both have decided.
 
+    What a judge says of both orders is joined by net votes, as JudgeBench does (Tan et al. 2024, arXiv:2410.12784): a
+    win and a tie are a win. A judge that names another winner when the order is turned agrees with nobody, also not
+    with a tie, as Auto-J counts it (Li et al. 2023, arXiv:2310.05470).
+
     Attributes:
         other: The second judge's name; ``human`` for votes.
         n: Battles that both decided.
+        contradictions: Those in which the first judge contradicted itself; they count as not agreed.
         observed: The share on which they agree.
         chance: The share on which they would agree if each kept its own rates and looked at nothing.
         kappa: Cohen's kappa, with the bootstrap interval over prompts.
@@ -61,6 +67,7 @@ class Agreement:
 
     other: str
     n: int
+    contradictions: int
     observed: float
     chance: float
     kappa: Estimate
@@ -162,18 +169,17 @@ def verdicts(found: Sequence[Battle]) -> dict[tuple[str, ...], tuple[int, str]]:
     """Returns who won each decided battle, whichever of the two was called the candidate.
 
     Returns:
-        From prompt set, prompt, sample and the two models in order to 1, 0 or -1 for the first of them, and the
-        prompt.
+        From prompt set, prompt, sample and the two models in order to 1, 0 or -1 for the first of them, or 2 where the
+        judge contradicted itself, and the prompt.
     """
     won: dict[tuple[str, ...], tuple[int, str]] = {}
     for battle in found:
-        if battle.preference is None:
+        if battle.net is None:
             continue
         turn = 1 if battle.candidate <= battle.opponent else -1
-        lead = battle.preference - 0.5
-        sign = 0 if abs(lead) <= _TIE else (1 if lead > 0 else -1)
         models = sorted((battle.candidate, battle.opponent))
-        won[battle.task, battle.prompt_key, str(battle.sample), *models] = (turn * sign, battle.prompt_key)
+        verdict = _CONTRADICTED if battle.flipped else turn * battle.net
+        won[battle.task, battle.prompt_key, str(battle.sample), *models] = (verdict, battle.prompt_key)
     return won
 
 
@@ -189,11 +195,12 @@ def agreement(
     if not common:
         return None
     mine, theirs = ([judge[key][0] for key in common] for judge in (own, other))
+    theirs = [-_CONTRADICTED if verdict == _CONTRADICTED else verdict for verdict in theirs]  # nobody shares these
     found = kappa(mine, theirs, [own[key][1] for key in common])
     if found.kappa is None:
         return None
     figure = Estimate(found.kappa, None, found.low, found.high, found.n, found.clusters)
-    return Agreement(name, found.n, found.agreement.value, found.chance, figure)
+    return Agreement(name, found.n, mine.count(_CONTRADICTED), found.agreement.value, found.chance, figure)
 
 
 def null_wins(found: Sequence[Battle], nulls: frozenset[str]) -> Estimate | None:

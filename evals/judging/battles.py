@@ -29,6 +29,9 @@ class Battle:
         flipped: Whether the orders named different winners; None with one order, or where one gave no verdict.
         judged: Judgments with a verdict.
         asked: Judgments in all.
+        net: Who has the votes of the orders together, as JudgeBench counts (Tan et al. 2024, arXiv:2410.12784): 1 the
+            candidate, -1 the other, 0 neither. A win and a tie are a win here, which ``preference`` makes a tie. None
+            where an order gave no verdict.
     """
 
     judge: str
@@ -46,6 +49,7 @@ class Battle:
     flipped: bool | None
     judged: int
     asked: int
+    net: int | None = None
 
 
 def battles(judgments: Iterable[Judgment]) -> list[Battle]:
@@ -70,6 +74,7 @@ def _battle(group: list[Judgment]) -> Battle:
     flipped = (means[0] - 0.5) * (means[1] - 0.5) < -_TIE if whole and len(means) == 2 else None
     hard = whole and all(len({*verdicts}) == 1 and verdicts[0] in (0.0, 0.5, 1.0) for verdicts in orders.values())
     preference = sum(means) / len(means) if whole else None
+    net = None if preference is None else (preference > 0.5 + _TIE) - (preference < 0.5 - _TIE)
     # A hard verdict in one order and a tie in the other disagree as well: .75 would be half a win that nobody gave.
     if hard and preference is not None and len({*means}) > 1:
         preference = 0.5
@@ -92,4 +97,5 @@ def _battle(group: list[Judgment]) -> Battle:
         flipped=flipped,
         judged=sum(judgment.preference is not None for judgment in group),
         asked=len(group),
+        net=net,
     )

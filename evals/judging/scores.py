@@ -86,6 +86,7 @@ def _seen_from(candidate: str, battle: Battle) -> Battle:
         candidate_length=battle.opponent_length,
         opponent_length=battle.candidate_length,
         preference=None if battle.preference is None else 1 - battle.preference,
+        net=None if battle.net is None else -battle.net,
     )
 
 
@@ -106,7 +107,7 @@ def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:
         else:
             verdict = math.fsum(given) / len(given) if given else None
         counted = {"judged": sum(b.judged for b in group), "asked": sum(b.asked for b in group)}
-        joined.append(replace(group[0], judge="jury", preference=verdict, flipped=None, **counted))
+        joined.append(replace(group[0], judge="jury", preference=verdict, flipped=None, net=None, **counted))
     return joined
 
 

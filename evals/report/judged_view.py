@@ -157,6 +157,7 @@ def _audit(row: AuditRow) -> dict[str, Any]:
             "kappa": f"{other.kappa.value:.2f}",
             "interval": _ends(other.kappa, "{:.2f}"),
             "n": other.n,
+            "contradictions": other.contradictions,
             "observed": percent(other.observed),
             "chance": percent(other.chance),
         }

@@ -179,6 +179,43 @@ def test_agreement_with_votes_is_far_from_chance_and_a_coin_is_not():
     assert "human" not in sums
 
 
+@pytest.mark.parametrize(
+    ("straight", "turned", "agreed", "contradictions"),
+    [
+        (1.0, 1.0, {1.0}, 0),
+        (1.0, 0.5, {1.0}, 0),  # net votes: a win and a tie are a win
+        (0.5, 0.0, {0.0}, 0),
+        (0.5, 0.5, {0.5}, 0),
+        (1.0, 0.0, set(), 8),  # a contradiction agrees with nobody, least of all with a tie
+        (0.9, 0.3, set(), 8),
+    ],
+)
+def test_agreement_counts_net_votes_and_never_a_contradiction(
+    straight: float, turned: float, agreed: set[float], contradictions: int
+):
+    lines = [j for j in asked(8, 0) if (j.candidate, j.opponent) == ("sft", "base")]
+    said = {"candidate-first": straight, "candidate-second": turned}
+    lines = [dataclasses.replace(j, status="judged", preference=said[j.order]) for j in lines]
+    for vote in (0.0, 0.5, 1.0):
+        votes = [dataclasses.replace(j, judge="human", backend="human", preference=vote) for j in lines]
+        votes = [j for j in votes if j.order == "candidate-first"]
+        both = [  # two more, of one mind: else both might say one thing throughout, and kappa be undefined
+            [dataclasses.replace(one, preference=p, prompt_key=str(p)) for p in (0.0, 1.0)]
+            for one in (votes[0], next(j for j in lines if j.order == "candidate-first"))
+        ]
+        (found,) = total(audit([*lines, *both[1]], second=[*votes, *both[0]])).agreements
+        assert (found.n, found.contradictions) == (10, contradictions)
+        assert found.observed == pytest.approx((8 * (vote in agreed) + 2) / 10)
+
+
+def test_two_judges_that_contradict_themselves_alike_do_not_agree():
+    lines = [j for j in asked(8, 0) if (j.candidate, j.opponent) == ("sft", "base")]
+    lines = [dataclasses.replace(j, preference=float(j.order == "candidate-first")) for j in lines]
+    twin = [dataclasses.replace(j, judge="twin") for j in lines]
+    first = next(row for row in audit([*lines, *twin]) if row.is_sum)
+    assert (first.agreements[0].observed, first.agreements[0].contradictions) == (0.0, 8)
+
+
 def test_answers_that_say_nothing_must_lose():
     def rows(preference: float) -> list[AuditRow]:
         lines = [j for j in asked(20, 0) if (j.candidate, j.opponent) == ("sft", "base")]
