@@ -15,6 +15,7 @@ import numpy as np
 from .battle_counts import Counts, count
 from .errors import EvalError
 from .statistics import Z95, t_quantile
+from .stats.compare import ALPHA, Difference, from_error
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -49,6 +50,9 @@ class Ranking:
         battles: How many battles each took part in.
         clusters: How many prompts there were.
         notices: What a reader must know, such as who never lost.
+        differences: How far the first of two players lies above the second, in points, for all pairs of which the
+            resamples say so: what ``tier`` and the ranks rest on, pair by pair, but for players that won or lost
+            every battle. A page that shows more than one pair judges them as a family.
     """
 
     names: tuple[Any, ...]
@@ -61,6 +65,22 @@ class Ranking:
     battles: tuple[int, ...]
     clusters: int
     notices: tuple[str, ...]
+    differences: dict[tuple[Any, Any], Difference]
+
+
+def standing(better: "NDArray[np.bool_]") -> tuple[list[int], list[int], list[int]]:
+    """Returns the tier, the best rank and the worst of players, best first, from who is better than whom.
+
+    Args:
+        better: Whether the one is better than the other, ``[players, players]``.
+    """
+    tiers, head = [1], 0
+    for player in range(1, len(better)):
+        if better[head, player]:
+            head = player
+        tiers.append(tiers[-1] + (head == player))
+    above, below = better.sum(axis=0), better.sum(axis=1)
+    return tiers, [1 + int(count) for count in above], [len(better) - int(count) for count in below]
 
 
 def fit(
@@ -78,8 +98,9 @@ def fit(
     A tie counts as half a win for each, and a preference of .7 as .7 of a win: the estimating equations then say that
     each player's expected score is its actual one, which holds whatever ties mean. Intervals are percentiles over
     resamples of whole prompts, widened for few of them (:func:`~.statistics.widened`). Of two players one is
-    significantly better if the interval of their difference, from the same resamples, leaves out 0; ranks and tiers
-    follow from that, pair by pair, without a correction for how many pairs there are.
+    significantly better if their difference is large for its standard error over the same resamples (Student's t,
+    corrected for few prompts alike); ranks and tiers follow from that, pair by pair, without a correction for how many
+    pairs there are.
 
     Args:
         a: The one player of each battle, ``[n]``.
@@ -109,9 +130,14 @@ def fit(
     for player in np.flatnonzero(~bounded):
         end = _one_sided(counts, theta, int(player), bool(unbeaten[player]))
         low[player], high[player] = (end, np.nan) if unbeaten[player] else (np.nan, end)
-    better = _better(theta, replicates, counts.clusters)
+    differences = _differences(counts, theta, replicates, bounded)
+    better = np.zeros((len(theta), len(theta)), dtype=bool)
+    for (one, other), found in differences.items():
+        better[one, other], better[other, one] = (
+            found.p <= ALPHA and side for side in (found.value > 0, found.value < 0)
+        )
     _settle(better, theta, low, high, unbeaten, winless)
-    return _ranking(counts, theta, low, high, better, played, _notices(counts, unbeaten, winless))
+    return _ranking(counts, theta, low, high, better, played, differences, _notices(counts, unbeaten, winless))
 
 
 def components(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[list[Hashable]]:
@@ -234,15 +260,24 @@ def _one_sided(counts: Counts, theta: "Floats", player: int, unbeaten: bool) -> 
     return (low + high) / 2
 
 
-def _better(theta: "Floats", replicates: "Floats", clusters: int) -> "NDArray[np.bool_]":
-    """Says who is significantly better than whom, ``[players, players]``."""
-    players = len(theta)
-    better = np.zeros((players, players), dtype=bool)
-    one, other = np.triu_indices(players, 1)
-    if len(replicates):
-        lower, upper = _ends(theta[one] - theta[other], replicates[:, one] - replicates[:, other], clusters)
-        better[one, other], better[other, one] = lower > 0, upper < 0
-    return better
+def _differences(
+    counts: Counts, theta: "Floats", replicates: "Floats", bounded: "NDArray[np.bool_]"
+) -> dict[tuple[int, int], Difference]:
+    """Returns how far the one of each pair lies above the other, in points, where resamples know a spread."""
+    if not len(replicates):
+        return {}
+    one, other = np.triu_indices(len(theta), 1)
+    kept = bounded[one] & bounded[other]
+    one, other = one[kept], other[kept]
+    apart = replicates[:, one] - replicates[:, other]
+    defined = np.isfinite(apart).mean(axis=0) >= _DEFINED
+    df = counts.clusters - 1
+    spread = np.nanstd(np.where(defined, apart, 0.0), axis=0, ddof=1) * math.sqrt(counts.clusters / df)
+    return {
+        (i, j): from_error(SCALE * float(theta[i] - theta[j]), SCALE * float(error), counts.clusters, df, "bootstrap")
+        for i, j, error, known in zip(one.tolist(), other.tolist(), spread, defined & (spread > 1e-9), strict=True)
+        if known
+    }
 
 
 def _settle(
@@ -274,31 +309,31 @@ def _ranking(
     high: "Floats",
     better: "NDArray[np.bool_]",
     played: "Floats",
+    differences: dict[tuple[int, int], Difference],
     notices: tuple[str, ...],
 ) -> Ranking:
     order = sorted(range(len(theta)), key=lambda player: (-theta[player], str(counts.names[player])))
-    tiers, head = [1], order[0]
-    for player in order[1:]:
-        if better[head, player]:
-            head = player
-        tiers.append(tiers[-1] + (head == player))
+    place = {player: rank for rank, player in enumerate(order)}
+    tiers, best, worst = standing(better[np.ix_(order, order)])
+    named = {}
+    for (i, j), found in differences.items():
+        first, second, seen = (i, j, found) if place[i] < place[j] else (j, i, found.turned())
+        named[counts.names[first], counts.names[second]] = seen
     points = [MEAN + SCALE * float(theta[player]) for player in order]
     # Without an interval nothing can be ruled out.
     known = [bool(np.isfinite(low[player]) or np.isfinite(high[player])) for player in order]
-    above, below = better.sum(axis=0), better.sum(axis=1)
     return Ranking(
         names=tuple(counts.names[player] for player in order),
         rating=tuple(points),
         low=tuple(_points(low[player]) for player in order),
         high=tuple(_points(high[player]) for player in order),
-        rank_low=tuple(1 + int(above[player]) if ok else 1 for player, ok in zip(order, known, strict=True)),
-        rank_high=tuple(
-            len(order) - int(below[player]) if ok else len(order) for player, ok in zip(order, known, strict=True)
-        ),
+        rank_low=tuple(rank if ok else 1 for rank, ok in zip(best, known, strict=True)),
+        rank_high=tuple(rank if ok else len(order) for rank, ok in zip(worst, known, strict=True)),
         tier=tuple(tiers),
         battles=tuple(round(float(played[player])) for player in order),
         clusters=counts.clusters,
         notices=notices,
+        differences=named,
     )
 
 

@@ -67,7 +67,8 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     shown = unique(judgment for judgment in judged if judgment.judge_version not in ranked.off)
     paths_of = {run: folder.path for run, folder in held.items()}
     items = item_finder(paths_of)
-    board = with_judgings(with_verdicts(board, items), held, shown, ranked.rules)
+    board, tested = with_judgings(board, held, shown, ranked.rules)
+    board = with_verdicts(board, items, tested)
     return replace(board, items=task_items(board, items, paths_of))
 
 

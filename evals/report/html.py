@@ -164,6 +164,7 @@ def _view(leaderboard: Leaderboard, detail: _Detail) -> dict[str, Any]:
         "usage": usage_view(leaderboard),
         "pairs": pairs_data(leaderboard),
         "baseline": leaderboard.baseline,
+        "compared": leaderboard.compared,
         "baseline_text": plain(baseline_text(leaderboard), 200) if leaderboard.differences else "",
     }
     charts = [*task_charts(leaderboard, every_metric=detail.every_metric), *([loss] if loss else [])]

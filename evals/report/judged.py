@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..judging.audit import AuditRow
 from ..judging.battles import Battle, battles
 from ..judging.judgments import NULL, Judgment
+from ..stats.compare import Difference, paired_difference
 from ..win_rates import DRAWS, all_rates
 from .judged_model import Judging, Match, Player, Ranked, Share, Spent
 from .text import plain
@@ -21,8 +24,13 @@ def judgings(
     players: Mapping[str, Player],
     stamps: Mapping[str, str],
     audited: Sequence[AuditRow],
-) -> tuple[Judging, ...]:
+) -> tuple[tuple[Judging, ...], dict[tuple[str, ...], Difference]]:
     """Sums up every judge's verdicts on every prompt set.
+
+    Returns:
+        The sums, still without a verdict, and what the verdicts are to rest on: for each match the candidate's win
+        rate less a half, by ``("match", judge, task, candidate, opponent)``, and for two of a ranking the difference
+        of their ratings, by ``("rating", judge, task, better, worse)``.
 
     Args:
         judgments: All that may be shown.
@@ -33,7 +41,8 @@ def judgings(
     groups: dict[tuple[str, str], list[Judgment]] = {}
     for judgment in judgments:
         groups.setdefault((judgment.judge_version, judgment.task), []).append(judgment)
-    return tuple(_judging(group, players, stamps, audited) for group in groups.values())
+    tested: dict[tuple[str, ...], Difference] = {}
+    return tuple(_judging(group, players, stamps, audited, tested) for group in groups.values()), tested
 
 
 def _judging(
@@ -41,11 +50,15 @@ def _judging(
     players: Mapping[str, Player],
     stamps: Mapping[str, str],
     audited: Sequence[AuditRow],
+    tested: dict[tuple[str, ...], Difference],
 ) -> Judging:
     first = group[0]
     found = [battle for battle in battles(group) if NULL not in (battle.candidate, battle.opponent)]
     present = _players(group, players)
-    ranking, note = _ranking(found, present)
+    ranking, note, apart = _ranking(found, present)
+    about = (first.judge_version, first.task)
+    tested |= {("match", *about, *pair): difference for pair, difference in _leads(found).items()}
+    tested |= {("rating", *about, *pair): difference for pair, difference in apart.items()}
     models = dict.fromkeys(judgment.judge_model for judgment in group)
     voters = f"{len(models)} voter{'s' if len(models) > 1 else ''}"
     return Judging(
@@ -113,21 +126,36 @@ def _matches(found: Sequence[Battle], players: Sequence[Player]) -> tuple[Match,
     return tuple(sorted(matches, key=lambda match: (place[match.candidate], place[match.opponent])))
 
 
+def _leads(found: Sequence[Battle]) -> dict[tuple[str, str], Difference]:
+    """Returns the candidate's win rate less a half of each pair; battles of one prompt are no independent ones."""
+    groups: dict[tuple[str, str], list[Battle]] = {}
+    for battle in found:
+        if battle.preference is not None:
+            groups.setdefault((battle.candidate, battle.opponent), []).append(battle)
+    leads = {}
+    for pair, group in groups.items():
+        lead = np.array([float(battle.preference or 0.0) for battle in group]) - 0.5
+        leads[pair] = paired_difference(lead, 0 * lead, [battle.prompt_key for battle in group])
+    return leads
+
+
 def _share(estimate: "Estimate") -> Share:
     return Share(estimate.value, estimate.low, estimate.high, estimate.n)
 
 
-def _ranking(found: Sequence[Battle], players: Sequence[Player]) -> tuple[tuple[Ranked, ...], str | None]:
+def _ranking(
+    found: Sequence[Battle], players: Sequence[Player]
+) -> tuple[tuple[Ranked, ...], str | None, dict[tuple[str, str], Difference]]:
     """Ranks players by Bradley-Terry; two players need no ranking, and players that never met have none."""
     from ..bradley_terry import components, fit
 
     decided = [battle for battle in found if battle.preference is not None]
     met = {name for battle in decided for name in (battle.candidate, battle.opponent)}
     if len(met) < 3:
-        return (), None
+        return (), None, {}
     candidates, opponents = ([getattr(battle, side) for battle in decided] for side in ("candidate", "opponent"))
     if len(components(candidates, opponents)) > 1:
-        return (), "the battles fall into groups that never met, so no ranking joins them"
+        return (), "the battles fall into groups that never met, so no ranking joins them", {}
     try:
         ranking = fit(
             candidates,
@@ -136,22 +164,13 @@ def _ranking(found: Sequence[Battle], players: Sequence[Player]) -> tuple[tuple[
             [battle.prompt_key for battle in decided],
         )
     except ValueError as error:
-        return (), plain(error, 200)
+        return (), plain(error, 200), {}
     names = {player.id: player.name for player in players}
     rows = tuple(
-        Ranked(
-            name,
-            ranking.rating[i],
-            ranking.low[i],
-            ranking.high[i],
-            ranking.rank_low[i],
-            ranking.rank_high[i],
-            ranking.tier[i],
-        )
-        for i, name in enumerate(ranking.names)
+        Ranked(name, ranking.rating[i], ranking.low[i], ranking.high[i]) for i, name in enumerate(ranking.names)
     )
     notes = [_named(notice, names) for notice in ranking.notices]
-    return rows, "; ".join(notes) or None
+    return rows, "; ".join(notes) or None, ranking.differences
 
 
 def _named(notice: str, names: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..judging.audit import AuditRow
+from ..stats.compare import Verdict
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Match:
         missing: Battles without a verdict.
         low: What the raw win rate would be if every missing battle were lost.
         high: And if every one were won.
+        verdict: Whether the candidate wins more than half, as one of all comparisons of the page.
+        p: Two-sided, adjusted for them.
     """
 
     candidate: str
@@ -57,22 +60,24 @@ class Match:
     missing: int
     low: float
     high: float
+    verdict: Verdict = "no verdict"
+    p: float | None = None
 
 
 @dataclass(frozen=True)
 class Ranked:
     """A player's place by Bradley-Terry, with what the bootstrap over prompts says of it.
 
-    Who never won has no lower end, who never lost no upper one.
+    Who never won has no lower end, who never lost no upper one. Tier and ranks follow from the page's verdicts.
     """
 
     player: str
     rating: float
     low: float | None
     high: float | None
-    rank_low: int
-    rank_high: int
-    tier: int
+    rank_low: int = 1
+    rank_high: int = 1
+    tier: int = 1
 
 
 @dataclass(frozen=True)

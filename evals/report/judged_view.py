@@ -10,7 +10,7 @@ from ..judging.judgments import WITHOUT_VERDICT
 from .judged_model import Given, Judging, Match, Player, Ranked, Said, Sample, Share
 from .model import Leaderboard
 from .samples import of, spread
-from .sections import SHADES, row_view
+from .sections import GLYPHS, SHADES, p_text, row_view
 from .text import clean, plain
 
 TEXT = 1600
@@ -115,7 +115,7 @@ def match_view(match: Match, *, turned: bool = False) -> dict[str, Any]:
     low, high = (1 - match.high, 1 - match.low) if turned else (match.low, match.high)
     wins = _turn(match.wins) if turned else match.wins
     controlled = match.controlled and (_turn(match.controlled) if turned else match.controlled)
-    clear = wins.low is not None and wins.high is not None and (wins.low > 0.5 or wins.high < 0.5)
+    side = {"better": "lost" if turned else "won", "worse": "won" if turned else "lost"}.get(match.verdict, "even")
     return {
         "rate": percent(wins.value),
         "interval": _interval(wins),
@@ -125,8 +125,10 @@ def match_view(match: Match, *, turned: bool = False) -> dict[str, Any]:
         "note": plain(match.note, 160) if match.note else "",
         "bounds": f"{percent(low)} to {percent(high)}" if match.missing else "",
         "missing": match.missing,
-        "side": ("won" if wins.value > 0.5 else "lost") if clear else "even",
-        "shade": min(SHADES, round(SHADES * 2 * abs(wins.value - 0.5))) if clear else 0,
+        "side": side,
+        "glyph": {"won": GLYPHS["better"], "lost": GLYPHS["worse"]}.get(side, ""),
+        "p": p_text(match.p),
+        "shade": 0 if side == "even" else min(SHADES, round(SHADES * 2 * abs(wins.value - 0.5))),
         "turned": turned,
     }
 

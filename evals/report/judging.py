@@ -18,6 +18,7 @@ from .model import Leaderboard, Notice, Row
 from .read import RunFolder
 from .samples import gather
 from .text import plain
+from .verdicts import Tested
 
 
 def unique(judgments: Iterable[Judgment]) -> list[Judgment]:
@@ -67,8 +68,8 @@ def of_newest_answers(
 
 def with_judgings(
     leaderboard: Leaderboard, held: Mapping[str, RunFolder], judgments: Sequence[Judgment], rules: Iterable[str]
-) -> Leaderboard:
-    """Adds judgings, usage and samples.
+) -> tuple[Leaderboard, Tested]:
+    """Adds judgings, usage and samples, and returns what the verdicts on the judgings are to rest on.
 
     Args:
         leaderboard: With its rows and columns.
@@ -83,13 +84,15 @@ def with_judgings(
     given = [(row.model_hash or "", str(score.get("task")), some) for row, score, some in answers]
     judgments, older = of_newest_answers(judgments, answers)
     audited, notices = _audit(judgments, [folder.path for folder in held.values()])
-    return replace(
+    summed, tested = judgings(judgments, players, stamps, audited)
+    board = replace(
         leaderboard,
         notices=(*leaderboard.notices, *older, *notices),
-        judgings=judgings(judgments, players, stamps, audited),
+        judgings=summed,
         usage=tuple(usage),
         samples=gather(given, judgments, players, stamps),
     )
+    return board, tested
 
 
 def _audit(judgments: Sequence[Judgment], folders: Sequence[Path]) -> tuple[list[AuditRow], list[Notice]]:

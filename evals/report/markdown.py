@@ -115,7 +115,8 @@ def _stand(row: Row, view: dict[str, Any] | None, column: Column) -> str:
 def _against(leaderboard: Leaderboard) -> list[str]:
     if not leaderboard.differences:
         return []
-    words = "▲ better than the baseline, ▼ worse, ≈ no verdict (paired where single items are known; Holm over all)"
+    words = "▲ better than the baseline, ▼ worse, ≈ no verdict (paired where single items are known; one family"
+    words += f" of all {leaderboard.compared:,} comparisons of the page, by Holm's method)"
     return [
         f"Baseline: {md(baseline_text(leaderboard), 200)}. {words}. Rows of a tier cannot be told from its best.",
         "",
@@ -174,7 +175,7 @@ def _judged(leaderboard: Leaderboard) -> list[str]:
         for match in judging.matches:
             cell = match_view(match)
             who = [md(names[identity], 200) for identity in (match.candidate, match.opponent)]
-            rate = f"{cell['rate']} ({cell['interval']})"
+            rate = f"{cell['rate']} ({cell['interval']}) {cell['glyph']}".rstrip()
             lines.append(_line([*who, rate, cell["controlled"] or "unknown", str(match.battles), str(match.missing)]))
         warnings = [f"- {md(warning, 400)}" for row in view["audit"] if row["sum"] for warning in row["warnings"]]
         lines += ["", *warnings] if warnings else []

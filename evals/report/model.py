@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..statistics import Interval
+from ..stats.compare import Verdict
 from .judged_model import Judging, Sample, Usage
 
 SCHEMA = 1
 """Version of ``leaderboard.json``; raised when a field changes its meaning or goes away."""
-
-Verdict = Literal["better", "worse", "no verdict"]
 
 Standing = Literal["best", "overlaps"]
 """The best value of its column, or one whose 95% interval overlaps that of the best."""
@@ -73,7 +72,7 @@ class Difference:
         low: Lower end of its 95% interval; None where no spread is known.
         high: Upper end.
         verdict: What may be said, given ``p`` and the metric's direction.
-        p: Two-sided, adjusted for all comparisons that were made beside it.
+        p: Two-sided, adjusted for all comparisons of the page.
         smallest: The smallest true difference that this many items would have shown four times out of five.
         n: Items compared.
         method: ``paired`` by item; ``unpaired`` where single items are not known; ``win rate`` for a judged row against
@@ -304,9 +303,10 @@ class Leaderboard:
         curves: Of rewards against KL: those of runs, then those of best-of-n.
         baseline: Id of the row that all others are compared with; None without scores.
         chosen: Whether the reader chose the baseline.
-        differences: Every row against the baseline, adjusted over all rows and columns as one family.
-        pairs: Every row against every later one, not adjusted; empty where they would be too many.
+        differences: Every row against the baseline.
+        pairs: Every later row against every earlier one; empty where they would be too many.
         ledger: What each stage gained and lost.
+        compared: How many comparisons the page may speak of: the one family that all of its verdicts are adjusted for.
         picks: The best row of each column, measured on items that did not choose it.
         judgings: What each judge said of each prompt set.
         usage: Answers' length, finish and latency, for each row and prompt set.
@@ -327,6 +327,7 @@ class Leaderboard:
     differences: tuple[Difference, ...] = ()
     pairs: tuple[Difference, ...] = ()
     ledger: tuple[Transition, ...] = ()
+    compared: int = 0
     picks: tuple[Pick, ...] = ()
     judgings: tuple[Judging, ...] = ()
     usage: tuple[Usage, ...] = ()

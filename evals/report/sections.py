@@ -202,6 +202,7 @@ def pairs_data(leaderboard: Leaderboard) -> str:
         "columns": [column_view(column) for column in leaderboard.columns],
         "all": bool(leaderboard.pairs) or len(leaderboard.rows) < 2,
         "hows": list(hows),
+        "glyphs": GLYPHS,
         "pairs": found,
     }
     return safe_json(value)

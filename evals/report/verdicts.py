@@ -1,17 +1,20 @@
 """Which rows are better than the baseline, which are not to be told apart, and what each stage gained and lost."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Literal
 
-from .. import comparisons
+from ..bradley_terry import standing
 from ..checkpoints import FINAL
 from ..errors import SuiteError
 from ..selection import select
+from ..stats import compare
 from .items import Items
+from .judged_model import Judging, Match
 from .lineage import row_label
 from .model import Cell, Column, Difference, Figure, Leaderboard, Pick, Row, Run, Transition
+from .text import mapping, text
 
 MOST_PAIRS = 4000
 """Differences between any two rows that a page holds; with more, only those against the baseline are worked out."""
@@ -21,7 +24,12 @@ _SHARED = 0.9  # of the items that both must have to be compared on those
 _FEWEST = 3  # rows from which on the best is one that was chosen
 
 _Method = Literal["paired", "unpaired", "win rate"]
-_Found = tuple[comparisons.Difference, _Method]
+_Found = tuple[compare.Difference, _Method]
+_Pair = tuple[Row, Row]
+_Key = tuple[str, ...]  # a column's id, the later row's and the earlier one's; or what a judge was asked
+
+Tested = Mapping[_Key, compare.Difference]
+"""What judges said of two players, as tests: ``("match", judge, task, candidate, opponent)``, ``("rating", …)``."""
 
 ItemsOf = Callable[[Row, Column], Items | None]
 """From a row and a column to the items behind its primary figure."""
@@ -78,21 +86,27 @@ def _named(runs: Sequence[Run], rows: Sequence[Row], wanted: str) -> Row:
     raise SuiteError(what, where=f"baseline '{wanted}'", hint=hint)
 
 
-def with_verdicts(leaderboard: Leaderboard, items: ItemsOf) -> Leaderboard:
-    """Adds the differences from the baseline, the tiers, the differences of all pairs and the ledger."""
-    judge = _Judge(leaderboard, items)
-    rows = _tiers(leaderboard, judge)
-    baseline = next((row for row in rows if row.id == leaderboard.baseline), None)
-    others = [(row, baseline) for row in rows if baseline and row is not baseline]
-    every = list(combinations(reversed(rows), 2)) if len(rows) > 1 else []
-    few = len(every) * len(leaderboard.columns) <= MOST_PAIRS
+def with_verdicts(leaderboard: Leaderboard, items: ItemsOf, tested: Tested) -> Leaderboard:
+    """Adds whatever the page says of one row beside another, all of it answers of one family.
+
+    Those are the differences from the baseline, of the ledger and of all pairs, the tiers, the sides of judges' matches
+    and the tiers and ranks of their ratings.
+    """
+    page = _Page(leaderboard, items, tested)
+    rows = page.rows_with_tiers()
     return replace(
         leaderboard,
-        rows=tuple(rows),
-        differences=judge.family(others),
-        pairs=tuple(found for pair in every for found in judge.family([pair], alone=True)) if few else (),
-        ledger=_ledger(leaderboard, rows, judge),
+        rows=rows,
+        differences=page.differences(page.against),
+        pairs=page.differences(page.pairs) if page.few else (),
+        ledger=tuple(
+            Transition(run, before.id, after.id, found)
+            for run, after, before in page.stages
+            if (found := page.differences([(after, before)]))
+        ),
         picks=tuple(pick for column in leaderboard.columns if (pick := _pick(column, rows, items))),
+        judgings=tuple(page.judged(judging) for judging in leaderboard.judgings),
+        compared=len(page.questions) + page.untested,
     )
 
 
@@ -118,43 +132,13 @@ def _pick(column: Column, rows: Sequence[Row], items: ItemsOf) -> Pick | None:
     return Pick(column.id, found.name, *numbers, found.candidates, found.items)
 
 
-def _ledger(leaderboard: Leaderboard, rows: Sequence[Row], judge: "_Judge") -> tuple[Transition, ...]:
-    found = []
+def _stages(leaderboard: Leaderboard) -> Iterator[tuple[str, Row, Row]]:
+    """Yields each run with its last row and the row of its parent that it started from."""
     for run in leaderboard.runs:
         before = leaderboard.fork(run)
-        mine = [row for row in rows if row.run == run.id and row.cells]
-        if before is None or not mine:
-            continue
-        after = _last(mine)
-        differences = judge.family([(after, before)])
-        if differences:
-            found.append(Transition(run.id, before.id, after.id, differences))
-    return tuple(found)
-
-
-def _tiers(leaderboard: Leaderboard, judge: "_Judge") -> list[Row]:
-    """Gives each cell its tier: the first holds the best row and those that cannot be told from it, and so on.
-
-    Rows are gone through from the best; a tier ends at the first row that is worse than the tier's own best, as one of
-    all that are compared with that best.
-    """
-    cells = {row.id: dict(row.cells) for row in leaderboard.rows}
-    for column in leaderboard.columns:
-        ranked = [(row, figure) for row in leaderboard.rows if (figure := _value(row, column)) is not None]
-        up = column.metrics[0].higher_is_better
-        ranked.sort(key=lambda item: -item[1] if up else item[1])
-        tier, left = 0, [row for row, _ in ranked]
-        while len(ranked) > 1 and left:
-            found = judge.family([(row, left[0]) for row in left[1:]], only=column)
-            if not tier and not found:
-                break  # nothing can be compared, as of win rates against all others: one tier would say they are equal
-            tier += 1
-            verdicts = {d.row: d.verdict for d in found}
-            worse = next((i for i, row in enumerate(left) if verdicts.get(row.id) == "worse"), len(left))
-            for row in left[:worse]:
-                cells[row.id][column.id] = replace(cells[row.id][column.id], tier=tier)
-            left = left[worse:]
-    return [replace(row, cells=cells[row.id]) for row in leaderboard.rows]
+        mine = [row for row in leaderboard.rows if row.run == run.id and row.cells]
+        if before is not None and mine:
+            yield run.id, _last(mine), before
 
 
 def _value(row: Row, column: Column) -> float | None:
@@ -166,41 +150,154 @@ def _primary(cell: Cell | None, column: Column) -> Figure | None:
     return next((f for f in cell.figures if f.metric == column.metrics[0].name), None) if cell else None
 
 
-class _Judge:
-    """Compares rows, and remembers the difference of each pair."""
+class _Page:
+    """What one page asks of its rows and judges, and the answers."""
 
-    def __init__(self, leaderboard: Leaderboard, items: ItemsOf):
-        self.columns = leaderboard.columns
-        self.items = items
-        self.known: dict[tuple[str, str, str], _Found | None] = {}
+    def __init__(self, leaderboard: Leaderboard, items: ItemsOf, tested: Tested):
+        self.board, self.items = leaderboard, items
+        rows = leaderboard.rows
+        self.place = {row.id: i for i, row in enumerate(rows)}
+        baseline = next((row for row in rows if row.id == leaderboard.baseline), None)
+        self.against: list[_Pair] = [(row, baseline) for row in rows if baseline and row is not baseline]
+        self.stages = list(_stages(leaderboard))
+        self.pairs: list[_Pair] = list(combinations(reversed(rows), 2)) if len(rows) > 1 else []
+        self.few = len(self.pairs) * len(leaderboard.columns) <= MOST_PAIRS
+        self.planned = {frozenset((a.id, b.id)) for a, b in [*self.against, *((a, b) for _, a, b in self.stages)]}
+        self.methods: dict[_Key, _Method | None] = {}
+        self.questions: dict[_Key, compare.Question] = {}
+        for column in leaderboard.columns:
+            for pair in self.pairs:
+                if self.few or frozenset((pair[0].id, pair[1].id)) in self.planned:
+                    self._ask(*pair, column)
+        self.matches = {
+            (judging.version, judging.task, match.candidate, match.opponent): self._column_of(judging, match)
+            for judging in leaderboard.judgings
+            for match in judging.matches
+        }
+        for key, found in tested.items():
+            if self.matches.get(key[1:]) is None or key[0] != "match":  # else a column asks the same
+                self.questions[key] = compare.Question(found, planned=key[0] == "match")
+        self.answers = compare.judge(self.questions, self.untested)
 
-    def family(
-        self, pairs: Sequence[tuple[Row, Row]], *, only: Column | None = None, alone: bool = False
-    ) -> tuple[Difference, ...]:
-        """Compares the first row of each pair with the second in every column that both have, as one family.
+    @property
+    def untested(self) -> int:
+        """Returns how many comparisons of rows keep their share of the family without being worked out."""
+        return 0 if self.few else len(self.pairs) * len(self.board.columns) - len(self.methods)
 
-        Args:
-            pairs: The rows.
-            only: The one column to look at.
-            alone: Whether each comparison is a family of its own.
-        """
-        found: list[tuple[Row, Row, Column, _Method]] = []
-        bare: list[comparisons.Comparison] = []
-        for column in (only,) if only else self.columns:
+    def _ordered(self, row: Row, other: Row) -> tuple[Row, Row, bool]:
+        """Returns the later of two rows, the earlier, and whether that turned them round."""
+        turned = self.place[row.id] < self.place[other.id]
+        return (other, row, True) if turned else (row, other, False)
+
+    def _ask(self, row: Row, other: Row, column: Column) -> None:
+        later, earlier, _ = self._ordered(row, other)
+        key = (column.id, later.id, earlier.id)
+        found = self._compare(later, earlier, column)
+        self.methods[key] = found[1] if found else None
+        if found:
+            planned = frozenset(key[1:]) in self.planned or found[1] == "win rate"
+            self.questions[key] = compare.Question(found[0], column.metrics[0].higher_is_better, planned)
+
+    def answer(self, row: Row, other: Row, column: Column) -> compare.Comparison | None:
+        """Returns how a row stands to another in a column; None where nothing compares them there."""
+        later, earlier, turned = self._ordered(row, other)
+        found = self.answers.get((column.id, later.id, earlier.id))
+        return found.turned() if found and turned else found
+
+    def differences(self, pairs: Sequence[_Pair]) -> tuple[Difference, ...]:
+        """Returns how the first row of each pair stands to the second, in every column that compares them."""
+        found = []
+        for column in self.board.columns:
             for row, other in pairs:
-                known = self._difference(row, other, column)
-                if known is not None:
-                    up = column.metrics[0].higher_is_better
-                    bare.append(comparisons.Comparison(known[0], 1.0, "no verdict", None, up))
-                    found.append((row, other, column, known[1]))
-        judged = [one for each in bare for one in comparisons.adjust([each])] if alone else comparisons.adjust(bare)
-        return tuple(_flat(*names, one) for names, one in zip(found, judged, strict=True))
+                answer = self.answer(row, other, column)
+                if answer is not None:
+                    later, earlier, _ = self._ordered(row, other)
+                    method = self.methods[column.id, later.id, earlier.id]
+                    assert method is not None, "it was compared"
+                    found.append(_flat(row, other, column, method, answer))
+        return tuple(found)
 
-    def _difference(self, row: Row, other: Row, column: Column) -> _Found | None:
-        key = (column.id, row.id, other.id)
-        if key not in self.known:
-            self.known[key] = self._compare(row, other, column)
-        return self.known[key]
+    def rows_with_tiers(self) -> tuple[Row, ...]:
+        """Gives each cell its tier: the first holds the best row and those that cannot be told from it, and so on.
+
+        Rows are gone through from the best; a tier ends at the first row that is worse than the tier's own best. Where
+        not all pairs are worked out, those that this needs are, until it needs no more.
+        """
+        while True:
+            cells, missing = {row.id: dict(row.cells) for row in self.board.rows}, []
+            for column in self.board.columns:
+                tiers = self._tiers(column, missing)
+                for identity, tier in tiers.items():
+                    cells[identity][column.id] = replace(cells[identity][column.id], tier=tier)
+            if not missing:
+                return tuple(replace(row, cells=cells[row.id]) for row in self.board.rows)
+            for row, other, column in missing:
+                self._ask(row, other, column)
+            self.answers = compare.judge(self.questions, self.untested)
+
+    def _tiers(self, column: Column, missing: list[tuple[Row, Row, Column]]) -> dict[str, int]:
+        """Returns the tier of each row of a column, and adds the pairs that would have to be compared for it."""
+        ranked = [(row, figure) for row in self.board.rows if (figure := _value(row, column)) is not None]
+        up = column.metrics[0].higher_is_better
+        ranked.sort(key=lambda item: -item[1] if up else item[1])
+        tiers: dict[str, int] = {}
+        tier, left = 0, [row for row, _ in ranked]
+        while len(ranked) > 1 and left:
+            head, rest = left[0], left[1:]
+            keys = [(column.id, *(each.id for each in self._ordered(row, head)[:2])) for row in rest]
+            missing += [(row, head, column) for row, key in zip(rest, keys, strict=True) if key not in self.methods]
+            found = [self.answer(row, head, column) for row in rest]
+            if not tier and not any(found):
+                return {}  # as of win rates against all others: one tier would say that they are equal
+            tier += 1
+            worse = next(
+                (i for i, answer in enumerate(found, start=1) if answer and answer.verdict == "worse"), len(left)
+            )
+            tiers |= {row.id: tier for row in left[:worse]}
+            left = left[worse:]
+        return tiers
+
+    def _column_of(self, judging: Judging, match: Match) -> tuple[Row, Row, Column] | None:
+        """Returns the rows and the column of a match whose win rate stands in one: the same question, one answer."""
+        rows = {player.id: player.row for player in judging.players}
+        known = {row.id: row for row in self.board.rows}
+        row, other = (known.get(rows.get(player) or "") for player in (match.candidate, match.opponent))
+        if row is None or other is None:
+            return None
+        later, earlier, _ = self._ordered(row, other)
+        for column in self.board.columns:
+            score = row.cells[column.id].score if column.id in row.cells else {}
+            about = text(mapping(score.get("detail")).get("prompts"))
+            same = score.get("judge_version") == judging.version and about in (None, judging.task)
+            if same and self.methods.get((column.id, later.id, earlier.id)) == "win rate":
+                return row, other, column
+        return None
+
+    def judged(self, judging: Judging) -> Judging:
+        """Adds the verdicts of a judge's matches, and the tiers and ranks of its ratings."""
+        import numpy as np
+
+        about = (judging.version, judging.task)
+        found: dict[tuple[str, str], compare.Verdict] = {}
+        matches = []
+        for match in judging.matches:
+            pair = (match.candidate, match.opponent)
+            place = self.matches[(*about, *pair)]
+            answer = self.answer(*place) if place else self.answers.get(("match", *about, *pair))
+            if answer:
+                match = replace(match, verdict=answer.verdict, p=answer.p_adjusted)
+                found[pair], found[pair[::-1]] = answer.verdict, answer.turned().verdict
+            matches.append(match)
+        players = [row.player for row in judging.ranking]
+        pairs = [(one, other) for one in players for other in players]
+        for one, other in pairs:
+            answer = self.answers.get(("rating", *about, one, other))
+            if answer:  # of a player that won or lost all there is none: the match of the two has to tell
+                found[one, other], found[other, one] = answer.verdict, answer.turned().verdict
+        better = np.array([found.get(pair) == "better" for pair in pairs]).reshape(len(players), len(players))
+        places = zip(judging.ranking, *standing(better), strict=True) if players else ()
+        ranking = tuple(replace(r, tier=t, rank_low=low, rank_high=high) for r, t, low, high in places)
+        return replace(judging, matches=tuple(matches), ranking=ranking)
 
     def _compare(self, row: Row, other: Row, column: Column) -> _Found | None:
         if self._played(row, other, column):
@@ -216,7 +313,7 @@ class _Judge:
         if mine and theirs and (paired := _pair(mine, theirs)):
             return paired, "paired"
         n = min(a.n or 0, b.n or 0)
-        return comparisons.unpaired_difference(a.value, a.stderr, b.value, b.stderr, n), "unpaired"
+        return compare.unpaired_difference(a.value, a.stderr, b.value, b.stderr, n), "unpaired"
 
     def _played(self, row: Row, other: Row, column: Column) -> bool:
         """Says whether a row was judged against the very other one, which has no win rate of its own."""
@@ -225,19 +322,19 @@ class _Judge:
         return column.id not in other.cells
 
 
-def _pair(mine: Items, theirs: Items) -> comparisons.Difference | None:
+def _pair(mine: Items, theirs: Items) -> compare.Difference | None:
     """Compares two rows on the items that both have; None where those are too few."""
     import numpy as np
 
     if mine.keys == theirs.keys:  # as a rule, and much faster than looking each one up
-        return comparisons.paired_difference(mine.values, theirs.values, mine.clusters)
+        return compare.paired_difference(mine.values, theirs.values, mine.clusters)
     place = {key: i for i, key in enumerate(theirs.keys)}
     both = [i for i, key in enumerate(mine.keys) if key in place]
     if len(both) < _SHARED * max(len(mine.keys), len(theirs.keys)):
         return None
     order = np.array([place[mine.keys[i]] for i in both])
     clusters = [mine.clusters[i] for i in both] if mine.clusters else None
-    return comparisons.paired_difference(mine.values[both], theirs.values[order], clusters)
+    return compare.paired_difference(mine.values[both], theirs.values[order], clusters)
 
 
 def _half(figure: Figure | None, items: Items | None, sign: int) -> _Found | None:
@@ -246,12 +343,12 @@ def _half(figure: Figure | None, items: Items | None, sign: int) -> _Found | Non
         return None
     if items is not None:
         less_half = sign * (items.values - 0.5)
-        return comparisons.paired_difference(less_half, 0 * less_half, items.clusters), "win rate"
+        return compare.paired_difference(less_half, 0 * less_half, items.clusters), "win rate"
     value = sign * (figure.value - 0.5)
-    return comparisons.unpaired_difference(value, figure.stderr, 0.0, 0.0, figure.n or 0), "win rate"
+    return compare.unpaired_difference(value, figure.stderr, 0.0, 0.0, figure.n or 0), "win rate"
 
 
-def _flat(row: Row, other: Row, column: Column, method: _Method, comparison: comparisons.Comparison) -> Difference:
+def _flat(row: Row, other: Row, column: Column, method: _Method, comparison: compare.Comparison) -> Difference:
     found = comparison.difference
     return Difference(
         column.id,

@@ -1,12 +1,12 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from posttrain.evals.comparisons import (
-    adjust,
+from posttrain.evals.stats.compare import (
+    Question,
     compare,
     holm,
+    judge,
     mcnemar,
     paired_difference,
     smallest_difference,
@@ -166,7 +166,7 @@ def test_a_wider_family_can_only_take_verdicts_away():
     found = compare(
         base, {str(n): {key: value + rng.normal(0.05 * n, 1) for key, value in base.items()} for n in range(8)}
     )
-    alone = [adjust([replace(comparison)])[0] for comparison in found.values()]
+    alone = [judge({0: Question(comparison.difference)})[0] for comparison in found.values()]
     assert sum(each.verdict == "better" for each in alone) > sum(each.verdict == "better" for each in found.values())
     assert all(one.p_adjusted <= all_.p_adjusted for one, all_ in zip(alone, found.values(), strict=True))
 

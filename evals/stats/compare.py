@@ -1,17 +1,22 @@
-"""Is one checkpoint better than another? Paired differences, their tests, and the verdicts over a leaderboard."""
+"""Is one checkpoint better than another? Paired differences, their tests, and the verdicts of one page.
+
+Whatever a page calls better, worse, won, lost, gained or of a lower tier is one of its :class:`Question`, and
+:func:`judge` answers all of them as one family: two places that show the same pair read the same answer.
+"""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from .statistics import clustered_stderr, codes, t_quantile
+from ..statistics import clustered_stderr, codes, t_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+Key = TypeVar("Key", bound=Hashable)
 Verdict = Literal["better", "worse", "no verdict"]
 ALPHA = 0.05
 POWER = 0.8
@@ -29,8 +34,8 @@ class Difference:
         p: Two-sided p-value of no difference; 1 where there is nothing to test with.
         n: Items that both have.
         clusters: Clusters of those items.
-        test: ``t`` (paired, on clusters), ``mcnemar``, ``sign`` (every cluster differs by the same amount) or
-            ``unpaired``; ``none`` where nothing could be tested.
+        test: ``t`` (paired, on clusters), ``mcnemar``, ``sign`` (every cluster differs by the same amount),
+            ``unpaired`` or ``bootstrap``; ``none`` where nothing could be tested.
         df: Degrees of freedom of the standard error.
     """
 
@@ -44,13 +49,18 @@ class Difference:
     test: str
     df: float = 0.0
 
+    def turned(self) -> "Difference":
+        """Returns the other minus the one."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return replace(self, value=-self.value, low=low, high=high)
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checkpoint against the baseline, as one of several that are compared with it.
+    """One checkpoint against another, as one of a family of comparisons.
 
     Attributes:
-        difference: The checkpoint minus the baseline, with its own 95% interval and p-value.
+        difference: The one minus the other, with its own 95% interval and p-value.
         p_adjusted: The p-value by Holm's method over the whole family of comparisons.
         verdict: ``better`` or ``worse`` where ``p_adjusted`` is at most .05, taking into account which way is up.
         smallest: The smallest true difference that this sample would have shown four times in five; None where
@@ -63,6 +73,27 @@ class Comparison:
     verdict: Verdict
     smallest: float | None
     higher_is_better: bool
+
+    def turned(self) -> "Comparison":
+        """Returns the other less the one: the same answer, from its side."""
+        other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "no verdict": "no verdict"}
+        return replace(self, difference=self.difference.turned(), verdict=other[self.verdict])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A comparison that a page may answer.
+
+    Attributes:
+        difference: What the items say.
+        higher_is_better: Which way is up.
+        planned: Whether the page asks it by its design, such as how a row stands to the baseline, rather than only
+            if a reader picks the two.
+    """
+
+    difference: Difference
+    higher_is_better: bool = True
+    planned: bool = True
 
 
 def paired_difference(
@@ -103,9 +134,7 @@ def paired_difference(
         # Marks on a coarse scale can differ by the same amount on each of a few prompts: they are signs, no more.
         p = _mid_p(count, 0) if value else 1.0
         return Difference(value, 0.0, None, None, p, len(first), count, "sign")
-    half = t_quantile(0.975, df) * stderr
-    p = _t_p(value, stderr, df)
-    return Difference(value, stderr, value - half, value + half, p, len(first), count, "t", df)
+    return replace(from_error(value, stderr, count, df, "t"), n=len(first))
 
 
 def _binary(
@@ -126,6 +155,12 @@ def _binary(
     if low <= 0 <= high:  # at the edge the two may disagree, and no verdict should contradict the interval beside it
         p = max(p, _t_p(up - down, spread, count - 1))
     return Difference(value, stderr, min(low, value), max(high, value), p, n, count, "mcnemar", count - 1)
+
+
+def from_error(value: float, stderr: float, clusters: int, df: float, test: str) -> Difference:
+    """Returns a difference of which a standard error above zero is known, by Student's t."""
+    half = t_quantile(0.975, df) * stderr
+    return Difference(value, stderr, value - half, value + half, _t_p(value, stderr, df), clusters, clusters, test, df)
 
 
 def _t_p(value: float, stderr: float, df: float) -> float:
@@ -194,28 +229,35 @@ def unpaired_difference(
     if a_stderr is None or b_stderr is None or count < 2 or not math.isfinite(value):
         return Difference(value, None, None, None, 1.0, n, count, "none")
     stderr = math.hypot(a_stderr, b_stderr)
-    half = t_quantile(0.975, count - 1) * stderr
     if stderr == 0:  # two means without spread, such as 0 and 1 of a handful: nothing says how far to trust them
         return Difference(value, 0.0, None, None, 1.0, n, count, "none")
-    return Difference(
-        value, stderr, value - half, value + half, _t_p(value, stderr, count - 1), n, count, "unpaired", count - 1
-    )
+    return replace(from_error(value, stderr, count, count - 1, "unpaired"), n=n)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], shares: Sequence[float] | None = None) -> list[float]:
     """Adjusts p-values so that comparing them all with .05 errs anywhere in at most 5% of families.
 
     Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979),
-    section 3: whatever the tests' dependence, and never less powerful than Bonferroni's correction.
+    section 3, and with shares his weighted form (Benjamini and Hochberg, "Multiple hypotheses testing with weights",
+    Scandinavian Journal of Statistics 24 (1997), section 2): whatever the tests' dependence, and never less powerful
+    than Bonferroni's correction.
+
+    Args:
+        p_values: Of the hypotheses.
+        shares: How much of the 5% each starts with, 1 in all, fixed before looking; less than 1 in all where
+            hypotheses are not tested at all. None shares alike.
 
     Returns:
         The adjusted p-values in the order given.
     """
+    if shares is None:
+        shares = [1 / len(p_values) for _ in p_values]
     adjusted = [1.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    largest, left = 0.0, 1.0
+    for index in sorted(range(len(p_values)), key=lambda i: p_values[i] / shares[i]):
+        largest = max(largest, min(1.0, left / shares[index] * p_values[index]))
         adjusted[index] = largest
+        left -= shares[index]
     return adjusted
 
 
@@ -248,22 +290,39 @@ def verdict(value: float, p_adjusted: float, *, higher_is_better: bool = True) -
     return "better" if (value > 0) == higher_is_better else "worse"
 
 
-def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Judges comparisons anew as one family, such as all checkpoints on all tasks of a report.
+def judge(questions: Mapping[Key, Question], untested: int = 0) -> dict[Key, Comparison]:
+    """Answers all questions of a page as one family: any wrong "better" or "worse" stands on at most 5% of pages.
 
-    The smallest difference is at the level at which Holm's method starts, since a lone difference has to pass it.
+    The planned questions share one half of the 5%, all others the other half, so that the many pairs that nobody asked
+    about cost those that the page is about little; where there are only planned ones they have all of it. What an
+    answered question had passes on to those that are left (:func:`holm`). The smallest difference is at the level at
+    which the question starts, since a lone difference has to pass it.
+
+    Args:
+        questions: By whatever tells them apart.
+        untested: How many more the page could have asked: unplanned, not worked out, and with their share all the same.
+
+    Returns:
+        An answer for each question, in the order given.
     """
-    adjusted = holm([comparison.difference.p for comparison in comparisons])
-    found = []
-    for comparison, p in zip(comparisons, adjusted, strict=True):
-        difference, up = comparison.difference, comparison.higher_is_better
-        judged = verdict(difference.value, p, higher_is_better=up)
-        smallest = _smallest(difference, len(comparisons))
-        found.append(replace(comparison, p_adjusted=p, verdict=judged, smallest=smallest))
-    return found
+    planned = sum(question.planned for question in questions.values())
+    sizes = {True: planned, False: len(questions) - planned + untested}
+    kinds = sum(size > 0 for size in sizes.values())
+    shares = [1 / (kinds * sizes[question.planned]) for question in questions.values()]
+    adjusted = holm([question.difference.p for question in questions.values()], shares)
+    return {
+        key: Comparison(
+            asked.difference,
+            p,
+            verdict(asked.difference.value, p, higher_is_better=asked.higher_is_better),
+            _smallest(asked.difference, ALPHA * share),
+            asked.higher_is_better,
+        )
+        for (key, asked), share, p in zip(questions.items(), shares, adjusted, strict=True)
+    }
 
 
-def _smallest(difference: Difference, family: int) -> float | None:
+def _smallest(difference: Difference, alpha: float) -> float | None:
     stderr = difference.stderr
     if difference.low is None or difference.high is None or stderr is None:
         return None
@@ -272,7 +331,7 @@ def _smallest(difference: Difference, family: int) -> float | None:
         return None
     if stderr == 0:  # two that never differ: the interval still has a width, and so a standard error
         stderr = (difference.high - difference.low) / (2 * t_quantile(0.975, df))
-    return smallest_difference(stderr, alpha=ALPHA / family, df=df)
+    return smallest_difference(stderr, alpha=alpha, df=df)
 
 
 def compare(
@@ -296,13 +355,7 @@ def compare(
         A comparison for each of ``others`` in their order; one with no item in common has ``n`` 0 and no verdict.
     """
     found = {name: _paired_by_id(scores, baseline, clusters) for name, scores in others.items()}
-    return judged(found, higher_is_better=higher_is_better)
-
-
-def judged(differences: Mapping[str, Difference], *, higher_is_better: bool = True) -> dict[str, Comparison]:
-    """Turns differences from one baseline into verdicts, as one family."""
-    bare = [Comparison(difference, 1.0, "no verdict", None, higher_is_better) for difference in differences.values()]
-    return dict(zip(differences, adjust(bare), strict=True))
+    return judge({name: Question(difference, higher_is_better) for name, difference in found.items()})
 
 
 def _paired_by_id(

@@ -1,0 +1,1 @@
+"""What figures and their differences say: intervals, comparisons, and the verdicts of one page."""
