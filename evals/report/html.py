@@ -5,6 +5,7 @@ that got past the escaping could neither run nor load anything.
 """
 
 import base64
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -87,17 +88,7 @@ def to_html(leaderboard: Leaderboard) -> str:
 
 
 def _render(leaderboard: Leaderboard, detail: _Detail) -> str:
-    import jinja2
-
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = ("".join(environment.get_template(n).render() for n in names) for names in (_SHEETS, _SCRIPTS))
+    environment, style, script = _templates()
     shown = _cut(leaderboard, detail)
     template = environment.get_template("report.html.jinja")
     return template.render(
@@ -109,6 +100,22 @@ def _render(leaderboard: Leaderboard, detail: _Detail) -> str:
         script_hash=_hash(script),
         data=safe_json(json.loads(to_json(leaderboard))) if detail.data else "",
     )
+
+
+@functools.cache
+def _templates() -> tuple[Any, str, str]:
+    """Returns the templates, compiled once, the style sheet and the script."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = ("".join(environment.get_template(n).render() for n in names) for names in (_SHEETS, _SCRIPTS))
+    return environment, style, script
 
 
 def _cut(leaderboard: Leaderboard, detail: _Detail) -> Leaderboard:

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from posttrain.evals.statistics import mean_estimate
 from posttrain.evals.stats.compare import (
     Question,
     compare,
@@ -13,7 +14,6 @@ from posttrain.evals.stats.compare import (
     unpaired_difference,
     verdict,
 )
-from posttrain.evals.statistics import mean_estimate
 
 
 def binary(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
