@@ -169,7 +169,7 @@ class _Page:
             for pair in self.pairs:
                 if self.few or frozenset((pair[0].id, pair[1].id)) in self.planned:
                     self._ask(*pair, column)
-        self.matches = {
+        self.matches: dict[_Key, tuple[Row, Row, Column] | None] = {
             (judging.version, judging.task, match.candidate, match.opponent): self._column_of(judging, match)
             for judging in leaderboard.judgings
             for match in judging.matches
@@ -286,7 +286,7 @@ class _Page:
             answer = self.answer(*place) if place else self.answers.get(("match", *about, *pair))
             if answer:
                 match = replace(match, verdict=answer.verdict, p=answer.p_adjusted)
-                found[pair], found[pair[::-1]] = answer.verdict, answer.turned().verdict
+                found[pair], found[pair[1], pair[0]] = answer.verdict, answer.turned().verdict
             matches.append(match)
         players = [row.player for row in judging.ranking]
         pairs = [(one, other) for one in players for other in players]
