@@ -6,6 +6,9 @@ Private names of lm-eval 0.4.13 used here, each named in ``tests/evals/test_defi
 
 import json
 import os
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..chat_templates.errors import did_you_mean
+from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
 from ..data_tools.files import hash_file, hash_json, write_json
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
 from .errors import EvalError, SuiteError
+from .gold import check_gold
 from .spec import TASKS, SuiteSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -82,14 +86,11 @@ def build(definition: Definition) -> "Task":
     """Builds the lm-eval task; its rows come from memory if it has local files, so that no cache can mix them up.
 
     Raises:
-        SuiteError: A data file cannot be read, or lm-eval makes no single task of the definition.
+        SuiteError: A data file cannot be read, a package or metric is missing, or lm-eval makes no single task of the
+            definition.
         EvalError: The task's data set is on the Hub only, and the suite is offline.
     """
-    from datasets.exceptions import DatasetsError
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    config = load_yaml(definition.path) | definition.spec.overrides
+    config = _read_with_functions(definition)
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     if definition.data_files:
@@ -100,23 +101,80 @@ def build(definition: Definition) -> "Task":
     if config["num_fewshot"]:
         config |= _fewshot_source(config)
     config["task"] = definition.spec.title
-    try:
-        tasks = TaskManager(include_defaults=False).load([config])["tasks"]
-    except (ConnectionError, FileNotFoundError, DatasetsError) as error:
-        hint = "give local `data_files`, or say `offline: false`"
-        raise EvalError(
-            f"its data set is not here: {_first_line(error)}", where=definition.spec.task, hint=hint
-        ) from error
-    if len(tasks) != 1:
-        raise SuiteError(f"lm-eval makes {len(tasks)} tasks of it", where=definition.spec.task)
-    task = next(iter(tasks.values()))
+    task = _load(definition, config)
     if definition.spec.gen_kwargs:
         task.set_config("generation_kwargs", definition.spec.gen_kwargs, update=True)
     return task
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def check(definition: Definition) -> None:
+    """Builds a task and looks at the right answers of its rows.
+
+    Raises:
+        SuiteError: As :func:`build`, or a row has no right answer that could be given.
+        EvalError: As :func:`build`.
+    """
+    check_gold(build(definition), definition)
+
+
+def _load(definition: Definition, config: dict[str, Any]) -> Any:
+    """Has lm-eval make the task; it trips over a first document without a right answer, which is told in our words."""
+    from unittest import mock
+
+    from datasets.exceptions import DatasetsError
+    from lm_eval.api import task as api
+    from lm_eval.tasks import TaskManager
+
+    begun: list[Any] = []
+    original, get_metric, where = api.ConfigurableTask.doc_to_text, api.get_metric, definition.spec.title
+
+    def doc_to_text(task: Any, *args: Any, **kwargs: Any) -> Any:
+        begun.append(task)
+        return original(task, *args, **kwargs)
+
+    def metric(name: str, *args: Any) -> Any:
+        if (function := get_metric(name, *args)) is None:
+            hint = "lm-eval has none of that name, and others come from the Hub: name one that it has"
+            raise SuiteError(f"there is no metric '{name}' here", where=where, hint=hint)
+        return function
+
+    try:
+        with (
+            mock.patch.object(api.ConfigurableTask, "doc_to_text", doc_to_text),
+            mock.patch.object(api, "get_metric", metric),
+        ):
+            tasks = TaskManager(include_defaults=False).load([config])["tasks"]
+    except PosttrainError:
+        raise
+    except (ConnectionError, FileNotFoundError, DatasetsError) as error:
+        hint = "give local `data_files`, or say `offline: false`"
+        raise EvalError(f"its data set is not here: {first_line(error)}", where=where, hint=hint) from error
+    except Exception as error:  # whatever a task's own functions, templates and rows can raise
+        if begun:
+            check_gold(begun[0], definition)
+        raise SuiteError(f"cannot be built: {type(error).__name__}: {first_line(error)}", where=where) from error
+    if len(tasks) != 1:
+        raise SuiteError(f"lm-eval makes {len(tasks)} tasks of it", where=where)
+    return next(iter(tasks.values()))
+
+
+def _read_with_functions(definition: Definition) -> dict[str, Any]:
+    """Reads a task's YAML and imports the modules that it names."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    where = definition.spec.title
+    try:
+        return load_yaml(definition.path) | definition.spec.overrides
+    except ImportError as error:
+        hint = f"pip install {error.name}" if error.name else None
+        raise SuiteError(f"its module needs a package: {first_line(error)}", where=where, hint=hint) from error
+    except (ConnectionError, FileNotFoundError) as error:
+        hint = "a metric or data set of the Hub cannot be had offline"
+        raise SuiteError(f"its module wants what is not here: {first_line(error)}", where=where, hint=hint) from error
+    except Exception as error:  # a module is a program: it can fail in any way
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((f"{f.filename}:{f.lineno}" for f in reversed(frames) if "lm_eval/api" not in f.filename), where)
+        raise SuiteError(f"its module fails: {type(error).__name__}: {first_line(error)}", where=place) from error
 
 
 def _local_data(definition: Definition) -> dict[str, Any]:
@@ -158,7 +216,20 @@ def read_table(path: Path) -> "Dataset":
     try:
         return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise SuiteError(f"a column holds values of several types: {error}", where=str(path)) from error
+        told = _odd_ones(rows, keys) or str(error)
+        raise SuiteError(f"a column holds values of several types: {told}", where=str(path)) from error
+
+
+def _odd_ones(rows: Sequence[dict[str, Any]], keys: Iterable[str]) -> str:
+    """Names the rows, from 1, whose value is not of the type that most of its column are."""
+    found = []
+    for key in keys:
+        kinds = Counter(type(row[key]).__name__ for row in rows if row.get(key) is not None)
+        usual = kinds.most_common(1)[0][0] if len(kinds) > 1 else ""
+        odd = [(n, row[key]) for n, row in enumerate(rows, 1) if row.get(key) is not None]
+        odd = [(n, value) for n, value in odd if usual and type(value).__name__ != usual]
+        found += [f"{key} of row {n} is {value!r}, not {usual}" for n, value in odd]
+    return "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def _fewshot_source(config: dict[str, Any]) -> dict[str, Any]:

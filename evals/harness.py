@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Draws for the standard errors that have no closed form (medians, F1): enough for two digits, in a second.
 _BOOTSTRAP = 500
 _PLAIN_SAMPLE_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+_ENOUGH = 20  # rows, of which one option is right by chance in one of a million
 _PLAIN_SAMPLE_KEYS |= {"doc_hash", "prompt_hash", "target_hash"}
 
 
@@ -34,7 +35,6 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     """Returns the model as lm-eval's. Log-probabilities are taken in float32 whatever the weights are."""
     from lm_eval.models import huggingface
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model: Any = loaded.model
     tokenizer: Any = loaded.tokenizer
     hflm: Any = huggingface.HFLM  # its registering decorator hides its type
@@ -103,13 +103,14 @@ def run_task(definition: Definition, lm: "LM", suite: SuiteSpec, *, templated: b
     from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
-    task = build(definition)
     name = definition.spec.title
+    with noted() as notes:
+        task = build(definition)
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
-    with quiet_bars(), _warnings() as notes, no_pool, no_prints:
+    with quiet_bars(), noted(notes), no_pool, no_prints:
         results = evaluate(
             lm,
             {"tasks": {name: task}},
@@ -125,7 +126,18 @@ def run_task(definition: Definition, lm: "LM", suite: SuiteSpec, *, templated: b
     metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
     metrics = _primary_first(metrics, definition)
     shots, table = results["n-shot"][name], samples_to_parquet(samples)
-    return Result(metrics, table, shots, tuple(_summary(notes)), origin(definition))
+    told = (*summary(notes), *_constant(task, samples))
+    return Result(metrics, table, shots, told, origin(definition))
+
+
+def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:
+    """Warns of options of which always the same is right: a label that was lost reads so."""
+    config = getattr(task, "config", None)
+    if task.OUTPUT_TYPE != "multiple_choice" or isinstance(getattr(config, "doc_to_target", 0), int):
+        return []
+    golds = {str(sample["target"]) for sample in samples}
+    few = len(samples) < _ENOUGH or len(golds) > 1
+    return [] if few else [f"the right answer is {golds.pop()} in all {len(samples)} rows: are the labels right?"]
 
 
 def _unmarked(prompt: str) -> str:
@@ -221,32 +233,47 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+_LOGGERS = ("lm_eval", "transformers", "datasets", "evaluate", "py.warnings")
+# Warnings that say nothing of a score: lm-eval's of its own defaults and of how this project calls it, and libraries'
+# of each other's old names. Any other is a note.
+_HARMLESS = re.compile(
+    r"model kwarg is not of type `str`|already-initialized model through `pretrained`|No `until` specified"
+    r"|No `generation_kwargs` specified|fewshot_split is None|Custom kwargs can be passed|aggregation is not defined"
+    r"|aggregation is not\.|aggregation is not$|higher_is_better is not|is deprecated|will be removed in"
+    r"|DeprecationWarning|FutureWarning|Setting `pad_token_id`|Could not find registered metric"
+)
+
+
 @contextlib.contextmanager
-def _warnings() -> Iterator[Counter[str]]:
-    """Counts lm-eval's warnings, alike but for their numbers, instead of printing one for each prompt."""
-    found: Counter[str] = Counter()
+def noted(found: Counter[str] | None = None) -> Iterator[Counter[str]]:
+    """Counts the libraries' warnings, alike but for their numbers, instead of printing one for each prompt."""
+    found = Counter() if found is None else found
 
     class Count(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found[re.sub(r"\d+", "N", record.getMessage())] += 1
 
-    logger = logging.getLogger("lm_eval")
-    handler, level, propagate = Count(logging.WARNING), logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    handler, states = Count(logging.WARNING), [(logger.level, logger.propagate) for logger in loggers]
+    handlers = [list(logger.handlers) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     try:
         yield found
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        logging.captureWarnings(False)
+        for logger, own, (level, propagate) in zip(loggers, handlers, states, strict=True):
+            logger.handlers, logger.propagate = own, propagate
+            logger.setLevel(level)
 
 
-def _summary(notes: Counter[str]) -> Iterator[str]:
-    """Words the warnings that bear on a score; those about lm-eval's own defaults are left out."""
+def summary(notes: Counter[str]) -> Iterator[str]:
+    """Words warnings, but for those that are known to be harmless."""
     for text, count in notes.items():
         if "exceeds model's maximum length" in text:
             yield f"{count} prompts are longer than the model takes; their beginnings were cut"
-        elif "truncat" in text.lower() or "chat template" in text.lower():
-            yield f"{count}x {text}"
+        elif not _HARMLESS.search(text):
+            said = " ".join(text.split())
+            yield f"{count}x {said[:300]}{'…' if len(said) > 300 else ''}"

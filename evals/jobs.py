@@ -87,6 +87,19 @@ def check_targets(jobs: Sequence[Job], targets: Sequence[Target]) -> None:
             )
 
 
+def check(job: Job) -> None:
+    """Builds a job's task and looks at its rows, so that what is wrong with them costs no model's loading.
+
+    Raises:
+        PosttrainError: A package, a metric or a right answer is missing.
+    """
+    if isinstance(job, Definition):
+        from . import harness
+
+        with harness.noted():
+            definitions.check(job)
+
+
 def clean(job: Job, target: Target) -> None:
     """Removes what a job has kept for the case of a kill, now that its score is written."""
     if isinstance(job, Prompts):
@@ -130,7 +143,11 @@ class Runner:
             from . import harness
 
             loaded.needs_language_model(job.spec.title)
-            self._wrapped = self._wrapped or harness.wrap(loaded, self.suite)
+            if self._wrapped is None:
+                with harness.noted() as notes:
+                    self._wrapped = harness.wrap(loaded, self.suite)
+                for note in harness.summary(notes):
+                    self.progress(f"{self.target.name}: {note}")
             return harness.run_task(job, self._wrapped, self.suite, templated=template is not None)
         if isinstance(job, Pairs):
             return pairs.run_pairs(job, loaded, self.suite)

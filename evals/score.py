@@ -39,7 +39,7 @@ class Failure:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.checkpoint}: {self.task + ': ' if self.task else ''}{self.reason}"
+        return f"{self.checkpoint}: {self.task + ': ' if self.task and not self.reason.startswith(self.task) else ''}{self.reason}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class _Session:
     skipped: set[tuple[str, str]] = field(default_factory=set)
     templates: dict[Path, str | None] = field(default_factory=dict)
     unchanged: dict[tuple[Path, str], bool] = field(default_factory=dict)
+    checked: dict[str, Exception | None] = field(default_factory=dict)
 
 
 def score(
@@ -236,6 +237,7 @@ def _chat(job: Job, session: _Session) -> Chat:
 
 def _score_jobs(session: _Session, target: Target, todo: Sequence[Job]) -> None:
     session.progress(f"{target.name}: {len(todo)} of {len(session.jobs)} tasks to score")
+    todo = [job for job in todo if _is_sound(session, target, job)]
     fingerprint = _template(session, target.folder) if any(_chat(job, session) != "never" for job in todo) else None
     with _model(target, session) as load:
         runner = jobs.Runner(target, session.suite, load, session.progress)
@@ -250,6 +252,20 @@ def _score_jobs(session: _Session, target: Target, todo: Sequence[Job]) -> None:
                 _fail(session, target, job, error)
                 continue
             _keep(session, target, job, result, template, time.perf_counter() - started)
+
+
+def _is_sound(session: _Session, target: Target, job: Job) -> bool:
+    """Says whether a job's rows and packages are in order, and reports what is wrong; looked at once for all models."""
+    if job.spec.title not in session.checked:
+        session.checked[job.spec.title] = None
+        try:
+            jobs.check(job)
+        except Exception as error:  # one task's failure must not stop the others; it is reported
+            session.checked[job.spec.title] = error
+    error = session.checked[job.spec.title]
+    if error is not None:
+        _fail(session, target, job, error)
+    return error is None
 
 
 @contextlib.contextmanager

@@ -74,7 +74,8 @@ def _quiet_libraries() -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that training never uses
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")  # one of them is missing, and training never uses it
+    kernels.addFilter(lambda record: "CPU gemm_4bit_forward" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")  # TRL's own default
     if not sys.stderr.isatty():
         disable_progress_bar()
