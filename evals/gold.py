@@ -111,11 +111,9 @@ def _problem(task: Any, doc: Any, *, own: bool) -> str | None:
         return None
     texts = target if isinstance(target, list | tuple) else [target]
     lost = any(_is_void(value) for value in doc.values())  # a template spells such a value
-    if any(_is_void(text) or (lost and text in ("None", "nan")) for text in texts) or not (
-        custom or any(str(text).strip() for text in texts)
-    ):
-        return f"the answer is {target!r}"
-    return None
+    void = any(_is_void(text) or (lost and text in ("None", "nan")) for text in texts)
+    empty = not custom and not any(str(text).strip() for text in texts)
+    return f"the answer is {target!r}" if void or empty else None
 
 
 def _out_of_range(target: Any, options: Any, *, custom: bool, own: bool) -> str | None:
@@ -125,9 +123,9 @@ def _out_of_range(target: Any, options: Any, *, custom: bool, own: bool) -> str 
     count = len(options)
     chosen = target if isinstance(target, list) else [target]
     for one in chosen or [None]:
-        index = isinstance(one, int) and (own or not isinstance(one, bool))
+        index = isinstance(one, int) and (own or not isinstance(one, bool)) and 0 <= one < count
         text = isinstance(one, str) and not isinstance(target, list) and (one in options or custom)
-        if not text and not (index and 0 <= one < count) and not (custom and isinstance(target, list)):
+        if not text and not index and not (custom and isinstance(target, list)):
             return f"the answer {target!r} is none of {count} options"
     return None
 

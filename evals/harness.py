@@ -247,11 +247,11 @@ _HARMLESS = re.compile(
 @contextlib.contextmanager
 def noted(found: Counter[str] | None = None) -> Iterator[Counter[str]]:
     """Counts the libraries' warnings, alike but for their numbers, instead of printing one for each prompt."""
-    found = Counter() if found is None else found
+    counted: Counter[str] = Counter() if found is None else found
 
     class Count(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found[re.sub(r"\d+", "N", record.getMessage())] += 1
+            counted[re.sub(r"\d+", "N", record.getMessage())] += 1
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     handler, states = Count(logging.WARNING), [(logger.level, logger.propagate) for logger in loggers]
@@ -261,7 +261,7 @@ def noted(found: Counter[str] | None = None) -> Iterator[Counter[str]]:
         logger.setLevel(logging.WARNING)
     logging.captureWarnings(True)
     try:
-        yield found
+        yield counted
     finally:
         logging.captureWarnings(False)
         for logger, own, (level, propagate) in zip(loggers, handlers, states, strict=True):

@@ -39,7 +39,8 @@ class Failure:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.checkpoint}: {self.task + ': ' if self.task and not self.reason.startswith(self.task) else ''}{self.reason}"
+        task = f"{self.task}: " if self.task and not self.reason.startswith(self.task) else ""
+        return f"{self.checkpoint}: {task}{self.reason}"
 
 
 @dataclass(frozen=True)
