@@ -140,12 +140,15 @@ def length_controlled(
     what happens there (:func:`rates` asks for them); without them the figure is an extrapolation. The difficulty
     matters: where the opponent answers briefly is also where it is easy to beat. :func:`pool_difficulty` estimates it.
 
+    A battle without a verdict (NaN) is not fitted, but its length counts in the scale of lengths and its prompt in the
+    mean of the predictions, as with AlpacaEval: what the judge could not read is no easier or harder for that.
+
     The interval and the standard error are those of the prompt-cluster bootstrap, refitted on each resample with the
     penalty and the scale of lengths as first found; anchors are a prior, and not resampled. (AlpacaEval's published
     ``lc_standard_error`` is the deviation of predicted preferences over the root of n, which knows nothing of the fit.)
 
     Args:
-        preferences: Of the candidate, in [0, 1], ``[n]``.
+        preferences: Of the candidate, in [0, 1], NaN without a verdict, ``[n]``.
         delta_lengths: Characters of its answer less those of the opponent's, ``[n]``.
         difficulty: Of each prompt, joined by its hash, ``[n]``; None leaves the term out.
         clusters: The prompt of each battle, ``[n]``.
@@ -156,7 +159,9 @@ def length_controlled(
     Raises:
         ValueError: Lengths of arrays differ, or a value is out of range.
     """
-    values, lengths = _preferences(preferences), np.asarray(delta_lengths, dtype=np.float64)
+    values, lengths = np.asarray(preferences, dtype=np.float64), np.asarray(delta_lengths, dtype=np.float64)
+    judged = ~np.isnan(values)
+    _preferences(values[judged])
     hard = None if difficulty is None else np.asarray(difficulty, dtype=np.float64)
     for part in (lengths, *(() if hard is None else (hard,))):
         if part.shape != values.shape or not np.isfinite(part).all():
@@ -165,12 +170,13 @@ def length_controlled(
     spread = float(lengths.std(ddof=1)) if len(values) > 1 else 0.0
     scaled = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)
     terms = [scaled, *(() if hard is None else (hard,)), np.ones(len(values))]
-    design = Design(np.stack(terms, axis=1), values, np.ones(len(values)), cluster % FOLDS)
+    features = np.stack(terms, axis=1)
+    design = Design(features[judged], values[judged], np.ones(judged.sum()), cluster[judged] % FOLDS)
     strength = STRENGTHS[-1]
     if anchors is not None:
         design = _with_anchors(design, anchors, clusters, cluster)
         strength = choose_strength(design)
-    return _refitted(design, strength, len(values), cluster, count, draws, seed)
+    return _refitted(design, strength, features[:, 1:], judged, cluster, draws if count > 1 else 0, seed)
 
 
 def _with_anchors(design: Design, anchors: Anchors, clusters: "Clusters", cluster: "NDArray[np.int64]") -> Design:
@@ -193,19 +199,26 @@ def _with_anchors(design: Design, anchors: Anchors, clusters: "Clusters", cluste
 
 
 def _refitted(
-    design: Design, strength: float, n: int, cluster: "NDArray[np.int64]", count: int, draws: int, seed: int
+    design: Design,
+    strength: float,
+    others: "Floats",
+    judged: "NDArray[np.bool_]",
+    cluster: "NDArray[np.int64]",
+    draws: int,
+    seed: int,
 ) -> Estimate:
-    """Fits once, then again on each resample from where the first fit ended."""
+    """Fits once, then again on each resample from where the first fit ended; predicts for all battles."""
     first = fit(design.features, design.labels, design.weights[None], strength, np.zeros((1, design.features.shape[1])))
+    n, count = int(judged.sum()), len(np.unique(cluster[judged]))
     prior = design.weights[n:]
 
     def figures(weights: "Floats") -> "dict[str, Floats]":
-        full = np.concatenate([weights, np.broadcast_to(prior, (len(weights), len(prior)))], axis=1)
+        full = np.concatenate([weights[:, judged], np.broadcast_to(prior, (len(weights), len(prior)))], axis=1)
         start = np.broadcast_to(first, (len(weights), first.shape[1]))
         found = fit(design.features, design.labels, full, strength, start)
-        return {"rate": at_equal_length(found[:, 1:], design.features[:n, 1:], weights)}
+        return {"rate": at_equal_length(found[:, 1:], others, weights)}
 
-    found = estimate(figures, n, seed=seed, draws=draws if count > 1 else 0, groups=cluster)["rate"]
+    found = estimate(figures, len(judged), seed=seed, draws=draws, groups=cluster)["rate"]
     low, high = widened(found.value, found.low, found.high, count)
     if low is not None and high is not None:
         low, high = max(0.0, low), min(1.0, high)
@@ -256,7 +269,7 @@ def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS, seed: int = 0) -
     found = {}
     for candidate, group in groups.items():
         difficulty = pool_difficulty([mean for other, mean in means.items() if other != candidate])
-        known = {prompt: difficulty.get(prompt, 0.0) for prompt in means[candidate]} if difficulty else None
+        known = {battle.prompt_key: difficulty.get(battle.prompt_key, 0.0) for battle in group} if difficulty else None
         summed = rates(group, known, draws=draws, seed=seed)
         if summed is not None:
             found[candidate] = summed
@@ -300,9 +313,12 @@ def rates(
     lengths = [battle.candidate_length - battle.opponent_length for battle, _ in decided]
     note, controlled = _cannot_control(len(set(prompts)), preferences, lengths), None
     if note is None:
-        known = None if difficulty is None else [difficulty.get(prompt, math.nan) for prompt in prompts]
+        every = [battle.prompt_key for battle in ordered]
+        known = None if difficulty is None else [difficulty.get(prompt, math.nan) for prompt in every]
         hard = known if known is not None and all(map(math.isfinite, known)) else None
-        controlled = length_controlled(preferences, lengths, hard, prompts, draws=draws, seed=seed)
+        values = [math.nan if battle.preference is None else battle.preference for battle in ordered]
+        deltas = [battle.candidate_length - battle.opponent_length for battle in ordered]
+        controlled = length_controlled(values, deltas, hard, every, draws=draws, seed=seed)
     missing, total = len(battles) - len(decided), math.fsum(preferences)
     return WinRates(
         raw=win_rate(preferences, prompts),

@@ -158,6 +158,33 @@ def test_95_percent_intervals_at_equal_length_cover_the_truth_93_to_97_times_in_
     assert 0.92 <= hits / 400 <= 0.98
 
 
+def test_battles_without_a_verdict_count_in_the_scale_of_lengths_and_in_the_mean():
+    rng = np.random.default_rng(3)
+    n = 400
+    preferences, delta, prompts = judged(rng, n)
+    hard = rng.normal(size=n)
+    preferences = np.where(rng.random(n) < sigmoid(2 * hard), preferences, 0.0)
+    unread = (hard > 0.5) & (rng.random(n) < 0.6)  # the judge could not read many of the prompts that are easy to win
+    seen = np.where(unread, np.nan, preferences)
+    found = length_controlled(seen, delta, hard, prompts, draws=500)
+    features = np.stack([np.tanh(delta / delta.std(ddof=1)), hard, np.ones(n)], axis=1)  # as AlpacaEval does
+    weights, start = np.ones((1, int((~unread).sum()))), np.zeros((1, 3))
+    fitted = fit(features[~unread], preferences[~unread], weights, STRENGTHS[-1], start)
+    assert found.value == pytest.approx(sigmoid(features[:, 1:] @ fitted[0, 1:]).mean(), abs=1e-9)
+    assert found.n == int((~unread).sum())
+    assert found.low is not None
+    assert found.low < found.value
+    left_out = length_controlled(preferences[~unread], delta[~unread], hard[~unread], prompts[~unread], draws=0)
+    assert found.value - left_out.value > 0.02
+    battles = [battle(i, None if unread[i] else float(preferences[i]), (int(delta[i]) + 9999, 9999)) for i in range(n)]
+    summed = rates(battles, {f"key {i}": float(hard[i]) for i in range(n)}, draws=0)
+    assert summed is not None
+    assert summed.controlled is not None
+    assert summed.controlled.value == pytest.approx(found.value, abs=1e-3)  # lengths are whole numbers there
+    with pytest.raises(ValueError, match="one preference or more"):
+        length_controlled([np.nan, np.nan], [1, 2])
+
+
 def test_anchors_tell_what_length_does_where_the_battles_cannot():
     """Every answer is longer than the baseline's; only the anchors say that the judge likes length."""
     rng = np.random.default_rng(0)
