@@ -1,6 +1,7 @@
 """Chat templates as files, with the code that loads, fingerprints and verifies them."""
 
 from .errors import TemplateError
+from .recognise import recognise
 from .rendering import Conversation, ConversationError, Encoded, Rendered, encode, render
 from .templates import ChatTemplate, ensure_pad, fingerprint, from_tokenizer, install, load, names
 from .verify import Finding, verify
@@ -20,6 +21,7 @@ __all__ = [
     "install",
     "load",
     "names",
+    "recognise",
     "render",
     "verify",
 ]

@@ -36,6 +36,8 @@ class ChatTemplate:
     """Tokens that must each be a single id."""
     reproduces: str | None = None
     """Which published format this is."""
+    stands_for: "ChatTemplate | None" = None
+    """The model's own template, which this one renders alike, with marks of the assistant's turns beside."""
 
     @functools.cached_property
     def code(self) -> str:

@@ -14,6 +14,7 @@ from .probes import Case, Probe, build_case, default_probes, end_of_turn
 from .rendering import (
     Conversation,
     encode,
+    render,
     require_generation_marks,
     special_pattern,
     strings_in,
@@ -55,6 +56,7 @@ def verify(
     tokenizer: "PreTrainedTokenizerBase",
     conversations: Sequence[Conversation] | None = None,
     *,
+    rows: Sequence[tuple[str, Conversation]] = (),
     max_length: int | None = None,
 ) -> list[Finding]:
     """Checks a template with a tokenizer, for loss on the assistant's turns alone.
@@ -66,6 +68,7 @@ def verify(
         tokenizer: A fast tokenizer.
         conversations: Rows of the caller's data; without any, built-in ones are taken (turns, system message, Unicode,
             white space at the edges, special tokens as text, and reasoning and tools where the template has them).
+        rows: Conversations to try beside those, each with where it is from; those that do not render are passed over.
         max_length: The length in tokens that rows are truncated to; None leaves that unchecked.
 
     Returns:
@@ -85,6 +88,8 @@ def verify(
         if isinstance(result, TemplateError)
     ]
     cases = [result for _, result in built if isinstance(result, Case)]
+    tried = (build_case(template, tokenizer, Probe(where, row, required=False)) for where, row in rows)
+    cases += [case for case in tried if isinstance(case, Case)]
     subject = _Subject(template, tokenizer, cases, max_length, bool(given))
     findings = _findings("renders", refused, "every conversation renders")
     for name, (check, proven) in _CHECKS.items():
@@ -120,7 +125,7 @@ def _loss_text(subject: _Subject) -> Iterator[Problem]:
             m for m, mark in zip(case.messages, marks, strict=True) if m["role"] == "assistant" and mark is not False
         ]
         if len(spoken) != len(case.turns):
-            yield "error", f"{case.probe.name}: {len(spoken)} assistant turns, but {len(case.turns)} ranges with loss"
+            yield "error", f"{case.probe.name}: {_wrong_number(case, len(spoken))}"
             continue
         for message, (start, stop) in zip(spoken, case.turns, strict=True):
             text, after = case.rendered.text[start:stop], case.rendered.text[stop:]
@@ -129,13 +134,33 @@ def _loss_text(subject: _Subject) -> Iterator[Problem]:
                 yield problem[0], f"{case.probe.name}: {problem[1]}"
 
 
+def _wrong_number(case: Case, spoken: int) -> str:
+    """Says why there are more ranges with loss than turns, or fewer, and what to do."""
+    what = f"{spoken} assistant turns, but {len(case.turns)} ranges with loss"
+    texts = [case.rendered.text[start:stop] for start, stop in case.turns]
+    others = [message for message in case.messages if message["role"] != "assistant" and message.get("content")]
+    taken = next((m["role"] for m in others if any(m["content"].strip() in text for text in texts)), None)
+    if taken:
+        return (
+            f"{what}: your else-branch, or a block around all roles, took the {taken} turn; put the generation block "
+            "under `if message.role == 'assistant'` alone"
+        )
+    return f"{what}: put one generation block around each turn of the assistant, inside the loop over messages"
+
+
 def _turn_problem(text: str, after: str, message: dict, end: str) -> Problem | None:
     words = message.get("content", "")
     if not end or not text.endswith(end):
         if end and after.lstrip().startswith(end):
-            return "error", f"the end of turn {end} carries no loss: the model would not learn to stop"
+            return "error", (
+                f"the end of turn {end} carries no loss, so that the model would not learn to stop: move "
+                "{% endgeneration %} behind it"
+            )
         if end and text.rstrip().endswith(end):
-            return "error", f"the loss covers {text[len(text.rstrip()) :]!r} after the end of turn {end}"
+            return "error", (
+                f"the loss covers {text[len(text.rstrip()) :]!r} after the end of turn {end}: move "
+                "{% endgeneration %} before it"
+            )
         return "error", f"the loss covers {text!r}, which does not end with the end of turn {end!r}"
     learnt = text.removesuffix(end)
     if message.get("tool_calls") or message.get("reasoning_content"):
@@ -146,9 +171,15 @@ def _turn_problem(text: str, after: str, message: dict, end: str) -> Problem | N
         return ("error", f"the loss covers {text!r}, without {missing[0]!r}") if missing else None
     if learnt in (words, " " + words):  # a format whose prompt ends in a colon lets the model write the space
         return None
-    if learnt.strip() == words.strip():
+    if learnt.strip() == words.strip() or _unspaced(learnt) == _unspaced(words):
         return "warning", f"white space at the edges of the assistant's text is changed: {words!r} to {learnt!r}"
-    return "error", f"the loss covers {text!r} where the assistant said {words!r}"
+    remedy = ": move {% generation %} behind what the template writes before the words" if words in learnt else ""
+    return "error", f"the loss covers {text!r} where the assistant said {words!r}{remedy}"
+
+
+def _unspaced(text: str) -> str:
+    """Returns a text without white space, and without thoughts that are empty."""
+    return "".join(text.split()).replace("<think></think>", "")
 
 
 def _loss_tokens(subject: _Subject) -> Iterator[Problem]:
@@ -191,7 +222,8 @@ def _end_of_turn(subject: _Subject) -> Iterator[Problem]:
     expected = tokenizer.convert_tokens_to_ids(end)
     for case in subject.cases:
         runs = _loss_runs(case)
-        if any(message["role"] == "assistant" for message in case.messages) and not runs:
+        spoken = any(message["role"] == "assistant" for message in case.messages)
+        if spoken and not runs and (case.turns or case.probe.required):
             yield "error", f"{case.probe.name}: no token carries loss"
         for run in runs:
             if run[-1] != expected:
@@ -268,7 +300,13 @@ def _content(subject: _Subject) -> Iterator[Problem]:
             if role not in ("system", "user"):
                 continue
             if words.strip() not in case.rendered.text:
-                yield "error", f"{case.probe.name}: the {role} message is dropped or changed"
+                yield (
+                    "error",
+                    (
+                        f"{case.probe.name}: the {role} message is dropped or changed: write its content in a "
+                        f"branch of its own, `if message.role == '{role}'`"
+                    ),
+                )
             elif words not in case.rendered.text:
                 yield "warning", f"{case.probe.name}: white space at the edges of {role} text is removed"
 
@@ -309,6 +347,24 @@ def _injection(subject: _Subject) -> Iterator[Problem]:
             yield "warning", f"{case.probe.name}: special tokens in the text become real ones even as plain text"
 
 
+def _own(subject: _Subject) -> Iterator[Problem]:
+    """A template that stands for the model's own renders as that does."""
+    own = subject.template.stands_for
+    for case in subject.cases if own else ():
+        conversation = {"messages": case.messages, "tools": case.tools}
+        try:
+            parts = [
+                render(one, conversation["messages"], tokenizer=subject.tokenizer, tools=case.tools).text
+                for one in (own, subject.template)
+                if one is not None
+            ]
+        except TemplateError as error:
+            yield "error", f"{case.probe.name}: the model's own template refuses it: {error}"
+            continue
+        if parts[0] != parts[1]:
+            yield "error", f"{case.probe.name}: the model's own template writes it in another way; mark a copy of it"
+
+
 _CHECKS: dict[str, tuple[Callable[[_Subject], Iterator[Problem]], str]] = {
     "special tokens": (_special_tokens, "every special token of the template is one token"),
     "loss text": (_loss_text, "the loss covers exactly the assistant's text and the end of turn"),
@@ -322,6 +378,7 @@ _CHECKS: dict[str, tuple[Callable[[_Subject], Iterator[Problem]], str]] = {
     "pad": (_pad, "the pad token is not the eos token"),
     "content": (_content, "system and user text is kept"),
     "tools": (_tools, "tools are rendered; only calls carry loss"),
+    "own template": (_own, "the model's own template renders the same"),
     "injection": (_injection, "special tokens in the data stay text"),
 }
 

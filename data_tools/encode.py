@@ -217,7 +217,7 @@ class TextEncoder:
             try:
                 made = self._render(self.template, talk)
             except TemplateError as error:
-                made = RowError(REFUSED, error.what)
+                made = RowError(REFUSED, "; ".join(filter(None, (error.what, error.hint))))
             if isinstance(made, list) and isinstance(made[0], str):
                 rendered.append((len(results), made))
             results.append(made)

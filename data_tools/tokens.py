@@ -15,7 +15,7 @@ from ..chat_templates import ChatTemplate, ConversationError, encode
 from ..chat_templates.errors import InputError, PosttrainError
 from ..chat_templates.probes import end_of_turn
 from ..chat_templates.rendering import require_generation_marks
-from .encode import Talk, TextEncoder
+from .encode import REFUSED, Talk, TextEncoder
 from .errors import RowError
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Encoder:
             except ConversationError as error:
                 # those before the refused one are known to render
                 results += self._encode(conversations[at : at + error.index])
-                results.append(RowError("the chat template refuses it", error.what))
+                results.append(RowError(REFUSED, "; ".join(filter(None, (error.what, error.hint)))))
                 at += error.index + 1
         return results
 

@@ -92,16 +92,17 @@ def _with_data(loaded: Loaded) -> list[str]:
 
 
 def _template_lines(job: "Job") -> list[str]:
-    """Reports each check of the chat template that did not pass."""
+    """Reports the chat template, and each check of its loss mask that did not pass."""
     from .. import chat_templates
+    from .job import prove_template
 
     if job.template is None:
         return []
-    findings = chat_templates.verify(job.template, job.tokenizer, max_length=job.cut_to)
-    failed = [finding for finding in findings if not finding.ok]
+    proof = prove_template(job)
     name = f"template: {job.template.name} ({chat_templates.fingerprint(job.template, job.tokenizer)})"
-    passed = len(findings) - len(failed)
-    return [f"{name}, {passed} checks passed", *(f"{f.severity}: template: {f.check}: {f.message}" for f in failed)]
+    if proof is None:
+        return [name]
+    return [f"{name}, {proof.summary}", *(f"{f.severity}: template: {f.check}: {f.message}" for f in proof.failed)]
 
 
 # What a report says after the number of tokens, by the kind of row, where loss is not all there is to say.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..chat_templates import ChatTemplate
+    from ..data_tools.proof import Proof
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,35 @@ def cache_dir() -> Path:
     return Path(HF_HOME) / "posttrain"
 
 
+def prove_template(job: Job) -> "Proof | None":
+    """Proves the loss mask that a chat template gives, where the stage puts the loss on the assistant alone.
+
+    Returns:
+        What was found; None if there is no template, or all of a row carries loss.
+
+    Raises:
+        DataError: A source cannot be read.
+    """
+    from ..data_tools.proof import prove_mask
+
+    if job.template is None or not _masks(job.loaded):
+        return None
+    return prove_mask(
+        job.loaded.recipe.data,
+        base_dir=job.loaded.path.parent,
+        tokenizer=job.tokenizer,
+        template=job.template,
+        accepts=STAGES[job.loaded.recipe.stage].accepts,
+        max_length=job.cut_to,
+    )
+
+
+def _masks(loaded: Loaded) -> bool:
+    """Whether a recipe puts the loss on the assistant's turns alone."""
+    field = fields_of(STAGES[loaded.recipe.stage].config).get("assistant_only_loss")
+    return field is not None and bool(loaded.recipe.trainer.get("assistant_only_loss", field.default))
+
+
 def open_job(loaded: Loaded) -> Job:
     """Loads the tokenizer of a recipe and installs its chat template.
 
@@ -68,5 +98,7 @@ def open_job(loaded: Loaded) -> Job:
 
     tokenizer = load_tokenizer(loaded.recipe.model)
     template = choose_template(loaded.recipe.model, tokenizer)
+    if template and _masks(loaded) and not template.marks_generation:
+        template = chat_templates.recognise(template, tokenizer) or template
     added = chat_templates.install(template, tokenizer) if template else chat_templates.ensure_pad(tokenizer)
     return Job(loaded, tokenizer, template, tuple(added))

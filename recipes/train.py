@@ -20,10 +20,9 @@ from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
 from .errors import RecipeError, RunError
-from .job import Job, open_job
+from .job import Job, open_job, prove_template
 from .load import Loaded, load
 from .stages import STAGES
-from .trainer_fields import fields_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -158,23 +157,16 @@ def _already_done(loaded: Loaded) -> bool:
 
 
 def _verify_template(job: Job) -> None:
-    """Refuses a template whose loss mask is wrong for this tokenizer, before anything is trained with it.
+    """Refuses a template whose loss mask is wrong for this tokenizer and data, before anything is trained with it.
 
     Raises:
         TemplateError: With the checks that failed.
     """
-    from .. import chat_templates
     from ..chat_templates.errors import TemplateError
 
-    masks = "assistant_only_loss" in fields_of(STAGES[job.loaded.recipe.stage].config)
-    if job.template is None or not (masks and job.option("assistant_only_loss")):
-        return
-    failed = [
-        finding
-        for finding in chat_templates.verify(job.template, job.tokenizer, max_length=job.cut_to)
-        if not finding.ok and finding.severity == "error"
-    ]
-    if failed:
+    proof = prove_template(job)
+    failed = [finding for finding in proof.failed if finding.severity == "error"] if proof else []
+    if failed and job.template:
         raise TemplateError(
             "; ".join(f"{finding.check}: {finding.message}" for finding in failed),
             where=f"chat template {job.template.name}",
