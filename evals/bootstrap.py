@@ -45,11 +45,9 @@ class Estimate:
         """Returns the figure as a metric over ``n`` rows.
 
         Resampling adds to the upward bias of a calibration error, so its percentiles would lie too high: its interval
-        is the normal one, cut at 0.
+        is the one that its standard error gives.
         """
-        low, high = self.low, self.high
-        if name == "ece" and self.stderr is not None:
-            low, high = max(0.0, self.value - 1.96 * self.stderr), self.value + 1.96 * self.stderr
+        low, high = (None, None) if name == "ece" else (self.low, self.high)
         return Metric(name, self.value, self.stderr, n, higher_is_better, low, high)
 
 

@@ -17,6 +17,7 @@ from .jobs import Job
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
 from .records import LOCKS, Result, Score, ScoreStore
 from .spec import Chat, SuiteSpec, load_suite
+from .statistics import spelt
 from .targets import Target, Unfinished, find_targets, is_finished
 
 Progress = Callable[[str], None]
@@ -324,8 +325,7 @@ def _keep(session: _Session, target: Target, job: Job, result: Result, template:
     session.done.append(record)
     session.written.add((str(target.folder), job.spec.title))
     first = result.metrics[0]
-    interval = f" ± {1.96 * first.stderr:.4g}" if first.stderr is not None else ""
-    figure = f"{first.name} {first.value:.4g}{interval} (n={first.n}, {seconds:.1f} s)"
+    figure = f"{spelt(first, result.detail)} (n={first.n}, {seconds:.1f} s)"
     session.progress("; ".join([f"{target.name}: {job.spec.title}: {figure}", *result.notes]))
 
 

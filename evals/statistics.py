@@ -1,13 +1,15 @@
 """Intervals for scores, each with its source. Nothing here invents an interval that the record does not support."""
 
 import math
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .bootstrap import estimate
+from .records import Metric
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -23,7 +25,8 @@ class Interval:
     Attributes:
         low: Lower end.
         high: Upper end.
-        method: ``"wilson"``, ``"normal"``, or ``"bootstrap"`` for ends that the record itself gives.
+        method: ``"wilson"``, ``"bounded"``, ``"log"``, ``"normal"`` or ``"constant"``, as of :func:`interval`; or the
+            name of what gave the ends that a record has.
     """
 
     low: float
@@ -81,21 +84,141 @@ def binary_successes(value: float, stderr: float, n: int) -> int | None:
     return successes if matches else None
 
 
-def interval(value: float | None, stderr: float | None, n: int | None) -> Interval | None:
-    """Returns the 95% interval that a record supports: Wilson for 0/1 items, normal for other means, or None.
+@dataclass(frozen=True)
+class Scale:
+    """Where a metric's values can lie.
 
-    None where the value or its standard error is missing or not finite, or where there is no second item to have
-    estimated a spread from.
+    Attributes:
+        low: The least value, if there is one.
+        high: The greatest.
+        of_items: Whether the figure is a mean of items that lie there too, and no statistic of all of them at once.
     """
-    if value is None or stderr is None or not math.isfinite(value) or not math.isfinite(stderr) or stderr < 0:
+
+    low: float | None = None
+    high: float | None = None
+    of_items: bool = True
+
+
+_SCALES = (
+    (r".*perplexity", Scale(1.0)),
+    (r"bits_per_(byte|token)|entropy_.*|tokens_per_byte|nll|.*loss|r?mse|mae|ter", Scale(0.0)),
+    (r"mcc|matthews_corrcoef|.*pearson.*|.*spearman.*", Scale(-1.0, 1.0, of_items=False)),
+    (r"kappa", Scale(-1.0, 1.0)),
+    (r"brier(_score)?", Scale(0.0, 2.0)),
+    (r"bleu|chrf", Scale(0.0, 100.0, of_items=False)),
+    (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", Scale(0.0, 1.0, of_items=False)),
+    (
+        r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+|rouge.*",
+        Scale(0.0, 1.0),
+    ),
+    (r"rating|reward|margin|gold|characters", Scale()),
+)
+
+
+_MOST_REACH = 300.0  # of an interval on the log scale: beyond it nothing is said
+
+
+def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> Scale | None:
+    """Returns the scale of a metric by its name, or None of one that nobody here knows.
+
+    Args:
+        metric: Its name, with lm-eval's filter or a class behind it or without.
+        detail: Of the score, which holds the scale of a judge's marks.
+    """
+    name = re.split("[,/]", metric)[0]
+    said = detail or {}
+    ends = said["scale"] if isinstance(said.get("scale"), list | tuple) else ()
+    numbers = len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]
+    # A rule's values and rewards are said to have a scale too, but nothing keeps them there: they have no bounds.
+    if name == "rating" and numbers and said.get("bounds"):
+        return Scale(float(ends[0]), float(ends[1]))
+    return next((scale for pattern, scale in _SCALES if re.fullmatch(pattern, name)), None)
+
+
+def interval(
+    value: float | None,
+    stderr: float | None,
+    n: int | None,
+    scale: Scale | None = None,
+    given: tuple[float | None, float | None, str] = (None, None, ""),
+) -> Interval | None:
+    """Returns the 95% interval that a record supports: the one owner of how far a figure is to be trusted.
+
+    - Ends that the record gives (a bootstrap's) stand, if they have a width and keep to the scale.
+    - 0/1 items: Wilson's (:func:`wilson`).
+    - A scale with two ends: Wilson's at the effective sample size ``m (1 - m) / SE^2`` of the mean ``m`` as a share of
+      the scale, with Student's t (Dean and Pagano 2015, as of :func:`mean_estimate`); it never leaves the scale.
+    - A scale with a least value alone, such as perplexity: normal on the log scale, ``value exp(± t SE / value)``, by the
+      delta method (Casella and Berger, Statistical Inference, 2nd ed., 2002, section 5.5.4).
+    - Other means: ``value ± t SE``; 1.96 for t where no number of items is known.
+    - Items that are all the same on a scale with two ends: :func:`constant_ends`.
+
+    None where the value or its standard error is missing or not finite, where there is no second item to have estimated
+    a spread from, and where nothing bounds what equal items may hide.
+
+    Args:
+        value: The figure.
+        stderr: Its standard error.
+        n: Items.
+        scale: As of :func:`scale_of`; None where nothing is known of it.
+        given: The ends that the record itself has, and the name of their method.
+    """
+    if value is None or not math.isfinite(value):
         return None
-    if n is not None:
+    known = scale or Scale()
+    least, most = (-math.inf if known.low is None else known.low), (math.inf if known.high is None else known.high)
+    low, high, method = given
+    if low is not None and high is not None and least <= low < high <= most:
+        return Interval(low, high, method)
+    if stderr is None or not math.isfinite(stderr) or stderr < 0 or (n is not None and n < 2):
+        return None
+    t = Z95 if n is None else t_quantile(0.975, n - 1)
+    if n is not None and known.of_items and (scale is None or (least, most) == (0.0, 1.0)):
         successes = binary_successes(value, stderr, n)
         if successes is not None:
             return wilson(successes, n)
-        if n < 2:
-            return None
-    return normal(value, stderr)
+    inside = least <= value <= most
+    if stderr == 0:
+        constant = inside and known.of_items and n is not None and math.isfinite(most - least)
+        return Interval(*constant_ends(value, n or 0, least, most), "constant") if constant else None
+    if not inside:
+        return normal(value, stderr, t)
+    if math.isfinite(most - least):
+        return Interval(*bounded_ends(value, stderr, least, most, t), "bounded")
+    if math.isinf(least):
+        return normal(value, stderr, t)
+    reach = t * stderr / value if value else math.inf
+    ends = (max(least, value * math.exp(-reach)), value * math.exp(reach)) if reach < _MOST_REACH else None
+    return Interval(*ends, "log") if ends else None
+
+
+def bounded_ends(value: float, stderr: float, low: float, high: float, t: float) -> tuple[float, float]:
+    """Returns the ends of a mean's interval within a scale: :func:`wilson_ends` of its share of the scale."""
+    if not low < value < high:  # of no mean of such items: an influence, a bootstrapped end
+        return max(low, value - t * stderr), min(high, value + t * stderr)
+    width = high - low
+    share = (value - low) / width
+    ends = wilson_ends(share, share * (1 - share) / (stderr / width) ** 2, t)
+    return low + width * ends[0], low + width * ends[1]
+
+
+def constant_ends(value: float, n: int, low: float, high: float) -> tuple[float, float]:
+    """Returns how far the mean may lie from ``n`` items that are all the same, on a scale with two ends.
+
+    If other values had a share q of the population, none would be seen with a probability of ``(1 - q)^n``; so with 95%
+    confidence q is at most ``1 - .05^(1/n)`` (Clopper and Pearson 1934; about 3/n, the rule of three: Hanley and
+    Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249 (1983)), and they may all lie at one end.
+    """
+    share = 1 - 0.05 ** (1 / n)
+    return value - share * (value - low), value + share * (high - value)
+
+
+def spelt(metric: Metric, detail: Mapping[str, Any] | None = None) -> str:
+    """Returns ``acc 0.5 [0.4, 0.6]``, as terminals show a figure."""
+    given = (metric.low, metric.high, "")
+    found = interval(metric.value, metric.stderr, metric.n, scale_of(metric.name, detail), given)
+    ends = f"[{found.low:.4g}, {found.high:.4g}]" if found else "(no interval)"
+    return f"{metric.name} {metric.value:.4g} {ends}"
 
 
 def overlap(a: Interval, b: Interval) -> bool:
@@ -195,7 +318,11 @@ def t_quantile(share: float, df: float) -> float:
 
 
 def mean_estimate(
-    values: "ArrayLike", clusters: "Sequence[Hashable] | NDArray[Any] | None" = None, *, unit: bool = False
+    values: "ArrayLike",
+    clusters: "Sequence[Hashable] | NDArray[Any] | None" = None,
+    *,
+    unit: bool = False,
+    scale: tuple[float, float] | None = None,
 ) -> Estimate:
     """Estimates the mean of a score over the population that the items, or their clusters, were drawn from.
 
@@ -209,6 +336,7 @@ def mean_estimate(
         values: Scores, ``[n]``.
         clusters: The cluster of each, such as the prompt it belongs to, ``[n]``.
         unit: The scores lie in [0, 1], such as preferences; its interval must too.
+        scale: The ends between which the scores lie, where they are others.
 
     Raises:
         ValueError: There are no values, one is not finite, or labels do not match.
@@ -219,19 +347,21 @@ def mean_estimate(
     cluster, count = codes(clusters, len(scores))
     mean = float(scores.mean())
     stderr, df = clustered_stderr(scores, cluster, count)
-    binary = bool(np.isin(scores, (0.0, 1.0)).all())
+    binary = bool(np.isin(scores, (0.0, 1.0)).all()) and scale is None
     if binary and count == len(scores):
         found = wilson(float(scores.sum()), count)
         return Estimate(mean, stderr, found.low, found.high, count, count)
     if stderr is None:
         return Estimate(mean, None, None, None, len(scores), count)
     t = t_quantile(0.975, df)
-    if binary or unit:
+    ends = (0.0, 1.0) if unit else scale
+    if binary:
         # Without spread the sample size is what the clusters are, however many items they repeat.
-        size = mean * (1 - mean) / stderr**2 if stderr else float(count)
-        low, high = wilson_ends(mean, size, t)
+        low, high = wilson_ends(mean, mean * (1 - mean) / stderr**2 if stderr else float(count), t)
+    elif stderr:
+        low, high = bounded_ends(mean, stderr, *ends, t) if ends else (mean - t * stderr, mean + t * stderr)
     else:
-        low, high = mean - t * stderr, mean + t * stderr
+        low, high = constant_ends(mean, count, *ends) if ends else (None, None)
     return Estimate(mean, stderr, low, high, len(scores), count)
 
 

@@ -190,14 +190,13 @@ def print_table() -> None:
 
 def shown(metric: Any) -> str:
     """Formats a figure with its interval."""
-    from posttrain.evals.statistics import interval
+    from posttrain.evals.statistics import interval, scale_of
 
     if metric is None:
         return "-"
-    low, high = metric.low, metric.high
-    if low is None:
-        found = interval(metric.value, metric.stderr, metric.n)
-        low, high = (found.low, found.high) if found else (float("nan"), float("nan"))
+    given = (metric.low, metric.high, "")
+    found = interval(metric.value, metric.stderr, metric.n, scale_of(metric.name), given)
+    low, high = (found.low, found.high) if found else (float("nan"), float("nan"))
     return re.sub(r"\b0\.", ".", f"{metric.value:.3f} [{low:.3f}, {high:.3f}]")
 
 

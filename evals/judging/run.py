@@ -15,6 +15,7 @@ from ..answers import AnswerSet
 from ..generations import Prompts, define
 from ..records import LOCKS, Result, Score, ScoreStore
 from ..spec import SuiteSpec
+from ..statistics import spelt
 from . import scores as judge_scores
 from .bench import Bench
 from .budget import Spending
@@ -339,8 +340,7 @@ def _score(session: _Session, plan: Plan, candidate: AnswerSet) -> None:
     if ScoreStore(home).append(record):
         session.done.append(record)
         first = result.metrics[0]
-        interval = f" [{first.low:.4g}, {first.high:.4g}]" if first.low is not None and first.high is not None else ""
-        figure = f"{first.name} {first.value:.4g}{interval} (n={first.n})"
+        figure = f"{spelt(first, result.detail)} (n={first.n})"
         session.progress("; ".join([f"{candidate.name}: {plan.entry.title}: {figure}", *result.notes]))
 
 

@@ -122,13 +122,14 @@ def _rated(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[str
     known = [(prompt, value) for prompt, _, _, value in rows if value is not None]
     if not known:
         return None
-    mean = mean_estimate([value for _, value in known], [prompt for prompt, _ in known])
-    settings = judged.benches[0].judge.settings
-    low, high = settings.scale
+    low, high = judged.benches[0].judge.settings.scale
+    ordered = judged.benches[0].judge.ordered  # a rule's values and rewards have no scale
+    values, prompts = [value for _, value in known], [prompt for prompt, _ in known]
+    mean = mean_estimate(values, prompts, scale=(low, high) if ordered else None)
     missing = len(rows) - len(known)
     total = math.fsum(value for _, value in known)
     detail: dict[str, Any] = {"scale": [low, high], "missing": missing}
-    if judged.benches[0].judge.ordered:  # a rule's values and rewards have no scale
+    if ordered:
         ends = [(total + missing * end) / len(rows) for end in (low, high)]
         detail["bounds"] = {"low": ends[0], "high": ends[1]}
     table = {

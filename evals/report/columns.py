@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..statistics import Interval, interval, overlap
+from ..statistics import interval, overlap, scale_of
 from .facts import STAMP
 from .lineage import Scored
 from .model import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
@@ -72,7 +72,7 @@ def _cell(run: str, score: dict[str, Any], notices: list[Notice]) -> Cell | None
         notices.append(Notice("error", f"{where}: a score record {what} and was left out"))
         return None
     given = "over prompts" if score.get("judge_version") else "bootstrap"
-    figures = tuple(_figure(entry, given) for entry in entries)
+    figures = tuple(_figure(entry, given, mapping(score.get("detail"))) for entry in entries)
     for figure in figures:
         if figure.problem:
             notices.append(Notice("error", f"{where}: {plain(task)} {plain(figure.metric)} {figure.problem}"))
@@ -84,15 +84,16 @@ def _whole_record(cell: Cell) -> dict[str, Any]:
     return {**cell.score, "metrics": figures}
 
 
-def _figure(entry: dict[str, Any], given_by: str) -> Figure:
+def _figure(entry: dict[str, Any], given_by: str, detail: dict[str, Any]) -> Figure:
     name, raw = str(entry["name"]), entry.get("value")
     value, stderr, n = _finite(raw), _finite(entry.get("stderr")), whole(entry.get("n"))
     problem = None if value is not None else f"is {_spell(raw)}, not a finite number"
     higher = entry.get("higher_is_better")
     direction = higher if isinstance(higher, bool) else name not in _LOWER_IS_BETTER
-    low, high = _finite(entry.get("low")), _finite(entry.get("high"))
-    given = Interval(low, high, given_by) if low is not None and high is not None and low <= high else None
-    return Figure(name, value, stderr, n, direction, given or interval(value, stderr, n), None, problem)
+    given = (_finite(entry.get("low")), _finite(entry.get("high")), given_by)
+    return Figure(
+        name, value, stderr, n, direction, interval(value, stderr, n, scale_of(name, detail), given), None, problem
+    )
 
 
 def _finite(value: Any) -> float | None:

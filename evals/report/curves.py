@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..best_of_n import FILE
 from ..curves import Point, Segment, Series, chart, thin
-from ..statistics import Z95
+from ..statistics import interval, scale_of
 from .charts import Chart
 from .model import Curve, CurvePoint, Leaderboard, Notice, Run
 from .text import plain, text, whole
@@ -72,7 +72,11 @@ def best_of_n_curves(folders: Sequence[Path]) -> tuple[list[Curve], list[Notice]
 def _best_of(point: dict[str, Any]) -> CurvePoint:
     keys = ("gold", "reward_stderr", "gold_stderr")
     return CurvePoint(
-        int(point["n"]), float(point["kl"]), float(point["reward"]), **{k: _number(point, k) for k in keys}
+        int(point["n"]),
+        float(point["kl"]),
+        float(point["reward"]),
+        **{k: _number(point, k) for k in keys},
+        prompts=whole(point.get("prompts")),
     )
 
 
@@ -130,8 +134,8 @@ def _series(leaderboard: Leaderboard, curve: Curve, place: int, key: str) -> Ser
             continue
         where = f"best of {point.at}" if best else f"step {point.at}"
         label = f"{plain(curve.name, 40)} {where}: KL {point.kl:.3g}, {key} {value:.4g}"
-        low, high = (None, None) if error is None else (value - Z95 * error, value + Z95 * error)
-        points.append(Point(_x(point), value, low, high, label))
+        found = interval(value, error, point.prompts, scale_of("reward"))
+        points.append(Point(_x(point), value, found and found.low, found and found.high, label))
     dots = best or len(points) <= _DOTS
     name = curve.run or f"best-{place}"
     return Series(name, color_of(leaderboard, curve, place), tuple(points), dots=dots, dashed=best)

@@ -106,10 +106,13 @@ def checkpoint_label(leaderboard: Leaderboard, row: Row) -> str:
 
 METHODS = {
     "wilson": "Wilson score interval (0/1 items)",
-    "normal": "value ± 1.96 standard errors",
+    "bounded": "Wilson score interval of the mean's share of its scale, at the effective sample size",
+    "log": "value ± t standard errors on the log scale, which has no least value",
+    "normal": "value ± t standard errors (1.96 of many items)",
+    "constant": "all items alike: what a share of others that 95% of samples would show could change",
     "bootstrap": "bootstrap over items, as recorded",
     "over prompts": "over prompts, as recorded: verdicts on one prompt are not independent",
-    None: "no interval: no standard error was recorded",
+    None: "no interval: no standard error was recorded, or nothing bounds what equal items may hide",
 }
 
 

@@ -190,6 +190,7 @@ class CurvePoint:
         gold: The reward that is not, or None where none was logged.
         reward_stderr: Standard error of the first, where known.
         gold_stderr: Of the second.
+        prompts: How many those are over, where known.
     """
 
     at: int
@@ -198,6 +199,7 @@ class CurvePoint:
     gold: float | None = None
     reward_stderr: float | None = None
     gold_stderr: float | None = None
+    prompts: int | None = None
 
 
 @dataclass(frozen=True)

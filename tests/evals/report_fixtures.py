@@ -68,7 +68,8 @@ def make_run(
     (folder / "run.json").write_text(json.dumps({**run, **record}))
     (folder / "scores.jsonl").write_text("".join(json.dumps({**s, "run": name}) + "\n" for s in scores))
     if final is not None:
-        manifest = {"schema": 1, "step": 20, "resumable": False, "files": {}, "weights": final}
+        files = {"model.safetensors": {"size": 1, "sha256": final}}
+        manifest = {"schema": 1, "step": 20, "resumable": False, "files": files, "weights": final}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     if losses:
         (folder / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": {9 / i}}}\n' for i in range(1, losses + 1)))

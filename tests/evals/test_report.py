@@ -49,7 +49,7 @@ def test_intervals_follow_the_kind_of_metric(tmp_path: Path):
     ]
     make_run(tmp_path / "run", "run", [score("final", 9, "qa", *metrics)])
     found = [figure.interval for figure in cell_of(build([tmp_path]), "final", "qa").figures]
-    assert [interval.method if interval else None for interval in found] == ["wilson", "normal", None]
+    assert [interval.method if interval else None for interval in found] == ["wilson", "bounded", None]
 
 
 def test_best_and_what_its_interval_reaches_are_marked_in_the_metric_s_direction(tmp_path: Path):

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+from posttrain.evals.records import Metric
 from posttrain.evals.statistics import (
     Interval,
     binary_successes,
@@ -12,6 +13,9 @@ from posttrain.evals.statistics import (
     mean_estimate,
     normal,
     overlap,
+    scale_of,
+    spelt,
+    t_quantile,
     wilson,
 )
 from scipy.special import ndtr
@@ -77,7 +81,7 @@ def test_a_mean_of_graded_items_is_not_taken_for_a_share():
     stderr = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     assert mean * len(values) == round(mean * len(values))
     assert binary_successes(mean, stderr, len(values)) is None
-    assert interval(mean, stderr, len(values)) == normal(mean, stderr)
+    assert interval(mean, stderr, len(values)) == normal(mean, stderr, t_quantile(0.975, 99))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,121 @@ def test_a_mean_of_graded_items_is_not_taken_for_a_share():
 )
 def test_no_interval_is_invented(value, stderr, n):
     assert interval(value, stderr, n) is None
+
+
+def ends(metric: str, value: float, stderr: float, n: int, **detail) -> tuple[float, float] | None:
+    found = interval(value, stderr, n, scale_of(metric, detail))
+    return (found.low, found.high) if found else None
+
+
+MARKS = {"scale": [1, 10], "bounds": {"low": 1, "high": 10}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "stderr", "n", "low", "high"),
+    [
+        ("word_perplexity", 25.0, 22.0, 100, 1, math.inf),
+        ("perplexity", 3.0, 2.9, 8, 1, math.inf),
+        ("bits_per_byte", 0.02, 0.02, 30, 0, math.inf),
+        ("nll", 0.01, 0.02, 30, 0, math.inf),
+        ("accuracy", 0.98, 0.013, 30, 0, 1),
+        ("acc_norm,none", 0.99, 0.02, 30, 0, 1),
+        ("prompt_level_strict_acc,none", 0.98, 0.03, 30, 0, 1),
+        ("f1/rare class", 0.03, 0.03, 30, 0, 1),
+        ("ece", 0.01, 0.02, 200, 0, 1),
+        ("win_rate", 0.99, 0.02, 30, 0, 1),
+        ("mcc", 0.97, 0.05, 30, -1, 1),
+        ("kappa", -0.98, 0.05, 30, -1, 1),
+        ("margin_spearman", 0.99, 0.05, 30, -1, 1),
+        ("bleu", 99.0, 3.0, 30, 0, 100),
+        ("brier", 0.01, 0.02, 30, 0, 2),
+        ("rating", 9.8, 0.3, 20, 1, 10),
+        ("rating", 7.5, 0.5, 2, 1, 10),
+    ],
+)
+def test_no_interval_leaves_the_scale_of_its_metric(metric, value, stderr, n, low, high):
+    found = ends(metric, value, stderr, n, **(MARKS if metric == "rating" else {}))
+    assert found is not None
+    assert low <= found[0] < value < found[1] <= high
+
+
+def test_figures_without_bounds_keep_the_interval_of_a_mean():
+    for metric in ("rating", "reward", "margin", "somebodys_metric"):
+        low, high = ends(metric, 0.2, 0.3, 1000) or (0, 0)
+        assert (low, high) == pytest.approx((0.2 - 1.9623 * 0.3, 0.2 + 1.9623 * 0.3), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "n", "found"),
+    [
+        ("acc", 0.0, 20, (0.0, 0.1611)),
+        ("exact_match,strict", 1.0, 20, (0.8389, 1.0)),
+        ("rating", 7.0, 2, (7 - 6 * 0.7764, 7 + 3 * 0.7764)),  # 1 - sqrt(.05) = .7764
+        ("rating", 10.0, 20, (10 - 9 * 0.1391, 10.0)),
+        ("perplexity", 1.0, 20, None),
+        ("mcc", 0.0, 20, None),
+        ("reward", 0.0, 20, None),
+        ("bits_per_byte", 1.2, 4, None),
+        ("acc", 1.0, 1, None),
+    ],
+)
+def test_items_without_spread_get_what_they_support(metric, value, n, found):
+    seen = ends(metric, value, 0.0, n, **(MARKS if metric == "rating" else {}))
+    assert seen == (None if found is None else pytest.approx(found, abs=1e-3))
+
+
+def test_ends_that_a_record_gives_stand_inside_the_scale_and_are_made_anew_where_they_have_no_width():
+    assert interval(0.9, 0.1, 30, scale_of("f1"), (0.7, 0.95, "bootstrap")) == Interval(0.7, 0.95, "bootstrap")
+    old = interval(7.0, 0.0, 2, scale_of("rating", MARKS), (7.0, 7.0, "over prompts"))
+    assert old is not None
+    assert old.method == "constant"
+    outside = interval(20.0, 9.0, 50, scale_of("perplexity"), (-15.0, 55.0, "bootstrap"))
+    assert outside is not None
+    assert (outside.method, outside.low > 1) == ("log", True)
+
+
+def test_two_equal_marks_are_as_uncertain_where_they_are_scored_as_on_the_board():
+    found = mean_estimate([7.0, 7.0], ["a", "b"], scale=(1, 10))
+    assert (found.low, found.high) == pytest.approx(ends("rating", 7.0, 0.0, 2, **MARKS))
+    apart = mean_estimate([6.0, 8.0, 9.0], scale=(1, 10))
+    assert (apart.low, apart.high) == pytest.approx(ends("rating", apart.value, apart.stderr or 0, 3, **MARKS))
+    assert mean_estimate([1.0, 1.0, 1.0], scale=(1, 10)).low == 1.0  # the least mark, and no share of right answers
+
+
+def test_a_terminal_shows_the_boards_interval():
+    assert spelt(Metric("acc", 0.0, 0.0, 20, True)) == "acc 0 [0, 0.1611]"
+    assert spelt(Metric("perplexity", 12.5, None, 4, False)) == "perplexity 12.5 (no interval)"
+    assert spelt(Metric("rating", 7.0, 0.0, 2, True, 7.0, 7.0), MARKS) == "rating 7 [2.342, 9.329]"
+
+
+@pytest.mark.parametrize("n", [3, 8, 30])
+@pytest.mark.parametrize("marks", [[0.02, 0.05, 0.13, 0.3, 0.5], [0.9, 0.05, 0.03, 0.01, 0.01], [0.5, 0, 0, 0, 0.5]])
+def test_intervals_of_marks_cover_the_mean_with_few_answers_too(n, marks):
+    """4,000 samples: three standard errors of the simulation are 1%; with three answers of a rare kind, 90% is due."""
+    rng = np.random.default_rng(n)
+    values, truth = np.arange(1, 6.0), float(np.arange(1, 6) @ marks)
+    hits = naive = 0
+    for sample in rng.choice(values, (4000, n), p=marks):
+        found = mean_estimate(sample, scale=(1, 5))
+        hits += found.low - 1e-9 <= truth <= found.high + 1e-9
+        half = 1.96 * sample.std(ddof=1) / math.sqrt(n)
+        naive += abs(sample.mean() - truth) <= half
+    assert hits / 4000 >= 0.93
+    assert naive <= hits
+
+
+@pytest.mark.parametrize("n", [10, 40])
+def test_intervals_of_perplexity_cover_the_truth(n):
+    """Documents' log-losses with a long tail; the mean of 2,000 samples of each size."""
+    rng = np.random.default_rng(n)
+    hits = plain = 0
+    for nats in rng.gamma(4.0, 0.75, (2000, n)):  # mean 3
+        value, error = math.exp(nats.mean()), math.exp(nats.mean()) * nats.std(ddof=1) / math.sqrt(n)
+        low, high = ends("perplexity", value, error, n) or (0, 0)
+        hits += low <= math.exp(3) <= high
+        plain += value - 1.96 * error <= math.exp(3) <= value + 1.96 * error
+    assert 0.93 <= hits / 2000 <= 0.97
+    assert plain < hits
 
 
 def test_normal_is_196_standard_errors_and_may_pass_one():
