@@ -107,10 +107,7 @@ _SCALES = (
     (r"brier(_score)?", Scale(0.0, 2.0)),
     (r"bleu|chrf", Scale(0.0, 100.0, of_items=False)),
     (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", Scale(0.0, 1.0, of_items=False)),
-    (
-        r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+|rouge.*",
-        Scale(0.0, 1.0),
-    ),
+    (r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+", Scale(0.0, 1.0)),
     (r"rating|reward|margin|gold|characters", Scale()),
 )
 
@@ -148,8 +145,8 @@ def interval(
     - 0/1 items: Wilson's (:func:`wilson`).
     - A scale with two ends: Wilson's at the effective sample size ``m (1 - m) / SE^2`` of the mean ``m`` as a share of
       the scale, with Student's t (Dean and Pagano 2015, as of :func:`mean_estimate`); it never leaves the scale.
-    - A scale with a least value alone, such as perplexity: normal on the log scale, ``value exp(± t SE / value)``, by the
-      delta method (Casella and Berger, Statistical Inference, 2nd ed., 2002, section 5.5.4).
+    - A scale with a least value alone, such as perplexity: normal on the log scale, ``value exp(± t SE / value)``, by
+      the delta method (Casella and Berger, Statistical Inference, 2nd ed., 2002, section 5.5.4).
     - Other means: ``value ± t SE``; 1.96 for t where no number of items is known.
     - Items that are all the same on a scale with two ends: :func:`constant_ends`.
 
