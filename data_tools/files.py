@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -80,19 +81,32 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        _clear_orphans(path)
+        while temporary is None or not temporary.exists():
+            handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
             temporary = Path(handle.name)
+            with contextlib.suppress(OSError):  # a file system without locks clears no orphans either
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        with handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.chmod(0o644)  # NamedTemporaryFile makes 0600; results are for others to read
-        temporary.replace(path)
+            temporary.chmod(0o644)  # NamedTemporaryFile makes 0600; results are for others to read
+            temporary.replace(path)
     except OSError as error:
         hint = _MAKE_ROOM if error.errno in _NO_ROOM else None
         raise PosttrainError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)  # only there if something, a Ctrl-C included, came between
+
+
+def _clear_orphans(path: Path) -> None:
+    """Removes temporary files of this name whose writer was killed: nobody holds their lock."""
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError), orphan.open("rb+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            orphan.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -62,7 +62,6 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
         RunFolderError: The folder was made by a different recipe, or holds files of other origin.
     """
     run_dir = Path(loaded.recipe.output_dir)
-    _tidy(run_dir)
     old = read_record(run_dir)
     if old is not None and old.get("recipe_hash") != loaded.hash and not _holds_work(run_dir):
         old = _abandoned(run_dir)
@@ -108,13 +107,6 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     }
     write_json(run_dir / RECORD, record)
     return record
-
-
-def _tidy(run_dir: Path) -> None:
-    """Removes what a kill in the middle of a write has left under its temporary name."""
-    for name in (RECORD, LOG, CARD, checkpoints.MANIFEST):
-        for path in run_dir.glob(f".{name}.????????"):
-            path.unlink()
 
 
 def _holds_work(run_dir: Path) -> bool:

@@ -30,10 +30,12 @@ class Command:
     Attributes:
         root: The folder below which it changes files; its content is what the command starts from.
         arguments: As for ``posttrain``.
+        timed: Names of files that show wall times, and of which only their being there is compared.
     """
 
     root: Path
     arguments: Sequence[str | Path]
+    timed: Sequence[str] = ()
 
 
 class Killer:
@@ -55,7 +57,7 @@ class Killer:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         self.events = self._events.read_text().split("\n")[:-1]
-        self.expected = snapshot(command.root)
+        self.expected = snapshot(command.root, command.timed)
 
     def kill(self, at: int) -> None:
         """Kills the command before its event number ``at`` (from 1), runs it again, and compares.
@@ -67,11 +69,12 @@ class Killer:
         shutil.rmtree(self.command.root)
         shutil.copytree(self._start, self.command.root)
         code = self._run(at)
-        assert code != 0, f"not killed at {at}, {event}"
+        assert code != 0, f"not killed at {at}, {event}: {self._output.read_text()}"
         code = self._run(at=0)
         assert code == 0, f"killed at {at}, {event}: {self._output.read_text()}"
-        found = snapshot(self.command.root)
-        different = [name for name in self.expected.keys() | found.keys() if self.expected.get(name) != found.get(name)]
+        found = snapshot(self.command.root, self.command.timed)
+        names = self.expected.keys() | found.keys()
+        different = [name for name in names if self.expected.get(name, "absent") != found.get(name, "absent")]
         shown = {name: _difference(self.expected.get(name), found.get(name)) for name in sorted(different)}
         assert not different, f"killed at {at}, {event}: {str(shown)[:3000]}"
 
@@ -132,11 +135,12 @@ def _call(arguments: list[str]) -> int:
     return 0
 
 
-def snapshot(root: Path) -> dict[str, Any]:
+def snapshot(root: Path, timed: Sequence[str] = ()) -> dict[str, Any]:
     """Returns what lies below a folder, wall times aside."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".lock"]
     names = {str(path.relative_to(root)): path for path in files}
-    return {name: _content(path) for name, path in names.items() if not any(part in _LOCKS for part in name.split("/"))}
+    kept = {name: path for name, path in names.items() if not any(part in _LOCKS for part in name.split("/"))}
+    return {name: None if path.name in timed else _content(path) for name, path in kept.items()}
 
 
 def _content(path: Path) -> Any:

@@ -43,7 +43,7 @@ def install(root: str, events: str, at: int) -> None:
         if not name.startswith(root + os.sep) or name == events:
             return False
         os.write(log, f"{event} {name[len(root) + 1 :]}"[: RECORD - 1].ljust(RECORD - 1).encode() + b"\n")
-        return at > 0 and os.fstat(log).st_size // RECORD == at
+        return 0 < at <= os.fstat(log).st_size // RECORD  # past it, where another process came between
 
     def die() -> None:
         # An odd number ends this process alone, as the kernel does when memory runs out; an even one all of them.
