@@ -1,5 +1,6 @@
 """From a YAML file and ``a.b=c`` overrides to a frozen recipe, or to every problem at once."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .stages import STAGE_SECTIONS, STAGES, Stage
 
 # What a run is called, where it lies and how it is scored do not change what is trained.
 _NOT_IDENTITY = ("name", "output_dir", "score")
+# Keys of what has a fingerprint of its own in a run's record.
+_FINGERPRINTED = ("path", "name_or_path", "chat_template", "model")
 _PATH_KEYS = ("path", "name_or_path", "tokenizer", "chat_template", "suite", "model")
 
 
@@ -49,13 +52,19 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """The run's name in reports."""
-        return self.recipe.name or self.path.stem
+        """The run's name in reports; where only the folder was chosen for this run, as in a sweep, by that too."""
+        name = self.recipe.name or self.path.stem
+        chosen = {override.partition("=")[0] for override in self.overrides}
+        if "output_dir" not in chosen or "name" in chosen:
+            return name
+        parts = Path(os.path.normpath(Path(self.recipe.output_dir).absolute())).parts[1:]
+        own = next((part for part in reversed(parts) if part != name), name)
+        return own if own.startswith(name) else f"{name}-{own}"
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits that identify what is trained."""
-        return hash_json({key: value for key, value in self.values.items() if key not in _NOT_IDENTITY})
+        return recipe_hash(self.values)
 
     def where(self, text: str) -> str:
         """Returns the file and line, or the override, of the key that a message names; the file if it names none."""
@@ -63,6 +72,24 @@ class Loaded:
         words = [word.strip(".") for word in re.findall(r"[\w.\[\]]+", text)]
         named = [words[0], *(word for word in words if "." in word), *(f"trainer.{word}" for word in words)]
         return self.document.where(next((known[name] for name in named if name in known), ()))
+
+
+def recipe_hash(values: Mapping[str, Any]) -> str:
+    """Returns 16 hexadecimal digits that identify what a recipe trains.
+
+    Of what has a fingerprint of its own (data, models, templates) an absolute path counts by its last part alone: the
+    same files may lie elsewhere, and others at the same place.
+    """
+    return hash_json(_placeless({key: value for key, value in values.items() if key not in _NOT_IDENTITY}))
+
+
+def _placeless(value: Any, key: str = "") -> Any:
+    """Leaves the folders out of absolute paths."""
+    if isinstance(value, dict):
+        return {name: _placeless(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_placeless(item, key) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") and key in _FINGERPRINTED else value
 
 
 def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Path] | None = None) -> Loaded:

@@ -17,7 +17,7 @@ from ..chat_templates.errors import first_line
 from ..data_tools.files import write_atomic, write_json
 from ..evals import checkpoints
 from .errors import RunFolderError
-from .load import Loaded
+from .load import Loaded, recipe_hash
 from .schema import Recipe
 
 RECORD = "run.json"
@@ -63,6 +63,8 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     """
     run_dir = Path(loaded.recipe.output_dir)
     old = read_record(run_dir)
+    if old is not None:  # an older version may have hashed a recipe in another way
+        old = {**old, "recipe_hash": recipe_hash(old.get("recipe") or {})}
     if old is not None and old.get("recipe_hash") != loaded.hash and not _holds_work(run_dir):
         old = _abandoned(run_dir)
     hint = "choose another output_dir, or go on here with --force"

@@ -179,7 +179,7 @@ class Recipe(Section):
     stage: StageName
     """What to train."""
     name: str | None = None
-    """The run's name in reports; by default the name of its file."""
+    """The run's name in reports; by default the name of its file, and of the folder that `output_dir=…` chooses."""
     model: ModelSpec
     """Where the model and its tokenizer come from."""
     lora: LoraSpec | None = None

@@ -203,3 +203,34 @@ def test_an_override_with_null_unsets_a_key(recipe: Path) -> None:
     assert "learning_rate" not in loaded.recipe.trainer
     assert loaded.recipe.model.chat_template is None
     assert loaded.hash == load(recipe, ["trainer={}", "model.chat_template=null"]).hash
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ((), "recipe"),
+        (("output_dir=runs/a",), "recipe-a"),
+        (("output_dir=runs/a/recipe",), "recipe-a"),
+        (("output_dir=runs/recipe-lr1",), "recipe-lr1"),
+        (("output_dir=runs/b", "name=mine"), "mine"),
+        (("trainer.learning_rate=2e-5",), "recipe"),
+    ],
+)
+def test_runs_of_one_recipe_in_several_folders_have_names_of_their_own(
+    recipe: Path, overrides: tuple[str, ...], name: str
+) -> None:
+    assert load(recipe, overrides).name == name
+
+
+def test_a_recipe_is_the_same_wherever_its_files_lie(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = load(recipe, ["data.train.path=rows.jsonl"]).hash
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("recipe.yaml", "rows.jsonl"):
+        (copy / name).write_bytes((tmp_path / name).read_bytes())
+    monkeypatch.chdir(copy)
+    assert load(copy / "recipe.yaml", ["data.train.path=rows.jsonl"]).hash == before
+    assert load(copy / "recipe.yaml", ["trainer.learning_rate=2e-5"]).hash != before

@@ -1,12 +1,14 @@
 """A pipeline does what has changed, and nothing else."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from posttrain.data_tools.errors import SpecError
-from posttrain.recipes.pipeline import load_pipeline, run
+from posttrain.recipes.pipeline import Plan, load_pipeline, plan, run
 
 TRAINER = {
     "max_length": 32,
@@ -77,7 +79,9 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_only_what_has_changed_is_done_again_and_nothing_is_lost(pipeline: Path, tmp_path: Path) -> None:
+def test_only_what_has_changed_is_done_again_and_nothing_is_lost(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     assert run(pipeline, say=said.append)
     board = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
@@ -97,6 +101,46 @@ def test_only_what_has_changed_is_done_again_and_nothing_is_lost(pipeline: Path,
     assert any(line.startswith("sft: its inputs have changed; the earlier output is now ") for line in said)
     assert (tmp_path / "out" / "sft.old-1" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "out" / "sft" / "model.safetensors").read_bytes() != before
+
+    copy = shutil.copytree(tmp_path, tmp_path.parent / "copy")
+    monkeypatch.chdir(copy)
+    said.clear()
+    assert not run(copy / "pipeline.yaml", ["sft.trainer.learning_rate=0.05"], say=said.append)
+    assert said[-1] == "out: every step is unchanged and every checkpoint scored; nothing to do"
+
+
+def keys(pipeline: Path) -> dict[str, str]:
+    """The keys of all steps, planned in the folder that the pipeline lies in."""
+    spec, document = load_pipeline(pipeline)
+    plans: dict[str, Plan] = {}
+    for index, step in enumerate(spec.steps):
+        plans[step.name] = plan(document, spec, index, plans)
+    return {name: planned.key for name, planned in plans.items()}
+
+
+@pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
+def test_a_pipeline_that_lies_elsewhere_is_the_same_and_one_of_other_files_is_not(
+    pipeline: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[..., Path]
+) -> None:
+    value = yaml.safe_load(pipeline.read_text())
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    value["steps"][2]["overrides"] = ["model.name_or_path=base", "data.train.path=chat.jsonl"]
+    pipeline.write_text(yaml.safe_dump(value))
+    before = keys(pipeline)
+    elsewhere = tmp_path.parent / "elsewhere" / how.__name__
+    elsewhere.parent.mkdir(exist_ok=True)
+    how(tmp_path, elsewhere)
+    monkeypatch.chdir(elsewhere)
+    moved = elsewhere / "pipeline.yaml"
+    assert keys(moved) == before
+    (elsewhere / "base" / "README.md").write_text("words")
+    assert keys(moved) == before
+    edit = (elsewhere / "base" / "config.json").read_text().replace("1e-06", "1e-05")
+    (elsewhere / "base" / "config.json").write_text(edit)
+    assert {name for name, key in keys(moved).items() if key != before[name]} == {"sft"}
+    with (elsewhere / "text.jsonl").open("a") as rows:
+        rows.write('{"text": "One more."}\n')
+    assert {name for name, key in keys(moved).items() if key != before[name]} == {"tokenizer", "pretrain", "sft"}
 
 
 def broken(pipeline: Path, steps: list[dict] | None = None, **more: object) -> str:
