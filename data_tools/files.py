@@ -61,7 +61,9 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PosttrainError:
+    except PosttrainError as error:
+        if error.hint is None and _no_room(error, folder):
+            error.hint = _MAKE_ROOM
         raise
     except Exception as error:
         reason = _no_room(error, folder)
@@ -94,8 +96,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             temporary.chmod(0o644)  # NamedTemporaryFile makes 0600; results are for others to read
             temporary.replace(path)
     except OSError as error:
-        hint = _MAKE_ROOM if error.errno in _NO_ROOM else None
-        raise PosttrainError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint) from error
+        raise PosttrainError(f"cannot write: {error.strerror or error}", where=str(path)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)  # only there if something, a Ctrl-C included, came between
@@ -149,8 +150,7 @@ def append_line(path: Path, line: str, *, sync: bool = True) -> None:
             if sync:
                 os.fsync(handle.fileno())
     except OSError as error:
-        hint = _MAKE_ROOM if error.errno in _NO_ROOM else None
-        raise PosttrainError(f"cannot append: {error.strerror or error}", where=str(path), hint=hint) from error
+        raise PosttrainError(f"cannot append: {error.strerror or error}", where=str(path)) from error
 
 
 def _cut_torn_line(handle: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import main, train
 
-from .conftest import losses, posttrain
+from .conftest import command, losses, posttrain
 
 
 def run(recipe: Path, **sections: object) -> Path:
@@ -178,6 +179,25 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_later(
         assert "resuming from" in again.stdout
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+@pytest.mark.slow
+def test_a_limit_on_the_size_of_files_is_explained_as_a_full_disk_is(
+    make_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    recipe, target = make_recipe(max_steps=4, save_steps=2), tmp_path / "run"
+    for kilobytes in (4, 100, 200, 300):  # too small for a record, the weights, the optimizer; enough for all
+        line = f"ulimit -f {kilobytes}; exec {shlex.join(command('train', recipe))}"
+        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        print(kilobytes, result.stderr[-300:], sorted(path.name for path in target.rglob("*")))
+        assert "Traceback" not in result.stderr
+        if result.returncode == 0:
+            break
+        assert result.returncode == 1
+        assert "make room and run the same command again" in result.stderr
+    assert result.returncode == 0
+    assert checkpoints.verify(target) == []
 
 
 def test_overrides_may_stand_behind_flags(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
