@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Two test processes of one thread each: two threads in each of two processes are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: install quickstart test lint format wheel clean
+.PHONY: install quickstart test kills lint format wheel clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,10 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist worksteal
+
+# Kills each command before KILLS of its changes to files, runs it again and compares.
+kills: $(INSTALLED)
+	$(TEST_ENV) $(BIN)/pytest -v tests/recipes/test_kills.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

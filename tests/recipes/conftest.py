@@ -82,7 +82,7 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> 
             "model": {"name_or_path": str(tiny_model_dir)}
             | ({"chat_template": "chatml"} if described.get("chat") else {}),
             "data": {"train": {"path": str(rows), "format": described["kind"]}},
-            **_filled(described.get("sections", {}), model=str(tiny_model_dir), teacher=str(other_model_dir)),
+            **filled(described.get("sections", {}), model=str(tiny_model_dir), teacher=str(other_model_dir)),
             "trainer": {
                 "max_length": 64,
                 "max_steps": 12,
@@ -105,12 +105,12 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> 
     return make
 
 
-def _filled(value: Any, **folders: str) -> Any:
+def filled(value: Any, **folders: str) -> Any:
     """Replaces the names of folders in a recipe's sections."""
     if isinstance(value, dict):
-        return {key: _filled(item, **folders) for key, item in value.items()}
+        return {key: filled(item, **folders) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, **folders) for item in value]
+        return [filled(item, **folders) for item in value]
     return value.format(**folders) if isinstance(value, str) else value
 
 

@@ -79,10 +79,9 @@ class Killer:
         assert not different, f"killed at {at}, {event}: {str(shown)[:3000]}"
 
     def chosen(self, number: int) -> list[int]:
-        """Returns numbers of events, evenly spread, with the last ones among them."""
-        count = len(self.events)
-        step = max(1, count / number)
-        return sorted({max(1, count - round(step * place)) for place in range(number)})
+        """Returns numbers of events, evenly spread over all."""
+        step = len(self.events) / number
+        return sorted({max(1, round(len(self.events) - step * (place + 0.3))) for place in range(number)})
 
     def _run(self, at: int, modules: Path | None = None) -> int:
         """Runs the command in a process group of its own; returns its exit code, negative for a signal."""
@@ -149,9 +148,10 @@ def _content(path: Path) -> Any:
     import pyarrow.parquet
     import torch
 
-    if path.suffix in (".json", ".jsonl") and path.stat().st_size < 2**20:
-        values = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else None
-        found = _timeless(json.loads(path.read_text()) if values is None else values)
+    if path.suffix == ".jsonl":
+        return _timeless([json.loads(line) for line in path.read_text().splitlines()])
+    if path.suffix == ".json" and "cache" not in path.parts:
+        found = _timeless(json.loads(path.read_text()))
         # A manifest hashes files that hold times; what it says of the weights is what counts.
         return {**found, "files": sorted(found["files"])} if path.name == "manifest.json" else found
     if path.suffix == ".parquet":

@@ -11,15 +11,16 @@ import yaml
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
-from .conftest import STAGE_RECIPES
+from .conftest import STAGE_RECIPES, filled
 from .kills import Command, Killer
 
-KILLS = int(os.environ.get("KILLS", "5"))  # of each command; what is shown is taken with 5 and more
+KILLS = int(os.environ.get("KILLS", "2"))  # of each command; `make kills` is for more
 
 SHORT = {"max_steps": 4, "save_steps": 2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 2}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"r": 2, "alpha": 4}},
     "dora": {"lora": {"r": 2, "alpha": 4, "use_dora": True}},
+    "new tokens": {"lora": {"r": 2, "alpha": 4}, "model": {"name_or_path": "{model}", "chat_template": "llama3"}},
     "qlora": {"lora": {"r": 2, "alpha": 4}, "quantization": "nf4"},
 }
 
@@ -64,8 +65,10 @@ def test_every_stage_ends_with_the_same_bits_wherever_it_was_killed(killer: Call
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_every_kind_of_adapter_ends_with_the_same_bits(killer: Callable[..., Killer], adapter: str) -> None:
-    runs = killer("sft", sections=ADAPTERS[adapter])
+def test_every_kind_of_adapter_ends_with_the_same_bits(
+    killer: Callable[..., Killer], tiny_model_dir: Path, adapter: str
+) -> None:
+    runs = killer("sft", sections=filled(ADAPTERS[adapter], model=str(tiny_model_dir)))
     for at in runs.chosen(KILLS):
         runs.kill(at)
 
