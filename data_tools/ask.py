@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .dataset import DataReport, load
-from .endpoint_reply import EMPTY
+from .endpoint import EMPTY
 from .errors import DataError
 from .files import append_line, hash_file, hash_json, locked, read_jsonl_log, write_atomic, write_json
 
@@ -234,7 +234,8 @@ def _ask_there(questions: list[Question], answerer: Answerer, take: Take, record
     """Sends requests to the endpoint."""
     from pydantic import ValidationError
 
-    from .endpoint import Endpoint, EndpointSpec, Reply, Request
+    from .endpoint import EndpointSpec, Reply, Request
+    from .endpoint_client import Endpoint
 
     try:
         spec = EndpointSpec(

@@ -1,177 +1,314 @@
-"""The one client for OpenAI-compatible servers.
+"""What a server is, what it is asked, and what its answer means; nothing here knows of sockets or files."""
 
-Nothing is paid twice: every answer is in an append-only record before anybody sees it, under a key of all that was
-asked, and who asks the same again gets it from there. That holds for answers that are refused, cut or empty as well,
-since they were paid for; another :attr:`Request.salt` asks anew. After a kill only what was in flight is asked again,
-at most as many requests as the concurrency allows.
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self
 
-What fails is of three kinds. Statuses 429 and 5xx, lost connections and bodies that are no completion (half of one, a
-proxy's page, an answer without choices or content) are tried again, so often and no more. A request that the server
-will not take (400, 413, 422: too long, filtered) is rejected, alone. A wrong key or model ends the run with one error.
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-A budget is kept over the life of the record. Before a request is sent, the most that it can cost is reserved on disk:
-a token for each byte of the request, 128 for what the model's chat template may add (more, once the server has shown
-that it adds more), and ``max_tokens``. The server's own count settles it. Where that is missing, or a request was
-killed, cut off or timed out, the whole reservation counts as spent. A server that answers with more tokens than it was
-allowed, or hides what it spends, cannot be held to a budget by anybody but itself.
-"""
+BUDGET_SPENT = "budget spent"
+"""The error of a request that was not sent because the budget had no room for it."""
+EMPTY = "the answer is empty"
+REFUSAL = "refusal"
+REJECTED = "rejected"
+"""How a request ended that the server will never take: too long for its context, filtered, not valid."""
 
-import asyncio
-import os
-import time
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
-from ..chat_templates.errors import PosttrainError
-from .endpoint_calls import Calls, Finished
-from .endpoint_limits import Clock, Limits, Sleep
-from .endpoint_record import Record, Spent
-from .endpoint_reply import BUDGET_SPENT, REJECTED, Reply, Request
-from .endpoint_spec import Budget, EndpointSpec, Prices
-from .errors import DataError
-
-__all__ = ["BUDGET_SPENT", "REJECTED", "Budget", "Endpoint", "EndpointSpec", "Prices", "Reply", "Request", "Spent"]
-
-Take = Callable[[Request, Reply], None]
-Progress = Callable[[int, int], None]
+_TEMPLATE_TOKENS = 128  # that a chat template may put around the messages, such as a system prompt of its own
+_OWN = ("messages", "model", "n", "stream", "logprobs", "top_logprobs")
 
 
-class Endpoint:
-    """A server, with the record of all that it was asked.
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
-    Several processes may share a record: they take turns, and each sees what those before it have paid for.
 
-    Args:
-        spec: The server.
-        record: A JSON Lines file, made when it is needed.
-        limits: :attr:`limits` of another endpoint at the same server, so that both together keep to them.
-        clock: Seconds that only grow, for the limits of a minute.
-        sleep: Waits for so many seconds of that clock.
+class Prices(_Section):
+    """Money for a million tokens, in any one currency."""
 
-    Attributes:
-        limits: What was sent in the last minute.
-    """
+    input: Annotated[float, Field(ge=0)]
+    """Of a million tokens of prompts."""
+    output: Annotated[float, Field(ge=0)]
+    """Of a million tokens of answers."""
 
-    def __init__(
-        self,
-        spec: EndpointSpec,
-        record: Path,
-        *,
-        limits: Limits | None = None,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
-    ):
-        self.spec = spec
-        self.limits = limits or Limits(spec.requests_per_minute, spec.tokens_per_minute, clock, sleep)
-        self._record = Record(record, spec.prices)
-        self._sleep = sleep
-        self._asking = False
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Returns what a call costs."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
-    def ask(self, requests: Iterable[Request], take: Take, *, progress: Progress | None = None) -> None:
-        """Asks, and waits until every request is answered or there is a reason that it is not.
 
-        Args:
-            requests: What to ask. Equal ones are asked once.
-            take: Takes each request with its reply, in the order that they come; what the record knows comes first.
-                An error that it raises ends the run, once what is in flight has been answered and kept.
-            progress: Takes after each reply how many there are, and how many there will be.
+class Budget(_Section):
+    """What may be spent over the whole life of a record, whatever is killed or started again."""
 
-        Raises:
-            DataError: The API key is not set, or the package ``openai`` is not installed.
-            PosttrainError: The server refuses us (401, 403, 404), takes or answers no request; or the record is
-                damaged. Asked again, the work goes on where it was.
-        """
-        if self._asking:
-            raise RuntimeError("`take` cannot ask the endpoint that it takes from")
-        same: dict[str, list[Request]] = {}
-        for request in requests:
-            same.setdefault(request.key(self.spec), []).append(request)
-        total, done = sum(map(len, same.values())), 0
+    tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens of prompts and answers together."""
+    money: Annotated[float, Field(ge=0)] | None = None
+    """Money, in the currency of the prices."""
 
-        def finished(key: str, reply: Reply) -> None:
-            nonlocal done
-            for request in same[key]:
-                take(request, reply)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.tokens is None and self.money is None:
+            raise ValueError("a budget needs `tokens` or `money`")
+        return self
 
-        self._asking = True
-        try:
-            with self._record.locked():
-                unknown = []
-                for key, equal in same.items():
-                    reply = self._record.find(key)
-                    if reply is None:
-                        unknown.append((key, equal[0]))
-                    else:
-                        finished(key, reply)
-                if unknown:
-                    api_key = _api_key(self.spec.api_key_env)
-                    _run(self._call(unknown, finished, api_key))
-        finally:
-            self._asking = False
 
-    async def _call(self, unknown: list[tuple[str, Request]], finished: Finished, api_key: str) -> None:
-        """Asks the server what the record does not know."""
-        from openai import AsyncOpenAI
+class EndpointSpec(_Section):
+    """An OpenAI-compatible server and one model on it."""
 
-        client = AsyncOpenAI(
-            base_url=self.spec.base_url, api_key=api_key or "none", timeout=self.spec.timeout, max_retries=0
-        )
-        async with client:
-            await Calls(self.spec, self._record, client, api_key, self.limits, self._sleep).run(unknown, finished)
-
-    def probe_logprobs(self) -> bool:
-        """Says whether the server really gives log-probabilities of the likeliest tokens, by asking for one token.
-
-        Some servers take the fields and leave them out of the answer. What was found is in the record, under the
-        server and the model, so that the question is asked once.
-
-        Raises:
-            PosttrainError: As for :meth:`ask`; or the question could not be answered, which says nothing either way.
-        """
-        question = ({"role": "user", "content": "Answer with one word: yes or no."},)
-        replies: list[Reply] = []
-        request = Request(question, max_tokens=1, top_logprobs=5, salt="probe")
-        self.ask([request], lambda request, reply: replies.append(reply))
-        reply = replies[0]
-        if reply.finish is None:
-            what = f"cannot tell whether the endpoint gives log-probabilities: {reply.error}"
-            raise PosttrainError(what, where=self.spec.address, hint="check that the server is up, and try again")
-        return bool(reply.logprobs) and len(reply.logprobs[0]) > 1
+    model: Annotated[str, Field(min_length=1)]
+    """The name that the server knows the model by."""
+    base_url: Annotated[str, Field(pattern=r"^https?://")]
+    """Where it is, such as `http://localhost:8000/v1`."""
+    api_key_env: str | None = None
+    """The environment variable that holds the API key; none if the server takes none."""
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    """Requests at a time, at most."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Requests sent in any minute, at most."""
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Tokens, of prompts and answers, in any minute, at most."""
+    timeout: Annotated[float, Field(gt=0)] = 120
+    """Seconds after which a request is given up, and sent again."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """How often a request is sent again after 429, 5xx, a time-out or a lost connection."""
+    prices: Prices | None = None
+    """What tokens cost; without, no money is counted."""
+    budget: Budget | None = None
+    """What may be spent."""
+    extra: dict[str, Any] = {}
+    """Further fields of each request's body, such as `reasoning_effort: low`; null leaves a field out, so that
+    `{max_tokens: null, max_completion_tokens: 64}` suits servers that want the newer name."""
 
     @property
-    def spent(self) -> Spent:
-        """Returns what the record says was spent, by this process and all others."""
-        self._record.refresh()
-        return self._record.spent
+    def address(self) -> str:
+        """Returns where the server is, without a password that may stand in its URL."""
+        return self.base_url.rpartition("@")[2]
+
+    @field_validator("extra")
+    @classmethod
+    def _leaves_our_own(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if own := [name for name in extra if name in _OWN]:
+            raise ValueError(f"`{own[0]}` is not for `extra` to say")
+        return extra
+
+    @model_validator(mode="after")
+    def _can_count_money(self) -> Self:
+        if self.budget is not None and self.budget.money is not None and self.prices is None:
+            raise ValueError("a budget in money needs `prices`")
+        return self
 
 
-def _api_key(variable: str | None) -> str:
-    """Reads the API key; empty if the server takes none."""
+@dataclass(frozen=True)
+class Request:
+    """A question to a model.
+
+    Attributes:
+        messages: The conversation, as the chat protocol has it.
+        max_tokens: Tokens of the answer at most.
+        temperature: 0 is greedy.
+        top_p: The mass of the likeliest tokens that are drawn from; not sent when it is 1.
+        seed: Of the draws, for servers that know it.
+        top_logprobs: How many of the likeliest tokens are wanted with their log-probabilities; None for none.
+        stop: Texts that end the answer.
+        salt: Sent to nobody, but part of what makes two requests the same one. A paid answer is never paid again;
+            another salt (the number of a repeat, the hash of a model's weights) asks anew.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    top_logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    salt: str = ""
+
+    def body(self, spec: EndpointSpec) -> dict[str, Any]:
+        """Returns what is sent; half characters (lone surrogates), which no server takes, become question marks."""
+        body = {
+            "model": spec.model,
+            "messages": list(self.messages),
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": None if self.top_p == 1 else self.top_p,
+            "seed": self.seed,
+            "logprobs": None if self.top_logprobs is None else True,
+            "top_logprobs": self.top_logprobs,
+            "stop": list(self.stop) or None,
+            **spec.extra,
+        }
+        text = json.dumps({name: value for name, value in body.items() if value is not None}, ensure_ascii=False)
+        return json.loads(text.encode(errors="replace"))
+
+    def key(self, spec: EndpointSpec) -> str:
+        """Returns 32 hexadecimal digits that two requests share if they ask the same of the same model and server."""
+        identity = [self.body(spec), _plain_url(spec.base_url), self.salt]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a request.
+
+    Attributes:
+        key: :meth:`Request.key`.
+        text: The answer; empty if there is none.
+        finish: How it ended: ``stop``, ``length`` (cut at ``max_tokens``; whatever text there is is kept),
+            ``content_filter``, ``refusal``, ``rejected`` (the server would not take this request, and never will), or
+            what else the server said; None if no answer came for the network's, the server's or the budget's sake.
+        prompt_tokens: As the server counted, or None.
+        completion_tokens: Likewise.
+        cost: Money, or None without prices. What was paid once, also when it is read from the record.
+        seconds: From sending to the whole answer, of the try that succeeded; 0 without an answer.
+        logprobs: For each token of the answer, the log-probabilities by token of it and its rivals; None if the
+            server gave none.
+        error: Why there is no usable text, in one line; None if there is. A cut answer is no error unless it is empty.
+            What stands before the first colon is the same for all errors of a kind.
+        raw: The server's answer as JSON, or empty without an answer.
+        recorded: Whether it was read from the record rather than asked for.
+    """
+
+    key: str
+    text: str = ""
+    finish: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+    seconds: float = 0.0
+    logprobs: tuple[dict[str, float], ...] | None = None
+    error: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict)
+    recorded: bool = False
+
+
+def _plain_url(url: str) -> str:
+    """Returns a server's address without a user's name and password."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def worst_case(body: dict[str, Any]) -> tuple[int, int]:
+    """Returns the most tokens that the prompt and the answer of a request can have.
+
+    A token stands for one byte at least, so the bytes of the request's JSON bound those of the messages; 128 more are
+    for what the model's chat template adds.
+    """
+    limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    answer = max((limit for limit in limits if isinstance(limit, int)), default=0)
+    return len(json.dumps(body, ensure_ascii=False).encode()) + _TEMPLATE_TOKENS, answer
+
+
+def token_counts(raw: Any) -> tuple[int | None, int | None]:
+    """Returns how many tokens a server counted in the prompt and the answer; None for what cannot be a count."""
+    usage = raw.get("usage") if isinstance(raw, dict) else None
+    if not isinstance(usage, dict):
+        return None, None
+    prompt, answer = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return prompt or None, answer  # no prompt is of no tokens
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recorded: bool = False) -> Reply:
+    """Makes of a body, which may be anything, what it means; one that is no completion has no ``finish``."""
+    raw = parse_json(body)
+    prompt_tokens, completion_tokens = token_counts(raw)
+    text, finish, error = _meaning(raw)
+    return Reply(
+        key,
+        text,
+        finish,
+        prompt_tokens,
+        completion_tokens,
+        cost,
+        seconds,
+        _logprobs(raw),
+        error,
+        raw if isinstance(raw, dict) else {},
+        recorded,
+    )
+
+
+def parse_json(body: str) -> Any:
+    """Returns what a text says in JSON; None if it is none."""
     try:
-        import openai  # noqa: F401
-    except ImportError as error:
-        raise DataError("an endpoint needs the openai package", hint="pip install 'posttrain[judge]'") from error
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise DataError(f"the environment variable {variable} is not set", hint="it holds the API key")
-    if not (key.isascii() and key.isprintable()):
-        raise DataError(f"the environment variable {variable} holds no API key", hint="it is one line of ASCII")
-    return key
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs to the end, also where an event loop runs already, as in a notebook."""
+def _meaning(raw: Any) -> tuple[str, str | None, str | None]:
+    """Returns an answer's text, how it ended, and what is wrong with it; it did not end if it is no completion.
+
+    Half of a body, a proxy's page or an error sent as a success are the network's or the server's fault, not the
+    model's: asked again, it may well answer.
+    """
+    if not isinstance(raw, dict):
+        return "", None, "the server's answer is no JSON object"
+    choices = raw.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice = choice if isinstance(choice, dict) else {}
+    if error := choice.get("error") if choice else raw.get("error"):
+        return "", None, f"error: {one_line(str(error.get('message', error) if isinstance(error, dict) else error))}"
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    if not isinstance(message, dict) or finish == "error":
+        return "", None, "the server's answer holds no message"
+    text, refusal = _text(message.get("content")), message.get("refusal")
+    finish = finish if isinstance(finish, str) else "unknown"
+    if isinstance(refusal, str) and refusal:
+        return text, REFUSAL, f"the model refused: {one_line(refusal)}"
+    if finish == "content_filter":
+        return text, finish, "the server filtered the answer"
+    # A model that thought until it was cut, or called a tool, has answered; one that just says nothing says "".
+    said = finish == "length" or any(message.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
+    if not isinstance(message.get("content"), str | list) and not said:
+        return "", None, "the server's answer holds no text"
+    return text, finish, None if text else EMPTY
+
+
+def _text(content: Any) -> str:
+    """Returns the text of a message's content, which is a text or a list of parts; half characters become ``?``."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    return content.encode(errors="replace").decode() if isinstance(content, str) else ""
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Returns a text of somebody else's as one printable line of limited length."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _logprobs(raw: Any) -> tuple[dict[str, float], ...] | None:
+    """Returns log-probabilities by token for each token of the answer, or None."""
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()
+        tokens = raw["choices"][0]["logprobs"]["content"]
+    except (TypeError, KeyError, IndexError):
+        return None
+    if not isinstance(tokens, list) or not tokens:
+        return None
+    found = []
+    for token in tokens:
+        chances: dict[str, float] = {}
+        rivals = token.get("top_logprobs") if isinstance(token, dict) else None
+        for rival in rivals if isinstance(rivals, list) else []:
+            _add(chances, rival)
+        if not isinstance(token, dict) or (token.get("token") not in chances and not _add(chances, token)):
+            return None
+        found.append(chances)
+    return tuple(found)
+
+
+def _add(chances: dict[str, float], token: Any) -> bool:
+    """Adds a token's probability; different tokens may look the same as text, then their chances add up."""
+    name, value = (token.get("token"), token.get("logprob")) if isinstance(token, dict) else (None, None)
+    if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not math.isfinite(value) or value > 1e-3:
+        return False
+    old = chances.get(name)
+    chances[name] = float(value) if old is None else max(old, value) + math.log1p(math.exp(-abs(old - value)))
+    return True

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data_tools.encode import TextEncoder
-from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, Endpoint, EndpointSpec, Reply, Request
+from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, EndpointSpec, Reply, Request
+from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.generate import Generated, Sampling, generate, generate_vllm, load_vllm, room
 from .errors import EvalError
 from .models import ADAPTER, LoadedModel

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ..data_tools.conversations import conversation
 from ..data_tools.dataset import DataReport
-from ..data_tools.endpoint_spec import EndpointSpec
+from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import hash_json
 from ..data_tools.sources import Row, read_rows

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...data_tools.endpoint import REJECTED, Budget, Endpoint, EndpointSpec, Reply, Request
+from ...data_tools.endpoint import REJECTED, Budget, EndpointSpec, Reply, Request
+from ...data_tools.endpoint_client import Endpoint
 from ...data_tools.files import write_json
 from .parse import Verdict, from_tokens, parse
 from .prompt import JudgePrompt, Rendered

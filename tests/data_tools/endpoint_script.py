@@ -4,7 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from posttrain.data_tools.endpoint import Endpoint, EndpointSpec, Request
+from posttrain.data_tools.endpoint import EndpointSpec, Request
+from posttrain.data_tools.endpoint_client import Endpoint
 
 
 def main(url: str, record: str, questions: str, *settings: str) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates.errors import PosttrainError
-from posttrain.data_tools import endpoint_limits
-from posttrain.data_tools.endpoint import BUDGET_SPENT, Endpoint, EndpointSpec, Reply, Request
-from posttrain.data_tools.endpoint_limits import Limits, Window, pause, retry_after
-from posttrain.data_tools.endpoint_reply import worst_case
+from posttrain.data_tools import endpoint_client
+from posttrain.data_tools.endpoint import BUDGET_SPENT, EndpointSpec, Reply, Request, read_reply, worst_case
+from posttrain.data_tools.endpoint_client import Endpoint, Limits, Window, pause, retry_after
 from posttrain.data_tools.errors import DataError
 from pydantic import ValidationError
 
@@ -28,8 +27,8 @@ NO_COMPLETION = ("truncated", "malformed", "no_choices", "no_choice", "null")
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_limits, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(endpoint_limits, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(endpoint_client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(endpoint_client, "LONGEST_PAUSE", 0.2)
 
 
 @pytest.fixture
@@ -248,8 +247,6 @@ def test_hostile_text_passes_through_whole(record: Path) -> None:
 
 @pytest.mark.parametrize("body", ["", "null", "[]", "3", '{"choices": 5}', '{"choices": [null]}', "[" * 100_000])
 def test_no_answer_is_too_odd_to_be_named(body: str) -> None:
-    from posttrain.data_tools.endpoint_reply import read_reply
-
     reply = read_reply("key", body, seconds=0, cost=None)
     assert (reply.finish, reply.text) == (None, "")
     assert reply.error

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from posttrain import chat_templates
-from posttrain.data_tools.endpoint import Endpoint, EndpointSpec, Reply, Request
+from posttrain.data_tools.endpoint import EndpointSpec, Reply, Request
+from posttrain.data_tools.endpoint_client import Endpoint
 
 from ..model_server import serving
 

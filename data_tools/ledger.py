@@ -16,8 +16,7 @@ from time import monotonic
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from .endpoint_reply import Reply, read_reply
-from .endpoint_spec import Budget, Prices
+from .endpoint import Budget, Prices, Reply, read_reply
 from .files import append_line, locked
 
 _SYNC_EVERY = 1.0  # seconds between waits for the disk; a kill loses nothing, a power cut so much
