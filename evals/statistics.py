@@ -124,7 +124,7 @@ def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> Scale | No
     """
     name = re.split("[,/]", metric)[0]
     said = detail or {}
-    ends = said["scale"] if isinstance(said.get("scale"), list | tuple) else ()
+    ends: Sequence[Any] = said["scale"] if isinstance(said.get("scale"), list | tuple) else ()
     numbers = len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]
     # A rule's values and rewards are said to have a scale too, but nothing keeps them there: they have no bounds.
     if name == "rating" and numbers and said.get("bounds"):

@@ -35,7 +35,7 @@ from .model import Cell, Column, ColumnMetric, Figure, Leaderboard, Notice, Row
 from .sections import heat_view, ledger_view, pairs_data, picks_view, safe_json, verdict_views
 from .tables import to_json
 from .text import plain
-from .verdicts import baseline_text
+from .verdicts import baseline_text, last_row
 
 MOST_BYTES = 2_000_000
 """The page stays below this, so that it can be mailed; what is left out is named on it and stands in the JSON."""
@@ -288,7 +288,7 @@ def _row_view(
         "stage": plain(run.stage or "unknown", 30),
         "parent": plain(row.parent, 60) if row.parent else None,
         "first": row is mine[0],
-        "last": row is mine[-1],
+        "last": row is last_row(mine),
         "flags": [plain(flag, 300) for flag in row.flags],
         "cells": cells,
         "baseline": row.id == leaderboard.baseline,

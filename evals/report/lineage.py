@@ -1,5 +1,6 @@
 """Puts runs in the order in which they came from each other, and their checkpoints into rows."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from ..checkpoints import FINAL
 from ..records import model_of
 from .model import Row, Run
 from .read import RunFolder
-from .text import mapping, text, whole
+from .text import mapping, plain, text, whole
+
+_SHOWN = 60  # characters of a run's name that the page shows
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], list
     """
     names = [_name(folder) for folder in folders]
     common = common_parent([folder.path for folder in folders])
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    shown, doubled = _shown_names(names, [relative(folder.path, common) for folder in folders])
     order, parents = _order(folders, names)
     runs: list[Run] = []
     scored: list[Scored] = []
@@ -38,9 +41,7 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], list
     for index in order:
         folder, place = folders[index], relative(folders[index].path, common)
         parent = next((run for run in runs if run.id == ids.get(parents.get(index, -1))), None)
-        run = _run(folder, f"run{len(runs) + 1}", names[index], place, parent)
-        if names[index] in doubled:
-            run = replace(run, name=f"{names[index]} ({place})")
+        run = _run(folder, f"run{len(runs) + 1}", shown[index], place, parent)
         fork = _fork(folder, parent, scored)
         run = replace(run, offset=_offset(fork, parent, scored))
         ids[index] = run.id
@@ -53,6 +54,30 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], list
 def _name(folder: RunFolder) -> str:
     scored = next((text(score.get("run")) for score in folder.scores if text(score.get("run"))), None)
     return text(folder.record.get("name")) or scored or folder.path.resolve().name
+
+
+def _shown_names(names: Sequence[str], places: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns names that differ where they are shown, and those that several runs bear.
+
+    A name that another run has too is followed by as much of its folder's path as tells the two apart; a text of any
+    length that is cut where it is shown counts as what is left of it.
+    """
+    cut = [plain(name, _SHOWN) for name in names]
+    taken = {short for short in cut if cut.count(short) == 1}
+    shown: list[str] = []
+    for name, short, place in zip(names, cut, places, strict=True):
+        if cut.count(short) > 1:
+            others = [f"/{other}" for other, same in zip(places, cut, strict=True) if same == short and other != place]
+            parts = place.split("/")
+            ends = ["/".join(parts[-count:]) for count in range(1, len(parts))]
+            tail = next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), place)
+            tail = tail if len(tail) <= _SHOWN // 2 else f"…{tail[1 - _SHOWN // 2 :]}"
+            name = f"{plain(name, _SHOWN - 3 - len(tail))} ({tail})"
+            if plain(name, _SHOWN) in taken:
+                name = f"{plain(name, _SHOWN - 9)} {hashlib.sha256(place.encode()).hexdigest()[:8]}"
+            taken.add(plain(name, _SHOWN))
+        shown.append(name)
+    return shown, sorted({name for name, short in zip(names, cut, strict=True) if cut.count(short) > 1})
 
 
 def common_parent(paths: Sequence[Path]) -> Path:
@@ -165,12 +190,12 @@ def _parent_label(folder: RunFolder, fork: Row | None, parent: Run | None) -> st
 
 
 def row_label(row: Row) -> str:
-    """Returns ``step 800, final`` and the like."""
+    """Returns ``step 800, final`` and the like, with the model's hash where another row of the run reads the same."""
     parts = [f"step {row.step}"] if row.step is not None else []
     named = [name for name in row.names if name != f"checkpoint-{row.step}"]
     if named == ["checkpoint-0"]:
         named = []
-    return ", ".join(parts + named)
+    return ", ".join(parts + named) + (f" ({row.tag})" if row.tag else "")
 
 
 def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[Scored]:
@@ -182,7 +207,12 @@ def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[S
         return [_unscored(run, folder, parent, first)]
     rows = [_row(run, folder, parent, key, scores) for key, scores in groups.items()]
     rows.sort(key=lambda item: (item.row.step is None, item.row.step or 0, FINAL in item.row.names, item.row.names))
-    return [replace(item, row=replace(item.row, id=f"r{first + i}")) for i, item in enumerate(rows)]
+    labels = [row_label(item.row) for item in rows]
+    tags = [
+        str(item.row.model_hash)[:8] if labels.count(label) > 1 else ""
+        for item, label in zip(rows, labels, strict=True)
+    ]
+    return [replace(item, row=replace(item.row, id=f"r{first + i}", tag=tags[i])) for i, item in enumerate(rows)]
 
 
 def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list[dict[str, Any]]) -> Scored:
@@ -190,8 +220,10 @@ def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list
     weights = text(scores[0].get("weights_hash"))
     saved = [(name, step) for name, step, *held in folder.saved if held[1] == model or held == [weights, ""]]
     names = {text(score.get("checkpoint")) or "?" for score in scores} | {name for name, _ in saved}
-    steps = {whole(score.get("step")) for score in scores} | {step for _, step in saved}
-    known = sorted(step for step in steps if step is not None)
+    steps = [(text(score.get("checkpoint")), whole(score.get("step"))) for score in scores] + saved
+    # What training kept as its best may call itself the last step; the checkpoint that holds the same weights knows.
+    of_checkpoints = {step for name, step in steps if step is not None and name != FINAL}
+    known = sorted(of_checkpoints or {step for _, step in steps if step is not None})
     step = known[-1] if known else None
     flags = []
     if len(known) > 1:

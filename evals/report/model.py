@@ -237,6 +237,7 @@ class Row:
         weights_hash: What identifies the weights.
         cells: Cell by column id.
         flags: What a reader must know about the row.
+        tag: What tells the row from another of its run with the same step and names: the beginning of ``model_hash``.
         model_hash: What identifies the model, as judgments name it; the weights where an older version scored it.
     """
 
@@ -250,6 +251,7 @@ class Row:
     cells: dict[str, Cell]
     flags: tuple[str, ...] = ()
     model_hash: str | None = None
+    tag: str = ""
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,10 @@ def find_baseline(runs: Sequence[Run], rows: Sequence[Row], wanted: str | None) 
     first = [row for row in scored if row.run == scored[0].run]
     if len(first) == len(scored):
         return first[0].id
-    return _last(first).id
+    return last_row(first).id
 
 
-def _last(rows: Sequence[Row]) -> Row:
+def last_row(rows: Sequence[Row]) -> Row:
     """Returns a run's final model, or else its last row."""
     return next((row for row in rows if FINAL in row.names), rows[-1])
 
@@ -72,7 +72,7 @@ def _named(runs: Sequence[Run], rows: Sequence[Row], wanted: str) -> Row:
     for run in runs:
         mine = [row for row in rows if row.run == run.id]
         if mine:
-            known.setdefault(run.name, []).append(_last(mine))
+            known.setdefault(run.name, []).append(last_row(mine))
         for row in mine:
             for name in row.names:
                 known.setdefault(f"{run.name}/{name}", []).append(row)
@@ -138,7 +138,7 @@ def _stages(leaderboard: Leaderboard) -> Iterator[tuple[str, Row, Row]]:
         before = leaderboard.fork(run)
         mine = [row for row in leaderboard.rows if row.run == run.id and row.cells]
         if before is not None and mine:
-            yield run.id, _last(mine), before
+            yield run.id, last_row(mine), before
 
 
 def _value(row: Row, column: Column) -> float | None:

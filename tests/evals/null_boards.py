@@ -59,7 +59,7 @@ def board(
             cells = {c.id: _cell(c, values[identity, c.id]) for c in columns if (identity, c.id) in values}
             names, weights = ("final",) if last else (), f"{run}-weights" if last else identity
             position = step + (steps if run else 0)
-            rows.append(Row(identity, made[-1].id, names, step, position, None, weights, cells))
+            rows.append(Row(identity, made[-1].id, names, step, position, None, weights, cells, (), weights))
     summed, tested = judgings(said, {player.id: player for player in finals}, {}, [])
     baseline = find_baseline(made, rows, None)
     bare = Leaderboard("null", tuple(made), tuple(rows), tuple(columns), baseline=baseline, judgings=summed)

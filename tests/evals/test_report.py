@@ -1,11 +1,13 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.report import build, write
+from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.tables import to_csv, to_json
 
@@ -160,6 +162,60 @@ def test_two_runs_of_one_name_are_told_apart_and_none_is_lost(tmp_path: Path):
     board = build([tmp_path])
     assert [run.name for run in board.runs] == ["sft (x/sft)", "sft (y/sft)"]
     assert "several runs are named sft" in notices(board)
+
+
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        ({"lr/a": "sft", "lr/b": "sft"}, ["sft (a)", "sft (b)"]),  # a sweep that changes the output folder
+        ({"one/model": "model", "two/model": "model"}, ["model (one/model)", "model (two/model)"]),
+        ({"m": "model", "a/m": "model"}, ["model (a/m)", "model (m)"]),
+        ({"x": "sft", "y": "sft", "z": "sft (x)"}, None),
+        ({"x": "a" * 70 + "1", "y": "a" * 70 + "2"}, None),  # alike as far as they are shown
+        ({"p" * 40 + "/x/" + "q" * 40: "sft", "r" * 40 + "/x/" + "q" * 40: "sft"}, None),
+    ],
+)
+def test_no_two_runs_share_a_name_where_it_is_shown(tmp_path: Path, runs: dict[str, str], shown: list[str] | None):
+    for place, (folder, name) in enumerate(runs.items()):
+        make_run(tmp_path / folder, name, [score("final", 1, "arc", share(3, 9), weights_hash=f"w{place}")])
+    board = build([tmp_path])
+    if shown:
+        assert sorted(run.name for run in board.runs) == shown
+    names = re.findall(r'popovertarget="about-r\d+"><bdi>(.*?)</bdi>', to_html(board))
+    assert len(set(names)) == len(names) == len(runs)
+    assert max(map(len, names)) <= 60
+    lines = [line.split("|")[1] for line in to_markdown(board).splitlines() if "| sft |" in line]
+    assert len(set(lines)) == len(runs)
+
+
+def test_what_training_kept_as_its_best_has_the_step_of_its_weights(tmp_path: Path):
+    """The final model is checkpoint 20's, and says that it is of the last step."""
+    records = [
+        score("checkpoint-20", 20, "arc", share(90, 100), weights_hash="best"),
+        score("checkpoint-40", 40, "arc", share(50, 100), weights_hash="late"),
+        score("final", 40, "piqa", share(50, 100), weights_hash="best"),
+    ]
+    make_run(tmp_path / "run", "run", records)
+    board = build([tmp_path])
+    assert [(row.step, row.names, row.flags) for row in board.rows] == [
+        (20, ("checkpoint-20", "final"), ()),
+        (40, ("checkpoint-40",), ()),
+    ]
+    assert "step 20, final" in to_markdown(board)
+    assert re.findall(r'<tr id="(r\d)"[^>]* data-last', to_html(board)) == ["r1"]
+
+
+def test_two_models_of_one_run_and_step_do_not_read_the_same(tmp_path: Path):
+    records = [
+        score("final", 20, "arc", share(n, 100), weights_hash="w", model_hash=name, task_hash="t")
+        for n, name in ((40, "0123456789"), (60, "abcdef0123"))
+    ]
+    board = build([make_run(tmp_path / "run", "run", records)])
+    page = to_html(board)
+    for label in ("step 20, final (01234567)", "step 20, final (abcdef01)"):
+        assert label in page
+        assert label in to_markdown(board)
+        assert label.split("(")[1][:-1] in to_csv(board)
 
 
 def test_damage_is_named_and_the_rest_is_kept(tmp_path: Path):
