@@ -123,12 +123,11 @@ def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> Scale | No
         detail: Of the score, which holds the scale of a judge's marks.
     """
     name = re.split("[,/]", metric)[0]
-    said = detail or {}
-    ends: Sequence[Any] = said["scale"] if isinstance(said.get("scale"), list | tuple) else ()
-    numbers = len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]
     # A rule's values and rewards are said to have a scale too, but nothing keeps them there: they have no bounds.
-    if name == "rating" and numbers and said.get("bounds"):
-        return Scale(float(ends[0]), float(ends[1]))
+    if name == "rating" and detail and detail.get("bounds"):
+        match detail.get("scale"):
+            case [int() | float() as low, int() | float() as high] if low < high:
+                return Scale(float(low), float(high))
     return next((scale for pattern, scale in _SCALES if re.fullmatch(pattern, name)), None)
 
 
