@@ -29,8 +29,8 @@ def judgings(
 
     Returns:
         The sums, still without a verdict, and what the verdicts are to rest on: for each match the candidate's win
-        rate less a half, by ``("match", judge, task, candidate, opponent)``, and for two of a ranking the difference
-        of their ratings, by ``("rating", judge, task, better, worse)``.
+        rate less a half, by ``("match", judge, task, candidate, opponent)``, and for two of a ranking that
+        never met the difference of their ratings, by ``("rating", judge, task, better, worse)``.
 
     Args:
         judgments: All that may be shown.
@@ -57,8 +57,11 @@ def _judging(
     present = _players(group, players)
     ranking, note, apart = _ranking(found, present)
     about = (first.judge_version, first.task)
-    tested |= {("match", *about, *pair): difference for pair, difference in _leads(found).items()}
-    tested |= {("rating", *about, *pair): difference for pair, difference in apart.items()}
+    met = _leads(found)
+    tested |= {("match", *about, *pair): difference for pair, difference in met.items()}
+    # Of two that met, their match tells; a rating besides would be a second answer to the same question.
+    unmet = {pair: difference for pair, difference in apart.items() if pair not in met and pair[::-1] not in met}
+    tested |= {("rating", *about, *pair): difference for pair, difference in unmet.items()}
     models = dict.fromkeys(judgment.judge_model for judgment in group)
     voters = f"{len(models)} voter{'s' if len(models) > 1 else ''}"
     return Judging(

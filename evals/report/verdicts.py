@@ -292,7 +292,7 @@ class _Page:
         pairs = [(one, other) for one in players for other in players]
         for one, other in pairs:
             answer = self.answers.get(("rating", *about, one, other))
-            if answer:  # of a player that won or lost all there is none: the match of the two has to tell
+            if answer:  # two that never met
                 found[one, other], found[other, one] = answer.verdict, answer.turned().verdict
         better = np.array([found.get(pair) == "better" for pair in pairs]).reshape(len(players), len(players))
         places = zip(judging.ranking, *standing(better), strict=True) if players else ()

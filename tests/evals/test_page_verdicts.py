@@ -118,6 +118,16 @@ def test_a_judges_match_is_the_same_question_as_its_column(tmp_path: Path):
         assert {match.verdict, other.verdict} in ({"better", "worse"}, {"no verdict"})
 
 
+def test_a_judges_tiers_do_not_contradict_its_matches(tmp_path: Path):
+    judging = next(item for item in build([world(tmp_path)]).judgings if item.judge == "helpful")
+    lost = {(m.candidate, m.opponent): m.verdict for m in judging.matches if m.verdict != "no verdict"}
+    assert lost
+    tier = {row.player: row.tier for row in judging.ranking}
+    assert sorted(tier.values()) == [1, 2, 2, 3]
+    for (candidate, opponent), verdict in lost.items():
+        assert (tier[candidate] < tier[opponent]) == (verdict == "better")
+
+
 def test_the_page_says_how_many_comparisons_its_verdicts_allow_for(tmp_path: Path):
     built = build([world(tmp_path)])
     text = re.sub(r"<[^>]+>", "", to_html(built))
