@@ -69,7 +69,7 @@ class EndpointSpec(_Section):
     timeout: Annotated[float, Field(gt=0)] = 120
     """Seconds after which a request is given up, and sent again."""
     retries: Annotated[int, Field(ge=0)] = 6
-    """How often a request is sent again after 429, 5xx, a time-out or a lost connection."""
+    """How often a request is sent again after 429, 5xx, a time-out, a lost connection or a body that is no answer."""
     prices: Prices | None = None
     """What tokens cost; without, no money is counted."""
     budget: Budget | None = None
@@ -262,7 +262,8 @@ def _meaning(raw: Any) -> tuple[str, str | None, str | None]:
     if finish == "content_filter":
         return text, finish, "the server filtered the answer"
     # A model that thought until it was cut, or called a tool, has answered; one that just says nothing says "".
-    said = finish == "length" or any(message.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
+    said = finish == "length" or choice.get("logprobs")
+    said = said or any(message.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
     if not isinstance(message.get("content"), str | list) and not said:
         return "", None, "the server's answer holds no text"
     return text, finish, None if text else EMPTY

@@ -52,7 +52,7 @@ class PromptsSpec(EndpointSpec):
             the ``bare`` prompt, which it continues to the end of the line.
         thinking: Opening and closing tags around thoughts, which are kept in the record and not judged; an empty list
             judges everything.
-        max_bad_share: The largest share of the rows that may be unusable, and of the prompts that may fail.
+        max_bad_share: The largest share of the rows that may be unusable, and of the prompts that a server may reject.
         backend: ``transformers`` or ``vllm`` in this process, or ``endpoint``: a server with OpenAI's chat protocol
             that has the checkpoint loaded and applies the chat template itself. Its keys go with that alone.
         batch_size: Prompts at a time in this process; the suite's by default.

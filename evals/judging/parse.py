@@ -95,7 +95,7 @@ _ENDS = re.compile(
 # What says, right before a mark that ends its sentence, that it takes the place of an earlier one.
 _INSTEAD = re.compile(
     r"\b(?:final(?:ly)?|in the end|eventually|ultimately|after all|on (?:balance|reflection)|now|no|actually|instead"
-    r"|hence|so|thus|therefore|overall|verdict|I (?:conclude|choose|pick|prefer|go with))\b"
+    r"|hence|so|thus|therefore|overall|verdict|or rather|wait|correction|I (?:conclude|choose|pick|prefer|go with))\b"
     r"(?:\s+(?:is|it is|my|the|verdict|answer)){0,4}[\s,:*_`\"'-]{0,12}$",
     re.IGNORECASE,
 )
