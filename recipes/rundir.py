@@ -56,7 +56,7 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     Returns:
         The record, already written.
 
-    A folder in which nothing was trained may be taken over by another recipe, such as the mended one.
+    A folder in which nothing was trained may be taken over, by a mended recipe or with mended data.
 
     Raises:
         RunFolderError: The folder was made by a different recipe, or holds files of other origin.
@@ -65,10 +65,10 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     old = read_record(run_dir)
     if old is not None:  # an older version may have hashed a recipe in another way
         old = {**old, "recipe_hash": recipe_hash(old.get("recipe") or {})}
-    if old is not None and old.get("recipe_hash") != loaded.hash and not _holds_work(run_dir):
+    if old is not None and not _holds_work(run_dir):
         old = _abandoned(run_dir)
     hint = "choose another output_dir, or go on here with --force"
-    if old is None and run_dir.is_dir() and not force:
+    if run_dir.is_dir() and not (run_dir / RECORD).exists() and not force:
         strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
         if strangers:
             raise RunFolderError(f"the folder holds {', '.join(strangers[:3])}", where=str(run_dir), hint=hint)
@@ -119,9 +119,9 @@ def _holds_work(run_dir: Path) -> bool:
 
 
 def _abandoned(run_dir: Path) -> None:
-    """Clears a folder of what a run that took no step wrote."""
+    """Clears a folder of what a run that saved no step wrote; its record is about to be replaced."""
     shutil.rmtree(run_dir / "checkpoint-0", ignore_errors=True)
-    for name in (LOG, CARD, RECORD):
+    for name in (LOG, CARD):
         (run_dir / name).unlink(missing_ok=True)
 
 

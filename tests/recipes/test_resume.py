@@ -248,6 +248,21 @@ def test_a_folder_in_which_nothing_was_trained_takes_the_mended_recipe(make_reci
     assert "lora" not in {k for k, v in json.loads((run_dir / "run.json").read_text())["recipe"].items() if v}
 
 
+def test_a_folder_in_which_nothing_was_trained_takes_mended_data(
+    make_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    recipe = make_recipe()
+    monkeypatch.setattr(Trainer, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(recipe)
+    monkeypatch.undo()
+    rows = (tmp_path / "messages.jsonl").read_text()
+    (tmp_path / "messages.jsonl").write_text(rows.replace("It is", "That is"))
+    assert rundir.is_finished(run(recipe))
+
+
 def test_a_run_that_took_no_step_is_never_finished(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(PosttrainError):
         run(make_recipe(max_steps=-1, num_train_epochs=0))
