@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Two test processes of one thread each: two threads in each of two processes are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: install quickstart test kills lint format wheel clean
+.PHONY: install quickstart test test-slow test-all kills lint format wheel clean
 
 install: $(INSTALLED)
 
@@ -19,7 +19,13 @@ quickstart: $(INSTALLED)
 	$(BIN)/posttrain run recipes/library/quickstart/quickstart.yaml
 
 test: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/pytest -n 2 --dist worksteal
+	$(TEST_ENV) $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# Kills, several processes, ZeRO, real servers, simulations.
+test-slow: $(INSTALLED)
+	$(TEST_ENV) $(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow
 
 # Kills each command before KILLS of its changes to files, runs it again and compares.
 kills: $(INSTALLED)
