@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 PAD = "<|pad|>"
-# Pad tokens that published tokenizers already hold: using one spares the model a new embedding row.
+# Pad tokens that published tokenizers already hold.
 _KNOWN_PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+_CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+# Conversations whose renders show what a template writes; one that it refuses shows nothing.
+_TRIALS: tuple[list[dict[str, Any]], ...] = (
+    [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the answer"}],
+    [{"role": role, "content": "text"} for role in ("system", "user", "assistant")],
+    [
+        {"role": "user", "content": "text"},
+        {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+        {"role": "tool", "content": "text"},
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -120,17 +131,23 @@ def from_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
 
 def _observed_end_of_turn(tokenizer: "PreTrainedTokenizerBase", source: str) -> str | None:
     """Returns the special token that follows an answer, or None if that is eos, or none at all."""
+    after = _trial_render(tokenizer, source, _TRIALS[0]).rpartition("the answer")[2].lstrip()
+    token = max((token for token in _special_tokens(tokenizer) if after.startswith(token)), key=len, default=None)
+    return None if token == tokenizer.eos_token else token
+
+
+def _trial_render(tokenizer: "PreTrainedTokenizerBase", source: str, messages: list[dict[str, Any]]) -> str:
     from jinja2 import TemplateError as JinjaError
 
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the answer"}]
     try:
-        text = str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False))
     except (JinjaError, TypeError, ValueError, KeyError):
-        return None  # whoever renders a real conversation is told what is wrong
-    after = text.rpartition("the answer")[2].lstrip()
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    token = max((token for token in special if after.startswith(token)), key=len, default=None)
-    return None if token == tokenizer.eos_token else token
+        return ""  # whoever renders a real conversation is told what is wrong
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Returns the special tokens of the vocabulary in the order of their ids."""
+    return [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
 
 
 def _from_source(name: str, source: str, where: str) -> ChatTemplate:
@@ -185,8 +202,7 @@ def install(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> lis
     """Makes a tokenizer fit for a template, in place.
 
     Sets ``chat_template``; adds the special tokens that are missing; makes the end of turn the eos token, so that
-    generation stops there; and sets a pad token other than eos, since a collator that masks padding would otherwise
-    mask the end of every turn too.
+    generation stops there; and sets a pad token that means nothing else (see ``ensure_pad``).
 
     Returns:
         The tokens added to the vocabulary, in order. The caller resizes the model's embeddings.
@@ -207,21 +223,54 @@ def install(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> lis
             f"template '{template.name}' ends a turn with the eos token, and the tokenizer has none",
             hint="set tokenizer.eos_token, or take a template with an end of turn of its own, such as chatml",
         )
-    ensure_pad(tokenizer)
+    ensure_pad(tokenizer, template)
     return [str(tokenizer.convert_ids_to_tokens(i)) for i in range(before, len(tokenizer))]
 
 
-def ensure_pad(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Sets a pad token other than eos, in place; a known one of the vocabulary if there is one.
+def ensure_pad(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None = None) -> list[str]:
+    """Sets a pad token that means nothing else, in place.
+
+    Padding with eos would mask the end of every turn, and a classifier would read the token before it; padding with a
+    token of the template would do the same to that one. A special token that nothing uses is taken where the
+    vocabulary has one, since a new token is a new row in the embeddings, for something that is never read.
 
     Returns:
         The token added to the vocabulary, if one had to be.
     """
     before = len(tokenizer)
-    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        known = [token for token in _KNOWN_PADS if token in _vocab(tokenizer)]
-        tokenizer.add_special_tokens({"pad_token": known[0] if known else PAD})
+    used = _used_tokens(tokenizer, template)
+    if tokenizer.pad_token is None or tokenizer.pad_token in used:
+        tokenizer.add_special_tokens({"pad_token": _spare_token(tokenizer, used) or PAD})
     return [str(tokenizer.convert_ids_to_tokens(i)) for i in range(before, len(tokenizer))]
+
+
+def _used_tokens(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None) -> set[str]:
+    """Returns the special tokens with a meaning of their own, or that the template writes."""
+    used = {getattr(tokenizer, f"{name}_token") for name in ("eos", "bos", "sep", "cls", "mask")}
+    if template is None:
+        return used
+    text = "".join([template.code, *(_trial_render(tokenizer, template.source, messages) for messages in _TRIALS)])
+    written = {token for token in _special_tokens(tokenizer) if token in text}
+    return used | written | {*template.special_tokens, template.end_of_turn}
+
+
+def _spare_token(tokenizer: "PreTrainedTokenizerBase", used: set[str]) -> str | None:
+    """Returns the special token that is best padded with: one made for it, one in reserve, or the last."""
+    known = [token for token in _KNOWN_PADS if token in _vocab(tokenizer) and token not in used]
+    if known:
+        return known[0]
+    named = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
+    spare = [token for token in _special_tokens(tokenizer) if token not in used | named]
+    if spare:
+        kinds = ("pad", "reserved|unused|placeholder|extra_id")
+        return max(enumerate(spare), key=lambda item: ([bool(re.search(k, item[1].lower())) for k in kinds], item[0]))[
+            1
+        ]
+    unknown = tokenizer.unk_token
+    if unknown is None or unknown in used:
+        return None
+    written = tokenizer("\u0a8f \U0001f9ff \u2a3f", add_special_tokens=False)["input_ids"]
+    return None if tokenizer.unk_token_id in written else str(unknown)  # with bytes to fall back to, none is unknown
 
 
 def is_single_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:

@@ -137,6 +137,20 @@ def _from_pretrained(source: str, dtype: str) -> Any:
     return kind.from_pretrained(source, dtype=dtype)
 
 
+def make_room(model: Any, tokenizer: Any) -> None:
+    """Adds embeddings to a model until every token of a tokenizer has one."""
+    weight = model.get_input_embeddings().weight
+    if len(tokenizer) > getattr(weight, "ds_shape", weight.shape)[0]:  # under ZeRO-3 the weight is an empty shard
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+
+
+def differing_tokens(one: Any, other: Any) -> list[str]:
+    """Returns the tokens that two tokenizers do not share under the same id; padding, which is never read, aside."""
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    pads = {one.pad_token, other.pad_token} - (ours.keys() & theirs.keys())
+    return sorted(token for token in (ours.keys() | theirs.keys()) - pads if ours.get(token) != theirs.get(token))
+
+
 def save_head(folder: Path, model: Any) -> None:
     """Writes what a classifier's adapter leaves out: how many outputs its head has, and what they mean.
 
@@ -174,9 +188,27 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     else:
         model = _from_pretrained(source, dtype)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    return PeftModel.from_pretrained(model, str(folder))
+    make_room(model, tokenizer)
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    _unwrap(model)
+    return adapted
+
+
+def _unwrap(model: Any) -> None:
+    """Puts what an adapter trained in full in the place of peft's wrappers around it.
+
+    Whoever ties the embeddings of a model again, as lm-eval does, looks for their weights where the model has them.
+    """
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            parent, _, child = name.rpartition(".")
+            whole = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            setattr(model.get_submodule(parent), child, whole)
+    output = model.get_output_embeddings() if model.can_generate() else None
+    if output is not None and output.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr():
+        model.config.get_text_config().tie_word_embeddings = False  # one of the two was trained by itself
 
 
 def _head(folder: Path) -> dict[str, Any]:

@@ -143,12 +143,22 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
     flops = estimate.training_flops(recipe, size, tokens)
     states = estimate.state_bytes(recipe, size) / estimate.GIB
     return [
-        f"model: {_count(size.total)} parameters, {_count(size.trainable)} trained",
+        f"model: {_count(size.total)} parameters, {size.trainable / 1e6:.2f} M trained ({size.trainable:,})",
+        *_new_token_lines(job, size),
         f"memory: {states:.2f} GiB for weights, gradients and AdamW on one process, before activations",
         f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
         f"{'at most ' if sampled else ''}{_count(tokens)} tokens",
         f"compute: {flops:.2e} FLOPs, attention scores {'and sampling ' if sampled else ''}left out",
     ]
+
+
+def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
+    """Says which tokens the model has yet to learn, and how many parameters that is under adapters."""
+    if not job.new_tokens:
+        return []
+    names = " ".join(job.tokenizer.convert_ids_to_tokens(list(job.new_tokens)))
+    rows = f", {size.new_tokens:,} parameters in float32" if size.new_tokens else ""
+    return [f"new tokens: {names}, which the template added and the model has to learn{rows}"]
 
 
 def _field(job: "Job", name: str) -> Any:

@@ -24,11 +24,13 @@ class Size:
         total: All of them, tied ones once.
         trainable: Those that receive gradients.
         embeddings: Those of the input and output embeddings, which quantization leaves alone.
+        new_tokens: Of the trainable ones, those of rows for tokens that the chat template added.
     """
 
     total: int
     trainable: int
     embeddings: int = 0
+    new_tokens: int = 0
 
 
 def stored_parameters(folder: Path) -> int | None:
@@ -51,8 +53,9 @@ def model_size(job: "Job", head: "Head | None" = None) -> Size:
     import torch
     from transformers import AutoConfig
 
+    from .adapters import lora_config
     from .distillation.student import layers_config
-    from .model import auto_class, head_options, lora_config, new_config
+    from .model import auto_class, head_options, new_config
 
     spec = job.loaded.recipe.model
     if spec.config is not None:
@@ -72,12 +75,15 @@ def model_size(job: "Job", head: "Head | None" = None) -> Size:
         layers = (model.get_input_embeddings(), *([] if head else [model.get_output_embeddings()]))
         tables = {layer.weight for layer in layers}
         embeddings = sum(table.numel() for table in tables)
-        if job.loaded.recipe.lora is None:
+        config = lora_config(job, model)
+        if config is None:
             return Size(total, total, embeddings)
         from peft import get_peft_model
 
-        adapted = get_peft_model(model, lora_config(job.loaded.recipe.lora, model, grown=bool(job.added)))
-        return Size(total, sum(p.numel() for p in adapted.parameters() if p.requires_grad), embeddings)
+        adapted = get_peft_model(model, config).named_parameters()
+        trained = {name: weight.numel() for name, weight in adapted if weight.requires_grad}
+        rows = sum(size for name, size in trained.items() if "trainable_tokens" in name)
+        return Size(total, sum(trained.values()), embeddings, rows)
 
 
 def state_bytes(recipe: Recipe, size: Size) -> int:

@@ -32,6 +32,12 @@ class Job:
     added: tuple[str, ...]
 
     @property
+    def new_tokens(self) -> tuple[int, ...]:
+        """The ids of the added tokens that a model must learn: all but padding."""
+        learned = [token for token in self.added if token != self.tokenizer.pad_token]
+        return tuple(self.tokenizer.convert_tokens_to_ids(learned))
+
+    @property
     def run_dir(self) -> Path:
         """The run folder."""
         return Path(self.loaded.recipe.output_dir)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
 from ..chat_templates.errors import first_line
+from ..evals.models import make_room
+from .adapters import head_modules
 from .errors import RecipeError
-from .schema import LoraSpec, ModelSpec, Recipe
+from .schema import ModelSpec, Recipe
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ..chat_templates import ChatTemplate
@@ -68,8 +69,7 @@ def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head 
 
     With ``dtype: auto`` a model that is trained whole is held in float32, since AdamW's updates are smaller than
     bfloat16 can add to a weight near 1; ``trainer.bf16`` still computes in bfloat16. Under adapters the base stays as
-    it was saved, and so do modules that are trained in full beside them; peft holds the adapters in float32, TRL in
-    bfloat16 where the base is quantized.
+    it was saved; what is trained beside it is held in float32 (see ``adapters.settle``).
 
     Raises:
         RecipeError: The model cannot be found, or its configuration does not fit.
@@ -129,7 +129,7 @@ def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
             whole_model(spec.name_or_path), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
         model = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code)
-    return [name for name, module in model.named_children() if name != model.base_model_prefix]
+    return head_modules(model)
 
 
 def whole_model(name_or_path: str | None) -> str:
@@ -224,10 +224,7 @@ def _new_model(
 
 def _agree(model: "PreTrainedModel", tokenizer: Any) -> None:
     """Gives the model room for the tokenizer's tokens and its special ids; generation stops at either end token."""
-    weight: Any = model.get_input_embeddings().weight
-    rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 the weight itself is an empty shard
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    make_room(model, tokenizer)
     config: Any = model.config.get_text_config()
     config.pad_token_id = tokenizer.pad_token_id
     if not model.can_generate():
@@ -273,45 +270,3 @@ def keep_linear4bit_unpacked(model: "PreTrainedModel") -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def lora_config(spec: LoraSpec, model: "PreTrainedModel", *, grown: bool) -> "LoraConfig":
-    """Builds the adapter's configuration.
-
-    A token that the chat template added has an embedding that no pretraining has seen, and adapters on the linear
-    layers would leave it as it is. So the embeddings are then trained in full; PEFT's way to train single rows does not
-    reach an output layer that TRL computes from its weight.
-
-    Args:
-        spec: The recipe's section.
-        model: The model it will be put on.
-        grown: Whether the vocabulary grew.
-    """
-    from peft import LoraConfig
-
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    output = model.get_output_embeddings() if model.can_generate() else None
-    layers = [model.get_input_embeddings(), *([] if tied or output is None else [output])]
-    names = [name.split(".")[-1] for name, module in model.named_modules() if any(module is layer for layer in layers)]
-    modules = [*spec.modules_to_save, *(name for name in names if grown and name not in spec.modules_to_save)]
-    return LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.target_modules,
-        modules_to_save=modules or None,
-        ensure_weight_tying=tied and bool(modules),
-        use_rslora=spec.use_rslora,
-        use_dora=spec.use_dora,
-        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
-    )
-
-
-def merge_adapter(recipe: Recipe, adapter: Path, tokenizer: Any, head: Head | None = None) -> "PreTrainedModel":
-    """Loads the base anew in 16 or 32 bits and merges an adapter into it; merging into 4-bit weights would be lossy."""
-    from peft import PeftModel
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # only this process loads the base: under ZeRO-3 it would wait for the others' shards
-    base = load_model(recipe.model_copy(update={"quantization": None}), tokenizer, head)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]

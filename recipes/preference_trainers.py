@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import is_peft_model
 from safetensors.torch import load_model, save_model
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -23,7 +22,6 @@ from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trl.trainer.utils import use_adapter
 
-from .classification.heads import head_modules, keep_precision
 from .errors import RecipeError
 
 
@@ -44,20 +42,7 @@ class PairCollator(DataCollatorForPreference):
 
 
 class PreparedRewardTrainer(RewardTrainer):
-    """A RewardTrainer that takes prepared rows, and keeps a head beside adapters in float32.
-
-    A head's updates are small beside its weights, and bfloat16 loses them; TRL casts all that is trained beside a
-    quantized base to it.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        model: Any = self.model
-        if is_peft_model(model):
-            base = model.get_base_model()
-            for name in head_modules(base):
-                getattr(base, name).float()
-        keep_precision(model)
+    """A RewardTrainer that takes prepared rows."""
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset

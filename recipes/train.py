@@ -198,6 +198,7 @@ def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any]
     """Builds model and trainer; the seed is set first, because new weights and adapters are drawn from it."""
     from transformers import set_seed
 
+    from .adapters import settle
     from .callbacks import CheckpointKeeper, LogKeeper, ProgressKeeper, StartKeeper
     from .model import load_model
 
@@ -211,18 +212,10 @@ def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any]
         trainer = stage.build(job, args, model, data, callbacks)
     except ValueError as error:
         raise RecipeError(first_line(error), where=str(job.loaded.path)) from error
+    settle(trainer.model)
     start.trainer = progress.trainer = trainer
     trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
-    _fix_order(trainer.model)
     return trainer
-
-
-def _fix_order(model: Any) -> None:
-    """Makes an adapter's configuration the same file in every process: PEFT saves sets of names as they come."""
-    for config in getattr(model, "peft_config", {}).values():
-        for name, value in vars(config).items():
-            if isinstance(value, set):
-                setattr(config, name, sorted(value))
 
 
 def _keeps_start(loaded: Loaded) -> bool:
@@ -258,11 +251,11 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
         if adapter:
             from transformers import set_seed
 
-            from .model import merge_adapter
+            from .adapters import merge_adapter
 
             set_seed(trainer.args.seed)  # rows that the base lacks are drawn as they were for training
             rundir.write_card(trained)
-            merged = merge_adapter(job.loaded.recipe, job.run_dir / "adapter", job.tokenizer, head)
+            merged = merge_adapter(job, trained, head)
             merged.save_pretrained(job.run_dir)
         job.tokenizer.save_pretrained(job.run_dir)
         rundir.write_card(job.run_dir)

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,17 @@ TEXT = [
     'A call: {"name": "get_weather", "arguments": {"city": "Paris"}}',
     "Ünïcödé, 漢字 and emoji 🙂 fall back to bytes.",
 ]
+INSTRUCT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 SPECIALS = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """Trains a byte-level BPE of about 500 tokens on a few sentences."""
+def build_tokenizer(specials: Sequence[str] = SPECIALS, **named: str) -> "PreTrainedTokenizerFast":
+    """Trains a byte-level BPE of about 500 tokens on a few sentences; ``named`` are its eos, pad and so on."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -34,17 +41,14 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
-        special_tokens=SPECIALS,
+        special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|endoftext|>",
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )
+    names = named or {"pad_token": "<|pad|>", "eos_token": "<|endoftext|>"}
+    others = [token for token in specials if token not in names.values()]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=others, **names)
 
 
 @pytest.fixture
@@ -56,11 +60,28 @@ def tokenizer() -> "PreTrainedTokenizerFast":
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with random weights and its tokenizer, saved as a Hub repository would be. Do not change it."""
+    return save_model(tmp_path_factory.mktemp("tiny-llama"), build_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def instruct_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in bfloat16 as instruction-tuned models are published. Do not change it.
+
+    Its pad token is its eos token, special tokens stand by that nothing uses, its embeddings are tied, and its own
+    template has no generation marks and a default system message (SmolLM2's).
+    """
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<empty_output>"]
+    named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    tokenizer = build_tokenizer(specials, **named, unk_token="<|endoftext|>")
+    tokenizer.chat_template = INSTRUCT_TEMPLATE
+    return save_model(tmp_path_factory.mktemp("tiny-instruct"), tokenizer, "bfloat16")
+
+
+def save_model(folder: Path, tokenizer: Any, dtype: str = "float32") -> Path:
+    """Saves a two-layer Llama with random weights for a tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer: Any = build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -75,6 +96,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

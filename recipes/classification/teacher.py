@@ -9,6 +9,7 @@ from ...chat_templates.errors import first_line
 from ...evals.classification_figures import Problem
 from ...evals.heldout import outputs
 from ...evals.labels import problem_of
+from ...evals.models import make_room
 from ..distillation.student import whole_weights
 from ..distillation.teacher import check_vocabulary, teacher_config
 from ..errors import RecipeError
@@ -52,6 +53,7 @@ def teacher_logits(
     check_vocabulary(spec, config, tokenizer)
     with whole_weights():
         model = _load(spec)
+    make_room(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return _run(model, tokens, batch_size, f"teacher {spec.name_or_path}")[:, order]
 

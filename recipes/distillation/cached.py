@@ -107,13 +107,16 @@ def numbered(rows: "Dataset", split: int) -> "Dataset":
     return rows.add_column(ROW, [[split, number] for number in range(len(rows))])  # type: ignore[call-arg]
 
 
-def ask(spec: "TeacherSpec", rows: "Prepared", collate: Collator, asking: Asking, cache_dir: Path) -> Answers:
+def ask(
+    spec: "TeacherSpec", tokenizer: Any, rows: "Prepared", collate: Collator, asking: Asking, cache_dir: Path
+) -> Answers:
     """Returns the teacher's answers to the rows of a data set, found on the disk or made now.
 
     One process makes them and others wait; the teacher is in memory only meanwhile.
 
     Args:
         spec: The teacher.
+        tokenizer: The student's.
         rows: What it is asked about.
         collate: Makes batches of rows, as in training.
         asking: How much of its answers is kept.
@@ -129,7 +132,7 @@ def ask(spec: "TeacherSpec", rows: "Prepared", collate: Collator, asking: Asking
 
     def build(folder: Path) -> dict[str, Any]:
         with whole_weights():
-            teacher: Any = load_teacher(spec).to(asking.device)  # type: ignore[arg-type]
+            teacher: Any = load_teacher(spec, tokenizer).to(asking.device)  # type: ignore[arg-type]
         return _write(teacher, rows.dataset, collate, asking, folder)
 
     entry = get_or_build(cache_dir, key, build)

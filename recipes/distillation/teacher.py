@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...chat_templates.errors import first_line
+from ...evals.models import differing_tokens, make_room
 from ..errors import RecipeError
 from ..model import whole_model
 
@@ -60,31 +61,31 @@ def check_vocabulary(spec: "TeacherSpec", config: "PretrainedConfig", tokenizer:
         RecipeError: With the tokens that differ.
     """
     where = f"teacher {spec.name_or_path}"
-    theirs, ours = _vocabulary(spec), tokenizer.get_vocab()
+    theirs: Any = _tokenizer(spec)
     rows = config.get_text_config().vocab_size
-    if theirs is not None and theirs != ours:
-        differ = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+    differ = differing_tokens(tokenizer, theirs) if theirs is not None else []
+    if differ:
         raise RecipeError(
-            f"its vocabulary is not the student's: {len(theirs)} tokens and {len(ours)}, of which {len(differ)} have "
-            f"another id or none, such as {differ[0]!r}",
+            f"its vocabulary is not the student's: {len(theirs)} tokens and {len(tokenizer)}, of which {len(differ)} "
+            f"have another id or none, such as {differ[0]!r}",
             where=where,
             hint=_HINT,
         )
-    if rows < len(ours):
-        raise RecipeError(f"it knows {rows} tokens, the student's tokenizer {len(ours)}", where=where, hint=_HINT)
+    read = len(tokenizer) - (tokenizer.pad_token_id == len(tokenizer) - 1)
+    if rows < read:
+        raise RecipeError(f"it knows {rows} tokens, the student's tokenizer {read}", where=where, hint=_HINT)
 
 
-def _vocabulary(spec: "TeacherSpec") -> dict[str, int] | None:
-    """Returns the tokens of the teacher's tokenizer; None if there is none beside it."""
+def _tokenizer(spec: "TeacherSpec") -> "PreTrainedTokenizerBase | None":
+    """Returns the teacher's tokenizer; None if there is none beside it."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError):
         return None
-    return tokenizer.get_vocab()
 
 
 def teacher_config(spec: "TeacherSpec") -> "PretrainedConfig":
@@ -108,8 +109,10 @@ def _cannot_load(spec: "TeacherSpec", error: Exception) -> RecipeError:
     return RecipeError(what, hint="check teacher.name_or_path")
 
 
-def load_teacher(spec: "TeacherSpec") -> "PreTrainedModel":
+def load_teacher(spec: "TeacherSpec", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     """Loads a teacher in its own type, frozen and without dropout; under ZeRO-3 each process loads its shard.
+
+    It has room for the student's padding, which may be a token that it does not know.
 
     Raises:
         RecipeError: It cannot be found or is no language model.
@@ -127,6 +130,7 @@ def load_teacher(spec: "TeacherSpec") -> "PreTrainedModel":
         )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load(spec, error) from error
+    make_room(model, tokenizer)
     return model.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...evals.models import differing_tokens
 from ..errors import RecipeError
 from ..model import Head, load_model, load_tokenizer
 from ..schema import CriticSpec, Recipe
@@ -35,9 +36,8 @@ def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "P
     if spec.name_or_path is not None:
         named = {"name_or_path": spec.name_or_path, "config": None, "tokenizer": None, "revision": None, "layers": None}
         source = source.model_copy(update=named)
-        theirs = load_tokenizer(source).get_vocab()
-        ours = tokenizer.get_vocab()  # type: ignore[operator]
-        if any(ours.get(token) != number for token, number in theirs.items()):
+        theirs: Any = load_tokenizer(source)
+        if theirs.get_vocab().keys() & set(differing_tokens(tokenizer, theirs)):
             raise RecipeError(
                 f"critic: {spec.name_or_path} has another vocabulary than the policy, whose tokens it must read",
                 hint="name a model with the policy's tokenizer, or say critic.shared: true",

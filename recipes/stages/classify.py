@@ -60,7 +60,7 @@ def build(
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     """Builds the trainer over encoded rows, with the teacher's outputs beside them if there is one."""
-    from ..classification.heads import add_adapter, keep_precision
+    from ..adapters import add_adapter
     from ..classification.labels import class_weights, encode
     from ..classification.losses import row_weights
     from ..classification.metrics import metrics
@@ -79,13 +79,10 @@ def build(
         )
         for split, tokens in given.items()
     }
-    if recipe.lora:
-        model = add_adapter(model, recipe, grown=bool(job.added))
-    keep_precision(model)
     return ClassifyTrainer(
         problem=spec.problem,
         class_weights=weights if spec.problem == "multi_label" else None,
-        model=model,
+        model=add_adapter(job, model),
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows.get("eval"),

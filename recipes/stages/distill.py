@@ -54,7 +54,7 @@ def build(
     if args.alpha == 1 and not args.hidden_cosine:
         return DistillTrainer(tokens=tokens, **arguments)  # nothing is asked of the teacher
     if spec.top_k is None:
-        teacher = load_teacher(spec)
+        teacher = load_teacher(spec, job.tokenizer)
         _check_hidden(args, model, teacher)
         return DistillTrainer(teacher=teacher, tokens=tokens, **arguments)
     splits = [rows for rows in (data["train"], data["eval"]) if rows is not None]
@@ -83,7 +83,7 @@ def _answers(job: Job, args: "DistillConfig", rows: Prepared, collate: "Callable
         bf16=bool(args.bf16),
         device=args.device,
     )
-    answers = ask(spec, rows, collate, asking, jobs.cache_dir())
+    answers = ask(spec, job.tokenizer, rows, collate, asking, jobs.cache_dir())
     if PartialState().is_main_process:
         print(f"teacher: its {spec.top_k} likeliest of {tokens} tokens hold {answers.mass:.1%} of its probability")
     return answers

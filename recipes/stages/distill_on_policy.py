@@ -37,9 +37,9 @@ def build(
     Raises:
         RecipeError: The teacher cannot be loaded.
     """
+    from ..adapters import lora_config
     from ..distillation.on_policy import RowSamplingDistillationTrainer
     from ..distillation.teacher import load_teacher
-    from ..model import lora_config
 
     recipe = job.loaded.recipe
     train, held_out = data["train"], data["eval"]
@@ -47,12 +47,12 @@ def build(
     assert recipe.teacher is not None, "the stage requires a teacher"
     return RowSamplingDistillationTrainer(
         model,
-        teacher=load_teacher(recipe.teacher),
+        teacher=load_teacher(recipe.teacher, job.tokenizer),
         args=args,
         train_dataset=train.dataset,
         eval_dataset=held_out.dataset if held_out else None,
         processing_class=job.tokenizer,
-        peft_config=lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
+        peft_config=lora_config(job, model),
         callbacks=callbacks,
     )
 

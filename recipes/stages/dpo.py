@@ -28,10 +28,9 @@ def build(
     Raises:
         RecipeError: A reference that moves with the policy where there is none to move.
     """
-    from ..model import lora_config
+    from ..adapters import lora_config
     from ..preference_trainers import PreparedDPOTrainer
 
-    lora = job.loaded.recipe.lora
     train, held_out = data["train"], data["eval"]
     assert train is not None, "a recipe always has data.train"
     keeper = reference_keeper(job, args)
@@ -42,7 +41,7 @@ def build(
         train_dataset=train.dataset,
         eval_dataset=held_out.dataset if held_out else None,
         processing_class=job.tokenizer,
-        peft_config=lora_config(lora, model, grown=bool(job.added)) if lora else None,
+        peft_config=lora_config(job, model),
         callbacks=[*keeper, *callbacks],
     )
     for callback in keeper:

@@ -77,7 +77,8 @@ def trainer_arguments(
     Raises:
         RecipeError: A reward term cannot be loaded.
     """
-    from ..model import load_reference, lora_config
+    from ..adapters import lora_config
+    from ..model import load_reference
     from ..rewards import load_terms
 
     recipe = job.loaded.recipe
@@ -92,7 +93,7 @@ def trainer_arguments(
         "train_dataset": train.dataset,
         "eval_dataset": held_out.dataset if held_out else None,
         "processing_class": job.tokenizer,
-        "peft_config": lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
+        "peft_config": lora_config(job, model),
         "callbacks": callbacks,
     }
 

@@ -27,10 +27,9 @@ def build(
     ``beta`` times -log sigmoid of the log odds ratio of chosen to rejected (equations 5 to 7; ``beta`` is the paper's
     lambda).
     """
-    from ..model import lora_config
+    from ..adapters import lora_config
     from ..orpo_trainer import ORPOCollator, PreparedORPOTrainer
 
-    lora = job.loaded.recipe.lora
     train, held_out = data["train"], data["eval"]
     assert train is not None, "a recipe always has data.train"
     assert isinstance(job.tokenizer.pad_token_id, int), "opening a job makes sure of a pad token"
@@ -41,7 +40,7 @@ def build(
         eval_dataset=held_out.dataset if held_out else None,
         processing_class=job.tokenizer,
         data_collator=ORPOCollator(pad_token_id=job.tokenizer.pad_token_id),
-        peft_config=lora_config(lora, model, grown=bool(job.added)) if lora else None,
+        peft_config=lora_config(job, model),
         callbacks=callbacks,
     )
 

@@ -32,10 +32,9 @@ def build(
     2023, arXiv:2307.09288, equation 2), plus ``center_rewards_coefficient`` times the squared sum of both rewards
     (Eisenstein et al. 2023, arXiv:2312.09244).
     """
-    from ..model import lora_config
+    from ..adapters import lora_config
     from ..preference_trainers import PairCollator, PreparedRewardTrainer
 
-    lora = job.loaded.recipe.lora
     train, held_out = data["train"], data["eval"]
     assert train is not None, "a recipe always has data.train"
     assert isinstance(job.tokenizer.pad_token_id, int), "opening a job makes sure of a pad token"
@@ -48,7 +47,7 @@ def build(
         eval_dataset=held_out.dataset if held_out else None,
         processing_class=job.tokenizer,
         data_collator=PairCollator(job.tokenizer.pad_token_id, pad_to_multiple_of=multiple),
-        peft_config=lora_config(lora, model, grown=bool(job.added)) if lora else None,
+        peft_config=lora_config(job, model),
         callbacks=callbacks,
     )
 

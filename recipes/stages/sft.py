@@ -66,10 +66,9 @@ def trainer_arguments(
     callbacks: "list[TrainerCallback]",
 ) -> dict[str, Any]:
     """Returns the arguments of an SFTTrainer over rows that are already tokenised, masked and packed."""
-    from ..model import lora_config
+    from ..adapters import lora_config
     from ..packed_trainer import row_collator
 
-    recipe = job.loaded.recipe
     train, held_out = data["train"], data["eval"]
     assert train is not None, "a recipe always has data.train"
     multiple = args.pad_to_multiple_of  # SFTConfig has turned the word "auto" into a number or None
@@ -87,7 +86,7 @@ def trainer_arguments(
             flatten=attention.startswith(_VARLEN),
             pad_to_multiple_of=multiple,
         ),
-        "peft_config": lora_config(recipe.lora, model, grown=bool(job.added)) if recipe.lora else None,
+        "peft_config": lora_config(job, model),
         "callbacks": callbacks,
     }
 

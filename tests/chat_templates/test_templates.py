@@ -141,3 +141,28 @@ def test_importing_the_room_does_not_import_transformers():
     program = "import sys, posttrain.chat_templates; print('transformers' in sys.modules or 'jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("template", ["chatml", "zephyr", None])
+def test_padding_takes_a_special_token_that_nothing_uses(template):
+    from ..conftest import build_tokenizer
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|user|>", "<repo_name>", "<|system|>"]
+    tokenizer = build_tokenizer(specials, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>")
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+    before = len(tokenizer)
+    if template == "zephyr":  # it makes <|system|> and <|user|> of the role's name
+        chat_templates.install(chat_templates.load(template), tokenizer)
+        assert tokenizer.pad_token == "<repo_name>"
+    elif template:
+        assert chat_templates.install(chat_templates.load(template), tokenizer) == []
+    else:
+        assert chat_templates.ensure_pad(tokenizer) == []
+    assert tokenizer.pad_token in ("<repo_name>", "<|system|>", "<|user|>")
+    assert len(tokenizer) <= before + (template == "zephyr")
+
+
+def test_padding_is_no_token_that_the_template_writes(tokenizer):
+    tokenizer.pad_token = "<|im_start|>"
+    chat_templates.install(chat_templates.load("chatml"), tokenizer)
+    assert tokenizer.pad_token == "<|pad|>"

@@ -9,9 +9,8 @@ import pytest
 import torch
 from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
-from posttrain.recipes.model import load_model
 from posttrain.recipes.stages import STAGES
-from posttrain.recipes.train import train, trainer_config
+from posttrain.recipes.train import _build, train, trainer_config
 
 from .test_resume import undo_end
 
@@ -23,8 +22,7 @@ def built(recipe: Path) -> Any:
     stage = importlib.import_module(f"posttrain.recipes.stages.{loaded.recipe.stage}")
     data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
     head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
-    torch.manual_seed(args.seed)
-    return stage.build(job, args, load_model(loaded.recipe, job.tokenizer, head), data, [])
+    return _build(job, stage, args, data, head)
 
 
 def first_batch(trainer: Any, rows: int = 4) -> dict[str, Any]:

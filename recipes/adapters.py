@@ -1,0 +1,192 @@
+"""Adapters and heads: which weights they train, in which type, and what of them is saved."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RecipeError
+from .job import Job
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+    from .model import Head
+
+
+def lora_config(job: Job, model: "PreTrainedModel") -> "LoraConfig | None":
+    """Builds the adapter's configuration; None if the recipe has none.
+
+    A token that the chat template added has an embedding that no pretraining has seen, and adapters on the linear
+    layers would leave it as it is. So its rows of the embeddings are trained, and nothing else of them: the whole
+    tables may be most of a small model. Where weights are sharded, or the output layer has a bias, peft cannot train
+    single rows, and the embeddings are trained in full. A pad token is never read, so it is not trained.
+
+    Args:
+        job: With the recipe's section.
+        model: The model it will be put on.
+
+    Raises:
+        RecipeError: An adapter on the output layer, whose weight the losses read without calling the layer.
+    """
+    from peft import LoraConfig
+
+    spec = job.loaded.recipe.lora
+    if spec is None:
+        return None
+    output: Any = model.get_output_embeddings() if model.can_generate() else None
+    tied = output is not None and bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    modules = {module: name for name, module in model.named_modules()}
+    tables = {modules[layer]: layer for layer in (model.get_input_embeddings(), output) if layer is not None}
+    saved = [*spec.modules_to_save, *([] if model.can_generate() else head_modules(model))]
+    whole = [name for name in tables if any(name.endswith(module) for module in saved)]
+    source = next(iter(tables))
+    new = [name for name in ([source] if tied else tables) if name not in whole and not (tied and whole)]
+    rows = {name: list(job.new_tokens) for name in new if job.new_tokens}
+    if rows and (_is_sharded() or getattr(output, "bias", None) is not None):
+        saved, rows = [*saved, *rows], {}
+    config = LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+        modules_to_save=saved or None,
+        trainable_token_indices=rows or None,
+        ensure_weight_tying=tied and any(name.endswith(module) for name in tables for module in saved),
+        use_rslora=spec.use_rslora,
+        use_dora=spec.use_dora,
+        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
+    )
+    _refuse_adapted_output(config, [name for name in tables if tied or name != source], tied, job)
+    return config
+
+
+def _refuse_adapted_output(config: "LoraConfig", names: list[str], tied: bool, job: Job) -> None:
+    """Refuses adapters on the output layer, and on the input embeddings where the two are one."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+    if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return  # peft leaves the output layer out
+    found = [name for name in names if check_target_module_exists(config, name)]
+    if found:
+        shared = ", which it shares with the input embeddings," if tied else ""
+        raise RecipeError(
+            f"lora.target_modules puts an adapter on {found[0]}: the loss reads the output layer's weight{shared} and "
+            "never calls the layer, so the adapter would not be trained",
+            where=str(job.loaded.path),
+            hint=f"leave it out, or train the layer in full with lora.modules_to_save: [{found[0].split('.')[-1]}]",
+        )
+
+
+def _is_sharded() -> bool:
+    from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+
+    return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
+
+
+def head_modules(model: "PreTrainedModel") -> list[str]:
+    """Returns the names of the modules with weights outside the body, such as ``score`` or ``classifier``."""
+    return [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+
+
+def add_adapter(job: Job, model: "PreTrainedModel") -> Any:
+    """Puts the recipe's adapters, if it has any, on a model whose trainer does not do so itself."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    config = lora_config(job, model)
+    if config is None:
+        return model
+    if job.loaded.recipe.quantization:
+        checkpointing = bool(job.loaded.recipe.trainer.get("gradient_checkpointing"))
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)  # type: ignore[assignment]
+    return get_peft_model(model, config)
+
+
+def settle(model: Any) -> None:
+    """Decides, once a trainer has been built around a model, in which type its weights are trained and what is saved.
+
+    All that is trained beside a frozen base is held in float32: adapters, rows of new tokens, modules trained in full,
+    heads. AdamW's updates are smaller than bfloat16 can add to a weight near 1, which is why mixed-precision training
+    keeps a float32 copy (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1); peft, which loads a checkpoint's
+    adapters in float32, does too. TRL casts them to bfloat16 where the base is quantized, so that a resumed run would
+    go on in another type than it began. A model that is trained whole is held in ``model.dtype``. Under ZeRO-3,
+    DeepSpeed keeps the float32 copy.
+
+    Modules trained in full take what a base in 16 bits gives them and give it what it takes; a head computes in its own
+    type, whatever autocast would make of it. Adapter files hold what was trained and nothing else: peft would add the
+    embeddings of a vocabulary that grew.
+
+    Args:
+        model: A model or a peft model, changed in place.
+    """
+    adapted = hasattr(model, "peft_config")
+    base = model.get_base_model() if adapted else model
+    heads = [] if base.can_generate() else [getattr(base, name) for name in head_modules(base)]
+    if adapted:
+        _settle_adapters(model, base, heads)
+    for head in heads:
+        _own_type(head)
+
+
+def _settle_adapters(model: Any, base: Any, heads: list[Any]) -> None:
+    import torch
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    for weight in model.parameters():
+        if weight.requires_grad and not hasattr(weight, "ds_id"):
+            weight.data = weight.data.to(torch.float32)
+    output = base.get_output_embeddings() if base.can_generate() else None
+    for wrapper in base.modules():
+        if isinstance(wrapper, TrainableTokensWrapper):
+            wrapper.register_parameter("bias", None)  # TRL asks the output layer for it; `lora_config` made sure
+        if isinstance(wrapper, ModulesToSaveWrapper) and not any(wrapper is head for head in heads):
+            frozen = next(wrapper.original_module.parameters()).dtype
+            for module in wrapper.modules_to_save.values():
+                _own_type(module, autocast=True, gives=None if wrapper is output else frozen)
+    for config in model.peft_config.values():  # peft saves sets of names as they come, in another order each time
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+
+
+def _own_type(module: Any, *, autocast: bool = False, gives: "torch.dtype | None" = None) -> None:
+    """Makes a module compute in the type of its own weights, or in autocast's, and give its result in another."""
+    import torch
+
+    forward = module.forward
+
+    def run(*values: Any, **options: Any) -> Any:
+        parameters = list(module.parameters())
+        weight = next((parameter for parameter in parameters if parameter.requires_grad), parameters[0])
+        device = weight.device.type
+        with torch.autocast(device, enabled=autocast and torch.is_autocast_enabled(device)):
+            result = forward(*(_cast(value, weight.dtype) for value in values), **options)
+        return _cast(result, gives)
+
+    module.forward = run
+
+
+def _cast(value: Any, dtype: "torch.dtype | None") -> Any:
+    import torch
+
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if floats and dtype is not None else value
+
+
+def merge_adapter(job: Job, adapter: Path, head: "Head | None" = None) -> "PreTrainedModel":
+    """Loads the base anew in 16 or 32 bits and merges an adapter into it; merging into 4-bit weights would be lossy."""
+    from peft import PeftModel
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from .model import load_model
+
+    unset_hf_deepspeed_config()  # only this process loads the base: under ZeRO-3 it would wait for the others' shards
+    base = load_model(job.loaded.recipe.model_copy(update={"quantization": None}), job.tokenizer, head)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
