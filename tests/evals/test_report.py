@@ -2,14 +2,18 @@ import csv
 import io
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.model_card import write_card
+from posttrain.evals.records import Metric
 from posttrain.evals.report import build, write
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.tables import to_csv, to_json
+from posttrain.evals.statistics import spelt
 
 from .report_fixtures import EVIL, lineage, make_run, score, share
 
@@ -162,6 +166,31 @@ def test_two_runs_of_one_name_are_told_apart_and_none_is_lost(tmp_path: Path):
     board = build([tmp_path])
     assert [run.name for run in board.runs] == ["sft (x/sft)", "sft (y/sft)"]
     assert "several runs are named sft" in notices(board)
+
+
+def test_an_interval_is_the_same_in_the_terminal_and_in_every_file(tmp_path: Path):
+    """None right of twenty; LAMBADA's perplexity; two equal marks, as an older version recorded them."""
+    marks = {"kind": "judged", "judge": "marks", "scale": [1, 10], "bounds": {"low": 7.0, "high": 7.0}}
+    cases = [
+        (Metric("acc", 0.0, 0.0, 20, True), {}, "acc 0 [0, 0.1611]", "0.0 to 16.1"),
+        (Metric("perplexity", 38.0, 27.0, 100, False), {}, "perplexity 38 [9.279, 155.6]", "9 to 156"),
+        (Metric("rating", 7.0, 0.0, 2, True, 7.0, 7.0), marks, "rating 7 [2.342, 9.329]", "2.3 to 9.3"),
+    ]
+    records = []
+    for place, (metric, detail, _, _) in enumerate(cases):
+        judge = "0123456789" if detail else None
+        records.append(score("final", 1, f"t{place}", asdict(metric), detail=detail, judge_version=judge))
+    board = build([make_run(tmp_path / "run", "run", records)])
+    table = list(csv.DictReader(io.StringIO(to_csv(board))))
+    figures = [cell.figures[0] for cell in board.rows[0].cells.values()]
+    texts = [to_markdown(board), to_html(board).replace("–", " to "), write_card(tmp_path / "run")]
+    for (metric, detail, terminal, shown), row, figure in zip(cases, table, figures, strict=True):
+        assert spelt(metric, detail) == terminal
+        assert figure.interval is not None
+        ends = (figure.interval.low, figure.interval.high)
+        assert terminal.endswith("[{:.4g}, {:.4g}]".format(*ends))
+        assert (float(row["interval_low"]), float(row["interval_high"])) == ends
+        assert all(shown in text for text in texts)
 
 
 @pytest.mark.parametrize(

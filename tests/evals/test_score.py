@@ -13,6 +13,7 @@ from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
 from posttrain.evals.spec import load_suite
+from posttrain.evals.statistics import spelt
 
 from .conftest import add_checkpoint, write_run_json
 
@@ -49,10 +50,13 @@ def test_every_checkpoint_gets_every_task_once_and_a_second_call_does_nothing(ma
 
 
 def test_a_score_says_what_was_measured_on_what(make_run: MakeRun, suite_file: Path):
-    run = make_run((5,), final=False)
-    score([run], suite_file, device="cpu")
+    run, lines = make_run((5,), final=False), []
+    score([run], suite_file, device="cpu", progress=lines.append)
     by_task = {s.task: s for s in ScoreStore(run).load()}
     one = by_task["choices"]
+    assert all(
+        any(f": {spelt(s.metrics[0])} (n={s.metrics[0].n}, " in line for line in lines) for s in by_task.values()
+    )
     manifest = json.loads((run / "checkpoint-5" / "manifest.json").read_text())
     assert (one.run, one.run_id, one.checkpoint, one.step) == ("toy", "0123456789abcdef", "checkpoint-5", 5)
     assert one.weights_hash == manifest["weights"]
