@@ -259,7 +259,7 @@ def run(
         how: How answers are drawn.
         reward: What chooses among answers.
         gold: What does not, or None.
-        names: ``policy``, ``reward`` and ``gold`` as the file names them, and ``weights_hash`` of the policy.
+        names: ``policy``, ``reward`` and ``gold`` as the file names them, and the policy's hash as ``policy_model``.
         say: Takes a line now and then.
 
     Raises:

@@ -141,6 +141,8 @@ def _score_from(record: dict[str, Any], where: str) -> Score:
         if not isinstance(record.get("detail"), dict | None):
             raise TypeError("detail is no JSON object")
         score = _known(Score, record)
+        if not all(isinstance(part, str | None) for part in (*score.key, score.run, score.checkpoint)):
+            raise TypeError("a name or a hash is no text")
         return replace(score, metrics=metrics, notes=tuple(score.notes))
     except (KeyError, TypeError) as error:
         raise PosttrainError(f"not a score: {error}", where=where, hint="remove that line") from error
@@ -188,7 +190,7 @@ class ScoreStore:
         for number, record in enumerate(read_jsonl_log(self.path), start=1):
             score = _score_from(record, f"{self.path}:{number}")
             scores.setdefault(score.key, score)
-        stale = superseded([asdict(score) for score in scores.values()])
+        stale = superseded([vars(score) for score in scores.values()])
         return [score for index, score in enumerate(scores.values()) if index not in stale]
 
     def keys(self) -> set[Key]:

@@ -144,7 +144,7 @@ def best_of_n(
     from types import SimpleNamespace
 
     from ..evals import best_of_n as best
-    from ..evals.checkpoints import weights_hash
+    from ..evals.checkpoints import model_hash
     from ..evals.models import load_model
     from .rewards import load_terms, name_of
     from .schema import RewardSpec
@@ -159,7 +159,7 @@ def best_of_n(
     recipe: Any = SimpleNamespace(rewards=[first], gold=second)
     args = SimpleNamespace(device=loaded.model.device, per_device_eval_batch_size=batch_size)
     terms, _ = load_terms(recipe, loaded.tokenizer, args)
-    known = {"policy": Path(policy).name, "policy_weights": weights_hash(Path(policy))} if Path(policy).is_dir() else {}
+    known = {"policy": Path(policy).name, "policy_model": model_hash(Path(policy))} if Path(policy).is_dir() else {}
     best.run(
         output_dir,
         loaded,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import PosttrainError
+from posttrain.evals.answers import read_answers
 from posttrain.evals.records import Metric, Score, ScoreStore
 
 
@@ -78,6 +79,36 @@ def test_a_spoilt_line_within_the_file_is_an_error_with_its_place(tmp_path: Path
     store.path.write_text('{"run": "r"}\n' + store.path.read_text())
     with pytest.raises(PosttrainError, match=r"scores\.jsonl:1"):
         store.load()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "null", "[1]", "{", "\0\0", '{"task": ["a"]}', '{"metrics": 5}', '{"metrics": ["acc"]}', '{"detail": 1}'],
+)
+def test_whatever_a_whole_line_holds_that_is_no_score_is_named(tmp_path: Path, line: str):
+    store = ScoreStore(tmp_path)
+    store.append(make("a"))
+    sound = json.loads(store.path.read_text())
+    spoilt = json.dumps(sound | json.loads(line)) if line.endswith("}") else line
+    store.path.write_text(spoilt + "\n" + store.path.read_text())
+    with pytest.raises(PosttrainError, match=r"scores\.jsonl:1") as caught:
+        store.load()
+    assert "remove that line" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"\0" * 100, b'{"a": 1}\n'])
+def test_answers_that_were_torn_are_named(tmp_path: Path, content: bytes):
+    (tmp_path / "answers.parquet").write_bytes(content)
+    with pytest.raises(PosttrainError, match=r"answers\.parquet.*cannot be read"):
+        read_answers(tmp_path / "answers.parquet")
+
+
+def test_a_line_of_an_older_version_gives_way_to_one_that_names_the_model(tmp_path: Path):
+    store = ScoreStore(tmp_path)
+    store.append(make("a"))
+    store.append(make("b"))
+    assert store.append(make("a", model_hash="m" * 64))
+    assert [(score.task, score.model[0]) for score in store.load()] == [("b", "f"), ("a", "m")]
 
 
 def test_keys_that_a_later_version_adds_are_left_aside(tmp_path: Path):
