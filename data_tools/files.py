@@ -83,13 +83,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_orphans(path)
-        while temporary is None or not temporary.exists():
-            handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+        with _locked_temporary(path) as handle:
             temporary = Path(handle.name)
-            with contextlib.suppress(OSError):  # a file system without locks clears no orphans either
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        with handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -102,12 +97,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             temporary.unlink(missing_ok=True)  # only there if something, a Ctrl-C included, came between
 
 
-def _clear_orphans(path: Path) -> None:
-    """Removes temporary files of this name whose writer was killed: nobody holds their lock."""
+def _locked_temporary(path: Path) -> Any:
+    """Opens and locks a temporary file beside a path; removes those that nobody locks: their writers were killed."""
     for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        with contextlib.suppress(OSError), orphan.open("rb+") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), orphan.open("rb+") as found:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
             orphan.unlink()
+    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    with contextlib.suppress(OSError):  # a file system without locks clears no orphans either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    # Another process may have taken it for an orphan before it was locked.
+    return handle if Path(handle.name).exists() else _locked_temporary(path)
 
 
 def write_json(path: Path, value: Any) -> None:
