@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import PosttrainError, first_line
+from ..chat_templates.errors import PosttrainError
 from ..data_tools.specfile import load_document
 from . import estimate
-from .errors import RecipeError
 from .load import Loaded, load
 from .stages import STAGES
 from .trainer_fields import Field, fields_of
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
+    from .decisions import Ready
     from .job import Job
 
 
@@ -33,11 +33,10 @@ def check_all(
             lines = _with_data(loaded) if read_data else _without_data(loaded)
         except PosttrainError as error:
             wrong = max(wrong, error.exit_code)
-            print(error, file=sys.stderr)
+            for line in str(error).splitlines():
+                print(line if str(path) in line else f"{path}: {line}", file=sys.stderr)
             continue
-        failed = [line for line in lines if line.startswith("error: ")]
-        wrong = max(wrong, 2 if failed else 0)
-        print(f"{path}: {'not ready' if failed else 'ok'} ({loaded.recipe.stage}, recipe {loaded.hash})")
+        print(f"{path}: ok ({loaded.recipe.stage}, recipe {loaded.hash})")
         for line in lines:
             print(f"  {line}")
     return wrong
@@ -70,39 +69,32 @@ def _without_data(loaded: Loaded) -> list[str]:
 
 def _with_data(loaded: Loaded) -> list[str]:
     """Reads data and template as a run would, and adds up what the run would do."""
-    import importlib
+    from .decisions import decide, trainer_config
+    from .rehearsal import rehearse
 
-    from .job import open_job
-    from .train import trainer_config
-
-    job = open_job(loaded)
-    stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
-    lines = _template_lines(job)
-    data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
-    for split, prepared in data.items():
+    ready = decide(loaded, trainer_config(loaded))
+    lines = _template_lines(ready)
+    for split, prepared in ready.data.items():
         if prepared is not None:
             lines += _data_lines(split, prepared)
-    trainer_config(loaded)
-    try:
-        head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
-        size = estimate.model_size(job, head)
-    except (OSError, ValueError) as error:
-        raise RecipeError(first_line(error), where=str(loaded.path)) from error
-    return lines + _cost_lines(job, size, data["train"])
+    assert ready.data["train"] is not None, "a recipe always has data.train"
+    lines += _cost_lines(ready.job, ready.size, ready.data["train"])
+    rehearse(ready)
+    return lines
 
 
-def _template_lines(job: "Job") -> list[str]:
-    """Reports the chat template, and each check of its loss mask that did not pass."""
+def _template_lines(ready: "Ready") -> list[str]:
+    """Says which template is used, and of what its checks warn where its loss mask is used."""
     from .. import chat_templates
-    from .job import prove_template
 
+    job = ready.job
     if job.template is None:
         return []
-    proof = prove_template(job)
     name = f"template: {job.template.name} ({chat_templates.fingerprint(job.template, job.tokenizer)})"
-    if proof is None:
+    if ready.proof is None:
         return [name]
-    return [f"{name}, {proof.summary}", *(f"{f.severity}: template: {f.check}: {f.message}" for f in proof.failed)]
+    failed = [f"{f.severity}: template: {f.check}: {f.message}" for f in ready.proof.failed]
+    return [f"{name}, {ready.proof.summary}", *failed]
 
 
 # What a report says after the number of tokens, by the kind of row, where loss is not all there is to say.

@@ -48,12 +48,17 @@ def stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def model_size(job: "Job", head: "Head | None" = None) -> Size:
-    """Builds the recipe's model without memory for its weights and counts its parameters."""
+def empty_model(job: "Job", head: "Head | None" = None) -> Any:
+    """Builds the recipe's model without memory for its weights.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: Its configuration makes no model.
+        ImportError: It needs a package that is not installed, such as an attention kernel's.
+    """
     import torch
     from transformers import AutoConfig
 
-    from .adapters import lora_config
     from .distillation.student import layers_config
     from .model import auto_class, head_options, new_config
 
@@ -68,9 +73,20 @@ def model_size(job: "Job", head: "Head | None" = None) -> Size:
         config = layers_config(config, spec.layers) if spec.layers else config
     for name, value in head_options(head).items():
         setattr(config, name, value)
+    options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     with torch.device("meta"):
-        model: Any = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code)
+        model = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code, **options)
         model.tie_weights()
+    return model
+
+
+def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
+    """Counts the parameters of a model that ``empty_model`` has built, which then carries the recipe's adapters."""
+    import torch
+
+    from .adapters import lora_config
+
+    with torch.device("meta"):
         total = sum(parameter.numel() for parameter in model.parameters())
         layers = (model.get_input_embeddings(), *([] if head else [model.get_output_embeddings()]))
         tables = {layer.weight for layer in layers}

@@ -70,7 +70,7 @@ class Loaded:
         """Returns the file and line, or the override, of the key that a message names; the file if it names none."""
         known = {dotted(key): key for key in (*self.document.lines, *self.document.overrides) if key}
         words = [word.strip(".") for word in re.findall(r"[\w.\[\]]+", text)]
-        named = [words[0], *(word for word in words if "." in word), *(f"trainer.{word}" for word in words)]
+        named = [*(word for word in words if "." in word), *(f"trainer.{word}" for word in words), words[0]]
         return self.document.where(next((known[name] for name in named if name in known), ()))
 
 

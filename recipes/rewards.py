@@ -38,14 +38,34 @@ def load_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", args: Any) 
     Raises:
         RecipeError: A model or function cannot be found or used, or two terms have one name.
     """
+    terms = [_load_term(spec, name, tokenizer, args) for name, spec in _named_specs(recipe).items()]
+    return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
+
+
+def check_terms(recipe: Recipe) -> None:
+    """Imports the reward functions of a recipe.
+
+    Raises:
+        RecipeError: A function cannot be found or used, or two terms have one name.
+    """
+    for spec in _named_specs(recipe).values():
+        if spec.function:
+            _accepted(load_function(spec.function))
+
+
+def _named_specs(recipe: Recipe) -> dict[str, RewardSpec]:
+    """Returns the terms by the name that the logs call them, the gold reward last.
+
+    Raises:
+        RecipeError: Two have one name.
+    """
     specs = [*recipe.rewards, *([recipe.gold.model_copy(update={"name": GOLD})] if recipe.gold else [])]
     names = [name_of(spec) for spec in specs]
     for name in names:
         if names.count(name) > 1:
             hint = "give each a name" if name != GOLD else "gold is the name of the gold reward"
-            raise RecipeError(f"two rewards are called {name}", where="rewards", hint=hint)
-    terms = [_load_term(spec, name, tokenizer, args) for spec, name in zip(specs, names, strict=True)]
-    return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
+            raise RecipeError(f"rewards: two are called {name}", hint=hint)
+    return dict(zip(names, specs, strict=True))
 
 
 def name_of(spec: RewardSpec) -> str:

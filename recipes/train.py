@@ -8,24 +8,23 @@ Runs under any launcher::
 
 import argparse
 import contextlib
-import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import PosttrainError, first_line
+from ..chat_templates.errors import PosttrainError
 from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
+from .decisions import Ready, decide, placed, trainer_config
 from .errors import RecipeError, RunError
-from .job import Job, open_job, prove_template
+from .job import Job
 from .load import Loaded, load
-from .stages import STAGES
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
     from .model import Head
 
@@ -46,23 +45,19 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
         _say(f"{run_dir}: already trained; nothing to do")
         return
     _quiet_libraries()
-    stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
     args = trainer_config(loaded)
     state = _check_processes(processes)
     with _run_lock(run_dir, main=state.is_main_process):
         with state.main_process_first():
             record = rundir.claim(loaded, processes=state.num_processes, force=force) if state.is_main_process else {}
-            job = open_job(loaded)
-            _verify_template(job)
-            data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
+            ready = decide(loaded, args)
         if state.is_main_process:
-            _record_inputs(job, record, data, force)
+            _record_inputs(ready.job, record, ready.data, force)
         resume = rundir.find_resume(run_dir, say=_say, best=args.load_best_model_at_end).checkpoint
-        head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
-        trainer = _build(job, stage, args, data, head)
+        trainer = build(ready)
         with explain_full_disk(run_dir):
-            _run(job, trainer, resume)
-            _finish(job, trainer, head)
+            _run(ready.job, trainer, resume)
+            _finish(ready.job, trainer, ready.head)
     _say(f"{run_dir}: trained for {trainer.state.global_step} steps; the final model is whole")
 
 
@@ -84,38 +79,6 @@ def _say(text: str) -> None:
     """Prints a line from the main process."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(text, flush=True)
-
-
-def trainer_config(loaded: Loaded) -> "TrainingArguments":
-    """Builds the stage's configuration, for this machine.
-
-    Raises:
-        RecipeError: The configuration class refuses the values, or their combination.
-    """
-    stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
-    try:
-        args = stage.config(_machine_defaults(loaded))
-    except ValueError as error:
-        raise RecipeError(f"trainer: {error}", where=str(loaded.path)) from error
-    args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
-    return args
-
-
-def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
-    """Adds to the trainer's fields what this machine decides: without an accelerator, plain float32 on the CPU."""
-    import torch
-
-    values = {**loaded.recipe.trainer, "output_dir": loaded.recipe.output_dir}
-    values["save_total_limit"] = None  # CheckpointKeeper removes old checkpoints, after the new one is whole
-    values.setdefault("logging_nan_inf_filter", False)  # it would print the last good loss for a broken one
-    values.setdefault("disable_tqdm", not sys.stderr.isatty())
-    values.setdefault("ddp_timeout", 6 * 3600)  # the other processes wait while the first one tokenises
-    if not torch.accelerator.is_available():
-        values.setdefault("use_cpu", True)
-        if not values.get("fp16"):
-            values.setdefault("bf16", False)
-        values.setdefault("dataloader_pin_memory", False)
-    return values
 
 
 def _check_processes(expected: int | None) -> Any:
@@ -156,24 +119,6 @@ def _already_done(loaded: Loaded) -> bool:
     )
 
 
-def _verify_template(job: Job) -> None:
-    """Refuses a template whose loss mask is wrong for this tokenizer and data, before anything is trained with it.
-
-    Raises:
-        TemplateError: With the checks that failed.
-    """
-    from ..chat_templates.errors import TemplateError
-
-    proof = prove_template(job)
-    failed = [finding for finding in proof.failed if finding.severity == "error"] if proof else []
-    if failed and job.template:
-        raise TemplateError(
-            "; ".join(f"{finding.check}: {finding.message}" for finding in failed),
-            where=f"chat template {job.template.name}",
-            hint="posttrain check shows every check",
-        )
-
-
 def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force: bool) -> None:
     """Adds data and template to ``run.json``; a run that resumes must find them as they were."""
     from .. import chat_templates
@@ -194,25 +139,28 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
     write_json(job.run_dir / rundir.RECORD, record)
 
 
-def _build(job: Job, stage: Any, args: "TrainingArguments", data: dict[str, Any], head: "Head | None") -> "Trainer":
-    """Builds model and trainer; the seed is set first, because new weights and adapters are drawn from it."""
+def build(ready: Ready) -> "Trainer":
+    """Builds model and trainer; the seed is set first, because new weights and adapters are drawn from it.
+
+    Raises:
+        PosttrainError: The model cannot be loaded, or the trainer refuses it.
+    """
     from transformers import set_seed
 
     from .adapters import settle
     from .callbacks import CheckpointKeeper, LogKeeper, ProgressKeeper, StartKeeper
     from .model import load_model
 
-    set_seed(args.seed)
-    model = load_model(job.loaded.recipe, job.tokenizer, head)
-    keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
+    job = ready.job
+    set_seed(ready.args.seed)
     start, progress = StartKeeper(), ProgressKeeper()
-    # The manifest is written last, and the log once the run's earlier parts are added.
-    callbacks = [progress, keeper, LogKeeper(), *([start] if _keeps_start(job.loaded) else [])]
-    try:
-        trainer = stage.build(job, args, model, data, callbacks)
-    except ValueError as error:
-        raise RecipeError(first_line(error), where=str(job.loaded.path)) from error
-    settle(trainer.model)
+    with placed(job.loaded):
+        model = load_model(job.loaded.recipe, job.tokenizer, ready.head)
+        keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
+        # The manifest is written last, and the log once the run's earlier parts are added.
+        callbacks = [progress, keeper, LogKeeper(), *([start] if _keeps_start(job.loaded) else [])]
+        trainer = ready.stage.build(job, ready.args, model, ready.data, callbacks)
+        settle(trainer.model)
     start.trainer = progress.trainer = trainer
     trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
     return trainer

@@ -23,6 +23,8 @@ _OWNED = {
     "do_eval": "a recipe with data.eval evaluates",
     "do_predict": "use posttrain score",
     "local_rank": "the launcher sets it",
+    **dict.fromkeys(("fsdp", "fsdp_config"), "launch with an accelerate config, such as --accelerate fsdp2"),
+    "deepspeed": "launch with an accelerate config, such as --accelerate zero2",
 }
 _OWNED_TRL = {
     **_OWNED,

@@ -74,35 +74,40 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> 
     """
 
     def make(stage: str = "sft", name: str = "run", sections: dict[str, Any] | None = None, **trainer: Any) -> Path:
-        described = STAGE_RECIPES[stage]
-        rows = tmp_path / f"{described['kind']}.jsonl"
-        rows.write_text("".join(json.dumps(_row(described["kind"], number)) + "\n" for number in range(80)))
-        recipe = {
-            "stage": stage,
-            "model": {"name_or_path": str(tiny_model_dir)}
-            | ({"chat_template": "chatml"} if described.get("chat") else {}),
-            "data": {"train": {"path": str(rows), "format": described["kind"]}},
-            **filled(described.get("sections", {}), model=str(tiny_model_dir), teacher=str(other_model_dir)),
-            "trainer": {
-                "max_length": 64,
-                "max_steps": 12,
-                "save_steps": 4,
-                "logging_steps": 1,
-                "per_device_train_batch_size": 4,
-                "learning_rate": 0.003,
-                "gradient_checkpointing": False,
-                **described.get("trainer", {}),
-                **trainer,
-            },
-            "output_dir": str(tmp_path / name),
-            **(sections or {}),
-        }
-        recipe["trainer"] = {key: value for key, value in recipe["trainer"].items() if value is not ABSENT}
+        recipe = stage_recipe(stage, tmp_path, str(tiny_model_dir), str(other_model_dir))
+        recipe |= {"output_dir": str(tmp_path / name), **(sections or {})}
+        if "trainer" not in (sections or {}):
+            fields = {**recipe["trainer"], **trainer}
+            recipe["trainer"] = {key: value for key, value in fields.items() if value is not ABSENT}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe))
         return path
 
     return make
+
+
+def stage_recipe(stage: str, folder: Path, model: str, teacher: str) -> dict[str, Any]:
+    """Returns a recipe of a stage as plain values, without an output folder, and writes its rows into a folder."""
+    described = STAGE_RECIPES[stage]
+    rows = folder / f"{described['kind']}.jsonl"
+    rows.write_text("".join(json.dumps(_row(described["kind"], number)) + "\n" for number in range(80)))
+    trainer = {
+        "max_length": 64,
+        "max_steps": 12,
+        "save_steps": 4,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.003,
+        "gradient_checkpointing": False,
+        **described.get("trainer", {}),
+    }
+    return {
+        "stage": stage,
+        "model": {"name_or_path": model} | ({"chat_template": "chatml"} if described.get("chat") else {}),
+        "data": {"train": {"path": str(rows), "format": described["kind"]}},
+        **filled(described.get("sections", {}), model=model, teacher=teacher),
+        "trainer": {key: value for key, value in trainer.items() if value is not ABSENT},
+    }
 
 
 def filled(value: Any, **folders: str) -> Any:

@@ -1,16 +1,14 @@
 """What the tests of reward, DPO, KTO and ORPO share."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from posttrain.recipes.job import open_job
+from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.load import load
-from posttrain.recipes.stages import STAGES
-from posttrain.recipes.train import _build, train, trainer_config
+from posttrain.recipes.train import build, train
 
 from .test_resume import undo_end
 
@@ -18,11 +16,7 @@ from .test_resume import undo_end
 def built(recipe: Path) -> Any:
     """Builds a recipe's trainer without training."""
     loaded = load(recipe)
-    job, args = open_job(loaded), trainer_config(loaded)
-    stage = importlib.import_module(f"posttrain.recipes.stages.{loaded.recipe.stage}")
-    data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
-    head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
-    return _build(job, stage, args, data, head)
+    return build(decide(loaded, trainer_config(loaded)))
 
 
 def first_batch(trainer: Any, rows: int = 4) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates.errors import InputError, PosttrainError
+from posttrain.recipes.decisions import trainer_config
 from posttrain.recipes.load import load
-from posttrain.recipes.train import trainer_config
 
 
 @pytest.mark.parametrize(

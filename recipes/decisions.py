@@ -1,0 +1,239 @@
+"""What is decided before a run, in one order, by the same functions for ``check`` and ``train``.
+
+Whatever is refused is refused here, before the run folder is written to and before any weights are loaded.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean, first_line
+from ..data_tools.errors import SpecError
+from . import estimate, rewards
+from .errors import RecipeError
+from .job import Job, open_job, prove_template
+from .load import Loaded
+from .schema import LoraSpec
+from .stages import STAGES
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from ..data_tools.prepare import Prepared
+    from ..data_tools.proof import Proof
+    from .model import Head
+
+# The package that a value needs, where it is not the value's own name: report_to, and the words in optimizers' names.
+_REPORTERS = {"azure_ml": "azureml", "neptune": "neptune", "flyte": "flytekitplugins", "kubeflow": "transformers"}
+_OPTIMIZERS = {
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+    "anyprecision": "torchdistx",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "_bnb": "bitsandbytes",
+    "8bit": "bitsandbytes",
+    "lion": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "ademamix": "bitsandbytes",
+}
+_SWITCHES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
+_PIP = {
+    "liger_kernel": "liger-kernel",
+    "optimi": "torch-optimi",
+    "lomo_optim": "lomo-optim",
+    "azureml": "azureml-mlflow",
+}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A recipe that may be trained.
+
+    Attributes:
+        job: The recipe with its tokenizer and template.
+        stage: The stage's module.
+        args: The trainer's configuration.
+        proof: What is proved of the chat template's loss mask, without an error; None where none is read from it.
+        data: The prepared splits.
+        head: The classification head, if the stage trains one.
+        size: The model's parameters.
+    """
+
+    job: Job
+    stage: Any
+    args: "TrainingArguments"
+    proof: "Proof | None"
+    data: "dict[str, Prepared | None]"
+    head: "Head | None"
+    size: estimate.Size
+
+
+def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
+    """Decides whether a recipe can be trained, everything on this machine but the weights taken into account.
+
+    Args:
+        loaded: The recipe.
+        args: What ``trainer_config`` has made of it.
+
+    Raises:
+        PosttrainError: It cannot; says where in the recipe.
+    """
+    with placed(loaded):
+        stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
+        job = open_job(loaded)
+        proof = verify_template(job)
+        data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
+        head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
+        rewards.check_terms(loaded.recipe)
+        model = estimate.empty_model(job, head)
+        if loaded.recipe.lora:
+            check_adapter(loaded.recipe.lora, model)
+        return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
+
+
+@contextlib.contextmanager
+def placed(loaded: Loaded) -> Iterator[None]:
+    """Says of an error where in the recipe it was made; what a library refuses becomes an error of the recipe."""
+    try:
+        yield
+    except PosttrainError as error:
+        if error.where in (None, str(loaded.path)) and not isinstance(error, SpecError):
+            error.where = loaded.where(error.what)
+        raise
+    except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AttributeError, OSError) as error:
+        what = first_line(error) if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: {error}"
+        raise RecipeError(what, where=loaded.where(what)) from error
+
+
+def check_packages(loaded: Loaded) -> None:
+    """Refuses values whose package is not installed, and uploads that cannot leave this machine.
+
+    Raises:
+        RecipeError: With the first of them.
+    """
+    trainer = loaded.recipe.trainer
+    reporters = trainer.get("report_to") or []
+    needed: dict[str, str] = {
+        f"report_to: {name}": _REPORTERS.get(str(name), str(name))
+        for name in _as_list(reporters)
+        if name not in ("none", "all")
+    }
+    optim = str(trainer.get("optim") or "")
+    needed |= {f"optim: {optim}": package for word, package in reversed(_OPTIMIZERS.items()) if word in optim}
+    needed |= {name: package for name, package in _SWITCHES.items() if trainer.get(name)}
+    for field, package in needed.items():
+        if importlib.util.find_spec(package) is None and not (package == "tensorboard" and _has("tensorboardX")):
+            name = _PIP.get(package, package.replace("_", "-"))
+            raise RecipeError(
+                f"trainer.{field} needs the package {name}, which is not installed", hint=f"pip install {name}"
+            )
+    if loaded.recipe.quantization and not _has("bitsandbytes"):
+        raise RecipeError("quantization needs bitsandbytes", hint="pip install 'posttrain[quantization]'")
+    uploads = [name for name in ("push_to_hub", "log_completions_hub_repo") if trainer.get(name)]
+    if uploads:
+        from huggingface_hub import get_token
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        if HF_HUB_OFFLINE or not (trainer.get("hub_token") or get_token()):
+            why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "there is no token; log in with `hf auth login`"
+            raise RecipeError(f"trainer.{uploads[0]} uploads to the Hub, but {why}", hint="drop it")
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def trainer_config(loaded: Loaded) -> "TrainingArguments":
+    """Builds the stage's configuration, for this machine.
+
+    Raises:
+        RecipeError: A package is missing, or the configuration class refuses the values or their combination.
+    """
+    stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
+    with placed(loaded):
+        check_packages(loaded)
+        try:
+            args = stage.config(_machine_defaults(loaded))
+        except (ValueError, TypeError, KeyError, ImportError, AttributeError, OSError) as error:
+            raise RecipeError(f"trainer: {first_line(error)}") from error
+    args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
+    return args
+
+
+def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
+    """Adds to the trainer's fields what this machine decides: without an accelerator, plain float32 on the CPU."""
+    import torch
+
+    values = {**loaded.recipe.trainer, "output_dir": loaded.recipe.output_dir}
+    values["save_total_limit"] = None  # CheckpointKeeper removes old checkpoints, after the new one is whole
+    values.setdefault("logging_nan_inf_filter", False)  # it would print the last good loss for a broken one
+    values.setdefault("disable_tqdm", not sys.stderr.isatty())
+    values.setdefault("ddp_timeout", 6 * 3600)  # the other processes wait while the first one tokenises
+    if not torch.accelerator.is_available():
+        values.setdefault("use_cpu", True)
+        if not values.get("fp16"):
+            values.setdefault("bf16", False)
+        values.setdefault("dataloader_pin_memory", False)
+    return values
+
+
+def verify_template(job: Job) -> "Proof | None":
+    """Refuses a template whose loss mask is wrong for this tokenizer and data, before anything is trained with it.
+
+    Raises:
+        TemplateError: With the checks that failed.
+    """
+    proof = prove_template(job)
+    failed = [finding for finding in proof.failed if finding.severity == "error"] if proof else []
+    if failed and job.template:
+        what = "; ".join(f"{finding.check}: {finding.message}" for finding in failed)
+        raise TemplateError(what, where=f"chat template {job.template.name}")
+    return proof
+
+
+def check_adapter(spec: LoraSpec, model: Any) -> None:
+    """Refuses names of modules that the model does not have; peft is content if one of them exists.
+
+    Raises:
+        RecipeError: With each name, and what may have been meant.
+    """
+    from torch import nn
+
+    modules = dict(model.named_modules())
+    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)}
+    known = {name.rpartition(".")[2] for name in modules if name}
+    problems = []
+    if isinstance(spec.target_modules, str) and spec.target_modules != "all-linear":
+        try:
+            found = any(re.fullmatch(spec.target_modules, name) for name in modules)
+        except re.error as error:
+            found, problems = True, [f"lora.target_modules is no regular expression: {error}"]
+        if not found:
+            hint = did_you_mean(spec.target_modules, ("all-linear", *linear))
+            problems.append(
+                f"lora.target_modules: no module's whole name matches {spec.target_modules!r}; {hint or ''}"
+            )
+    listed = spec.target_modules if isinstance(spec.target_modules, list) else []
+    for key, names, choices in (("target_modules", listed, linear), ("modules_to_save", spec.modules_to_save, known)):
+        for name in names:
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                hint = did_you_mean(name, choices) or f"it has {', '.join(sorted(choices))}"
+                problems.append(f"lora.{key}: the model has no module {name!r}; {hint}")
+    if listed == [] and isinstance(spec.target_modules, list):
+        problems.append("lora.target_modules is empty; say all-linear, or name modules")
+    if problems:
+        raise RecipeError("; ".join(problems))
