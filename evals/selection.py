@@ -50,6 +50,7 @@ def select(
     *,
     seed: int = 0,
     higher_is_better: bool = True,
+    scale: tuple[float, float] | None = None,
 ) -> Selection | None:
     """Chooses the best checkpoint on one half of the items that all of them have, and measures it on the other.
 
@@ -58,6 +59,7 @@ def select(
         clusters: The cluster of an item; whole clusters go to one half. An item without one is its own.
         seed: Of the halves.
         higher_is_better: Which way is up.
+        scale: The ends between which scores lie, if there are any; the interval then does too.
 
     Returns:
         None where there is nothing to choose from: no checkpoint, or a half without items.
@@ -79,7 +81,9 @@ def select(
     best = max(means, key=lambda name: sign * means[name])
     chosen = scores[best]
     reported = mean_estimate(
-        [chosen[item] for item in halves[1]], None if clusters is None else [unit[item] for item in halves[1]]
+        [chosen[item] for item in halves[1]],
+        None if clusters is None else [unit[item] for item in halves[1]],
+        scale=scale,
     )
     note = (
         f"the best of {len(scores)} on {len(halves[0])} items, measured on {len(halves[1])} others; a best figure on "

@@ -159,14 +159,14 @@ def interval(
         scale: As of :func:`scale_of`; None where nothing is known of it.
         given: The ends that the record itself has, and the name of their method.
     """
-    if value is None or not math.isfinite(value):
+    if value is None or not math.isfinite(value) or (n is not None and n < 2):
         return None
     known = scale or Scale()
     least, most = (-math.inf if known.low is None else known.low), (math.inf if known.high is None else known.high)
     low, high, method = given
     if low is not None and high is not None and least <= low < high <= most:
         return Interval(low, high, method)
-    if stderr is None or not math.isfinite(stderr) or stderr < 0 or (n is not None and n < 2):
+    if stderr is None or not math.isfinite(stderr) or stderr < 0:
         return None
     t = Z95 if n is None else t_quantile(0.975, n - 1)
     if n is not None and known.of_items and (scale is None or (least, most) == (0.0, 1.0)):
@@ -343,14 +343,14 @@ def mean_estimate(
     cluster, count = codes(clusters, len(scores))
     mean = float(scores.mean())
     stderr, df = clustered_stderr(scores, cluster, count)
-    binary = bool(np.isin(scores, (0.0, 1.0)).all()) and scale is None
+    if stderr is None:
+        return Estimate(mean, None, None, None, len(scores), count)
+    ends = (0.0, 1.0) if unit else scale
+    binary = ends in (None, (0.0, 1.0)) and bool(np.isin(scores, (0.0, 1.0)).all())
     if binary and count == len(scores):
         found = wilson(float(scores.sum()), count)
         return Estimate(mean, stderr, found.low, found.high, count, count)
-    if stderr is None:
-        return Estimate(mean, None, None, None, len(scores), count)
     t = t_quantile(0.975, df)
-    ends = (0.0, 1.0) if unit else scale
     if binary:
         # Without spread the sample size is what the clusters are, however many items they repeat.
         low, high = wilson_ends(mean, mean * (1 - mean) / stderr**2 if stderr else float(count), t)

@@ -9,6 +9,7 @@ from ..bradley_terry import standing
 from ..checkpoints import FINAL
 from ..errors import SuiteError
 from ..selection import select
+from ..statistics import scale_of
 from ..stats import compare
 from .items import Items
 from .judged_model import Judging, Match
@@ -124,7 +125,10 @@ def _pick(column: Column, rows: Sequence[Row], items: ItemsOf) -> Pick | None:
     clusters: dict[Hashable, Hashable] | None = (
         dict(zip(first.keys, first.clusters, strict=True)) if first.clusters else None
     )
-    found = select(scores, clusters, higher_is_better=column.metrics[0].higher_is_better)
+    details = (mapping(row.cells[column.id].score.get("detail")) for row in rows if column.id in row.cells)
+    scale = scale_of(column.metrics[0].name, next(details))
+    ends = (scale.low, scale.high) if scale and scale.low is not None and scale.high is not None else None
+    found = select(scores, clusters, higher_is_better=column.metrics[0].higher_is_better, scale=ends)
     if found is None or found.items < _SHARED * max(len(one.keys) for one in held.values()):
         return None
     rest = found.reported

@@ -56,3 +56,11 @@ def test_nothing_to_choose_from_is_no_choice():
     assert select({}) is None
     assert select({"only": {"one": 1.0}}) is None
     assert select({"a": {"x": 1.0}, "b": {"y": 1.0}}) is None
+
+
+def test_the_interval_of_the_best_keeps_to_its_scale():
+    scores = {"a": {str(n): 10.0 - 9.0 * (n % 17 == 0) for n in range(40)}, "b": {str(n): 3.0 for n in range(40)}}
+    found, free = select(scores, scale=(1.0, 10.0)), select(scores)
+    assert found is not None
+    assert free is not None
+    assert found.reported.high <= 10 < free.reported.high

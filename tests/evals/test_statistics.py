@@ -269,6 +269,8 @@ def test_shares_keep_inside_their_range_and_have_a_width_at_its_ends():
 def test_one_cluster_supports_no_interval():
     found = mean_estimate([0.2, 0.4, 0.9], ["same"] * 3)
     assert (found.stderr, found.low, found.high) == (None, None, None)
+    assert (mean_estimate([1.0]).low, mean_estimate([1.0]).high) == (None, None)
+    assert interval(1.0, 0.0, 1, scale_of("win_rate"), (0.2, 1.0, "over prompts")) is None
 
 
 @pytest.mark.parametrize(("values", "clusters"), [([], None), ([1.0, math.nan], None), ([1.0, 2.0], ["a"])])
