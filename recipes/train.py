@@ -10,11 +10,12 @@ import argparse
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import PosttrainError
+from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
@@ -175,11 +176,19 @@ def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
     """Trains to the end, from a checkpoint if there is a whole one.
 
     Raises:
-        RunError: There was no step to take.
+        RunError: There was no step to take, or the first one failed.
     """
     if trainer.is_world_process_zero():
         rundir.rewind_log(job.run_dir, resume)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
+        if resume or trainer.state.global_step > 1:
+            raise  # what has worked for a while fails for reasons that only its traceback tells
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"the first step failed: {first_line(error)} ({type(error).__name__}, {place.filename}:{place.lineno})"
+        hint = "posttrain check rehearses a step with the same settings"
+        raise RunError(what, where=job.loaded.where(str(error)), hint=hint) from error
     if trainer.state.global_step == 0:
         hint = "trainer.max_steps and trainer.num_train_epochs say how long, data.train with what"
         raise RunError("the run took no step, so nothing was trained", where=str(job.run_dir), hint=hint)

@@ -1,0 +1,80 @@
+"""What ``check`` passes ``train`` trains, what it refuses ``train`` refuses, each in one line that says where."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from posttrain.recipes.check import check_all
+from posttrain.recipes.rehearsal import save_tiny
+
+from ..conftest import build_tokenizer
+from . import mutations
+
+Make = Callable[..., Path]
+LORA = {"lora": {"r": 4}}
+
+# stage, sections, trainer fields, and what both say; None where both must be content
+TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
+    ("sft", {}, {}, None),
+    ("sft", {}, {"max_length": None}, None),
+    ("sft", {}, {"assistant_only_loss": False, "loss_type": "dft"}, None),
+    ("sft", {"lora": {"target_modules": "q_prj|v_prj"}}, {}, "no module's whole name matches"),
+    ("sft", {"lora": {"target_modules": ["q_proj", "v_prooj"], "modules_to_save": ["lm_haed"]}}, {}, "'v_proj'"),
+    ("sft", {}, {"report_to": "wandb"}, "pip install wandb"),
+    ("sft", {}, {"optim": "galore_adamw"}, "pip install galore-torch"),
+    ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
+    ("sft", {}, {"push_to_hub": True}, "HF_HUB_OFFLINE is set"),
+    ("sft", {}, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nothing": 1}}, "nothing"),
+    ("sft", {}, {"dataloader_drop_last": True, "per_device_train_batch_size": 1000}, "no step"),
+    (
+        "sft",
+        {"model": {"name_or_path": "{model}", "chat_template": "chatml", "attn_implementation": "spda"}},
+        {},
+        "spda",
+    ),
+    ("dpo", {"model": {"name_or_path": "{marks}"}}, {}, None),
+    ("dpo", {}, {"f_divergence_type": "js_divergence", "loss_type": "ipo"}, None),
+    ("dpo", LORA, {"sync_ref_model": True}, "drop one of the two"),
+    ("grpo", {}, {"num_generations": 3}, "divisible"),
+    ("grpo", {"rewards": [{"function": "math:nothing"}]}, {}, "nothing"),
+    ("ppo", {}, {"kl_coef": -1.0}, "kl_coef: must be in"),
+    ("classify", {}, {"alpha": 0.3}, "the recipe has none"),
+]
+
+
+@pytest.mark.parametrize(("stage", "sections", "trainer", "says"), TABLE)
+def test_check_and_train_decide_alike(
+    make_recipe: Make,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    stage: str,
+    sections: dict[str, Any],
+    trainer: dict[str, Any],
+    says: str | None,
+) -> None:
+    tokenizer: Any = build_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    marks = save_tiny(tokenizer, tmp_path / "marks", None)  # its template marks no assistant's words
+    given = json.loads(json.dumps(sections).replace("{model}", str(tiny_model_dir)).replace("{marks}", marks))
+    recipe = make_recipe(stage, sections=given, **{"max_steps": 3, **trainer})
+    check, train = mutations.outcomes(recipe, [])
+    assert mutations.disagreement(check, train) is None, (check, train)
+    assert check.kind == ("ok" if says is None else "refused"), check
+    for outcome in (check, train):
+        assert says is None or says in outcome.text
+
+
+def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = make_recipe("sft", "wrong", report_to="wandb")
+    assert check_all([make_recipe("sft", "right"), wrong], [], {}, read_data=True) == 2
+    line = next(n for n, text in enumerate(wrong.read_text().splitlines(), 1) if "report_to" in text)
+    assert capsys.readouterr().err.startswith(f"{wrong}:{line}: trainer.report_to: wandb needs the package wandb")
+
+
+@pytest.mark.slow
+def test_mutated_recipes_are_decided_alike_and_without_a_traceback(tmp_path: Path) -> None:
+    models = {name: save_tiny(build_tokenizer(), tmp_path / name, None) for name in ("model", "teacher")}
+    _, found = mutations.run(40, 7, models)
+    assert not found, "\n".join(found)
