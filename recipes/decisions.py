@@ -96,6 +96,10 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
         rewards.check_terms(loaded.recipe)
         model = estimate.empty_model(job, head)
+        if loaded.recipe.trainer.get("router_aux_loss_coef") and not hasattr(
+            model.config.get_text_config(), "output_router_logits"
+        ):
+            raise RecipeError("trainer.router_aux_loss_coef weighs experts, and the model has none", hint="drop it")
         if loaded.recipe.lora:
             check_adapter(loaded.recipe.lora, model)
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))

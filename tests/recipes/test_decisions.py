@@ -25,6 +25,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {}, {"report_to": "wandb"}, "pip install wandb"),
     ("sft", {}, {"optim": "galore_adamw"}, "pip install galore-torch"),
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
+    ("sft", {}, {"router_aux_loss_coef": 0.1}, "the model has none"),
     ("sft", {}, {"push_to_hub": True}, "HF_HUB_OFFLINE is set"),
     ("sft", {}, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nothing": 1}}, "nothing"),
     ("sft", {}, {"dataloader_drop_last": True, "per_device_train_batch_size": 1000}, "no step"),
