@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import TemplateError
+from .errors import InputError, TemplateError
 from .templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def render(
     from jinja2 import TemplateError as JinjaError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    from .sandbox import LimitError, bound_chat_templates
+
     messages = [plain_message(message) for message in messages]
     if not messages:
         raise TemplateError("the conversation is empty")
@@ -96,6 +98,7 @@ def render(
     if not template.supports_tools and (tools or any(m.get("tool_calls") or m.get("role") == "tool" for m in messages)):
         raise TemplateError(f"template '{template.name}' has no tools", hint="use hermes-tools or qwen3")
     try:
+        bound_chat_templates()
         rendered: Any = render_jinja_template(  # typed as str, but a pair
             conversations=[messages],
             tools=[dict(tool) for tool in tools] if tools else None,
@@ -105,7 +108,10 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **{**tokenizer.special_tokens_map, **variables},
         )
-    except (JinjaError, TypeError, ValueError, KeyError) as error:
+    except LimitError as error:
+        what = f"chat template '{template.name}' does not come to an end: {error}"
+        raise InputError(what, hint="look for loops inside loops") from error
+    except (JinjaError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError, MemoryError) as error:
         raise TemplateError(f"template '{template.name}' does not render: {error}") from error
     texts, spans = rendered
     return Rendered(texts[0], tuple((start, end) for start, end in spans[0] if start < end) if spans else ())

@@ -139,9 +139,12 @@ def _observed_end_of_turn(tokenizer: "PreTrainedTokenizerBase", source: str) -> 
 def _trial_render(tokenizer: "PreTrainedTokenizerBase", source: str, messages: list[dict[str, Any]]) -> str:
     from jinja2 import TemplateError as JinjaError
 
+    from .sandbox import bound_chat_templates
+
     try:
+        bound_chat_templates()
         return str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False))
-    except (JinjaError, TypeError, ValueError, KeyError):
+    except (JinjaError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError, MemoryError):
         return ""  # whoever renders a real conversation is told what is wrong
 
 

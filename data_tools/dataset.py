@@ -72,10 +72,12 @@ class DataReport:
         """
         bad = sum(self.dropped.values())
         if bad > max_bad_share * self.rows:
+            long = any(reason.startswith("longer than max_length") for reason in self.dropped)
+            mend = "raise max_length, set `data.too_long` to truncate" if long else "mend them"
             raise DataError(
                 f"{bad} of {self.rows} rows cannot be used: {self.reasons()}",
                 where=self.source,
-                hint=f"mend them, or allow more with `max_bad_share` (now {max_bad_share:g})",
+                hint=f"{mend}, or allow more with `max_bad_share` (now {max_bad_share:g})",
             )
         if not self.kept:
             raise DataError(f"no usable row: {self.reasons()}" if bad else "holds no rows", where=self.source)

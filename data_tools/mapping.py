@@ -1,6 +1,7 @@
 """A recipe's own mapping: sandboxed Jinja templates that turn a row's columns into a training example."""
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,7 @@ from ..chat_templates.errors import did_you_mean
 from .errors import DataError, RowError
 
 if TYPE_CHECKING:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+    from ..chat_templates.sandbox import Sandbox
     from .spec import SourceSpec
 
 Values = dict[str, Any]
@@ -17,11 +17,12 @@ Evaluate = Callable[[Values], Any]
 
 
 @functools.cache
-def _environment() -> "ImmutableSandboxedEnvironment":
+def _environment() -> "Sandbox":
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    from ..chat_templates.sandbox import Sandbox
+
+    environment = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
     for name in set(environment.globals) - {"range", "namespace"}:
         del environment.globals[name]  # `{{ dict }}` is a misnamed column, not Python's dict
     return environment
@@ -96,11 +97,18 @@ def _guarded(evaluate: Callable[..., Any]) -> Evaluate:
     from jinja2 import Undefined, UndefinedError
     from jinja2.exceptions import SecurityError
 
+    from ..chat_templates.sandbox import LimitError
+
     def run(row: Values) -> Any:
         try:
+            _environment().start()
             value = evaluate({"row": row, **row})
             if isinstance(value, Undefined):
                 value._fail_with_undefined_error()  # type: ignore[no-untyped-call]
+        except LimitError as error:
+            raise DataError(
+                f"the mapping does not come to an end: {error}", hint="look for loops inside loops"
+            ) from error
         except SecurityError as error:
             raise DataError(f"the mapping does what the sandbox forbids: {error}") from error
         except UndefinedError as error:
@@ -116,6 +124,9 @@ def _missing(message: str, row: Values) -> RowError:
     """Words an undefined name as a missing column."""
     name, _, rest = message.partition(" is undefined")
     name = name.strip("'")
+    in_row = re.fullmatch(r"'dict object' has no attribute '(.*)'", message)
+    if in_row and in_row[1] not in row:
+        return missing_column(in_row[1], row)
     if rest or not message.endswith(" is undefined") or name in row:
         return RowError(f"the mapping fails: {message}")
     return missing_column(name, row)

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from .spec import SourceSpec
 
 _CHUNK = 1 << 20  # characters of a JSON array read at a time
-_MAX_FIELD = 1 << 28  # characters of a CSV field; Python's own limit of 131,072 is shorter than many documents
+# Characters or bytes of a row, or of one text in it: a whole library in one row is a fault.
+# Python's own limit for a CSV field, 131,072, is shorter than many documents.
+MAX_ROW = 1 << 25
+# What a gzip file may hold beside what it weighs; text that repeats itself is packed 20 to 1, a bomb 1,000 to 1.
+_FREE, _RATIO = 1 << 24, 200
 _BATCH = 1024  # rows of a columnar file
 
 
@@ -46,12 +50,57 @@ Reader = Callable[[Path, str, "SourceSpec"], Iterator[Row]]
 def _opened(path: Path) -> Iterator[Any]:
     """Opens a file for reading bytes, through gzip if its name says so; a damaged file is a DataError."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+        with io.BufferedReader(_Unpacked(path), 1 << 16) if path.suffix == ".gz" else path.open("rb") as handle:
             yield handle
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"damaged gzip file: {error}", where=str(path), hint="fetch or compress it again") from error
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", where=str(path)) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip file that is given up once it has unpacked to far more than any text would."""
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115
+        self._most = max(_FREE, _RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._file.readinto(buffer)
+        if self._file.tell() > self._most:
+            raise DataError(
+                f"unpacks to more than {_RATIO} times its size, as text does not",
+                where=str(self._path),
+                hint="unpack it by hand, and name the unpacked file",
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+_LONG = RowError(f"longer than {MAX_ROW >> 20} MiB", "cut it into rows")
+
+
+def _bounded_lines(handle: IO[bytes]) -> Iterator[bytes | None]:
+    """Yields lines; None for one that is too long, whose rest is passed over."""
+    while line := handle.readline(MAX_ROW + 1):
+        if len(line) <= MAX_ROW:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = handle.readline(1 << 20)
+        yield None
 
 
 def read_json(path: Path, name: str, source: "SourceSpec") -> Iterator[Row]:
@@ -84,8 +133,11 @@ def _first_lines(handle: IO[bytes]) -> tuple[bytes, bytes]:
 def _read_lines(handle: IO[bytes], name: str) -> Iterator[Row]:
     """Reads JSON Lines."""
     loads = json.loads
-    for number, line in enumerate(handle, start=1):
+    for number, line in enumerate(_bounded_lines(handle), start=1):
         where = f"{name}:{number}"
+        if line is None:
+            yield Row(where, {}, _LONG)
+            continue
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.isspace():
@@ -174,6 +226,8 @@ def _read_array(handle: IO[bytes], name: str) -> Iterator[Row]:
                 problem = error
             if window.ended:
                 raise DataError(f"not JSON from here on: {problem}", where=where, hint="is the file whole?")
+            if len(window.text) - window.position > MAX_ROW:
+                raise DataError(str(_LONG.reason), where=where, hint=f"{_LONG.detail}; or is a quotation mark missing?")
             window.grow()
         element = window.text[window.position : end]
         yield _row(where, value, suspect="\\ud" in element or "\\uD" in element or not _encodes(element))
@@ -202,7 +256,7 @@ def has_no_header(source: "SourceSpec") -> bool:
 
 def _read_table(path: Path, name: str, source: "SourceSpec", dialect: dict[str, Any]) -> Iterator[Row]:
     header: list[str] | None = None
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
+    csv.field_size_limit(MAX_ROW)
     with _opened(path) as handle:
         text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
         records = csv.reader(text, strict=True, **dialect)
@@ -249,12 +303,22 @@ def read_txt(path: Path, name: str, source: "SourceSpec") -> Iterator[Row]:
     """Reads plain text: a row is a line with something in it, a paragraph (blank lines between), or the file."""
     with _opened(path) as handle:
         if source.sample_by == "document":
-            yield from _text_row(name, handle.read().removeprefix(codecs.BOM_UTF8))
+            text = handle.read(MAX_ROW + 1)
+            if len(text) > MAX_ROW:
+                yield Row(name, {}, _LONG)
+                return
+            yield from _text_row(name, text.removeprefix(codecs.BOM_UTF8))
             return
         paragraphs = source.sample_by == "paragraph"
         gathered: list[bytes] = []
         start = 1
-        for number, line in enumerate(handle, start=1):
+        size = 0
+        for number, line in enumerate(_bounded_lines(handle), start=1):
+            size = len(line or b"") + (size if gathered else 0)
+            if line is None or size > MAX_ROW:
+                yield Row(f"{name}:{number}", {}, _LONG)
+                gathered = []
+                continue
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             blank = not line.strip()
             if not blank:
@@ -329,6 +393,10 @@ def read_batches(batches: "Iterator[pa.RecordBatch]", name: str) -> Iterator[Row
         for start in range(0, batch.num_rows, _BATCH):
             for row in _rows_of(batch.slice(start, _BATCH)):
                 where = f"{name}[{index}]"
+                if not isinstance(row, RowError) and any(
+                    isinstance(value, str) and len(value) > MAX_ROW for value in row.values()
+                ):
+                    row = _LONG
                 yield Row(where, {}, row) if isinstance(row, RowError) else Row(where, row)
                 index += 1
 

@@ -96,7 +96,7 @@ def _drop(source: Tokenised, documents: NDArray[np.int64], lengths: NDArray[np.i
     report.dropped[reason] = report.dropped.get(reason, 0) + len(documents)
     examples = report.examples.setdefault(reason, [])
     for number, where in zip(documents, source.store.where(documents[: 3 - len(examples)].tolist()), strict=False):
-        examples.append(f"{where}: {tokens[number]} tokens")
+        examples.append(f"{where}: {tokens[number]} tokens{' (data.too_long: drop)' if reason == TOO_LONG else ''}")
 
 
 def order(plan: Plan, lengths: Sequence[NDArray[np.int64]]) -> Mixture:

@@ -191,7 +191,10 @@ def _renamer(columns: dict[str, str]) -> Any:
             if old not in row.values:
                 from .mapping import missing_column
 
-                return Row(row.where, {}, missing_column(old, row.values))
+                problem, new = missing_column(old, row.values), columns[old]
+                if new in row.values:
+                    problem.detail += f"; `columns` has the file's name first: {{{new}: {old}}}?"
+                return Row(row.where, {}, problem)
         values = {name: value for name, value in row.values.items() if name not in columns}
         return Row(row.where, values | {new: row.values[old] for old, new in columns.items()})
 
