@@ -192,7 +192,9 @@ def test_answers_are_made_once_and_again_for_another_teacher(
     asked: list[str] = []
     original = cached.load_teacher
     monkeypatch.setattr("posttrain.recipes.job.cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(cached, "load_teacher", lambda spec: asked.append(spec.name_or_path) or original(spec))
+    monkeypatch.setattr(
+        cached, "load_teacher", lambda spec, tokenizer: asked.append(spec.name_or_path) or original(spec, tokenizer)
+    )
     for name, teacher in (("a", other_model_dir), ("b", other_model_dir), ("c", tiny_model_dir)):
         run(make_recipe("distill", name, sections=by(teacher, top_k=4), max_steps=2))
     assert asked == [str(other_model_dir), str(tiny_model_dir)]

@@ -1,0 +1,148 @@
+"""Trains three steps of every stage with LoRA on a real model, and loads each adapter as a user of peft would.
+
+For each stage: ``check``, ``show`` and ``train`` end with 0; the adapter file holds what ``check`` counted as trained,
+in float32, and nothing else; ``PeftModel.from_pretrained`` on a stock ``AutoModel`` loads every tensor of it.
+
+    python benchmarks/real_run/adapters.py FOLDER_OF_SMOLLM2_135M_INSTRUCT [STAGE ...]
+"""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROWS = 6
+ONE_TURN = [{"role": "user", "content": "What is 2 + 3?"}]
+REWARD = "def words(completions, **_):\n    return [len(str(answer)) / 100 for answer in completions]\n"
+ANSWER = [{"role": "assistant", "content": "It is 5."}]
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {"text": "Two and three make five. " * 4},
+    "messages": {"messages": [*ONE_TURN, *ANSWER]},
+    "prompt": {"prompt": ONE_TURN},
+    "preference": {"prompt": ONE_TURN, "chosen": ANSWER, "rejected": [{"role": "assistant", "content": "No idea."}]},
+    "unpaired": {"prompt": ONE_TURN, "completion": ANSWER, "label": True},
+    "classification": {"text": "What is 2 + 3?", "label": 1},
+}
+SAMPLED = {"max_completion_length": 4}
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pretrain": ("text", {"packing": False}),
+    "sft": ("messages", {}),
+    "reward": ("preference", {}),
+    "dpo": ("preference", {}),
+    "kto": ("unpaired", {}),
+    "orpo": ("preference", {}),
+    "grpo": ("prompt", {**SAMPLED, "num_generations": 2}),
+    "rloo": ("prompt", {**SAMPLED, "num_generations": 2}),
+    "ppo": ("prompt", SAMPLED),
+    "classify": ("classification", {}),
+    "distill": ("messages", {}),
+    "distill_on_policy": ("prompt", SAMPLED),
+}
+
+
+def write_recipe(stage: str, model: Path, folder: Path) -> Path:
+    """Writes a stage's rows and recipe."""
+    kind, fields = STAGES[stage]
+    rows = [dict(KINDS[kind]) for _ in range(ROWS)]
+    for number, row in enumerate(rows):
+        if "label" in row:
+            row["label"] = bool(number % 2) if kind == "unpaired" else number % 2
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "reward.py").write_text(REWARD)
+    template = {} if kind in ("text", "classification") else {"chat_template": "chatml"}
+    recipe = {
+        "stage": stage,
+        "model": {"name_or_path": str(model), **template},
+        "lora": {"r": 8, "target_modules": ["q_proj"]},
+        "data": {"train": {"path": "rows.jsonl", "format": kind}},
+        "trainer": {"max_steps": 3, "save_strategy": "no", "logging_steps": 1, "per_device_train_batch_size": 2}
+        | {"gradient_checkpointing": False, "learning_rate": 1.0e-3, "report_to": "none"}
+        | ({} if "max_completion_length" in fields else {"max_length": 64})
+        | fields,
+        "output_dir": str(folder / "run"),
+    }
+    if stage == "classify":
+        recipe["trainer"].pop("max_length")
+    if stage in ("grpo", "rloo", "ppo"):
+        recipe["rewards"] = [{"function": "reward.py:words"}]
+    if stage == "ppo":
+        recipe["critic"] = {"shared": True}
+    if stage.startswith("distill"):
+        recipe["teacher"] = {"name_or_path": str(model)}
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "r.yaml"
+
+
+def command(*arguments: str | Path) -> str:
+    """Runs a posttrain command and returns what it printed.
+
+    Raises:
+        RuntimeError: It did not end with 0.
+    """
+    line = [sys.executable, "-m", "posttrain.recipes.cli", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{arguments[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def load_with_peft(stage: str, model: Path, adapter: Path) -> int:
+    """Loads an adapter as any user of peft would; returns how many numbers its file holds.
+
+    Raises:
+        RuntimeError: The file holds something else than adapters and a head in float32, or not all of it was loaded.
+    """
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    strange = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+    strange += [name for name in tensors if "lora_" not in name and not name.endswith("score.weight")]
+    base: Any
+    if stage in ("reward", "classify"):
+        outputs = 1 if stage == "reward" else 2
+        base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=outputs)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(model)
+    loaded = get_peft_model_state_dict(PeftModel.from_pretrained(base, str(adapter)))
+    for name, tensor in tensors.items():  # peft holds a head in the type of the base
+        strange += [] if torch.equal(loaded[name], tensor.to(loaded[name].dtype)) else [name]
+    if strange or loaded.keys() != tensors.keys():
+        raise RuntimeError(f"the adapter file is not what was trained: {strange[:3]}")
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def measure(stage: str, model: Path) -> str:
+    """Runs a stage and returns its row of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = write_recipe(stage, model, Path(folder))
+        checked = command("check", recipe)
+        command("show", recipe)
+        start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        command("train", recipe)
+        seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
+        counted = re.search(r"M trained \(([\d,]+)\)", checked)
+        stored = load_with_peft(stage, model, Path(folder) / "run" / "adapter")
+        if counted is None or int(counted[1].replace(",", "")) != stored:
+            raise RuntimeError(f"check counted {counted and counted[1]} trained numbers, the file holds {stored}")
+        lines = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
+        losses = [f"{line['loss']:.4g}" for line in lines if "loss" in line]
+    return f"| {stage} | {stored:,} | {', '.join(losses)} | {seconds:.0f} |"
+
+
+if __name__ == "__main__":
+    print("| stage | numbers in the adapter file | losses | CPU-s of training |\n|---|---|---|---|", flush=True)
+    model_folder, *names = sys.argv[1:]
+    for name in names or STAGES:
+        try:
+            print(measure(name, Path(model_folder).resolve()), flush=True)
+        except RuntimeError as error:
+            print(f"| {name} | failed: {error} | | |", flush=True)
