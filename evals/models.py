@@ -8,19 +8,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import first_line
+from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import write_json
 from .errors import EvalError, SuiteError
 from .spec import Chat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_config.json"
 HEAD = "head.json"
 """Beside the adapter of a classifier: the fields of the configuration that describe its head."""
 _HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_pooling")
 _HEADED = "ForSequenceClassification"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What is loaded by transformers, and how a failure to load it is told.
+
+    Attributes:
+        name: A folder or a Hub id.
+        revision: The branch, tag or commit of a Hub repository.
+        trust_remote_code: Whether Python code from the repository may run.
+        what: What an error calls it.
+        hint: What to look at then.
+        error: The kind of error.
+    """
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    what: str = "the model"
+    hint: str | None = None
+    error: type[PosttrainError] = EvalError
+
+    def config(self) -> "PretrainedConfig":
+        """Reads the configuration."""
+        from transformers import AutoConfig
+
+        return self._load(AutoConfig)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Loads the tokenizer."""
+        from transformers import AutoTokenizer
+
+        return self._load(AutoTokenizer)
+
+    def weights(
+        self, *, headed: bool | None = None, dtype: str = "auto", attn: str | None = None, **options: Any
+    ) -> "PreTrainedModel":
+        """Loads the model.
+
+        Args:
+            headed: Whether as a sequence classifier or a language model; by default as its configuration names it.
+            dtype: What the weights are held in; ``auto`` is as saved.
+            attn: The attention implementation; by default what transformers chooses.
+            **options: Further arguments of ``from_pretrained``.
+        """
+        if headed is None:
+            headed = _has_head(getattr(self.config(), "architectures", None))
+        options |= {"attn_implementation": attn} if attn else {}
+        return self._load(auto_class(headed), dtype=dtype, **options)
+
+    def _load(self, kind: Any, **options: Any) -> Any:
+        code = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        try:
+            return kind.from_pretrained(self.name, **code, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise self.error(f"cannot load {self.what} {self.name}: {first_line(error)}", hint=self.hint) from error
+
+
+def auto_class(headed: bool) -> Any:
+    """Returns the class that loads a sequence classifier, or a language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if headed else AutoModelForCausalLM
 
 
 @dataclass(frozen=True)
@@ -70,14 +133,9 @@ def applies_template(chat: Chat, fingerprint: str | None) -> bool:
 
 def load_tokenizer(source: str) -> tuple["PreTrainedTokenizerBase", str | None]:
     """Loads a checkpoint's tokenizer and the fingerprint of its chat template (None if it has none)."""
-    from transformers import AutoTokenizer
-
     from ..chat_templates.templates import fingerprint, from_tokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise EvalError(f"no tokenizer: {first_line(error)}", where=source) from error
+    tokenizer = Pretrained(source, what="the tokenizer of").tokenizer()
     if getattr(tokenizer, "chat_template", None) is None:
         return tokenizer, None
     return tokenizer, fingerprint(from_tokenizer(tokenizer), tokenizer)
@@ -114,7 +172,9 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     try:
         with quiet_bars():
             adapter = (Path(source) / ADAPTER).is_file()
-            model = _load_adapter(Path(source), tokenizer, dtype) if adapter else _from_pretrained(source, dtype)
+            model: Any = (
+                _load_adapter(Path(source), tokenizer, dtype) if adapter else Pretrained(source).weights(dtype=dtype)
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error
     return LoadedModel(model.to(device).eval(), tokenizer, template)
@@ -126,15 +186,6 @@ def _has_head(architectures: Any) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _from_pretrained(source: str, dtype: str) -> Any:
-    """Loads a whole model by the architecture that its configuration names."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    architectures = getattr(AutoConfig.from_pretrained(source), "architectures", None)
-    kind: Any = AutoModelForSequenceClassification if _has_head(architectures) else AutoModelForCausalLM
-    return kind.from_pretrained(source, dtype=dtype)
 
 
 def make_room(model: Any, tokenizer: Any) -> None:
@@ -170,7 +221,6 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
     """Loads an adapter with its base; a classifier's head comes with the adapter, among its ``modules_to_save``."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
 
     adapter = _json(folder / ADAPTER)
     base = adapter.get("base_model_name_or_path")
@@ -179,15 +229,15 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
     source = str(folder / base) if (folder / base).is_dir() else base
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
     if adapter.get("task_type") == "SEQ_CLS":
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            source,
+        model: Any = Pretrained(source).weights(
+            headed=True,
             dtype=dtype,
             **_head(folder),
             ignore_mismatched_sizes=True,  # the adapter brings its own head
         )
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     else:
-        model = _from_pretrained(source, dtype)
+        model = Pretrained(source).weights(dtype=dtype)
     make_room(model, tokenizer)
     adapted = PeftModel.from_pretrained(model, str(folder))
     _unwrap(model)

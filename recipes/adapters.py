@@ -81,7 +81,8 @@ def _refuse_adapted_output(config: "LoraConfig", names: list[str], tied: bool, j
 
 
 def _is_sharded() -> bool:
-    from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_enabled
 
     return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
 

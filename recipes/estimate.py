@@ -57,25 +57,24 @@ def empty_model(job: "Job", head: "Head | None" = None) -> Any:
         ImportError: It needs a package that is not installed, such as an attention kernel's.
     """
     import torch
-    from transformers import AutoConfig
 
     from .distillation.student import layers_config
-    from .model import auto_class, head_options, new_config
+    from .model import auto_class, head_options, new_config, pretrained
 
     spec = job.loaded.recipe.model
     if spec.config is not None:
         config = new_config(spec, job.tokenizer)
     else:
         assert spec.name_or_path is not None, "a recipe without model.config has a name_or_path"
-        config = AutoConfig.from_pretrained(
-            spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        config = pretrained(spec).config()
         config = layers_config(config, spec.layers) if spec.layers else config
     for name, value in head_options(head).items():
         setattr(config, name, value)
     options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     with torch.device("meta"):
-        model = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code, **options)
+        model: Any = auto_class(head is not None).from_config(
+            config, trust_remote_code=spec.trust_remote_code, **options
+        )
         model.tie_weights()
     return model
 

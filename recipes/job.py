@@ -35,7 +35,7 @@ class Job:
     def new_tokens(self) -> tuple[int, ...]:
         """The ids of the added tokens that a model must learn: all but padding."""
         learned = [token for token in self.added if token != self.tokenizer.pad_token]
-        return tuple(self.tokenizer.convert_tokens_to_ids(learned))
+        return tuple(self.tokenizer.convert_tokens_to_ids(token) for token in learned)  # type: ignore[misc]
 
     @property
     def run_dir(self) -> Path:

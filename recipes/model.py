@@ -1,16 +1,15 @@
 """From a recipe's ``model``, ``lora`` and ``quantization`` sections to a tokenizer, a model and an adapter."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
-from ..chat_templates.errors import first_line
-from ..evals.models import make_room
+from ..evals.models import Pretrained, auto_class, make_room
 from .adapters import head_modules
 from .errors import RecipeError
-from .schema import ModelSpec, Recipe
+from .schema import ModelSpec, Recipe, TeacherSpec
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -41,17 +40,23 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
     Raises:
         RecipeError: It cannot be found or read.
     """
-    from transformers import AutoTokenizer
+    source = pretrained(spec)
+    if spec.tokenizer:
+        source = replace(source, name=spec.tokenizer, revision=None)
+    return replace(source, what="the tokenizer of").tokenizer()
 
-    source = spec.tokenizer or spec.name_or_path
-    try:
-        return AutoTokenizer.from_pretrained(
-            source, revision=None if spec.tokenizer else spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"cannot load the tokenizer of {source}: {first_line(error)}", hint="check model.name_or_path"
-        ) from error
+
+def pretrained(spec: ModelSpec | TeacherSpec) -> Pretrained:
+    """Returns what a section of a recipe names, to be loaded."""
+    teacher = isinstance(spec, TeacherSpec)
+    return Pretrained(
+        str(spec.name_or_path),
+        spec.revision,
+        spec.trust_remote_code,
+        what="the teacher" if teacher else "the model",
+        hint="check teacher.name_or_path" if teacher else "check model.name_or_path",
+        error=RecipeError,
+    )
 
 
 def choose_template(spec: ModelSpec, tokenizer: "PreTrainedTokenizerBase") -> "ChatTemplate | None":
@@ -100,35 +105,26 @@ def _trained_model(spec: ModelSpec, dtype: str, options: dict[str, Any], head: H
     from .distillation.student import keep_layers, whole_weights
 
     with whole_weights() if spec.layers else contextlib.nullcontext():
-        try:
-            model = auto_class(head).from_pretrained(
-                whole_model(spec.name_or_path),
-                revision=spec.revision,
-                dtype=dtype,
-                trust_remote_code=spec.trust_remote_code,
-                **options,
-                **head_options(head),
-                ignore_mismatched_sizes=head is not None,  # a head of another number of outputs starts afresh
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise RecipeError(
-                f"cannot load the model {spec.name_or_path}: {first_line(error)}", hint="check model.name_or_path"
-            ) from error
+        whole_model(spec.name_or_path)
+        model = pretrained(spec).weights(
+            headed=head is not None,
+            dtype=dtype,
+            **options,
+            **head_options(head),
+            ignore_mismatched_sizes=head is not None,  # a head of another number of outputs starts afresh
+        )
         return keep_layers(model, spec.layers) if spec.layers else model
 
 
 def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
     """Names the modules of a head, which are not to be quantized; transformers by itself spares no head with a bias."""
     import torch
-    from transformers import AutoConfig
 
     if head is None:
         return None
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            whole_model(spec.name_or_path), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-        model = auto_class(head).from_config(config, trust_remote_code=spec.trust_remote_code)
+        config = pretrained(spec).config()
+        model = auto_class(head is not None).from_config(config, trust_remote_code=spec.trust_remote_code)
     return head_modules(model)
 
 
@@ -181,13 +177,6 @@ def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
     return config
 
 
-def auto_class(head: Head | None) -> Any:
-    """Returns the class that loads a model with this head, or a language model without."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification if head else AutoModelForCausalLM
-
-
 def load_reference(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
     """Loads once more what the policy starts from, tokens that the template added included.
 
@@ -219,7 +208,7 @@ def _new_model(
     config = new_config(spec, tokenizer)
     for name, value in head_options(head).items():
         setattr(config, name, value)
-    return auto_class(head).from_config(config, dtype=weights, **options)
+    return auto_class(head is not None).from_config(config, dtype=weights, **options)
 
 
 def _agree(model: "PreTrainedModel", tokenizer: Any) -> None:

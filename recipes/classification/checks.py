@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from ...chat_templates.errors import first_line
 from ..errors import RecipeError
 from ..job import Job
-from ..model import new_config
+from ..model import new_config, pretrained
 from ..schema import ClassifySpec
 
 
@@ -61,14 +60,5 @@ def check_pooling(job: Job) -> None:
 
 def _config(job: Job) -> Any:
     """Reads the configuration of the model that is to be trained."""
-    from transformers import AutoConfig
-
     spec = job.loaded.recipe.model
-    if spec.config is not None:
-        return new_config(spec, job.tokenizer)
-    name = str(spec.name_or_path)
-    try:
-        return AutoConfig.from_pretrained(name, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError) as error:
-        hint = "check model.name_or_path"
-        raise RecipeError(f"cannot load the model {name}: {first_line(error)}", hint=hint) from error
+    return new_config(spec, job.tokenizer) if spec.config is not None else pretrained(spec).config()

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...chat_templates.errors import first_line
 from ...evals.classification_figures import Problem
 from ...evals.heldout import outputs
 from ...evals.labels import problem_of
@@ -13,6 +12,7 @@ from ...evals.models import make_room
 from ..distillation.student import whole_weights
 from ..distillation.teacher import check_vocabulary, teacher_config
 from ..errors import RecipeError
+from ..model import pretrained
 from ..schema import TeacherSpec
 from .rows import token_columns
 
@@ -52,28 +52,10 @@ def teacher_logits(
     order = _order(spec, config, problem, labels)
     check_vocabulary(spec, config, tokenizer)
     with whole_weights():
-        model = _load(spec)
+        model: Any = pretrained(spec).weights(headed=True, dtype=spec.dtype, attn=spec.attn_implementation).eval()
     make_room(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return _run(model, tokens, batch_size, f"teacher {spec.name_or_path}")[:, order]
-
-
-def _load(spec: TeacherSpec) -> "PreTrainedModel":
-    from transformers import AutoModelForSequenceClassification
-
-    options = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            spec.name_or_path,
-            revision=spec.revision,
-            dtype=spec.dtype,
-            trust_remote_code=spec.trust_remote_code,
-            **options,
-        ).eval()
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(
-            f"cannot load the teacher {spec.name_or_path}: {first_line(error)}", hint="check teacher.name_or_path"
-        ) from error
 
 
 def _order(spec: TeacherSpec, config: Any, problem: Problem, labels: Sequence[str]) -> list[int]:

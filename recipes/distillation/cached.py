@@ -17,6 +17,7 @@ import torch
 from ...data_tools.cache import get_or_build
 from ...data_tools.files import hash_json
 from ...evals import checkpoints
+from ..model import pretrained
 from .losses import IGNORED, predicting, top_k
 from .student import whole_weights
 from .teacher import last_hidden, load_teacher, logits_head, model_inputs
@@ -150,11 +151,7 @@ def _identity(spec: "TeacherSpec") -> str:
     """Names a teacher."""
     if Path(spec.name_or_path).is_dir():
         return checkpoints.model_hash(Path(spec.name_or_path))
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-    )
+    config = pretrained(spec).config()
     return f"{spec.name_or_path}@{getattr(config, '_commit_hash', None) or spec.revision}"
 
 

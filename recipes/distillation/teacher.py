@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...chat_templates.errors import first_line
 from ...evals.models import differing_tokens, make_room
 from ..errors import RecipeError
-from ..model import whole_model
+from ..model import pretrained, whole_model
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +62,7 @@ def check_vocabulary(spec: "TeacherSpec", config: "PretrainedConfig", tokenizer:
     where = f"teacher {spec.name_or_path}"
     theirs: Any = _tokenizer(spec)
     rows = config.get_text_config().vocab_size
-    differ = differing_tokens(tokenizer, theirs) if theirs is not None else []
-    if differ:
+    if theirs is not None and (differ := differing_tokens(tokenizer, theirs)):
         raise RecipeError(
             f"its vocabulary is not the student's: {len(theirs)} tokens and {len(tokenizer)}, of which {len(differ)} "
             f"have another id or none, such as {differ[0]!r}",
@@ -78,13 +76,9 @@ def check_vocabulary(spec: "TeacherSpec", config: "PretrainedConfig", tokenizer:
 
 def _tokenizer(spec: "TeacherSpec") -> "PreTrainedTokenizerBase | None":
     """Returns the teacher's tokenizer; None if there is none beside it."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(
-            spec.name_or_path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    except (OSError, ValueError):
+        return pretrained(spec).tokenizer()
+    except RecipeError:
         return None
 
 
@@ -94,19 +88,8 @@ def teacher_config(spec: "TeacherSpec") -> "PretrainedConfig":
     Raises:
         RecipeError: It cannot be found or read.
     """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            whole_model(spec.name_or_path), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(spec, error) from error
-
-
-def _cannot_load(spec: "TeacherSpec", error: Exception) -> RecipeError:
-    what = f"cannot load the teacher {spec.name_or_path}: {first_line(error)}"
-    return RecipeError(what, hint="check teacher.name_or_path")
+    whole_model(spec.name_or_path)
+    return pretrained(spec).config()
 
 
 def load_teacher(spec: "TeacherSpec", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
@@ -117,19 +100,8 @@ def load_teacher(spec: "TeacherSpec", tokenizer: "PreTrainedTokenizerBase") -> "
     Raises:
         RecipeError: It cannot be found or is no language model.
     """
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            whole_model(spec.name_or_path),
-            revision=spec.revision,
-            dtype=spec.dtype,
-            trust_remote_code=spec.trust_remote_code,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load(spec, error) from error
+    whole_model(spec.name_or_path)
+    model = pretrained(spec).weights(headed=False, dtype=spec.dtype, attn=spec.attn_implementation)
     make_room(model, tokenizer)
     return model.eval().requires_grad_(False)
 

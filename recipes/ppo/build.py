@@ -9,7 +9,7 @@ from torch import nn
 
 from ...evals.models import differing_tokens
 from ..errors import RecipeError
-from ..model import Head, load_model, load_tokenizer
+from ..model import Head, load_model, load_tokenizer, pretrained
 from ..schema import CriticSpec, Recipe
 from .critic import Critic, SharedCritic
 
@@ -53,13 +53,9 @@ def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "P
 
 def _has_trained_head(source: Any, model: "PreTrainedModel") -> bool:
     """Says whether the head came with the weights: of what was saved as a sequence classifier."""
-    from transformers import AutoConfig
-
     if source.name_or_path is None:
         return False
-    saved = AutoConfig.from_pretrained(
-        source.name_or_path, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    saved = pretrained(source).config()
     return any(name == type(model).__name__ for name in saved.architectures or ()) and saved.num_labels == 1
 
 
