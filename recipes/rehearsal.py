@@ -158,7 +158,8 @@ def save_tiny(tokenizer: Any, folder: Path, head: "Head | None") -> str:
     """Saves a model of two narrow layers that reads the recipe's tokens."""
     from transformers import LlamaConfig
 
-    from .model import auto_class, head_options
+    from ..evals.models import auto_class
+    from .model import head_options
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -172,7 +173,7 @@ def save_tiny(tokenizer: Any, folder: Path, head: "Head | None") -> str:
         eos_token_id=tokenizer.eos_token_id,
         **head_options(head and replace(head, pooling=None)),
     )
-    auto_class(head).from_config(config).save_pretrained(folder)
+    auto_class(head is not None).from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
