@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from . import classification_figures as figures
 from .errors import EvalError, SuiteError
 from .evaluate_metrics import compute_metrics
-from .heldout import fingerprint, outputs, read
+from .forward import outputs
+from .heldout import fingerprint, read
 from .labels import encode, problem_of
 from .models import LoadedModel
 from .records import Metric, Result, parquet

@@ -1,21 +1,18 @@
-"""Held-out rows as a trainer would see them, and a headed model's outputs on them."""
+"""Held-out rows as a trainer would see them."""
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
 from ..data_tools.sources import content_hash
-from .errors import EvalError, SuiteError
+from .errors import SuiteError
 from .models import LoadedModel, hub_access, model_length
 from .spec import ClassificationSpec, RowsSpec, SuiteSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..data_tools.spec import Kind
 
 
@@ -76,46 +73,3 @@ def read(
     cut = sum(item.truncated for item in report.sources)
     notes += [f"{cut} rows cut to the model's length"] if cut else []
     return rows, tuple(notes)
-
-
-def outputs(model: Any, rows: Sequence[dict[str, Sequence[int]]], batch_size: int, *, where: str) -> "np.ndarray":
-    """Runs a headed model over rows, longest first, so that a batch that does not fit into memory fails at once.
-
-    Args:
-        model: A sequence classifier.
-        rows: ``input_ids``, and ``token_type_ids`` for models that tell two texts apart by them.
-        batch_size: Rows at a time; one at a time where the model knows no pad token.
-        where: The task, for errors.
-
-    Returns:
-        Logits, float64 ``[rows, outputs]``.
-
-    Raises:
-        EvalError: A logit is not finite.
-    """
-    import numpy as np
-    import torch
-
-    pad = model.config.get_text_config().pad_token_id
-    size = batch_size if pad is not None else 1
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-    found: dict[int, Any] = {}
-    for at in range(0, len(order), size):
-        part = order[at : at + size]
-        length = len(rows[part[0]]["input_ids"])
-        batch = {"attention_mask": torch.zeros(len(part), length, dtype=torch.long)}
-        for name in ("input_ids", "token_type_ids"):
-            if name in rows[part[0]]:
-                batch[name] = torch.full((len(part), length), (pad or 0) if name == "input_ids" else 0)
-        for place, i in enumerate(part):
-            end = len(rows[i]["input_ids"])
-            batch["attention_mask"][place, :end] = 1
-            for name in batch.keys() - {"attention_mask"}:
-                batch[name][place, :end] = torch.as_tensor(rows[i][name])
-        with torch.inference_mode():
-            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
-        found |= dict(zip(part, logits.double().cpu().numpy(), strict=True))
-    values = np.stack([found[i] for i in range(len(rows))])
-    if not np.isfinite(values).all():
-        raise EvalError("the outputs are not finite", where=where, hint="do the weights hold NaN?")
-    return values

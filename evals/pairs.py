@@ -24,9 +24,10 @@ from .bootstrap import estimate, midranks
 from .calibration import ece
 from .classification_figures import LOWER_IS_BETTER, correlation, sigmoid
 from .errors import EvalError, SuiteError
-from .heldout import fingerprint, outputs, read
+from .forward import outputs, token_sums
+from .heldout import fingerprint, read
 from .models import LoadedModel, load_model
-from .perplexity import Window, ratio, score_windows
+from .perplexity import ratio
 from .records import Metric, Result, parquet
 from .spec import PairsSpec, SuiteSpec
 
@@ -169,9 +170,8 @@ def _length_note(rows: Sequence[dict[str, Any]]) -> str:
 
 def _log_p(model: Any, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], size: int) -> "np.ndarray":
     """Returns the log-probability of each answer behind its prompt, in nats, float64 ``[n]``."""
-    tokens = [[*prompt, *answer] for prompt, answer in sequences]
-    cut = [Window(i, 0, len(ids), max(1, len(sequences[i][0]))) for i, ids in enumerate(tokens)]
-    return -score_windows(model, tokens, cut, size)[0]
+    first = [max(1, len(prompt)) for prompt, _ in sequences]
+    return -token_sums(model, [[*prompt, *answer] for prompt, answer in sequences], first, size)[0]
 
 
 def _reference(

@@ -25,6 +25,7 @@ from ..data_tools.encode import TextEncoder
 from ..data_tools.files import hash_json
 from ..data_tools.sources import content_hash
 from .errors import EvalError, SuiteError
+from .forward import token_sums
 from .models import LoadedModel, hub_access, model_length
 from .records import Metric, Result, parquet
 from .spec import PerplexitySpec, SuiteSpec
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _METHOD = 2  # raise when a change here changes figures
 _MIN_CLUSTERS = 8  # with fewer documents, windows stand in for them in the standard error
 _MAX_EXPONENT = 700  # beyond it exp overflows: such a perplexity is left out
-_LOGIT_CHUNK = 1 << 25  # logits held in float32 at a time: 128 MiB
 
 
 @dataclass(frozen=True)
@@ -147,56 +147,14 @@ def windows(length: int, max_length: int, stride: int) -> Iterator[tuple[int, in
 def score_windows(
     model: Any, tokens: Sequence[Sequence[int]], cut: Sequence[Window], batch_size: int
 ) -> tuple["np.ndarray", "np.ndarray"]:
-    """Runs windows through a model, longest first.
+    """Runs windows through a model.
 
     Returns:
         For each window the sum over its scored tokens of the negative log-likelihood, and of the entropy of the model's
         prediction, in nats, float64 ``[windows]``.
     """
-    import numpy as np
-    import torch
-
-    nll, entropy = np.zeros(len(cut)), np.zeros(len(cut))
-    keep_logits = takes_logits_to_keep(model)
-    order = sorted(range(len(cut)), key=lambda i: (cut[i].start - cut[i].end, cut[i].first - cut[i].start))
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        length = max(cut[i].end - cut[i].start for i in batch)
-        # Right padding needs no mask: under causal attention no scored token sees what comes after it.
-        ids = torch.zeros(len(batch), length, dtype=torch.long)
-        for row, i in enumerate(batch):
-            window = cut[i]
-            ids[row, : window.end - window.start] = torch.tensor(tokens[window.document][window.start : window.end])
-        skipped = min(cut[i].first - cut[i].start for i in batch) - 1 if keep_logits else 0
-        options = {"logits_to_keep": length - skipped} if skipped else {}
-        ids = ids.to(model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False, **options).logits
-        for row, i in enumerate(batch):
-            first, end = cut[i].first - cut[i].start, cut[i].end - cut[i].start
-            predicted = logits[row, first - 1 - skipped : end - 1 - skipped]
-            nll[i], entropy[i] = _sums(predicted, ids[row, first:end])
-    return nll, entropy
-
-
-def takes_logits_to_keep(model: Any) -> bool:
-    """Says whether a model can be told to compute the last logits only."""
-    import inspect
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
-def _sums(logits: Any, targets: Any) -> tuple[float, float]:
-    """Sums negative log-likelihood and entropy over ``[tokens, vocabulary]`` logits, in nats, a part at a time."""
-    nll = entropy = 0.0
-    rows = max(1, _LOGIT_CHUNK // logits.shape[-1])
-    for at in range(0, len(targets), rows):
-        log_p = logits[at : at + rows].float().log_softmax(-1)
-        nll -= log_p.gather(-1, targets[at : at + rows, None]).double().sum().item()
-        p = log_p.exp()
-        entropy -= (p * log_p.masked_fill(p == 0, 0.0)).sum(-1).double().sum().item()  # 0 log 0 = 0
-    return nll, entropy
+    rows = [tokens[window.document][window.start : window.end] for window in cut]
+    return token_sums(model, rows, [window.first - window.start for window in cut], batch_size)
 
 
 def _table(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..forward import next_logs
 from .parse import Verdict, from_labels, labels_of, parse
 from .prompt import JudgePrompt, Rendered
 from .questions import Question
@@ -131,7 +132,7 @@ def label_logs(
     rows = [[*prompt, *prefix] for prompt in prompts for prefix in prefixes]
     needed = [sorted({part[len(p)] for part in parts if part[: len(p)] == p and len(part) > len(p)}) for p in prefixes]
     wanted = [[*tokens, *ends] for tokens in needed] * len(prompts)
-    logs = _next_logs(loaded.model, rows, wanted, batch_size)
+    logs = next_logs(loaded.model, rows, wanted, batch_size)
     found = []
     for number in range(len(prompts)):
         by_prefix = dict(zip(prefixes, logs[number * len(prefixes) : (number + 1) * len(prefixes)], strict=True))
@@ -151,31 +152,3 @@ def _ends(loaded: "LoadedModel") -> list[int]:
     known: Any = getattr(loaded.model.generation_config, "eos_token_id", None)
     known = known if isinstance(known, list) else [known]
     return sorted({*known, loaded.tokenizer.eos_token_id} - {None})  # type: ignore[type-var]
-
-
-def _next_logs(
-    model: Any, rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], batch_size: int
-) -> list[dict[int, float]]:
-    """Returns the log-probabilities of some tokens after each row of tokens."""
-    import torch
-
-    from ..perplexity import takes_logits_to_keep
-
-    found: list[dict[int, float]] = [{} for _ in rows]
-    keep = takes_logits_to_keep(model)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        width = len(rows[batch[0]])
-        # Right padding needs no mask: under causal attention no token sees what comes after it.
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        for place, i in enumerate(batch):
-            ids[place, : len(rows[i])] = torch.tensor(rows[i])
-        skipped = len(rows[batch[-1]]) - 1 if keep else 0
-        options = {"logits_to_keep": width - skipped} if skipped else {}
-        with torch.inference_mode():
-            logits = model(input_ids=ids.to(model.device), use_cache=False, **options).logits
-        for place, i in enumerate(batch):
-            log_p = logits[place, len(rows[i]) - 1 - skipped].float().log_softmax(-1)
-            found[i] = {token: float(log_p[token]) for token in wanted[i]}
-    return found

@@ -140,7 +140,7 @@ class RewardValues:
         Raises:
             EvalError: It is no reward model, or its template does not take a conversation.
         """
-        from ..heldout import outputs
+        from ..forward import outputs
         from ..models import model_length
 
         loaded = self._load()

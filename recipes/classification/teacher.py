@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...evals.classification_figures import Problem
-from ...evals.heldout import outputs
+from ...evals.forward import outputs
 from ...evals.labels import problem_of
 from ...evals.models import make_room
 from ..distillation.student import whole_weights

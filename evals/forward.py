@@ -1,0 +1,176 @@
+"""A model run over many rows of tokens: longest first, in batches padded on the right, answers in the caller's order.
+
+Perplexity, log-probabilities of answers and of labels, outputs of heads: whatever needs no text to be generated.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import EvalError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+T = TypeVar("T")
+Rows = Sequence[Sequence[int]]
+
+_LOGITS = 1 << 29  # logits of a batch at most, a GiB or two, if one row does not have more
+_LOGIT_CHUNK = 1 << 25  # logits held in float32 at a time: 128 MiB
+
+
+def run(
+    model: Any,
+    rows: Rows,
+    batch_size: int,
+    read: "Callable[[int, torch.Tensor], T]",
+    *,
+    first: Sequence[int] | None = None,
+    columns: Mapping[str, Rows] | None = None,
+) -> list[T]:
+    """Runs a model over rows, longest first, so that a batch that does not fit into memory fails at once.
+
+    Args:
+        model: A causal language model or, where ``first`` is None, a sequence classifier.
+        rows: Token ids, ``[rows][tokens]``.
+        batch_size: Rows at a time; fewer where their logits would be too many, one where a classifier has no pad token.
+        read: Takes the number of a row and its logits: ``[tokens from first, vocabulary]`` or ``[outputs]``.
+        first: The place of the first token of each row whose prediction of the next is read.
+        columns: Further inputs, a value for each token, such as ``token_type_ids``.
+
+    Returns:
+        What ``read`` made of each row, in the order of the rows.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    headed = first is None
+    pad = config.pad_token_id if headed else 0
+    keep = not headed and _takes_logits_to_keep(model)
+    starts = [0] * len(rows) if first is None or not keep else first
+    if headed:
+        batches = _batches(rows, starts, 1 if pad is None else batch_size)
+    else:
+        batches = _batches(rows, starts, batch_size, _LOGITS // getattr(config, "vocab_size", 1))
+    found: dict[int, T] = {}
+    for batch in batches:
+        inputs = {"input_ids": _padded([rows[i] for i in batch], pad or 0)}
+        inputs |= {name: _padded([values[i] for i in batch], 0) for name, values in (columns or {}).items()}
+        options: dict[str, Any] = {}
+        skipped = 0
+        if headed:
+            inputs["attention_mask"] = _padded([[1] * len(rows[i]) for i in batch], 0)
+        else:
+            # Right padding needs no mask: under causal attention no token sees what comes after it.
+            options["use_cache"] = False
+            skipped = min(starts[i] for i in batch)
+        if skipped:
+            options["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
+        with torch.inference_mode():
+            logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, **options).logits
+        for place, i in enumerate(batch):
+            own = logits[place] if first is None else logits[place, first[i] - skipped : len(rows[i]) - skipped]
+            found[i] = read(i, own)
+    return [found[i] for i in range(len(rows))]
+
+
+def _batches(rows: Rows, starts: Sequence[int], size: int, most: float = float("inf")) -> Iterator[list[int]]:
+    """Cuts rows, longest first, into batches of so many, and of so many places behind the first start, at most."""
+    batch: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), starts[i])):
+        places = len(rows[batch[0]]) - min(starts[k] for k in (*batch, i)) if batch else 0
+        if batch and (len(batch) == size or places * (len(batch) + 1) > most):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _padded(rows: Rows, fill: int) -> "torch.Tensor":
+    import torch
+
+    made = torch.full((len(rows), max(map(len, rows))), fill)
+    for place, row in enumerate(rows):
+        made[place, : len(row)] = torch.as_tensor(row)
+    return made
+
+
+def _takes_logits_to_keep(model: Any) -> bool:
+    """Says whether a model can be told to compute the last logits only."""
+    import inspect
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def outputs(model: Any, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int, *, where: str) -> "np.ndarray":
+    """Runs a headed model over rows.
+
+    Args:
+        model: A sequence classifier.
+        rows: ``input_ids``, and ``token_type_ids`` for models that tell two texts apart by them.
+        batch_size: Rows at a time.
+        where: The task, for errors.
+
+    Returns:
+        Logits, float64 ``[rows, outputs]``.
+
+    Raises:
+        EvalError: A logit is not finite.
+    """
+    import numpy as np
+
+    typed = bool(rows) and "token_type_ids" in rows[0]
+    columns = {"token_type_ids": [row["token_type_ids"] for row in rows]} if typed else None
+    ids = [row["input_ids"] for row in rows]
+    values = np.stack(run(model, ids, batch_size, lambda _, logits: logits.double().cpu().numpy(), columns=columns))
+    if not np.isfinite(values).all():
+        raise EvalError("the outputs are not finite", where=where, hint="do the weights hold NaN?")
+    return values
+
+
+def token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int) -> tuple["np.ndarray", "np.ndarray"]:
+    """Scores the tokens of each row from one on, which is never the first, given those before.
+
+    Args:
+        model: A causal language model.
+        rows: Token ids, ``[rows][tokens]``.
+        first: The place of the first token of each row that is scored.
+        batch_size: Rows at a time.
+
+    Returns:
+        For each row the sum over its scored tokens of the negative log-likelihood, and of the entropy of the model's
+        prediction, in nats, float64 ``[rows]``.
+    """
+    import numpy as np
+    import torch
+
+    def read(i: int, logits: "torch.Tensor") -> tuple[float, float]:
+        targets = torch.as_tensor(rows[i][first[i] :], device=logits.device)
+        return _sums(logits[:-1], targets)
+
+    found = np.array(run(model, rows, batch_size, read, first=[place - 1 for place in first]), dtype=np.float64)
+    return found[:, 0], found[:, 1]
+
+
+def _sums(logits: "torch.Tensor", targets: "torch.Tensor") -> tuple[float, float]:
+    """Sums negative log-likelihood and entropy over ``[tokens, vocabulary]`` logits, in nats, a part at a time."""
+    nll = entropy = 0.0
+    rows = max(1, _LOGIT_CHUNK // logits.shape[-1])
+    for at in range(0, len(targets), rows):
+        log_p = logits[at : at + rows].float().log_softmax(-1)
+        nll -= log_p.gather(-1, targets[at : at + rows, None]).double().sum().item()
+        p = log_p.exp()
+        entropy -= (p * log_p.masked_fill(p == 0, 0.0)).sum(-1).double().sum().item()  # 0 log 0 = 0
+    return nll, entropy
+
+
+def next_logs(model: Any, rows: Rows, wanted: Sequence[Sequence[int]], batch_size: int) -> list[dict[int, float]]:
+    """Returns the log-probabilities, in nats, of some tokens after each row."""
+
+    def read(i: int, logits: "torch.Tensor") -> dict[int, float]:
+        log_p = logits[0].float().log_softmax(-1)
+        return {token: float(log_p[token]) for token in wanted[i]}
+
+    return run(model, rows, batch_size, read, first=[len(row) - 1 for row in rows])
