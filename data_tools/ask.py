@@ -61,6 +61,8 @@ class Answer:
 
 # Takes each answer as it comes; an error's text instead if there is none.
 Take = Callable[[Question, "Answer | str"], None]
+# Loads a model to run here: what it returns has a ``model`` and its ``tokenizer``.
+Loader = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def answer(
     answerer: Answerer,
     *,
     base_dir: Path,
+    loader: Loader,
     samples: int = 1,
     max_bad_share: float = 0.02,
 ) -> DataReport:
@@ -116,6 +119,7 @@ def answer(
         output_dir: Where answers are collected; with other settings it must be another one.
         answerer: Who answers.
         base_dir: Where relative paths start.
+        loader: What loads a model that answers here.
         samples: Answers to each prompt; more than one needs a temperature.
         max_bad_share: The largest share of the prompts that may stay without a usable answer.
 
@@ -134,7 +138,8 @@ def answer(
     report.rows, report.kept = report.rows + len(questions) - len(rows), len(questions)
     with locked(output_dir / ".lock"):
         _claim(output_dir / SETTINGS, answerer)
-        failed = _collect({question.key: question for _, question in questions}, output_dir / LOG, answerer)
+        asked = {question.key: question for _, question in questions}
+        failed = _collect(asked, output_dir / LOG, answerer, loader)
         found = _logged(output_dir / LOG)
         lines = []
         for where, question in questions:
@@ -182,7 +187,7 @@ def _logged(path: Path) -> dict[str, Answer]:
     return {line["key"]: Answer(line["text"], line["whole"]) for line in read_jsonl_log(path)}
 
 
-def _collect(questions: Mapping[str, Question], log: Path, answerer: Answerer) -> dict[str, str]:
+def _collect(questions: Mapping[str, Question], log: Path, answerer: Answerer, loader: Loader) -> dict[str, str]:
     """Asks what has no answer yet; returns why the questions without one have none."""
     done = _logged(log)
     left = [question for key, question in questions.items() if key not in done]
@@ -196,18 +201,19 @@ def _collect(questions: Mapping[str, Question], log: Path, answerer: Answerer) -
 
     if left:
         if answerer.base_url is None:
-            _ask_here(left, answerer, take)
+            _ask_here(left, answerer, take, loader)
         else:
             _ask_there(left, answerer, take, log.with_name(RECORD))
     return failed
 
 
-def _ask_here(questions: list[Question], answerer: Answerer, take: Take) -> None:
+def _ask_here(questions: list[Question], answerer: Answerer, take: Take, loader: Loader) -> None:
     """Runs the model in this process, the longest prompts first, so that memory runs out early if at all."""
     from .encode import TextEncoder
-    from .generate import Sampling, fits, generate, load
+    from .generate import Sampling, fits, generate
 
-    model, tokenizer = load(answerer.model)
+    loaded = loader(answerer.model)
+    model, tokenizer = loaded.model, loaded.tokenizer
     sampling = Sampling(
         answerer.max_new_tokens, answerer.temperature, answerer.top_p, answerer.seed, answerer.batch_size
     )

@@ -17,7 +17,6 @@ from .files import hash_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _VLLM_CHUNK = 256
 
@@ -58,24 +57,6 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     batch_size: int = 16
-
-
-def load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Loads a causal model and its tokenizer onto the accelerator, if there is one.
-
-    Raises:
-        DataError: There is no such model, or it cannot be read.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot load the model {name}: {first_line(error)}", hint="check `model`") from error
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 def room(model: Any) -> int | None:
@@ -225,15 +206,12 @@ class _Draw:
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
 
 
-def load_vllm(name: str, **options: Any) -> tuple[Any, Any]:
+def load_vllm(name: str, **options: Any) -> Any:
     """Loads a model into vLLM, for :func:`generate_vllm`.
 
     Args:
         name: A folder or Hub id.
         **options: Further arguments of ``vllm.LLM``, such as ``gpu_memory_utilization`` or ``max_model_len``.
-
-    Returns:
-        The engine and the model's tokenizer.
 
     Raises:
         DataError: vLLM is not installed, or cannot load the model.
@@ -242,10 +220,8 @@ def load_vllm(name: str, **options: Any) -> tuple[Any, Any]:
         from vllm import LLM  # type: ignore[import-not-found]
     except ImportError as error:
         raise DataError("vLLM is not installed", hint="pip install vllm, or use transformers") from error
-    from transformers import AutoTokenizer
-
     try:
-        return LLM(model=name, **options), AutoTokenizer.from_pretrained(name)
+        return LLM(model=name, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"vLLM cannot load {name}: {first_line(error)}", hint="check `model`") from error
 

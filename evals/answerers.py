@@ -10,7 +10,7 @@ from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, EndpointSpec, Reply, R
 from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.generate import Generated, Sampling, generate, generate_vllm, load_vllm, room
 from .errors import EvalError
-from .models import ADAPTER, LoadedModel
+from .models import ADAPTER, LoadedModel, load_tokenizer
 from .prompt_sets import PromptsSpec
 from .thinking import opened_by, strip_thinking
 
@@ -186,7 +186,8 @@ def by_vllm(folder: Path, sampling: Sampling, *, templated: bool, max_length: in
         hint = "merge it into its base first, or use `backend: transformers`"
         raise EvalError("vLLM is given whole models, and this is an adapter", where=str(folder), hint=hint)
     longest = {} if max_length is None else {"max_model_len": max_length}
-    model, tokenizer = load_vllm(str(folder), dtype=dtype, **longest)
+    model = load_vllm(str(folder), dtype=dtype, **longest)
+    tokenizer, _ = load_tokenizer(str(folder))
 
     def engine(prompts: list[list[int]], settings: Sampling, keys: list[str]) -> Iterable[Generated]:
         return generate_vllm(model, tokenizer, prompts, settings, key=keys)

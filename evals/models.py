@@ -56,7 +56,13 @@ class Pretrained:
         return self._load(AutoTokenizer)
 
     def weights(
-        self, *, headed: bool | None = None, dtype: str = "auto", attn: str | None = None, **options: Any
+        self,
+        *,
+        headed: bool | None = None,
+        dtype: str = "auto",
+        attn: str | None = None,
+        whole: bool = False,
+        **options: Any,
     ) -> "PreTrainedModel":
         """Loads the model.
 
@@ -64,18 +70,23 @@ class Pretrained:
             headed: Whether as a sequence classifier or a language model; by default as its configuration names it.
             dtype: What the weights are held in; ``auto`` is as saved.
             attn: The attention implementation; by default what transformers chooses.
+            whole: Whether to refuse a checkpoint that lacks weights, which transformers would draw at random.
             **options: Further arguments of ``from_pretrained``.
         """
         if headed is None:
             headed = _has_head(getattr(self.config(), "architectures", None))
         options |= {"attn_implementation": attn} if attn else {}
-        return self._load(auto_class(headed), dtype=dtype, **options)
+        model, found = self._load(auto_class(headed), dtype=dtype, output_loading_info=True, **options)
+        if whole and found["missing_keys"]:
+            lacking = ", ".join(sorted(found["missing_keys"]))
+            raise self.error(f"{self.what} {self.name} lacks the weights {lacking}", hint=self.hint)
+        return model
 
     def _load(self, kind: Any, **options: Any) -> Any:
         code = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
             return kind.from_pretrained(self.name, **code, **options)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise self.error(f"cannot load {self.what} {self.name}: {first_line(error)}", hint=self.hint) from error
 
 
@@ -178,6 +189,20 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error
     return LoadedModel(model.to(device).eval(), tokenizer, template)
+
+
+def load_language_model(source: str) -> LoadedModel:
+    """Loads a checkpoint that is to write text onto the accelerator, if there is one.
+
+    Raises:
+        EvalError: It cannot be loaded, or is a classifier.
+    """
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    loaded = load_model(source, device=device and str(device))
+    loaded.needs_language_model(source)
+    return loaded
 
 
 def _has_head(architectures: Any) -> bool:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import chat_templates
-from ..chat_templates.errors import first_line
 from ..data_tools.example_encoder import ExampleEncoder
+from ..evals.models import Pretrained
 from .errors import RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -121,27 +121,17 @@ def load_reward_model(name_or_path: str) -> "tuple[PreTrainedModel, PreTrainedTo
     Raises:
         RecipeError: It cannot be loaded, or is not a sequence classifier with one output.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    where = f"reward model {name_or_path}"
     hint = "name a model that a recipe with stage: reward has trained"
+    source = Pretrained(name_or_path, what="the reward model", hint=hint, error=RecipeError)
     with outside_zero3():
-        try:
-            config = AutoConfig.from_pretrained(name_or_path)
-            kinds = config.architectures or []
-            if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-                found = ", ".join(kinds) or "a model without a head"
-                raise RecipeError(f"is not a sequence classifier but {found}", where=where, hint=hint)
-            if config.num_labels != 1:
-                raise RecipeError(f"has {config.num_labels} outputs instead of one", where=where, hint=hint)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, dtype="auto", output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RecipeError(f"cannot be loaded: {first_line(error)}", where=where, hint=hint) from error
-    if info["missing_keys"]:
-        raise RecipeError(f"lacks the weights {', '.join(sorted(info['missing_keys']))}", where=where, hint=hint)
+        config = source.config()
+        kinds = config.architectures or []
+        found = None if config.num_labels == 1 else f"has {config.num_labels} outputs instead of one"
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            found = f"is not a sequence classifier but {', '.join(kinds) or 'a model without a head'}"
+        if found:
+            raise RecipeError(found, where=f"reward model {name_or_path}", hint=hint)
+        model, tokenizer = source.weights(headed=True, whole=True), source.tokenizer()
     text = model.config.get_text_config()
     if text.pad_token_id is None:
         text.pad_token_id = tokenizer.pad_token_id

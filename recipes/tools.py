@@ -80,12 +80,21 @@ def answers(
         PosttrainError: The prompts cannot be read, the model cannot be asked, or too few answers can be used.
     """
     from ..data_tools import ask
+    from ..evals.models import load_language_model
 
     answerer = ask.Answerer(
         model, base_url, api_key_env, max_new_tokens, temperature, top_p, seed, batch_size, concurrency, retries
     )
     source = _source(prompts, "prompts")
-    report = ask.answer(source, output_dir, answerer, base_dir=Path(), samples=samples, max_bad_share=max_bad_share)
+    report = ask.answer(
+        source,
+        output_dir,
+        answerer,
+        base_dir=Path(),
+        loader=load_language_model,
+        samples=samples,
+        max_bad_share=max_bad_share,
+    )
     dropped = f", dropped: {report.reasons()}" if report.dropped else ""
     print(f"{output_dir / ask.ANSWERS}: {report.kept} answers{dropped}")
 

@@ -10,7 +10,9 @@ from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import ask
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.spec import SourceSpec
+from posttrain.evals.models import load_language_model
 
+from ..evals.headed import headed_model, save_run
 from ..fault_server import FaultServer, each
 
 
@@ -27,8 +29,9 @@ def prompts(folder: Path, number: int = 12) -> SourceSpec:
 
 
 def run(folder: Path, answerer: ask.Answerer, source: SourceSpec | None = None, **options: Any) -> list[Any]:
-    ask.answer(source or prompts(folder), folder / "out", answerer, base_dir=folder, **options)
-    return [json.loads(line)["messages"] for line in (folder / "out" / ask.ANSWERS).read_text().splitlines()]
+    out, how = folder / "out", {"base_dir": folder, "loader": load_language_model, **options}
+    ask.answer(source or prompts(folder), out, answerer, **how)
+    return [json.loads(line)["messages"] for line in (out / ask.ANSWERS).read_text().splitlines()]
 
 
 def test_answers_come_in_the_order_of_the_prompts_and_train_as_messages(
@@ -98,8 +101,9 @@ def test_an_endpoint_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
     source = prompts(tmp_path)
     with pytest.raises(PosttrainError, match="does not answer"):
         run(tmp_path, ask.Answerer("m", "http://127.0.0.1:9/v1", retries=0), source)
+    (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="base_url: not an endpoint"):
-        ask.answer(source, tmp_path / "other", ask.Answerer("m", "localhost:8000"), base_dir=tmp_path)
+        run(tmp_path / "other", ask.Answerer("m", "localhost:8000"))
 
 
 def test_a_missing_key_is_said(tmp_path: Path) -> None:
@@ -193,3 +197,13 @@ def test_a_prompt_without_room_for_an_answer_is_dropped(tmp_path: Path, chat_mod
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     with pytest.raises(DataError, match="no chat template"):
         run(tmp_path, ask.Answerer(str(tiny_model_dir)))
+
+
+def test_a_model_that_is_missing_or_writes_no_text_is_one_clear_error(tmp_path: Path, tiny_model_dir: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(PosttrainError, match=f"cannot load the tokenizer of {missing}"):
+        run(tmp_path, ask.Answerer(str(missing)))
+    classifier = save_run(tmp_path / "classifier", headed_model(tiny_model_dir, 2), tiny_model_dir)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(PosttrainError, match="the checkpoint is a classifier"):
+        run(tmp_path / "other", ask.Answerer(str(classifier)))

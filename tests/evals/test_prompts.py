@@ -71,7 +71,8 @@ def by_vllm(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     made: list[list[int]] = []
     spec: Any = SimpleNamespace(thinking=[], plain="dialogue")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answerers, "load_vllm", lambda *_, **__: (loaded.model, loaded.tokenizer))
+        patch.setattr(answerers, "load_vllm", lambda *_, **__: loaded.model)
+        patch.setattr(answerers, "load_tokenizer", lambda _: (loaded.tokenizer, None))
         patch.setattr(answerers, "generate_vllm", lambda m, t, *given, key: recording(made)(*given, key))
         local = answerers.by_vllm(Path("/nowhere"), Sampling(4), templated=True, max_length=10_000, dtype="auto")
         local([answerers.Ask("key", 0, tuple(messages))], spec, (), lambda answers: None)
@@ -82,10 +83,9 @@ def by_data_answers(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list
     made: list[list[int]] = []
     answerer: Any = SimpleNamespace(model="m", max_new_tokens=4, temperature=0, top_p=1, seed=0, batch_size=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "load", lambda name: (loaded.model, loaded.tokenizer))
         patch.setattr(generate, "fits", lambda *_: True)
         patch.setattr(generate, "generate", lambda m, t, *given, key: recording(made)(*given, key))
-        ask._ask_here([ask.Question("key", messages, 0)], answerer, lambda question, answer: None)
+        ask._ask_here([ask.Question("key", messages, 0)], answerer, lambda *_: None, lambda _: loaded)
     return made[0]
 
 

@@ -136,7 +136,7 @@ def test_a_classifier_of_three_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be loaded"):
+    with pytest.raises(RecipeError, match="cannot load the reward model"):
         load(tmp_path / "nowhere", policy_tokenizer())
 
 
