@@ -46,7 +46,7 @@ def adapter(tmp_path: Path, model: Path) -> Path:
 
     folder = tmp_path / "adapter" / "checkpoint-1"
     base = AutoModelForCausalLM.from_pretrained(model)
-    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).save_pretrained(folder)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).save_pretrained(str(folder))
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     return folder
 
