@@ -157,6 +157,7 @@ def test_adapters_leave_the_head_whole_in_float32_and_the_final_model_is_plain(
     assert right == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_class_weights_move_the_answers_towards_the_rare_class(recipe: Callable[..., Path], tmp_path: Path) -> None:
     rows = tmp_path / "noise.jsonl"
     lines = [{"text": "the same", "label": "rare" if n % 8 == 0 else "common"} for n in range(64)]

@@ -309,6 +309,7 @@ def test_the_private_names_of_trl_are_as_they_were() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_black_box_teacher_answers_and_the_student_trains_on_its_answers(
     make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

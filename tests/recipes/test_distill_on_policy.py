@@ -29,6 +29,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
     assert [line["loss"] for line in logged] == pytest.approx([0, 0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_it_comes_closer_to_the_teacher_on_its_own_answers(make_recipe: Callable[..., Path]) -> None:
     logged = run(
         make_recipe("distill_on_policy", beta=1.0, learning_rate=0.003, max_steps=100, per_device_train_batch_size=16)

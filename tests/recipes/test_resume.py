@@ -22,7 +22,7 @@ from posttrain.recipes.errors import RunFolderError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
-from .conftest import ABSENT, command, log, losses, posttrain
+from .conftest import ABSENT, STAGE_RECIPES, command, log, losses, posttrain
 
 WEIGHTS = "model.safetensors"
 
@@ -72,21 +72,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage",
-    [
-        "sft",
-        "pretrain",
-        "reward",
-        "dpo",
-        "kto",
-        "orpo",
-        "ppo",
-        "grpo",
-        "rloo",
-        "classify",
-        "distill",
-        "distill_on_policy",
-    ],
+    "stage", ["sft", *(pytest.param(stage, marks=pytest.mark.slow) for stage in STAGE_RECIPES if stage != "sft")]
 )
 def test_a_damaged_checkpoint_is_named_and_left_and_the_weights_come_out_the_same(
     make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
@@ -122,6 +108,7 @@ class Planted:
         return Path.touch, (self.trace,)
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_read_is_named_and_left_and_no_pickle_in_it_is_run(
     make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

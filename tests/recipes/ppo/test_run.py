@@ -246,7 +246,7 @@ def test_text_prompts_and_their_columns_reach_the_reward(make_recipe: Maker, tmp
         "    return [float(prompt == f'{value} and') for prompt, value in zip(prompts, answer)]\n"
     )
     sections = {
-        "data": {"train": {"path": str(rows), "format": "prompt"}},
+        "data": {"train": {"path": str(rows), "format": "prompt", "raw": True}},
         "rewards": [{"function": "mine.py:mine"}],
     }
     assert log(run(make_recipe("ppo", sections=sections, **SHORT)))[0]["reward"] == 1
@@ -264,6 +264,7 @@ def test_a_reward_model_and_a_function_are_added_by_their_weights(
     assert first["rewards/gold/mean"] > 0
 
 
+@pytest.mark.slow
 def test_it_learns(make_recipe: Maker) -> None:
     """The share of half of the vocabulary rises from about a half, within 25 x 32 completions."""
     run_dir = run(
