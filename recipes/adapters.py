@@ -35,31 +35,42 @@ def lora_config(job: Job, model: "PreTrainedModel") -> "LoraConfig | None":
     spec = job.loaded.recipe.lora
     if spec is None:
         return None
-    output: Any = model.get_output_embeddings() if model.can_generate() else None
-    tied = output is not None and bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    modules = {module: name for name, module in model.named_modules()}
-    tables = {modules[layer]: layer for layer in (model.get_input_embeddings(), output) if layer is not None}
+    tables, tied, biased = _embeddings(model)
     saved = [*spec.modules_to_save, *([] if model.can_generate() else head_modules(model))]
-    whole = [name for name in tables if any(name.endswith(module) for module in saved)]
-    source = next(iter(tables))
-    new = [name for name in ([source] if tied else tables) if name not in whole and not (tied and whole)]
-    rows = {name: list(job.new_tokens) for name in new if job.new_tokens}
-    if rows and (_is_sharded() or getattr(output, "bias", None) is not None):
-        saved, rows = [*saved, *rows], {}
+    grown: list[str] = []  # whose new rows are trained by themselves; of tied tables the first stands for both
+    if job.new_tokens:
+        whole = _named(tables, saved)
+        grown = ([] if whole else tables[:1]) if tied else [name for name in tables if name not in whole]
+    if grown and (biased or _is_sharded()):
+        saved, grown = [*saved, *grown], []
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=spec.target_modules,
         modules_to_save=saved or None,
-        trainable_token_indices=rows or None,
-        ensure_weight_tying=tied and any(name.endswith(module) for name in tables for module in saved),
+        trainable_token_indices={name: list(job.new_tokens) for name in grown} or None,
+        ensure_weight_tying=tied and bool(_named(tables, saved)),
         use_rslora=spec.use_rslora,
         use_dora=spec.use_dora,
         task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
     )
-    _refuse_adapted_output(config, [name for name in tables if tied or name != source], tied, job)
+    _refuse_adapted_output(config, tables if tied else tables[1:], tied, job)
     return config
+
+
+def _embeddings(model: "PreTrainedModel") -> tuple[list[str], bool, bool]:
+    """Returns the names of the input embeddings and the output layer, whether they are one, and if that has a bias."""
+    output: Any = model.get_output_embeddings() if model.can_generate() else None
+    modules = {module: name for name, module in model.named_modules()}
+    tables = [modules[layer] for layer in (model.get_input_embeddings(), output) if layer is not None]
+    tied = output is not None and bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    return tables, tied, getattr(output, "bias", None) is not None
+
+
+def _named(tables: list[str], modules: list[str]) -> list[str]:
+    """Returns those of the tables that ``modules_to_save`` names, by the ends of their names, as peft does."""
+    return [name for name in tables if any(name.endswith(module) for module in modules)]
 
 
 def _refuse_adapted_output(config: "LoraConfig", names: list[str], tied: bool, job: Job) -> None:
