@@ -18,7 +18,7 @@ from .models import LoadedModel, applies_template, hub_access, load_model, templ
 from .records import LOCKS, Result, Score, ScoreStore
 from .spec import Chat, SuiteSpec, load_suite
 from .statistics import spelt
-from .targets import Target, Unfinished, find_targets, is_finished
+from .targets import Target, Unfinished, find_targets, is_closed, is_run
 
 Progress = Callable[[str], None]
 
@@ -130,7 +130,8 @@ def score(
     interrupted = False
     try:
         while True:
-            over = all(is_finished(Path(path)) for path in paths)  # asked first: a save may end meanwhile
+            # Asked first: a save may end meanwhile.
+            over = all(is_closed(Path(path)) for path in paths if is_run(Path(path)))
             targets, unfinished = find_targets(paths, output, offline=spec.offline, final_only=final_only)
             jobs.check_targets(defined, targets)
             busy = [target for target in targets if not _score_target(session, target)]

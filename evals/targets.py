@@ -91,22 +91,30 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and ((path / RUN_FILE).is_file() or bool(list_checkpoints(path)))
 
 
-def is_finished(path: Path) -> bool:
-    """Says whether no more checkpoints are to come; always true of what is not a run folder."""
-    return not is_run(path) or _run_json(path).get("finished") is not None
+def is_closed(run_dir: Path) -> bool:
+    """Says whether a run came to its end, so that no more checkpoints are to come."""
+    return read_record(run_dir).get("finished") is not None
 
 
-def _run_json(path: Path) -> dict[str, Any]:
-    file = path / RUN_FILE
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """Returns a run folder's record; empty if the folder has none.
+
+    Raises:
+        InputError: The record is damaged.
+    """
+    file = run_dir / RUN_FILE
     try:
-        value = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise PosttrainError(f"not JSON: {error}", where=str(file)) from error
-    return value if isinstance(value, dict) else {}
+        value = json.loads(file.read_bytes()) if file.exists() else {}
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        hint = "restore it, or choose another output folder"
+        raise InputError(f"the run's record is damaged: {error}", where=str(file), hint=hint) from error
+    return value
 
 
 def _add_run(run_dir: Path, folders: list[Path], targets: list[Target], unfinished: list[Unfinished]) -> None:
-    run = _run_json(run_dir)
+    run = read_record(run_dir)
     for folder in folders:
         manifest = read_manifest(folder)
         if manifest is not None:
@@ -139,7 +147,7 @@ def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
     digest = model_hash(folder)
     with locked(output / LOCKS / "names", wait=True):
         store = _store_of(item, folder, digest, output)
-    name = str(_run_json(store).get("name") or store.name)
+    name = str(read_record(store).get("name") or store.name)
     return Target(store, name, "", FINAL, None, folder, weights_hash(folder), digest, (folder / MANIFEST).is_file())
 
 
@@ -152,16 +160,16 @@ def _store_of(item: str, folder: Path, digest: str, output: Path) -> Path:
     place = Path(os.path.normpath(Path(item).absolute()))  # links keep their names, ``..`` has none of its own
     first, source = (place.name, str(place)) if is_local else (item.replace("/", "--"), item)
     names = [first, f"{first}-{digest[:8]}"]
-    if is_local and _run_json(output / first).get("source", source) != source:
+    if is_local and read_record(output / first).get("source", source) != source:
         names.insert(1, f"{place.parent.name}--{first}")
 
     def fits(name: str) -> bool:
-        run = _run_json(output / name)
+        run = read_record(output / name)
         older = run.get("stage") == "external" and "model_hash" not in run and run.get("recipe") == {"model": item}
         return older or run.get("model_hash") == digest or (not run and (output / name).resolve() != folder.resolve())
 
     store = output / next((name for name in names if fits(name)), names[-1])
-    run = _run_json(store)
+    run = read_record(store)
     if run.get("model_hash") != digest:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         new: dict[str, Any] = {"schema": 1, "name": store.name, "stage": "external", "recipe": {"model": item}}

@@ -83,11 +83,12 @@ class CheckpointKeeper(TrainerCallback):
         PartialState().wait_for_everyone()
 
     def _rotate(self, run_dir: Path, state: TrainerState) -> None:
-        """Removes the oldest checkpoints beyond the limit, but never the best one."""
+        """Removes the oldest checkpoints beyond the limit; never the best one, nor for damaged ones that lie ahead."""
         if self.limit is None:
             return
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
-        kept = [path for path in checkpoints.list_checkpoints(run_dir) if path.name not in (best, "checkpoint-0")]
+        made = [path for path in checkpoints.list_checkpoints(run_dir) if path.name not in (best, "checkpoint-0")]
+        kept = [path for path in made if (checkpoints.step_of(path) or 0) <= state.global_step]
         for folder in kept[: -self.limit]:
             # Without its manifest a half-removed folder is never taken for a whole one.
             (folder / checkpoints.MANIFEST).unlink(missing_ok=True)

@@ -16,33 +16,14 @@ from typing import Any
 from ..chat_templates.errors import first_line
 from ..data_tools.files import write_atomic, write_json
 from ..evals import checkpoints
+from ..evals.targets import RUN_FILE, is_closed, read_record
 from .errors import RunFolderError
 from .load import Loaded, recipe_hash
 from .schema import Recipe
 
-RECORD = "run.json"
 LOG = "log.jsonl"
 CARD = "README.md"
 _PACKAGES = ("posttrain", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval")
-
-
-def read_record(run_dir: Path) -> dict[str, Any] | None:
-    """Returns a run folder's record, or None if the folder has none.
-
-    Raises:
-        RunFolderError: The record is damaged.
-    """
-    path = run_dir / RECORD
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        if not isinstance(record, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        hint = "restore it, or choose another output_dir"
-        raise RunFolderError(f"the run's record is damaged: {error}", where=str(path), hint=hint) from error
-    return record
 
 
 def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, Any]:
@@ -62,13 +43,13 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
         RunFolderError: The folder was made by a different recipe, or holds files of other origin.
     """
     run_dir = Path(loaded.recipe.output_dir)
-    old = read_record(run_dir)
+    old = read_record(run_dir) or None
     if old is not None:  # an older version may have hashed a recipe in another way
         old = {**old, "recipe_hash": recipe_hash(old.get("recipe") or {})}
     if old is not None and not _holds_work(run_dir):
         old = _abandoned(run_dir)
     hint = "choose another output_dir, or go on here with --force"
-    if run_dir.is_dir() and not (run_dir / RECORD).exists() and not force:
+    if run_dir.is_dir() and not (run_dir / RUN_FILE).exists() and not force:
         strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
         if strangers:
             raise RunFolderError(f"the folder holds {', '.join(strangers[:3])}", where=str(run_dir), hint=hint)
@@ -107,7 +88,7 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
         "created": (old or {}).get("created") or now(),
         "finished": (old or {}).get("finished") if old and old.get("recipe_hash") == loaded.hash else None,
     }
-    write_json(run_dir / RECORD, record)
+    write_json(run_dir / RUN_FILE, record)
     return record
 
 
@@ -148,8 +129,8 @@ def parent_of(name_or_path: str | None) -> dict[str, Any] | None:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return {"name": name_or_path, "path": None, "weights_hash": None, "model_hash": None, "recipe_hash": None}
-    run_dir = folder if (folder / RECORD).exists() else folder.parent
-    record = read_record(run_dir) or {}
+    run_dir = folder if (folder / RUN_FILE).exists() else folder.parent
+    record = read_record(run_dir)
     return {
         "name": record.get("name", folder.name),
         "path": str(folder),
@@ -229,11 +210,13 @@ def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool
         best: Whether the run ends with its best checkpoint, which must then be whole too.
     """
     left = []
+    weights_only = ""
     for folder in reversed(checkpoints.list_checkpoints(run_dir)):
         problems = checkpoints.verify(folder)
         manifest = checkpoints.read_manifest(folder)
         if manifest is not None and not problems:
             if not manifest.resumable:
+                weights_only = weights_only or (folder.name if manifest.step else "")
                 continue
             problems = _unreadable(folder, manifest, best=best)
         if not problems:
@@ -241,7 +224,9 @@ def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool
             return Resume(folder, tuple(left))
         left.append(f"{folder.name}: {'; '.join(problems)}")
         say(f"leaving damaged checkpoint {folder}: {'; '.join(problems)}")
-    if left:
+    if weights_only:
+        say(f"{weights_only} holds weights only (trainer.save_only_model): starting from the first step")
+    elif left:
         say("no whole checkpoint is left: starting from the first step")
     return Resume(None, tuple(left))
 
@@ -331,8 +316,8 @@ def write_card(folder: Path) -> None:
     """Writes the model card of a run's folder or of one below it, in place of what TRL and PEFT write."""
     from ..evals.model_card import card_of_record
 
-    run_dir = folder if (folder / RECORD).exists() else folder.parent
-    record = read_record(run_dir) or {}
+    run_dir = folder if (folder / RUN_FILE).exists() else folder.parent
+    record = read_record(run_dir)
     adapter = (folder / "adapter_config.json").is_file()
     write_atomic(folder / CARD, card_of_record(record, step=checkpoints.step_of(folder), adapter=adapter))
 
@@ -346,8 +331,7 @@ def saved_step(run_dir: Path, folder: Path, *, last: int) -> int:
 
 def is_finished(run_dir: Path) -> bool:
     """Says whether a run ended and its final model is still whole."""
-    record = read_record(run_dir)
-    return bool(record and record.get("finished")) and not checkpoints.verify(run_dir)
+    return is_closed(run_dir) and not checkpoints.verify(run_dir)
 
 
 def now() -> str:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evals.targets import read_record
 from .errors import RecipeError
-from .rundir import read_record
 
 if TYPE_CHECKING:
     from ..evals.score import ScoreReport
@@ -44,7 +44,7 @@ def score_models(
     suites: dict[str, SuiteSpec] = {}  # runs of which the same is asked go together, whatever steps each was made of
     wanted: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for model in models:
-        record = read_record(Path(model)) or read_record(Path(model).parent) or {}
+        record = read_record(Path(model)) or read_record(Path(model).parent)
         named = suite or _suite_of(record)
         if named is None:
             raise RecipeError("no suite is named", where=model, hint="say --suite NAME, or a suite's file")

@@ -114,8 +114,7 @@ def _already_done(loaded: Loaded) -> bool:
     run_dir = Path(loaded.recipe.output_dir)
     record = rundir.read_record(run_dir)
     return (
-        record is not None
-        and record.get("recipe_hash") == loaded.hash
+        record.get("recipe_hash") == loaded.hash
         and rundir.same_parent(record.get("parent"), rundir.parent_of(loaded.recipe.model.name_or_path))
         and rundir.same_models(record.get("models"), rundir.other_models(loaded.recipe))
         and rundir.is_finished(run_dir)
@@ -139,7 +138,7 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
             _say(f"data.{split}: {note}")
     rundir.check_inputs(record, data=described, template=template, force=force)
     record |= {"data": described, "template": template, "finished": None}
-    write_json(job.run_dir / rundir.RECORD, record)
+    write_json(job.run_dir / rundir.RUN_FILE, record)
 
 
 def build(ready: Ready) -> "Trainer":
@@ -219,9 +218,7 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
         job.tokenizer.save_pretrained(job.run_dir)
         rundir.write_card(job.run_dir)
         checkpoints.write_manifest(job.run_dir, step=step, resumable=False)
-        record = rundir.read_record(job.run_dir)
-        assert record is not None, "claim() wrote it"
-        write_json(job.run_dir / rundir.RECORD, {**record, "finished": rundir.now()})
+        write_json(job.run_dir / rundir.RUN_FILE, {**rundir.read_record(job.run_dir), "finished": rundir.now()})
     PartialState().wait_for_everyone()
 
 

@@ -270,6 +270,13 @@ class PPOTrainer(RowSamplingGRPOTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         critic.load(Path(resume_from_checkpoint) / FOLDER)
 
+    def _load_best_model(self) -> None:
+        """Reads policy and critic of the best checkpoint; the engines of DeepSpeed and FSDP read both at once."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def _rollout_state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef.value}
 

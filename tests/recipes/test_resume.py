@@ -359,3 +359,44 @@ def test_old_checkpoints_go_only_once_the_new_one_is_whole(make_recipe: Callable
     kept = checkpoints.list_checkpoints(run_dir)
     assert [folder.name for folder in kept] == ["checkpoint-8", "checkpoint-12"]
     assert all(checkpoints.verify(folder) == [] for folder in kept)
+
+
+def test_a_damaged_checkpoint_ahead_takes_no_whole_one_s_place(
+    make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    recipe, step = make_recipe(save_total_limit=1), Trainer.training_step
+    run_dir = run(recipe)
+    undo_end(run_dir)
+    truncate(run_dir / "checkpoint-12" / "optimizer.pt")
+
+    def stopped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return step(self, *args, **kwargs) if self.state.global_step < 6 else 1 / 0
+
+    monkeypatch.setattr(Trainer, "training_step", stopped)
+    with pytest.raises(ZeroDivisionError):
+        run(recipe)
+    assert rundir.find_resume(run_dir).checkpoint == run_dir / "checkpoint-4"
+
+
+def test_a_run_that_keeps_weights_only_says_that_it_begins_again(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(save_only_model=True, lr_scheduler_type="constant")
+    run_dir = run(recipe)
+    expected, whole_log = hash_file(run_dir / WEIGHTS), log(run_dir)
+    undo_end(run_dir)
+    run(recipe)
+    assert "checkpoint-12 holds weights only (trainer.save_only_model): starting from" in capsys.readouterr().out
+    assert (hash_file(run_dir / WEIGHTS), log(run_dir)) == (expected, whole_log)
+
+
+def test_the_best_critic_is_saved_with_the_best_policy(make_recipe: Callable[..., Path]) -> None:
+    rows = {"path": "prompt.jsonl", "format": "prompt"}
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "greater_is_better": False}
+    best |= {"metric_for_best_model": "eval_kl_coef", "per_device_eval_batch_size": 40}  # constant: the first is best
+    run_dir = run(make_recipe("ppo", sections={"data": {"train": rows, "eval": rows}}, **best))
+    critic = "critic/model.safetensors"
+    hashes = [hash_file(run_dir / folder / critic) for folder in (".", "checkpoint-4", "checkpoint-12")]
+    assert hashes[0] == hashes[1] != hashes[2]
