@@ -133,7 +133,7 @@ def draw(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
@@ -161,7 +161,7 @@ def draw(
     return [_cut(row, ends) for row in output[:, width:].tolist()]
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
+def ends_of(model: Any, tokenizer: Any) -> set[int]:
     """Returns the tokens that end an answer: those of the model's generation config and the tokenizer's own."""
     known = model.generation_config.eos_token_id
     return {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}

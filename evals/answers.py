@@ -20,6 +20,9 @@ from .thinking import TAGS, strip_thinking
 KIND = "answers"
 """The value of ``Score.detail["kind"]`` that marks the score of a prompt set."""
 
+UNFINISHED = ("length", "content_filter", "too_long", "failed")
+"""The values of ``Answer.finish`` under which an answer did not come to its end."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -59,6 +62,16 @@ class Answer:
     def key(self) -> str:
         """Returns a hash of the prompt and of what is judged: the same answer is never judged twice."""
         return hashlib.sha256(json.dumps([self.prompt_key, self.texts]).encode()).hexdigest()[:32]
+
+    @property
+    def ended_key(self) -> str:
+        """Returns the same for a judge to whom an answer that was cut is another one."""
+        return self.key if self.finished else f"{self.key}-cut"
+
+    @property
+    def finished(self) -> bool:
+        """Says whether the last answer came to its end; what an unknown writer left is taken for whole."""
+        return self.finish[-1] not in UNFINISHED
 
     @property
     def characters(self) -> int:

@@ -161,7 +161,7 @@ def template_of(folder: Path) -> str | None:
     return load_tokenizer(str(folder))[1]
 
 
-def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -> LoadedModel:
+def load_model(source: str, *, device: str | None = None, dtype: str = "auto", whole: bool = False) -> LoadedModel:
     """Loads a checkpoint from a folder or by its Hub id.
 
     What its configuration calls a sequence classifier is loaded with its head, anything else as a language model. An
@@ -172,6 +172,7 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
         source: The folder or Hub id.
         device: Where to put it; the first GPU if there is one, else the CPU.
         dtype: ``auto`` keeps what the checkpoint says.
+        whole: Whether to refuse a checkpoint, adapters aside, that lacks weights.
 
     Raises:
         EvalError: The model, its base or its tokenizer cannot be loaded.
@@ -184,7 +185,9 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
         with quiet_bars():
             adapter = (Path(source) / ADAPTER).is_file()
             model: Any = (
-                _load_adapter(Path(source), tokenizer, dtype) if adapter else Pretrained(source).weights(dtype=dtype)
+                _load_adapter(Path(source), tokenizer, dtype)
+                if adapter
+                else Pretrained(source).weights(dtype=dtype, whole=whole)
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error

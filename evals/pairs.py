@@ -24,11 +24,12 @@ from .bootstrap import estimate, midranks
 from .calibration import ece
 from .classification_figures import LOWER_IS_BETTER, correlation, sigmoid
 from .errors import EvalError, SuiteError
-from .forward import outputs, token_sums
+from .forward import token_sums
 from .heldout import fingerprint, read
 from .models import LoadedModel, load_model
 from .perplexity import ratio
 from .records import Metric, Result, parquet
+from .reward import RewardReader
 from .spec import PairsSpec, SuiteSpec
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run_pairs(task: Pairs, loaded: LoadedModel, suite: SuiteSpec) -> Result:
     both = sequences["chosen"] + sequences["rejected"]
     size = suite.size_of_batch(spec.batch_size)
     if spec.reference is None:
-        found = outputs(loaded.model, [{"input_ids": [*p, *a]} for p, a in both], size, where=spec.title)[:, 0]
+        found = np.array(RewardReader(loaded, size, spec.title).values([[*prompt, *said] for prompt, said in both]))
     else:
         found = spec.beta * (_log_p(loaded.model, both, size) - _reference(task, both, loaded, suite))
     chosen, rejected = np.split(found, 2)

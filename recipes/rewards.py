@@ -6,7 +6,7 @@ that one scores the completion's text with the end token stripped, whereas ``rew
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,16 @@ GOLD = "gold"
 Term = Callable[..., list[float]]
 
 
-def load_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", args: Any) -> tuple[list[Term], list[float]]:
+def load_terms(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", args: Any, ends: Collection[int] = ()
+) -> tuple[list[Term], list[float]]:
     """Loads all terms of a recipe's reward, the gold reward last, with weight 0.
 
     Args:
         recipe: The recipe.
         tokenizer: The policy's.
         args: The trainer's arguments, for device and batch size.
+        ends: Tokens that end an answer, beside those of the tokenizer and its template.
 
     Returns:
         What TRL's trainers take as ``reward_funcs`` and ``reward_weights``.
@@ -38,7 +41,7 @@ def load_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", args: Any) 
     Raises:
         RecipeError: A model or function cannot be found or used, or two terms have one name.
     """
-    terms = [_load_term(spec, name, tokenizer, args) for name, spec in _named_specs(recipe).items()]
+    terms = [_load_term(spec, name, tokenizer, args, ends) for name, spec in _named_specs(recipe).items()]
     return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
 
 
@@ -75,13 +78,15 @@ def name_of(spec: RewardSpec) -> str:
     return spec.function.rpartition(":")[2] if spec.function else Path(spec.model or "").name
 
 
-def _load_term(spec: RewardSpec, name: str, tokenizer: "PreTrainedTokenizerBase", args: Any) -> Term:
+def _load_term(
+    spec: RewardSpec, name: str, tokenizer: "PreTrainedTokenizerBase", args: Any, ends: Collection[int]
+) -> Term:
     if spec.function:
         return function_term(load_function(spec.function), name)
     from .reward_model import RewardModel
 
     assert spec.model is not None, "a term is a model or a function"
-    return model_term(RewardModel(spec.model, tokenizer, args.device, args.per_device_eval_batch_size), name)
+    return model_term(RewardModel(spec.model, tokenizer, args.device, args.per_device_eval_batch_size, ends), name)
 
 
 def load_function(reference: str) -> Callable[..., Any]:

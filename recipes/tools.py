@@ -152,6 +152,7 @@ def best_of_n(
     """
     from types import SimpleNamespace
 
+    from ..data_tools.generate import ends_of
     from ..evals import best_of_n as best
     from ..evals.checkpoints import model_hash
     from ..evals.models import load_model
@@ -167,7 +168,7 @@ def best_of_n(
     loaded = load_model(policy)
     recipe: Any = SimpleNamespace(rewards=[first], gold=second)
     args = SimpleNamespace(device=loaded.model.device, per_device_eval_batch_size=batch_size)
-    terms, _ = load_terms(recipe, loaded.tokenizer, args)
+    terms, _ = load_terms(recipe, loaded.tokenizer, args, ends_of(loaded.model, loaded.tokenizer))
     known = {"policy": Path(policy).name, "policy_model": model_hash(Path(policy))} if Path(policy).is_dir() else {}
     best.run(
         output_dir,

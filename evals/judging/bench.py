@@ -109,7 +109,7 @@ class Bench:
             return hash_json(decides | {"rule": judge_values.rule_identity(settings.rule or "")})
         decides["model"] = self._identity
         if settings.backend == "reward":
-            return hash_json(decides)
+            return hash_json(decides | {"reader": judge_values.READER})
         if by == "text" or settings.backend == "endpoint":  # else no reply is read: what was judged stands
             decides["parser"] = PARSER
         keys = {"labels", "scale", "reference", "system", "max_characters"}

@@ -42,11 +42,11 @@ class Judgment:
         sample: Which of the candidate's answers to the prompt.
         candidate: Model hash of the candidate.
         candidate_name: ``run/checkpoint`` of the candidate when it was judged.
-        candidate_answer: :attr:`Answer.key` of its answer.
+        candidate_answer: :attr:`Answer.key` of its answer; :attr:`Answer.ended_key` for a reward model.
         candidate_length: Characters of its answer.
         opponent: Model hash of the other, ``file:<hash>`` for a file of answers; None if it was rated alone.
         opponent_name: Its name.
-        opponent_answer: :attr:`Answer.key` of its answer.
+        opponent_answer: Likewise of its answer.
         opponent_length: Characters of its answer.
         order: Which of them the judge saw first.
         repeat: Which of several judgments of the same question, from 0.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ...data_tools.generate import ends_of
 from ..forward import next_logs
 from .parse import Verdict, from_labels, labels_of, parse
 from .prompt import JudgePrompt, Rendered
@@ -126,7 +127,7 @@ def label_logs(
     """
     parts = [tuple(label) for label in labels]
     ended = any(a != b and b[: len(a)] == a for a in parts for b in parts)
-    ends = _ends(loaded) if ended else []
+    ends = sorted(ends_of(loaded.model, loaded.tokenizer)) if ended else []
     reach = 1 if ended else 0  # whether what follows the whole label is read too
     prefixes = sorted({part[:k] for part in parts for k in range(len(part) + reach)})
     rows = [[*prompt, *prefix] for prompt in prompts for prefix in prefixes]
@@ -145,10 +146,3 @@ def _log_of(part: tuple[int, ...], by_prefix: dict[tuple[int, ...], dict[int, fl
     if ends:
         total += math.log(max(sum(math.exp(by_prefix[part][end]) for end in ends), 1e-300))
     return total
-
-
-def _ends(loaded: "LoadedModel") -> list[int]:
-    """Returns the tokens that end an answer."""
-    known: Any = getattr(loaded.model.generation_config, "eos_token_id", None)
-    known = known if isinstance(known, list) else [known]
-    return sorted({*known, loaded.tokenizer.eos_token_id} - {None})  # type: ignore[type-var]

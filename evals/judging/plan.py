@@ -161,6 +161,7 @@ class Plan:
         entry = self.entry
         settings = [[b.judge.settings.orders, b.judge.settings.repeats] for b in self.benches]
         pairs = entry.pairs if isinstance(entry.pairs, str) else entry.pairs.model_dump()
+        by_end = any(bench.judge.by_end for bench in self.benches)
         return hash_json(
             {
                 "prompts": self.job.task_hash,
@@ -168,7 +169,7 @@ class Plan:
                 "vote": self.benches[0].judge.settings.vote if len(self.benches) > 1 else None,
                 "asked": settings,
                 "pairs": None if self.rating else pairs,
-                "opponents": sorted([other.model_hash, _said(other)] for other in self.opponents(candidate)),
+                "opponents": sorted([other.model_hash, _said(other, by_end)] for other in self.opponents(candidate)),
             }
         )
 
@@ -199,9 +200,9 @@ class Plan:
         return [s for s in self.sets if s.model_hash != self.baseline.model_hash]
 
 
-def _said(answers: AnswerSet) -> str:
+def _said(answers: AnswerSet, by_end: bool) -> str:
     """Returns a hash of answers; the weights alone do not tell them, since a chat template can be changed."""
-    return hash_json([answer.key for answer in answers.answers])
+    return hash_json([answer.ended_key if by_end else answer.key for answer in answers.answers])
 
 
 def open_plan(

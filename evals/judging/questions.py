@@ -32,6 +32,7 @@ class Question:
         order: Which of the two the judge sees first.
         repeat: Which of several times that it is asked.
         home: The run folder that keeps the judgment.
+        by_end: Whether the judge sees if an answer is finished or was cut, as a reward model does.
     """
 
     candidate: AnswerSet
@@ -41,13 +42,23 @@ class Question:
     order: Order
     repeat: int
     home: Path
+    by_end: bool = False
 
     def key(self, version: str) -> str:
         """Returns the key of its judgment by a judge."""
-        other = self.other.key if self.other else None
+        other = self.key_of(self.other) if self.other else None
         opponent = self.opponent.model_hash if self.opponent else None
         who = (self.candidate.model_hash, opponent, self.answer.sample)
-        return judgment_key(version, self.answer.key, other, self.order, self.repeat, who)
+        return judgment_key(version, self.key_of(self.answer), other, self.order, self.repeat, who)
+
+    def key_of(self, answer: Answer) -> str:
+        """Returns the key of an answer to this judge."""
+        return answer.ended_key if self.by_end else answer.key
+
+    @property
+    def sides(self) -> list[Answer]:
+        """Returns the answers, in the order in which the judge sees them."""
+        return [self.first, *([self.second] if self.second else [])]
 
     @property
     def first(self) -> Answer:
@@ -61,8 +72,9 @@ class Question:
 
     @property
     def equal(self) -> bool:
-        """Says whether the two answers are the same text, which needs no judge."""
-        return self.other is not None and self.other.texts == self.answer.texts
+        """Says whether the judge sees the same answer twice, which needs no judge."""
+        same = self.other is not None and self.other.texts == self.answer.texts
+        return same and len({answer.finished for answer in self.sides if self.by_end}) < 2
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ def questions_of(judge: Judge, pair: Pair, prompts: frozenset[str] | None = None
         prompts: Keys of the prompts to take; None for all.
     """
     return [
-        Question(pair.candidate, answer, pair.opponent, other, order, repeat, pair.home)
+        Question(pair.candidate, answer, pair.opponent, other, order, repeat, pair.home, judge.by_end)
         for answer, other in joined(pair.candidate, pair.opponent)
         if prompts is None or answer.prompt_key in prompts
         for order in orders_of(judge, pair, answer.prompt_key)
@@ -133,7 +145,7 @@ def questions_of(judge: Judge, pair: Pair, prompts: frozenset[str] | None = None
 def ratings_of(judge: Judge, candidate: AnswerSet) -> list[Question]:
     """Returns all that a judge is asked of one answer set."""
     return [
-        Question(candidate, answer, None, None, "alone", repeat, home_of(candidate))
+        Question(candidate, answer, None, None, "alone", repeat, home_of(candidate), judge.by_end)
         for answer in candidate.answers
         for repeat in range(_repeats(judge))
     ]

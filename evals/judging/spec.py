@@ -226,6 +226,11 @@ class Judge:
         return self.settings.backend in _PROMPTED
 
     @property
+    def by_end(self) -> bool:
+        """Says whether the verdict depends on whether an answer is finished or was cut."""
+        return self.settings.backend == "reward"
+
+    @property
     def leaderboard(self) -> bool:
         """Says whether its figures are ranked."""
         given = self.settings.leaderboard

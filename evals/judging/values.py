@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from .questions import Question
 from .spec import Judge
 
 if TYPE_CHECKING:
-    from ..models import LoadedModel
+    from ..reward import RewardReader
 
+READER = 1  # raise when a change of how a reward model reads answers changes its verdicts
 _PART = 256  # questions between two looks at the disk
 Values = Callable[[Sequence[Answer]], list[float]]
 
@@ -37,17 +39,15 @@ def ask(judge: Judge, values: Values, questions: Sequence[Question], take: Calla
     known: dict[str, float] = {}
     for at in range(0, len(questions), _PART):
         part = questions[at : at + _PART]
-        sides = [side for question in part for side in (question.answer, question.other) if side is not None]
-        new = list({side.key: side for side in sides if side.key not in known}.values())
+        sides = [(question.key_of(side), side) for question in part for side in question.sides]
+        new = {key: side for key, side in sides if key not in known}
         started = time.perf_counter()
         if new:
-            known |= dict(zip((side.key for side in new), values(new), strict=True))
+            known |= dict(zip(new, values(list(new.values())), strict=True))
         seconds = (time.perf_counter() - started) / len(part)
         for question in part:
-            first, second = question.first, question.second
-            value = known[first.key]
-            other = None if second is None else known[second.key]
-            take(question, _verdict(judge, value, other, seconds))
+            first, *second = (known[question.key_of(side)] for side in question.sides)
+            take(question, _verdict(judge, first, second[0] if second else None, seconds))
 
 
 def _verdict(judge: Judge, value: float, other: float | None, seconds: float) -> Verdict:
@@ -122,7 +122,7 @@ def _finite(value: Any) -> bool:
 
 
 class RewardValues:
-    """A reward model's values of answers, read as a model of the ``reward`` stage reads its training rows.
+    """A reward model's values of answers.
 
     Args:
         judge: Whose model it is.
@@ -131,8 +131,6 @@ class RewardValues:
 
     def __init__(self, judge: Judge, device: str | None = None):
         self.judge, self.device = judge, device
-        self._loaded: LoadedModel | None = None
-        self._encoder: Any = None
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         """Returns the reward of each answer to the last turn, the turns before it given; NaN if it is too long.
@@ -140,49 +138,18 @@ class RewardValues:
         Raises:
             EvalError: It is no reward model, or its template does not take a conversation.
         """
-        from ..forward import outputs
         from ..models import model_length
+        from ..reward import completion_of
 
-        loaded = self._load()
-        batch = self._encoder([self._row(answer) for answer in answers])
-        for row, error in batch.dropped.items():
-            where = f"judge {self.judge.name}"
-            raise EvalError(f"cannot read an answer: {error}", where=where, hint=f"prompt {answers[row].prompt_id}")
-        flat, at, rows = batch.ids.tolist(), 0, []
-        for lengths in batch.lengths.tolist():
-            rows.append({"input_ids": flat[at : at + sum(lengths)]})
-            at += sum(lengths)
-        size, longest = self.judge.settings.batch_size, model_length(loaded.model)
-        fitting = [row for row in rows if len(row["input_ids"]) <= longest]
-        where = f"judge {self.judge.name}"
-        found = iter(outputs(loaded.model, fitting, size, where=where)[:, 0].tolist() if fitting else ())
-        return [next(found) if len(row["input_ids"]) <= longest else math.nan for row in rows]
+        reader = self._reader
+        templated, longest = reader.encoder.template is not None, model_length(reader.loaded.model)
+        rows = reader.ids([completion_of(answer, templated=templated) for answer in answers])
+        found = iter(reader.values([row for row in rows if len(row) <= longest]))
+        return [next(found) if len(row) <= longest else math.nan for row in rows]
 
-    def _row(self, answer: Answer) -> dict[str, Any]:
-        *before, last = zip(answer.turns, answer.texts, strict=False)
-        messages = []
-        for turn, text in before:
-            messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": text or " "}]
-        if self._encoder.template is None:
-            said = [message["content"] for message in messages]
-            return {"prompt": "\n\n".join([*said, last[0]]), "completion": last[1] or " ", "label": True}
-        reply = [{"role": "assistant", "content": last[1] or " "}]
-        return {"prompt": [*messages, {"role": "user", "content": last[0]}], "completion": reply, "label": True}
+    @cached_property
+    def _reader(self) -> "RewardReader":
+        from ..reward import RewardReader, load
 
-    def _load(self) -> "LoadedModel":
-        if self._loaded is None:
-            from ...chat_templates.templates import from_tokenizer
-            from ...data_tools.example_encoder import ExampleEncoder
-            from ..models import load_model
-
-            loaded = load_model(self.judge.settings.model, device=self.device)
-            if loaded.outputs != 1:
-                found = "a language model" if loaded.outputs is None else f"a classifier of {loaded.outputs} outputs"
-                hint = "name a model that a recipe with stage: reward has trained"
-                raise EvalError(f"not a reward model but {found}", where=self.judge.settings.model, hint=hint)
-            text = loaded.model.config.get_text_config()
-            if text.pad_token_id is None:
-                text.pad_token_id = loaded.tokenizer.pad_token_id
-            template = from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None
-            self._loaded, self._encoder = loaded, ExampleEncoder(loaded.tokenizer, template, "unpaired")
-        return self._loaded
+        settings = self.judge.settings
+        return RewardReader(load(settings.model, device=self.device), settings.batch_size, f"judge {self.judge.name}")

@@ -52,7 +52,7 @@ def of_newest_answers(
         task = str(score.get("task"))
         keys = known.setdefault((task, row.model_hash), set())
         if score.get("task_hash") == newest[task].get("task_hash"):
-            keys.update(answer.key for answer in some)
+            keys.update(key for answer in some for key in (answer.key, answer.ended_key))
     latest: dict[tuple[Any, ...], Judgment] = {}
     for said in judgments:
         sides = ((said.candidate, said.candidate_answer), (said.opponent, said.opponent_answer))

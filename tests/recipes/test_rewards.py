@@ -8,6 +8,7 @@ import torch
 from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.example_encoder import ExampleEncoder
+from posttrain.evals.errors import EvalError
 from posttrain.recipes import reward_model, rewards
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.schema import RewardSpec
@@ -56,6 +57,11 @@ def load(folder: Path, tokenizer: Any) -> reward_model.RewardModel:
     return reward_model.RewardModel(str(folder), tokenizer, torch.device("cpu"), 2)
 
 
+def ids_read(model: reward_model.RewardModel, *rows: Any) -> list[list[int]]:
+    """Returns the tokens that a model reads of prompts, answers and the tokens drawn for them."""
+    return model.reader.ids(model.completions(*rows))
+
+
 def as_trained(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
     """Returns the tokens of a row of a `reward` run: prompt and chosen answer."""
     template = chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
@@ -69,15 +75,14 @@ def test_a_sampled_answer_that_ends_is_read_as_the_same_answer_in_training(tmp_p
     model = load(scorer(tmp_path, build_tokenizer(), template=template), tokenizer)
     answer = [{"role": "assistant", "content": "It is 5."}]
     sampled = [*tokenizer("It is 5.")["input_ids"], tokenizer.eos_token_id]
-    assert model.same_ids
-    assert model.encode([PROMPT], [answer], [sampled]) == [as_trained(tokenizer, PROMPT, answer)]
+    assert ids_read(model, [PROMPT], [answer], [sampled]) == [as_trained(tokenizer, PROMPT, answer)]
 
 
 def test_a_text_answer_that_ends_is_read_as_in_training(tmp_path: Path) -> None:
     tokenizer = policy_tokenizer(None)
     model = load(scorer(tmp_path, build_tokenizer(), template=None), tokenizer)
     sampled = [*tokenizer(" It is 5.")["input_ids"], tokenizer.eos_token_id]
-    assert model.encode(["1+4?"], [" It is 5."], [sampled]) == [as_trained(tokenizer, "1+4?", " It is 5.")]
+    assert ids_read(model, ["1+4?"], [" It is 5."], [sampled]) == [as_trained(tokenizer, "1+4?", " It is 5.")]
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3"])
@@ -85,9 +90,8 @@ def test_an_answer_that_was_cut_has_no_end(tmp_path: Path, template: str) -> Non
     tokenizer = policy_tokenizer()
     model = load(scorer(tmp_path, build_tokenizer(), template=template), tokenizer)
     sampled = tokenizer("It is")["input_ids"]
-    [ids] = model.encode([PROMPT], [[{"role": "assistant", "content": "It is"}]], [sampled])
-    assert model.same_ids is (template == "chatml")
-    assert model.tokenizer.decode(ids).endswith("It is")
+    [ids] = ids_read(model, [PROMPT], [[{"role": "assistant", "content": "It is"}]], [sampled])
+    assert model.reader.loaded.tokenizer.decode(ids).endswith("It is")
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3", None])
@@ -96,9 +100,10 @@ def test_an_answer_of_nothing_is_read_as_its_end_alone(tmp_path: Path, template:
     model = load(scorer(tmp_path, build_tokenizer(), template=template), tokenizer)
     prompt, said = (PROMPT, [{"role": "assistant", "content": "x"}]) if template else ("1+4?", "x")
     nothing = [{"role": "assistant", "content": ""}] if template else ""
-    whole = as_trained(model.tokenizer, prompt, said)
-    [ended, cut] = model.encode([prompt] * 2, [nothing] * 2, [[tokenizer.eos_token_id], []])
-    [x] = model.tokenizer("x")["input_ids"]
+    own: Any = model.reader.loaded.tokenizer
+    whole = as_trained(own, prompt, said)
+    [ended, cut] = ids_read(model, [prompt] * 2, [nothing] * 2, [[tokenizer.eos_token_id], []])
+    [x] = own("x")["input_ids"]
     place = len(whole) - 1 - whole[::-1].index(x)
     assert ended == whole[:place] + whole[place + 1 :]
     assert cut == whole[:place]
@@ -109,7 +114,8 @@ def test_a_model_with_another_template_reads_the_text_in_its_own(tmp_path: Path)
     model = load(scorer(tmp_path, build_tokenizer(), template="llama3"), tokenizer)
     answer = [{"role": "assistant", "content": "It is 5."}]
     sampled = [*tokenizer("It is 5.")["input_ids"], tokenizer.eos_token_id]
-    assert model.encode([PROMPT], [answer], [sampled]) == [as_trained(model.tokenizer, PROMPT, answer)]
+    own = model.reader.loaded.tokenizer
+    assert ids_read(model, [PROMPT], [answer], [sampled]) == [as_trained(own, PROMPT, answer)]
 
 
 def test_the_score_is_the_models_own_whatever_stands_beside_it(tmp_path: Path) -> None:
@@ -136,13 +142,13 @@ def test_a_classifier_of_three_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot load the reward model"):
+    with pytest.raises(RecipeError, match="nowhere: cannot load"):
         load(tmp_path / "nowhere", policy_tokenizer())
 
 
 def test_conversations_for_a_model_without_a_template_are_one_clear_error(tmp_path: Path) -> None:
     model = load(scorer(tmp_path, build_tokenizer(), template=None), policy_tokenizer())
-    with pytest.raises(RunError, match="has no chat template, but the prompts are conversations"):
+    with pytest.raises(EvalError, match="has no chat template, but the prompts are conversations"):
         model.score([PROMPT], [[{"role": "assistant", "content": "5"}]], [[4]])
 
 
