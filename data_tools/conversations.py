@@ -35,9 +35,11 @@ _SHAREGPT_ROLES = _OPENAI_ROLES | {
 # The spellings of an assistant's reasoning, by Qwen and DeepSeek, by vLLM and OpenRouter, and by gpt-oss.
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 # How others mark that a message carries loss: axolotl (train, training), ms-swift (loss, loss_scale), OpenAI and
-# OpenChat (weight), LLaMA-Factory (loss_weight); and that it carries none: torchtune (masked).
+# OpenChat (weight), LLaMA-Factory (loss_weight), verl (loss_mask); and that it carries none: torchtune (masked).
 _MARKS = {
-    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_scale", "weight", "loss_weight"), True),
+    **dict.fromkeys(
+        ("train", "training", "trainable", "loss", "loss_scale", "weight", "loss_weight", "loss_mask"), True
+    ),
     **dict.fromkeys(("mask", "masked"), False),
 }
 # What changes the meaning of a message and cannot be trained on.

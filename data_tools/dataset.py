@@ -35,6 +35,7 @@ class DataReport:
         examples: Up to three dropped rows for each reason, where they are and what is particular to them.
         unread: What rows hold that nothing reads, ``column id`` or ``message key name``, with the number of rows.
         turns: Rows whose prompts and answers of text became turns of the chat template.
+        literal: Rows whose text spells tokens of the chat template, which stay characters.
     """
 
     source: str = ""
@@ -46,6 +47,7 @@ class DataReport:
     examples: dict[str, list[str]] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
     turns: int = 0
+    literal: int = 0
 
     def drop(self, reason: str, where: str, detail: str = "") -> None:
         """Counts a row that has been read and cannot be used."""
@@ -134,6 +136,7 @@ def load(
                     break
                 continue
             report.kept += 1
+            report.literal += template is not None and _spells(example, template.special_tokens)
             yield row.where, example
             if report.kept == source.limit:
                 break
@@ -195,6 +198,14 @@ class _Shape:
                 raise RowError("the source is raw, and this is a conversation", "drop `raw`")
             example = {**example, "prompt": prompt[0]["content"]}
         return example
+
+
+def _spells(value: Any, tokens: Collection[str]) -> bool:
+    """Whether a text anywhere in a row holds one of some tokens."""
+    if isinstance(value, str):
+        return any(token in value for token in tokens)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_spells(part, tokens) for part in inner)
 
 
 def _infer(source: "SourceSpec", rows: list[Row], accepts: "Collection[Kind]") -> "FormatName | None":

@@ -141,6 +141,7 @@ def write_examples(plan: ExamplePlan, sources: Sequence[Examples], path: Path, m
             loss_tokens=answered,
             unread=source.report.unread,
             turns=source.report.turns,
+            literal=source.report.literal,
             **asdict(share),
         )
         for source, (_, truncated), share, answered in zip(sources, fitted, mixture.shares, answers, strict=True)

@@ -176,6 +176,8 @@ def canonicalizer(
         given = row if mapping is None else mapping(row)
         if not mapped and natural not in ("text", "classification"):
             refuse_columns(row)
+            if given.get("functions") and not given.get("tools"):  # OpenAI's layout of 2023
+                given = {**given, "tools": given["functions"], "functions": None}
         result = prompts(row, given) if prompts else _READERS[name](given)
         if ignored is not None:
             ignored.update(found for found in unread(given, name) if found.removeprefix("column ") not in result)
@@ -221,7 +223,7 @@ def _read_sharegpt(row: Values) -> Values:
 
 
 def _read_alpaca(row: Values) -> Values:
-    return {"messages": alpaca_messages(row), "tools": None}
+    return {"messages": alpaca_messages(row), "tools": tool_list(row.get("tools"))}
 
 
 def _read_classification(row: Values) -> Values:

@@ -175,6 +175,7 @@ def compile_mapping(source: "SourceSpec") -> Evaluate:
             compile_template(message.role),
             compile_template(message.content),
             compile_template(message.tool_calls) if message.tool_calls else None,
+            message.train,
         )
         for message in source.messages or ()
     ]
@@ -191,7 +192,9 @@ def compile_mapping(source: "SourceSpec") -> Evaluate:
     return run
 
 
-def _message(row: Values, index: int, role: Evaluate, content: Evaluate, tool_calls: Evaluate | None) -> Values:
+def _message(
+    row: Values, index: int, role: Evaluate, content: Evaluate, tool_calls: Evaluate | None, train: bool | None
+) -> Values:
     """Renders one message of a mapping."""
     message: Values = {"role": as_text(role(row), "the role").strip()}
     message["content"] = as_text(content(row), f"the content of message {index}")
@@ -200,4 +203,4 @@ def _message(row: Values, index: int, role: Evaluate, content: Evaluate, tool_ca
         message["tool_calls"] = calls
     elif not message["content"].strip():
         raise RowError(f"message {index} ({message['role']}) renders empty")
-    return message
+    return message if train is None else {**message, "train": train}

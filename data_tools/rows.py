@@ -160,6 +160,7 @@ def write_rows(plan: Plan, sources: Sequence[Tokenised], path: Path, max_bad_sha
             loss_tokens=loss,
             unread=source.report.unread,
             turns=source.report.turns,
+            literal=source.report.literal,
             **asdict(share),
         )
         for source, fit, share, loss in zip(sources, fitted, mixture.shares, loss_tokens, strict=True)

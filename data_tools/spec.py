@@ -52,6 +52,8 @@ class MessageTemplate(_Strict):
     """The text of the message, such as `{{ question }}`."""
     tool_calls: Template | None = None
     """The calls of an assistant message: a template that gives a list, or its JSON."""
+    train: bool | None = None
+    """Whether the message carries loss, if it is an assistant message; by default `data.loss_on` decides."""
 
     @model_validator(mode="after")
     def _has_something(self) -> Self:

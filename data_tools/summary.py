@@ -24,6 +24,7 @@ class SourceSummary:
         share: The share that was reached.
         unread: What its rows hold that nothing reads, with the number of rows.
         turns: Rows whose text became turns of the chat template.
+        literal: Rows whose text spells tokens of the chat template.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SourceSummary:
     share: float
     unread: dict[str, int] = field(default_factory=dict)
     turns: int = 0
+    literal: int = 0
 
     @property
     def notes(self) -> list[str]:
@@ -48,6 +50,11 @@ class SourceSummary:
         notes = []
         if self.turns:
             notes.append(f"{self.turns:,} rows of text became turns of the chat template; `raw: true` leaves them text")
+        if self.literal:
+            notes.append(
+                f"{self.literal:,} rows spell tokens of the chat template in their text, where they are characters and "
+                "begin or end no turn; give conversations as messages"
+            )
         if self.unread:
             names = [f"{name} ({count:,} rows)" for name, count in sorted(self.unread.items())]
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from posttrain import chat_templates
-from posttrain.chat_templates import render
+from posttrain.chat_templates import render, sandbox
 from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import DataError, RowError
 from posttrain.data_tools.mapping import compile_template
@@ -28,7 +28,9 @@ ENDLESS = [
 
 
 @pytest.mark.parametrize("source", ENDLESS)
-def test_a_template_that_does_not_end_is_one_error(source, tokenizer, tmp_path):
+def test_a_template_that_does_not_end_is_one_error(source, tokenizer, tmp_path, monkeypatch):
+    for name, limit in (("MOST_STEPS", 2_000), ("MOST_CHARACTERS", 1 << 20), ("MOST_PARTS", 3_000)):
+        monkeypatch.setattr(sandbox, name, limit)  # which is reached sooner, and in the same way
     path = tmp_path / "endless.jinja"
     path.write_text(source)
     began = time.monotonic()

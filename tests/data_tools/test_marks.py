@@ -57,7 +57,8 @@ def talk(**mark: Any) -> dict:
     "mark",
     [
         {"train": False}, {"training": False}, {"weight": 0}, {"weight": 0.0}, {"loss": False}, {"loss_scale": 0},
-        {"loss_weight": 0.0}, {"masked": True}, {"mask": True}, {"train": "false"}, {"weight": 0, "train": False},
+        {"loss_weight": 0.0}, {"loss_mask": 0}, {"masked": True}, {"mask": True}, {"train": "false"},
+        {"weight": 0, "train": False},
     ],
 )  # fmt: skip
 def test_a_turn_marked_by_any_peers_key_carries_no_loss(run, tokenizer, mark):
@@ -140,6 +141,43 @@ def test_a_completion_keeps_its_marks_and_a_preferred_answer_refuses_them(run, t
     assert run(pairs, kind="preference").report.dropped == {reason: 1}
     prompts = run([{"messages": [Q, {**WRONG, "train": False}, AGAIN, RIGHT]}], kind="prompt")
     assert prompts.dataset[0]["prompt"] == [Q, WRONG, AGAIN]
+
+
+def test_a_message_of_a_mapping_takes_a_mark(run, tokenizer):
+    turns = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
+    messages = [*({**turn, "train": False} for turn in turns), turns[0], {**turns[1], "train": True}]
+    made = run([{"q": "Two and two?", "a": "four"}], messages=messages)
+    assert learnt(tokenizer, made) == "four<|im_end|>"
+    ids = made.dataset[0]["input_ids"]
+    assert tokenizer.decode(ids).count("four") == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [Q, RIGHT], "functions": [{"name": "add_up"}]},
+        {"messages": [Q, RIGHT], "functions": '[{"name": "add_up"}]'},
+        {"instruction": "Two and two?", "output": "four", "tools": [{"name": "add_up"}]},
+        {"prompt": "Two and two?", "completion": "four", "functions": [{"name": "add_up"}]},
+    ],
+)
+def test_tools_reach_the_prompt_whatever_the_layout(run, tokenizer, row):
+    made = run([row], template="hermes-tools")
+    assert "add_up" in tokenizer.decode(made.dataset[0]["input_ids"])
+    assert not made.report.sources[0].unread
+    with pytest.raises(DataError, match="prompts with tools cannot be used"):
+        run([row], template="hermes-tools", kind="prompt")
+
+
+def test_rows_that_spell_the_templates_tokens_are_counted_and_named_once(run):
+    turns = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    rows = [{"prompt": turns, "completion": "yo<|im_end|>"}, {"prompt": "hi", "completion": "yo"}]
+    for raw in (True, False):
+        found = run(rows, raw=raw).report
+        assert found.sources[0].literal == 1
+        assert sum("1 rows spell tokens of the chat template" in note for note in found.notes) == 1
+    assert run([{"messages": [{"role": "user", "content": turns}, RIGHT]}] * 2).report.sources[0].literal == 2
+    assert run([{"messages": [Q, RIGHT]}]).report.sources[0].literal == 0
 
 
 # text under a template
