@@ -44,9 +44,13 @@ class Pretrained:
     error: type[PosttrainError] = EvalError
 
     def config(self) -> "PretrainedConfig":
-        """Reads the configuration."""
+        """Reads the configuration; a folder that holds only an adapter has none."""
         from transformers import AutoConfig
 
+        folder = Path(self.name)
+        if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+            hint = "use the run's final model, in which the adapter is merged, or merge it with peft"
+            raise self.error(f"{self.name} holds an adapter, not a whole model", hint=hint)
         return self._load(AutoConfig)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -59,34 +63,65 @@ class Pretrained:
         self,
         *,
         headed: bool | None = None,
+        new_head: bool = False,
         dtype: str = "auto",
         attn: str | None = None,
-        whole: bool = False,
+        empty: bool = False,
         **options: Any,
     ) -> "PreTrainedModel":
-        """Loads the model.
+        """Loads the model; what transformers would draw at random instead, because it is not there, is refused.
 
         Args:
             headed: Whether as a sequence classifier or a language model; by default as its configuration names it.
+            new_head: Whether a classifier's head may start at random.
             dtype: What the weights are held in; ``auto`` is as saved.
             attn: The attention implementation; by default what transformers chooses.
-            whole: Whether to refuse a checkpoint that lacks weights, which transformers would draw at random.
+            empty: Whether to load all but the numbers: of a folder's files the headers, of a Hub repository the
+                configuration.
             **options: Further arguments of ``from_pretrained``.
         """
+        config = self.config()
         if headed is None:
-            headed = _has_head(getattr(self.config(), "architectures", None))
+            headed = _has_head(getattr(config, "architectures", None))
+        kind = auto_class(headed)
         options |= {"attn_implementation": attn} if attn else {}
-        model, found = self._load(auto_class(headed), dtype=dtype, output_loading_info=True, **options)
-        if whole and found["missing_keys"]:
-            lacking = ", ".join(sorted(found["missing_keys"]))
-            raise self.error(f"{self.what} {self.name} lacks the weights {lacking}", hint=self.hint)
+        if empty and (not Path(self.name).is_dir() or hasattr(config, "quantization_config")):
+            return self._described(kind, config, options)
+        options |= {"device_map": "meta"} if empty else {}
+        with quiet_reports() if empty else contextlib.nullcontext():
+            model, found = self._load(
+                kind, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        self._refuse_gaps(found, f"{model.base_model_prefix}." if new_head else None)
         return model
+
+    def _described(self, kind: Any, config: Any, options: dict[str, Any]) -> Any:
+        """Builds what a configuration describes, without its weights; the options are fields of it, but for one."""
+        import torch
+
+        attn = {key: value for key, value in options.items() if key == "attn_implementation"}
+        for name, value in options.items():
+            if name not in attn:
+                setattr(config, name, value)
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=self.trust_remote_code, **attn)
+            model.tie_weights()
+        return model
+
+    def _refuse_gaps(self, found: dict[str, Any], body: str | None) -> None:
+        """Refuses weights that are missing or of another size; only those of the body, if its prefix is given."""
+        names = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+        gaps = sorted(name for name in names if body is None or (name.startswith(body) and ".pooler." not in name))
+        if gaps:
+            some = ", ".join(gaps[:3]) + (f" and {len(gaps) - 3} more" if len(gaps) > 3 else "")
+            what = f"cannot load {self.what} {self.name}: it lacks the weights {some}, or has them in other sizes"
+            raise self.error(what, hint=self.hint)
 
     def _load(self, kind: Any, **options: Any) -> Any:
         code = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
             return kind.from_pretrained(self.name, **code, **options)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except Exception as error:  # damaged files fail in as many ways as there are readers
             raise self.error(f"cannot load {self.what} {self.name}: {first_line(error)}", hint=self.hint) from error
 
 
@@ -161,7 +196,7 @@ def template_of(folder: Path) -> str | None:
     return load_tokenizer(str(folder))[1]
 
 
-def load_model(source: str, *, device: str | None = None, dtype: str = "auto", whole: bool = False) -> LoadedModel:
+def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -> LoadedModel:
     """Loads a checkpoint from a folder or by its Hub id.
 
     What its configuration calls a sequence classifier is loaded with its head, anything else as a language model. An
@@ -170,9 +205,8 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto", w
 
     Args:
         source: The folder or Hub id.
-        device: Where to put it; the first GPU if there is one, else the CPU.
+        device: Where to put it; the first GPU if there is one, else the CPU. On ``meta`` no weights are read.
         dtype: ``auto`` keeps what the checkpoint says.
-        whole: Whether to refuse a checkpoint, adapters aside, that lacks weights.
 
     Raises:
         EvalError: The model, its base or its tokenizer cannot be loaded.
@@ -187,7 +221,7 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto", w
             model: Any = (
                 _load_adapter(Path(source), tokenizer, dtype)
                 if adapter
-                else Pretrained(source).weights(dtype=dtype, whole=whole)
+                else Pretrained(source).weights(dtype=dtype, empty=device == "meta")
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error
@@ -220,7 +254,7 @@ def make_room(model: Any, tokenizer: Any) -> None:
     """Adds embeddings to a model until every token of a tokenizer has one."""
     weight = model.get_input_embeddings().weight
     if len(tokenizer) > getattr(weight, "ds_shape", weight.shape)[0]:  # under ZeRO-3 the weight is an empty shard
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=weight.device.type != "meta")
 
 
 def differing_tokens(one: Any, other: Any) -> list[str]:
@@ -260,8 +294,8 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
         model: Any = Pretrained(source).weights(
             headed=True,
             dtype=dtype,
+            new_head=True,  # the adapter brings its own
             **_head(folder),
-            ignore_mismatched_sizes=True,  # the adapter brings its own head
         )
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     else:
@@ -312,6 +346,19 @@ def model_length(model: Any) -> int:
         if isinstance(length := getattr(config, name, None), int) and length > 0:
             return length
     return 2048
+
+
+@contextlib.contextmanager
+def quiet_reports() -> Iterator[None]:
+    """Silences transformers' report of the weights that a file lacks or has besides, where it is not news."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def load(source: str, *, device: str | None = None) -> LoadedModel:
     Raises:
         EvalError: It cannot be loaded, lacks weights, or is no sequence classifier with one output.
     """
-    loaded = load_model(source, device=device, whole=True)
+    loaded = load_model(source, device=device)
     where = f"reward model {source}"
     if loaded.outputs is None:
         kind = type(loaded.model).__name__

@@ -138,10 +138,19 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
         f"model: {_count(size.total)} parameters, {size.trainable / 1e6:.2f} M trained ({size.trainable:,})",
         *_new_token_lines(job, size),
         f"memory: {states:.2f} GiB for weights, gradients and AdamW on one process, before activations",
+        *_warmup_lines(job, steps),
         f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
         f"{'at most ' if sampled else ''}{_count(tokens)} tokens",
         f"compute: {flops:.2e} FLOPs, attention scores {'and sampling ' if sampled else ''}left out",
     ]
+
+
+def _warmup_lines(job: "Job", steps: int) -> list[str]:
+    """Warns of a learning rate that is still rising when the run ends."""
+    warmup = job.option("warmup_steps")
+    if not warmup or warmup < steps or job.option("lr_scheduler_type") in ("constant", "reduce_lr_on_plateau"):
+        return []
+    return [f"warning: trainer.warmup_steps: {warmup:g} of {steps:,} steps, so the learning rate is never reached"]
 
 
 def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean, first_line
 from ..data_tools.errors import SpecError
 from . import estimate, rewards
+from .distillation.student import whole_weights
 from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
-from .schema import LoraSpec
+from .model import load_model
+from .schema import ClassifySpec, LoraSpec
 from .stages import STAGES
 
 if TYPE_CHECKING:
@@ -88,14 +90,15 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     Raises:
         PosttrainError: It cannot; says where in the recipe.
     """
-    with placed(loaded):
+    # One process after the other decides: under ZeRO-3 none can wait for the others' shards.
+    with placed(loaded), whole_weights():
         stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
         head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
-        rewards.check_terms(loaded.recipe)
-        model = estimate.empty_model(job, head)
+        model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
+        check_models(job, args, data, model, head)
         if loaded.recipe.trainer.get("router_aux_loss_coef") and not hasattr(
             model.config.get_text_config(), "output_router_logits"
         ):
@@ -105,6 +108,33 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
 
 
+def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model: Any, head: "Head | None") -> None:
+    """Loads what a run loads beside its model, all but the weights' numbers.
+
+    Raises:
+        PosttrainError: One of them cannot be used for what the recipe wants of it.
+    """
+    recipe = job.loaded.recipe
+    if recipe.rewards or recipe.gold:
+        assert data["train"] is not None, "a recipe always has data.train"
+        rewards.check_terms(recipe, job.tokenizer, data["train"].dataset[0]["prompt"])
+    if recipe.stage == "ppo":
+        from .ppo.build import load_critic
+
+        load_critic(recipe, job.tokenizer, model, empty=True)
+    if recipe.teacher and head:
+        from .classification import teacher as classifiers
+
+        problem = (recipe.classify or ClassifySpec()).problem
+        classifiers.load_teacher(recipe.teacher, problem, head.labels, job.tokenizer, empty=True)
+    elif recipe.teacher:
+        from .distillation.teacher import check_hidden, load_teacher
+
+        teacher = load_teacher(recipe.teacher, job.tokenizer, empty=True)
+        if getattr(args, "hidden_cosine", 0):
+            check_hidden(model, teacher)
+
+
 @contextlib.contextmanager
 def placed(loaded: Loaded) -> Iterator[None]:
     """Says of an error where in the recipe it was made; what a library refuses becomes an error of the recipe."""
@@ -112,7 +142,7 @@ def placed(loaded: Loaded) -> Iterator[None]:
         yield
     except PosttrainError as error:
         if error.where in (None, str(loaded.path)) and not isinstance(error, SpecError):
-            error.where = loaded.where(error.what)
+            error.where = loaded.where(f"{error.what} {error.hint or ''}")
         raise
     except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AttributeError, OSError) as error:
         what = first_line(error) if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: {error}"

@@ -48,39 +48,8 @@ def stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def empty_model(job: "Job", head: "Head | None" = None) -> Any:
-    """Builds the recipe's model without memory for its weights.
-
-    Raises:
-        OSError: There is no such model.
-        ValueError: Its configuration makes no model.
-        ImportError: It needs a package that is not installed, such as an attention kernel's.
-    """
-    import torch
-
-    from .distillation.student import layers_config
-    from .model import auto_class, head_options, new_config, pretrained
-
-    spec = job.loaded.recipe.model
-    if spec.config is not None:
-        config = new_config(spec, job.tokenizer)
-    else:
-        assert spec.name_or_path is not None, "a recipe without model.config has a name_or_path"
-        config = pretrained(spec).config()
-        config = layers_config(config, spec.layers) if spec.layers else config
-    for name, value in head_options(head).items():
-        setattr(config, name, value)
-    options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
-    with torch.device("meta"):
-        model: Any = auto_class(head is not None).from_config(
-            config, trust_remote_code=spec.trust_remote_code, **options
-        )
-        model.tie_weights()
-    return model
-
-
 def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
-    """Counts the parameters of a model that ``empty_model`` has built, which then carries the recipe's adapters."""
+    """Counts the parameters of a model that was loaded empty, which then carries the recipe's adapters."""
     import torch
 
     from .adapters import lora_config

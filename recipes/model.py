@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ..chat_templates import ChatTemplate
-
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,9 @@ def choose_template(spec: ModelSpec, tokenizer: "PreTrainedTokenizerBase") -> "C
     return chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
 
 
-def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head | None = None) -> "PreTrainedModel":
+def load_model(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head | None = None, *, empty: bool = False
+) -> "PreTrainedModel":
     """Loads or creates the model that a recipe trains, made to agree with its tokenizer.
 
     Without a head it is a causal language model. With one, its body is the named model's and so is its head, if the
@@ -76,44 +75,54 @@ def load_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", head: Head 
     bfloat16 can add to a weight near 1; ``trainer.bf16`` still computes in bfloat16. Under adapters the base stays as
     it was saved; what is trained beside it is held in float32 (see ``adapters.settle``).
 
+    Args:
+        recipe: The recipe.
+        tokenizer: Its tokenizer.
+        head: The head, if any.
+        empty: Whether to load all but the weights' numbers, to see whether the rest would do.
+
     Raises:
         RecipeError: The model cannot be found, or its configuration does not fit.
     """
+    import torch
+
     spec = recipe.model
     dtype = spec.dtype if spec.dtype != "auto" or recipe.lora else "float32"
     options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     if spec.config is not None:
-        model = _new_model(spec, tokenizer, dtype, options, head)
+        with torch.device("meta") if empty else contextlib.nullcontext():
+            model = _new_model(spec, tokenizer, dtype, options, head)
     else:
         if recipe.quantization and spec.layers:
             raise RecipeError(
                 "model.layers copies weights, which quantization has packed",
                 hint="drop quantization, or train the student once without it and go on from that run",
             )
-        if recipe.quantization:
+        if recipe.quantization and not empty:
             options["quantization_config"] = quantization_config(recipe)
             options["quantization_config"].llm_int8_skip_modules = _head_modules(spec, head)
-        model = _trained_model(spec, dtype, options, head)
+        model = _trained_model(spec, dtype, options, head, empty=empty)
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
     _agree(model, tokenizer)
     return model
 
 
-def _trained_model(spec: ModelSpec, dtype: str, options: dict[str, Any], head: Head | None) -> "PreTrainedModel":
+def _trained_model(
+    spec: ModelSpec, dtype: str, options: dict[str, Any], head: Head | None, *, empty: bool
+) -> "PreTrainedModel":
     """Loads a model, or a student of some of its layers."""
+    import torch
+
     from .distillation.student import keep_layers, whole_weights
 
+    headed = head is not None  # a head of another number of outputs starts afresh
     with whole_weights() if spec.layers else contextlib.nullcontext():
-        whole_model(spec.name_or_path)
         model = pretrained(spec).weights(
-            headed=head is not None,
-            dtype=dtype,
-            **options,
-            **head_options(head),
-            ignore_mismatched_sizes=head is not None,  # a head of another number of outputs starts afresh
+            headed=headed, new_head=headed, dtype=dtype, empty=empty, **options, **head_options(head)
         )
-        return keep_layers(model, spec.layers) if spec.layers else model
+        with torch.device("meta") if empty else contextlib.nullcontext():
+            return keep_layers(model, spec.layers) if spec.layers else model
 
 
 def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
@@ -126,22 +135,6 @@ def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
         config = pretrained(spec).config()
         model = auto_class(head is not None).from_config(config, trust_remote_code=spec.trust_remote_code)
     return head_modules(model)
-
-
-def whole_model(name_or_path: str | None) -> str:
-    """Refuses a folder that holds only an adapter, since training would stack a second one on it unseen.
-
-    Raises:
-        RecipeError: It is one.
-    """
-    assert name_or_path is not None, "a recipe without model.config has a name_or_path"
-    folder = Path(name_or_path)
-    if (folder / _ADAPTER).exists() and not (folder / "config.json").exists():
-        raise RecipeError(
-            f"{name_or_path} holds an adapter, not a whole model",
-            hint="use the run's final model, in which the adapter is merged, or merge it with peft",
-        )
-    return name_or_path
 
 
 def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":

@@ -129,7 +129,8 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
 def _settings(trainer: dict[str, Any], stage: str, *, evaluates: bool) -> dict[str, Any]:
     """Returns a recipe's trainer fields for one step: everything but its length and where it reports to."""
     given = {key: value for key, value in trainer.items() if key not in _DROPPED}
-    once: dict[str, Any] = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    saves = "best" if trainer.get("save_strategy") == "best" else "no"  # the best asks for a metric
+    once: dict[str, Any] = {"save_strategy": saves, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     if evaluates and given.get("eval_strategy", "no") != "no":
         once |= {"eval_strategy": "steps", "eval_steps": 1, "eval_delay": 0}
     small = {"max_completion_length": 4, "dataloader_num_workers": 1}

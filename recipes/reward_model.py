@@ -1,12 +1,12 @@
 """Reward models that score what a policy wrote."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import chat_templates
 from ..evals import reward
 from ..evals.errors import EvalError
+from .distillation.student import whole_weights
 from .errors import RecipeError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class RewardModel:
     Args:
         name_or_path: The model, with its tokenizer beside it.
         policy_tokenizer: What the completions were sampled with.
-        device: Where it runs.
+        device: Where it runs; on ``meta`` it can read but not score.
         batch_size: Rows scored at once.
         ends: Tokens that end an answer, beside those of the policy's tokenizer and template.
 
@@ -41,7 +41,7 @@ class RewardModel:
     ):
         where = f"reward model {name_or_path}"
         self.policy_ends = {*_end_ids(policy_tokenizer), *ends}
-        with outside_zero3():
+        with whole_weights():
             try:
                 loaded = reward.load(name_or_path, device=str(device))
             except EvalError as error:
@@ -66,19 +66,6 @@ class RewardModel:
             reward.Completion(prompt, answer, bool(ids) and ids[-1] in self.policy_ends)
             for prompt, answer, ids in zip(prompts, completions, completion_ids, strict=True)
         ]
-
-
-@contextmanager
-def outside_zero3() -> Iterator[None]:
-    """Loads models whole on every process, also under DeepSpeed's ZeRO-3."""
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def _end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:

@@ -45,15 +45,28 @@ def load_terms(
     return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
 
 
-def check_terms(recipe: Recipe) -> None:
-    """Imports the reward functions of a recipe.
+def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", prompt: Any) -> None:
+    """Imports the reward functions of a recipe, and lets its reward models read a prompt without loading weights.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: The policy's.
+        prompt: One of the data's, text or messages.
 
     Raises:
-        RecipeError: A function cannot be found or used, or two terms have one name.
+        RecipeError: A function or model cannot be found or used, or two terms have one name.
+        EvalError: A model cannot read the prompt.
     """
+    from .reward_model import RewardModel
+
     for spec in _named_specs(recipe).values():
         if spec.function:
             _accepted(load_function(spec.function))
+        else:
+            assert spec.model is not None, "a term is a model or a function"
+            answer = "." if isinstance(prompt, str) else [{"role": "assistant", "content": "."}]
+            model = RewardModel(spec.model, tokenizer, "meta", 1)
+            model.reader.ids(model.completions([prompt], [answer], [[tokenizer.eos_token_id]]))
 
 
 def _named_specs(recipe: Recipe) -> dict[str, RewardSpec]:

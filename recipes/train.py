@@ -20,7 +20,6 @@ from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
 from .decisions import Ready, decide, placed, trainer_config
-from .distillation.student import whole_weights
 from .errors import RecipeError, RunError
 from .job import Job
 from .load import Loaded, load
@@ -52,8 +51,7 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
     with _run_lock(run_dir, main=state.is_main_process):
         with state.main_process_first():
             record = rundir.claim(loaded, processes=state.num_processes, force=force) if state.is_main_process else {}
-            with whole_weights():  # one process at a time: none can wait for the others' shards
-                ready = decide(loaded, args)
+            ready = decide(loaded, args)
         if state.is_main_process:
             _record_inputs(ready.job, record, ready.data, force)
         resume = rundir.find_resume(run_dir, say=_say, best=args.load_best_model_at_end).checkpoint

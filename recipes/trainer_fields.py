@@ -106,6 +106,10 @@ _WORDS: dict[str, str] = {
     "include_for_metrics": "inputs loss",
     "dataloader_multiprocessing_context": "fork spawn forkserver",
     "ddp_backend": "nccl gloo mpi xccl hccl cncl mccl tccl",
+    "torch_compile_backend": (
+        "eager aot_eager inductor aot_ts_nvfuser nvprims_nvfuser cudagraphs ofi fx2trt onnxrt tensorrt "
+        "aot_torchxla_trace_once torchxla_trace_once tvm hpu_backend neuron"
+    ),
     "torch_compile_mode": "default reduce-overhead max-autotune max-autotune-no-cudagraphs",
 }
 # Fields that may be left out but not be null, although their annotation says so.

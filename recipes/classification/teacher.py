@@ -48,14 +48,31 @@ def teacher_logits(
     Raises:
         RecipeError: The teacher cannot be loaded, has another vocabulary, or predicts something else.
     """
+    model, order = load_teacher(spec, problem, labels, tokenizer)
+    return _run(model, tokens, batch_size, f"teacher {spec.name_or_path}")[:, order]
+
+
+def load_teacher(
+    spec: TeacherSpec,
+    problem: Problem,
+    labels: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    empty: bool = False,
+) -> "tuple[PreTrainedModel, list[int]]":
+    """Loads the teacher, and says which of its outputs stands for each of the student's.
+
+    Raises:
+        RecipeError: The teacher cannot be loaded, has another vocabulary, or predicts something else.
+    """
     config = teacher_config(spec)
     order = _order(spec, config, problem, labels)
     check_vocabulary(spec, config, tokenizer)
     with whole_weights():
-        model: Any = pretrained(spec).weights(headed=True, dtype=spec.dtype, attn=spec.attn_implementation).eval()
+        model: Any = pretrained(spec).weights(headed=True, dtype=spec.dtype, attn=spec.attn_implementation, empty=empty)
     make_room(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return _run(model, tokens, batch_size, f"teacher {spec.name_or_path}")[:, order]
+    return model.eval(), order
 
 
 def _order(spec: TeacherSpec, config: Any, problem: Problem, labels: Sequence[str]) -> list[int]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...evals.models import differing_tokens, make_room
 from ..errors import RecipeError
-from ..model import pretrained, whole_model
+from ..model import pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -88,11 +88,12 @@ def teacher_config(spec: "TeacherSpec") -> "PretrainedConfig":
     Raises:
         RecipeError: It cannot be found or read.
     """
-    whole_model(spec.name_or_path)
     return pretrained(spec).config()
 
 
-def load_teacher(spec: "TeacherSpec", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+def load_teacher(
+    spec: "TeacherSpec", tokenizer: "PreTrainedTokenizerBase", *, empty: bool = False
+) -> "PreTrainedModel":
     """Loads a teacher in its own type, frozen and without dropout; under ZeRO-3 each process loads its shard.
 
     It has room for the student's padding, which may be a token that it does not know.
@@ -100,10 +101,24 @@ def load_teacher(spec: "TeacherSpec", tokenizer: "PreTrainedTokenizerBase") -> "
     Raises:
         RecipeError: It cannot be found or is no language model.
     """
-    whole_model(spec.name_or_path)
-    model = pretrained(spec).weights(headed=False, dtype=spec.dtype, attn=spec.attn_implementation)
+    model = pretrained(spec).weights(headed=False, dtype=spec.dtype, attn=spec.attn_implementation, empty=empty)
     make_room(model, tokenizer)
     return model.eval().requires_grad_(False)
+
+
+def check_hidden(student: "PreTrainedModel", teacher: "PreTrainedModel") -> None:
+    """Refuses to compare hidden states of different sizes.
+
+    Raises:
+        RecipeError: They are.
+    """
+    sizes = [model.config.get_text_config().hidden_size for model in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise RecipeError(
+            f"trainer.hidden_cosine compares hidden states, but the student's have {sizes[0]} numbers and the "
+            f"teacher's {sizes[1]}",
+            hint="drop it, or make the student of the teacher's layers (model.layers)",
+        )
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:

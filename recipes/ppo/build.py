@@ -1,13 +1,11 @@
 """Loading a critic from what the recipe names."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ...evals.models import differing_tokens
+from ...evals.models import differing_tokens, quiet_reports
 from ..errors import RecipeError
 from ..model import Head, load_model, load_tokenizer, pretrained
 from ..schema import CriticSpec, Recipe
@@ -19,7 +17,9 @@ if TYPE_CHECKING:
 _HEAD = Head(labels=("value",), problem="regression")
 
 
-def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "PreTrainedModel") -> nn.Module:
+def load_critic(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "PreTrainedModel", *, empty: bool = False
+) -> nn.Module:
     """Builds the critic: a copy of the policy or the named model, trained in full, or a head on the policy's backbone.
 
     A head that the named model does not have starts at zero, so that the first values are 0 and say nothing; that of a
@@ -43,8 +43,13 @@ def load_critic(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", policy: "P
                 hint="name a model with the policy's tokenizer, or say critic.shared: true",
             )
     body = recipe.model_copy(update={"model": source, "lora": None, "quantization": None})
-    with _no_report_of_heads():
-        model = load_model(body, tokenizer, _HEAD)
+    try:
+        with quiet_reports():  # a language model has no head for values
+            model = load_model(body, tokenizer, _HEAD, empty=empty)
+    except RecipeError as error:
+        if spec.name_or_path is None:
+            raise
+        raise RecipeError(f"critic: {error.what}", hint="check critic.name_or_path") from error
     critic = Critic(model)
     if not _has_trained_head(source, model):
         _zero(critic.head.weight)
@@ -57,19 +62,6 @@ def _has_trained_head(source: Any, model: "PreTrainedModel") -> bool:
         return False
     saved = pretrained(source).config()
     return any(name == type(model).__name__ for name in saved.architectures or ()) and saved.num_labels == 1
-
-
-@contextmanager
-def _no_report_of_heads() -> Iterator[None]:
-    """Silences transformers' report that a language model has no head for values: it is not news here."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _zero(weight: Any) -> None:

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...data_tools.prepare import Prepared
 from .. import job as jobs
-from ..errors import RecipeError
 from ..job import Job
 from . import sft
 
@@ -41,7 +40,7 @@ def build(
     """Builds the trainer, with the teacher beside the student or with its answers, made first, on the disk.
 
     Raises:
-        RecipeError: The teacher cannot be loaded, or its hidden states have another size and are to be compared.
+        RecipeError: The teacher cannot be loaded.
     """
     from ..distillation.cached import AnswerCollator, numbered
     from ..distillation.teacher import load_teacher, teacher_config
@@ -55,7 +54,6 @@ def build(
         return DistillTrainer(tokens=tokens, **arguments)  # nothing is asked of the teacher
     if spec.top_k is None:
         teacher = load_teacher(spec, job.tokenizer)
-        _check_hidden(args, model, teacher)
         return DistillTrainer(teacher=teacher, tokens=tokens, **arguments)
     splits = [rows for rows in (data["train"], data["eval"]) if rows is not None]
     answers = [_answers(job, args, rows, arguments["data_collator"], tokens) for rows in splits]
@@ -87,17 +85,6 @@ def _answers(job: Job, args: "DistillConfig", rows: Prepared, collate: "Callable
     if PartialState().is_main_process:
         print(f"teacher: its {spec.top_k} likeliest of {tokens} tokens hold {answers.mass:.1%} of its probability")
     return answers
-
-
-def _check_hidden(args: "DistillConfig", student: "PreTrainedModel", teacher: "PreTrainedModel") -> None:
-    """Refuses to compare hidden states of different sizes."""
-    sizes = [model.config.get_text_config().hidden_size for model in (student, teacher)]
-    if args.hidden_cosine and sizes[0] != sizes[1]:
-        raise RecipeError(
-            f"trainer.hidden_cosine compares hidden states, but the student's have {sizes[0]} numbers and the "
-            f"teacher's {sizes[1]}",
-            hint="drop it, or make the student of the teacher's layers (model.layers)",
-        )
 
 
 def config(values: dict[str, Any]) -> "DistillConfig":

@@ -1,9 +1,10 @@
 """Recipes with mistakes, many of them: whether ``check`` and ``train`` decide alike on each.
 
-    python -m tests.recipes.mutations [COUNT] [SEED]
+    python -m tests.recipes.mutations [COUNT] [SEED] [MINUTES]
 
 prints every recipe on which one of them shows a traceback, ``train`` refuses what ``check`` has passed or the other way
-round, or a run ends without a step; and a count. Everything runs in this process, on tiny models, for three steps.
+round, or a run ends without a step; and a count as it goes. Everything runs in this process, on tiny models, for three
+steps. About half of the changes are unusual but right, so that both have something to train.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -21,15 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.recipes.check import check_all
 from posttrain.recipes.load import load
 from posttrain.recipes.stages import STAGES
-from posttrain.recipes.trainer_fields import Field, fields_of
+from posttrain.recipes.trainer_fields import Field, fields_of, problems
 
+from ..conftest import build_tokenizer
 from .conftest import STAGE_RECIPES, stage_recipe
 
 SECONDS = 90
+# Folders that a recipe may name: whole models of several kinds, and broken ones (see ``save_models``).
+WHOLE = ("model", "teacher", "reward", "classifier", "three", "foreign", "foreign_reward")
+BROKEN = ("cut", "bare", "lacking", "narrow", "torn", "mute", "adapter", "nothing")
 _NUMBERS = (-1, 0, 1, 2, 3, 7, -0.5, 0.5, 1.5, 1e-30, 1e30, 10**30, float("nan"), float("inf"), -float("inf"))
 _STRANGE = ("", "none", "auto", True, False, None, [], [1], ["a"], {}, {"a": 1}, {"a": float("nan")}, "1", "é\u0000")
 _TOP = {
@@ -45,15 +52,25 @@ _TOP = {
         *({"use_dora": True, "dropout": 0.1}, {"dropout": 1.0}, {"alpha": -1}, {"use_rslora": True}),
     ),
     "quantization": ("nf4", "int8", "nf5"),
-    "teacher": ({}, {"name_or_path": "{teacher}", "top_k": 4}, {"name_or_path": "{teacher}", "top_k": 0}),
-    "critic": ({}, {"shared": True}, {"shared": True, "name_or_path": "{teacher}"}, {"name_or_path": "{teacher}"}),
+    "teacher": (
+        *({}, {"name_or_path": "{teacher}", "top_k": 4}, {"name_or_path": "{teacher}", "top_k": 0}),
+        *({"name_or_path": f"{{{name}}}"} for name in (*WHOLE, *BROKEN)),
+    ),
+    "critic": (
+        *({}, {"shared": True}, {"shared": True, "name_or_path": "{teacher}"}, {"name_or_path": "{teacher}"}),
+        *({"name_or_path": f"{{{name}}}"} for name in (*WHOLE, *BROKEN)),
+    ),
     "gold": (
         {"function": "math:sqrt"},
         {"function": "nothing.py:f"},
         {"function": "no.module:f"},
-        {"model": "{model}"},
+        *({"model": f"{{{name}}}"} for name in (*WHOLE, *BROKEN)),
     ),
-    "rewards": ([], [{}], [{"function": "math:nothing"}], [{"function": "builtins:len"}], [{"model": "{model}"}]),
+    "rewards": (
+        *([], [{}], [{"function": "math:nothing"}], [{"function": "builtins:len"}]),
+        *([{"model": f"{{{name}}}"}] for name in ("reward", *WHOLE, *BROKEN)),
+        *([{"model": "{reward}", "weight": 0.5}, {"model": "{foreign_reward}"}], [{"model": "{foreign_reward}"}]),
+    ),
     "classify": (
         *({"problem": "regression"}, {"problem": "multi_label"}, {"pooling": "mean"}, {"labels": ["a", "b"]}),
         *({"class_weights": "balanced"}, {"class_weights": {"0": 2.0, "x": 1.0}}, {"metrics": ["no_such_metric"]}),
@@ -74,6 +91,53 @@ _MODEL = (
     *({"tokenizer": "{teacher}"}, {"tokenizer": "no/such"}, {"name_or_path": "no/such"}, {"name_or_path": "{data}"}),
     *({"name_or_path": None, "config": {"model_type": "llama", "hidden_size": 16}, "tokenizer": "{model}"},),
     *({"name_or_path": None, "config": {"model_type": "lama"}, "tokenizer": "{model}"},),
+    *({"name_or_path": f"{{{name}}}"} for name in (*WHOLE, *BROKEN)),
+)
+# Changes that are right wherever the stage has the section or field.
+_MILD_TOP = {
+    "lora": (
+        *({"r": 2, "alpha": 8, "dropout": 0.1}, {"target_modules": "all-linear", "use_rslora": True}),
+        *({"target_modules": ["q_proj"], "use_dora": True}, {"target_modules": r".*\.mlp\..*_proj"}),
+        *({"modules_to_save": ["embed_tokens"]}, {"r": 1, "target_modules": ["up_proj", "o_proj"]}),
+    ),
+    "teacher": ({"name_or_path": "{teacher}"}, {"name_or_path": "{model}"}),
+    "critic": ({"shared": True}, {"name_or_path": "{reward}"}, {"name_or_path": "{teacher}"}),
+    "gold": ({"model": "{reward}"}, {"model": "{foreign_reward}"}),
+    "rewards": ([{"model": "{reward}"}], [{"model": "{reward}", "weight": -0.5}, {"model": "{foreign_reward}"}]),
+    "classify": ({"problem": "single_label"}, {"class_weights": "balanced"}, {"labels": ["0", "1"]}),
+}
+_MILD_TRAINER = (
+    *({"learning_rate": value} for value in (0.0, 1e-5, 0.1)),
+    *({"per_device_train_batch_size": value} for value in (2, 8)),
+    *({"lr_scheduler_type": name} for name in ("linear", "cosine", "constant_with_warmup", "inverse_sqrt")),
+    *({"optim": name} for name in ("adafactor", "sgd", "rmsprop", "adagrad", "adamw_torch_fused")),
+    *({"warmup_steps": 2}, {"weight_decay": 0.1}, {"max_grad_norm": 0.0}, {"seed": 7, "data_seed": 3}, {"bf16": True}),
+    *({"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}, {"neftune_noise_alpha": 5}),
+    *({"eval_strategy": "steps", "eval_steps": 2}, {"eval_strategy": "epoch"}, {"save_strategy": "epoch"}),
+    *({"logging_steps": 0.5}, {"logging_strategy": "epoch"}, {"num_train_epochs": 0.1, "max_steps": -1}),
+    *({"packing": True}, {"packing": True, "packing_strategy": "wrapped"}, {"max_length": 32}, {"max_length": None}),
+    *({"loss_type": "dft"}, {"loss_type": "hinge"}, {"loss_type": "ipo"}, {"loss_type": "dr_grpo"}),
+    *({"beta": 0.2}, {"beta": 0.0}, {"num_generations": 4}, {"num_iterations": 3}, {"temperature": 0.7}),
+    *({"top_k": 5}, {"top_p": 0.9}, {"max_completion_length": 3}, {"scale_rewards": "none"}, {"label_smoothing": 0.1}),
+    *({"precompute_ref_log_probs": True}, {"sync_ref_model": True, "ref_model_sync_steps": 2}, {"epsilon": 0.1}),
+    *({"kl_coef": 0.0}, {"cliprange": 0.1}, {"vf_coef": 0.5}, {"alpha": 0.5}, {"assistant_only_loss": False}),
+    *({"train_sampling_strategy": "sequential"}, {"load_best_model_at_end": False}, {"save_total_limit": 1}),
+    *({"dataloader_drop_last": True}, {"average_tokens_across_devices": False}, {"save_only_model": False}),
+)
+_MILD_DATA = (
+    *({"too_long": "truncate"}, {"seed": 5}, {"train": {"path": "{data}", "limit": 30}}),
+    *({"train": [{"path": "{data}"}, {"path": "{data}", "weight": 2.0}]}, {"eval": {"path": "{data}", "limit": 5}}),
+)
+_MILD_MODEL = (
+    *({"attn_implementation": "eager"}, {"dtype": "float32"}, {"dtype": "bfloat16"}, {"layers": [1]}),
+    *({"name_or_path": "{teacher}"}, {"tokenizer": "{teacher}"}, {"name_or_path": "{classifier}"}),
+    *(
+        {
+            "name_or_path": None,
+            "config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2},
+            "tokenizer": "{model}",
+        },
+    ),
 )
 _DATA = (
     *({"train": {"path": "no.jsonl"}}, {"too_long": "truncate"}, {"too_long": "error"}, {"too_long": "split"}),
@@ -195,9 +259,10 @@ def mutated(generator: random.Random, folder: Path, models: dict[str, str]) -> t
     if generator.random() < 0.2 and stage != "classify":
         recipe["lora"] = {"r": 4}
     overrides: list[str] = []
-    for _ in range(generator.choice((1, 1, 2, 3))):
+    mild = generator.random() < 0.6
+    for _ in range(generator.choice((2, 3, 4) if mild else (1, 1, 2, 3))):
         if isinstance(recipe.get("trainer"), dict):
-            generator.choice(_MUTATIONS)(generator, recipe, overrides, stage)
+            (_mild if mild else generator.choice(_MUTATIONS))(generator, recipe, overrides, stage)
     return _filled(recipe, places), overrides
 
 
@@ -249,6 +314,32 @@ def _type(generator: random.Random, recipe: dict[str, Any], overrides: list[str]
 def _setting(generator: random.Random, recipe: dict[str, Any], overrides: list[str], stage: str) -> None:
     fitting = [change for change in _TRAINER if change.keys() <= {field.name for field in _fields(stage)}]
     recipe["trainer"] |= copy.deepcopy(generator.choice(fitting))
+
+
+def _mild(generator: random.Random, recipe: dict[str, Any], overrides: list[str], stage: str) -> None:
+    """Changes something into what is right but unusual."""
+    fields = {field.name for field in _fields(stage)}
+    fitting = [change for change in _MILD_TRAINER if change.keys() <= fields and _takes(stage, change)]
+    place = generator.choice(("trainer", "trainer", "trainer", "section", "model", "data"))
+    if place == "trainer":
+        recipe["trainer"] |= generator.choice(fitting)
+    elif place == "section":
+        fits = [name for name in _MILD_TOP if name == "lora" or name in STAGES[stage].sections]
+        name = generator.choice(fits)
+        recipe[name] = copy.deepcopy(generator.choice(_MILD_TOP[name]))
+        if name == "teacher" and stage == "classify":
+            recipe[name] = {"name_or_path": "{classifier}"}
+    else:
+        changes = {"model": _MILD_MODEL, "data": _MILD_DATA}[place]
+        section = {**recipe[place], **copy.deepcopy(generator.choice(changes))}
+        recipe[place] = {key: value for key, value in section.items() if value is not None}
+    if recipe["trainer"].get("eval_strategy") and "eval" not in recipe["data"]:
+        recipe["data"]["eval"] = {"path": "{data}", "limit": 8}
+
+
+def _takes(stage: str, change: dict[str, Any]) -> bool:
+    """Says whether a stage's fields take the words of a change."""
+    return not problems(change, fields_of(STAGES[stage].config))
 
 
 def _section(generator: random.Random, recipe: dict[str, Any], overrides: list[str], stage: str) -> None:
@@ -391,11 +482,14 @@ def disagreement(check: Outcome, train: Outcome) -> str | None:
     return None if check.kind == train.kind else f"check: {check.kind}, train: {train.kind}"
 
 
-def run(count: int, seed: int, models: dict[str, str]) -> tuple[Counter[str], list[str]]:
+def run(count: int, seed: int, models: dict[str, str], minutes: float = 1e9) -> tuple[Counter[str], list[str]]:
     """Tries mutated recipes; returns how often each pair of outcomes came, and each disagreement in words."""
     counts: Counter[str] = Counter()
     found: list[str] = []
+    end = time.monotonic() + 60 * minutes
     for number in range(count):
+        if time.monotonic() > end:
+            break
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             recipe, overrides = mutated(random.Random(f"{seed}/{number}"), folder, models)
@@ -409,23 +503,65 @@ def run(count: int, seed: int, models: dict[str, str]) -> tuple[Counter[str], li
                 said = f"check: {check.text[-2500:]}\ntrain: {train.text[-2500:]}"
                 found.append(f"== {seed}/{number}: {wrong}\n{yaml.safe_dump(recipe)}{overrides}\n{said}")
                 print(found[-1], flush=True)
+            if number % 10 == 9:
+                print(f"-- seed {seed}: {number + 1} recipes, {dict(counts)}", flush=True)
     return counts, found
+
+
+def save_models(folder: Path) -> dict[str, str]:
+    """Saves the models that recipes name, by the names of ``WHOLE`` and ``BROKEN``."""
+    from posttrain.recipes.model import Head
+    from posttrain.recipes.rehearsal import save_tiny
+    from tokenizers import AddedToken
+
+    ours, foreign = build_tokenizer(), build_tokenizer()
+    foreign.add_tokens([AddedToken("\u00e9\u00e8", normalized=False)])
+    one = Head(("score",), "regression")
+    heads = {"reward": one, "foreign_reward": one} | {
+        name: Head(labels, "single_label_classification")
+        for name, labels in (("classifier", ("0", "1")), ("three", ("0", "1", "2")))
+    }
+    for name in (*WHOLE, *BROKEN):
+        if name == "reward":  # what reads conversations from here on has a template of its own
+            for tokenizer in (ours, foreign):
+                chat_templates.install(chat_templates.load("chatml"), tokenizer)
+        if name != "nothing":
+            save_tiny(foreign if name.startswith("foreign") else ours, folder / name, heads.get(name))
+    (folder / "nothing").mkdir()
+    _break(folder)
+    return {name: str(folder / name) for name in (*WHOLE, *BROKEN)}
+
+
+def _break(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: folder / name / "model.safetensors" for name in BROKEN}
+    weights["cut"].write_bytes(weights["cut"].read_bytes()[:-4096])
+    weights["bare"].unlink()
+    tensors = load_file(weights["lacking"])
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights["lacking"], {"format": "pt"})
+    config = folder / "narrow" / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 16', '"intermediate_size": 32'))
+    (folder / "torn" / "config.json").write_text('{"model_type": "llama",')
+    for file in (folder / "mute").glob("*token*"):
+        file.unlink()
+    for name in ("config.json", "model.safetensors"):
+        (folder / "adapter" / name).unlink()
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
 
 
 def main() -> int:
     """Runs the command line."""
     import os
 
-    from posttrain.recipes.rehearsal import save_tiny
-
-    from ..conftest import build_tokenizer
-
-    count, seed = (int(text) for text in (*sys.argv[1:], *("1000", "0")[len(sys.argv) - 1 :]))
+    given = [float(text) for text in sys.argv[1:]]
+    count, seed, minutes = (*given, *(1000, 0, 1e9)[len(given) :])
     with tempfile.TemporaryDirectory() as name:
         os.environ["HF_HUB_OFFLINE"] = "1"
-        models = {part: save_tiny(build_tokenizer(), Path(name) / part, None) for part in ("model", "teacher")}
-        counts, found = run(count, seed, models)
-    print(dict(counts))
+        os.environ["HF_HOME"] = name
+        counts, found = run(int(count), int(seed), save_models(Path(name)), minutes)
+    print(f"seed {int(seed)}: {sum(counts.values())} recipes, {dict(counts)}")
     return 1 if found else 0
 
 

@@ -26,6 +26,8 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {}, {"optim": "galore_adamw"}, "pip install galore-torch"),
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
     ("sft", {}, {"router_aux_loss_coef": 0.1}, "the model has none"),
+    ("sft", {}, {"save_strategy": "best"}, "metric_for_best_model"),
+    ("sft", {}, {"torch_compile_backend": "inductr"}, "'inductor'"),
     ("sft", {}, {"push_to_hub": True}, "HF_HUB_OFFLINE is set"),
     ("sft", {}, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nothing": 1}}, "nothing"),
     ("sft", {}, {"dataloader_drop_last": True, "per_device_train_batch_size": 1000}, "no step"),
@@ -43,6 +45,58 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("ppo", {}, {"kl_coef": -1.0}, "kl_coef: must be in"),
     ("classify", {}, {"alpha": 0.3}, "the recipe has none"),
 ]
+
+
+# Stage, section, which of `mutations.save_models` it names, and what both say; None where both must be content.
+MODELS: list[tuple[str, str, str, str | None]] = [
+    ("sft", "model", "cut", "cannot load the model"),
+    ("sft", "model", "bare", "model.safetensors"),
+    ("sft", "model", "lacking", "lacks the weights model.layers.1.mlp.up_proj.weight"),
+    ("sft", "model", "narrow", "or has them in other sizes"),
+    ("sft", "model", "torn", "config.json"),
+    ("sft", "model", "mute", "cannot load the tokenizer"),
+    ("sft", "model", "adapter", "holds an adapter"),
+    ("grpo", "rewards", "reward", None),
+    ("grpo", "rewards", "foreign_reward", None),
+    ("grpo", "rewards", "classifier", "has 2 outputs instead of one"),
+    ("grpo", "rewards", "model", "not a sequence classifier"),
+    ("grpo", "rewards", "adapter", "does not name its base model"),
+    ("ppo", "critic", "reward", None),
+    ("ppo", "critic", "foreign", "another vocabulary"),
+    ("ppo", "critic", "cut", "critic: cannot load the model"),
+    ("distill", "teacher", "reward", "lacks the weights lm_head.weight"),
+    ("distill", "teacher", "foreign", "its vocabulary is not the student's"),
+    ("distill_on_policy", "teacher", "bare", "cannot load the teacher"),
+    ("classify", "teacher", "classifier", None),
+    ("classify", "teacher", "three", "its classes are not the student's"),
+    ("classify", "teacher", "lacking", "its classes are not the student's"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return mutations.save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize(("stage", "section", "name", "says"), MODELS)
+def test_models_are_opened_by_check_as_by_train(
+    make_recipe: Make, models: dict[str, str], stage: str, section: str, name: str, says: str | None
+) -> None:
+    chat = {} if stage == "classify" else {"chat_template": "chatml"}
+    named: Any = {"name_or_path": models[name]}
+    own = named if section == "model" else {"name_or_path": models["model"]}
+    given: dict[str, Any] = {"model": own | chat}
+    if section != "model":
+        given[section] = [{"model": models[name]}] if section == "rewards" else named
+    check, train = mutations.outcomes(make_recipe(stage, sections=given, max_steps=3), [])
+    assert mutations.disagreement(check, train) is None, (check, train)
+    assert check.kind == ("ok" if says is None else "refused"), check
+    assert says is None or (says in check.text and models[name] in train.text), (check, train)
+
+
+def test_check_says_that_the_warmup_is_longer_than_the_run(make_recipe: Make) -> None:
+    check, _ = mutations.outcomes(make_recipe("sft", max_steps=3, warmup_steps=100), [])
+    assert "warning: trainer.warmup_steps: 100 of 3 steps" in check.text
 
 
 @pytest.mark.parametrize(("stage", "sections", "trainer", "says"), TABLE)
@@ -75,7 +129,6 @@ def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_mutated_recipes_are_decided_alike_and_without_a_traceback(tmp_path: Path) -> None:
-    models = {name: save_tiny(build_tokenizer(), tmp_path / name, None) for name in ("model", "teacher")}
+def test_mutated_recipes_are_decided_alike_and_without_a_traceback(models: dict[str, str]) -> None:
     _, found = mutations.run(40, 7, models)
     assert not found, "\n".join(found)
