@@ -16,6 +16,8 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from ..conftest import build_tokenizer, save_model
+from .conftest import posttrain
+from .ppo.test_deepspeed import MISSING, for_cpus
 from .test_resume import WEIGHTS, undo_end
 
 Make = Callable[..., Path]
@@ -133,6 +135,19 @@ def test_adapter_files_hold_what_was_trained_in_float32_and_no_more(kind: str, a
             logits.append(model(ids).logits.float())
     assert torch.equal(logits[0], logits[1])
     torch.testing.assert_close(logits[0], logits[2], atol=0.02, rtol=0)  # merged weights are rounded to bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
+def test_zero3_trains_whole_tables_for_new_tokens_and_stores_them_once(adapted: Make, tmp_path: Path) -> None:
+    launched = ("--accelerate", for_cpus("zero3", tmp_path), "--processes", "2")
+    result = posttrain("train", adapted("new tokens"), *launched)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for folder in ("checkpoint-4", "adapter"):
+        tensors = stored(tmp_path / "run" / folder)
+        assert {name for name in tensors if "lora_" not in name} == TABLES
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        load_model(str(tmp_path / "run" / folder), device="cpu")
 
 
 RESUMED = [
