@@ -59,7 +59,7 @@ def talk(answer: Answer) -> list[dict[str, str]]:
 def drawn(tokenizer: Any, answer: Answer, end: int) -> list[int]:
     """The tokens of a policy that wrote an answer a character at a time, which no tokenizer would do."""
     plain = [tokenizer(char, split_special_tokens=True)["input_ids"] for char in answer.texts[-1]]
-    return [*(token for ids in plain for token in ids), *([end] if answer.finished else [])]
+    return [*(token for ids in plain for token in ids), *([end] if answer.finish[-1] == "stop" else [])]
 
 
 def by_judge(folder: Path, answers: Sequence[Answer], size: int) -> list[float]:
@@ -126,7 +126,7 @@ def chat_ids(loaded: LoadedModel, answer: Answer) -> list[int]:
     ids = as_trained(loaded, talk(answer), [{"role": "assistant", "content": text}])
     assert ids[-len(end) :] == end
     ids = ids[: -len(end) - (text != answer.texts[-1])]
-    return [*ids, *(end if answer.finished else [])]
+    return [*ids, *(end if answer.finish[-1] == "stop" else [])]
 
 
 @pytest.mark.parametrize("size", [1, 5, 64])
@@ -142,7 +142,7 @@ def test_all_readers_of_a_conversation_agree(templated: Path, size: int) -> None
     for found in by_rollout(templated, loaded.tokenizer, rows, size):
         assert found == pytest.approx(truth, abs=1e-5)
 
-    whole = [number for number, a in enumerate(answers) if a.finished and a.texts[-1].strip()]
+    whole = [number for number, a in enumerate(answers) if a.finish[-1] == "stop" and a.texts[-1].strip()]
     said = [{"role": "assistant", "content": answers[n].texts[-1]} for n in whole]
     preferences = [
         {"prompt": talk(answers[n]), "chosen": [reply], "rejected": [{"role": "assistant", "content": "I pass."}]}
@@ -161,7 +161,7 @@ def test_all_readers_of_text_agree(tmp_path: Path, tiny_model_dir: Path, size: i
     for answer in answers:
         text = answer.texts[-1].strip() and answer.texts[-1]
         bare = as_trained(loaded, answer.turns[0], text or "x")[: -1 if text else -2]
-        ids.append([*bare, *([tokenizer.eos_token_id] if answer.finished else [])])
+        ids.append([*bare, *([tokenizer.eos_token_id] if answer.finish[-1] == "stop" else [])])
     truth = expected(loaded, ids)
     assert by_judge(folder, answers, size) == pytest.approx(truth, abs=1e-5)
 
@@ -169,7 +169,7 @@ def test_all_readers_of_text_agree(tmp_path: Path, tiny_model_dir: Path, size: i
     for found in by_rollout(folder, tokenizer, rows, size):
         assert found == pytest.approx(truth, abs=1e-5)
 
-    whole = [n for n, answer in enumerate(answers) if answer.finished and answer.texts[-1].strip()]
+    whole = [n for n, answer in enumerate(answers) if answer.finish[-1] == "stop" and answer.texts[-1].strip()]
     preferences = [
         {"prompt": answers[n].turns[0], "chosen": answers[n].texts[-1], "rejected": " I pass."} for n in whole
     ]
