@@ -47,7 +47,9 @@ def write_card(run_folder: Path, output: Path | None = None, *, name: str | None
     row = next((row for row in mine if FINAL in row.names and row.cells), None)
     if row is None:
         raise InputError(
-            "no scores of a final model", where=str(run_folder), hint="`posttrain score` it, then write its card"
+            "no scores of a final model by a task",
+            where=str(run_folder),
+            hint="`posttrain score` it by a suite with tasks, then write its card",
         )
     run = board.run_of(row)
     results = [result for column in board.columns if (cell := row.cells.get(column.id)) for result in _results(cell)]

@@ -221,7 +221,9 @@ def answers(
 def main() -> None:
     """Runs the command line: an error of ours is one line and its exit code, never a traceback."""
     from ..data_tools.files import explain_full_disk
+    from .train import quiet_libraries
 
+    quiet_libraries()
     try:
         with explain_full_disk(Path()):
             app()

@@ -41,7 +41,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
             *_against(leaderboard),
         ]
     else:
-        lines += ["No scores yet.", ""]
+        lines += ["No scores yet: the tasks of a suite give them.", ""]
     lines += [f"- <sup>{letter}</sup> {md(note, 400)}" for letter, note in leaderboard.footnotes.items()]
     lines += [f"- {md(checkpoint_label(leaderboard, r), 200)}: {md(f, 400)}" for r in leaderboard.rows for f in r.flags]
     lines += (

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,3 +204,23 @@ def test_a_limit_on_the_size_of_files_is_explained_as_a_full_disk_is(
 def test_overrides_may_stand_behind_flags(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     assert main([str(make_recipe()), "--no-score", "trainer.max_steps=1", "trainer.save_steps=1"]) == 0
     assert (tmp_path / "run" / "checkpoint-1").is_dir()
+
+
+_NOISE = """
+import logging, warnings
+from posttrain.recipes.train import quiet_libraries
+quiet_libraries()
+logging.basicConfig(format="%(message)s")
+for words in ("Failed to load CPU gemm_4bit_forward from a hub", "another kernel fails"):
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning(words)
+for words in ("Setting accelerator to CPU. No GPU.", "the optimizer fails"):
+    logging.getLogger("DeepSpeed").warning(words)
+for words in ("`is_gradient_checkpointing` is deprecated and will be removed", "`another` is deprecated"):
+    warnings.warn(words, FutureWarning)
+"""
+
+
+def test_only_what_is_known_to_be_harmless_is_silenced() -> None:
+    said = subprocess.run([sys.executable, "-c", _NOISE], capture_output=True, text=True, check=True).stderr
+    assert not any(words in said for words in ("gemm_4bit", "Setting accelerator", "is_gradient_checkpointing"))
+    assert all(words in said for words in ("another kernel fails", "the optimizer fails", "`another` is deprecated"))
