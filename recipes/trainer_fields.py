@@ -75,7 +75,9 @@ _RANGES: dict[str, str] = {
 # The words of fields that are plain strings, keyed likewise. Enumerations are read from their classes.
 _WORDS: dict[str, str] = {
     "packing_strategy": "bfd bfd_split wrapped",
-    "train_sampling_strategy": "random sequential group_by_length batch_rebalance",
+    # not group_by_length and batch_rebalance: transformers draws their order from the global random state, so that a
+    # run resumed in a later epoch would see other batches; `packing` spares the padding too
+    "train_sampling_strategy": "random sequential",
     "ClassifyConfig.train_sampling_strategy": "group_by_length random sequential",
     "SFTConfig.loss_type": "nll dft chunked_nll",
     "DPOConfig.loss_type": (
