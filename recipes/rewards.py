@@ -66,7 +66,7 @@ def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", prompt: An
             assert spec.model is not None, "a term is a model or a function"
             answer = "." if isinstance(prompt, str) else [{"role": "assistant", "content": "."}]
             model = RewardModel(spec.model, tokenizer, "meta", 1)
-            model.reader.ids(model.completions([prompt], [answer], [[tokenizer.eos_token_id]]))
+            model.reader.ids(model.completions([prompt], [answer], [[]]))
 
 
 def _named_specs(recipe: Recipe) -> dict[str, RewardSpec]:

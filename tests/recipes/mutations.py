@@ -512,7 +512,7 @@ def save_models(folder: Path) -> dict[str, str]:
     """Saves the models that recipes name, by the names of ``WHOLE`` and ``BROKEN``."""
     from posttrain.recipes.model import Head
     from posttrain.recipes.rehearsal import save_tiny
-    from tokenizers import AddedToken
+    from transformers import AddedToken
 
     ours, foreign = build_tokenizer(), build_tokenizer()
     foreign.add_tokens([AddedToken("\u00e9\u00e8", normalized=False)])
