@@ -120,7 +120,8 @@ class Pretrained:
     def _load(self, kind: Any, **options: Any) -> Any:
         code = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
-            return kind.from_pretrained(self.name, **code, **options)
+            with quiet_bars():
+                return kind.from_pretrained(self.name, **code, **options)
         except Exception as error:  # damaged files fail in as many ways as there are readers
             raise self.error(f"cannot load {self.what} {self.name}: {first_line(error)}", hint=self.hint) from error
 
@@ -216,13 +217,12 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     tokenizer, template = load_tokenizer(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        with quiet_bars():
-            adapter = (Path(source) / ADAPTER).is_file()
-            model: Any = (
-                _load_adapter(Path(source), tokenizer, dtype)
-                if adapter
-                else Pretrained(source).weights(dtype=dtype, empty=device == "meta")
-            )
+        adapter = (Path(source) / ADAPTER).is_file()
+        model: Any = (
+            _load_adapter(Path(source), tokenizer, dtype)
+            if adapter
+            else Pretrained(source).weights(dtype=dtype, empty=device == "meta")
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error
     return LoadedModel(model.to(device).eval(), tokenizer, template)
