@@ -10,9 +10,9 @@ from . import classification_figures as figures
 from .errors import EvalError, SuiteError
 from .evaluate_metrics import compute_metrics
 from .forward import outputs
-from .heldout import fingerprint, read
+from .heldout import fingerprint, read, written
 from .labels import encode, problem_of
-from .models import LoadedModel
+from .models import LoadedModel, head_config
 from .records import Metric, Result, parquet
 from .spec import ClassificationSpec, SuiteSpec
 
@@ -48,25 +48,34 @@ def define(spec: ClassificationSpec, suite: SuiteSpec) -> Labelled:
     return Labelled(spec, fingerprint(spec, suite, kind="classification", metrics=scripts, method=_METHOD))
 
 
-def run_labelled(task: Labelled, loaded: LoadedModel, suite: SuiteSpec) -> Result:
-    """Compares a classifier's predictions with the labels of the rows.
+def check(task: Labelled, folder: Path) -> None:
+    """Refuses a checkpoint that is no classifier, and labels that its head does not know, before it is loaded.
 
     Raises:
-        DataError: The rows cannot be read.
-        EvalError: The checkpoint is no classifier, or the rows have labels that it does not know.
-        SuiteError: There is no such metric.
+        DataError: The rows cannot be read, or one has no label.
+        EvalError: The checkpoint does not fit them.
     """
-    where = task.spec.title
-    if loaded.outputs is None:
-        raise EvalError(
-            f"this task needs a classifier, but the checkpoint is a language model ({type(loaded.model).__name__})",
-            where=where,
-            hint="a `classify` run makes one",
-        )
-    config = loaded.model.config
+    where, config = task.spec.title, head_config(folder)
+    if config is None:
+        what = "this task needs a classifier, but the checkpoint is a language model"
+        raise EvalError(what, where=where, hint="a `classify` run makes one")
     names, problem = _names(config), problem_of(config)
     if problem == "regression" and len(names) > 1:
         raise EvalError(f"a regression with {len(names)} outputs cannot be scored", where=where)
+    labels = [(place, row["label"]) for place, row in written(task.spec, folder, "classification")]
+    encode([label for _, label in labels], names, problem, where, [place for place, _ in labels])
+
+
+def run_labelled(task: Labelled, loaded: LoadedModel, suite: SuiteSpec) -> Result:
+    """Compares a classifier's predictions with the labels of rows that :func:`check` has passed.
+
+    Raises:
+        DataError: The rows cannot be read.
+        EvalError: The outputs are not finite.
+        SuiteError: There is no such metric.
+    """
+    where, config = task.spec.title, loaded.model.config
+    names, problem = _names(config), problem_of(config)
     rows, notes = read(task.spec, loaded, suite, "classification")
     truth = encode([row["label"] for row in rows], names, problem, where)
     logits = outputs(loaded.model, rows, suite.size_of_batch(task.spec.batch_size), where=where)

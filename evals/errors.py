@@ -7,5 +7,9 @@ class EvalError(PosttrainError):
     """A task could not be scored on a checkpoint."""
 
 
+class RowsError(EvalError, InputError):
+    """Rows do not fit the checkpoint that is to be scored on them."""
+
+
 class SuiteError(InputError):
     """A suite names a task, a metric or a data file that does not exist or cannot be used."""

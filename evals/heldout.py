@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
 from ..data_tools.sources import content_hash
 from .errors import SuiteError
-from .models import LoadedModel, hub_access, model_length
+from .models import LoadedModel, hub_access, load_tokenizer, model_length
 from .spec import ClassificationSpec, RowsSpec, SuiteSpec
 
 if TYPE_CHECKING:
@@ -31,8 +32,24 @@ def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
     except DataError as error:
         raise SuiteError(str(error), where=spec.title) from error
     said = spec.model_dump(mode="json", exclude={"name", "path", "weight", "reference", "metrics", "batch_size"})
+    if "max_bad_share" not in spec.model_fields_set:
+        said["max_bad_share"] = 0.02  # the default under which scores of labelled rows were written, which stand
     settings = suite.model_dump(include={"max_length", "dtype", "seed"})
     return hash_json({"data": data, "spec": said, "suite": settings, "examples": EXAMPLES_VERSION, **more})
+
+
+def written(spec: RowsSpec, folder: Path, kind: "Kind") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads the rows as they are written, each with where it stands, before a checkpoint's model is loaded.
+
+    Raises:
+        DataError: The rows cannot be read, or too many are unusable.
+    """
+    from ..chat_templates.templates import from_tokenizer
+    from ..data_tools.dataset import load
+
+    tokenizer, fingerprint = load_tokenizer(str(folder))
+    template = from_tokenizer(tokenizer) if fingerprint else None
+    return load(spec.source(), Path.cwd(), (kind,), template=template, max_bad_share=spec.max_bad_share)
 
 
 def read(

@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..data_tools.files import hash_json
-from . import answerers, classification, definitions, generations, pairs, perplexity
+from . import answerers, classification, definitions, generations, heldout, pairs, perplexity
 from .classification import Labelled
 from .definitions import Definition
 from .errors import SuiteError
@@ -87,17 +88,27 @@ def check_targets(jobs: Sequence[Job], targets: Sequence[Target]) -> None:
             )
 
 
-def check(job: Job) -> None:
+def checked_with(job: Job, target: Target) -> Path | None:
+    """Returns the checkpoint that :func:`check` needs for a job; None if it is the same for all of them."""
+    return target.folder if isinstance(job, Pairs | Labelled) else None
+
+
+def check(job: Job, target: Target) -> None:
     """Builds a job's task and looks at its rows, so that what is wrong with them costs no model's loading.
 
     Raises:
-        PosttrainError: A package, a metric or a right answer is missing.
+        PosttrainError: A package, a metric or a right answer is missing, or a row cannot be used.
     """
     if isinstance(job, Definition):
         from . import harness
 
         with harness.noted():
             definitions.check(job)
+    elif isinstance(job, Labelled):
+        classification.check(job, target.folder)
+    elif isinstance(job, Pairs):
+        for _ in heldout.written(job.spec, target.folder, "preference"):
+            pass  # the end tells whether enough of them can be used
 
 
 def clean(job: Job, target: Target) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import did_you_mean
-from .errors import EvalError
+from .errors import RowsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,9 @@ def class_name(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
-def encode(labels: Sequence[Any], names: Sequence[str], problem: "Problem", where: str) -> "np.ndarray":
+def encode(
+    labels: Sequence[Any], names: Sequence[str], problem: "Problem", where: str, rows: Sequence[str] = ()
+) -> "np.ndarray":
     """Turns labels into what ``classification_figures.measure`` compares with.
 
     A label is the name of a class, or for several labels a list of names. Where no label is a name but all are whole
@@ -42,58 +44,67 @@ def encode(labels: Sequence[Any], names: Sequence[str], problem: "Problem", wher
         names: The classes, in the order of the head's outputs.
         problem: What the head predicts.
         where: The task, for errors.
+        rows: Where each label stands, for errors, if that is known.
 
     Returns:
         Class numbers, int64 ``[n]``; zeros and ones, float64 ``[n, classes]``; or numbers, float64 ``[n]``.
 
     Raises:
-        EvalError: A label is none of the head's, or does not fit the problem.
+        RowsError: A label is none of the head's, or does not fit the problem.
     """
     import numpy as np
 
+    places = [f"{where}: {row}" for row in rows] or [where] * len(labels)
     if problem == "regression":
-        return np.array([_number(label, where) for label in labels])
+        return np.array([_number(label, place) for label, place in zip(labels, places, strict=True)])
     many = problem == "multi_label"
-    rows = [_names(label, many, where) for label in labels]
-    number = _numbers(Counter(name for row in rows for name in row), names, where)
+    found = [_names(label, many, names, place) for label, place in zip(labels, places, strict=True)]
+    number = _numbers(found, names, where, rows)
     if not many:
-        return np.array([number[row[0]] for row in rows], dtype=np.int64)
-    encoded = np.zeros((len(rows), len(names)))
-    for place, row in enumerate(rows):
-        encoded[place, [number[name] for name in row]] = 1.0
+        return np.array([number[one] for (one,) in found], dtype=np.int64)
+    encoded = np.zeros((len(found), len(names)))
+    for place, these in enumerate(found):
+        encoded[place, [number[name] for name in these]] = 1.0
     return encoded
 
 
-def _names(label: Any, many: bool, where: str) -> tuple[str, ...]:
+def _names(label: Any, many: bool, names: Sequence[str], where: str) -> tuple[str, ...]:
     listed = isinstance(label, list | tuple)
     if listed and not many:
-        raise EvalError(f"a row has the list {label!r} for its label, but the head gives one class", where=where)
+        raise RowsError(f"a row has the list {label!r} for its label, but the head gives one class", where=where)
     found = tuple(class_name(part) for part in (label if listed else (label,)))
-    if len(set(found)) < len(found):
+    # Of two classes, [0, 1] may be both of them or the second alone.
+    flags = len(names) == 2 and sorted(found) == ["0", "1"] and not set(found) <= set(names)
+    if len(set(found)) < len(found) or flags:
         hint = "a list holds the names of the classes that apply, not a zero or one for each class"
-        raise EvalError(f"a row names a class twice: {label!r}", where=where, hint=hint)
+        what = f"the label {label!r} may be both classes or one" if flags else f"a row names a class twice: {label!r}"
+        raise RowsError(what, where=where, hint=hint)
     return found
 
 
-def _numbers(seen: Counter[str], names: Sequence[str], where: str) -> dict[str, int]:
-    """Returns the output of each label that was seen."""
+def _numbers(found: Sequence[tuple[str, ...]], names: Sequence[str], where: str, rows: Sequence[str]) -> dict[str, int]:
+    """Returns the output of each label that was found."""
     number = {name: index for index, name in enumerate(names)}
+    seen = Counter(name for these in found for name in these)
+    if not number.keys() & seen.keys():
+        number |= {name: int(name) for name in seen if name.isdecimal() and int(name) < len(names)}
     strange = [name for name in seen if name not in number]
     if not strange:
         return number
-    if len(strange) == len(seen) and all(name.isdecimal() and int(name) < len(names) for name in seen):
-        return {name: int(name) for name in seen}
-    listed = ", ".join(f"'{name}' ({seen[name]} rows)" for name in strange[:_SHOWN])
+    first = {name: rows[place] for place in reversed(range(len(rows))) for name in found[place]}
+    listed = ", ".join(
+        f"'{name}' ({seen[name]} rows)" + (f" at {first[name]}" if rows else "") for name in strange[:_SHOWN]
+    )
     more = f" and {len(strange) - _SHOWN} more" if len(strange) > _SHOWN else ""
     hint = did_you_mean(strange[0], names) or f"it knows: {', '.join(names[:20])}"
-    raise EvalError(f"the head has no class {listed}{more}", where=where, hint=hint)
+    raise RowsError(f"the head has no class {listed}{more}", where=where, hint=hint)
 
 
 def _number(label: Any, where: str) -> float:
     try:
-        value = float(label) if isinstance(label, str | int | float) else float("nan")
-    except ValueError:
+        value = float(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else float("nan")
+    except (ValueError, OverflowError):
         value = float("nan")
     if value - value != 0:  # not a number, or infinite
-        raise EvalError(f"the label {label!r} is not a number, as a regression needs", where=where)
+        raise RowsError(f"the label {label!r} is not a number, as a regression needs", where=where)
     return value

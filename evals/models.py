@@ -43,15 +43,15 @@ class Pretrained:
     hint: str | None = None
     error: type[PosttrainError] = EvalError
 
-    def config(self) -> "PretrainedConfig":
-        """Reads the configuration; a folder that holds only an adapter has none."""
+    def config(self, **changes: Any) -> "PretrainedConfig":
+        """Reads the configuration, some of its fields given other values; a folder with only an adapter has none."""
         from transformers import AutoConfig
 
         folder = Path(self.name)
         if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
             hint = "use the run's final model, in which the adapter is merged, or merge it with peft"
             raise self.error(f"{self.name} holds an adapter, not a whole model", hint=hint)
-        return self._load(AutoConfig)
+        return self._load(AutoConfig, **changes)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Loads the tokenizer."""
@@ -284,14 +284,10 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
     import torch
     from peft import PeftModel
 
-    adapter = _json(folder / ADAPTER)
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise EvalError("the adapter does not name its base model", where=str(folder))
-    source = str(folder / base) if (folder / base).is_dir() else base
+    base, headed = _base(folder)
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
-    if adapter.get("task_type") == "SEQ_CLS":
-        model: Any = Pretrained(source).weights(
+    if headed:
+        model: Any = base.weights(
             headed=True,
             dtype=dtype,
             new_head=True,  # the adapter brings its own
@@ -299,11 +295,37 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
         )
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     else:
-        model = Pretrained(source).weights(dtype=dtype)
+        model = base.weights(dtype=dtype)
     make_room(model, tokenizer)
     adapted = PeftModel.from_pretrained(model, str(folder))
     _unwrap(model)
     return adapted
+
+
+def _base(folder: Path) -> tuple[Pretrained, bool]:
+    """Returns an adapter's base, at the revision that the adapter names, and whether the adapter brings a head."""
+    adapter = _json(folder / ADAPTER)
+    name = adapter.get("base_model_name_or_path")
+    if not name:
+        raise EvalError("the adapter does not name its base model", where=str(folder))
+    if (folder / name).is_dir():
+        base = Pretrained(str(folder / name))
+    else:
+        base = Pretrained(name, revision=None if Path(name).is_dir() else adapter.get("revision"))
+    return base, adapter.get("task_type") == "SEQ_CLS"
+
+
+def head_config(folder: Path) -> Any | None:
+    """Returns the configuration of a checkpoint with a head of classes, without its weights; None of others.
+
+    Raises:
+        EvalError: It cannot be read.
+    """
+    base, headed = _base(folder) if (folder / ADAPTER).is_file() else (Pretrained(str(folder)), False)
+    if headed:
+        return base.config(**_head(folder))
+    config = base.config()
+    return config if _has_head(getattr(config, "architectures", None)) else None
 
 
 def _unwrap(model: Any) -> None:

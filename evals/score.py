@@ -32,12 +32,14 @@ class Failure:
         task: The task, or None if the checkpoint itself is at fault.
         reason: What went wrong, in a line.
         detail: The traceback where the error was not foreseen, else empty.
+        exit_code: 2 if what the user gave is wrong, else 1.
     """
 
     checkpoint: str
     task: str | None
     reason: str
     detail: str = ""
+    exit_code: int = 1
 
     def __str__(self) -> str:
         task = f"{self.task}: " if self.task and not self.reason.startswith(self.task) else ""
@@ -64,8 +66,10 @@ class ScoreReport:
 
     @property
     def exit_code(self) -> int:
-        """Returns 1 if anything failed, else 0."""
-        return 1 if self.failed else 0
+        """Returns 1 if anything failed, but 2 if all did and what the user gave is wrong; else 0."""
+        if not self.failed:
+            return 0
+        return 1 if self.done or self.skipped else min(failure.exit_code for failure in self.failed)
 
 
 @dataclass
@@ -83,7 +87,7 @@ class _Session:
     skipped: set[tuple[str, str]] = field(default_factory=set)
     templates: dict[Path, str | None] = field(default_factory=dict)
     unchanged: dict[tuple[Path, str], bool] = field(default_factory=dict)
-    checked: dict[str, Exception | None] = field(default_factory=dict)
+    checked: dict[tuple[str, Path | None], Exception | None] = field(default_factory=dict)
 
 
 def score(
@@ -258,14 +262,15 @@ def _score_jobs(session: _Session, target: Target, todo: Sequence[Job]) -> None:
 
 
 def _is_sound(session: _Session, target: Target, job: Job) -> bool:
-    """Says whether a job's rows and packages are in order, and reports what is wrong; looked at once for all models."""
-    if job.spec.title not in session.checked:
-        session.checked[job.spec.title] = None
+    """Says whether a job's rows and packages are in order, and reports what is wrong."""
+    key = (job.spec.title, jobs.checked_with(job, target))
+    if key not in session.checked:
+        session.checked[key] = None
         try:
-            jobs.check(job)
+            jobs.check(job, target)
         except Exception as error:  # one task's failure must not stop the others; it is reported
-            session.checked[job.spec.title] = error
-    error = session.checked[job.spec.title]
+            session.checked[key] = error
+    error = session.checked[key]
     if error is not None:
         _fail(session, target, job, error)
     return error is None
@@ -332,10 +337,10 @@ def _keep(session: _Session, target: Target, job: Job, result: Result, template:
 
 def _fail(session: _Session, target: Target, job: Job | None, error: Exception) -> None:
     task = job.spec.title if job else None
-    foreseen = isinstance(error, PosttrainError)
-    reason = str(error) if foreseen else _describe(error)
-    detail = "" if foreseen else "".join(traceback.format_exception(error))
-    failure = Failure(target.name, task, reason, detail)
+    if isinstance(error, PosttrainError):
+        failure = Failure(target.name, task, str(error), exit_code=error.exit_code)
+    else:
+        failure = Failure(target.name, task, _describe(error), "".join(traceback.format_exception(error)))
     session.failed[str(target.folder), task] = failure
     session.progress(f"failed: {failure}")
 

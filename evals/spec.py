@@ -155,9 +155,11 @@ class ClassificationSpec(RowsSpec):
             are cut by default, and counted.
         metrics: Metrics of the ``evaluate`` library besides: a Hub name, or the path of a metric script (relative to
             the suite).
+        max_bad_share: The largest share of the rows that may be unusable; a row without a label is one.
     """
 
     metric: str | None = None
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     metrics: tuple[str, ...] = Field(default=(), strict=False)
 

@@ -5,7 +5,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from ...chat_templates.errors import PosttrainError
 from ...data_tools.files import append_line, locked, read_jsonl_log
@@ -84,8 +86,8 @@ class Judgment:
     order: Order
     repeat: int
     status: Status
-    preference: float | None
-    rating: float | None
+    preference: Annotated[float, Field(ge=0, le=1)] | None
+    rating: FiniteFloat | None
     reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -165,9 +167,18 @@ class JudgmentStore:
                 append_line(self.path, line, sync=number == len(judgments))
 
 
+_CHECKED = TypeAdapter(Judgment)
+
+
 def _judgment_from(record: dict[str, Any], where: str) -> Judgment:
     """Builds a judgment from its line; keys that a later version may add are left aside."""
+    known = {name: record[name] for name in Judgment.__dataclass_fields__ if name in record}
     try:
-        return Judgment(**{name: record[name] for name in Judgment.__dataclass_fields__})
-    except (KeyError, TypeError) as error:
-        raise PosttrainError(f"not a judgment: {error}", where=where, hint="remove that line") from error
+        found = _CHECKED.validate_json(json.dumps(known), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"not a judgment: {'.'.join(map(str, first['loc'][:1]))}: {first['msg']}"
+        raise PosttrainError(what, where=where, hint="remove that line") from error
+    if found.status == "judged" and found.preference is None and found.rating is None:
+        raise PosttrainError("not a judgment: judged, but neither preference nor rating", where=where)
+    return found

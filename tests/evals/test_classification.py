@@ -22,6 +22,7 @@ from .headed import headed_model, save_run
 NAMES = ["fox", "numbers", "talk"]
 TEXTS = ["The quick brown fox jumps over", "17, 42 and 1001", "hello goodbye thanks please", "Let me see. 4", "sorry"]
 ROWS = [{"text": f"{text} {n}", "label": NAMES[(n + len(text)) % 3]} for n in range(4) for text in TEXTS]
+REGRESSION, MULTI = {"problem_type": "regression"}, {"problem_type": "multi_label_classification"}
 METRIC = """
 import datasets
 import evaluate
@@ -125,6 +126,59 @@ def test_a_label_that_the_head_does_not_know_is_named(suite: Path, tmp_path: Pat
     (failure,) = score([run], suite, device="cpu").failed
     assert "no class 'numbres' (1 rows)" in failure.reason
     assert "numbers" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "says", "head"),
+    [
+        ([*ROWS, {"text": "a", "label": "foxx"}], "no class 'foxx' (1 rows) at suite/rows.jsonl:21; did you mean", {}),
+        ([*ROWS * 5, {"text": "a", "label": None}], "'label' is null (1, as in suite/rows.jsonl:101)", {}),
+        ([*ROWS * 5, {"text": "a"}], "missing column 'label' (1, as in suite/rows.jsonl:101:", {}),
+        ([*ROWS * 5, {"text": "a", "label": math.nan}], "(1, as in suite/rows.jsonl:101: nan)", {}),
+        ([*ROWS, {"text": "a", "label": 7}], "no class '7' (1 rows) at suite/rows.jsonl:21", {}),
+        (
+            [{"text": "a", "label": n} for n in (0, 2, 3, -1, 3)],
+            "'3' (2 rows) at suite/rows.jsonl:3, '-1' (1 rows)",
+            {},
+        ),
+        ([{"text": "a", "label": ["fox"]}], "suite/rows.jsonl:1: a row has the list ['fox']", {}),
+        (
+            [{"text": "a", "label": 1.5}, {"text": "b", "label": math.inf}],
+            "suite/rows.jsonl:2: the label inf",
+            REGRESSION,
+        ),
+        (
+            [{"text": "a", "label": 1.5}, {"text": "b", "label": "high"}],
+            "suite/rows.jsonl:2: the label 'high'",
+            REGRESSION,
+        ),
+        ([{"text": "a", "label": True}], "suite/rows.jsonl:1: the label True", REGRESSION),
+        ([{"text": "a", "label": [0, 1, 0]}], "suite/rows.jsonl:1: a row names a class twice: [0, 1, 0]", MULTI),
+        (
+            [{"text": "a", "label": ["fox"]}, {"text": "b", "label": [None]}],
+            "(1, as in suite/rows.jsonl:2: None)",
+            MULTI,
+        ),
+    ],
+)
+def test_a_label_that_cannot_be_right_is_refused_by_row_before_the_model_is_loaded(
+    suite: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, rows: Any, says: str, head: Any
+):
+    write_rows(suite.parent / "rows.jsonl", rows)
+    names = None if head == REGRESSION else NAMES
+    run = save_run(
+        tmp_path / "run", headed_model(tiny_model_dir, 3 if names else 1, names=names, **head), tiny_model_dir
+    )
+    monkeypatch.setattr("posttrain.evals.score.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    report = score([run], suite, device="cpu")
+    assert says in report.failed[0].reason.replace(f"{tmp_path}/", "")
+    assert (len(report.failed), report.exit_code) == (1, 2)
+
+
+def test_a_zero_and_a_one_are_no_names_of_two_classes():
+    with pytest.raises(EvalError, match="both classes or one"):
+        encode([[1, 0], [0, 1]], ["NEGATIVE", "POSITIVE"], "multi_label", "t")
+    assert encode([[1, 0]], ["0", "1"], "multi_label", "t").tolist() == [[1, 1]]
 
 
 def test_long_rows_are_cut_and_counted(suite: Path, tmp_path: Path, tiny_model_dir: Path):

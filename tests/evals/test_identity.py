@@ -145,6 +145,28 @@ def test_an_adapter_is_another_model_when_its_base_is(
     assert model_hash(adapter) not in (before, changed)
 
 
+def test_an_adapter_is_loaded_on_the_revision_of_its_base_that_identifies_it(
+    adapter: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+    from posttrain.evals.models import load_model
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home, found = tmp_path / "hub" / "models--org--base", {}
+    (home / "refs").mkdir(parents=True)
+    for number, name in enumerate(("main", "v2"), start=1):
+        commit = str(number) * 40
+        (home / "refs" / name).write_text(commit)
+        shutil.copytree(model, home / "snapshots" / commit)
+        edit(home / "snapshots" / commit / "config.json", lambda v, n=number: v.update(rms_norm_eps=n / 100))
+    for revision in ("main", "v2"):
+        fields = {"base_model_name_or_path": "org/base", "revision": revision}
+        edit(adapter / "adapter_config.json", lambda v, fields=fields: v.update(fields))
+        found[model_hash(adapter)] = load_model(str(adapter), device="cpu").model.config.rms_norm_eps
+    assert list(found.values()) == [0.01, 0.02]
+
+
 def test_an_adapter_is_the_same_wherever_it_and_its_base_lie(adapter: Path, model: Path, tmp_path: Path):
     before = model_hash(adapter)
     moved = shutil.move(model, tmp_path / "moved")

@@ -205,3 +205,24 @@ def test_lines_of_an_older_version_still_load(tmp_path: Path):
     assert (found.notes, found.detail, found.metrics[0].low) == ((), None, None)
     ScoreStore(tmp_path).append(Score(**{**found.__dict__, "task": "u", "detail": {"confusion": None}}))
     assert json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[1])["detail"] == {"confusion": None}
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"prompt": "a", "chosen": None, "rejected": "b"}, "chosen"),
+        ({"prompt": "a", "chosen": "c", "rejected": " "}, "empty rejected"),
+        ({"prompt": "a", "chosen": "c", "rejected": "d", "margin": math.nan}, "margin is not a number"),
+    ],
+)
+def test_pairs_that_are_none_are_refused_by_row_before_the_model_is_loaded(
+    suite: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, bad: Any, says: str
+):
+    margin = {"margin": 1.0} if "margin" in bad else {}
+    write_rows(suite.parent / "pairs.jsonl", [*({**row, **margin} for row in ROWS), bad])
+    run = save_run(tmp_path / "rm", headed_model(tiny_model_dir, 1), tiny_model_dir)
+    monkeypatch.setattr("posttrain.evals.score.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    report = score([run], suite, device="cpu")
+    assert says in report.failed[0].reason
+    assert f"pairs.jsonl:{len(ROWS) + 1}" in report.failed[0].reason
+    assert report.exit_code == 2

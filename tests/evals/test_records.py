@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.evals.answers import read_answers
+from posttrain.evals.judging.judgments import JudgmentStore
 from posttrain.evals.records import Metric, Score, ScoreStore
+
+from .judged_fixtures import answer, judgment, save_judgments
 
 
 def make(task: str = "t", **changes) -> Score:
@@ -117,3 +120,25 @@ def test_keys_that_a_later_version_adds_are_left_aside(tmp_path: Path):
     record = json.loads(store.path.read_text()) | {"new": 1}
     store.path.write_text(json.dumps(record) + "\n")
     assert store.load() == [make()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"preference": "1.0"}, "preference"),
+        ({"preference": 1.5}, "preference"),
+        ({"preference": float("nan")}, "preference"),
+        ({"preference": None}, "neither preference nor rating"),
+        ({"preference": None, "rating": float("inf")}, "rating"),
+        ({"status": "won"}, "status"),
+        ({"order": "both"}, "order"),
+        ({"candidate": 7}, "candidate"),
+        ({"sample": "0"}, "sample"),
+        ({"reason": None}, "reason"),
+    ],
+)
+def test_a_line_that_is_no_judgment_is_named_and_never_a_verdict(tmp_path: Path, fields: dict[str, object], says: str):
+    good = judgment(("w", "run/final", answer(0, "one")), ("v", "other/final", answer(0, "two")))
+    save_judgments(tmp_path, [good, dataclasses.replace(good, **fields)])
+    with pytest.raises(PosttrainError, match=rf"judgments.jsonl:2: not a judgment: .*{says}"):
+        JudgmentStore(tmp_path).load()
