@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .dataset import DataReport, load
 from .endpoint import EMPTY
 from .errors import DataError
-from .files import append_line, hash_file, hash_json, locked, read_jsonl_log, write_atomic, write_json
+from .files import append_line, hash_json, locked, read_jsonl_log, write_atomic, write_json
 
 if TYPE_CHECKING:
     from .spec import SourceSpec
@@ -63,6 +63,8 @@ class Answer:
 Take = Callable[[Question, "Answer | str"], None]
 # Loads a model to run here: what it returns has a ``model`` and its ``tokenizer``.
 Loader = Callable[[str], Any]
+# Returns the hash of all that decides what such a model answers.
+Identify = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,11 @@ class Answerer:
     concurrency: int = 8
     retries: int = 4
 
-    def identity(self) -> dict[str, Any]:
-        """Returns what decides an answer, the weights of a local model among it."""
-        folder = Path(self.model)
-        local = self.base_url is None and folder.is_dir()
-        weights = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))} if local else {}
+    def identity(self, identify: Identify) -> dict[str, Any]:
+        """Returns what decides an answer, of a local model its contents, wherever it lies."""
         speed = ("batch_size", "concurrency", "retries", "api_key_env")
-        return {**{key: value for key, value in asdict(self).items() if key not in speed}, "weights": weights}
+        decides = {key: value for key, value in asdict(self).items() if key not in speed}
+        return decides | ({} if self.base_url else {"model": identify(self.model)})
 
 
 def answer(
@@ -109,6 +109,7 @@ def answer(
     *,
     base_dir: Path,
     loader: Loader,
+    identify: Identify,
     samples: int = 1,
     max_bad_share: float = 0.02,
 ) -> DataReport:
@@ -120,6 +121,7 @@ def answer(
         answerer: Who answers.
         base_dir: Where relative paths start.
         loader: What loads a model that answers here.
+        identify: What tells such a model from others.
         samples: Answers to each prompt; more than one needs a temperature.
         max_bad_share: The largest share of the prompts that may stay without a usable answer.
 
@@ -137,7 +139,7 @@ def answer(
     questions = [(where, question) for where, row in rows for question in _questions(row["prompt"], samples)]
     report.rows, report.kept = report.rows + len(questions) - len(rows), len(questions)
     with locked(output_dir / ".lock"):
-        _claim(output_dir / SETTINGS, answerer)
+        _claim(output_dir / SETTINGS, answerer.identity(identify))
         asked = {question.key: question for _, question in questions}
         failed = _collect(asked, output_dir / LOG, answerer, loader)
         found = _logged(output_dir / LOG)
@@ -170,9 +172,8 @@ def _problem(given: Answer) -> str | None:
     return None if given.text.strip() else EMPTY
 
 
-def _claim(path: Path, answerer: Answerer) -> None:
+def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     """Refuses a folder in which another model answered, or the same one otherwise."""
-    identity = answerer.identity()
     if path.exists() and (old := json.loads(path.read_text())) != identity:
         changed = [key for key in identity if old.get(key) != identity[key]]
         raise DataError(

@@ -270,7 +270,7 @@ def run(
 
     if how.n < 2 or how.temperature <= 0:
         raise InputError(f"best_of_n with n {how.n} and temperature {how.temperature}", hint="n from 2, above 0")
-    key = hash_json([names, asdict(how), [row["prompt"] for row in rows]])
+    key = hash_json([names.get("policy_model"), asdict(how), [row["prompt"] for row in rows]])
     answers = sample(folder, loaded, rows, how, key=key, say=say)
     proxy = rewards(reward, rows, answers, loaded.tokenizer)
     checked = None if gold is None else rewards(gold, rows, answers, loaded.tokenizer)

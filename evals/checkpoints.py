@@ -150,33 +150,48 @@ def model_hash(folder: Path) -> str:
     """
     weights_hash(folder)
     manifest = read_manifest(folder)
-    if isinstance(base_of(folder), str) and manifest is not None and manifest.model and is_unchanged(folder):
+    base = base_of(folder)
+    if base and base.folder is None and manifest is not None and manifest.model and is_unchanged(folder):
         return manifest.model
     return _identify(folder, _unchanged(folder))
 
 
-def base_of(folder: Path) -> Path | str | None:
-    """Returns where the base of an adapter lies, or ``id@revision`` if it is not on this machine.
+@dataclass(frozen=True)
+class Base:
+    """What an adapter was trained on.
 
-    A base is named relative to the adapter's folder, to the working directory, or by its Hub id. What is no adapter has
-    none.
+    Attributes:
+        name: A folder or a Hub id; empty if the adapter names none.
+        revision: Of the Hub repository; the very commit where that is on this machine.
+        folder: Where its files lie, or None if they are not on this machine.
+    """
+
+    name: str
+    revision: str | None
+    folder: Path | None
+
+
+def base_of(folder: Path) -> Base | None:
+    """Returns the base of an adapter, which loading and identity share; what is no adapter has none.
+
+    A base is named relative to the adapter's folder, to the working directory, or by its Hub id.
     """
     if not (folder / _ADAPTER).is_file():
         return None
     adapter = _json(folder / _ADAPTER)
-    name = str(adapter.get("base_model_name_or_path") or "") if isinstance(adapter, dict) else ""
+    adapter = adapter if isinstance(adapter, dict) else {}
+    name, revision = str(adapter.get("base_model_name_or_path") or ""), adapter.get("revision")
     for place in (folder / name, Path(name)):
         if name and place.is_dir():
-            return place
-    revision = adapter.get("revision") if isinstance(adapter, dict) else None
+            return Base(str(place), None, place)
     if re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name):
         from huggingface_hub import try_to_load_from_cache
 
         for file in ("config.json", _ADAPTER):
             with contextlib.suppress(ValueError):  # no name that the Hub would take
                 if isinstance(cached := try_to_load_from_cache(name, file, revision=revision), str):
-                    return Path(cached).parent
-    return f"{name}@{revision or 'main'}"
+                    return Base(name, Path(cached).parent.name, Path(cached).parent)
+    return Base(name, revision, None)
 
 
 def is_unchanged(folder: Path) -> bool:
@@ -202,8 +217,9 @@ def _identify(folder: Path, known: Mapping[str, str], decisive: re.Pattern[str] 
             parts[name] = _content(folder / name)
     base = base_of(folder) if depth < _DEPTH else None
     if base is not None:
-        here = isinstance(base, Path)
-        parts["base"] = _identify(base, _unchanged(base), _OF_BASE, depth + 1) if here else base
+        place = base.folder
+        known_as = f"{base.name}@{base.revision or 'main'}"
+        parts["base"] = _identify(place, _unchanged(place), _OF_BASE, depth + 1) if place else known_as
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import write_json
+from .checkpoints import base_of
 from .errors import EvalError, SuiteError
 from .spec import Chat
 
@@ -166,6 +167,18 @@ class LoadedModel:
                 hint="score classifiers with `classification`, reward models with `pairs`",
             )
 
+    def needs_reward_model(self, where: str, hint: str) -> None:
+        """Refuses a checkpoint that gives no reward.
+
+        Raises:
+            EvalError: It is no sequence classifier with one output.
+        """
+        if self.outputs == 1:
+            return
+        kind = f"this is not a sequence classifier but {type(self.model).__name__}, a language model"
+        what = kind if self.outputs is None else f"the checkpoint's head has {self.outputs} outputs instead of one"
+        raise EvalError(f"a reward model is needed, but {what}", where=where, hint=hint)
+
 
 def applies_template(chat: Chat, fingerprint: str | None) -> bool:
     """Says whether the chat template is to be applied, given its fingerprint (None if there is none).
@@ -303,16 +316,11 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
 
 
 def _base(folder: Path) -> tuple[Pretrained, bool]:
-    """Returns an adapter's base, at the revision that the adapter names, and whether the adapter brings a head."""
-    adapter = _json(folder / ADAPTER)
-    name = adapter.get("base_model_name_or_path")
-    if not name:
+    """Returns an adapter's base and whether the adapter brings a head."""
+    base = base_of(folder)
+    if base is None or not base.name:
         raise EvalError("the adapter does not name its base model", where=str(folder))
-    if (folder / name).is_dir():
-        base = Pretrained(str(folder / name))
-    else:
-        base = Pretrained(name, revision=None if Path(name).is_dir() else adapter.get("revision"))
-    return base, adapter.get("task_type") == "SEQ_CLS"
+    return Pretrained(base.name, revision=base.revision), _json(folder / ADAPTER).get("task_type") == "SEQ_CLS"
 
 
 def head_config(folder: Path) -> Any | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _METHOD = 1  # raise when a change here changes figures
+_HINT = "a policy needs the `reference` that it departed from; score other classifiers with `classification`"
 _SIDES = ("chosen", "rejected")
 
 
@@ -83,7 +84,10 @@ def run_pairs(task: Pairs, loaded: LoadedModel, suite: SuiteSpec) -> Result:
     import numpy as np
 
     spec = task.spec
-    _check_head(spec, loaded)
+    if spec.reference is None:
+        loaded.needs_reward_model(spec.title, _HINT)
+    else:
+        loaded.needs_language_model(spec.title)
     rows, notes = read(spec, loaded, suite, "preference")
     sequences = {side: [(row["prompt_ids"], row[f"{side}_ids"]) for row in rows] for side in _SIDES}
     both = sequences["chosen"] + sequences["rejected"]
@@ -103,24 +107,6 @@ def run_pairs(task: Pairs, loaded: LoadedModel, suite: SuiteSpec) -> Result:
     table = {"prompt": [loaded.tokenizer.decode(row["prompt_ids"]) for row in rows], **table}
     samples = parquet({**table, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected})
     return Result((*first, *rest), samples, None, notes)
-
-
-def _check_head(spec: PairsSpec, loaded: LoadedModel) -> None:
-    """Refuses a checkpoint that gives no reward."""
-    if spec.reference is not None:
-        loaded.needs_language_model(spec.title)
-    elif loaded.outputs is None:
-        raise EvalError(
-            f"this task needs a reward model, but the checkpoint is a language model ({type(loaded.model).__name__})",
-            where=spec.title,
-            hint="give the `reference` that it departed from, to score its implicit reward",
-        )
-    elif loaded.outputs != 1:
-        raise EvalError(
-            f"a reward model has one output, but the checkpoint's head has {loaded.outputs}",
-            where=spec.title,
-            hint="score a classifier with `classification`",
-        )
 
 
 def figures(

@@ -48,13 +48,7 @@ def load(source: str, *, device: str | None = None) -> LoadedModel:
         EvalError: It cannot be loaded, lacks weights, or is no sequence classifier with one output.
     """
     loaded = load_model(source, device=device)
-    where = f"reward model {source}"
-    if loaded.outputs is None:
-        kind = type(loaded.model).__name__
-        what = f"is not a sequence classifier but {kind}: not a reward model but a language model"
-        raise EvalError(what, where=where, hint=HINT)
-    if loaded.outputs != 1:
-        raise EvalError(f"has {loaded.outputs} outputs instead of one", where=where, hint=HINT)
+    loaded.needs_reward_model(f"reward model {source}", HINT)
     return loaded
 
 

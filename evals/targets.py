@@ -134,7 +134,12 @@ def _hashes(folder: Path, manifest: Manifest) -> tuple[str, str]:
         return manifest.weights, manifest.model
 
 
-def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
+def locate(item: str, *, offline: bool = False) -> Path:
+    """Returns the folder of a model that is named by it, or the local copy of one on the Hub.
+
+    Raises:
+        InputError: There is no such model.
+    """
     folder = Path(item)
     if not folder.is_dir():
         if folder.exists() or item.startswith((".", "/")) or not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", item):
@@ -142,6 +147,11 @@ def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
         folder = _download(item, offline)
     elif not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError("neither a run folder nor a model", where=item, hint=f"expected {RUN_FILE} or config.json")
+    return folder
+
+
+def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
+    folder = locate(item, offline=offline)
     if output is None:
         raise InputError("a plain model has no run folder to keep its scores", where=item, hint="give an output folder")
     digest = model_hash(folder)

@@ -80,7 +80,9 @@ def answers(
         PosttrainError: The prompts cannot be read, the model cannot be asked, or too few answers can be used.
     """
     from ..data_tools import ask
+    from ..evals.checkpoints import model_hash
     from ..evals.models import load_language_model
+    from ..evals.targets import locate
 
     answerer = ask.Answerer(
         model, base_url, api_key_env, max_new_tokens, temperature, top_p, seed, batch_size, concurrency, retries
@@ -91,7 +93,8 @@ def answers(
         output_dir,
         answerer,
         base_dir=Path(),
-        loader=load_language_model,
+        loader=lambda name: load_language_model(str(locate(name))),
+        identify=lambda name: model_hash(locate(name)),
         samples=samples,
         max_bad_share=max_bad_share,
     )
@@ -156,6 +159,7 @@ def best_of_n(
     from ..evals import best_of_n as best
     from ..evals.checkpoints import model_hash
     from ..evals.models import load_model
+    from ..evals.targets import locate
     from .rewards import load_terms, name_of
     from .schema import RewardSpec
 
@@ -165,11 +169,12 @@ def best_of_n(
         for name in (reward, gold)
     )
     assert first is not None, "the tool's arguments have been checked"
-    loaded = load_model(policy)
+    folder = locate(policy)
+    loaded = load_model(str(folder))
     recipe: Any = SimpleNamespace(rewards=[first], gold=second)
     args = SimpleNamespace(device=loaded.model.device, per_device_eval_batch_size=batch_size)
     terms, _ = load_terms(recipe, loaded.tokenizer, args, ends_of(loaded.model, loaded.tokenizer))
-    known = {"policy": Path(policy).name, "policy_model": model_hash(Path(policy))} if Path(policy).is_dir() else {}
+    known = {"policy": Path(policy).name if Path(policy).is_dir() else policy, "policy_model": model_hash(folder)}
     best.run(
         output_dir,
         loaded,
@@ -177,7 +182,7 @@ def best_of_n(
         best.Sampling(n, temperature, max_new_tokens, seed, batch_size),
         reward=terms[0],
         gold=terms[1] if second else None,
-        names={"policy": policy, **known, "reward": name_of(first), "gold": name_of(second) if second else None},
+        names={**known, "reward": name_of(first), "gold": name_of(second) if second else None},
         say=lambda line: print(line, flush=True),
     )
 

@@ -1,6 +1,7 @@
 """Prompts to answers: by a model in this process, and by an endpoint over real HTTP."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import ask
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.spec import SourceSpec
+from posttrain.evals.checkpoints import model_hash
 from posttrain.evals.models import load_language_model
+from posttrain.evals.targets import locate
 
 from ..evals.headed import headed_model, save_run
 from ..fault_server import FaultServer, each
@@ -29,7 +32,8 @@ def prompts(folder: Path, number: int = 12) -> SourceSpec:
 
 
 def run(folder: Path, answerer: ask.Answerer, source: SourceSpec | None = None, **options: Any) -> list[Any]:
-    out, how = folder / "out", {"base_dir": folder, "loader": load_language_model, **options}
+    here = {"loader": load_language_model, "identify": lambda name: model_hash(locate(name))}
+    out, how = folder / "out", {"base_dir": folder, **here, **options}
     ask.answer(source or prompts(folder), out, answerer, **how)
     return [json.loads(line)["messages"] for line in (out / ask.ANSWERS).read_text().splitlines()]
 
@@ -174,16 +178,33 @@ def test_a_local_model_answers_as_it_would_alone_whatever_the_batch(tmp_path: Pa
     assert answers
 
 
-def test_other_weights_under_the_same_name_need_another_folder(
-    tmp_path: Path, chat_model: Path, tiny_model_dir: Path
+@pytest.mark.parametrize("change", ["weights", "merges", "generation config", "template"])
+def test_another_model_under_the_same_name_needs_another_folder(
+    tmp_path: Path, chat_model: Path, tiny_model_dir: Path, change: str
 ) -> None:
-    import shutil
-
     folder = shutil.copytree(chat_model, tmp_path / "model")
     run(tmp_path, ask.Answerer(str(folder), max_new_tokens=24))
-    shutil.copy(tiny_model_dir / "model.safetensors", folder)
-    with pytest.raises(DataError, match="made with another weights"):
+    if change == "weights":
+        shutil.copy(tiny_model_dir / "model.safetensors", folder)
+    elif change == "merges":
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:20]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    elif change == "template":
+        (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    else:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    with pytest.raises(DataError, match="made with another model"):
         run(tmp_path, ask.Answerer(str(folder), max_new_tokens=24))
+
+
+def test_a_model_that_was_moved_is_the_same_model(tmp_path: Path, chat_model: Path) -> None:
+    first = shutil.copytree(chat_model, tmp_path / "model")
+    found = run(tmp_path, ask.Answerer(str(first), max_new_tokens=24))
+    moved = shutil.move(first, tmp_path / "elsewhere")
+    log = (tmp_path / "out" / ask.LOG).read_text()
+    assert run(tmp_path, ask.Answerer(str(moved), max_new_tokens=24)) == found
+    assert (tmp_path / "out" / ask.LOG).read_text() == log, "nothing is asked twice"
 
 
 def test_a_prompt_without_room_for_an_answer_is_dropped(tmp_path: Path, chat_model: Path) -> None:
@@ -201,7 +222,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path, tiny_model_d
 
 def test_a_model_that_is_missing_or_writes_no_text_is_one_clear_error(tmp_path: Path, tiny_model_dir: Path) -> None:
     missing = tmp_path / "nowhere"
-    with pytest.raises(PosttrainError, match=f"cannot load the tokenizer of {missing}"):
+    with pytest.raises(PosttrainError, match=f"{missing}: neither a run folder nor a model"):
         run(tmp_path, ask.Answerer(str(missing)))
     classifier = save_run(tmp_path / "classifier", headed_model(tiny_model_dir, 2), tiny_model_dir)
     (tmp_path / "other").mkdir()

@@ -141,10 +141,10 @@ def test_a_policys_implicit_reward_departs_from_its_reference(suite: Path, tmp_p
 def test_a_head_that_does_not_fit_is_one_clear_error(suite: Path, tmp_path: Path, tiny_model_dir: Path):
     run = save_run(tmp_path / "classifier", headed_model(tiny_model_dir, 3), tiny_model_dir)
     (failure,) = score([run], suite, device="cpu").failed
-    assert "one output, but the checkpoint's head has 3" in failure.reason
+    assert "a reward model is needed, but the checkpoint's head has 3 outputs instead of one" in failure.reason
     assert failure.detail == ""
     (failure,) = score([tiny_model_dir], suite, device="cpu", output=tmp_path / "out").failed
-    assert "needs a reward model" in failure.reason
+    assert "a reward model is needed" in failure.reason
     assert "reference" in failure.reason
     (suite.parent / "text.txt").write_text("The quick brown fox.")
     suite.write_text("perplexity:\n  - {name: text, path: text.txt}\n")
