@@ -1,7 +1,7 @@
 """The layouts of columns that public data sets use, each turned into TRL's canonical columns."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from .columns import Values, column, conversation_column, refuse_columns, text_of, unread
@@ -231,13 +231,13 @@ def _read_classification(row: Values) -> Values:
     if row.get("text_pair") is not None:
         result["text_pair"] = text_of(row, "text_pair")
     label = column(row, "label")
-    parts: Iterable[Any] = label if isinstance(label, list) else (label,)
+    parts: Sequence[Any] = label if isinstance(label, list) else (label,)
     for part in parts:
         if (
             not isinstance(part, str | int | float) or part != part
         ):  # not a number is the one value that differs from itself
             raise RowError("label is not a number or a name", repr(part)[:60])
-    if label == "":
+    if any(isinstance(part, str) and not part.strip() for part in parts):
         raise RowError("empty label")
     result["label"] = label
     return result

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .classification_figures import Problem
 
 _SHOWN = 5
+_LARGEST = 3e38  # a float32 holds no more
+_LISTS = "a list holds the names of the classes that apply, not a zero or one for each class"
 
 
 def problem_of(config: Any) -> "Problem":
@@ -59,6 +61,8 @@ def encode(
         return np.array([_number(label, place) for label, place in zip(labels, places, strict=True)])
     many = problem == "multi_label"
     found = [_names(label, many, names, place) for label, place in zip(labels, places, strict=True)]
+    if many and len(names) > 2 and not {"0", "1"} <= set(names):
+        refuse_flags(labels, places)
     number = _numbers(found, names, where, rows)
     if not many:
         return np.array([number[one] for (one,) in found], dtype=np.int64)
@@ -76,10 +80,20 @@ def _names(label: Any, many: bool, names: Sequence[str], where: str) -> tuple[st
     # Of two classes, [0, 1] may be both of them or the second alone.
     flags = len(names) == 2 and sorted(found) == ["0", "1"] and not set(found) <= set(names)
     if len(set(found)) < len(found) or flags:
-        hint = "a list holds the names of the classes that apply, not a zero or one for each class"
         what = f"the label {label!r} may be both classes or one" if flags else f"a row names a class twice: {label!r}"
-        raise RowsError(what, where=where, hint=hint)
+        raise RowsError(what, where=where, hint=_LISTS)
     return found
+
+
+def refuse_flags(labels: Sequence[Any], places: Sequence[str]) -> None:
+    """Refuses lists that are all made like a zero or one for each class: they may be that, or numbers of classes.
+
+    Raises:
+        RowsError: They are.
+    """
+    if labels and all(isinstance(one, list | tuple) and len(one) > 1 and {*one} <= {0, 1} for one in labels):
+        what = f"all labels are lists such as {labels[0]!r}, which may be numbers of classes or yes and no for each"
+        raise RowsError(what, where=places[0], hint=_LISTS)
 
 
 def _numbers(found: Sequence[tuple[str, ...]], names: Sequence[str], where: str, rows: Sequence[str]) -> dict[str, int]:
@@ -87,7 +101,7 @@ def _numbers(found: Sequence[tuple[str, ...]], names: Sequence[str], where: str,
     number = {name: index for index, name in enumerate(names)}
     seen = Counter(name for these in found for name in these)
     if not number.keys() & seen.keys():
-        number |= {name: int(name) for name in seen if name.isdecimal() and int(name) < len(names)}
+        number |= {name: int(name) for name in seen if name.isdecimal() and int(name[:9]) < len(names)}
     strange = [name for name in seen if name not in number]
     if not strange:
         return number
@@ -102,9 +116,10 @@ def _numbers(found: Sequence[tuple[str, ...]], names: Sequence[str], where: str,
 
 def _number(label: Any, where: str) -> float:
     try:
-        value = float(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else float("nan")
+        plain = isinstance(label, str | int | float) and not isinstance(label, bool) and "_" not in str(label)
+        value = float(label) if plain else float("nan")
     except (ValueError, OverflowError):
         value = float("nan")
-    if value - value != 0:  # not a number, or infinite
+    if not abs(value) <= _LARGEST:  # not a number, or infinite to the head
         raise RowsError(f"the label {label!r} is not a number, as a regression needs", where=where)
     return value

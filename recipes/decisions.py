@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean, first_line
 from ..data_tools.errors import SpecError
+from ..evals.spec import check_suite, load_suite
 from . import estimate, rewards
+from .adapters import head_modules
 from .distillation.student import whole_weights
 from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
 from .model import load_model
-from .schema import ClassifySpec, LoraSpec
+from .schema import ClassifySpec, Recipe
 from .stages import STAGES
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     # One process after the other decides: under ZeRO-3 none can wait for the others' shards.
     with placed(loaded), whole_weights():
         stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
+        if loaded.recipe.score:  # files that it names may have yet to be written by a pipeline's steps
+            (check_suite if loaded.references else load_suite)(loaded.recipe.score.suite, loaded.references)
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
@@ -104,7 +108,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         ):
             raise RecipeError("trainer.router_aux_loss_coef weighs experts, and the model has none", hint="drop it")
         if loaded.recipe.lora:
-            check_adapter(loaded.recipe.lora, model)
+            check_adapter(loaded.recipe, model)
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
 
 
@@ -117,7 +121,7 @@ def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model:
     recipe = job.loaded.recipe
     if recipe.rewards or recipe.gold:
         assert data["train"] is not None, "a recipe always has data.train"
-        rewards.check_terms(recipe, job.tokenizer, data["train"].dataset[0]["prompt"])
+        rewards.check_terms(recipe, job.tokenizer, data["train"].dataset[0])
     if recipe.stage == "ppo":
         from .ppo.build import load_critic
 
@@ -239,35 +243,70 @@ def verify_template(job: Job) -> "Proof | None":
     return proof
 
 
-def check_adapter(spec: LoraSpec, model: Any) -> None:
-    """Refuses names of modules that the model does not have; peft is content if one of them exists.
+def check_adapter(recipe: Recipe, model: Any) -> None:
+    """Refuses modules that the model does not have, or that peft cannot adapt or train; it is content if one is there.
 
     Raises:
         RecipeError: With each name, and what may have been meant.
     """
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
-    modules = dict(model.named_modules())
-    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)}
-    known = {name.rpartition(".")[2] for name in modules if name}
+    assert recipe.lora is not None, "the caller has looked"
+    spec = recipe.lora
+    modules = {name: module for name, module in model.named_modules() if name}
+    adaptable = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    known = {name.rpartition(".")[2] for name, module in modules.items() if any(True for _ in module.parameters())}
+    known = {name for name in known if not name.isdecimal()}
     problems = []
-    if isinstance(spec.target_modules, str) and spec.target_modules != "all-linear":
-        try:
-            found = any(re.fullmatch(spec.target_modules, name) for name in modules)
-        except re.error as error:
-            found, problems = True, [f"lora.target_modules is no regular expression: {error}"]
-        if not found:
-            hint = did_you_mean(spec.target_modules, ("all-linear", *linear))
-            problems.append(
-                f"lora.target_modules: no module's whole name matches {spec.target_modules!r}; {hint or ''}"
-            )
+    regex = spec.target_modules if isinstance(spec.target_modules, str) else None
     listed = spec.target_modules if isinstance(spec.target_modules, list) else []
+    if regex is not None and regex != "all-linear":
+        try:
+            found = [name for name in modules if re.fullmatch(regex, name)]
+        except re.error as error:
+            found, problems = [], [f"lora.target_modules is no regular expression: {error}"]
+        if not found:
+            names = ("all-linear", *linear)
+            hint = f"say [{regex}]" if regex in linear else did_you_mean(regex.lower(), names)
+            problems.append(
+                f"lora.target_modules: no module's whole name matches {regex!r}; {hint or 'or say all-linear'}"
+            )
+        listed = [name for name in found if not isinstance(modules[name], adaptable)][:1]
     for key, names, choices in (("target_modules", listed, linear), ("modules_to_save", spec.modules_to_save, known)):
         for name in names:
-            if not any(module == name or module.endswith(f".{name}") for module in modules):
-                hint = did_you_mean(name, choices) or f"it has {', '.join(sorted(choices))}"
+            found = [modules[full] for full in modules if full == name or full.endswith(f".{name}")]
+            others = choices - {name}
+            hint = did_you_mean(name, others) or f"it has {', '.join(sorted(others))}"
+            if not found:
                 problems.append(f"lora.{key}: the model has no module {name!r}; {hint}")
-    if listed == [] and isinstance(spec.target_modules, list):
+            elif key == "target_modules" and (other := next((m for m in found if not isinstance(m, adaptable)), None)):
+                problems.append(f"lora.{key}: {name!r} is a {type(other).__name__}, which takes no adapter; {hint}")
+            elif key == "modules_to_save" and (why := _untrainable(found, recipe, model)):
+                problems.append(f"lora.{key}: {name!r} {why}; {hint}")
+    if not model.can_generate() and listed and set(listed) <= set(head_modules(model)):
+        problems.append(
+            "lora.target_modules names the head alone, which is trained in full as it is; name other modules"
+        )
+    if spec.target_modules == []:
         problems.append("lora.target_modules is empty; say all-linear, or name modules")
     if problems:
         raise RecipeError("; ".join(problems))
+
+
+def _untrainable(modules: "list[Any]", recipe: Recipe, model: Any) -> str | None:
+    """Says why modules cannot be trained in full beside adapters; None if they can."""
+    from torch import nn
+
+    body = getattr(model, model.base_model_prefix, None)
+    for module in modules:
+        if isinstance(module, nn.ModuleList | nn.ModuleDict) or module is body:
+            return "holds all layers, and adapters need a frozen one; train without lora, or name a part"
+        if not any(True for _ in module.parameters()):
+            return f"is a {type(module).__name__}, which has no weights to train"
+        if recipe.quantization and module is not model.get_output_embeddings():
+            packed = [part for part in module.modules() if isinstance(part, nn.Linear)]
+            if packed and module not in model.children():
+                return "is quantized, and quantized weights cannot be trained in full"
+    return None

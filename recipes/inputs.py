@@ -46,7 +46,7 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
     if isinstance(classify, dict) and isinstance(classify.get("metrics"), list):
         classify["metrics"] = [_find_metric(document, n, value) for n, value in enumerate(classify["metrics"])]
     if isinstance(score, dict):
-        _find_suite(document, score)
+        find_suite(document, score)
 
 
 def beside(document: Document, value: str) -> Path | None:
@@ -120,16 +120,16 @@ def _find_template(document: Document, model: dict[str, Any]) -> None:
         document.problem(("model", "chat_template"), error.what, error.hint)
 
 
-def _find_suite(document: Document, score: dict[str, Any]) -> None:
-    """Resolves the suite, by name or as a file."""
+def find_suite(document: Document, score: dict[str, Any]) -> None:
+    """Resolves the suite of a recipe's or pipeline's ``score`` section in place, by name or as a file."""
     from ..evals.spec import suite_names
 
     value = score.get("suite")
     if not isinstance(value, str) or value in suite_names():
         return
     found = beside(document, value)
-    if found is not None:
+    if found is not None and found.is_file():
         score["suite"] = str(found)
     else:
-        hint = did_you_mean(value, suite_names()) or f"built-in suites: {', '.join(suite_names()) or 'none'}"
-        document.problem(("score", "suite"), f"no suite file or built-in suite '{value}'", hint)
+        hint = did_you_mean(value, suite_names()) or f"built-in suites: {', '.join(suite_names())}, or a file's path"
+        document.problem(("score", "suite"), f"there is no suite '{value}'", hint)

@@ -13,10 +13,10 @@ from ..data_tools.files import hash_file, hash_json, locked, write_json
 from ..data_tools.sources import content_hash
 from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
 from ..evals import checkpoints
-from ..evals.spec import check_suite, suite_names
+from ..evals.spec import check_suite
 from . import launch, rundir, tools
 from .errors import RunError
-from .inputs import beside
+from .inputs import beside, find_suite
 from .load import Loaded, apply_override, load
 from .schema import Pipeline, Step
 
@@ -195,18 +195,16 @@ def _plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan
         if name not in trained:
             hint = did_you_mean(name, trained) or f"steps that train: {', '.join(trained)}"
             document.problem(("score", "steps", index), f"no step '{name}' that trains", hint)
-    suite = beside(document, score.suite)
-    if suite is None and score.suite not in suite_names():
-        hint = did_you_mean(score.suite, suite_names()) or f"known: {', '.join(suite_names())}, or a path"
-        document.problem(("score", "suite"), f"there is no suite '{score.suite}'", hint)
+    section = {"suite": score.suite}
+    find_suite(document, section)
     names = trained if score.steps is None else score.steps
     if not names:
         document.problem(("score",), "no step trains a model that could be scored")
     raise_if_problems(document)
     folders = tuple(plans[name].folder for name in names)
     references = {name: current.folder.absolute() for name, current in plans.items()}
-    check_suite(suite or score.suite, references)
-    return Scoring("all steps", folders, str(suite or score.suite), references, score.every == "end")
+    check_suite(section["suite"], references)
+    return Scoring("all steps", folders, section["suite"], references, score.every == "end")
 
 
 def _found(document: Document, value: Any) -> Any:

@@ -108,8 +108,8 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
         "quantization": None,
         "output_dir": str(folder / "run"),
         "score": None,
-        "rewards": [_constant(spec) for spec in recipe.rewards],
-        "gold": recipe.gold and _constant(recipe.gold),
+        "rewards": [_constant(spec) if spec.model else spec for spec in recipe.rewards],
+        "gold": _constant(recipe.gold) if recipe.gold and recipe.gold.model else recipe.gold,
         "trainer": _settings(recipe.trainer, recipe.stage, evaluates=recipe.data.eval is not None),
     }
     if recipe.lora:
@@ -180,7 +180,7 @@ def save_tiny(tokenizer: Any, folder: Path, head: "Head | None") -> str:
 
 
 def _constant(spec: RewardSpec) -> RewardSpec:
-    """Returns a term of the same name and weight that finds all answers alike."""
+    """Returns a term of the same name and weight as a reward model's, that finds all answers alike."""
     return spec.model_copy(update={"model": None, "function": f"{__name__}:alike", "name": name_of(spec)})
 
 

@@ -6,7 +6,7 @@ that one scores the completion's text with the end token stripped, whereas ``rew
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,13 @@ def load_terms(
     return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
 
 
-def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", prompt: Any) -> None:
+def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any]) -> None:
     """Imports the reward functions of a recipe, and lets its reward models read a prompt without loading weights.
 
     Args:
         recipe: The recipe.
         tokenizer: The policy's.
-        prompt: One of the data's, text or messages.
+        row: One of the data's, its prompt text or messages.
 
     Raises:
         RecipeError: A function or model cannot be found or used, or two terms have one name.
@@ -61,9 +61,10 @@ def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", prompt: An
 
     for spec in _named_specs(recipe).values():
         if spec.function:
-            _accepted(load_function(spec.function))
+            _check_arguments(load_function(spec.function), spec.function, row)
         else:
             assert spec.model is not None, "a term is a model or a function"
+            prompt = row["prompt"]
             answer = "." if isinstance(prompt, str) else [{"role": "assistant", "content": "."}]
             model = RewardModel(spec.model, tokenizer, "meta", 1)
             model.reader.ids(model.completions([prompt], [answer], [[]]))
@@ -146,6 +147,23 @@ def function_term(function: Callable[..., Any], name: str) -> Term:
 
     term.__name__ = name
     return term
+
+
+# What TRL passes beside the columns of the rows.
+_PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def _check_arguments(function: Callable[..., Any], name: str, row: Mapping[str, Any]) -> None:
+    """Refuses a function that asks for what it will not be given."""
+    passed = [*_PASSED, *sorted(row.keys() - {"prompt"})]
+    accepted = _accepted(function)
+    try:
+        inspect.signature(function).bind(**{key: None for key in passed if accepted is None or key in accepted})
+    except TypeError as error:
+        hint = f"it is called by name with {', '.join(passed)}"
+        raise RecipeError(f"the reward function {name} cannot be called: {error}", hint=hint) from error
+    except ValueError:  # a built-in without a signature
+        return
 
 
 def _accepted(function: Callable[..., Any]) -> set[str] | None:

@@ -157,6 +157,9 @@ class ClassifySpec(Section):
 
     @model_validator(mode="after")
     def _fits_problem(self) -> Self:
+        twice = [name for number, name in enumerate(self.labels or ()) if name in (self.labels or ())[:number]]
+        if twice:
+            raise ValueError(f"labels names the class '{twice[0]}' twice")
         if self.problem == "regression" and (self.labels or self.class_weights):
             raise ValueError("regression has no classes: drop labels and class_weights")
         return self

@@ -1,12 +1,13 @@
 """Labels as they stand in the data to the names and numbers that a head learns."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...chat_templates.errors import did_you_mean
 from ...data_tools.errors import DataError
 from ...evals.errors import EvalError
-from ...evals.labels import class_name
+from ...evals.labels import class_name, refuse_flags
 from ...evals.labels import encode as labels_to_numbers
 from ..errors import RecipeError
 
@@ -16,22 +17,67 @@ if TYPE_CHECKING:
     from ...evals.classification_figures import Problem
 
 
-def find_classes(labels: Sequence[Any], given: Sequence[str] | None) -> tuple[str, ...]:
+# How data sets spell that a row has no label; the first two are no names of classes even among words.
+_MISSING = ("nan", "null", "na", "n/a", "none", "?", "-")
+
+
+def find_classes(labels: Sequence[Any], given: Sequence[str] | None, rows: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns the classes in their order: those given, or those of the training rows, sorted.
 
     Numbers are sorted as numbers, anything else as text.
 
+    Args:
+        labels: Of the training rows.
+        given: The classes that the recipe names, if it does.
+        rows: Where each label stands, for errors, if that is known.
+
     Raises:
-        DataError: The rows are of fewer than two.
+        DataError: The rows are of fewer than two, or a label is hardly the name of one and the recipe names none.
     """
-    seen = {class_name(part) for label in labels for part in (label if isinstance(label, list) else (label,))}
+    named = [[class_name(part) for part in (label if isinstance(label, list) else (label,))] for label in labels]
+    seen = {name for names in named for name in names}
+    if given is None:
+        with _of_data():
+            refuse_flags(labels, [f"data.train: {row}" for row in rows] or ["data.train"])
+    for name, why in _doubts(seen) if given is None else ():
+        place = next((row for row, names in zip(rows, named, strict=False) if name in names), None)
+        where = f"data.train: {place}" if place else "data.train"
+        hint = "mend the rows, or name all classes in classify.labels if it is one"
+        raise DataError(f"the label '{name}' {why}", where=where, hint=hint)
     if len(seen) < 2:
         what = f"only one class, '{next(iter(seen))}'" if seen else "no class"
         raise DataError(f"{what} among {len(labels)} rows: there is nothing to tell apart", where="data.train")
     return tuple(given or sorted(seen, key=float if all(map(_is_number, seen)) else str))
 
 
-def encode(labels: Sequence[Any], classes: Sequence[str], problem: "Problem", where: str) -> "torch.Tensor":
+def _doubts(names: set[str]) -> Iterator[tuple[str, str]]:
+    """Yields labels that are hardly names of classes, and why."""
+    numbers = [name for name in names if _is_number(name)]
+    alike: dict[Any, str] = {}
+    for name in sorted(names):
+        other = alike.setdefault(float(name) if name in numbers else " ".join(name.casefold().split()), name)
+        if other != name:
+            yield name, f"differs from '{other}' only in how it is written"
+        elif name.casefold() in _MISSING[: None if len(numbers) >= len(names) - 1 else 2]:
+            yield name, "looks like a missing one"
+        elif name in numbers and float(name) != int(float(name)):
+            yield name, "is a fraction; say classify.problem: regression to predict numbers"
+        elif name in numbers and float(name) < 0 and len(numbers) == len(names) and "0" in names:
+            yield name, "is below 0, which stands for no label in many data sets"
+
+
+@contextlib.contextmanager
+def _of_data() -> Iterator[None]:
+    """Makes what scoring says of a label an error of the training data."""
+    try:
+        yield
+    except EvalError as error:
+        raise DataError(error.what, where=error.where, hint=error.hint) from error
+
+
+def encode(
+    labels: Sequence[Any], classes: Sequence[str], problem: "Problem", where: str, rows: Sequence[str] = ()
+) -> "torch.Tensor":
     """Turns labels into what ``losses.hard_losses`` takes, as the scorer does.
 
     Args:
@@ -39,6 +85,7 @@ def encode(labels: Sequence[Any], classes: Sequence[str], problem: "Problem", wh
         classes: In the head's order; of no use for regression.
         problem: What the head predicts.
         where: Where the rows are from, for errors.
+        rows: Where each label stands, for errors, if that is known.
 
     Returns:
         Class numbers, int64 ``[N]``; zeros and ones, float32 ``[N, C]``; or numbers, float32 ``[N]``.
@@ -48,10 +95,8 @@ def encode(labels: Sequence[Any], classes: Sequence[str], problem: "Problem", wh
     """
     import torch
 
-    try:
-        encoded = torch.from_numpy(labels_to_numbers(labels, classes, problem, where))
-    except EvalError as error:
-        raise DataError(error.what, where=where, hint=error.hint) from error
+    with _of_data():
+        encoded = torch.from_numpy(labels_to_numbers(labels, classes, problem, where, rows))
     return encoded if problem == "single_label" else encoded.float()
 
 

@@ -1,12 +1,14 @@
 """Sequence classification: one class of several, any number of classes, or a number, from a text or a pair of texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...data_tools.errors import DataError
 from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head
 from ..schema import ClassifySpec
+from . import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -37,19 +39,42 @@ def head(job: Job, data: "dict[str, Prepared | None]") -> Head:
         DataError: The labels are not what the recipe says.
     """
     from ..classification.checks import check_fields, check_pooling
-    from ..classification.labels import encode, find_classes
 
     spec = _section(job)
     check_fields(job, spec)
     check_pooling(job)
-    rows = data["train"]
-    assert rows is not None, "a recipe always has data.train"
-    regression = spec.problem == "regression"
-    classes = ("score",) if regression else find_classes(rows.dataset["label"][:], spec.labels)
-    for split, prepared in data.items():
-        if prepared is not None:
-            encode(prepared.dataset["label"][:], classes, spec.problem, f"data.{split}")
+    given = {split: (prepared.dataset["label"][:], ()) for split, prepared in data.items() if prepared is not None}
+    try:
+        classes = _classes(spec, given)
+    except DataError:
+        _classes(spec, {split: _written(job, split) for split in given})  # the same again, by file and row
+        raise
     return Head(classes, _PROBLEMS[spec.problem], spec.pooling)
+
+
+def _classes(spec: ClassifySpec, given: Mapping[str, tuple[Sequence[Any], Sequence[str]]]) -> tuple[str, ...]:
+    """Returns the classes of the splits' labels, each split's with where they stand; refuses those that fit none."""
+    from ..classification.labels import encode, find_classes
+
+    labels, rows = given["train"]
+    classes = ("score",) if spec.problem == "regression" else find_classes(labels, spec.labels, rows)
+    for split, (labels, rows) in given.items():
+        encode(labels, classes, spec.problem, f"data.{split}", rows)
+    return classes
+
+
+def _written(job: Job, split: str) -> tuple[Sequence[Any], Sequence[str]]:
+    """Reads the labels of a split as they are written, and where each stands."""
+    from ...data_tools.dataset import load
+
+    data = job.loaded.recipe.data
+    labels, rows = [], []
+    for source in getattr(data, split) or ():
+        read = load(source, job.loaded.path.parent, STAGES["classify"].accepts, max_bad_share=data.max_bad_share)
+        for where, row in read:
+            labels.append(row["label"])
+            rows.append(where)
+    return labels, rows
 
 
 def build(

@@ -246,7 +246,7 @@ def test_labels_that_cannot_be_learnt_are_refused(recipe: Callable[..., Path], t
     with pytest.raises(DataError, match=r"data\.eval: .*'green' \(20 rows\)"):
         run(recipe(name="two", data={"eval": {"path": strange}}))
     words = write_rows(tmp_path / "words.jsonl", lambda n: COLOURS[n])
-    with pytest.raises(DataError, match=r"data\.train: the label '\w+' is not a number"):
+    with pytest.raises(DataError, match=r"data\.train: words\.jsonl:1: the label '\w+' is not a number"):
         run(recipe("regression", name="three", data={"train": {"path": words}}))
     with pytest.raises(RecipeError, match=r"no class 'bleu'; did you mean 'blue'"):
         run(recipe(name="four", classify={"class_weights": {"bleu": 2.0}}))

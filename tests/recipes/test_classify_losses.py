@@ -90,6 +90,15 @@ def test_classes_are_sorted_as_numbers_where_all_are_numbers() -> None:
         ([["a"], ["b"]], SINGLE, None, "the head gives one class"),
         ([[0, 1, 0], [1, 0, 0]], MULTI, None, "not a zero or one for each class"),
         (["ham", "spqm"], SINGLE, ["ham", "spam"], "did you mean 'spam'"),
+        (["ham", "spam", "Ham"], SINGLE, None, "'ham' differs from 'Ham' only in how it is written"),
+        (["1", "0", "1.0"], SINGLE, None, "differs from '1' only"),
+        ([0, 1, -1], SINGLE, None, "'-1' is below 0"),
+        ([0, 1, 1.5], SINGLE, None, "'1.5' is a fraction; say classify.problem: regression"),
+        (["0", "1", "NA"], SINGLE, None, "'NA' looks like a missing one"),
+        ([[0, 1], [1, 0]], MULTI, None, "yes and no for each"),
+        ([[0, 1], [1, 0]], MULTI, ["a", "b", "c"], "yes and no for each"),
+        ([1.0, 1e300], REGRESSION, ["score"], "is not a number"),
+        (["1", "1_0"], REGRESSION, ["score"], "is not a number"),
     ],
 )
 def test_labels_that_make_no_classes_are_refused(labels: list, problem: str, given: list | None, says: str) -> None:

@@ -22,6 +22,15 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {}, {"assistant_only_loss": False, "loss_type": "dft"}, None),
     ("sft", {"lora": {"target_modules": "q_prj|v_prj"}}, {}, "no module's whole name matches"),
     ("sft", {"lora": {"target_modules": ["q_proj", "v_prooj"], "modules_to_save": ["lm_haed"]}}, {}, "'v_proj'"),
+    ("sft", {"lora": {"target_modules": "q_proj"}}, {}, "say [q_proj]"),
+    ("sft", {"lora": {"target_modules": ["mlp"]}}, {}, "LlamaMLP, which takes no adapter"),
+    ("sft", {"lora": {"target_modules": ".*norm"}}, {}, "LlamaRMSNorm, which takes no adapter"),
+    ("sft", {"lora": {"modules_to_save": ["act_fn"]}}, {}, "has no weights to train"),
+    ("sft", {"lora": {"modules_to_save": ["layers"]}}, {}, "'layers' holds all layers"),
+    ("sft", {"lora": {"modules_to_save": ["q_proj"]}, "quantization": "nf4"}, {}, "'q_proj' is quantized"),
+    ("sft", {"lora": {"modules_to_save": ["lm_head", "norm"]}, "quantization": "nf4"}, {}, None),
+    ("classify", {"lora": {"target_modules": ["score"]}}, {}, "names the head alone"),
+    ("classify", {"classify": {"labels": ["0", "1", "0"]}}, {}, "names the class '0' twice"),
     ("sft", {}, {"report_to": "wandb"}, "pip install wandb"),
     ("sft", {}, {"optim": "galore_adamw"}, "pip install galore-torch"),
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
@@ -42,6 +51,13 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("dpo", LORA, {"sync_ref_model": True}, "drop one of the two"),
     ("grpo", {}, {"num_generations": 3}, "divisible"),
     ("grpo", {"rewards": [{"function": "math:nothing"}]}, {}, "nothing"),
+    ("grpo", {"rewards": [{"function": "builtins:len"}]}, {}, "cannot be called: missing a required argument: 'obj'"),
+    ("grpo", {"rewards": [{"function": "{here}/wrong.py:asks"}]}, {}, "missing a required argument: 'solution'"),
+    ("grpo", {"rewards": [{"function": "{here}/wrong.py:strips"}]}, {}, "has no attribute 'strip'"),
+    ("ppo", {"gold": {"function": "{here}/wrong.py:words"}}, {}, "which is not a finite number"),
+    ("sft", {"score": {"suite": ""}}, {}, "there is no suite ''"),
+    ("sft", {"score": {"suite": "{here}"}}, {}, "there is no suite"),
+    ("sft", {"score": {"suite": "{here}/suite.yaml"}}, {}, "suite.yaml:1: taks: unknown key; did you mean 'tasks'?"),
     ("ppo", {}, {"kl_coef": -1.0}, "kl_coef: must be in"),
     ("classify", {}, {"alpha": 0.3}, "the recipe has none"),
 ]
@@ -112,13 +128,43 @@ def test_check_and_train_decide_alike(
     tokenizer: Any = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
     marks = save_tiny(tokenizer, tmp_path / "marks", None)  # its template marks no assistant's words
-    given = json.loads(json.dumps(sections).replace("{model}", str(tiny_model_dir)).replace("{marks}", marks))
+    (tmp_path / "suite.yaml").write_text("taks: []")
+    (tmp_path / "wrong.py").write_text(
+        "def asks(completions, solution): return [0.0] * len(completions)\n"
+        "def strips(completions, **columns): return [float(len(text.strip())) for text in completions]\n"
+        "def words(completions): return ['good'] * len(completions)\n"
+    )
+    given = json.dumps(sections).replace("{model}", str(tiny_model_dir)).replace("{marks}", marks)
+    given = json.loads(given.replace("{here}", str(tmp_path)))
     recipe = make_recipe(stage, sections=given, **{"max_steps": 3, **trainer})
     check, train = mutations.outcomes(recipe, [])
     assert mutations.disagreement(check, train) is None, (check, train)
     assert check.kind == ("ok" if says is None else "refused"), check
     for outcome in (check, train):
         assert says is None or says in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "spec", "says"),
+    [
+        ("2 ", {}, "'2 ' differs from '2' only in how it is written"),
+        ("3", {"labels": ["0", "1", "2"]}, "no class '3' (1 rows)"),
+        ("inf", {"problem": "regression"}, "'inf' is not a number"),
+        (" ", {}, "empty label"),
+    ],
+)
+def test_a_label_that_cannot_be_learned_is_refused_by_its_row(
+    make_recipe: Make, tmp_path: Path, wrong: str, spec: dict[str, Any], says: str
+) -> None:
+    labels = [str(number % 3) for number in range(39)] + [wrong]
+    rows = [json.dumps({"text": f"What is {number}?", "label": label}) for number, label in enumerate(labels)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(rows))
+    data = {"train": {"path": "labels.jsonl", "format": "classification"}}
+    check, train = mutations.outcomes(make_recipe("classify", sections={"data": data, "classify": spec}), [])
+    assert (check.kind, train.kind) == ("refused", "refused")
+    for outcome in (check, train):
+        assert says in outcome.text
+        assert "labels.jsonl:40" in outcome.text
 
 
 def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
