@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .dataset import DataReport, load
 from .endpoint import EMPTY
 from .errors import DataError
-from .files import append_line, hash_json, locked, read_jsonl_log, write_atomic, write_json
+from .files import append_line, hash_json, locked, read_json, read_jsonl_log, write_atomic, write_json
 
 if TYPE_CHECKING:
     from .spec import SourceSpec
@@ -174,8 +174,8 @@ def _problem(given: Answer) -> str | None:
 
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     """Refuses a folder in which another model answered, or the same one otherwise."""
-    if path.exists() and (old := json.loads(path.read_text())) != identity:
-        changed = [key for key in identity if old.get(key) != identity[key]]
+    if path.exists() and (old := read_json(path)) != identity:
+        changed = [key for key in identity if not isinstance(old, dict) or old.get(key) != identity[key]]
         raise DataError(
             f"the answers there were made with another {', '.join(changed)}",
             where=str(path.parent),

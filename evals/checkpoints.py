@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from ..data_tools.files import hash_file, hash_json, write_json
+from ..data_tools.files import hash_file, hash_json, read_json, write_json
 
 MANIFEST = "manifest.json"
 FINAL = "final"
@@ -174,16 +174,19 @@ class Base:
 def base_of(folder: Path) -> Base | None:
     """Returns the base of an adapter, which loading and identity share; what is no adapter has none.
 
-    A base is named relative to the adapter's folder, to the working directory, or by its Hub id.
+    A base is named relative to the adapter's folder, to the working directory, or by its Hub id. One that was moved
+    with the adapter is found where it now lies, if the adapter's manifest proves that it is the same.
     """
     if not (folder / _ADAPTER).is_file():
         return None
-    adapter = _json(folder / _ADAPTER)
+    adapter = read_json(folder / _ADAPTER)
     adapter = adapter if isinstance(adapter, dict) else {}
     name, revision = str(adapter.get("base_model_name_or_path") or ""), adapter.get("revision")
-    for place in (folder / name, Path(name)):
-        if name and place.is_dir():
+    for place in (folder / name, Path(name)) if name else ():
+        if place.is_dir():
             return Base(str(place), None, place)
+    if (moved := _moved(folder, Path(name))) is not None:
+        return Base(str(moved), None, moved)
     if re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name):
         from huggingface_hub import try_to_load_from_cache
 
@@ -192,6 +195,20 @@ def base_of(folder: Path) -> Base | None:
                 if isinstance(cached := try_to_load_from_cache(name, file, revision=revision), str):
                     return Base(name, Path(cached).parent.name, Path(cached).parent)
     return Base(name, revision, None)
+
+
+def _moved(folder: Path, base: Path) -> Path | None:
+    """Returns where a base now lies to which the end of its old path leads from a folder that holds the adapter."""
+    manifest = read_manifest(folder)
+    if not base.is_absolute() or manifest is None or not manifest.model:
+        return None
+    known, ups = _unchanged(folder), folder.absolute().parents
+    for tail in (base.parts[start:] for start in range(1, len(base.parts))):
+        for place in (up.joinpath(*tail) for up in ups):
+            whole = (place / "config.json").is_file() and not (place / _ADAPTER).is_file()
+            if whole and _identify(folder, known, base=Base(str(place), None, place)) == manifest.model:
+                return place
+    return None
 
 
 def is_unchanged(folder: Path) -> bool:
@@ -207,15 +224,21 @@ def is_unchanged(folder: Path) -> bool:
     return held == listed and all(_hash(folder / name) == manifest.files[name]["sha256"] for name in held)
 
 
-def _identify(folder: Path, known: Mapping[str, str], decisive: re.Pattern[str] = _DECISIVE, depth: int = 0) -> str:
-    """Returns the hash of a model, some of whose files' hashes are known."""
+def _identify(
+    folder: Path,
+    known: Mapping[str, str],
+    decisive: re.Pattern[str] = _DECISIVE,
+    depth: int = 0,
+    base: Base | None = None,
+) -> str:
+    """Returns the hash of a model, some of whose files' hashes are known, on its own base or another one."""
     parts: dict[str, str] = {}
     for name in _names(folder):
         if _WEIGHTS.match(name):
             parts[name] = known.get(name) or _hash(folder / name)
         elif decisive.search(name):
             parts[name] = _content(folder / name)
-    base = base_of(folder) if depth < _DEPTH else None
+    base = base or (base_of(folder) if depth < _DEPTH else None)
     if base is not None:
         place = base.folder
         known_as = f"{base.name}@{base.revision or 'main'}"
@@ -271,7 +294,7 @@ def _content(path: Path) -> str:
 
 @functools.lru_cache(1024)
 def _values(file: _Json) -> str:
-    value = _json(file.path)
+    value = read_json(file.path)
     if value is None:
         return file.digest
     if file.name == _ADAPTER and isinstance(value, dict):
@@ -292,14 +315,6 @@ def _decisive(value: Any, *, deep: bool) -> Any:
         return value
     kept = {key: item for key, item in value.items() if key not in _IDLE_KEYS}
     return {key: _decisive(item, deep=True) for key, item in kept.items()} if deep else kept
-
-
-def _json(path: Path) -> Any:
-    """Reads a JSON file; None if it cannot be read as one."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def step_of(folder: Path) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, first_line
-from ..data_tools.files import write_json
+from ..data_tools.files import read_json, write_json
 from .checkpoints import base_of
 from .errors import EvalError, SuiteError
 from .spec import Chat
@@ -204,7 +204,7 @@ def load_tokenizer(source: str) -> tuple["PreTrainedTokenizerBase", str | None]:
 def template_of(folder: Path) -> str | None:
     """Returns the fingerprint of a checkpoint's chat template, or None; a folder without one is told at once."""
     config = folder / "tokenizer_config.json"
-    inline = config.is_file() and "chat_template" in json.loads(config.read_text())
+    inline = config.is_file() and "chat_template" in (read_json(config) or ["chat_template"])
     if not inline and not any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return None
     return load_tokenizer(str(folder))[1]
@@ -320,6 +320,9 @@ def _base(folder: Path) -> tuple[Pretrained, bool]:
     base = base_of(folder)
     if base is None or not base.name:
         raise EvalError("the adapter does not name its base model", where=str(folder))
+    if base.folder is None and Path(base.name).is_absolute():
+        hint = f"put it back, or name its place in {folder / ADAPTER}: base_model_name_or_path"
+        raise EvalError(f"the adapter's base is gone: {base.name}", where=str(folder), hint=hint)
     return Pretrained(base.name, revision=base.revision), _json(folder / ADAPTER).get("task_type") == "SEQ_CLS"
 
 

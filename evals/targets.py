@@ -153,7 +153,8 @@ def locate(item: str, *, offline: bool = False) -> Path:
 def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
     folder = locate(item, offline=offline)
     if output is None:
-        raise InputError("a plain model has no run folder to keep its scores", where=item, hint="give an output folder")
+        hint = "say -o FOLDER: there each such model gets a run folder of its own"
+        raise InputError("the scores of a model that is no run need a place", where=item, hint=hint)
     digest = model_hash(folder)
     with locked(output / LOCKS / "names", wait=True):
         store = _store_of(item, folder, digest, output)

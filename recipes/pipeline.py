@@ -1,7 +1,6 @@
 """An ordered list of steps, each skipped while nothing that it depends on has changed."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError, did_you_mean
-from ..data_tools.files import hash_file, hash_json, locked, write_json
+from ..data_tools.files import hash_file, hash_json, locked, read_json, write_json
 from ..data_tools.sources import content_hash
 from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
 from ..evals import checkpoints
@@ -292,8 +291,8 @@ def _is_done(current: Plan) -> bool:
 
 def _state_key(folder: Path) -> str | None:
     """Returns the key of the step that wrote a folder."""
-    path = folder / STATE
-    return json.loads(path.read_text()).get("key") if path.is_file() else None
+    state = read_json(folder / STATE)
+    return state.get("key") if isinstance(state, dict) else None
 
 
 def _set_aside(current: Plan, say: Callable[[str], None]) -> None:
@@ -348,7 +347,7 @@ def _report(output_dir: Path, plans: list[Plan], say: Callable[[str], None]) -> 
     inputs += [current.folder / best_of_n.FILE for current in plans if current.loaded is None]
     stamp = hash_json([[str(path.relative_to(output_dir)), hash_file(path)] for path in inputs if path.is_file()])
     target, state = output_dir / "leaderboard.html", output_dir / REPORT_STATE
-    if not runs or (target.exists() and state.exists() and json.loads(state.read_text()) == stamp):
+    if not runs or (target.exists() and read_json(state) == stamp):
         return False
     report.write(report.build(runs), output_dir)
     write_json(state, stamp)

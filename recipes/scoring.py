@@ -39,7 +39,7 @@ def score_models(
         RecipeError: No suite is named, neither here nor by the recipes.
     """
     from ..evals.score import score
-    from ..evals.spec import load_suite
+    from ..evals.spec import load_suite, suite_names
 
     suites: dict[str, SuiteSpec] = {}  # runs of which the same is asked go together, whatever steps each was made of
     wanted: dict[tuple[str, tuple[str, ...]], list[str]] = {}
@@ -47,7 +47,8 @@ def score_models(
         record = read_record(Path(model)) or read_record(Path(model).parent)
         named = suite or _suite_of(record)
         if named is None:
-            raise RecipeError("no suite is named", where=model, hint="say --suite NAME, or a suite's file")
+            hint = f"say --suite with one of {', '.join(suite_names())}, or a suite's file"
+            raise RecipeError("no suite is named", where=model, hint=hint)
         known = {name: Path(folder) for name, folder in (record.get("references") or {}).items()} | dict(references)
         spec = load_suite(named, known)
         key = spec.model_dump_json()

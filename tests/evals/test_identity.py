@@ -180,6 +180,26 @@ def test_an_adapter_is_the_same_wherever_it_and_its_base_lie(adapter: Path, mode
     assert model_hash(adapter) != before
 
 
+def test_an_adapter_that_was_moved_with_its_base_is_loaded_on_it(adapter: Path, model: Path, tmp_path: Path):
+    from posttrain.evals.errors import EvalError
+    from posttrain.evals.models import load_model
+
+    write_manifest(adapter, step=1, resumable=False)
+    before = model_hash(adapter)
+    moved = tmp_path / "elsewhere" / "project"
+    moved.mkdir(parents=True)
+    shutil.move(adapter.parent, moved)
+    shutil.move(model, moved)
+    adapter = moved / "adapter" / "checkpoint-1"
+    edit(moved / "model" / "tokenizer_config.json", lambda v: v.update(add_bos_token=True))
+    assert model_hash(adapter) == before
+    assert load_model(str(adapter), device="cpu").template_fingerprint is None
+    edit(moved / "model" / "config.json", lambda v: v.update(rms_norm_eps=0.1))
+    with pytest.raises(EvalError, match=f"the adapter's base is gone: {model}"):  # another model of the same name
+        load_model(str(adapter), device="cpu")
+    assert model_hash(adapter) == before
+
+
 def test_a_changed_tokenizer_is_scored_anew_as_another_row(model: Path, choices: Path, tmp_path: Path):
     out = tmp_path / "out"
     first = score([model], choices, device="cpu", output=out)
@@ -269,6 +289,18 @@ def test_two_models_of_one_folder_name_are_two_runs(tiny_model_dir: Path, choice
     assert score(models[::-1], choices, device="cpu", output=out).skipped == 2
     copy = shutil.copytree(models[0], tmp_path / "c" / "model")
     assert score([copy], choices, device="cpu", output=out).skipped == 1, "the same model under the same name"
+
+
+@pytest.mark.parametrize("spelt", ["model", "./model/", "other/../model", "."])
+def test_a_model_is_one_run_however_its_path_is_spelt(
+    model: Path, choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelt: str
+):
+    (tmp_path / "other").mkdir()
+    (done,) = score([model], choices, device="cpu", output=tmp_path / "out").done
+    (model / "config.json").touch()
+    monkeypatch.chdir(model if spelt == "." else tmp_path)
+    assert score([spelt], choices, device="cpu", output=tmp_path / "out").skipped == 1
+    assert done.run == "model"
 
 
 def test_the_model_itself_is_no_run_folder_for_its_scores(model: Path, choices: Path, tmp_path: Path):

@@ -259,7 +259,7 @@ def test_a_path_that_is_nothing_is_one_clear_error(path: str, suite_file: Path, 
 
 
 def test_a_plain_model_without_an_output_folder_is_refused(tiny_model_dir: Path, suite_file: Path):
-    with pytest.raises(InputError, match="output folder"):
+    with pytest.raises(InputError, match="say -o FOLDER: there each such model gets a run folder"):
         score([tiny_model_dir], suite_file)
 
 

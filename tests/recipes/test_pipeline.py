@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from posttrain.data_tools.errors import SpecError
-from posttrain.recipes.pipeline import Plan, load_pipeline, plan, run
+from posttrain.recipes.pipeline import STATE, Plan, _is_done, load_pipeline, plan, run
 
 TRAINER = {
     "max_length": 32,
@@ -141,6 +141,15 @@ def test_a_pipeline_that_lies_elsewhere_is_the_same_and_one_of_other_files_is_no
     with (elsewhere / "text.jsonl").open("a") as rows:
         rows.write('{"text": "One more."}\n')
     assert {name for name, key in keys(moved).items() if key != before[name]} == {"tokenizer", "pretrain", "sft"}
+
+
+@pytest.mark.parametrize("torn", ["", '{"key": "a', "[]"])
+def test_a_damaged_state_of_a_step_is_that_of_another_step(pipeline: Path, tmp_path: Path, torn: str) -> None:
+    spec, document = load_pipeline(pipeline)
+    step = plan(document, spec, 0, {})
+    step.folder.mkdir(parents=True)
+    (step.folder / STATE).write_text(torn)
+    assert not _is_done(step)
 
 
 def broken(pipeline: Path, steps: list[dict] | None = None, **more: object) -> str:
