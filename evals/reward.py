@@ -9,9 +9,13 @@ A reward model has learnt from rows that :mod:`..data_tools.encode` made, so tha
 - An answer that was cut, by a limit of tokens or a server, has nothing of that.
 - An answer of nothing is its end alone if it is finished, and the prompt alone if it was cut. White space alone counts
   as nothing: no row to learn from has such an answer.
+- An answer that the template refuses or would shorten (text between two ends of thought, say) is read as it was
+  written, behind the prompt: a policy may write anything, and what it writes must neither end a run nor hide from its
+  reward. Such answers are counted, and the first is named.
 """
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +69,7 @@ class RewardReader:
         from ..chat_templates.templates import from_tokenizer
 
         self.loaded, self.batch_size, self.where = loaded, batch_size, where
+        self.unrendered = 0  # answers that the template refused or would have shortened
         template = from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None
         self.encoder = TextEncoder(loaded.tokenizer, template, whole=True)
 
@@ -87,21 +92,30 @@ class RewardReader:
         """Returns the tokens that are read of each answer and what came before it.
 
         Raises:
-            EvalError: There are conversations, but no template, or it refuses one.
+            EvalError: There are conversations, but no template, or it refuses a prompt.
         """
         talks = [Talk(item.prompt, [item.answer if _says(item.answer) else _probe(item)]) for item in completions]
         if self.encoder.template is None and any(not isinstance(item.prompt, str) for item in completions):
             raise EvalError("has no chat template, but the prompts are conversations", where=self.where)
         rows = []
         for item, made in zip(completions, self.encoder.split(talks), strict=True):
-            if isinstance(made, RowError):
-                hint = f"prompt {str(item.prompt)[:120]}"
-                raise EvalError(f"cannot read an answer: {made}", where=self.where, hint=hint)
-            prompt, [answer] = made
+            prompt, [answer] = self._as_written(item, made) if isinstance(made, RowError) else made
             end = len(answer) - _shared_end([answer, self._end_of(isinstance(item.prompt, str))])
             said = answer[:end] if _says(item.answer) else []
             rows.append([*prompt, *said, *(answer[end:] if item.finished else [])])
         return rows
+
+    def _as_written(self, item: Completion, refusal: RowError) -> tuple[Ids, list[Ids]]:
+        """Returns the tokens of a prompt, turns before it as their policy saw them, and of an answer as it stands."""
+        [made] = TextEncoder(self.loaded.tokenizer, self.encoder.template).split([Talk(item.prompt, [_probe(item)])])
+        if isinstance(made, RowError):
+            hint = f"prompt {str(item.prompt)[:120]}"
+            raise EvalError(f"cannot read an answer: {made}", where=self.where, hint=hint)
+        text = _text(item.answer)
+        if not self.unrendered:
+            print(f"{self.where}: an answer is read as it was written: {refusal}; {text[:80]!r}", file=sys.stderr)
+        self.unrendered += 1
+        return made[0], [[*self.encoder.ended([text])[0][:-1], *self._end_of(isinstance(item.prompt, str))]]
 
     @functools.cache  # noqa: B019  # lives as long as its model
     def _end_of(self, text: bool) -> Ids:
@@ -130,7 +144,11 @@ def completion_of(answer: Answer, *, templated: bool) -> Completion:
 
 def _says(answer: str | Messages) -> bool:
     """Says whether an answer is more than nothing."""
-    return bool((answer if isinstance(answer, str) else answer[-1]["content"]).strip())
+    return bool(_text(answer).strip())
+
+
+def _text(answer: str | Messages) -> str:
+    return answer if isinstance(answer, str) else answer[-1]["content"]
 
 
 def _probe(item: Completion, text: str = ".") -> Any:

@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from posttrain.recipes import launch
+from posttrain.data_tools.files import hash_file
+from posttrain.evals import checkpoints
+from posttrain.recipes import launch, rundir
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
-from .conftest import losses, posttrain
+from .conftest import command, log, losses, posttrain
 
 
 @pytest.mark.slow
@@ -48,9 +52,9 @@ def test_two_processes_log_the_losses_of_one_with_the_same_global_batch(
 @pytest.mark.slow
 def test_a_launcher_that_quietly_starts_one_process_is_found_out(make_recipe: Callable[..., Path]) -> None:
     # accelerate 1.15 starts a single process for this command line and says nothing
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    started = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     result = subprocess.run(
-        [*command, "-m", launch.MODULE, str(make_recipe()), "--processes", "2"],
+        [*started, "-m", launch.MODULE, str(make_recipe()), "--processes", "2"],
         capture_output=True,
         text=True,
         check=False,
@@ -73,3 +77,36 @@ def test_every_accelerate_config_names_itself_and_sets_the_process_count() -> No
         value = yaml.safe_load(path.read_text())
         assert value["num_processes"] >= 2, path
         assert path.read_text().startswith("# "), path
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_started_again_end_with_the_same_bits_and_log(
+    make_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = {"packing": True, "max_length": 96, "per_device_train_batch_size": 2, "max_steps": 10}
+    options |= {"lr_scheduler_type": "constant", "logging_steps": 3}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = posttrain("train", make_recipe("sft", "whole", **options), "--processes", "2")
+    assert result.returncode == 0, result.stderr
+    recipe = make_recipe("sft", "killed", **options)
+    launcher = psutil.Popen(
+        command("train", recipe, "--processes", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while launcher.poll() is None and checkpoints.read_manifest(killed / "checkpoint-4") is None:
+        time.sleep(0.005)
+    for process in [launcher, *launcher.children(recursive=True)]:  # workers lie in sessions of their own
+        process.suspend()  # first, so that no launcher mourns its workers
+    processes = [launcher, *launcher.children(recursive=True)]
+    assert len(processes) > 2, "the run ended before it could be killed"
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=30)
+    assert rundir.find_resume(killed).checkpoint is not None
+    assert not rundir.is_finished(killed)
+    again = posttrain("train", recipe, "--processes", "2")
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in again.stdout
+    saved = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert [hash_file(killed / path) for path in saved] == [hash_file(whole / path) for path in saved]
+    assert log(killed) == log(whole)
+    assert {"num_tokens", "train_loss"} <= {name for line in log(killed) for name in line}

@@ -195,3 +195,28 @@ def test_an_answer_that_was_cut_is_judged_apart_from_the_same_text_that_ended(te
     )  # type: ignore[arg-type]
     values.ask(judge, reader, ask[:1], lambda question, verdict: said.append(verdict))
     assert said[0].preference in (0.0, 1.0)
+
+
+def test_an_answer_that_the_template_would_shorten_is_read_whole_and_ends_no_run(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = chat_templates.load("qwen3").source
+    folder = save_run(tmp_path / "rm", headed_model(tiny_model_dir, 1), tiny_model_dir, template=source)
+    loaded = load_model(str(folder), device="cpu")
+    texts = ["<think>a</think>lost</think>four", "lost</think>four", "kept<think>a</think>", "It is four.", "\n\nfour"]
+    answers = [an_answer((None, ("Two and two?",), (text,), True)) for text in texts]
+    answers.append(an_answer((None, ("Two and two?", "Sure?"), (texts[0], texts[0]), True)))
+    found = by_judge(folder, answers, 8)
+    assert len({round(value, 5) for value in found}) == len(found)
+    assert capsys.readouterr().err.count("an answer is read as it was written: ") == 1
+
+    tokenizer: Any = loaded.tokenizer
+    plain = tokenizer("<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n" + texts[0])["input_ids"]
+    end = tokenizer("<|im_end|>\n")["input_ids"]
+    assert found[0] == pytest.approx(expected(loaded, [[*plain, *end]])[0], abs=1e-5)
+
+    rows = [
+        (talk(answer), drawn(tokenizer, answer, tokenizer.convert_tokens_to_ids("<|im_end|>"))) for answer in answers
+    ]
+    for again in by_rollout(folder, tokenizer, rows, 8):
+        assert again == pytest.approx(found, abs=1e-5)
