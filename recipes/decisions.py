@@ -142,12 +142,17 @@ def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model:
 @contextlib.contextmanager
 def placed(loaded: Loaded) -> Iterator[None]:
     """Says of an error where in the recipe it was made; what a library refuses becomes an error of the recipe."""
+    from huggingface_hub.errors import StrictDataclassError  # of a model's configuration; no ValueError
+
     try:
         yield
     except PosttrainError as error:
         if error.where in (None, str(loaded.path)) and not isinstance(error, SpecError):
             error.where = loaded.where(f"{error.what} {error.hint or ''}")
         raise
+    except StrictDataclassError as error:
+        what = first_line(error.__cause__ or error)
+        raise RecipeError(what, where=loaded.where(f"model.config {what}")) from error
     except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AttributeError, OSError) as error:
         what = first_line(error) if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: {error}"
         raise RecipeError(what, where=loaded.where(what)) from error
@@ -208,8 +213,29 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             args = stage.config(_machine_defaults(loaded))
         except (ValueError, TypeError, KeyError, ImportError, AttributeError, OSError) as error:
             raise RecipeError(f"trainer: {first_line(error)}") from error
+        if args.torch_compile:
+            check_compiler(args)
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
     return args
+
+
+def check_compiler(args: "TrainingArguments") -> None:
+    """Compiles a sum, because whether a backend works here depends on packages, a compiler and the device.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    import torch
+
+    backend, mode = args.torch_compile_backend or "inductor", args.torch_compile_mode
+    try:
+        with torch.random.fork_rng():
+            torch.compile(lambda value: value + 1, backend=backend, mode=mode)(torch.zeros(2, device=args.device))
+    except Exception as error:  # each backend fails in its own way
+        what = f"trainer.torch_compile_backend: {backend} does not work on this machine: {first_line(error)}"
+        raise RecipeError(what, hint="leave torch_compile out") from error
+    finally:
+        torch.compiler.reset()
 
 
 def _machine_defaults(loaded: Loaded) -> dict[str, Any]:

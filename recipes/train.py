@@ -183,10 +183,12 @@ def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
-        if resume or trainer.state.global_step > 1:
+        first_best = "metric_for_best_model" in str(error)  # met at the first evaluation, whenever that is
+        if (resume or trainer.state.global_step > 1) and not first_best:
             raise  # what has worked for a while fails for reasons that only its traceback tells
         place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"the first step failed: {first_line(error)} ({type(error).__name__}, {place.filename}:{place.lineno})"
+        what = f"the first {'evaluation' if first_best else 'step'} failed: {first_line(error)}"
+        what += f" ({type(error).__name__}, {place.filename}:{place.lineno})"
         hint = "posttrain check rehearses a step with the same settings"
         raise RunError(what, where=job.loaded.where(str(error)), hint=hint) from error
     if trainer.state.global_step == 0:

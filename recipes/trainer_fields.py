@@ -59,11 +59,14 @@ _RANGES: dict[str, str] = {
         "desirable_weight undesirable_weight beta entropy_coef entropy_coef_min entropy_coef_max entropy_coef_delta "
         "entropy_target kl_coef vf_coef missing_eos_penalty hidden_cosine vllm_importance_sampling_clip_min"
     ),
-    "[0, 100]": "learning_rate critic_learning_rate",
     "[0, 1e12]": "max_grad_norm",  # a huge one is a common way not to clip
     "[0, 1e9]": "warmup_steps eval_delay top_k max_tool_calling_iterations num_completions_to_print",
     "(0, 1) or a whole number up to 1e9": "logging_steps eval_steps save_steps",
-    "[0, 1]": ("label_smoothing_factor ld_alpha ref_model_mixup_alpha min_p gamma lam alpha DistillationConfig.beta"),
+    # a learning rate above 1 makes every optimizer here diverge; 1 itself is what schedule-free ones may take
+    "[0, 1]": (
+        "learning_rate critic_learning_rate label_smoothing_factor ld_alpha ref_model_mixup_alpha min_p gamma lam "
+        "alpha DistillationConfig.beta"
+    ),
     "[0, 0.5)": "label_smoothing",
     "[0, 1)": "adam_beta1 adam_beta2",
     "(0, 1]": "adam_epsilon top_p top_entropy_quantile vllm_gpu_memory_utilization",

@@ -58,6 +58,14 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {"score": {"suite": ""}}, {}, "there is no suite ''"),
     ("sft", {"score": {"suite": "{here}"}}, {}, "there is no suite"),
     ("sft", {"score": {"suite": "{here}/suite.yaml"}}, {}, "suite.yaml:1: taks: unknown key; did you mean 'tasks'?"),
+    ("sft", {}, {"torch_compile_backend": "tvm"}, "tvm does not work on this machine"),
+    ("sft", {}, {"learning_rate": 7.0}, "learning_rate: must be in [0, 1]"),
+    (
+        "pretrain",
+        {"model": {"config": {"model_type": "llama", "hidden_size": 16}, "tokenizer": "{model}"}},
+        {},
+        "not a multiple of the number of attention heads",
+    ),
     ("ppo", {}, {"kl_coef": -1.0}, "kl_coef: must be in"),
     ("classify", {}, {"alpha": 0.3}, "the recipe has none"),
 ]
@@ -165,6 +173,16 @@ def test_a_label_that_cannot_be_learned_is_refused_by_its_row(
     for outcome in (check, train):
         assert says in outcome.text
         assert "labels.jsonl:40" in outcome.text
+
+
+def test_a_metric_that_no_evaluation_gives_is_refused_in_one_line(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe("sft", max_steps=4, save_steps=2, eval_steps=2, eval_strategy="steps")
+    rows = f"{tmp_path / 'messages.jsonl'}, format: messages"
+    best = ["data.eval={path: " + rows + "}", "trainer.load_best_model_at_end=true"]
+    check, train = mutations.outcomes(recipe, [*best, "trainer.metric_for_best_model=bleu"])
+    assert (check.kind, train.kind) == ("refused", "refused"), train
+    assert "eval_bleu" in check.text
+    assert "the first evaluation failed" in train.text
 
 
 def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
