@@ -125,7 +125,7 @@ class StartKeeper(TrainerCallback):
 
 
 class ProgressKeeper(TrainerCallback):
-    """Makes a resumed run's log and end those of an uninterrupted one.
+    """Writes the log, and makes a resumed run's log and end those of an uninterrupted one.
 
     transformers resumes steps, optimizer and random numbers. It forgets the loss since the last line of the log and the
     sum behind ``train_loss``; TRL forgets its token count and the metrics not logged yet. And a run that had come to
@@ -207,13 +207,27 @@ class ProgressKeeper(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Adds the time of the run's earlier parts, so that speeds are those of all steps."""
-        seconds = (logs or {}).get("train_runtime")
-        if not logs or seconds is None or not self._earlier:
-            return
-        logs["train_runtime"] = round(seconds + self._earlier, 4)
-        for name in [name for name in logs if name.startswith("train_") and name.endswith("_per_second")]:
-            logs[name] = round(logs[name] * seconds / logs["train_runtime"], 3)
+        """Writes a line of ``log.jsonl``, which outlives the checkpoints; its speeds are those of all parts of the run.
+
+        Raises:
+            RunError: The loss is not finite: every weight is lost already, and every further step is wasted.
+        """
+        logs = {} if logs is None else logs
+        if self._earlier and "train_runtime" in logs:
+            seconds = logs["train_runtime"]
+            logs["train_runtime"] = round(seconds + self._earlier, 4)
+            for name in [name for name in logs if name.startswith("train_") and name.endswith("_per_second")]:
+                logs[name] = round(logs[name] * seconds / logs["train_runtime"], 3)
+        if state.is_world_process_zero and logs:
+            line = rundir.log_line({**logs, "step": state.global_step})
+            append_line(Path(str(args.output_dir)) / rundir.LOG, line, sync=False)
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {state.global_step}",
+                where=str(args.output_dir),
+                hint="lower trainer.learning_rate or trainer.max_grad_norm, and begin again in another output_dir",
+            )
 
 
 _METRICS = ("_metrics", "_pending_metrics", "_stored_metrics")
@@ -245,31 +259,3 @@ def _refill(target: Any, values: dict[Any, Any]) -> None:
             _refill(target[key], value)
         else:
             target[key] = value
-
-
-class LogKeeper(TrainerCallback):
-    """Appends what the trainer logs to ``log.jsonl``, so that a run's curve outlives its checkpoints."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Writes one line from the main process; what is not a finite number is written as its name.
-
-        Raises:
-            RunError: The loss is not finite: every weight is lost already, and every further step is wasted.
-        """
-        if state.is_world_process_zero and logs:
-            line = rundir.log_line({**logs, "step": state.global_step})
-            append_line(Path(str(args.output_dir)) / rundir.LOG, line, sync=False)
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {state.global_step}",
-                where=str(args.output_dir),
-                hint="lower trainer.learning_rate or trainer.max_grad_norm, and begin again in another output_dir",
-            )

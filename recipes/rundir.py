@@ -234,7 +234,7 @@ def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool
 def _unreadable(folder: Path, manifest: checkpoints.Manifest, *, best: bool) -> list[str]:
     """Names the files of a checkpoint that are as its manifest says and yet no state to go on from.
 
-    Nothing that a file says is run: pickles may hold tensors and plain values, and no other object.
+    Nothing that a file says is run: pickles may hold tensors, plain values and DeepSpeed's own, and no other object.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -247,15 +247,26 @@ def _unreadable(folder: Path, manifest: checkpoints.Manifest, *, best: bool) -> 
             elif path.suffix == ".safetensors":
                 with safe_open(path, "pt"):
                     pass
-            elif path.suffix in (".pt", ".pth") and "/" not in name:
+            elif path.suffix in (".pt", ".pth"):
                 _read_pickle(path)
+            elif name == "latest" and not any(other.startswith(f"{path.read_text()}/") for other in manifest.files):
+                raise ValueError("it names no folder of this checkpoint")
         except (OSError, ValueError, SafetensorError) as error:
             problems.append(f"{name} cannot be read ({first_line(error)})")
     return problems or _wrong_state(folder, manifest, best=best)
 
 
+# What DeepSpeed puts into its `global_step*/` beside tensors, and loads as plain pickles, whatever they may say.
+_DEEPSPEED = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+
+
 def _read_pickle(path: Path) -> None:
-    """Reads all but the numbers of a file of torch's.
+    """Reads all but the numbers of a file of torch's; of DeepSpeed's, which hold classes of its own, their names alone.
 
     Raises:
         ValueError: It is damaged, or holds something else than tensors and plain values.
@@ -267,7 +278,11 @@ def _read_pickle(path: Path) -> None:
 
     try:
         with safe_globals():
-            torch.load(path, map_location="meta", weights_only=True)
+            if path.parent.name.startswith("global_step"):
+                if set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _DEEPSPEED:
+                    raise pickle.UnpicklingError
+            else:
+                torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds more than tensors and plain values") from error
     except (EOFError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:

@@ -149,7 +149,7 @@ def build(ready: Ready) -> "Trainer":
     from transformers import set_seed
 
     from .adapters import settle
-    from .callbacks import CheckpointKeeper, LogKeeper, ProgressKeeper, StartKeeper
+    from .callbacks import CheckpointKeeper, ProgressKeeper, StartKeeper
     from .model import load_model
 
     job = ready.job
@@ -158,8 +158,8 @@ def build(ready: Ready) -> "Trainer":
     with placed(job.loaded):
         model = load_model(job.loaded.recipe, job.tokenizer, ready.head)
         keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
-        # The manifest is written last, and the log once the run's earlier parts are added.
-        callbacks = [progress, keeper, LogKeeper(), *([start] if _keeps_start(job.loaded) else [])]
+        # The manifest is written last.
+        callbacks = [progress, keeper, *([start] if _keeps_start(job.loaded) else [])]
         trainer = ready.stage.build(job, ready.args, model, ready.data, callbacks)
         settle(trainer.model)
     start.trainer = progress.trainer = trainer

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -132,6 +133,34 @@ def test_a_state_that_cannot_be_read_is_named_and_left_and_no_pickle_in_it_is_ru
         assert hash_file(run_dir / WEIGHTS) == expected, what
         assert log(run_dir) == whole_log, what
         assert not trace.exists(), what
+
+
+def test_what_deepspeed_would_load_is_inspected_too(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler").LossScaler(1.0)
+    run_dir, trace = run(make_recipe()), tmp_path / "ran"
+    newest = run_dir / "checkpoint-12"
+    states = newest / "global_step12" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    states.parent.mkdir()
+
+    def resumes_from(state: Any, latest: str = "global_step12", damage: Callable[[Path], object] = str) -> str:
+        torch.save(state, states)
+        (newest / "latest").write_text(latest)
+        damage(states)
+        checkpoints.write_manifest(newest, step=12, resumable=True)  # forged: each file is as it says
+        found = rundir.find_resume(run_dir).checkpoint
+        return found.name if found else "none"
+
+    whole = {"loss_scaler": scaler, "state": {0: torch.ones(3)}}
+    assert resumes_from(whole) == "checkpoint-12"
+    assert resumes_from({**whole, "more": Planted(trace)}) == "checkpoint-8"
+    for damage in (truncate, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(pickle.dumps(1))):
+        assert resumes_from(whole, damage=damage) == "checkpoint-8"
+    for latest in ("", "global_step4", "../elsewhere"):
+        assert resumes_from(whole, latest=latest) == "checkpoint-8"
+    assert resumes_from(whole) == "checkpoint-12"
+    states.unlink()
+    assert rundir.find_resume(run_dir).checkpoint == run_dir / "checkpoint-8"
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize(
