@@ -106,6 +106,11 @@ def _problem(task: Any, doc: Any, *, own: bool) -> str | None:
     except Exception as error:  # templates and functions fail in ways of their own
         return f"it cannot be read ({type(error).__name__}: {first_line(error)})"
     if options is not None:
+        # lm-eval makes numbers of digits that a template has spelled, though the row names an option by its text
+        text = str(target)
+        named = isinstance(target, int) and text in options and text in doc.values()
+        if named and options[target : target + 1] != [text]:
+            return f"the answer '{text}' is the text of one option and the number of another"
         return _out_of_range(target, options, custom=custom, own=own)
     if isinstance(config.doc_to_target, int) or (custom and not _reads_column(config.doc_to_target, task.features)):
         return None

@@ -68,6 +68,14 @@ def test_options_may_be_named_by_index_or_by_text(tmp_path: Path):
     definitions.check(task_of(tmp_path, [GOOD | {"answer": "a"}, GOOD | {"answer": "b"}]))
 
 
+def test_digits_that_name_another_option_than_they_count_are_refused(tmp_path: Path):
+    text = OWN.format(target='"{{answer}}"')
+    numbers = {"question": "Q", "choices": ["1", "2", "3"]}
+    definitions.check(task_of(tmp_path, [numbers | {"answer": 1}], text))  # a number counts options
+    told = refused(tmp_path, [numbers | {"answer": "1"}], text)
+    assert "rows.jsonl:1: the answer '1' is the text of one option and the number of another" in told
+
+
 @pytest.mark.parametrize("value", [None, "", "  "])
 @pytest.mark.parametrize(("task", "rest"), [("exact_match", "prompt"), ("lambada", "context")])
 def test_an_empty_text_is_no_right_answer(tmp_path: Path, value: Any, task: str, rest: str):
