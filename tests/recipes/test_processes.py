@@ -17,6 +17,7 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from .conftest import command, log, losses, posttrain
+from .ppo.test_deepspeed import MISSING, for_cpus
 
 
 @pytest.mark.slow
@@ -80,18 +81,21 @@ def test_every_accelerate_config_names_itself_and_sets_the_process_count() -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu", "zero2"])
 def test_two_processes_killed_and_started_again_end_with_the_same_bits_and_log(
-    make_recipe: Callable[..., Path], tmp_path: Path
+    make_recipe: Callable[..., Path], tmp_path: Path, config: str
 ) -> None:
+    if config != "cpu" and MISSING:
+        pytest.skip(f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
+    launched = ("--accelerate", for_cpus(config, tmp_path), "--processes", "2")
     options = {"packing": True, "max_length": 96, "per_device_train_batch_size": 2, "max_steps": 10}
     options |= {"lr_scheduler_type": "constant", "logging_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = posttrain("train", make_recipe("sft", "whole", **options), "--processes", "2")
+    result = posttrain("train", make_recipe("sft", "whole", **options), *launched)
     assert result.returncode == 0, result.stderr
     recipe = make_recipe("sft", "killed", **options)
-    launcher = psutil.Popen(
-        command("train", recipe, "--processes", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    started = command("train", recipe, *launched)
+    launcher = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while launcher.poll() is None and checkpoints.read_manifest(killed / "checkpoint-4") is None:
         time.sleep(0.005)
     for process in [launcher, *launcher.children(recursive=True)]:  # workers lie in sessions of their own
@@ -103,7 +107,7 @@ def test_two_processes_killed_and_started_again_end_with_the_same_bits_and_log(
     psutil.wait_procs(processes, timeout=30)
     assert rundir.find_resume(killed).checkpoint is not None
     assert not rundir.is_finished(killed)
-    again = posttrain("train", recipe, "--processes", "2")
+    again = posttrain("train", recipe, *launched)
     assert again.returncode == 0, again.stderr
     assert "resuming from" in again.stdout
     saved = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
