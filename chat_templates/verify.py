@@ -172,7 +172,10 @@ def _turn_problem(text: str, after: str, message: dict, end: str) -> Problem | N
     if learnt in (words, " " + words):  # a format whose prompt ends in a colon lets the model write the space
         return None
     if learnt.strip() == words.strip() or _unspaced(learnt) == _unspaced(words):
-        return "warning", f"white space at the edges of the assistant's text is changed: {words!r} to {learnt!r}"
+        return "warning", (
+            f"white space at the edges of the assistant's text is changed: {words!r} to {learnt!r}; write the words as "
+            "they are, without `| trim` and without space between them and the generation block"
+        )
     remedy = ": move {% generation %} behind what the template writes before the words" if words in learnt else ""
     return "error", f"the loss covers {text!r} where the assistant said {words!r}{remedy}"
 
@@ -308,7 +311,13 @@ def _content(subject: _Subject) -> Iterator[Problem]:
                     ),
                 )
             elif words not in case.rendered.text:
-                yield "warning", f"{case.probe.name}: white space at the edges of {role} text is removed"
+                yield (
+                    "warning",
+                    (
+                        f"{case.probe.name}: white space at the edges of {role} text is removed; drop `| trim`, or "
+                        "strip the rows if the model was trained so"
+                    ),
+                )
 
 
 def _tools(subject: _Subject) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .conversations import MEDIA, is_messages, unread_keys
+from .conversations import MEDIA, is_messages, refuse_marks_of_rows, unread_keys
 from .errors import RowError
 from .mapping import missing_column
 
@@ -30,12 +30,18 @@ _TALKS = _TALK | _PAIR | {"chosen", "rejected"}
 _TEMPLATE_ARGUMENTS = ("chat_template", "chat_template_kwargs", "enable_thinking")
 
 
-def refuse_columns(row: Values) -> None:
+def refuse_columns(row: Values, *, learnt: bool) -> None:
     """Refuses a row with columns that change what it means to other tools, and that are not taken into account here.
+
+    Args:
+        row: The row.
+        learnt: Whether its words are learnt from, so that marks of loss have a meaning.
 
     Raises:
         RowError: Naming the column.
     """
+    if learnt:
+        refuse_marks_of_rows(row)
     for name in MEDIA:
         if row.get(name):
             raise RowError(f"column '{name}': only text can be trained on")

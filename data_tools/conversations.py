@@ -1,6 +1,7 @@
 """Conversations of every layout to one: OpenAI's messages, with tool calls as plain objects."""
 
 import json
+import re
 from typing import Any
 
 from .errors import RowError
@@ -47,11 +48,16 @@ _REFUSED = {
     **dict.fromkeys(("train_detail", "training_detail"), "loss is decided for whole messages, not for parts of one"),
     **dict.fromkeys(MEDIA, "only text can be trained on"),
     "reasoning_details": "give the reasoning as one text, `reasoning_content`",
+    **dict.fromkeys(("tools", "functions"), "what may be called stands in the row's column `tools`"),
 }
+# A name that speaks of loss in words of its own, whose direction cannot be known: `label_mask`, `do_train`, `no_loss`.
+_LIKE_A_MARK = re.compile(r"train|loss|mask|supervis|learn", re.IGNORECASE)
+_MARK_MESSAGES = "mark messages with `train: true` or `train: false`, or take it out"
 _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _READ = frozenset(
     {"role", "from", "content", "value", "tool_call_id", "tool_calls", "function_call", *_REASONING, *_MARKS, *_REFUSED}
 )
+_READ_PARTS = frozenset({"type", "text", "value", *_REASONING, *_MARKS})
 
 
 def is_messages(value: Any) -> bool:
@@ -94,9 +100,9 @@ def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> l
             messages.append(message)
     if not messages:
         raise RowError("the conversation is empty")
-    if system and (not isinstance(system, str) or messages[0]["role"] == "system"):
-        system = None
-    if system and system.strip():
+    if system and not isinstance(system, str):
+        raise RowError("the system message is not text", type(system).__name__)
+    if system and system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
@@ -111,7 +117,31 @@ def unread_keys(value: Any) -> set[str]:
     value = [value] if isinstance(value, dict) else value
     if not is_messages(value):
         return set()
-    return {str(key) for message in value for key in message.keys() - _READ if message[key] is not None}
+    parts = [
+        part for m in value if isinstance(m.get("content"), list) for part in m["content"] if isinstance(part, dict)
+    ]
+    found = {str(key) for message in value for key in message.keys() - _READ if message[key] is not None}
+    return found | {f"content.{key}" for part in parts for key in part.keys() - _READ_PARTS if part[key] is not None}
+
+
+def refuse_marks_of_rows(row: dict[str, Any]) -> None:
+    """Refuses columns that mark a whole row off, or its turns or tokens by a list: only messages have marks.
+
+    Raises:
+        RowError: Naming the column.
+    """
+    for key, value in row.items():
+        off = key in _MARKS and _truth(value) is (not _MARKS[key])
+        if off or (isinstance(value, list) and value and _is_like_a_mark(key, value)):
+            raise RowError(f"column '{key}' looks like a mark of what carries loss", _MARK_MESSAGES)
+
+
+def _is_like_a_mark(key: Any, values: list[Any]) -> bool:
+    return bool(_LIKE_A_MARK.search(str(key))) and all(_truth(value) is not None for value in values)
+
+
+def _truth(value: Any) -> bool | None:
+    return _TRUTHS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
 
 
 def unmarked(messages: list[Message], *, answer: bool = False) -> list[Message]:
@@ -144,6 +174,9 @@ def _message(item: Any, index: int, roles: dict[str, str]) -> Message | None:
     for key, why in _REFUSED.items():
         if item.get(key):
             raise RowError(f"message key '{key}' cannot be used: {why}", f"message {index}")
+    for key in item.keys() - _READ:
+        if _is_like_a_mark(key, [item[key]]):
+            raise RowError(f"message key '{key}' looks like a mark of what carries loss", _MARK_MESSAGES)
     role = _role(item, index, roles)
     content = _content(item, index)
     if role == "function_call":
@@ -218,7 +251,7 @@ def _read_mark(message: Message, item: dict[str, Any], index: int) -> None:
         value = item.get(key)
         if value is None:
             continue
-        truth = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
+        truth = _truth(value)
         if truth is None:
             raise RowError(
                 f"message key '{key}' is neither true, false, 0 nor 1: a message carries loss or none",
@@ -242,10 +275,13 @@ def _read_parts(message: Message, content: Any) -> None:
     for part in content:
         kind = "text" if isinstance(part, str) else part.get("type") if isinstance(part, dict) else None
         keys = ("text", "value", *_REASONING)
+        marks = [key for key in _MARKS if isinstance(part, dict) and part.get(key) is not None]
+        if marks:
+            raise RowError("a content part has a mark of loss: loss is decided for whole messages", ", ".join(marks))
         value = part if isinstance(part, str) else None
         if isinstance(part, dict):
             value = next((part[key] for key in keys if part.get(key) is not None), None)
-        if kind == "text" and isinstance(value, str):
+        if kind in ("text", "input_text", "output_text") and isinstance(value, str):
             texts.append(value)
         elif kind in ("reasoning", "thinking") and isinstance(value, str):
             reasoning.append(value)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .spec import DataSpec, Kind, SourceSpec
 
-EXAMPLES_VERSION = 4  # raise it whenever the same input would give other tokens or rows
+EXAMPLES_VERSION = 5  # raise it whenever the same input would give other tokens or rows
 
 
 def prepare_examples(

@@ -175,15 +175,24 @@ def canonicalizer(
     def run(row: Values) -> Values:
         given = row if mapping is None else mapping(row)
         if not mapped and natural not in ("text", "classification"):
-            refuse_columns(row)
+            refuse_columns(row, learnt=prompts is None)
             if given.get("functions") and not given.get("tools"):  # OpenAI's layout of 2023
                 given = {**given, "tools": given["functions"], "functions": None}
         result = prompts(row, given) if prompts else _READERS[name](given)
         if ignored is not None:
             ignored.update(found for found in unread(given, name) if found.removeprefix("column ") not in result)
+            if not mapped and _unused_system(row, result):
+                ignored["column system"] += 1
         return result if convert is None else convert(result)
 
     return run
+
+
+def _unused_system(row: Values, result: Values) -> bool:
+    """Whether a row's system column gave way to a system message of the conversation itself."""
+    system = row.get("system")
+    talk = result.get("messages") or result.get("prompt")
+    return isinstance(system, str) and bool(system.strip()) and isinstance(talk, list) and talk[0]["content"] != system
 
 
 def _with_system(template: str) -> Canonicalize:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .spec import DataSpec, Kind, SourceSpec
 
-CACHE_VERSION = 4  # raise it whenever the same input would give other tokens or rows
+CACHE_VERSION = 5  # raise it whenever the same input would give other tokens or rows
 ROWS_FILE = "rows.arrow"
 TOKENISED: "frozenset[Kind]" = frozenset({"text", "messages", "prompt_completion"})
 BATCH_ROWS = 512

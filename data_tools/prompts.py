@@ -26,7 +26,10 @@ def prompt_reader(format_name: "FormatName") -> Callable[[Values, Values], Value
 
     def run(row: Values, values: Values) -> Values:
         if tool_list(values.get("tools")):
-            raise RowError("prompts with tools cannot be used")
+            raise RowError(
+                "prompts with tools cannot be used",
+                "an answer is one turn here and calls nothing; take the tools out, or learn from whole conversations",
+            )
         rest = {name: value for name, value in row.items() if name not in used and _is_plain(value, name)}
         return {**read(values), **{name: rest[name] for name in rest if name != "prompt"}}
 

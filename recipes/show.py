@@ -41,8 +41,9 @@ def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
     for line in prepared.report.notes:
         console.print(line, markup=False)
     for number, row in enumerate(prepared.dataset.select(range(min(rows, len(prepared.dataset))))):
+        if number:
+            console.print()
         _show_row(console, job, number, row)
-        console.print()
 
 
 def _show_row(console: "Console", job: "Job", number: int, row: dict[str, Any]) -> None:

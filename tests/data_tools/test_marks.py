@@ -89,6 +89,17 @@ def test_a_turn_that_is_not_marked_off_carries_loss(run, tokenizer, mark):
         ({"messages": [Q, {**RIGHT, "reasoning": "Hm", "thinking": "Ha"}]},
          "a message has two different texts of reasoning"),
         ({"messages": [Q, {**RIGHT, "value": "three"}]}, "a message has both content and value"),
+        (talk(content=[{"type": "text", "text": "five", "train": False}]),
+         "a content part has a mark of loss: loss is decided for whole messages"),
+        (talk(do_train=False), "message key 'do_train' looks like a mark of what carries loss"),
+        (talk(label_mask="0"), "message key 'label_mask' looks like a mark of what carries loss"),
+        (talk(Train=False), "message key 'Train' looks like a mark of what carries loss"),
+        ({**talk(), "loss_mask": [0, 0, 0, 1]}, "column 'loss_mask' looks like a mark of what carries loss"),
+        ({**talk(), "train": False}, "column 'train' looks like a mark of what carries loss"),
+        ({**talk(), "weight": 0}, "column 'weight' looks like a mark of what carries loss"),
+        ({"messages": [{**Q, "tools": [{"name": "f"}]}, RIGHT]},
+         "message key 'tools' cannot be used: what may be called stands in the row's column `tools`"),
+        ({"messages": [Q, RIGHT], "system": ["Be brief"]}, "the system message is not text"),
     ],
 )  # fmt: skip
 def test_what_has_a_meaning_that_is_not_kept_is_refused(run, row, reason):
@@ -115,6 +126,19 @@ def test_a_template_that_drops_words_of_a_row_does_not_train_on_it(run, tmp_path
     path.write_text(source.replace("message.content +", "message.content.split('!')[-1] +"))
     rows = [{"messages": [Q, {**RIGHT, "content": "Hm! four"}]}, talk()]
     assert run(rows, template=str(path)).report.dropped == {"the chat template refuses it": 1}
+
+
+def test_words_that_no_message_takes_are_named(run):
+    system = {"role": "system", "content": "Be kind"}
+    part = {"type": "text", "text": "four", "cache_control": {"type": "ephemeral"}}
+    rows = [
+        {"messages": [system, Q, RIGHT], "system": "Be brief"},
+        {"messages": [system, Q, RIGHT], "system": "Be kind"},
+        {"messages": [Q, {**RIGHT, "content": [part]}], "train": True, "weight": 0.5},
+    ]
+    assert run(rows).report.sources[0].unread == {
+        "column system": 1, "column train": 1, "column weight": 1, "message key content.cache_control": 1
+    }  # fmt: skip
 
 
 def test_a_null_beside_a_text_hides_nothing(run, tokenizer):
