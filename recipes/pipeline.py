@@ -1,6 +1,7 @@
 """An ordered list of steps, each skipped while nothing that it depends on has changed."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,7 +181,10 @@ def _plan_tool(
     paths = [text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in _strings(args)]
     paths = [path for path in paths if path.startswith("/") and not path.startswith(steps)]
     files = [_hash_tree(Path(path)) for path in paths if Path(path).exists()]
-    key = hash_json([step.tool, rundir.versions()["posttrain"], step.args, files, depends])
+    written = json.dumps(step.args)  # a file counts by its content, so that it may lie anywhere
+    for path in sorted({path for path in paths if Path(path).exists()}, key=len, reverse=True):
+        written = written.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
+    key = hash_json([step.tool, rundir.versions()["posttrain"], json.loads(written), files, depends])
     return Plan(step, folder, key, None, args)
 
 

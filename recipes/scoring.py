@@ -45,7 +45,7 @@ def score_models(
     wanted: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for model in models:
         record = read_record(Path(model)) or read_record(Path(model).parent)
-        named = suite or _suite_of(record)
+        named = suite or _suite_of(record, model)
         if named is None:
             hint = f"say --suite with one of {', '.join(suite_names())}, or a suite's file"
             raise RecipeError("no suite is named", where=model, hint=hint)
@@ -98,13 +98,24 @@ def _judge(paths: Sequence[str], suite: "SuiteSpec", output: Path | None) -> int
     return report.exit_code
 
 
-def _suite_of(record: Mapping[str, Any]) -> str | None:
-    """Returns the suite that a run's recipe names, as a path where it is a file beside the recipe."""
+def _suite_of(record: Mapping[str, Any], model: str) -> str | None:
+    """Returns the suite that a run's recipe names, as a path where it is a file beside the recipe.
+
+    Raises:
+        RecipeError: It is neither there, nor in the current directory, nor one that comes with posttrain.
+    """
+    from ..evals.spec import suite_names
+
     score = record.get("recipe", {}).get("score")
     if not score:
         return None
-    beside = Path(record.get("recipe_path", "")).parent / score["suite"]
-    return str(beside) if beside.is_file() else score["suite"]
+    recipe, suite = Path(record.get("recipe_path", "")), score["suite"]
+    if (beside := recipe.parent / suite).is_file():
+        return str(beside)
+    if suite not in suite_names() and not Path(suite).is_file():
+        what = f"the run's recipe names the suite {suite}, which is neither beside {recipe} nor here"
+        raise RecipeError(what, where=model, hint="if it was moved, say --suite with its file")
+    return suite
 
 
 def _metrics_of(record: Mapping[str, Any]) -> tuple[str, ...]:

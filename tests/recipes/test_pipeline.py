@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from posttrain.data_tools.errors import SpecError
+from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.pipeline import STATE, Plan, _is_done, load_pipeline, plan, run
+from posttrain.recipes.scoring import _suite_of
 
 TRAINER = {
     "max_length": 32,
@@ -150,6 +152,35 @@ def test_a_damaged_state_of_a_step_is_that_of_another_step(pipeline: Path, tmp_p
     step.folder.mkdir(parents=True)
     (step.folder / STATE).write_text(torn)
     assert not _is_done(step)
+
+
+@pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
+def test_a_tools_file_that_is_named_absolutely_may_lie_anywhere(
+    pipeline: Path, tmp_path: Path, how: Callable[..., Path]
+) -> None:
+    def planned(place: Path) -> str:
+        value = yaml.safe_load(pipeline.read_text())
+        value["steps"][0]["args"]["sources"] = [str(place / "text.jsonl")]
+        pipeline.write_text(yaml.safe_dump(value))
+        return keys(pipeline)["tokenizer"]
+
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "text.jsonl", tmp_path / "data")
+    before = planned(tmp_path / "data")
+    assert planned(how(tmp_path / "data", tmp_path / "elsewhere")) == before
+    (tmp_path / "elsewhere" / "text.jsonl").write_text('{"text": "Another."}\n')
+    assert planned(tmp_path / "elsewhere") != before
+
+
+def test_the_suite_of_a_run_that_was_moved_without_it_is_asked_for(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"recipe": {"score": {"suite": "suite.yaml"}}, "recipe_path": str(tmp_path / "gone" / "sft.yaml")}
+    assert _suite_of(record, "run") == "suite.yaml", "it lies in the current directory"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"names the suite suite.yaml.*say --suite with its file"):
+        _suite_of(record, "run")
 
 
 def broken(pipeline: Path, steps: list[dict] | None = None, **more: object) -> str:
