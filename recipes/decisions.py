@@ -6,6 +6,7 @@ Whatever is refused is refused here, before the run folder is written to and bef
 import contextlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -180,6 +181,9 @@ def check_packages(loaded: Loaded) -> None:
             raise RecipeError(
                 f"trainer.{field} needs the package {name}, which is not installed", hint=f"pip install {name}"
             )
+    if "kubeflow" in _as_list(reporters) and "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
+        why = "needs KUBEFLOW_TRAINER_SERVER_URL, which Kubeflow sets in its own pods"
+        raise RecipeError(f"trainer.report_to: kubeflow {why}", hint="drop it elsewhere")
     if loaded.recipe.quantization and not _has("bitsandbytes"):
         raise RecipeError("quantization needs bitsandbytes", hint="pip install 'posttrain[quantization]'")
     uploads = [name for name in ("push_to_hub", "log_completions_hub_repo") if trainer.get(name)]

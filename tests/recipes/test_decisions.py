@@ -32,6 +32,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("classify", {"lora": {"target_modules": ["score"]}}, {}, "names the head alone"),
     ("classify", {"classify": {"labels": ["0", "1", "0"]}}, {}, "names the class '0' twice"),
     ("sft", {}, {"report_to": "wandb"}, "pip install wandb"),
+    ("sft", {}, {"report_to": "kubeflow"}, "kubeflow needs KUBEFLOW_TRAINER_SERVER_URL"),
     ("sft", {}, {"optim": "galore_adamw"}, "pip install galore-torch"),
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
     ("sft", {}, {"router_aux_loss_coef": 0.1}, "the model has none"),
