@@ -260,7 +260,14 @@ def _has_head(architectures: Any) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """Reads a file of one object; without the file there is nothing in it."""
+    try:
+        value = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise EvalError(f"is not JSON: {error}", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise EvalError("is not an object with fields", where=str(path), hint="the file is damaged: copy it anew")
+    return value
 
 
 def make_room(model: Any, tokenizer: Any) -> None:
@@ -317,13 +324,14 @@ def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
 
 def _base(folder: Path) -> tuple[Pretrained, bool]:
     """Returns an adapter's base and whether the adapter brings a head."""
-    base = base_of(folder)
+    adapter, base = _json(folder / ADAPTER), base_of(folder)
+    hint = f"base_model_name_or_path in {folder / ADAPTER} is to name the folder or Hub id that it was trained on"
     if base is None or not base.name:
-        raise EvalError("the adapter does not name its base model", where=str(folder))
+        raise EvalError("the adapter does not name its base model", where=str(folder), hint=hint)
     if base.folder is None and Path(base.name).is_absolute():
-        hint = f"put it back, or name its place in {folder / ADAPTER}: base_model_name_or_path"
         raise EvalError(f"the adapter's base is gone: {base.name}", where=str(folder), hint=hint)
-    return Pretrained(base.name, revision=base.revision), _json(folder / ADAPTER).get("task_type") == "SEQ_CLS"
+    found = Pretrained(base.name, revision=base.revision, what="the adapter's base", hint=hint)
+    return found, adapter.get("task_type") == "SEQ_CLS"
 
 
 def head_config(folder: Path) -> Any | None:

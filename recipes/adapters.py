@@ -132,7 +132,8 @@ def settle(model: Any) -> None:
 
     Modules trained in full take what a base in 16 bits gives them and give it what it takes; a head computes in its own
     type, whatever autocast would make of it. Adapter files hold what was trained and nothing else: peft would add the
-    embeddings of a vocabulary that grew.
+    embeddings of a vocabulary that grew. Only tied tables that are trained in full stand there under both their names:
+    peft loads no file that lacks either, and safetensors lets no two names share their numbers.
 
     Args:
         model: A model or a peft model, changed in place.

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from posttrain.evals import report
 from posttrain.evals.checkpoints import is_unchanged, model_hash, read_manifest, weights_hash, write_manifest
+from posttrain.evals.errors import EvalError
+from posttrain.evals.models import head_config, load_model
 from posttrain.evals.records import SCORES, ScoreStore
 from posttrain.evals.score import pending, score
 from posttrain.evals.spec import load_suite
@@ -149,7 +151,6 @@ def test_an_adapter_is_loaded_on_the_revision_of_its_base_that_identifies_it(
     adapter: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from huggingface_hub import constants
-    from posttrain.evals.models import load_model
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -165,6 +166,27 @@ def test_an_adapter_is_loaded_on_the_revision_of_its_base_that_identifies_it(
         edit(adapter / "adapter_config.json", lambda v, fields=fields: v.update(fields))
         found[model_hash(adapter)] = load_model(str(adapter), device="cpu").model.config.rms_norm_eps
     assert list(found.values()) == [0.01, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"base_model_name_or_path": "../moved/away"}', r"cannot load the adapter's base \.\./moved/away.*is to name"),
+        ('{"base_model_name_or_path": "org/gone"}', "cannot load the adapter's base org/gone.*is to name"),
+        ('{"base_model_name_or_path": 5}', "cannot load the adapter's base 5.*is to name"),
+        ('{"base_model_name_or_path": ["a"]}', r"cannot load the adapter's base \['a'\].*is to name"),
+        ("{}", "does not name its base model.*is to name"),
+        ("[]", "is not an object with fields"),
+        ("null", "is not an object with fields"),
+        ('{"base_model', "is not JSON"),
+        ("", "is not JSON"),
+    ],
+)
+def test_an_adapter_whose_base_cannot_be_told_or_found_is_one_clear_error(adapter: Path, content: str, said: str):
+    (adapter / "adapter_config.json").write_text(content)
+    for look in (lambda: load_model(str(adapter), device="cpu"), lambda: head_config(adapter)):
+        with pytest.raises(EvalError, match=f"(?s){said}"):
+            look()
 
 
 def test_an_adapter_is_the_same_wherever_it_and_its_base_lie(adapter: Path, model: Path, tmp_path: Path):

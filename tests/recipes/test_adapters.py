@@ -137,6 +137,33 @@ def test_adapter_files_hold_what_was_trained_in_float32_and_no_more(kind: str, a
     torch.testing.assert_close(logits[0], logits[2], atol=0.02, rtol=0)  # merged weights are rounded to bfloat16
 
 
+@pytest.mark.parametrize("kind", ["output layer", "qlora with output layer", "last norm"])
+def test_stock_peft_loads_what_was_trained_in_full_and_needs_both_names_of_tied_tables(
+    kind: str, adapted: Make, instruct_model_dir: Path
+) -> None:
+    """Once peft does without the second name, the adapter file can do without it too."""
+    from peft import PeftModel
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    folder = run(adapted(kind)) / "checkpoint-4"
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval().float()(torch.arange(5, 25)[None]).logits
+
+    def stock() -> Any:
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(instruct_model_dir), str(folder))
+
+    torch.testing.assert_close(logits(stock()), logits(load_model(str(folder), device="cpu").model))
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.removeprefix("base_model.model.") in TABLES]:
+        save_file({key: tensor for key, tensor in tensors.items() if key != name}, file, {"format": "pt"})
+        with pytest.raises(KeyError, match=name):
+            stock()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
 def test_zero3_trains_whole_tables_for_new_tokens_and_stores_them_once(adapted: Make, tmp_path: Path) -> None:
