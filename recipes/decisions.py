@@ -4,7 +4,6 @@ Whatever is refused is refused here, before the run folder is written to and bef
 """
 
 import contextlib
-import importlib
 import importlib.util
 import os
 import re
@@ -95,7 +94,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     """
     # One process after the other decides: under ZeRO-3 none can wait for the others' shards.
     with placed(loaded), whole_weights():
-        stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
+        stage = STAGES[loaded.recipe.stage].module()
         if loaded.recipe.score:  # files that it names may have yet to be written by a pipeline's steps
             (check_suite if loaded.references else load_suite)(loaded.recipe.score.suite, loaded.references)
         job = open_job(loaded)
@@ -210,11 +209,11 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
     Raises:
         RecipeError: A package is missing, or the configuration class refuses the values or their combination.
     """
-    stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
+    stage = STAGES[loaded.recipe.stage].module()
     with placed(loaded):
         check_packages(loaded)
         try:
-            args = stage.config(_machine_defaults(loaded))
+            args = stage.config(loaded.recipe.stage, _machine_defaults(loaded))
         except (ValueError, TypeError, KeyError, ImportError, AttributeError, OSError) as error:
             raise RecipeError(f"trainer: {first_line(error)}") from error
         if args.torch_compile:

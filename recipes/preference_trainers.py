@@ -224,3 +224,12 @@ class ReferenceKeeper(TrainerCallback):
 
     def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.FILE
+
+
+def keeping_reference(trainer_class: Any, common: dict[str, Any], *, moves: bool) -> Any:
+    """Builds a trainer whose reference, if it moves with the policy, is kept in checkpoints."""
+    keepers = [ReferenceKeeper()] if moves else []
+    trainer = trainer_class(**common | {"callbacks": [*keepers, *common["callbacks"]]})
+    for keeper in keepers:
+        keeper.keep(trainer)
+    return trainer

@@ -1,6 +1,6 @@
-"""What the trainers that learn from their own samples share: sampling, the reference, and what a resume needs.
+"""TRL's trainers that learn from their own samples, with what they get wrong put right.
 
-TRL's GRPOTrainer and RLOOTrainer draw with the process's global generator, so a run on two processes samples other
+They draw with the process's global generator, so a run on two processes samples other
 completions than on one; they load the reference from the path in the model's configuration, which has not the tokens
 that a chat template added; and after a resume they begin a generation anew in the middle of one, and a later epoch in
 the order of the first. Here:
@@ -11,8 +11,9 @@ the order of the first. Here:
 - A checkpoint keeps the generation that is being learnt from, and the trainer's count of steps.
 - The order of the prompts depends on the seed and the epoch alone; evaluations take theirs as they come.
 
-TRL's private names that this module uses, which `tests/recipes/ppo/test_hooks.py` holds to what they are: ``_step``,
-``_buffered_inputs``, ``_metrics``.
+TRL's and transformers' private names used here, which `tests/recipes/ppo/test_hooks.py` holds to what they are:
+``_step``, ``_buffered_inputs``, ``_generate_single_turn``, ``_get_eval_sampler``, ``_get_train_sampler``,
+``_load_optimizer_and_scheduler``, ``_save_checkpoint``, ``_tokenize_prompts``.
 """
 
 import contextlib
@@ -31,6 +32,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.distillation_trainer import DistillationTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from ..data_tools.encode import TextEncoder
@@ -143,40 +147,6 @@ def _generation_key(trainer: Any) -> tuple[int, ...]:
     return (trainer.args.seed, 1, trainer.evaluation_calls)
 
 
-def tokenize_prompts(trainer: Any, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-    """Returns prompts as the data section counted them, and as supervised stages read them.
-
-    TRL's own way lets a special token written out in a message end the turn, and gives text prompts no BOS where the
-    tokenizer adds none by itself. Takes the place of TRL's ``_tokenize_prompts``, images left out.
-
-    Raises:
-        DataError: A prompt cannot be rendered.
-    """
-    return trainer.prompt_encoder.prompts(prompts, where="data"), None, {}
-
-
-def _small_batches(trainer: Any) -> int:
-    """Returns how many small batches each generation is good for."""
-    return trainer.args.steps_per_generation * trainer.num_iterations
-
-
-def prompt_sampler(trainer: Any, dataset: Any) -> EpochSampler:
-    """Returns TRL's own sampler of training prompts (``GRPOTrainer._get_train_sampler``), by epoch."""
-    return EpochSampler(
-        data_source=trainer.train_dataset if dataset is None else dataset,
-        mini_repeat_count=trainer.num_generations,
-        batch_size=trainer.args.generation_batch_size // trainer.num_generations,
-        repeat_count=_small_batches(trainer),
-        shuffle=trainer.shuffle_dataset,
-        seed=trainer.args.seed,
-    )
-
-
-def held_out_sampler(trainer: Any, dataset: Any) -> RepeatSampler:
-    """Returns a sampler of evaluation prompts in their own order; TRL's (``_get_eval_sampler``) draws a new one."""
-    return RepeatSampler(data_source=dataset, mini_repeat_count=trainer.num_generations_eval, shuffle=False)
-
-
 def base_model(trainer: Any) -> Any:
     """Returns the causal language model inside a trainer's model, adapters or not."""
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -206,8 +176,132 @@ def count_positions_from_mask(model: Any) -> None:
     model.forward = MethodType(forward, model)
 
 
+class RowSampling:
+    """What every trainer here does; it stands before TRL's class among the bases.
+
+    Args:
+        model: The policy.
+        reference: The frozen model that the KL is measured to, or None without one.
+        args: The settings.
+        **rest: As for TRL's trainer.
+    """
+
+    model: Any
+    args: Any
+    accelerator: Any
+    train_dataset: Any
+    _step: int
+    _buffered_inputs: Any
+
+    def __init__(self, model: Any, *, reference: "PreTrainedModel | None" = None, args: Any, **rest: Any):
+        with _without_reference(args, reference):
+            super().__init__(model, args=args, **rest)  # type: ignore[call-arg]
+        self.prompt_encoder = TextEncoder.of(self.processing_class)  # type: ignore[attr-defined]
+        self.evaluation_calls = 0
+        self.beta = args.beta
+        count_positions_from_mask(base_model(self))
+        if reference is not None:
+            _attach_reference(self, reference)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Returns prompts as the data section counted them, and as supervised stages read them; no images.
+
+        TRL's own way lets a special token written out in a message end the turn, and gives text prompts no BOS where
+        the tokenizer adds none by itself.
+        """
+        return self.prompt_encoder.prompts(prompts, where="data"), None, {}
+
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        with sampling_by_row(self, len(prompt_ids)):
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        """Returns TRL's own sampler of training prompts (``GRPOTrainer._get_train_sampler``), by epoch."""
+        trainer: Any = self
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=trainer.num_generations,
+            batch_size=self.args.generation_batch_size // trainer.num_generations,
+            repeat_count=_small_batches(self),
+            shuffle=trainer.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> RepeatSampler:
+        """Returns evaluation prompts in their own order; TRL draws a new one."""
+        trainer: Any = self
+        return RepeatSampler(data_source=eval_dataset, mini_repeat_count=trainer.num_generations_eval, shuffle=False)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates; each evaluation draws with the same numbers."""
+        self.evaluation_calls = 0
+        return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes beside a checkpoint's other files what this process needs to go on as if nothing had happened."""
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if self.args.save_only_model:
+            return
+        trainer: Any = self
+        folder = Path(trainer._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+        buffer = self._buffered_inputs if self._step % _small_batches(self) else None
+        torch.save({"step": self._step, "buffer": buffer, **self._more_state()}, folder / _state_name(self))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Takes back what ``_save_checkpoint`` wrote, but from a checkpoint of another number of processes."""
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        path = Path(checkpoint or "") / _state_name(self)
+        if checkpoint is None or not path.is_file():
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self._step, self._buffered_inputs = state.pop("step"), state.pop("buffer")
+        self._take_back(state)
+
+    def _more_state(self) -> dict[str, Any]:
+        """Returns what a subclass keeps in checkpoints besides."""
+        return {}
+
+    def _take_back(self, state: dict[str, Any]) -> None:
+        """Takes back what ``_more_state`` gave."""
+
+
+class RowSamplingGRPOTrainer(RowSampling, GRPOTrainer):
+    """A GRPOTrainer whose samples do not depend on the number of processes."""
+
+
+class RowSamplingRLOOTrainer(RowSampling, RLOOTrainer):
+    """An RLOOTrainer whose samples do not depend on the number of processes."""
+
+
+class RowSamplingDistillationTrainer(RowSampling, DistillationTrainer):
+    """A DistillationTrainer whose samples do not depend on the number of processes.
+
+    The student writes answers, and learns the teacher's distribution at each of their tokens: a generalised
+    Jensen-Shannon divergence with ``beta`` 0 for KL(teacher || student), 1 for KL(student || teacher) (Agarwal et al.
+    2023, arXiv:2306.13649, section 3). Each prompt is answered once, and each answer learnt from once.
+
+    Args:
+        model: The student.
+        teacher: The teacher, frozen.
+        args: The settings.
+        **rest: As for DistillationTrainer.
+    """
+
+    num_generations = num_generations_eval = num_iterations = 1
+    use_transformers_continuous_batching = False
+
+    def __init__(self, model: Any, *, teacher: Any, args: Any, **rest: Any):
+        args.steps_per_generation = args.gradient_accumulation_steps
+        args.generation_batch_size = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
+        super().__init__(model, teacher_model=teacher, args=args, **rest)
+        for language_model in (base_model(self), teacher):  # the loss calls what lies below the output layer
+            count_positions_from_mask(language_model.base_model)
+
+
 @contextlib.contextmanager
-def without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterator[None]:
+def _without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterator[None]:
     """Keeps TRL from loading a reference by the policy's path, while a trainer that has one is built.
 
     TRL needs one where beta is not 0 and there are no adapters to switch off.
@@ -220,16 +314,6 @@ def without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterato
     finally:
         for name, value in kept.items():
             setattr(args, name, value)
-
-
-def finish(trainer: Any, reference: "PreTrainedModel | None") -> None:
-    """Adds to a trainer just built its reference, positions under left padding, and what the functions here keep."""
-    trainer.prompt_encoder = TextEncoder.of(trainer.processing_class)
-    trainer.evaluation_calls = 0
-    trainer.beta = trainer.args.beta
-    count_positions_from_mask(base_model(trainer))
-    if reference is not None:
-        _attach_reference(trainer, reference)
 
 
 def _attach_reference(trainer: Any, reference: "PreTrainedModel") -> None:
@@ -255,28 +339,9 @@ def _attach_reference(trainer: Any, reference: "PreTrainedModel") -> None:
         trainer.add_callback(SyncRefModelCallback(ref_model=prepared, accelerator=trainer.accelerator))
 
 
-def save(trainer: Any, trial: Any, more: dict[str, Any]) -> None:
-    """Writes beside a checkpoint's other files what this process needs to go on as if nothing had happened."""
-    folder = Path(trainer._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
-    if trainer.args.save_only_model:
-        return
-    state = {
-        "step": trainer._step,
-        "buffer": trainer._buffered_inputs if trainer._step % _small_batches(trainer) else None,
-        **more,
-    }
-    torch.save(state, folder / _state_name(trainer))
-
-
-def restore(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
-    """Restores what ``save`` wrote and returns it; {} for a checkpoint of another number of processes."""
-    path = Path(checkpoint or "") / _state_name(trainer)
-    if checkpoint is None or not path.is_file():
-        return {}
-    state = torch.load(path, map_location=trainer.args.device, weights_only=True)
-    trainer._step = state["step"]
-    trainer._buffered_inputs = state["buffer"]
-    return state
+def _small_batches(trainer: Any) -> int:
+    """Returns how many small batches each generation is good for."""
+    return trainer.args.steps_per_generation * trainer.num_iterations
 
 
 def _state_name(trainer: Any) -> str:

@@ -1,10 +1,10 @@
 """``posttrain show``: rows as the trainer will see them, the tokens that are learnt from in colour."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError
 from .load import Loaded
+from .stages import STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,7 @@ def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
     if split not in ("train", "eval"):
         raise RecipeError(f"there is no split '{split}'", hint="train or eval")
     job = open_job(loaded)
-    stage = importlib.import_module(f".stages.{loaded.recipe.stage}", __package__)
+    stage = STAGES[loaded.recipe.stage].module()
     prepared = stage.prepare_rows(job, split)
     if prepared is None:
         raise RecipeError(f"the recipe has no data.{split}", where=str(loaded.path))

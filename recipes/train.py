@@ -25,7 +25,7 @@ from .job import Job
 from .load import Loaded, load
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
     from .model import Head
 
@@ -160,11 +160,28 @@ def build(ready: Ready) -> "Trainer":
         keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
         # The manifest is written last.
         callbacks = [progress, keeper, *([start] if _keeps_start(job.loaded) else [])]
-        trainer = ready.stage.build(job, ready.args, model, ready.data, callbacks)
+        trainer = ready.stage.build(job, ready.args, model, ready.data, _common(ready, model, callbacks))
         settle(trainer.model)
     start.trainer = progress.trainer = trainer
     trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
     return trainer
+
+
+def _common(ready: Ready, model: "PreTrainedModel", callbacks: list[Any]) -> dict[str, Any]:
+    """Returns what every stage's trainer takes."""
+    from .adapters import lora_config
+
+    train, held_out = ready.data["train"], ready.data["eval"]
+    assert train is not None, "a recipe always has data.train"
+    return {
+        "model": model,
+        "args": ready.args,
+        "train_dataset": train.dataset,
+        "eval_dataset": held_out.dataset if held_out else None,
+        "processing_class": ready.job.tokenizer,
+        "peft_config": lora_config(ready.job, model),
+        "callbacks": callbacks,
+    }
 
 
 def _keeps_start(loaded: Loaded) -> bool:

@@ -28,8 +28,7 @@ from torch import nn
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
-from .. import rollout
-from ..grpo_trainer import RowSamplingGRPOTrainer
+from ..rollout import RowSamplingGRPOTrainer, base_model
 from . import advantages as adv
 from . import losses
 from .config import PPOConfig
@@ -65,7 +64,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         super().__init__(model, reference=reference, args=args, **rest)
         if args.disable_dropout:
             disable_dropout_in_model(critic)
-        policy = rollout.base_model(self)
+        policy = base_model(self)
         if not self.is_deepspeed_enabled:  # which places what it shards
             critic.to(self.accelerator.device)
         attach(policy, critic)
@@ -83,7 +82,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Hides the critic from vLLM, which is given every weight of the policy by its name."""
-        with detached(rollout.base_model(self)) if self.use_vllm else nullcontext():
+        with detached(base_model(self)) if self.use_vllm else nullcontext():
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
@@ -238,7 +237,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         rate = self.args.critic_learning_rate
         if rate is None or any(group.get("critic") for group in optimizer.param_groups):
             return optimizer
-        critic = {id(parameter) for parameter in rollout.base_model(self).critic.parameters()}
+        critic = {id(parameter) for parameter in base_model(self).critic.parameters()}
         for group in list(optimizer.param_groups):
             theirs = [parameter for parameter in group["params"] if id(parameter) in critic]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic]
@@ -251,13 +250,13 @@ class PPOTrainer(RowSamplingGRPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes the policy as if it had no critic, and the critic into a folder of its own beside it."""
         folder = Path(output_dir or str(self.args.output_dir))
-        critic = rollout.base_model(self).critic
+        critic = base_model(self).critic
         prefix = next(name for name, module in self.model.named_modules() if module is critic) + "."
         state = critic.state_dict()
         if state_dict is not None:  # gathered from all processes
             state = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
             state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(prefix)}
-        with detached(rollout.base_model(self)):
+        with detached(base_model(self)):
             super()._save(str(folder), state_dict=state_dict)
         if self.args.should_save:
             # The final adapter lies in a folder of its own inside the run's, where the merged policy will be.
@@ -266,7 +265,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads policy and critic; under DeepSpeed its engine does."""
-        with detached(rollout.base_model(self)) as critic:
+        with detached(base_model(self)) as critic:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         critic.load(Path(resume_from_checkpoint) / FOLDER)
 
@@ -277,10 +276,10 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
-    def _rollout_state(self) -> dict[str, Any]:
+    def _more_state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef.value}
 
-    def _restore_rollout_state(self, state: dict[str, Any]) -> None:
+    def _take_back(self, state: dict[str, Any]) -> None:
         self.kl_coef.value = state.get("kl_coef", self.kl_coef.value)
 
 

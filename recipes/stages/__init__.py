@@ -1,12 +1,16 @@
-"""The stages, one small module each: only what differs between them.
+"""The stages, by families that share a module each: only what differs between them.
 
-A stage's module has one public function, ``build(context) -> Trainer``; what the rest of posttrain must know before
-torch is imported stands in the table below.
+A family has ``prepare_rows(job, split)``, ``config(stage, values)`` and ``build(job, args, model, data, common)``,
+where ``common`` is what every trainer takes; one that trains heads ``head(job, data)`` too. What the rest of posttrain
+must know before torch is imported stands in the table below.
 """
 
+import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ...data_tools.spec import Kind
@@ -102,16 +106,18 @@ class Stage:
     """What must be known of a stage before anything heavy is imported.
 
     Attributes:
+        family: The module of this folder that builds it.
         config: The trainer's configuration class, as ``trainer_fields.fields_of`` takes it.
         accepts: The kinds of rows it trains on.
         defaults: Trainer fields that differ from the configuration class's own defaults.
         owned: Trainer fields that the recipe must say elsewhere, with where.
         sections: Top-level sections of a recipe that only some stages have, and this one may have.
         required: Those of them that it must have.
-        headed: Whether it trains a classification head, which its module's ``head(job, data)`` describes, instead of
+        headed: Whether it trains a classification head, which its family's ``head(job, data)`` describes, instead of
             a language model.
     """
 
+    family: Literal["text", "preference", "sampling", "classify"]
     config: str
     accepts: "tuple[Kind, ...]"
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -120,33 +126,56 @@ class Stage:
     required: frozenset[str] = frozenset()
     headed: bool = False
 
+    def module(self) -> ModuleType:
+        """Imports the family's module."""
+        return importlib.import_module(f".{self.family}", __name__)
+
+    def config_class(self) -> Any:
+        """Imports the configuration class."""
+        package, file, name = self.config.split(":")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
+            module = importlib.import_module(f"{package}.{file.removesuffix('.py').replace('/', '.')}")
+        return getattr(module, name)
+
 
 _ALL_LOSS = "pretraining puts loss on every token"
 _RL_SECTIONS = frozenset({"rewards", "gold"})
 
 STAGES: Mapping[str, Stage] = {
     "pretrain": Stage(
+        family="text",
         config=_SFT_CONFIG,
         accepts=("text",),
         defaults={"packing": True, "packing_strategy": "bfd_split"},
         owned={**_OWNED_SFT, "assistant_only_loss": _ALL_LOSS, "completion_only_loss": _ALL_LOSS},
     ),
     "sft": Stage(
+        family="text",
         config=_SFT_CONFIG,
         accepts=("messages", "prompt_completion"),
         defaults={"assistant_only_loss": True, "completion_only_loss": True},
         owned=_OWNED_SFT,
     ),
     "reward": Stage(
+        family="preference",
         config="trl:trainer/reward_config.py:RewardConfig",
         accepts=("preference",),
         owned=_OWNED_REWARD,
         headed=True,
     ),
-    "dpo": Stage(config="trl:trainer/dpo_config.py:DPOConfig", accepts=("preference",), owned=_OWNED_DPO),
-    "kto": Stage(config="trl:trainer/kto_config.py:KTOConfig", accepts=("unpaired", "preference")),
-    "orpo": Stage(config="trl:experimental/orpo/orpo_config.py:ORPOConfig", accepts=("preference",), owned=_OWNED_ORPO),
+    "dpo": Stage(
+        family="preference", config="trl:trainer/dpo_config.py:DPOConfig", accepts=("preference",), owned=_OWNED_DPO
+    ),
+    "kto": Stage(family="preference", config="trl:trainer/kto_config.py:KTOConfig", accepts=("unpaired", "preference")),
+    "orpo": Stage(
+        family="preference",
+        config="trl:experimental/orpo/orpo_config.py:ORPOConfig",
+        accepts=("preference",),
+        owned=_OWNED_ORPO,
+    ),
     "grpo": Stage(
+        family="sampling",
         config="trl:trainer/grpo_config.py:GRPOConfig",
         accepts=("prompt",),
         owned=_OWNED_RL,
@@ -154,6 +183,7 @@ STAGES: Mapping[str, Stage] = {
         required=frozenset({"rewards"}),
     ),
     "rloo": Stage(
+        family="sampling",
         config="trl:trainer/rloo_config.py:RLOOConfig",
         accepts=("prompt",),
         owned=_OWNED_RL,
@@ -161,6 +191,7 @@ STAGES: Mapping[str, Stage] = {
         required=frozenset({"rewards"}),
     ),
     "ppo": Stage(
+        family="sampling",
         config="posttrain.recipes:ppo/config.py:PPOConfig",
         accepts=("prompt",),
         owned=_OWNED_PPO,
@@ -168,6 +199,7 @@ STAGES: Mapping[str, Stage] = {
         required=frozenset({"rewards"}),
     ),
     "classify": Stage(
+        family="classify",
         config="posttrain.recipes:classification/config.py:ClassifyConfig",
         accepts=("classification",),
         owned=_OWNED,
@@ -175,6 +207,7 @@ STAGES: Mapping[str, Stage] = {
         headed=True,
     ),
     "distill": Stage(
+        family="text",
         config="posttrain.recipes:distillation/config.py:DistillConfig",
         accepts=("messages", "prompt_completion", "text"),
         defaults={"assistant_only_loss": True, "completion_only_loss": True},
@@ -183,6 +216,7 @@ STAGES: Mapping[str, Stage] = {
         required=frozenset({"teacher"}),
     ),
     "distill_on_policy": Stage(
+        family="sampling",
         config="trl:trainer/distillation_config.py:DistillationConfig",
         accepts=("prompt",),
         owned=_OWNED_ON_POLICY,

@@ -11,7 +11,7 @@ from ..schema import ClassifySpec
 from . import STAGES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, Trainer
 
     from ...data_tools.prepare import Prepared
     from ..classification.config import ClassifyConfig
@@ -24,11 +24,9 @@ _PROBLEMS: Mapping[str, Any] = {
 }
 
 
-def config(values: dict[str, Any]) -> "ClassifyConfig":
-    """Builds ``ClassifyConfig``."""
-    from ..classification.config import ClassifyConfig
-
-    return ClassifyConfig(**values, remove_unused_columns=False)
+def config(stage: str, values: dict[str, Any]) -> "ClassifyConfig":
+    """Builds ``ClassifyConfig``; all columns are kept for the collator."""
+    return STAGES[stage].config_class()(**values, remove_unused_columns=False)
 
 
 def head(job: Job, data: "dict[str, Prepared | None]") -> Head:
@@ -82,7 +80,7 @@ def build(
     args: "ClassifyConfig",
     model: "PreTrainedModel",
     data: "dict[str, Prepared | None]",
-    callbacks: "list[TrainerCallback]",
+    common: dict[str, Any],
 ) -> "Trainer":
     """Builds the trainer over encoded rows, with the teacher's outputs beside them if there is one."""
     from ..adapters import add_adapter
@@ -108,13 +106,11 @@ def build(
         problem=spec.problem,
         class_weights=weights if spec.problem == "multi_label" else None,
         model=add_adapter(job, model),
-        args=args,
         train_dataset=rows["train"],
         eval_dataset=rows.get("eval"),
-        processing_class=job.tokenizer,
         data_collator=ClassifyCollator(job.tokenizer.pad_token_id),
         compute_metrics=metrics(spec, labels),
-        callbacks=callbacks,
+        **{key: common[key] for key in ("args", "processing_class", "callbacks")},
     )
 
 

@@ -114,7 +114,7 @@ def by_rollout(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]
     from posttrain.recipes import rollout
 
     trainer = SimpleNamespace(prompt_encoder=TextEncoder.of(loaded.tokenizer))
-    return rollout.tokenize_prompts(trainer, [messages])[0][0]
+    return rollout.RowSampling._tokenize_prompts(trainer, [messages])[0][0]
 
 
 def by_lm_eval(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:

@@ -139,7 +139,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Keeps tokenised data out of the user's cache."""
     cache = tmp_path_factory.getbasetemp() / "tokens"
     monkeypatch.setattr("posttrain.recipes.job.cache_dir", lambda: cache)
-    monkeypatch.setattr("posttrain.recipes.stages.sft.cache_dir", lambda: cache)
 
 
 def command(*arguments: str | Path) -> list[str]:

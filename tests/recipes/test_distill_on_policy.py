@@ -58,6 +58,7 @@ def test_the_private_names_of_trl_are_as_they_were() -> None:
         "_tokenize_prompts": ["self", "prompts"],
         "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "has_tool_images"],
         "_get_train_sampler": ["self", "dataset"],
+        "_get_eval_sampler": ["self", "eval_dataset"],
         "_save_checkpoint": ["self", "model", "trial"],
         "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     }

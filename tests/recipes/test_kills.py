@@ -34,7 +34,6 @@ def killer(tmp_path: Path, make_recipe: Callable[..., Path], monkeypatch: pytest
         root = tmp_path / "root"
         (root / "run").mkdir(parents=True)
         monkeypatch.setattr("posttrain.recipes.job.cache_dir", lambda: root / "cache")
-        monkeypatch.setattr("posttrain.recipes.stages.sft.cache_dir", lambda: root / "cache")
         scratch = tmp_path / "scratch"
         scratch.mkdir()
         return Killer(Command(root, ["train", recipe, f"output_dir={root / 'run'}"]), scratch)

@@ -1,0 +1,76 @@
+"""Learning from preferences.
+
+- ``reward``: a score for each answer, the chosen one's above the rejected one's (Bradley and Terry 1952). The loss is
+  -log sigmoid(r(x, y_w) - r(x, y_l) - margin), the margin that of the row if it has one (Touvron et al. 2023,
+  arXiv:2307.09288, equation 2), plus ``center_rewards_coefficient`` times the squared sum of both rewards (Eisenstein
+  et al. 2023, arXiv:2312.09244).
+- ``dpo``: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) and TRL's other losses on pairs.
+- ``kto``: answers, wanted or not, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306).
+- ``orpo``: the mean of -log P over all tokens of prompt and chosen answer, as the authors' code has it, plus ``beta``
+  times -log sigmoid of the log odds ratio of chosen to rejected (Hong et al. 2024, arXiv:2403.07691, equations 5 to 7;
+  ``beta`` is the paper's lambda). It needs no reference.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ...data_tools.prepare import Prepared
+from ..errors import RecipeError
+from ..examples import prepare_rows
+from ..job import Job
+from ..model import Head, load_reference
+from . import STAGES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+__all__ = ["build", "config", "head", "prepare_rows"]
+
+
+def head(job: Job, data: dict[str, Prepared | None]) -> Head:
+    """Returns the head of a reward model: one number."""
+    return Head(labels=("reward",), problem="regression")
+
+
+def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":
+    """Builds the stage's configuration; the columns are kept, since the collators read all of them.
+
+    Raises:
+        ValueError: Two fields do not go together.
+    """
+    args = STAGES[stage].config_class()(**values, remove_unused_columns=False)
+    if getattr(args, "use_weighting", False) and {"aot", "aot_unpaired"} & set(args.loss_type):
+        raise ValueError("use_weighting weighs pairs, which the aot losses take apart; drop one of the two")
+    return args
+
+
+def build(
+    job: Job, args: Any, model: "PreTrainedModel", data: dict[str, Prepared | None], common: dict[str, Any]
+) -> "Trainer":
+    """Builds TRL's trainer of the stage over rows that are already tokenised.
+
+    Raises:
+        RecipeError: A reference that moves with the policy where there is none to move.
+    """
+    pad = job.tokenizer.pad_token_id
+    assert isinstance(pad, int), "opening a job makes sure of a pad token"
+    if job.loaded.recipe.stage == "orpo":
+        from ..orpo_trainer import ORPOCollator, PreparedORPOTrainer
+
+        return PreparedORPOTrainer(**common, data_collator=ORPOCollator(pad_token_id=pad))
+    from .. import preference_trainers as trainers
+
+    if job.loaded.recipe.stage == "reward":
+        collator = trainers.PairCollator(pad, pad_to_multiple_of=args.pad_to_multiple_of)
+        return trainers.PreparedRewardTrainer(**common, data_collator=collator)
+    paired = job.loaded.recipe.stage == "dpo"
+    # The reference is the policy without its adapter, or its log-probabilities are computed before, or it is loaded.
+    lacking = "lora" if job.loaded.recipe.lora else "trainer.precompute_ref_log_probs" * args.precompute_ref_log_probs
+    if args.sync_ref_model and lacking:
+        raise RecipeError(
+            f"trainer.sync_ref_model needs a reference of its own to move, and with {lacking} there is none",
+            where=str(job.loaded.path),
+            hint="drop one of the two",
+        )
+    reference = None if lacking else load_reference(job.loaded.recipe, job.tokenizer, args.seed)
+    trainer_class = trainers.PreparedDPOTrainer if paired else trainers.PreparedKTOTrainer
+    return trainers.keeping_reference(trainer_class, common | {"ref_model": reference}, moves=args.sync_ref_model)

@@ -1,0 +1,76 @@
+"""Learning from the policy's own samples.
+
+- ``grpo``: group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300).
+- ``rloo``: REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740).
+- ``ppo``: proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347).
+- ``distill_on_policy``: the student answers prompts and learns what its teacher would have said at each token (Agarwal
+  et al. 2023, arXiv:2306.13649).
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...data_tools.prepare import Prepared
+from .. import examples
+from ..errors import RecipeError
+from ..job import Job
+from ..model import load_reference
+from . import STAGES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+
+def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
+    """Reads a split of the recipe's prompts; None if the recipe has no such split.
+
+    Raises:
+        RecipeError: The teacher cannot teach this student.
+        DataError: The rows are not what the recipe says.
+    """
+    if job.loaded.recipe.teacher and split == "train":
+        from ..distillation.teacher import check_teacher
+
+        check_teacher(job)
+    return examples.prepare_rows(job, split)
+
+
+def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":
+    """Builds the stage's configuration; all columns are kept for the reward functions."""
+    kept = {} if stage == "distill_on_policy" else {"remove_unused_columns": False}
+    return STAGES[stage].config_class()(**values, **kept)
+
+
+def build(
+    job: Job, args: Any, model: "PreTrainedModel", data: dict[str, Prepared | None], common: dict[str, Any]
+) -> "Trainer":
+    """Builds the stage's trainer with the recipe's reward terms, critic or teacher.
+
+    Raises:
+        RecipeError: One of them cannot be loaded; the reference is to move, but is the policy without its adapter.
+    """
+    from .. import rollout
+    from ..preference_trainers import keeping_reference
+    from ..rewards import load_terms
+
+    recipe = job.loaded.recipe
+    if recipe.teacher:
+        from ..distillation.teacher import load_teacher
+
+        return rollout.RowSamplingDistillationTrainer(**common, teacher=load_teacher(recipe.teacher, job.tokenizer))
+    moves = getattr(args, "sync_ref_model", False)  # PPO's stays
+    if moves and recipe.lora:
+        what = (
+            "trainer.sync_ref_model needs a reference of its own, and under lora it is the policy without its adapter"
+        )
+        raise RecipeError(what, where=str(job.loaded.path), hint="drop one of the two")
+    common["reward_funcs"], args.reward_weights = load_terms(recipe, job.tokenizer, args)
+    measured = recipe.stage == "ppo" or args.beta != 0  # whether the KL to the policy as it was is needed
+    common["reference"] = load_reference(recipe, job.tokenizer, args.seed) if measured and not recipe.lora else None
+    if recipe.stage == "ppo":
+        from ..ppo.build import load_critic
+        from ..ppo.trainer import PPOTrainer
+
+        return PPOTrainer(**common, critic=load_critic(recipe, job.tokenizer, model))
+    grouped = recipe.stage == "grpo"
+    trainer_class = rollout.RowSamplingGRPOTrainer if grouped else rollout.RowSamplingRLOOTrainer
+    return keeping_reference(trainer_class, common, moves=moves and measured)
