@@ -306,9 +306,11 @@ def _without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterat
 
     TRL needs one where beta is not 0 and there are no adapters to switch off.
     """
+    if reference is None:
+        yield
+        return
     kept = {"beta": args.beta, "sync_ref_model": args.sync_ref_model}
-    if reference is not None:
-        args.beta, args.sync_ref_model = 0.0, False
+    args.beta, args.sync_ref_model = 0.0, False
     try:
         yield
     finally:
