@@ -162,8 +162,8 @@ def _apply(document: Document, override: str) -> None:
     name, separator, text = override.partition("=")
     parts = name.replace("[", ".").replace("]", "").split(".")
     if not separator:
-        key = re.match(r"-*([\w.\[\]]*)", name)
-        word = (key and key[1]) or "trainer.seed"
+        found = re.match(r"-*([\w.\[\]]*)", name)
+        word = (found and found[1]) or "trainer.seed"
         raise ValueError(f"is not of the form key=value; write {word}=VALUE, or {word}=null for the default")
     if not all(parts):
         raise ValueError("is not of the form key=value; a key is words with a point between, as trainer.seed=1")
