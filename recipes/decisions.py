@@ -278,6 +278,7 @@ def check_adapter(recipe: Recipe, model: Any) -> None:
     Raises:
         RecipeError: With each name, and what may have been meant.
     """
+    import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -318,6 +319,8 @@ def check_adapter(recipe: Recipe, model: Any) -> None:
         problems.append(
             "lora.target_modules names the head alone, which is trained in full as it is; name other modules"
         )
+    if spec.use_dora and recipe.quantization == "int8" and not torch.accelerator.is_available():
+        problems.append("lora.use_dora: bitsandbytes cannot run int8 weights under DoRA on a CPU; say nf4, or drop one")
     if spec.target_modules == []:
         problems.append("lora.target_modules is empty; say all-linear, or name modules")
     if problems:

@@ -29,6 +29,8 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {"lora": {"modules_to_save": ["layers"]}}, {}, "'layers' holds all layers"),
     ("sft", {"lora": {"modules_to_save": ["q_proj"]}, "quantization": "nf4"}, {}, "'q_proj' is quantized"),
     ("sft", {"lora": {"modules_to_save": ["lm_head", "norm"]}, "quantization": "nf4"}, {}, None),
+    ("sft", {"lora": {"use_dora": True}, "quantization": "int8"}, {}, "int8 weights under DoRA on a CPU"),
+    ("sft", {"lora": {"use_dora": True}, "quantization": "nf4"}, {}, None),
     ("classify", {"lora": {"target_modules": ["score"]}}, {}, "names the head alone"),
     ("classify", {"classify": {"labels": ["0", "1", "0"]}}, {}, "names the class '0' twice"),
     ("sft", {}, {"report_to": "wandb"}, "pip install wandb"),
