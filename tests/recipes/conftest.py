@@ -162,3 +162,10 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     times = ("_runtime", "_per_second", "step_time")
     return [{key: value for key, value in line.items() if not key.endswith(times)} for line in lines]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many commands were killed and ended all the same as if they had not been."""
+    kills = [name for report in terminalreporter.getreports("passed") for name, _ in report.user_properties]
+    if "kill" in kills:
+        terminalreporter.write_line(f"{kills.count('kill')} kills, each with the same bits in the end")

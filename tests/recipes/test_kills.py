@@ -25,6 +25,18 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _counted(record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the summary of the tests say how many kills there were."""
+    plain = Killer.kill
+
+    def kill(self: Killer, at: int) -> None:
+        plain(self, at)
+        record_property("kill", self.events[at - 1].strip())
+
+    monkeypatch.setattr(Killer, "kill", kill)
+
+
 @pytest.fixture
 def killer(tmp_path: Path, make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Killer]:
     """Returns a function that makes a killer of a training run, its token cache included."""
@@ -58,6 +70,16 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_takes_no_step_more
 def test_every_stage_ends_with_the_same_bits_wherever_it_was_killed(killer: Callable[..., Killer], stage: str) -> None:
     runs = killer(stage)
     for at in runs.chosen(KILLS):
+        runs.kill(at)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_preparation_ends_with_the_same_bits_wherever_it_was_killed(killer: Callable[..., Killer]) -> None:
+    runs = killer("pretrain")
+    changes = [at for at, event in enumerate(runs.events, 1) if " cache/" in event]
+    assert len(changes) > 2
+    for at in changes[:: max(1, len(changes) // KILLS)]:
         runs.kill(at)
 
 
@@ -102,8 +124,7 @@ def scored(tmp_path: Path, make_recipe: Callable[..., Path]) -> Path:
 def test_scoring_and_judging_write_the_same_wherever_they_were_killed(scored: Path, tmp_path: Path) -> None:
     arguments = ["score", scored / "run", "--suite", scored / "suite.yaml"]
     runs = Killer(Command(scored, arguments), tmp_path / "scratch")
-    assert any("judgments.jsonl" in event for event in runs.events)
-    for at in runs.chosen(2 * KILLS):
+    for at in [*named(runs, "scores.jsonl", "judgments.jsonl"), *runs.chosen(2 * KILLS)]:
         runs.kill(at)
 
 
