@@ -11,7 +11,7 @@ from ..thinking import strip_thinking
 from .judgments import Status
 from .spec import JudgeSettings
 
-PARSER = 1
+PARSER = 2
 """A part of the version of judges that write or are behind a server: raise it when a change here changes a verdict."""
 LEAST_MASS = 0.5
 """What the labels must hold of the probability at a server: with less, it would say something else."""
@@ -90,8 +90,9 @@ _NUMBER = re.compile(
 # --- sentences ---
 
 _ENDS = re.compile(
-    r"(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?;。][\"')\]*_`]*(?=\s|$)|\n[^\S\n]*\n|[\].!?;:*]\s*\n|\n(?=\s*[A-Z#*>|\d-])"
+    r"(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?。][\"')\]*_`]*(?=\s|$)|\n[^\S\n]*\n|[\].!?;:*]\s*\n|\n(?=\s*[A-Z#*>|\d-])"
 )
+_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor)|n't)[\s*_`\"'(:]*$", re.IGNORECASE)  # right before a mark
 # What says, right before a mark that ends its sentence, that it takes the place of an earlier one.
 _INSTEAD = re.compile(
     r"\b(?:final(?:ly)?|in the end|eventually|ultimately|after all|on (?:balance|reflection)|now|no|actually|instead"
@@ -165,7 +166,7 @@ def _last(text: str, settings: JudgeSettings) -> tuple[float | None, str]:
         return _read(text, settings, bare=True), ""
     last, value = marks[-1], _value(marks[-1], settings)
     rest = text[last.end() :]
-    if value is None or _contradicted(text, marks, settings):
+    if value is None or _DENIED.search(text[: last.start()]) or _contradicted(text, marks, settings):
         return None, rest
     loose = [_read(match[1], settings) for match in _LOOSE.finditer(rest)]
     return (None if any(said is not None and said != value for said in loose) else value), rest

@@ -206,6 +206,9 @@ def test_scales_and_words_within_the_brackets_are_read(text: str, preference: fl
     "text",
     [
         "[[A]] is better than [[B]].",
+        "I choose [[A]]; [[B]] is worse",
+        "It is not [[A]].",
+        "It isn't **[[B]]**",
         "[[A]], not [[B]].",
         "[[A]] beats [[B]]",
         "[[B]] loses to [[A]], I think",
