@@ -92,7 +92,19 @@ _NUMBER = re.compile(
 _ENDS = re.compile(
     r"(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?。][\"')\]*_`]*(?=\s|$)|\n[^\S\n]*\n|[\].!?;:*]\s*\n|\n(?=\s*[A-Z#*>|\d-])"
 )
-_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor)|n't)[\s*_`\"'(:]*$", re.IGNORECASE)  # right before a mark
+# What takes a mark back, right before it and right behind it.
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|nor|no|cannot|rather than|instead of|less than|more than)|n't)"
+    r"(?:\s+(?:quite|really|exactly|necessarily|clearly|be|is|it|it's|that|the|answer|verdict|winner|think|believe|say"
+    r"|choose|pick|prefer|call|go|with|for)\b){0,4}[\s*_`\"'(]*$|~~\s*$|<(?:s|del|strike)>\s*$",
+    re.IGNORECASE,
+)
+_REJECTED = re.compile(
+    r"[\s*_`\"')]*(?:(?:is|was|seems|would be)\s+(?:clearly\s+|just\s+)?"
+    r"(?:not|never|wrong|incorrect|worse|worst|the (?:worse|worst|loser))|isn't|wasn't|loses|lost"
+    r"|does(?:n't| not) win|~~)",
+    re.IGNORECASE,
+)
 # What says, right before a mark that ends its sentence, that it takes the place of an earlier one.
 _INSTEAD = re.compile(
     r"\b(?:final(?:ly)?|in the end|eventually|ultimately|after all|on (?:balance|reflection)|now|no|actually|instead"
@@ -166,7 +178,9 @@ def _last(text: str, settings: JudgeSettings) -> tuple[float | None, str]:
         return _read(text, settings, bare=True), ""
     last, value = marks[-1], _value(marks[-1], settings)
     rest = text[last.end() :]
-    if value is None or _DENIED.search(text[: last.start()]) or _contradicted(text, marks, settings):
+    if value is None or _DENIED.search(text[: last.start()][-99:]) or _REJECTED.match(rest):
+        return None, rest
+    if _contradicted(text, marks, settings):
         return None, rest
     loose = [_read(match[1], settings) for match in _LOOSE.finditer(rest)]
     return (None if any(said is not None and said != value for said in loose) else value), rest
