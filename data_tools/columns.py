@@ -26,6 +26,8 @@ READ: "dict[FormatName, frozenset[str]]" = {
     "classification": frozenset({"text", "text_pair", "label"}),
 }
 """The columns that each format reads; what else a row has is named in reports."""
+# Columns of one meaning: the first of them that a row has is read.
+_ONE_OF = (("messages", "conversations", "conversation"), ("completion", "response"), ("output", "response"))
 _TALKS = _TALK | _PAIR | {"chosen", "rejected"}
 _TEMPLATE_ARGUMENTS = ("chat_template", "chat_template_kwargs", "enable_thinking")
 
@@ -58,6 +60,8 @@ def unread(row: Values, format_name: "FormatName") -> set[str]:
     read = READ[format_name]
     if format_name in ("preference", "unpaired") and row.get("prompt") is None:
         read = read | _TALK
+    for names in _ONE_OF:
+        read -= set([name for name in names if name in read and row.get(name) is not None][1:])
     found = {f"column {name}" for name in row.keys() - read if row[name] is not None}
     for name in _TALKS & read & row.keys():
         found |= {f"message key {key}" for key in unread_keys(row[name])}

@@ -157,6 +157,18 @@ def test_what_nothing_reads_is_counted_and_named_once_for_each_source(run):
     assert run(rows).report == made.report
 
 
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"messages": [Q, RIGHT], "conversations": [Q, WRONG]}, "column conversations"),
+        ({"prompt": "q", "completion": "a", "response": "b"}, "column response"),
+        ({"instruction": "q", "output": "a", "response": "b"}, "column response"),
+    ],
+)
+def test_a_second_column_of_one_meaning_is_named(run, row, unread):
+    assert run([row]).report.sources[0].unread == {unread: 1}
+
+
 def test_a_completion_keeps_its_marks_and_a_preferred_answer_refuses_them(run, tokenizer):
     row = {"prompt": [Q, WRONG, AGAIN], "completion": [{**WRONG, "weight": 0}, AGAIN, RIGHT]}
     assert learnt(tokenizer, run([row])) == "four<|im_end|>"
