@@ -178,4 +178,5 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path, tiny_model_dir: Pat
     folders, suite = prepare(tmp_path, reward(tiny_model_dir))
     report = judge(folders, suite, device="cpu")
     assert report.exit_code == 1
-    assert "not a reward model but a language model" in report.problems[0]
+    assert "a reward model is needed" in report.problems[0]
+    assert "LlamaForCausalLM, a language model" in report.problems[0]

@@ -88,7 +88,8 @@ def test_packed_rows_count_every_token(make_recipe: Callable[..., Path]) -> None
 def test_scoring_before_the_first_step_keeps_the_first_weights(
     make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
-    (tmp_path / "suite.yaml").write_text("perplexity: []\n")
+    (tmp_path / "text.txt").write_text("The quick brown fox.\n")
+    (tmp_path / "suite.yaml").write_text("perplexity: [{name: text, path: text.txt}]\n")
     run_dir = run(make_recipe(), score={"suite": "suite.yaml", "every": "checkpoint", "start": True})
     start = checkpoints.read_manifest(run_dir / "checkpoint-0")
     assert start is not None
