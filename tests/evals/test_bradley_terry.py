@@ -82,6 +82,7 @@ def battles(rng, prompts: int, own: float = 1.0):
     return np.tile(one, prompts), np.tile(other, prompts), (outcome.ravel(), np.repeat(np.arange(prompts), 10))
 
 
+@pytest.mark.slow
 def test_95_percent_intervals_of_ratings_cover_the_truth_93_to_97_times_in_100():
     """800 replicates of five players: a standard error of at most .8%, so the bounds are 2.6 of them away or more."""
     rng = np.random.default_rng(1)

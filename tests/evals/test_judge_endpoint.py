@@ -375,6 +375,7 @@ judge([Path(p) for p in sys.argv[2:]], load_suite(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_pay_once(tmp_path: Path):
     with FaultServer(reply=reply, delay=0.05) as server:
         folders, _ = prepare(tmp_path, entry(server.url), prompts=20)

@@ -144,6 +144,7 @@ def test_length_control_does_not_depend_on_the_order_of_rows():
 
 
 @pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.slow
 def test_95_percent_intervals_at_equal_length_cover_the_truth_93_to_97_times_in_100(samples):
     """400 replicates: a standard error of 1.1%, so the bounds are those and one standard error more."""
     rng = np.random.default_rng(samples)

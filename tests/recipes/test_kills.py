@@ -58,6 +58,7 @@ def named(runs: Killer, *ends: str) -> list[int]:
     return [max(n for n, event in enumerate(runs.events, 1) if event.strip().endswith(end)) for end in ends]
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_last_checkpoint_and_its_end_takes_no_step_more(killer: Callable[..., Killer]) -> None:
     runs = killer("sft")
     for at in named(runs, "run/log.jsonl", "run/model.safetensors", "run/run.json"):
