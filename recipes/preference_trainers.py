@@ -23,6 +23,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trl.trainer.utils import use_adapter
 
 from .errors import RecipeError
+from .job import Job
 
 
 class PairCollator(DataCollatorForPreference):
@@ -224,6 +225,21 @@ class ReferenceKeeper(TrainerCallback):
 
     def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.FILE
+
+
+def refuse_moving(job: Job, lacking: str) -> None:
+    """Refuses a reference that is to move with the policy where there is none to move.
+
+    Args:
+        job: The job, whose trainer has ``sync_ref_model``.
+        lacking: What leaves it without one; empty where it has one.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if lacking:
+        what = f"trainer.sync_ref_model needs a reference of its own to move, and with {lacking} there is none"
+        raise RecipeError(what, where=str(job.loaded.path), hint="drop one of the two")
 
 
 def keeping_reference(trainer_class: Any, common: dict[str, Any], *, moves: bool) -> Any:

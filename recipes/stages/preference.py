@@ -14,7 +14,6 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
-from ..errors import RecipeError
 from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head, load_reference
@@ -65,12 +64,8 @@ def build(
     paired = job.loaded.recipe.stage == "dpo"
     # The reference is the policy without its adapter, or its log-probabilities are computed before, or it is loaded.
     lacking = "lora" if job.loaded.recipe.lora else "trainer.precompute_ref_log_probs" * args.precompute_ref_log_probs
-    if args.sync_ref_model and lacking:
-        raise RecipeError(
-            f"trainer.sync_ref_model needs a reference of its own to move, and with {lacking} there is none",
-            where=str(job.loaded.path),
-            hint="drop one of the two",
-        )
+    if args.sync_ref_model:
+        trainers.refuse_moving(job, lacking)
     reference = None if lacking else load_reference(job.loaded.recipe, job.tokenizer, args.seed)
     trainer_class = trainers.PreparedDPOTrainer if paired else trainers.PreparedKTOTrainer
     return trainers.keeping_reference(trainer_class, common | {"ref_model": reference}, moves=args.sync_ref_model)

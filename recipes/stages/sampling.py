@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...data_tools.prepare import Prepared
 from .. import examples
-from ..errors import RecipeError
 from ..job import Job
 from ..model import load_reference
 from . import STAGES
@@ -49,7 +48,7 @@ def build(
         RecipeError: One of them cannot be loaded; the reference is to move, but is the policy without its adapter.
     """
     from .. import rollout
-    from ..preference_trainers import keeping_reference
+    from ..preference_trainers import keeping_reference, refuse_moving
     from ..rewards import load_terms
 
     recipe = job.loaded.recipe
@@ -58,11 +57,8 @@ def build(
 
         return rollout.RowSamplingDistillationTrainer(**common, teacher=load_teacher(recipe.teacher, job.tokenizer))
     moves = getattr(args, "sync_ref_model", False)  # PPO's stays
-    if moves and recipe.lora:
-        what = (
-            "trainer.sync_ref_model needs a reference of its own, and under lora it is the policy without its adapter"
-        )
-        raise RecipeError(what, where=str(job.loaded.path), hint="drop one of the two")
+    if moves:
+        refuse_moving(job, "lora" if recipe.lora else "")
     common["reward_funcs"], args.reward_weights = load_terms(recipe, job.tokenizer, args)
     measured = recipe.stage == "ppo" or args.beta != 0  # whether the KL to the policy as it was is needed
     common["reference"] = load_reference(recipe, job.tokenizer, args.seed) if measured and not recipe.lora else None
