@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from posttrain.evals.bradley_terry import SCALE, fit
+from posttrain.evals.stats.bradley_terry import SCALE, fit
 
 CEILING, POINTS = 2.0, 0.5
 DRAWS, FEW = 1000, 3

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import classification_figures as figures
 from .errors import EvalError, SuiteError
 from .evaluate_metrics import compute_metrics
 from .forward import outputs
@@ -15,6 +14,7 @@ from .labels import encode, problem_of
 from .models import LoadedModel, head_config
 from .records import Metric, Result, parquet
 from .spec import ClassificationSpec, SuiteSpec
+from .stats import classification as figures
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from .errors import RowsError
 if TYPE_CHECKING:
     import numpy as np
 
-    from .classification_figures import Problem
+    from .stats.classification import Problem
 
 _SHOWN = 5
 _LARGEST = 3e38  # a float32 holds no more
@@ -36,7 +36,7 @@ def class_name(label: Any) -> str:
 def encode(
     labels: Sequence[Any], names: Sequence[str], problem: "Problem", where: str, rows: Sequence[str] = ()
 ) -> "np.ndarray":
-    """Turns labels into what ``classification_figures.measure`` compares with.
+    """Turns labels into what ``stats.classification.measure`` compares with.
 
     A label is the name of a class, or for several labels a list of names. Where no label is a name but all are whole
     numbers, they are the numbers of outputs, as with models that others have trained.

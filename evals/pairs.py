@@ -20,9 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bootstrap import estimate, midranks
-from .calibration import ece
-from .classification_figures import LOWER_IS_BETTER, correlation, sigmoid
 from .errors import EvalError, SuiteError
 from .forward import token_sums
 from .heldout import fingerprint, read
@@ -31,6 +28,8 @@ from .perplexity import ratio
 from .records import Metric, Result, parquet
 from .reward import RewardReader
 from .spec import PairsSpec, SuiteSpec
+from .stats.bootstrap import estimate, midranks
+from .stats.classification import LOWER_IS_BETTER, correlation, ece, sigmoid
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from .jobs import Job
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
 from .records import LOCKS, Result, Score, ScoreStore
 from .spec import Chat, SuiteSpec, load_suite
-from .statistics import spelt
+from .stats.intervals import spelt
 from .targets import Target, Unfinished, find_targets, is_closed, is_run
 
 Progress = Callable[[str], None]

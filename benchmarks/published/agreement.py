@@ -23,7 +23,7 @@ from posttrain.evals.judging.bench import Bench
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.questions import Pair, Question, questions_of
 from posttrain.evals.judging.spec import JudgingSpec, load_judges
-from posttrain.evals.statistics import kappa, wilson
+from posttrain.evals.stats.intervals import kappa, wilson
 
 Labelled = tuple[str, str, str, float]  # prompt, two answers, and how much the first is preferred
 HERE = Path(__file__).parent

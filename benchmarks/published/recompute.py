@@ -26,9 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from posttrain.evals.length_control import FOLDS, Design, at_equal_length, choose_strength, fit
-from posttrain.evals.statistics import binary_successes, mean_estimate
-from posttrain.evals.win_rates import Anchors, counts, length_controlled, pool_difficulty, win_rate
+from posttrain.evals.stats.intervals import binary_successes, mean_estimate
+from posttrain.evals.stats.win_rates import (
+    FOLDS,
+    Anchors,
+    Design,
+    at_equal_length,
+    choose_strength,
+    counts,
+    fit,
+    length_controlled,
+    pool_difficulty,
+    win_rate,
+)
 
 EXACT, CONTROLLED = 1e-6, 0.02
 FILES = ("leaderboard_rows_for_these_models", "instruction_difficulty", "annotations_compact_5models")

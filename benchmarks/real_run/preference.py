@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain.evals.statistics import wilson
+from posttrain.evals.stats.intervals import wilson
 from posttrain.recipes.job import Job, open_job
 from posttrain.recipes.load import load
 from posttrain.recipes.stages.preference import prepare_rows

@@ -121,7 +121,7 @@ def fit() -> None:
 
 def baseline(name: str) -> list[Any]:
     """Fits the baseline on the training rows and returns its figures on the test rows."""
-    from posttrain.evals.classification_figures import measure
+    from posttrain.evals.stats.classification import measure
 
     train, test = read_back(name, "train"), read_back(name, "test")
     if name == "stsb":
@@ -190,7 +190,7 @@ def print_table() -> None:
 
 def shown(metric: Any) -> str:
     """Formats a figure with its interval."""
-    from posttrain.evals.statistics import interval, scale_of
+    from posttrain.evals.stats.intervals import interval, scale_of
 
     if metric is None:
         return "-"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePath
 
-from ..statistics import Estimate
+from ..stats.intervals import Estimate
 from .audit_figures import (
     Agreement,
     Share,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..statistics import Estimate, kappa, mean_estimate, wilson
+from ..stats.intervals import Estimate, kappa, mean_estimate, wilson
 from .battles import Battle, battles
 from .judgments import Judgment
 

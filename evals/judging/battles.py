@@ -1,55 +1,11 @@
 """From single judgments to battles: both orders and all repeats of one question make one verdict."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from ..stats.win_rates import Battle
 from .judgments import Judgment
 
 _TIE = 1e-9  # how far from .5 a preference still is a tie
-
-
-@dataclass(frozen=True)
-class Battle:
-    """What one judge made of two answers to one prompt.
-
-    Attributes:
-        judge: The judge's name.
-        judge_version: Its version.
-        task: The prompt set.
-        prompt_key: The prompt: battles that share it are not independent, so it is the cluster of every interval.
-        prompt_id: Its id.
-        category: Its category.
-        sample: Which of the candidate's answers.
-        candidate: Model hash of the candidate.
-        opponent: Model hash of the other.
-        candidate_length: Characters.
-        opponent_length: Characters.
-        preference: The candidate's, in [0, 1]: within each order the mean of the repeats, then the mean of the orders,
-            so that a verdict that turns with the order is a tie. None if an order that was asked gave no verdict.
-        flipped: Whether the orders named different winners; None with one order, or where one gave no verdict.
-        judged: Judgments with a verdict.
-        asked: Judgments in all.
-        net: Who has the votes of the orders together, as JudgeBench counts (Tan et al. 2024, arXiv:2410.12784): 1 the
-            candidate, -1 the other, 0 neither. A win and a tie are a win here, which ``preference`` makes a tie. None
-            where an order gave no verdict.
-    """
-
-    judge: str
-    judge_version: str
-    task: str
-    prompt_key: str
-    prompt_id: str
-    category: str | None
-    sample: int
-    candidate: str
-    opponent: str
-    candidate_length: int
-    opponent_length: int
-    preference: float | None
-    flipped: bool | None
-    judged: int
-    asked: int
-    net: int | None = None
 
 
 def battles(judgments: Iterable[Judgment]) -> list[Battle]:

@@ -15,7 +15,7 @@ from ..answers import AnswerSet
 from ..generations import Prompts, define
 from ..records import LOCKS, Result, Score, ScoreStore
 from ..spec import SuiteSpec
-from ..statistics import spelt
+from ..stats.intervals import spelt
 from . import scores as judge_scores
 from .bench import Bench
 from .budget import Spending

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..answers import AnswerSet
 from ..records import Metric, Result, parquet
-from ..statistics import Estimate, mean_estimate
-from ..win_rates import counts, win_rate
+from ..stats.intervals import Estimate, mean_estimate
+from ..stats.win_rates import counts, win_rate
 from .battles import Battle, battles
 from .bench import Bench
 from .judgments import Judgment

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..statistics import interval, overlap, scale_of
+from ..stats.intervals import interval, overlap, scale_of
 from .facts import STAMP
 from .lineage import Scored
 from .model import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing

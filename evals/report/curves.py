@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..best_of_n import FILE
 from ..curves import Point, Segment, Series, chart, thin
-from ..statistics import interval, scale_of
+from ..stats.intervals import interval, scale_of
 from .charts import Chart
 from .model import Curve, CurvePoint, Leaderboard, Notice, Run
 from .text import plain, text, whole

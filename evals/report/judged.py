@@ -9,12 +9,12 @@ from ..judging.audit import AuditRow
 from ..judging.battles import Battle, battles
 from ..judging.judgments import NULL, Judgment
 from ..stats.compare import Difference, paired_difference
-from ..win_rates import DRAWS, all_rates
+from ..stats.win_rates import DRAWS, all_rates
 from .judged_model import Judging, Match, Player, Ranked, Share, Spent
 from .text import plain
 
 if TYPE_CHECKING:
-    from ..statistics import Estimate
+    from ..stats.intervals import Estimate
 
 _REFITS = 100  # pairs of players up to which each length-controlled win rate gets its interval
 
@@ -150,7 +150,7 @@ def _ranking(
     found: Sequence[Battle], players: Sequence[Player]
 ) -> tuple[tuple[Ranked, ...], str | None, dict[tuple[str, str], Difference]]:
     """Ranks players by Bradley-Terry; two players need no ranking, and players that never met have none."""
-    from ..bradley_terry import components, fit
+    from ..stats.bradley_terry import components, fit
 
     decided = [battle for battle in found if battle.preference is not None]
     met = {name for battle in decided for name in (battle.candidate, battle.opponent)}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..statistics import Interval
 from ..stats.compare import Verdict
+from ..stats.intervals import Interval
 from .judged_model import Judging, Sample, Usage
 
 SCHEMA = 1

@@ -5,12 +5,12 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Literal
 
-from ..bradley_terry import standing
 from ..checkpoints import FINAL
 from ..errors import SuiteError
-from ..selection import select
-from ..statistics import scale_of
 from ..stats import compare
+from ..stats.bradley_terry import standing
+from ..stats.intervals import scale_of
+from ..stats.selection import select
 from .items import Items
 from .judged_model import Judging, Match
 from .lineage import row_label

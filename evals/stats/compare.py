@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from ..statistics import clustered_stderr, codes, t_quantile
+from .intervals import clustered_stderr, codes, t_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -14,7 +14,7 @@ from ..errors import RecipeError
 if TYPE_CHECKING:
     import torch
 
-    from ...evals.classification_figures import Problem
+    from ...evals.stats.classification import Problem
 
 
 # How data sets spell that a row has no label; the first two are no names of classes even among words.

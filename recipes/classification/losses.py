@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from ...evals.classification_figures import Problem
+from ...evals.stats.classification import Problem
 
 
 def hard_losses(

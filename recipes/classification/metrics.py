@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...evals.classification import answers
-from ...evals.classification_figures import measure, probabilities
 from ...evals.evaluate_metrics import compute_metrics, load_metric
+from ...evals.stats.classification import measure, probabilities
 from ..schema import ClassifySpec
 
 

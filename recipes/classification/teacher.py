@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...evals.classification_figures import Problem
 from ...evals.forward import outputs
 from ...evals.labels import problem_of
 from ...evals.models import make_room
+from ...evals.stats.classification import Problem
 from ..distillation.student import whole_weights
 from ..distillation.teacher import check_vocabulary, teacher_config
 from ..errors import RecipeError

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer
 
-from ...evals.classification_figures import Problem
 from ...evals.models import ADAPTER, save_head
+from ...evals.stats.classification import Problem
 from .losses import hard_losses, soft_losses
 from .rows import ClassifyRows, StepSampler
 

@@ -3,9 +3,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from posttrain.evals import battle_counts
-from posttrain.evals.bradley_terry import MEAN, SCALE, components, fit
 from posttrain.evals.errors import EvalError
+from posttrain.evals.stats import bradley_terry
+from posttrain.evals.stats.bradley_terry import MEAN, SCALE, components, fit
 
 # Agresti, "Categorical Data Analysis", 2nd edition (2002), table 10.10: wins of the row's team over the column's in the
 # American League's Eastern Division, 1987, and table 10.11: the fitted strengths, Baltimore being 0.
@@ -241,9 +241,9 @@ def test_merging_clusters_of_one_battle_changes_no_distribution(monkeypatch):
     single = np.arange(len(a))
     single[:40] = 0  # a few battles share a prompt, which must survive
     plain = fit(a, b, outcome, single, draws=4000)
-    monkeypatch.setattr(battle_counts, "_MANY", 100)
+    monkeypatch.setattr(bradley_terry, "_MANY", 100)
     merged = fit(a, b, outcome, single, draws=4000, seed=1)
-    monkeypatch.setattr(battle_counts, "_DENSE", 0)
+    monkeypatch.setattr(bradley_terry, "_DENSE", 0)
     sparse = fit(a, b, outcome, single, draws=4000, seed=2)
     for other in (merged, sparse):
         assert other.rating == pytest.approx(plain.rating)

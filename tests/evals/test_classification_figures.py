@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from posttrain.evals.bootstrap import estimate, midranks
-from posttrain.evals.calibration import ece
-from posttrain.evals.classification_figures import compute, measure, probabilities
 from posttrain.evals.records import Metric
+from posttrain.evals.stats.bootstrap import estimate, midranks
+from posttrain.evals.stats.classification import compute, ece, measure, probabilities
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn import metrics as sklearn_metrics
 
@@ -114,7 +113,7 @@ def test_a_replicate_is_the_figure_of_the_drawn_rows():
     assert estimate(spy, 40, seed=0, draws=50)["n"].stderr is None  # every resample has as many rows: no spread
     for metric in compute("single_label", list("abc"), p[drawn], y[drawn], draws=0):
         seen[metric.name] = metric.value
-    from posttrain.evals import classification_figures
+    from posttrain.evals.stats import classification as classification_figures
 
     weights = np.bincount(drawn, minlength=40)[None].astype(float)
     truth, chosen = np.eye(3)[y], np.eye(3)[p.argmax(axis=1)]

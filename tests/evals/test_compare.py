@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from posttrain.evals.statistics import mean_estimate
 from posttrain.evals.stats.compare import (
     Question,
     compare,
@@ -14,6 +13,7 @@ from posttrain.evals.stats.compare import (
     unpaired_difference,
     verdict,
 )
+from posttrain.evals.stats.intervals import mean_estimate
 
 
 def binary(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:

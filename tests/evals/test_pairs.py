@@ -65,7 +65,7 @@ def test_a_model_that_knows_nothing_scores_what_chance_does():
 
 
 def test_the_accuracys_interval_is_that_of_a_proportion():
-    from posttrain.evals.statistics import interval, wilson
+    from posttrain.evals.stats.intervals import interval, wilson
 
     one = by_name([1.0] * 30 + [-1.0] * 10)["accuracy"]
     assert interval(one.value, one.stderr, one.n) == wilson(30, 40)

@@ -13,7 +13,7 @@ from posttrain.evals.report import build, write
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.tables import to_csv, to_json
-from posttrain.evals.statistics import spelt
+from posttrain.evals.stats.intervals import spelt
 
 from .report_fixtures import EVIL, lineage, make_run, score, share
 

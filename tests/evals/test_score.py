@@ -13,7 +13,7 @@ from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
 from posttrain.evals.spec import load_suite
-from posttrain.evals.statistics import spelt
+from posttrain.evals.stats.intervals import spelt
 
 from .conftest import add_checkpoint, write_run_json
 

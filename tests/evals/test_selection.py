@@ -1,7 +1,7 @@
 import math
 
 import numpy as np
-from posttrain.evals.selection import first_half, select
+from posttrain.evals.stats.selection import first_half, select
 
 
 def world(seed: int, checkpoints: int = 20, items: int = 100, gap: float = 0.0) -> dict[str, dict[str, float]]:

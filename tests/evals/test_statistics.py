@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 from posttrain.evals.records import Metric
-from posttrain.evals.statistics import (
+from posttrain.evals.stats.intervals import (
     Interval,
     binary_successes,
     clustered_stderr,

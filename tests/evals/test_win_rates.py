@@ -4,8 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from posttrain.evals.judging.battles import Battle
-from posttrain.evals.length_control import STRENGTHS, Design, at_equal_length, choose_strength, fit
-from posttrain.evals.win_rates import Anchors, all_rates, counts, length_controlled, pool_difficulty, rates, win_rate
+from posttrain.evals.stats.win_rates import (
+    STRENGTHS,
+    Anchors,
+    Design,
+    all_rates,
+    at_equal_length,
+    choose_strength,
+    counts,
+    fit,
+    length_controlled,
+    pool_difficulty,
+    rates,
+    win_rate,
+)
 
 
 def battle(

@@ -11,7 +11,7 @@ predictions), it is left out and a note says so; nothing is quietly counted as 0
   coefficient", Computational Biology and Chemistry 28 (2004)).
 - **Brier score** is the squared distance of the probabilities from the truth (Brier, Monthly Weather Review 78 (1950)):
   summed over classes where there are more than two, of the second class for two, the mean over labels for multi-label.
-- **ECE** is described in ``calibration``.
+- **ECE** is described in :func:`ece`.
 - Pearson's and Spearman's correlations and the mean squared error are those of the textbooks.
 
 Accuracy, precision and recall are shares of counted rows, and the report gives them Wilson intervals. Means have the
@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..records import Metric
 from .bootstrap import DRAWS, Estimate, estimate, midranks
-from .calibration import ece
-from .records import Metric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +37,7 @@ Problem = Literal["single_label", "multi_label", "regression"]
 PRIMARY: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1_macro", "regression": "pearson"}
 LOWER_IS_BETTER = frozenset({"ece", "brier", "nll", "mse"})
 THRESHOLD = 0.5
+BINS = 15
 _NAMED = 5  # classes named in a note
 
 
@@ -324,3 +324,35 @@ def _note_classes(sheet: _Sheet, labels: Sequence[str], truth: "Floats", chosen:
 def _names(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
     return ", ".join(f"'{label}'" for label in labels[:_NAMED]) + more
+
+
+def ece(
+    confidence: "NDArray[np.float64]", right: "NDArray[np.float64]"
+) -> "Callable[[NDArray[np.float64]], NDArray[np.float64]]":
+    """Compiles the expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    ``sum_m |B_m| / n * |accuracy(B_m) - confidence(B_m)|`` over 15 bins of equal width on (0, 1], as in the paper.
+
+    Being a sum of absolute values it is biased upwards: a calibrated model of ``n`` rows scores about
+    ``sqrt(bins / n)`` times a constant, not 0. Compare it between models on the same rows only.
+
+    Args:
+        confidence: The probability given to the prediction, ``[n]``, or ``[n, k]`` for ``k`` predictions a row.
+        right: 1 where the prediction is right, 0 where it is wrong, of the same shape; a tie may be 0.5.
+
+    Returns:
+        A function from the weights of rows ``[resamples, n]`` to the error of each resample.
+    """
+    confidence = confidence.reshape(len(confidence), -1)
+    right = right.reshape(confidence.shape)
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    gaps = np.zeros((len(confidence), BINS))
+    rows = np.arange(len(confidence))
+    for column in range(confidence.shape[1]):
+        gaps[rows, bins[:, column]] += right[:, column] - confidence[:, column]
+    per_row = confidence.shape[1]
+
+    def figure(weights: "NDArray[np.float64]") -> "NDArray[np.float64]":
+        return np.abs(weights @ gaps).sum(axis=1) / (per_row * weights.sum(axis=1))
+
+    return figure

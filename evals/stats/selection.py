@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from .statistics import Estimate, mean_estimate
+from .intervals import Estimate, mean_estimate
 
 
 @dataclass(frozen=True)

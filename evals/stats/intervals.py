@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..records import Metric
 from .bootstrap import estimate
-from .records import Metric
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

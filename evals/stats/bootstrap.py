@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .records import Metric
+from ..records import Metric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
