@@ -12,7 +12,7 @@ from ..data_tools.sources import data_suffix, is_hub, local_files
 from ..data_tools.spec import SourceSpec
 from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
 from .errors import SuiteError
-from .judging.spec import JudgingSpec, resolve_judging
+from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
 from .prompt_sets import PROMPTS, PromptsSpec
 

@@ -19,10 +19,10 @@ from random import Random
 
 from posttrain.data_tools.files import hash_json
 from posttrain.evals.answers import Answer, AnswerSet
+from posttrain.evals.judges import JudgingSpec, load_judges
 from posttrain.evals.judging.bench import Bench
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.questions import Pair, Question, questions_of
-from posttrain.evals.judging.spec import JudgingSpec, load_judges
 from posttrain.evals.stats.intervals import kappa, wilson
 
 Labelled = tuple[str, str, str, float]  # prompt, two answers, and how much the first is preferred

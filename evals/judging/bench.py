@@ -9,6 +9,7 @@ from ...data_tools.files import hash_json
 from ..answers import AnswerSet
 from ..checkpoints import model_hash
 from ..errors import SuiteError
+from ..judges import Judge
 from . import values as judge_values
 from .endpoint import EndpointJudge
 from .lineage import refuse_own_reward
@@ -16,7 +17,6 @@ from .model import ModelJudge
 from .parse import PARSER, Verdict
 from .prompt import JudgePrompt
 from .questions import Question
-from .spec import Judge
 
 _METHOD = 2  # raise when a change here changes verdicts
 Take = Callable[[Question, Verdict], None]

@@ -9,10 +9,10 @@ from typing import Any
 from ...data_tools.endpoint import REJECTED, Budget, EndpointSpec, Reply, Request
 from ...data_tools.endpoint_client import Endpoint
 from ...data_tools.files import write_json
+from ..judges import Judge
 from .parse import Verdict, from_tokens, parse
 from .prompt import JudgePrompt, Rendered
 from .questions import Question
-from .spec import Judge
 
 RECORDS = ".judging"
 _TOP = 20  # as many likeliest tokens as OpenAI's protocol gives

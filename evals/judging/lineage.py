@@ -8,8 +8,8 @@ from typing import Any
 from ..answers import AnswerSet
 from ..checkpoints import weights_hash
 from ..errors import SuiteError
+from ..judges import Judge
 from ..targets import RUN_FILE
-from .spec import Judge
 
 _DEPTH = 100  # stages that a candidate may have behind it
 

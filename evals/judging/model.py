@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...data_tools.generate import ends_of
 from ..forward import next_logs
+from ..judges import Judge
 from .parse import Verdict, from_labels, labels_of, parse
 from .prompt import JudgePrompt, Rendered
 from .questions import Question
-from .spec import Judge
 
 if TYPE_CHECKING:
     from ..models import LoadedModel

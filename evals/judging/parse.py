@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..judges import JudgeSettings
 from ..thinking import strip_thinking
 from .judgments import Status
-from .spec import JudgeSettings
 
 PARSER = 2
 """A part of the version of judges that write or are behind a server: raise it when a change here changes a verdict."""

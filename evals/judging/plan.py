@@ -9,6 +9,7 @@ from ...chat_templates.errors import InputError
 from ...data_tools.files import hash_json
 from ..answers import AnswerSet, answer_scores
 from ..errors import EvalError, SuiteError
+from ..judges import JudgingSpec, PairBudget, load_judges
 from ..records import Score, ScoreStore
 from .bench import Bench
 from .judgments import Judgment, JudgmentStore
@@ -24,7 +25,6 @@ from .questions import (
     questions_of,
     ratings_of,
 )
-from .spec import JudgingSpec, PairBudget, load_judges
 
 if TYPE_CHECKING:
     from ..generations import Prompts

@@ -9,7 +9,7 @@ from typing import Any
 from ...chat_templates.errors import first_line
 from ..answers import Answer
 from ..errors import SuiteError
-from .spec import Judge
+from ..judges import Judge
 
 EMPTY = "(empty)"
 # Characters that a terminal or a reader would obey rather than show: controls but tab and line feed, and what turns

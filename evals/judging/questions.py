@@ -10,9 +10,9 @@ from ...chat_templates.errors import PosttrainError
 from ..answers import Answer, AnswerSet, answer_scores, answers_from_file, find_answers, load_answers
 from ..checkpoints import model_hash, read_manifest
 from ..errors import EvalError
+from ..judges import DATA_FILES, Judge, JudgingSpec
 from ..targets import RUN_FILE
 from .judgments import NULL, Judgment, Order, judgment_key
-from .spec import DATA_FILES, Judge, JudgingSpec
 
 if TYPE_CHECKING:
     from ..generations import Prompts

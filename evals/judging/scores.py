@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..answers import AnswerSet
+from ..judges import JudgingSpec
 from ..records import Metric, Result, parquet
 from ..stats.intervals import Estimate, mean_estimate
 from ..stats.win_rates import counts, win_rate
 from .battles import Battle, battles
 from .bench import Bench
 from .judgments import Judgment
-from .spec import JudgingSpec
 
 KIND = "judged"
 """The value of ``Score.detail["kind"]`` that marks the score of a judge's entry."""

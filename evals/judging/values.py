@@ -13,9 +13,9 @@ from ...data_tools.files import hash_file
 from ...data_tools.functions import load_function
 from ..answers import Answer
 from ..errors import EvalError
+from ..judges import Judge
 from .parse import Verdict
 from .questions import Question
-from .spec import Judge
 
 if TYPE_CHECKING:
     from ..reward import RewardReader

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.judges import JudgeSettings, JudgingSpec, load_judges
 from posttrain.evals.judging import bench, endpoint
 from posttrain.evals.judging.battles import battles
 from posttrain.evals.judging.bench import Bench
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.run import judge, pending_judgments
-from posttrain.evals.judging.spec import JudgeSettings, JudgingSpec, load_judges
 from posttrain.evals.spec import SuiteSpec, load_suite
 
 from ..fault_server import FaultServer, each, sometimes

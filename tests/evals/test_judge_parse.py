@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from posttrain.evals.judges import JudgeSettings, Labels
 from posttrain.evals.judging.parse import from_labels, from_tokens, parse
-from posttrain.evals.judging.spec import JudgeSettings, Labels
 
 PAIR = JudgeSettings()
 RATING = JudgeSettings(kind="rating")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.answers import Answer
+from posttrain.evals.judges import JudgingSpec, load_judges
 from posttrain.evals.judging.prompt import JudgePrompt, shown
 from posttrain.evals.judging.run import judge
-from posttrain.evals.judging.spec import JudgingSpec, load_judges
 from posttrain.evals.spec import load_suite
 
 from .judged import add_answers, judgments, write_suite

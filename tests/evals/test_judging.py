@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.generations import define
+from posttrain.evals.judges import Judge, JudgeSettings
 from posttrain.evals.judging.questions import Pair, candidates_of, questions_of
 from posttrain.evals.judging.run import judge, pending_judgments
-from posttrain.evals.judging.spec import Judge, JudgeSettings
 from posttrain.evals.spec import load_suite
 
 from .judged import add_answers, judgments, metrics, scores, write_suite

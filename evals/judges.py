@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ...chat_templates.errors import did_you_mean
-from ...data_tools.endpoint import EndpointSpec
-from ...data_tools.errors import SpecError
-from ...data_tools.specfile import Document, KeyPath, load_document, validate
+from ..chat_templates.errors import did_you_mean
+from ..data_tools.endpoint import EndpointSpec
+from ..data_tools.errors import SpecError
+from ..data_tools.specfile import Document, KeyPath, load_document, validate
 
-JUDGES = Path(__file__).parent.parent / "judges"
+JUDGES = Path(__file__).parent / "judges"
 FILE = "judge.yaml"
 PROMPT = "prompt.jinja"
 DATA_FILES = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
@@ -23,18 +23,15 @@ _PROMPTED = ("endpoint", "model")
 
 
 class Labels(BaseModel):
-    """What the judge says.
-
-    Attributes:
-        first: The answer that it saw first is better.
-        second: The other is.
-        tie: Neither is.
-    """
+    """What the judge says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     first: Annotated[str, Field(min_length=1)] = "A"
+    """The answer that it saw first is better."""
     second: Annotated[str, Field(min_length=1)] = "B"
+    """The other is."""
     tie: Annotated[str, Field(min_length=1)] = "C"
+    """Neither is."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -50,57 +47,54 @@ class Labels(BaseModel):
 
 
 class JudgeSettings(EndpointSpec):
-    """All that may be said of a judge, in its folder or, over that, in a suite's entry.
-
-    Attributes:
-        kind: ``pairwise`` compares two answers, ``rating`` gives a mark to one.
-        backend: ``endpoint``: a server with OpenAI's chat protocol. ``model``: a language model in this process.
-            ``reward``: a reward model. ``rules``: a function; it is no judge, and every row says so.
-        model: The model's name at the endpoint; else a folder, a Hub id, or ``@step``.
-        base_url: The endpoint, such as ``http://localhost:8000/v1``.
-        rule: ``package.module:name`` or ``file.py:name`` of ``rule(prompt: dict, answer: str) -> float``.
-        system: A system message before the prompt.
-        labels: What a pairwise judge says.
-        answer_by: ``logprobs`` reads the labels' probabilities, ``text`` what the judge wrote; ``auto`` takes the
-            former where it can be had, which a server is probed for.
-        orders: ``both`` shows each pair twice, once in either order; ``one``
-            saves half of it, in an order that is drawn for each prompt.
-        repeats: How often each question is asked; averaged within the prompt.
-        temperature: Of a judge that writes; 0 is greedy.
-        max_tokens: Tokens that it may write.
-        seed: Of its sampling, and of what is drawn for it.
-        pattern: A regular expression whose first group is the label or the mark; of several matches the last counts.
-            By default ``[[label]]``.
-        scale: The lowest and the highest mark.
-        reference: ``use`` shows the judge a right answer where the prompt has one.
-        max_characters: Of an answer's turn that the judge sees; the rest is cut, visibly, and counted.
-        batch_size: Questions at a time for a model in this process.
-        leaderboard: Whether its figures are ranked; by default those of all but ``rules``.
-        jury: Judges that judge instead, each under its own name; the verdict is theirs together.
-        vote: What makes the jury's verdict: the ``mean`` of its members' preferences, or the ``majority``.
-    """
+    """All that may be said of a judge, in its folder or, over that, in a suite's entry."""
 
     model: str = ""
+    """The model's name at the endpoint; else a folder, a Hub id, or ``@step``."""
     base_url: Annotated[str, Field(pattern=r"^(https?://.*)?$")] = ""
+    """The endpoint, such as ``http://localhost:8000/v1``."""
     kind: Literal["pairwise", "rating"] = "pairwise"
+    """``pairwise`` compares two answers, ``rating`` gives a mark to one."""
     backend: Backend = "endpoint"
+    """``endpoint``: a server with OpenAI's chat protocol. ``model``: a language model in this process. ``reward``: a
+    reward model. ``rules``: a function; it is no judge, and every row says so."""
     rule: str | None = None
+    """``package.module:name`` or ``file.py:name`` of ``rule(prompt: dict, answer: str) -> float``."""
     system: str | None = None
+    """A system message before the prompt."""
     labels: Labels = Labels()
+    """What a pairwise judge says."""
     answer_by: Literal["auto", "logprobs", "text"] = "auto"
+    """``logprobs`` reads the labels' probabilities, ``text`` what the judge wrote; ``auto`` takes the former where it
+    can be had, which a server is probed for."""
     orders: Literal["both", "one"] = "both"
+    """``both`` shows each pair twice, once in either order; ``one`` saves half of it, in an order that is drawn for
+    each prompt."""
     repeats: Annotated[int, Field(ge=1)] = 1
+    """How often each question is asked; averaged within the prompt."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of a judge that writes; 0 is greedy."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Tokens that it may write."""
     seed: int = 0
+    """Of its sampling, and of what is drawn for it."""
     pattern: str | None = None
+    """A regular expression whose first group is the label or the mark; of several matches the last counts. By default
+    ``[[label]]``."""
     scale: tuple[int, int] = (1, 10)
+    """The lowest and the highest mark."""
     reference: Literal["use", "never"] = "use"
+    """``use`` shows the judge a right answer where the prompt has one."""
     max_characters: Annotated[int, Field(ge=100)] = 20_000
+    """Of an answer's turn that the judge sees; the rest is cut, visibly, and counted."""
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Questions at a time for a model in this process."""
     leaderboard: bool | None = None
+    """Whether its figures are ranked; by default those of all but ``rules``."""
     jury: tuple["JurorSpec", ...] = ()
+    """Judges that judge instead, each under its own name; the verdict is theirs together."""
     vote: Literal["mean", "majority"] = "mean"
+    """What makes the jury's verdict: the ``mean`` of its members' preferences, or the ``majority``."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -117,15 +111,12 @@ class JudgeSettings(EndpointSpec):
 
 
 class JurorSpec(JudgeSettings):
-    """A member of a jury: a judge's folder, or the jury's own prompt with another model.
-
-    Attributes:
-        judge: A judge's name or folder; the jury's own by default.
-        name: What its judgments are signed with; the judge's name, or the model's, by default.
-    """
+    """A member of a jury: a judge's folder, or the jury's own prompt with another model."""
 
     judge: str | None = None
+    """A judge's name or folder; the jury's own by default."""
     name: Annotated[str, Field(pattern=_NAME)] | None = None
+    """What its judgments are signed with; the judge's name, or the model's, by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,13 +134,10 @@ JudgeSettings.model_rebuild()
 
 
 class JudgeSpec(JudgeSettings):
-    """A judge's ``judge.yaml``.
-
-    Attributes:
-        description: What it judges, in a line.
-    """
+    """A judge's ``judge.yaml``."""
 
     description: str = ""
+    """What it judges, in a line."""
 
 
 class PairBudget(BaseModel):
@@ -160,28 +148,25 @@ class PairBudget(BaseModel):
 
 
 class JudgingSpec(JudgeSettings):
-    """An entry of a suite's ``judges:``.
-
-    Attributes:
-        judge: A judge of ``evals/judges``, or a folder (relative to the suite).
-        prompts: The name of a prompt set of the suite.
-        name: What the leaderboard calls it; ``<prompts>-<judge>`` by default.
-        baseline: Whom every candidate is compared with: ``@step`` or a run folder for its final model, a checkpoint's
-            folder, or a file of answers (AlpacaEval's ``instruction`` and ``output``), joined by prompt.
-        pairs: ``baseline``; ``all`` pairs of models; or ``{budget: N}`` judgments.
-        max_rejected_share: The largest share of the questions about a candidate that a server may reject (too long for
-            its context, filtered): with more, there is no score. They count as not judged.
-        canary: Prompts on which an answer that says nothing is judged against the baseline, once for all candidates;
-            it must lose. True is a tenth of them, from 5 to 50; the default with a baseline.
-    """
+    """An entry of a suite's ``judges:``."""
 
     judge: str
+    """A judge of ``evals/judges``, or a folder (relative to the suite)."""
     prompts: str
+    """The name of a prompt set of the suite."""
     name: Annotated[str, Field(pattern=_NAME)] | None = None
+    """What the leaderboard calls it; ``<prompts>-<judge>`` by default."""
     baseline: str | None = None
+    """Whom every candidate is compared with: ``@step`` or a run folder for its final model, a checkpoint's folder, or a
+    file of answers (AlpacaEval's ``instruction`` and ``output``), joined by prompt."""
     pairs: Literal["baseline", "all"] | PairBudget = "baseline"
+    """``baseline``; ``all`` pairs of models; or ``{budget: N}`` judgments."""
     max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """The largest share of the questions about a candidate that a server may reject (too long for its context,
+    filtered): with more, there is no score. They count as not judged."""
     canary: bool | Annotated[int, Field(ge=1)] | None = None
+    """Prompts on which an answer that says nothing is judged against the baseline, once for all candidates; it must
+    lose. True is a tenth of them, from 5 to 50; the default with a baseline."""
 
     @field_validator("pairs", mode="before")
     @classmethod
