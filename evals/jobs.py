@@ -16,8 +16,8 @@ from .models import LoadedModel
 from .pairs import Pairs
 from .perplexity import Text
 from .records import Result
+from .runs import Target
 from .spec import Chat, SuiteSpec
-from .targets import Target
 
 CALLS = ".calls"
 """The suffix of the record of an endpoint's calls, beside the log of the answers."""

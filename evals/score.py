@@ -16,9 +16,9 @@ from .checkpoints import base_of, is_unchanged, verify
 from .jobs import Job
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
 from .records import LOCKS, Result, Score, ScoreStore
+from .runs import Target, Unfinished, find_targets, is_closed, is_run
 from .spec import Chat, SuiteSpec, load_suite
 from .stats.intervals import spelt
-from .targets import Target, Unfinished, find_targets, is_closed, is_run
 
 Progress = Callable[[str], None]
 

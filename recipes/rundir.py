@@ -16,7 +16,7 @@ from typing import Any
 from ..chat_templates.errors import first_line
 from ..data_tools.files import write_atomic, write_json
 from ..evals import checkpoints
-from ..evals.targets import RUN_FILE, is_closed, read_record
+from ..evals.runs import RUN_FILE, is_closed, read_record, run_of
 from .errors import RunFolderError
 from .load import Loaded, recipe_hash
 from .schema import Recipe
@@ -129,7 +129,7 @@ def parent_of(name_or_path: str | None) -> dict[str, Any] | None:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return {"name": name_or_path, "path": None, "weights_hash": None, "model_hash": None, "recipe_hash": None}
-    run_dir = folder if (folder / RUN_FILE).exists() else folder.parent
+    run_dir = run_of(folder)
     record = read_record(run_dir)
     return {
         "name": record.get("name", folder.name),
@@ -331,7 +331,7 @@ def write_card(folder: Path) -> None:
     """Writes the model card of a run's folder or of one below it, in place of what TRL and PEFT write."""
     from ..evals.model_card import card_of_record
 
-    run_dir = folder if (folder / RUN_FILE).exists() else folder.parent
+    run_dir = run_of(folder)
     record = read_record(run_dir)
     adapter = (folder / "adapter_config.json").is_file()
     write_atomic(folder / CARD, card_of_record(record, step=checkpoints.step_of(folder), adapter=adapter))

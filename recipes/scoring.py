@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evals.targets import read_record
+from ..evals.runs import read_record
 from .errors import RecipeError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _tell(report: "ScoreReport") -> None:
 def _judge(paths: Sequence[str], suite: "SuiteSpec", output: Path | None) -> int:
     """Judges the answers of all models together, since some are compared with others."""
     from ..evals.judging.run import judge
-    from ..evals.targets import find_targets
+    from ..evals.runs import find_targets
 
     targets, _ = find_targets(paths, output, offline=suite.offline)
     stores = list(dict.fromkeys(target.store for target in targets))

@@ -82,7 +82,7 @@ def answers(
     from ..data_tools import ask
     from ..evals.checkpoints import model_hash
     from ..evals.models import load_language_model
-    from ..evals.targets import locate
+    from ..evals.runs import locate
 
     answerer = ask.Answerer(
         model, base_url, api_key_env, max_new_tokens, temperature, top_p, seed, batch_size, concurrency, retries
@@ -159,7 +159,7 @@ def best_of_n(
     from ..evals import best_of_n as best
     from ..evals.checkpoints import model_hash
     from ..evals.models import load_model
-    from ..evals.targets import locate
+    from ..evals.runs import locate
     from .rewards import load_terms, name_of
     from .schema import RewardSpec
 

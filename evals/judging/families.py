@@ -13,7 +13,7 @@ from typing import Any
 
 from ...chat_templates.errors import PosttrainError
 from ..records import ScoreStore
-from ..targets import RUN_FILE
+from ..runs import known_record, place_of
 
 _DEEPEST = 20  # runs from a model to its first ancestor; more is a circle
 _SIZE = re.compile(r"^v?\d+([.x]\d+)*[bmk]?$|^\d+x\d+b$")
@@ -70,7 +70,7 @@ def family_of(run_folder: Path, _depth: int = 0) -> Family:
     A model that a recipe made from nothing founds a family of its own, named after that run. Where nothing else is
     known, ``model_type`` of ``config.json`` stands in; not otherwise, since many families share one architecture.
     """
-    record = _json(run_folder / RUN_FILE)
+    record = known_record(run_folder)
     recipe = record.get("recipe")
     if _depth > _DEEPEST or not isinstance(recipe, dict):
         return _of_config(run_folder)
@@ -105,7 +105,7 @@ def families_of(folders: Iterable[Path], judge_models: Iterable[str] = ()) -> di
     found: dict[str, Family] = {}
     for folder in folders:
         family = family_of(folder)
-        found[str(_json(folder / RUN_FILE).get("name") or folder.absolute().name)] = family
+        found[str(known_record(folder).get("name") or folder.absolute().name)] = family
         with contextlib.suppress(PosttrainError, OSError):  # a damaged file is for others to tell of
             found |= {name: family for s in ScoreStore(folder).load() for name in (s.model, s.weights_hash)}
     for model in judge_models:
@@ -129,14 +129,8 @@ def _of_reference(reference: Any, record: dict[str, Any], folder: Path, depth: i
     """Returns the family of a model as a recipe names it: ``@step``, a folder, or a Hub id."""
     if not isinstance(reference, str) or not reference:
         return Family()
-    place = reference
-    if reference.startswith("@"):
-        references = record.get("references")
-        place = str((references if isinstance(references, dict) else {}).get(reference[1:].split("/")[0]) or "")
-    # A run that was moved with its siblings still lies beside this one.
-    for path in (Path(place), folder.absolute().parent / (Path(place).name or reference.lstrip("@"))):
-        if place and path.is_dir() and path.absolute() != folder.absolute():
-            return family_of(path, depth + 1)
+    if (path := place_of(reference, record, folder)) is not None:
+        return family_of(path, depth + 1)
     return Family(frozenset({reference[1:]})) if reference.startswith("@") else family_named(reference)
 
 

@@ -11,7 +11,7 @@ from ..answers import Answer, AnswerSet, answer_scores, answers_from_file, find_
 from ..checkpoints import model_hash, read_manifest
 from ..errors import EvalError
 from ..judges import DATA_FILES, Judge, JudgingSpec
-from ..targets import RUN_FILE
+from ..runs import RUN_FILE
 from .judgments import NULL, Judgment, Order, judgment_key
 
 if TYPE_CHECKING:

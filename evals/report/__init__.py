@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...data_tools.files import write_atomic
+from ..runs import find_runs
 from . import samples as report_samples
 from .columns import tabulate
 from .curves import best_of_n_curves, training_curve
@@ -16,7 +17,7 @@ from .items import item_finder
 from .judging import player_names, unique, with_judgings
 from .lineage import Scored, arrange, common_parent, relative, row_label
 from .model import Leaderboard, Notice, Row, Run
-from .read import find_runs, read_run
+from .read import read_run
 from .task_items import task_items
 from .text import plain
 from .verdicts import find_baseline, with_verdicts

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...chat_templates.errors import InputError, PosttrainError
+from ...chat_templates.errors import PosttrainError
 from ..answers import KIND, Answer, read_answers
-from ..checkpoints import FINAL, list_checkpoints, read_manifest
 from ..judging.judgments import JUDGMENTS, WITHOUT_VERDICT, Judgment, settled
 from ..records import superseded
+from ..runs import RUN_FILE, saved_models
 from .items import samples_path
-
-_MARKERS = ("run.json", "scores.jsonl")
 
 
 @dataclass(frozen=True)
@@ -42,47 +40,18 @@ class RunFolder:
     problems: tuple[str, ...] = ()
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Returns the run folders at and below some paths, each once, in the order found.
-
-    A run folder holds ``run.json`` or ``scores.jsonl``. Checkpoints, samples and hidden folders are not searched.
-
-    Raises:
-        InputError: A path does not exist, is not a folder, or holds no run.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise InputError("no such folder", where=str(path), hint="name run folders, or a folder of run folders")
-        runs = list(_walk(path))
-        if not runs:
-            raise InputError(f"no run here: no {' or '.join(_MARKERS)}", where=str(path), hint="train or score first")
-        for run in runs:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
-
-
-def _walk(folder: Path) -> list[Path]:
-    """Returns the run folders at and below one folder, by name; links are not followed, so that loops end."""
-    runs = [folder] if any((folder / name).is_file() for name in _MARKERS) else []
-    for child in sorted(folder.iterdir()):
-        skipped = child.name.startswith((".", "checkpoint-")) or child.name == "samples"
-        if child.is_dir() and not child.is_symlink() and not skipped:
-            runs.extend(_walk(child))
-    return runs
-
-
 def read_run(folder: Path) -> RunFolder:
     """Reads one run folder; damaged parts are named in ``problems``."""
     problems: list[str] = []
-    record = _read_record(folder / "run.json", problems)
+    record = _read_record(folder / RUN_FILE, problems)
     scores = _read_lines(folder / "scores.jsonl", problems)
     stale = superseded(scores)
     scores = tuple(score for index, score in enumerate(scores) if index not in stale)
     log = _read_lines(folder / "log.jsonl", problems)
     judgments = _judgments(folder / JUDGMENTS, problems)
     answers = _answers(folder, scores, problems)
-    return RunFolder(folder, record, scores, log, _saved(folder), judgments, answers, tuple(problems))
+    saved = tuple((name, m.step, m.weights, str(m.model)) for name, m in saved_models(folder))
+    return RunFolder(folder, record, scores, log, saved, judgments, answers, tuple(problems))
 
 
 def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:
@@ -204,16 +173,6 @@ def _read_lines(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
         elif value is not None:
             problems.append(f"{path.name}:{number} is not a JSON object and was left out")
     return tuple(records)
-
-
-def _saved(folder: Path) -> tuple[tuple[str, int | None, str, str], ...]:
-    saved = []
-    for path in [*list_checkpoints(folder), folder]:
-        manifest = read_manifest(path)
-        if manifest is not None and isinstance(manifest.weights, str):
-            step = manifest.step if isinstance(manifest.step, int) else None
-            saved.append((FINAL if path == folder else path.name, step, manifest.weights, str(manifest.model)))
-    return tuple(saved)
 
 
 def _clean(value: Any) -> Any:

@@ -13,7 +13,7 @@ from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.checkpoints import model_hash
 from posttrain.evals.models import load_language_model
-from posttrain.evals.targets import locate
+from posttrain.evals.runs import locate
 
 from ..evals.headed import headed_model, save_run
 from ..fault_server import FaultServer, each

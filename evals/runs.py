@@ -1,16 +1,20 @@
-"""What a path given to ``score`` stands for: the checkpoints of a run, one of them, or a plain model."""
+"""Run folders: the record of a run, what it came from, which checkpoints it holds, and what a given path stands for.
+
+A run folder holds ``run.json``, ``log.jsonl``, ``checkpoint-<step>`` folders, the final model at its root, and what
+scoring and judging add: ``scores.jsonl``, ``samples/`` and ``judgments.jsonl``.
+"""
 
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError
-from ..data_tools.files import locked, write_json
+from ..data_tools.files import locked, read_json, write_json
 from .checkpoints import (
     FINAL,
     MANIFEST,
@@ -21,9 +25,10 @@ from .checkpoints import (
     step_of,
     weights_hash,
 )
-from .records import LOCKS
+from .records import LOCKS, SCORES
 
 RUN_FILE = "run.json"
+_MOST_ANCESTORS = 100  # stages that a model may have behind it; more is a circle
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,94 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         hint = "restore it, or choose another output folder"
         raise InputError(f"the run's record is damaged: {error}", where=str(file), hint=hint) from error
     return value
+
+
+def known_record(run_dir: Path) -> dict[str, Any]:
+    """Returns a run folder's record as :func:`read_record`, but an empty one where it is damaged."""
+    value = read_json(run_dir / RUN_FILE)
+    return value if isinstance(value, dict) else {}
+
+
+def run_of(folder: Path) -> Path:
+    """Returns the run folder that a folder is or, as a checkpoint does, lies in."""
+    return folder if (folder / RUN_FILE).is_file() else folder.parent
+
+
+def lineage(run_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields a run folder with its record, the run's that it started from, and so on, as far as they are there."""
+    seen: set[Path] = set()
+    while (record := known_record(run_dir)) and run_dir.resolve() not in seen and len(seen) < _MOST_ANCESTORS:
+        seen.add(run_dir.resolve())
+        yield run_dir, record
+        path = (record.get("parent") or {}).get("path")
+        if not path:
+            return
+        run_dir = run_of(Path(path))
+
+
+def rewards_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the models that rewarded a run, as its record describes them; a gold reward only watched."""
+    recipe = record.get("recipe") or {}
+    named = {str(reward.get("model")) for reward in recipe.get("rewards") or () if reward.get("model")}
+    watched = {str(part["model"]) for part in (recipe.get("gold"),) if part and part.get("model")} - named
+    models = [model for model in record.get("models") or () if not _called(model) & watched]
+    known = {name for model in models for name in _called(model)}
+    return [*models, *({"name": name, "path": name} for name in sorted(named - known))]
+
+
+def _called(model: Mapping[str, Any]) -> set[str]:
+    return {str(model[key]) for key in ("name", "path") if model.get(key)}
+
+
+def place_of(reference: str, record: Mapping[str, Any], run_dir: Path) -> Path | None:
+    """Returns the folder of a model that a run's recipe names, by ``@step`` or by its path; None if it is not there.
+
+    A run that was moved with its siblings still lies beside this one.
+    """
+    place = reference
+    if reference.startswith("@"):
+        references = record.get("references")
+        place = str((references if isinstance(references, dict) else {}).get(reference[1:].split("/")[0]) or "")
+    for path in (Path(place), run_dir.absolute().parent / (Path(place).name or reference.lstrip("@"))):
+        if place and path.is_dir() and path.absolute() != run_dir.absolute():
+            return path
+    return None
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Returns the run folders at and below some paths, each once, in the order found.
+
+    A run folder holds ``run.json`` or ``scores.jsonl``. Checkpoints, samples and hidden folders are not searched.
+
+    Raises:
+        InputError: A path does not exist, is not a folder, or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise InputError("no such folder", where=str(path), hint="name run folders, or a folder of run folders")
+        runs = _runs_below(path)
+        if not runs:
+            raise InputError(f"no run here: no {RUN_FILE} or {SCORES}", where=str(path), hint="train or score first")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    """Returns the run folders at and below one folder, by name; links are not followed, so that loops end."""
+    runs = [folder] if any((folder / name).is_file() for name in (RUN_FILE, SCORES)) else []
+    for child in sorted(folder.iterdir()):
+        skipped = child.name.startswith((".", "checkpoint-")) or child.name == "samples"
+        if child.is_dir() and not child.is_symlink() and not skipped:
+            runs.extend(_runs_below(child))
+    return runs
+
+
+def saved_models(run_dir: Path) -> list[tuple[str, Manifest]]:
+    """Returns the name and the manifest of each checkpoint of a run that has a readable one, the final model last."""
+    found = [(folder.name, read_manifest(folder)) for folder in list_checkpoints(run_dir)]
+    return [(name, manifest) for name, manifest in [*found, (FINAL, read_manifest(run_dir))] if manifest is not None]
 
 
 def _add_run(run_dir: Path, folders: list[Path], targets: list[Target], unfinished: list[Unfinished]) -> None:
