@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError
 from .job import Job
+from .model import Head, head_modules, load_model
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
     from transformers import PreTrainedModel
-
-    from .model import Head
 
 
 def lora_config(job: Job, model: "PreTrainedModel") -> "LoraConfig | None":
@@ -96,15 +95,6 @@ def _is_sharded() -> bool:
     from transformers.integrations.fsdp import is_fsdp_enabled
 
     return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
-
-
-def head_modules(model: "PreTrainedModel") -> list[str]:
-    """Returns the names of the modules with weights outside the body, such as ``score`` or ``classifier``."""
-    return [
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    ]
 
 
 def add_adapter(job: Job, model: "PreTrainedModel") -> Any:
@@ -193,12 +183,10 @@ def _cast(value: Any, dtype: "torch.dtype | None") -> Any:
     return value.to(dtype) if floats and dtype is not None else value
 
 
-def merge_adapter(job: Job, adapter: Path, head: "Head | None" = None) -> "PreTrainedModel":
+def merge_adapter(job: Job, adapter: Path, head: Head | None = None) -> "PreTrainedModel":
     """Loads the base anew in 16 or 32 bits and merges an adapter into it; merging into 4-bit weights would be lossy."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    from .model import load_model
 
     unset_hf_deepspeed_config()  # only this process loads the base: under ZeRO-3 it would wait for the others' shards
     base = load_model(job.loaded.recipe.model_copy(update={"quantization": None}), job.tokenizer, head)

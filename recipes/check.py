@@ -10,7 +10,7 @@ from ..chat_templates.errors import PosttrainError
 from ..data_tools.specfile import load_document
 from . import estimate
 from .load import Loaded, load
-from .stages import STAGES
+from .stage_table import STAGES
 from .trainer_fields import Field, fields_of
 
 if TYPE_CHECKING:

@@ -16,14 +16,12 @@ from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean,
 from ..data_tools.errors import SpecError
 from ..evals.spec import check_suite, load_suite
 from . import estimate, rewards
-from .adapters import head_modules
-from .distillation.student import whole_weights
 from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
-from .model import load_model
+from .model import head_modules, load_model, whole_weights
 from .schema import ClassifySpec, Recipe
-from .stages import STAGES
+from .stage_table import STAGES
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

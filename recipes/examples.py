@@ -5,7 +5,7 @@ from typing import Literal
 from ..data_tools.prepare import Prepared
 from . import job as jobs
 from .job import Job
-from .stages import STAGES
+from .stage_table import STAGES
 from .trainer_fields import fields_of
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .load import Loaded
-from .stages import STAGES
+from .model import choose_template, load_tokenizer
+from .stage_table import STAGES
 from .trainer_fields import fields_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,6 @@ def open_job(loaded: Loaded) -> Job:
         TemplateError: The template does not fit the tokenizer.
     """
     from .. import chat_templates
-    from .model import choose_template, load_tokenizer
 
     tokenizer = load_tokenizer(loaded.recipe.model)
     template = choose_template(loaded.recipe.model, tokenizer)

@@ -21,7 +21,7 @@ from ..data_tools.specfile import (
 from . import trainer_fields
 from .inputs import find_inputs
 from .schema import Recipe
-from .stages import STAGE_SECTIONS, STAGES, Stage
+from .stage_table import STAGE_SECTIONS, STAGES, Stage
 
 # What a run is called, where it lies and how it is scored do not change what is trained.
 _NOT_IDENTITY = ("name", "output_dir", "score")

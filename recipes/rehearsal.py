@@ -17,7 +17,7 @@ from .errors import RecipeError
 from .load import Loaded
 from .rewards import name_of
 from .schema import RewardSpec
-from .stages import STAGES
+from .stage_table import STAGES
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared

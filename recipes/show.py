@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError
 from .load import Loaded
-from .stages import STAGES
+from .stage_table import STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,10 +9,9 @@ from ...evals.forward import outputs
 from ...evals.labels import problem_of
 from ...evals.models import make_room
 from ...evals.stats.classification import Problem
-from ..distillation.student import whole_weights
 from ..distillation.teacher import check_vocabulary, teacher_config
 from ..errors import RecipeError
-from ..model import pretrained
+from ..model import pretrained, whole_weights
 from ..schema import TeacherSpec
 from .rows import token_columns
 

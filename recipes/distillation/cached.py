@@ -17,9 +17,8 @@ import torch
 from ...data_tools.cache import get_or_build
 from ...data_tools.files import hash_json
 from ...evals import checkpoints
-from ..model import pretrained
+from ..model import pretrained, whole_weights
 from .losses import IGNORED, predicting, top_k
-from .student import whole_weights
 from .teacher import last_hidden, load_teacher, logits_head, model_inputs
 
 if TYPE_CHECKING:

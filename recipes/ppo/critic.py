@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import RecipeError
-from ..rollout import count_positions_from_mask
+from ..trainers.sampling import count_positions_from_mask
 
 FOLDER = "critic"
 _WEIGHTS = "model.safetensors"

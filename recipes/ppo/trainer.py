@@ -28,7 +28,7 @@ from torch import nn
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
-from ..rollout import RowSamplingGRPOTrainer, base_model
+from ..trainers.sampling import RowSamplingGRPOTrainer, base_model
 from . import advantages as adv
 from . import losses
 from .config import PPOConfig

@@ -8,7 +8,7 @@ from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head
 from ..schema import ClassifySpec
-from . import STAGES
+from ..stage_table import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer

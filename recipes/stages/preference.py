@@ -17,7 +17,7 @@ from ...data_tools.prepare import Prepared
 from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head, load_reference
-from . import STAGES
+from ..stage_table import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -53,10 +53,10 @@ def build(
     pad = job.tokenizer.pad_token_id
     assert isinstance(pad, int), "opening a job makes sure of a pad token"
     if job.loaded.recipe.stage == "orpo":
-        from ..orpo_trainer import ORPOCollator, PreparedORPOTrainer
+        from ..trainers.orpo import ORPOCollator, PreparedORPOTrainer
 
         return PreparedORPOTrainer(**common, data_collator=ORPOCollator(pad_token_id=pad))
-    from .. import preference_trainers as trainers
+    from ..trainers import preference as trainers
 
     if job.loaded.recipe.stage == "reward":
         collator = trainers.PairCollator(pad, pad_to_multiple_of=args.pad_to_multiple_of)

@@ -13,7 +13,7 @@ from ...data_tools.prepare import Prepared
 from .. import examples
 from ..job import Job
 from ..model import load_reference
-from . import STAGES
+from ..stage_table import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -47,15 +47,15 @@ def build(
     Raises:
         RecipeError: One of them cannot be loaded; the reference is to move, but is the policy without its adapter.
     """
-    from .. import rollout
-    from ..preference_trainers import keeping_reference, refuse_moving
     from ..rewards import load_terms
+    from ..trainers import sampling as trainers
+    from ..trainers.preference import keeping_reference, refuse_moving
 
     recipe = job.loaded.recipe
     if recipe.teacher:
         from ..distillation.teacher import load_teacher
 
-        return rollout.RowSamplingDistillationTrainer(**common, teacher=load_teacher(recipe.teacher, job.tokenizer))
+        return trainers.RowSamplingDistillationTrainer(**common, teacher=load_teacher(recipe.teacher, job.tokenizer))
     moves = getattr(args, "sync_ref_model", False)  # PPO's stays
     if moves:
         refuse_moving(job, "lora" if recipe.lora else "")
@@ -68,5 +68,5 @@ def build(
 
         return PPOTrainer(**common, critic=load_critic(recipe, job.tokenizer, model))
     grouped = recipe.stage == "grpo"
-    trainer_class = rollout.RowSamplingGRPOTrainer if grouped else rollout.RowSamplingRLOOTrainer
+    trainer_class = trainers.RowSamplingGRPOTrainer if grouped else trainers.RowSamplingRLOOTrainer
     return keeping_reference(trainer_class, common, moves=moves and measured)

@@ -6,7 +6,7 @@ from ...data_tools.prepare import Prepared, prepare
 from .. import job as jobs
 from ..errors import RecipeError
 from ..job import Job
-from . import STAGES
+from ..stage_table import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ def build(
     job: Job, args: Any, model: "PreTrainedModel", data: dict[str, Prepared | None], common: dict[str, Any]
 ) -> "Trainer":
     """Builds TRL's SFTTrainer over rows that are already tokenised, masked and packed; with a teacher ours on top."""
-    from ..packed_trainer import PackedRowSFTTrainer, row_collator
+    from ..trainers.text import PackedRowSFTTrainer, row_collator
 
     attention: str = getattr(model.config, "_attn_implementation", None) or ""
     common["data_collator"] = row_collator(

@@ -111,10 +111,10 @@ def by_judge(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
 
 
 def by_rollout(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
-    from posttrain.recipes import rollout
+    from posttrain.recipes.trainers import sampling
 
     trainer = SimpleNamespace(prompt_encoder=TextEncoder.of(loaded.tokenizer))
-    return rollout.RowSampling._tokenize_prompts(trainer, [messages])[0][0]
+    return sampling.RowSampling._tokenize_prompts(trainer, [messages])[0][0]
 
 
 def by_lm_eval(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:

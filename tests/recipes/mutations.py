@@ -27,7 +27,7 @@ from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.recipes.check import check_all
 from posttrain.recipes.load import load
-from posttrain.recipes.stages import STAGES
+from posttrain.recipes.stage_table import STAGES
 from posttrain.recipes.trainer_fields import Field, fields_of, problems
 
 from ..conftest import build_tokenizer

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from posttrain.recipes.distillation.student import keep_layers, layers_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
+from posttrain.recipes.model import keep_layers, layers_config
 from posttrain.recipes.train import train
 
 SMALL = {

@@ -14,7 +14,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.files import hash_file
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
-from posttrain.recipes.stages import STAGES
+from posttrain.recipes.stage_table import STAGES
 from posttrain.recipes.train import train
 from posttrain.recipes.trainer_fields import fields_of
 

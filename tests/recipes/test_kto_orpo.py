@@ -131,7 +131,7 @@ def test_orpo_learns_to_prefer(make_recipe: Make) -> None:
 
 
 def test_trl_still_calls_what_is_overridden() -> None:
-    from posttrain.recipes.orpo_trainer import PreparedORPOTrainer
+    from posttrain.recipes.trainers.orpo import PreparedORPOTrainer
     from trl.trainer.kto_trainer import KTOTrainer
 
     assert list(inspect.signature(KTOTrainer._compute_kl_logps).parameters) == ["self", "model", "batch"]

@@ -9,7 +9,7 @@ from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.example_encoder import ExampleEncoder
 from posttrain.evals.errors import EvalError
-from posttrain.recipes import reward_model, rewards
+from posttrain.recipes import rewards
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.schema import RewardSpec
 
@@ -53,11 +53,11 @@ def policy_tokenizer(template: str | None = "chatml") -> Any:
     return tokenizer
 
 
-def load(folder: Path, tokenizer: Any) -> reward_model.RewardModel:
-    return reward_model.RewardModel(str(folder), tokenizer, torch.device("cpu"), 2)
+def load(folder: Path, tokenizer: Any) -> rewards.RewardModel:
+    return rewards.RewardModel(str(folder), tokenizer, torch.device("cpu"), 2)
 
 
-def ids_read(model: reward_model.RewardModel, *rows: Any) -> list[list[int]]:
+def ids_read(model: rewards.RewardModel, *rows: Any) -> list[list[int]]:
     """Returns the tokens that a model reads of prompts, answers and the tokens drawn for them."""
     return model.reader.ids(model.completions(*rows))
 

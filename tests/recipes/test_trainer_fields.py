@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 
 import pytest
-from posttrain.recipes.stages import STAGES
+from posttrain.recipes.stage_table import STAGES
 from posttrain.recipes.trainer_fields import fields_of, problems
 
 SFT = "trl:trainer/sft_config.py:SFTConfig"

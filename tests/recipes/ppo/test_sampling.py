@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from posttrain.recipes.rollout import EpochSampler, RowSampler, count_positions_from_mask, uniform_numbers
+from posttrain.recipes.trainers.sampling import EpochSampler, RowSampler, count_positions_from_mask, uniform_numbers
 
 
 def config(**options: Any) -> Any:

@@ -37,7 +37,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from ..data_tools.encode import TextEncoder
+from ...data_tools.encode import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

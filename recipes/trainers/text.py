@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ..data_tools.collate import PackedRowCollator, padded_collator
+from ...data_tools.collate import PackedRowCollator, padded_collator
 
 if TYPE_CHECKING:
     from transformers import DataCollator, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .preference_trainers import SHARE, add_token_shares
+from .preference import SHARE, add_token_shares
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")

@@ -22,8 +22,8 @@ from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trl.trainer.utils import use_adapter
 
-from .errors import RecipeError
-from .job import Job
+from ..errors import RecipeError
+from ..job import Job
 
 
 class PairCollator(DataCollatorForPreference):

@@ -1,0 +1,1 @@
+"""TRL's trainers, with what they get wrong put right."""
