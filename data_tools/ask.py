@@ -1,20 +1,24 @@
-"""Prompts to conversations with a model's answers: distillation from a teacher of which only the text is known.
+"""Asking a model many things, resumably: one loop for data answers, prompt sets, best-of-n and judges.
 
-The model runs in this process, or answers behind any endpoint that speaks OpenAI's chat protocol. Every answer is on
-the disk before the next is waited for, so that a killed run goes on with the prompts that are left. What an endpoint
-was paid for stays in ``requests.jsonl`` as it came, refused and empty answers too, and is not asked for again.
+Here is also ``data answers``, prompts to conversations with a model's answers: distillation from a teacher of which
+only the text is known. What an endpoint was paid for stays in ``requests.jsonl`` as it came, refused and empty answers
+too, and is not asked for again.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport, load
-from .endpoint import EMPTY
+from .endpoint import EMPTY, EndpointSpec, Reply, Request
+from .endpoint_client import Endpoint
 from .errors import DataError
 from .files import append_line, hash_json, locked, read_json, read_jsonl_log, write_atomic, write_json
+from .generate import Sampling, generate, room
 
 if TYPE_CHECKING:
     from .spec import SourceSpec
@@ -25,42 +29,217 @@ RECORD = "requests.jsonl"
 SETTINGS = "settings.json"
 REPORT = "report.json"
 CUT = "the answer was cut at max_new_tokens"
-TOO_LONG = "the prompt leaves no room for an answer"
+TOO_LONG = "too_long"
+"""How a request ended that leaves the model no room for an answer."""
+NO_ROOM = "the prompt leaves no room for an answer"
 _TIMEOUT = 600  # seconds; long answers of slow servers
 
-Messages = list[dict[str, Any]]
+Messages = Sequence[dict[str, Any]]
+# Takes answers by the keys of their requests, as they come.
+Take = Callable[[Mapping[str, Any]], None]
+# Takes all requests, the keys of those answered before, and what takes the answers to the others.
+Backend = Callable[[Sequence[Any], Collection[str], Take], None]
+
+
+# --- one loop ---
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt to be answered.
+class Query:
+    """A conversation that a model is to go on with.
 
     Attributes:
-        key: A hash of the messages and the number of the sample.
-        messages: The conversation that the answer ends.
-        sample: Which of several answers to the same prompt.
+        key: What tells it from all others in the same log.
+        messages: The conversation so far.
+        sample: Which of several answers to the same conversation.
     """
 
     key: str
     messages: Messages
-    sample: int
+    sample: int = 0
+
+
+class Log:
+    """Answers by key, in memory and on the disk: an append-only file with a line for each.
+
+    A key, with the header or whatever else the file's name or folder stands for, says all that decides an answer.
+
+    Args:
+        path: A JSON Lines file, made when it is needed; a torn last line is dropped.
+        read: Makes an answer of a line.
+        write: Makes a line of an answer; None if it is to be asked for again by the next run.
+        header: The first line, which says what all answers depend on; a file that begins with another, or cannot be
+            read, is begun anew. Without, the file has none, and damage to it is an error.
+        sync: Whether the disk is waited for; without, an answer survives a kill but not a power cut.
+
+    Attributes:
+        answers: What there is.
+        failed: What is to be asked for again, as it came in this run.
+
+    Raises:
+        PosttrainError: The file is damaged, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        read: Callable[[dict[str, Any]], Any],
+        write: Callable[[Any], dict[str, Any] | None],
+        *,
+        header: dict[str, Any] | None = None,
+        sync: bool = True,
+    ):
+        self._path, self._write, self._sync = path, write, sync
+        try:
+            lines = read_jsonl_log(path)
+        except PosttrainError:
+            if header is None:
+                raise
+            lines = []
+        if header is not None:
+            if lines[:1] != [header]:
+                path.unlink(missing_ok=True)
+                append_line(path, json.dumps(header))
+            lines = lines[1:] if lines[:1] == [header] else []
+        self.answers: dict[str, Any] = {line["key"]: read(line) for line in lines}
+        self.failed: dict[str, Any] = {}
+
+    def keep(self, answers: Mapping[str, Any]) -> None:
+        """Adds answers, on the disk first; of several to one key the first stands."""
+        new = {key: answer for key, answer in answers.items() if key not in self.answers}
+        lines = {key: line for key, answer in new.items() if (line := self._write(answer)) is not None}
+        for number, (key, line) in enumerate(lines.items(), start=1):
+            text = json.dumps({"key": key, **line}, ensure_ascii=False)
+            append_line(self._path, text, sync=self._sync and number == len(lines))
+        self.answers.update({key: new[key] for key in lines})
+        self.failed.update({key: answer for key, answer in new.items() if key not in lines})
+
+
+def ask(
+    requests: Iterable[Any], backend: Backend, log: Any, progress: Callable[[int, int], None] | None = None
+) -> Mapping[str, Any]:
+    """Asks what has no answer in the log yet; each answer is in the log before the next is waited for.
+
+    Whatever kills the process, what was answered is not asked again. A judge fits as the others do: its requests are
+    questions under the keys of their judgments, its backend a :class:`Server`, a :class:`Local`, or a function that
+    gets label probabilities or rewards for a batch at a time, and its log anything with ``answers`` (those that are
+    final, by key) and ``keep``, such as the judgments of one run folder.
+
+    Args:
+        requests: Frozen records with a ``key``, such as :class:`Query`. Those with equal keys are asked once.
+        backend: Who answers; it is not called when nothing is left to ask. It gets all requests, so that what stands
+            in a batch together can depend on them alone, and not on when an earlier run was killed.
+        log: A :class:`Log`, or what has its ``answers`` and ``keep``.
+        progress: Takes after each batch of answers how many requests have one, and how many there are.
+
+    Returns:
+        ``log.answers``: the answer to every request to which the backend gave any.
+
+    Raises:
+        PosttrainError: The backend cannot answer, or the log cannot be written; what was answered is kept.
+    """
+    unique = list({request.key: request for request in requests}.values())
+
+    def take(answers: Mapping[str, Any]) -> None:
+        log.keep(answers)
+        if progress is not None:
+            progress(sum(request.key in log.answers for request in unique), len(unique))
+
+    if any(request.key not in log.answers for request in unique):
+        backend(unique, log.answers.keys(), take)
+    return log.answers
+
+
+# --- who answers ---
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of a question.
+class Local:
+    """A model in this process.
 
     Attributes:
-        text: The answer.
-        whole: Whether the model ended it, or the limit of tokens did.
+        encode: Returns the tokens of the prompts of queries.
+        engine: Replies to prompts of tokens, given how to sample and what each prompt's draws depend on besides, as
+            :func:`generate` and ``generate_vllm`` do with their model and tokenizer.
+        sampling: How to answer.
+        room: Tokens that the model can hold, prompt and answer together; None if nobody knows.
+        least: How many tokens of an answer there has to be room for. A prompt that leaves fewer is ``too_long``, one
+            that leaves less than an answer may have gets what is left.
+        read: Makes an answer of a prompt's tokens and the reply.
     """
 
-    text: str
-    whole: bool
+    encode: Callable[[Sequence[Query]], list[list[int]]]
+    engine: Callable[[list[list[int]], Sampling, list[str]], Iterable[Reply]]
+    sampling: Sampling
+    room: int | None
+    least: int = 1
+    read: Callable[[list[int], Reply], Any] = lambda prompt, reply: reply
+
+    def __call__(self, queries: Sequence[Query], done: Collection[str], take: Take) -> None:
+        """Answers, the longest prompts first, so that memory runs out early if at all."""
+        ids = {query.key: tokens for query, tokens in zip(queries, self.encode(queries), strict=True)}
+        samples = {query.key: str(query.sample) for query in queries}
+        most = self.sampling.max_new_tokens
+        limits = {key: most if self.room is None else min(most, self.room - len(ids[key])) for key in ids}
+        refused = {}
+        for key in ids:
+            if limits[key] < self.least and key not in done:
+                reply = Reply(key, finish=TOO_LONG, prompt_tokens=len(ids[key]), completion_tokens=0, error=NO_ROOM)
+                refused[key] = self.read(ids[key], reply)
+        if refused:
+            take(refused)
+        fitting = sorted((key for key in ids if limits[key] >= self.least), key=lambda key: -len(ids[key]))
+        for batch in batches(fitting, limits, self.sampling.batch_size):
+            if not all(key in done for key in batch):
+                how = replace(self.sampling, max_new_tokens=limits[batch[0]])
+                replies = self.engine([ids[key] for key in batch], how, [samples[key] for key in batch])
+                take({key: self.read(ids[key], reply) for key, reply in zip(batch, replies, strict=True)})
 
 
-# Takes each answer as it comes; an error's text instead if there is none.
-Take = Callable[[Question, "Answer | str"], None]
+def batches(keys: Sequence[str], limits: Mapping[str, int], size: int) -> Iterator[list[str]]:
+    """Cuts prompts, longest first, into batches in which all may have answers of the same length."""
+    batch: list[str] = []
+    for key in keys:
+        if batch and (len(batch) == size or limits[key] != limits[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model behind an endpoint. It makes its prompts by itself, control tokens in messages included.
+
+    Attributes:
+        endpoint: Where it is; its record keeps every reply as it came, before anybody reads it.
+        request: What is sent for a query.
+        read: Makes an answer of a reply.
+    """
+
+    endpoint: Endpoint
+    request: Callable[[Any], Request]
+    read: Callable[[Reply], Any] = lambda reply: reply
+
+    def __call__(self, queries: Sequence[Any], done: Collection[str], take: Take) -> None:
+        """Asks what has no answer yet, many at a time."""
+        left = [(query.key, self.request(query)) for query in queries if query.key not in done]
+        keys = {id(request): key for key, request in left}
+        requests = [request for _, request in left]
+        self.endpoint.ask(requests, lambda request, reply: take({keys[id(request)]: self.read(reply)}))
+
+
+def request_of(query: Query, sampling: Sampling, salt: str = "") -> Request:
+    """Returns a query as a server is sent it; each sample has a seed of its own."""
+    seed = sampling.seed + query.sample if sampling.temperature > 0 else None
+    return Request(
+        tuple(query.messages), sampling.max_new_tokens, sampling.temperature, sampling.top_p, seed, salt=salt
+    )
+
+
+# --- data answers ---
+
 # Loads a model to run here: what it returns has a ``model`` and its ``tokenizer``.
 Loader = Callable[[str], Any]
 # Returns the hash of all that decides what such a model answers.
@@ -136,22 +315,25 @@ def answer(
         raise DataError("several samples of greedy answers are all the same", hint="give a temperature above 0")
     report = DataReport()
     rows = list(load(source, base_dir, ("prompt",), report=report, max_bad_share=max_bad_share))
-    questions = [(where, question) for where, row in rows for question in _questions(row["prompt"], samples)]
-    report.rows, report.kept = report.rows + len(questions) - len(rows), len(questions)
+    asked = [(where, query) for where, row in rows for query in _queries(row["prompt"], samples)]
+    report.rows, report.kept = report.rows + len(asked) - len(rows), len(asked)
+
+    def backend(queries: Sequence[Query], done: Collection[str], take: Take) -> None:
+        chosen = _local(answerer, loader) if answerer.base_url is None else _server(answerer, output_dir / RECORD)
+        chosen([query for query in queries if query.key not in done], (), take)
+
     with locked(output_dir / ".lock"):
         _claim(output_dir / SETTINGS, answerer.identity(identify))
-        asked = {question.key: question for _, question in questions}
-        failed = _collect(asked, output_dir / LOG, answerer, loader)
-        found = _logged(output_dir / LOG)
+        log = Log(output_dir / LOG, _from_line, _to_line, sync=False)
+        answers = ask((query for _, query in asked), backend, log)
         lines = []
-        for where, question in questions:
-            given = found.get(question.key)
-            problem = failed.get(question.key, "no answer") if given is None else _problem(given)
-            if given is None or problem:
+        for where, query in asked:
+            problem = _problem(answers.get(query.key) or log.failed.get(query.key))
+            if problem:
                 report.kept -= 1
-                report.drop(problem or "no answer", where)
+                report.drop(problem, where)
                 continue
-            messages = [*question.messages, {"role": "assistant", "content": given.text.strip()}]
+            messages = [*query.messages, {"role": "assistant", "content": answers[query.key].text.strip()}]
             lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
         report.check(max_bad_share)
         write_atomic(output_dir / ANSWERS, "".join(lines))
@@ -159,17 +341,32 @@ def answer(
     return report
 
 
-def _questions(prompt: str | Messages, samples: int) -> Iterator[Question]:
+def _queries(prompt: str | Messages, samples: int) -> Iterator[Query]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     for sample in range(samples):
-        yield Question(hash_json([messages, sample]), messages, sample)
+        yield Query(hash_json([messages, sample]), messages, sample)
 
 
-def _problem(given: Answer) -> str | None:
-    if not given.whole:
+def _from_line(line: dict[str, Any]) -> Reply:
+    return Reply("", line["text"], "stop" if line["whole"] else "length")
+
+
+def _to_line(reply: Reply) -> dict[str, Any] | None:
+    """What the model said is kept, even if it is nothing or cut; what it did not say is asked for again."""
+    if reply.error in (None, EMPTY) or reply.finish == "length":
+        return {"text": reply.text, "whole": reply.finish != "length"}
+    return None
+
+
+def _problem(reply: Reply | None) -> str | None:
+    """Says why there is no usable answer."""
+    if reply is None:
+        return "no answer"
+    if reply.finish == "length":
         return CUT
-    return None if given.text.strip() else EMPTY
+    error = str(reply.error or "").partition(":")[0]
+    return error or (None if reply.text.strip() else EMPTY)
 
 
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:
@@ -184,65 +381,24 @@ def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     write_json(path, identity)
 
 
-def _logged(path: Path) -> dict[str, Answer]:
-    return {line["key"]: Answer(line["text"], line["whole"]) for line in read_jsonl_log(path)}
-
-
-def _collect(questions: Mapping[str, Question], log: Path, answerer: Answerer, loader: Loader) -> dict[str, str]:
-    """Asks what has no answer yet; returns why the questions without one have none."""
-    done = _logged(log)
-    left = [question for key, question in questions.items() if key not in done]
-    failed: dict[str, str] = {}
-
-    def take(question: Question, given: Answer | str) -> None:
-        if isinstance(given, str):
-            failed[question.key] = given
-        else:
-            append_line(log, json.dumps({"key": question.key, **asdict(given)}, ensure_ascii=False), sync=False)
-
-    if left:
-        if answerer.base_url is None:
-            _ask_here(left, answerer, take, loader)
-        else:
-            _ask_there(left, answerer, take, log.with_name(RECORD))
-    return failed
-
-
-def _ask_here(questions: list[Question], answerer: Answerer, take: Take, loader: Loader) -> None:
-    """Runs the model in this process, the longest prompts first, so that memory runs out early if at all."""
+def _local(answerer: Answerer, loader: Loader) -> Local:
+    """Loads the model."""
     from .encode import TextEncoder
-    from .generate import Sampling, fits, generate
 
     loaded = loader(answerer.model)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    sampling = Sampling(
-        answerer.max_new_tokens, answerer.temperature, answerer.top_p, answerer.seed, answerer.batch_size
+    encoder = TextEncoder.of(loaded.tokenizer)
+    return Local(
+        lambda queries: encoder.prompts([query.messages for query in queries], where=answerer.model),
+        partial(generate, loaded.model, loaded.tokenizer),
+        _sampling(answerer),
+        room(loaded.model),
+        least=answerer.max_new_tokens,
     )
-    made = TextEncoder.of(tokenizer).prompts([question.messages for question in questions], where=answerer.model)
-    ids = {question.key: tokens for question, tokens in zip(questions, made, strict=True)}
-    fitting = []
-    for question in sorted(questions, key=lambda question: -len(ids[question.key])):
-        if fits(model, ids[question.key], sampling):
-            fitting.append(question)
-        else:
-            take(question, TOO_LONG)
-    drawn = generate(
-        model,
-        tokenizer,
-        [ids[question.key] for question in fitting],
-        sampling,
-        key=[str(question.sample) for question in fitting],
-    )
-    for question, given in zip(fitting, drawn, strict=True):
-        take(question, Answer(given.text, given.finish == "stop"))
 
 
-def _ask_there(questions: list[Question], answerer: Answerer, take: Take, record: Path) -> None:
-    """Sends requests to the endpoint."""
+def _server(answerer: Answerer, record: Path) -> Server:
+    """Opens the endpoint."""
     from pydantic import ValidationError
-
-    from .endpoint import EndpointSpec, Reply, Request
-    from .endpoint_client import Endpoint
 
     try:
         spec = EndpointSpec(
@@ -256,19 +412,10 @@ def _ask_there(questions: list[Question], answerer: Answerer, take: Take, record
     except ValidationError as error:
         problem = error.errors()[0]
         raise DataError(f"not an endpoint: {problem['msg']}", where=str(problem["loc"][0])) from error
-    asked: dict[int, Question] = {}
-    requests = []
-    for question in questions:
-        drawn: Any = {}
-        if answerer.temperature > 0:
-            drawn = {"top_p": answerer.top_p, "seed": answerer.seed + question.sample}
-        messages = tuple(question.messages)
-        requests.append(Request(messages, answerer.max_new_tokens, temperature=answerer.temperature, **drawn))
-        asked[id(requests[-1])] = question
+    sampling = _sampling(answerer)
+    return Server(Endpoint(spec, record), lambda query: request_of(query, sampling))
 
-    def taken(request: Request, reply: Reply) -> None:
-        answered = reply.error is None or reply.finish == "length" or reply.error == EMPTY
-        given = Answer(reply.text, reply.finish != "length") if answered else str(reply.error).partition(":")[0]
-        take(asked[id(request)], given)
 
-    Endpoint(spec, record).ask(requests, taken)
+def _sampling(answerer: Answerer) -> Sampling:
+    top_p = answerer.top_p if answerer.temperature > 0 else 1.0  # greedy, a server is sent none
+    return Sampling(answerer.max_new_tokens, answerer.temperature, top_p, answerer.seed, answerer.batch_size)

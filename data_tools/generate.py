@@ -9,9 +9,10 @@ Nothing but the temperature and the mass of the nucleus shapes the distribution:
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
+from .endpoint import Reply
 from .errors import DataError
 from .files import hash_json
 
@@ -19,25 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 _VLLM_CHUNK = 256
-
-
-@dataclass(frozen=True)
-class Generated:
-    """An answer.
-
-    Attributes:
-        text: Without special tokens.
-        finish: ``stop`` if the model ended it, ``length`` if the limit of tokens did.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens generated, the one that ends the answer among them.
-        seconds: The batch's time divided by its prompts.
-    """
-
-    text: str
-    finish: Literal["stop", "length"]
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -67,20 +49,13 @@ def room(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def fits(model: Any, prompt: Sequence[int], sampling: Sampling) -> bool:
-    """Says whether a prompt leaves room for an answer of ``max_new_tokens``."""
-    limit = room(model)
-    return limit is None or len(prompt) + sampling.max_new_tokens <= limit
-
-
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    *,
     key: str | Sequence[str] = "",
-) -> Iterator[Generated]:
+) -> Iterator[Reply]:
     """Generates an answer to each prompt, in their order, a batch at a time.
 
     Batches are cut from the prompts as they come: longest first shows at once whether memory is enough, and pads
@@ -89,7 +64,7 @@ def generate(
     Args:
         model: A causal language model of transformers, on its device.
         tokenizer: Its tokenizer.
-        prompts: Token ids, ``[prompts][tokens]``, of any lengths; see :func:`fits`.
+        prompts: Token ids, ``[prompts][tokens]``, of any lengths that leave room for an answer.
         sampling: How answers are drawn.
         key: What the draws depend on besides the prompt and the seed: one for all prompts, or one for each, such as
             the number of the sample. Equal prompts under equal keys get equal answers.
@@ -105,7 +80,7 @@ def generate(
         seconds = (time.perf_counter() - begun) / len(batch)
         for prompt, (ids, ended) in zip(batch, drawn, strict=True):
             text = tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True)
-            yield Generated(text, "stop" if ended else "length", len(prompt), len(ids), seconds)
+            yield Reply("", text, "stop" if ended else "length", len(prompt), len(ids), seconds=seconds)
 
 
 def _seeds(prompts: Sequence[Sequence[int]], sampling: Sampling, key: str | Sequence[str]) -> list[int]:
@@ -231,9 +206,8 @@ def generate_vllm(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    *,
     key: str | Sequence[str] = "",
-) -> Iterator[Generated]:
+) -> Iterator[Reply]:
     """Generates as :func:`generate` does, by vLLM: the same distribution, but other draws of it.
 
     Args:
@@ -275,4 +249,4 @@ def generate_vllm(
         for prompt, output in zip(batch, done, strict=True):
             best = output.outputs[0]
             finish = "length" if best.finish_reason == "length" else "stop"
-            yield Generated(best.text, finish, len(prompt), len(best.token_ids), seconds)
+            yield Reply("", best.text, finish, len(prompt), len(best.token_ids), seconds=seconds)

@@ -10,26 +10,32 @@ The figures here say what the answers are like, and nothing of how good they are
 Standard errors are those of prompts; of one answer to each prompt they are lm-eval's, ``sqrt(p (1 - p) / (n - 1))``.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import PosttrainError
+from ..data_tools.ask import TOO_LONG, Backend, Local, Log, Query, Server, ask, request_of
+from ..data_tools.encode import TextEncoder
+from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, EndpointSpec, Reply
+from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.errors import DataError
-from ..data_tools.files import append_line, hash_json, read_jsonl_log
-from ..data_tools.generate import Sampling
-from .answerers import FAILED, TOO_LONG, Answerer, Ask, Said
+from ..data_tools.files import hash_json
+from ..data_tools.generate import Sampling, generate, generate_vllm, load_vllm, room
 from .answers import KIND, Answer, to_parquet
-from .errors import SuiteError
+from .errors import EvalError, SuiteError
+from .models import ADAPTER, LoadedModel, load_tokenizer
 from .prompt_sets import Prompt, PromptsSpec, load_prompts
 from .records import LOCKS, Metric, Result
 from .spec import Chat, SuiteSpec
+from .thinking import opened_by, strip_thinking
 
+FAILED = "failed"
 _TELL_EVERY = 30.0  # seconds between lines of progress
 _METHOD = 2  # raise when a change here changes answers
+_LOG = 2  # raise when the lines of the log change
 _SETTINGS = (
     "max_new_tokens",
     "temperature",
@@ -42,6 +48,9 @@ _SETTINGS = (
     "limit",
     "extra",
 )
+_VLLM_BATCH = 256  # prompts: vLLM makes its own batches of them
+_USER = "\n\nUser:"
+_TAIL = 32  # tokens at a prompt's end, where a template may have opened a thought
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,154 @@ def sampling_of(job: Prompts, suite: SuiteSpec) -> Sampling:
     )
 
 
+@dataclass(frozen=True)
+class Said:
+    """What came of one turn: a record of the log.
+
+    Attributes:
+        raw: What was generated.
+        text: The answer in it, without thoughts.
+        finish: ``stop``, ``length``, ``too_long`` for a prompt that leaves the model no room, ``failed`` where a server
+            rejected it, or what it said; None if no answer came.
+        prompt_tokens: Tokens read, if counted.
+        completion_tokens: Tokens written, if counted.
+        seconds: Time it took; a batch's time divided by its prompts.
+        cut_thought: Whether the model was still thinking at the end.
+        error: Why there is no answer.
+    """
+
+    raw: str
+    text: str
+    finish: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float | None
+    cut_thought: bool = False
+    error: str | None = None
+
+
+def local(
+    encoder: TextEncoder, engine: Any, room: int | None, sampling: Sampling, spec: PromptsSpec, *, templated: bool
+) -> Local:
+    """Returns a model in this process as what answers a prompt set.
+
+    Args:
+        encoder: Of the checkpoint's tokenizer and chat template.
+        engine: What generates; see :class:`Local`.
+        room: Tokens of prompt and answer together; None if nobody knows.
+        sampling: How to answer.
+        spec: The prompt set.
+        templated: Whether the chat template is applied.
+    """
+
+    def encode(queries: Sequence[Query]) -> list[list[int]]:
+        if templated:
+            return encoder.prompts([query.messages for query in queries])
+        return encoder.prompts([plain_text(query.messages, spec.plain) for query in queries])
+
+    def read(prompt: list[int], reply: Reply) -> Said:
+        if reply.finish == TOO_LONG:
+            return Said("", "", TOO_LONG, reply.prompt_tokens, 0, None)
+        end: Any = encoder.tokenizer.decode(prompt[-_TAIL:])
+        opened = opened_by(end, spec.thinking) if templated else None
+        stripped = strip_thinking(reply.text, spec.thinking, opened=opened)
+        text, finish = stripped.text, reply.finish
+        if not templated:
+            text, end, _ = text.partition(_USER) if spec.plain == "dialogue" else text.lstrip().partition("\n")
+            text, finish = text.strip(), "stop" if end else finish
+        return Said(reply.text, text, finish, reply.prompt_tokens, reply.completion_tokens, reply.seconds, stripped.cut)
+
+    return Local(encode, engine, sampling, room, read=read)
+
+
+def plain_text(messages: Sequence[Mapping[str, str]], how: str) -> str:
+    """Returns a conversation as the text that a model without a chat template, a base model, continues.
+
+    A dialogue is ``{system}``, then for each turn ``User: {turn}`` and ``Assistant: {answer}``, with blank lines
+    between; it ends with ``Assistant:``, and an answer ends where the model lets the user speak again. A bare prompt is
+    ``{turn}``, which the answer follows on the same line.
+
+    Args:
+        messages: What was said.
+        how: ``dialogue`` or ``bare``.
+    """
+    if how == "bare":
+        ends = {"user": "", "assistant": "\n", "system": "\n"}
+        spoken = (f"{' ' * (m['role'] == 'assistant')}{m['content']}{ends[m['role']]}" for m in messages)
+        return "".join(spoken)
+    names = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+    return "\n\n".join([*(names[m["role"]] + m["content"] for m in messages), "Assistant:"])
+
+
+def here(
+    loaded: LoadedModel, sampling: Sampling, spec: PromptsSpec, *, templated: bool, max_length: int | None
+) -> Local:
+    """Lets a loaded model answer, with ``max_length`` tokens of prompt and answer or as many as it takes."""
+    encoder, engine = TextEncoder.of(loaded.tokenizer), partial(generate, loaded.model, loaded.tokenizer)
+    return local(encoder, engine, max_length or room(loaded.model), sampling, spec, templated=templated)
+
+
+def by_vllm(
+    folder: Path, sampling: Sampling, spec: PromptsSpec, *, templated: bool, max_length: int | None, dtype: str
+) -> Local:
+    """Lets vLLM load a checkpoint and answer, many prompts at a time.
+
+    Raises:
+        DataError: vLLM is not installed, or cannot load the checkpoint.
+        EvalError: The checkpoint is an adapter.
+    """
+    if (folder / ADAPTER).is_file():
+        hint = "merge it into its base first, or use `backend: transformers`"
+        raise EvalError("vLLM is given whole models, and this is an adapter", where=str(folder), hint=hint)
+    longest = {} if max_length is None else {"max_model_len": max_length}
+    model = load_vllm(str(folder), dtype=dtype, **longest)
+    tokenizer, _ = load_tokenizer(str(folder))
+    settings = replace(sampling, batch_size=max(sampling.batch_size, _VLLM_BATCH))
+    encoder, engine = TextEncoder.of(tokenizer), partial(generate_vllm, model, tokenizer)
+    return local(encoder, engine, max_length or room(model), settings, spec, templated=templated)
+
+
+def served(server: EndpointSpec, record: Path, sampling: Sampling, spec: PromptsSpec, model_hash: str) -> Server:
+    """Lets a server answer that has the checkpoint loaded.
+
+    Args:
+        server: Where it is, and the checkpoint's name there.
+        record: What keeps what it was asked and what it answered, until all answers are there.
+        sampling: How to answer.
+        spec: The prompt set.
+        model_hash: The checkpoint's, so that a server's answers for another model are never taken for its own.
+    """
+
+    def read(reply: Reply) -> Said:
+        if reply.finish in (None, REJECTED):
+            return Said("", "", reply.finish, None, None, None, error=reply.error or "no answer")
+        stripped = strip_thinking(reply.text, spec.thinking)
+        raw, thought = reply.text, _thought(reply.raw)
+        if thought and spec.thinking:
+            raw = f"{spec.thinking[0][0]}{thought}{spec.thinking[0][1]}{raw}"
+        cut = stripped.cut or bool(thought and not stripped.text.strip() and reply.finish == "length")
+        tokens = reply.prompt_tokens, reply.completion_tokens
+        return Said(raw, stripped.text, reply.finish, *tokens, reply.seconds, cut)
+
+    def salt(query: Query) -> str:
+        return f"{model_hash} {query.key.rpartition(' ')[0]} {len(query.messages)}"
+
+    return Server(Endpoint(server, record), lambda query: request_of(query, sampling, salt(query)), read)
+
+
+def _thought(raw: Any) -> str:
+    """Returns the thoughts that a server has told apart from the answer itself."""
+    try:
+        message = raw["choices"][0]["message"]
+        thought = message.get("reasoning_content") or message.get("reasoning")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return ""
+    return thought.encode(errors="replace").decode() if isinstance(thought, str) else ""
+
+
 def run_prompts(
     job: Prompts,
-    answerer: Answerer,
+    backend: Backend,
     log: Path,
     *,
     template: str | None,
@@ -118,7 +272,7 @@ def run_prompts(
 
     Args:
         job: The prompts.
-        answerer: Who answers.
+        backend: Who answers: :func:`here`, :func:`by_vllm` or :func:`served`.
         log: Where answers are kept until all of them are there; the caller removes it then.
         template: The fingerprint of the chat template, if one is applied.
         progress: Takes a line now and then.
@@ -126,71 +280,63 @@ def run_prompts(
     Raises:
         PosttrainError: The answers cannot be had, or not be kept.
     """
-    said = _Log(log, {"task_hash": job.task_hash, "template": template})
+
+    def to_line(said: Said) -> dict[str, Any] | None:
+        return None if said.finish in (None, REJECTED) else asdict(said)
+
+    header = {"task_hash": job.task_hash, "template": template, "log": _LOG}
+    said = Log(
+        log, lambda line: Said(**{name: line[name] for name in Said.__dataclass_fields__}), to_line, header=header
+    )
     for turn in range(max(len(prompt.turns) for prompt in job.prompts)):
-        _answer_turn(job, turn, answerer, said, progress)
+        _answer_turn(job, turn, backend, said, progress)
     answers = [_answer(prompt, sample, said) for prompt in job.prompts for sample in range(job.spec.samples)]
     return _result(job, answers, said)
 
 
-class _Log:
-    """What has been said, by turn and key, in memory and on the disk: a line for each batch."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]):
-        self._path = path
-        self.turns: dict[int, dict[str, Said]] = {}
-        lines = self._read()
-        if lines[:1] != [identity]:  # nobody's, or another template's
-            path.unlink(missing_ok=True)
-            append_line(path, json.dumps(identity))
-            return
-        for line in lines[1:]:
-            found = {key: Said(**said) for key, said in line["said"].items()}
-            self.turns.setdefault(line["turn"], {}).update(found)
-
-    def _read(self) -> list[dict[str, Any]]:
-        try:
-            return read_jsonl_log(self._path)
-        except PosttrainError:
-            return []  # answers can be had again
-
-    def take(self, turn: int, said: dict[str, Said]) -> None:
-        """Keeps the answers of a batch."""
-        record = {"turn": turn, "said": {key: asdict(one) for key, one in said.items()}}
-        append_line(self._path, json.dumps(record))
-        self.turns.setdefault(turn, {}).update(said)
+def _key(prompt: Prompt, sample: int, turn: int) -> str:
+    return f"{prompt.key}/{sample} {turn}"
 
 
-def _key(prompt: Prompt, sample: int) -> str:
-    return f"{prompt.key}/{sample}"
+def _answer_turn(job: Prompts, turn: int, backend: Backend, said: Log, progress: Callable[[str], None]) -> None:
+    """Answers one turn of every prompt that has it and whose turns before were answered.
 
-
-def _answer_turn(job: Prompts, turn: int, answerer: Answerer, said: _Log, progress: Callable[[str], None]) -> None:
-    """Answers one turn of every prompt that has it and whose turns before were answered."""
-    asks = []
-    done = said.turns.setdefault(turn, {})
+    Raises:
+        EvalError: The budget is spent, the network failed, or the server rejected more prompts than may stay without
+            an answer.
+    """
+    queries = []
     for prompt in job.prompts:
-        if turn >= len(prompt.turns):
-            continue
-        for sample in range(job.spec.samples):
-            key = _key(prompt, sample)
-            before = [said.turns[earlier][key] for earlier in range(turn)]
+        for sample in range(job.spec.samples if turn < len(prompt.turns) else 0):
+            before = [said.answers[_key(prompt, sample, earlier)] for earlier in range(turn)]
             ended = next((one.finish for one in before if one.finish in (TOO_LONG, FAILED)), None)
+            key = _key(prompt, sample, turn)
             if ended is not None:
-                done[key] = Said("", "", ended, None, None, None)
+                said.answers[key] = Said("", "", ended, None, None, None)
             else:
-                asks.append(Ask(key, sample, _messages(prompt, [one.text for one in before])))
+                queries.append(Query(key, _messages(prompt, [one.text for one in before]), sample))
+    queries.sort(key=lambda query: query.key)  # batches are the same whatever order the prompts are in
     told = time.monotonic()
 
-    def take(found: dict[str, Said]) -> None:
+    def tell(answered: int, number: int) -> None:
         nonlocal told
-        said.take(turn, found)
         if time.monotonic() - told > _TELL_EVERY:
             told = time.monotonic()
-            answered = sum(ask.key in done for ask in asks)
-            progress(f"{job.spec.title}: turn {turn + 1}: {answered} of {len(asks)} prompts answered")
+            progress(f"{job.spec.title}: turn {turn + 1}: {answered} of {number} prompts answered")
 
-    answerer(asks, job.spec, done, take)
+    ask(queries, backend, said, tell)
+    unanswered = sorted(said.failed.values(), key=lambda one: one.finish is not None)  # first what was lost
+    lost = [one for one in unanswered if one.finish is None]
+    if lost or len(unanswered) > job.spec.max_bad_share * len(queries):
+        spent = any(one.error.startswith(BUDGET_SPENT) for one in unanswered)
+        raise EvalError(
+            f"{len(unanswered)} of {len(queries)} prompts got no answer: "
+            f"{BUDGET_SPENT if spent else unanswered[0].error}",
+            where=job.spec.base_url,
+            hint=f"{'raise the `budget` and ' if spent else ''}score again: the other answers are kept",
+        )
+    said.keep({key: Said("", "", FAILED, None, None, None) for key in said.failed})
+    said.failed.clear()
 
 
 def _messages(prompt: Prompt, answers: Sequence[str]) -> tuple[dict[str, str], ...]:
@@ -201,8 +347,8 @@ def _messages(prompt: Prompt, answers: Sequence[str]) -> tuple[dict[str, str], .
     return (*messages, {"role": "user", "content": prompt.turns[len(answers)]})
 
 
-def _answer(prompt: Prompt, sample: int, said: _Log) -> Answer:
-    turns = [said.turns[turn][_key(prompt, sample)] for turn in range(len(prompt.turns))]
+def _answer(prompt: Prompt, sample: int, said: Log) -> Answer:
+    turns = [said.answers[_key(prompt, sample, turn)] for turn in range(len(prompt.turns))]
     return Answer(
         prompt_id=prompt.id,
         prompt_key=prompt.key,
@@ -226,9 +372,9 @@ def _sum(values: Sequence[Any]) -> Any:
     return sum(known) if known else None
 
 
-def _result(job: Prompts, answers: Sequence[Answer], said: _Log) -> Result:
+def _result(job: Prompts, answers: Sequence[Answer], said: Log) -> Result:
     """Packs the answers, their figures and what a reader must know."""
-    thinking = sum(one.cut_thought for turn in said.turns.values() for one in turn.values())
+    thinking = sum(one.cut_thought for one in said.answers.values())
     too_long = sum(TOO_LONG in answer.finish for answer in answers)
     failed = sum(FAILED in answer.finish for answer in answers)
     notes = [*job.notes]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_tools.files import hash_json
-from . import answerers, classification, definitions, generations, heldout, pairs, perplexity
+from . import classification, definitions, generations, heldout, pairs, perplexity
 from .classification import Labelled
 from .definitions import Definition
 from .errors import SuiteError
@@ -175,13 +175,12 @@ class Runner:
         if job.spec.backend == "endpoint":
             own = {"folder": target.folder, "run": target.run, "checkpoint": target.checkpoint, "step": target.step}
             server = job.spec.server(**own)
-            answerer = answerers.Served(server, log.with_suffix(CALLS), how, target.model_hash)
+            backend = generations.served(server, log.with_suffix(CALLS), how, job.spec, target.model_hash)
         elif job.spec.backend == "vllm":
-            answerer = answerers.by_vllm(
-                target.folder, how, templated=templated, max_length=self.suite.max_length, dtype=self.suite.dtype
-            )
+            limits = {"max_length": self.suite.max_length, "dtype": self.suite.dtype}
+            backend = generations.by_vllm(target.folder, how, job.spec, templated=templated, **limits)
         else:
             loaded = self.load()
             loaded.needs_language_model(job.spec.title)
-            answerer = answerers.here(loaded, how, templated=templated, max_length=self.suite.max_length)
-        return generations.run_prompts(job, answerer, log, template=template, progress=self.progress)
+            backend = generations.here(loaded, how, job.spec, templated=templated, max_length=self.suite.max_length)
+        return generations.run_prompts(job, backend, log, template=template, progress=self.progress)

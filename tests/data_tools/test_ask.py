@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import ask
+from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.checkpoints import model_hash
 from posttrain.evals.models import load_language_model
@@ -212,7 +214,7 @@ def test_a_prompt_without_room_for_an_answer_is_dropped(tmp_path: Path, chat_mod
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceSpec(path="long.jsonl")
     assert len(run(tmp_path, ask.Answerer(str(chat_model), max_new_tokens=24), source, max_bad_share=0.5)) == 1
-    assert json.loads((tmp_path / "out" / ask.REPORT).read_text())["dropped"] == {ask.TOO_LONG: 1}
+    assert json.loads((tmp_path / "out" / ask.REPORT).read_text())["dropped"] == {ask.NO_ROOM: 1}
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -228,3 +230,19 @@ def test_a_model_that_is_missing_or_writes_no_text_is_one_clear_error(tmp_path: 
     (tmp_path / "other").mkdir()
     with pytest.raises(PosttrainError, match="the checkpoint is a classifier"):
         run(tmp_path / "other", ask.Answerer(str(classifier)))
+
+
+def test_a_prompt_needs_room_for_the_whole_of_an_answer_or_for_what_it_may_be_cut_to() -> None:
+    def engine(prompts: list[list[int]], how: Sampling, keys: list[str]) -> list[Reply]:
+        return [Reply("", str(how.max_new_tokens), "stop") for _ in prompts]
+
+    def finishes(least: int) -> list[tuple[str, str | None]]:
+        found: dict[str, Reply] = {}
+        queries = [ask.Query(str(length), [], length) for length in (246, 247, 255, 256)]
+        encode = lambda queries: [[5] * query.sample for query in queries]  # noqa: E731
+        ask.Local(encode, engine, Sampling(10), 256, least)(queries, (), found.update)
+        return [(found[query.key].text, found[query.key].finish) for query in queries]
+
+    too_long = ("", ask.TOO_LONG)
+    assert finishes(10) == [("10", "stop"), too_long, too_long, too_long]
+    assert finishes(1) == [("10", "stop"), ("9", "stop"), ("1", "stop"), too_long]

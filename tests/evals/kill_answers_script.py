@@ -16,8 +16,8 @@ from typing import Any
 
 import datasets  # noqa: F401
 import pyarrow.parquet  # noqa: F401
-from posttrain.data_tools import files, generate
-from posttrain.evals import generations, records, score
+from posttrain.data_tools import ask, files, generate
+from posttrain.evals import records, score
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM, LogitsProcessorList
 
 _IMPORTED = (AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM, LogitsProcessorList)
@@ -49,9 +49,9 @@ def plant(point: str, count: int) -> None:
     if point == "in the model":
         generate.draw = at(count, die, generate.draw)
     elif point == "half the line":
-        generations.append_line = at(count, torn, append)
+        ask.append_line = at(count, torn, append)
     elif point == "after the line":
-        generations.append_line = at(count, after(append), append)
+        ask.append_line = at(count, after(append), append)
     elif point == "after the answers":
         score.write_atomic = at(0, after(write), write)
     elif point == "after the score":

@@ -13,15 +13,25 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates import ChatTemplate
+from posttrain.data_tools.ask import Query, batches
 from posttrain.data_tools.encode import TextEncoder
+from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.generate import Generated, Sampling
+from posttrain.data_tools.generate import Sampling
 from posttrain.evals import score as scoring
-from posttrain.evals.answerers import Ask, Local, Said, batches, plain_text
 from posttrain.evals.answers import Answer, AnswerSet, find_answers, read_answers
 from posttrain.evals.checkpoints import write_manifest
 from posttrain.evals.errors import SuiteError
-from posttrain.evals.generations import Prompts, define, figures, run_prompts, sampling_of
+from posttrain.evals.generations import (
+    Prompts,
+    Said,
+    define,
+    figures,
+    local,
+    plain_text,
+    run_prompts,
+    sampling_of,
+)
 from posttrain.evals.prompt_sets import load_prompts
 from posttrain.evals.records import Result, ScoreStore
 from posttrain.evals.score import score
@@ -157,10 +167,10 @@ class FakeEngine:
     def __init__(self, says: Callable[[str], str] = lambda prompt: f"You said: {prompt}"):
         self.says, self.batches = says, 0
 
-    def __call__(self, prompts: list[list[int]], settings: Sampling, keys: list[str]) -> Iterable[Generated]:
+    def __call__(self, prompts: list[list[int]], settings: Sampling, keys: list[str]) -> Iterable[Reply]:
         self.batches += 1
         for prompt in prompts:
-            yield Generated(self.says(TOKENIZER.decode(prompt)), "stop", len(prompt), 3, 0.1)
+            yield Reply("", self.says(TOKENIZER.decode(prompt)), "stop", len(prompt), 3, seconds=0.1)
 
 
 def job_of(folder: Path, rows: Sequence[dict[str, Any]], more: str = "") -> tuple[Prompts, Sampling]:
@@ -173,8 +183,8 @@ def run_with(
     job: Prompts, how: Sampling, log: Path, engine: FakeEngine, *, template: str | None = "t"
 ) -> tuple[Result, list[Answer]]:
     encoder = TextEncoder(TOKENIZER, ChatTemplate("brackets", TURNS))
-    answerer = Local(encoder, engine, template is not None, 200_000, how)
-    result = run_prompts(job, answerer, log, template=template)
+    backend = local(encoder, engine, 200_000, how, job.spec, templated=template is not None)
+    result = run_prompts(job, backend, log, template=template)
     path = log.with_suffix(".parquet")
     path.write_bytes(result.samples)
     return result, list(read_answers(path))
@@ -189,7 +199,7 @@ def test_a_torn_or_foreign_log_costs_only_the_answers_it_does_not_hold(tmp_path:
     assert engine.batches == 4
     lines = log.read_bytes().splitlines(keepends=True)
 
-    log.write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    log.write_bytes(b"".join(lines[:5]) + lines[5][:40])
     engine = FakeEngine()
     assert run_with(job, how, log, engine)[1] == whole
     assert engine.batches == 2
@@ -369,11 +379,11 @@ def test_the_keys_of_answers_join_a_prompt_set(tmp_path: Path):
     _, answers = run_with(job, how, tmp_path / "log.jsonl", FakeEngine())
     prompts, _ = load_prompts(job.spec)
     assert [a.prompt_key for a in answers] == [p.key for p in prompts]
-    asks: list[Ask] = []
+    queries: list[Query] = []
 
-    def listen(found: Sequence[Ask], spec: Any, done: Any, take: Callable[[dict[str, Said]], None]) -> None:
-        asks.extend(found)
-        take({ask.key: Said("r", "t", "stop", 1, 1, 0.1) for ask in found})
+    def listen(found: Sequence[Query], done: Any, take: Callable[[dict[str, Said]], None]) -> None:
+        queries.extend(found)
+        take({query.key: Said("r", "t", "stop", 1, 1, 0.1) for query in found})
 
     run_prompts(job, listen, tmp_path / "other.jsonl", template=None)
-    assert {ask.key for ask in asks} == {f"{p.key}/0" for p in prompts}
+    assert [query.key.partition("/")[0] for query in queries] == sorted(p.key for p in prompts for _ in p.turns)

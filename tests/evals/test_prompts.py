@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from posttrain import chat_templates
 from posttrain.chat_templates import TemplateError, render
-from posttrain.data_tools import ask, generate
+from posttrain.data_tools import ask
 from posttrain.data_tools.encode import Talk, TextEncoder
+from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.example_encoder import ExampleEncoder
-from posttrain.data_tools.generate import Generated, Sampling
+from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.tokens import Encoder
-from posttrain.evals import answerers, best_of_n
+from posttrain.evals import best_of_n, generations
 from posttrain.evals.harness import run_task, wrap
 from posttrain.evals.judging.model import ModelJudge
 from posttrain.evals.judging.prompt import Rendered
@@ -62,8 +63,8 @@ def loaded(bare_model: Any, request: Any) -> LoadedModel:
 def by_score(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     made: list[list[int]] = []
     spec: Any = SimpleNamespace(thinking=[], plain="dialogue")
-    local = replace(answerers.here(loaded, Sampling(4), templated=True, max_length=10_000), engine=recording(made))
-    local([answerers.Ask("key", 0, tuple(messages))], spec, (), lambda answers: None)
+    local = generations.here(loaded, Sampling(4), spec, templated=True, max_length=10_000)
+    replace(local, engine=recording(made))([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]
 
 
@@ -71,21 +72,21 @@ def by_vllm(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     made: list[list[int]] = []
     spec: Any = SimpleNamespace(thinking=[], plain="dialogue")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answerers, "load_vllm", lambda *_, **__: loaded.model)
-        patch.setattr(answerers, "load_tokenizer", lambda _: (loaded.tokenizer, None))
-        patch.setattr(answerers, "generate_vllm", lambda m, t, *given, key: recording(made)(*given, key))
-        local = answerers.by_vllm(Path("/nowhere"), Sampling(4), templated=True, max_length=10_000, dtype="auto")
-        local([answerers.Ask("key", 0, tuple(messages))], spec, (), lambda answers: None)
+        patch.setattr(generations, "load_vllm", lambda *_, **__: loaded.model)
+        patch.setattr(generations, "load_tokenizer", lambda _: (loaded.tokenizer, None))
+        patch.setattr(generations, "generate_vllm", lambda m, t, *given: recording(made)(*given))
+        how = Sampling(4), spec
+        local = generations.by_vllm(Path("/nowhere"), *how, templated=True, max_length=10_000, dtype="auto")
+        local([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]
 
 
 def by_data_answers(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     made: list[list[int]] = []
-    answerer: Any = SimpleNamespace(model="m", max_new_tokens=4, temperature=0, top_p=1, seed=0, batch_size=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "fits", lambda *_: True)
-        patch.setattr(generate, "generate", lambda m, t, *given, key: recording(made)(*given, key))
-        ask._ask_here([ask.Question("key", messages, 0)], answerer, lambda *_: None, lambda _: loaded)
+        patch.setattr(ask, "room", lambda _: None)
+        patch.setattr(ask, "generate", lambda m, t, *given: recording(made)(*given))
+        ask._local(ask.Answerer("m"), lambda _: loaded)([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]
 
 
@@ -139,9 +140,9 @@ CONSUMERS: dict[str, Make] = {
 
 
 def recording(made: list[list[int]]) -> Any:
-    def engine(prompts: list[list[int]], settings: Any, key: Any) -> Iterator[Generated]:
+    def engine(prompts: list[list[int]], settings: Any, key: Any) -> Iterator[Reply]:
         made.extend(prompts)
-        return iter([Generated("x", "stop", 1, 1, 0.0) for _ in prompts])
+        return iter([Reply("", "x", "stop", 1, 1) for _ in prompts])
 
     return engine
 
