@@ -1,4 +1,4 @@
-"""Starting the training module under accelerate: here in one process, or in several by ``accelerate launch``."""
+"""Starting our processes: training in one or under accelerate in several, scoring; and what any of them keeps quiet."""
 
 import os
 import shutil
@@ -15,6 +15,22 @@ from .errors import RecipeError
 CONFIGS = Path(__file__).parent / "accelerate"
 MODULE = "posttrain.recipes.train"
 LAUNCHER = "posttrain.recipes.launcher"
+
+
+def quiet_libraries() -> None:
+    """Silences what no recipe can do anything about, and keeps bars to terminals; before any library is imported."""
+    import logging
+    import warnings
+
+    harmless = {
+        "bitsandbytes.backends.cpu.ops": "CPU gemm_4bit_forward",  # a kernel is missing, and training never uses it
+        "DeepSpeed": "Setting accelerator to CPU",  # it says so whether or not it is used
+    }
+    for name, words in harmless.items():
+        logging.getLogger(name).addFilter(lambda record, words=words: words not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")  # TRL's own default
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def command(

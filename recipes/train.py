@@ -61,22 +61,6 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
     _say(f"{run_dir}: trained for {trainer.state.global_step} steps; the final model is whole")
 
 
-def quiet_libraries() -> None:
-    """Silences what no recipe can do anything about, and keeps bars to terminals; before any library is imported."""
-    import logging
-    import warnings
-
-    harmless = {
-        "bitsandbytes.backends.cpu.ops": "CPU gemm_4bit_forward",  # a kernel is missing, and training never uses it
-        "DeepSpeed": "Setting accelerator to CPU",  # it says so whether or not it is used
-    }
-    for name, words in harmless.items():
-        logging.getLogger(name).addFilter(lambda record, words=words: words not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")  # TRL's own default
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 def _say(text: str) -> None:
     """Prints a line from the main process."""
     if int(os.environ.get("RANK", "0")) == 0:
@@ -264,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-score", action="store_true", help="leave the recipe's score section to later")
     parser.add_argument("--step", action="append", default=[], help="NAME=FOLDER: what @NAME stands for in the recipe")
     options = parser.parse_intermixed_args(argv)  # overrides may stand behind flags
-    quiet_libraries()
+    launch.quiet_libraries()
     try:
         with explain_full_disk(Path()):
             loaded = load(options.recipe, options.overrides, parse_steps(options.step))

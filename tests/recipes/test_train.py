@@ -209,7 +209,7 @@ def test_overrides_may_stand_behind_flags(make_recipe: Callable[..., Path], tmp_
 
 _NOISE = """
 import logging, warnings
-from posttrain.recipes.train import quiet_libraries
+from posttrain.recipes.launch import quiet_libraries
 quiet_libraries()
 logging.basicConfig(format="%(message)s")
 for words in ("Failed to load CPU gemm_4bit_forward from a hub", "another kernel fails"):

@@ -1,1 +1,0 @@
-"""The quickstart: a small world whose answers a program can check."""
