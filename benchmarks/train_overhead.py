@@ -172,10 +172,13 @@ def make_model(folder: Path, texts: list[str]) -> None:
     """Writes a Llama of 1.9 M parameters with random weights, and its tokenizer with the chatml template."""
     import torch
     from posttrain import chat_templates
-    from posttrain.data_tools import tokenizer as trained
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from posttrain.data_tools.tokenizer import Tokenizer
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = trained.train(texts, trained.TokenizerSpec(vocab_size=512), folder)
+    rows = folder.with_suffix(".texts.jsonl")
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    Tokenizer(sources=[str(rows)], vocab_size=512).run(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     chat_templates.install(chat_templates.load("chatml"), tokenizer)
     torch.manual_seed(SEED)
     config = LlamaConfig(

@@ -184,12 +184,13 @@ def _refuse_duplicates(node: yaml.MappingNode, key: KeyPath, document: Document)
         first.setdefault(name, line)
 
 
-def validate(model: type[Model], document: Document, *, raise_problems: bool = True) -> Model | None:
+def validate(model: type[Model], document: Document, *, at: KeyPath = (), raise_problems: bool = True) -> Model | None:
     """Checks a document against a pydantic model and returns the model.
 
     Args:
         model: The schema; unknown keys are problems if it forbids extras.
         document: The parsed file. Problems found are added to ``document.problems``.
+        at: The key of the part that is checked; by default it is the whole.
         raise_problems: Whether to raise at the end, or to leave the raising to a caller that checks more.
 
     Returns:
@@ -200,12 +201,14 @@ def validate(model: type[Model], document: Document, *, raise_problems: bool = T
     """
     from pydantic import ValidationError
 
-    result = None
+    result, value = None, document.value
+    for part in at:
+        value = value[part]
     try:
-        result = model.model_validate(document.value)
+        result = model.model_validate(value)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            _add_problem(model, document, detail)
+            _add_problem(model, document, detail, (*at, *_key_of(value, detail["loc"])), at)
     if raise_problems:
         raise_if_problems(document)
     return result
@@ -249,11 +252,12 @@ def _with_references(document: Document, value: Any, references: Mapping[str, Pa
     return value
 
 
-def _add_problem(model: type["BaseModel"], document: Document, detail: "ErrorDetails") -> None:
+def _add_problem(
+    model: type["BaseModel"], document: Document, detail: "ErrorDetails", key: KeyPath, at: KeyPath
+) -> None:
     """Words one pydantic error as a problem of the document."""
-    key = _key_of(document, detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(model, key[:-1])
+        known = _fields_at(model, key[len(at) : -1])
         hint = did_you_mean(str(key[-1]), known) or (f"known keys: {', '.join(sorted(known))}" if known else None)
         document.problem(key, "unknown key", hint)
     elif detail["type"] == "missing":
@@ -272,10 +276,9 @@ def _add_problem(model: type["BaseModel"], document: Document, detail: "ErrorDet
         document.problem(key, message.removeprefix("input ") + shown)
 
 
-def _key_of(document: Document, location: tuple[int | str, ...]) -> KeyPath:
+def _key_of(value: Any, location: tuple[int | str, ...]) -> KeyPath:
     """Drops the union tags that pydantic puts between the keys of a location."""
     key: KeyPath = ()
-    value = document.value
     part: Any  # a key of a dict or an index into a list
     for index, part in enumerate(location):
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)

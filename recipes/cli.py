@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..chat_templates.errors import PosttrainError
+from .tools import TOOLS, run_command
 
 app = typer.Typer(
     name="posttrain",
@@ -16,8 +17,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Tools that make training sets.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data, name="data")
 
 Recipe = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -175,53 +174,24 @@ def arena(
     serve(runs, task=prompts, port=port, voter=voter, seed=seed, progress=lambda line: print(line, flush=True))
 
 
-@data.command()
-def tokenizer(
-    files: Annotated[
-        list[str], typer.Argument(help="Files of text or of rows with a text column.", show_default=False)
-    ],
-    vocab_size: Annotated[int, typer.Option(help="Tokens, special ones included.")] = 32_000,
-    output: Annotated[Path, typer.Option("-o", help="The tokenizer's folder.")] = Path("tokenizer"),
+@app.command(
+    no_args_is_help=True,
+    context_settings={"allow_interspersed_args": False},  # what follows the tool's name is the tool's: --help, too
+    help="Run a tool that makes training sets.\n\n\b\nTools, each with a --help of its own:\n"
+    + "\n".join(f"  {name:12}{line}" for name, (_, line) in TOOLS.items()),
+)
+def data(
+    tool: Annotated[str, typer.Argument(help="One of these, or your own: file.py:Name.", show_default=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(help="The tool's.", show_default=False)] = None,
 ) -> None:
-    """Train a byte-level BPE tokenizer."""
-    from .tools import tokenizer as train_tokenizer
-
-    train_tokenizer(output, sources=files, vocab_size=vocab_size)
-    print(output)
-
-
-@data.command()
-def answers(
-    prompts: Annotated[str, typer.Argument(help="A file of prompts or conversations.", show_default=False)],
-    model: Annotated[str, typer.Option(help="A folder, a Hub id, or the endpoint's name for it.")],
-    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint; else it runs here.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="The environment variable with the endpoint's key.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
-    output: Annotated[Path, typer.Option("-o", help="The folder of the answers.")] = Path("answers"),
-) -> None:
-    """Let a model answer prompts, for training on the answers; a killed run goes on where it was."""
-    from .tools import answers as answer
-
-    answer(
-        output,
-        prompts=prompts,
-        model=model,
-        base_url=base_url,
-        api_key_env=api_key_env,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        samples=samples,
-        concurrency=concurrency,
-    )
+    """Run a tool that makes training sets."""
+    run_command(tool, arguments or [])
 
 
 def main() -> None:
     """Runs the command line: an error of ours is one line and its exit code, never a traceback."""
     from ..data_tools.files import explain_full_disk
-    from .train import quiet_libraries
+    from .launch import quiet_libraries
 
     quiet_libraries()
     try:

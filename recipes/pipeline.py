@@ -4,21 +4,23 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import PosttrainError, did_you_mean
+from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
 from ..data_tools.files import hash_file, hash_json, locked, read_json, write_json
 from ..data_tools.sources import content_hash
 from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
+from ..data_tools.tool import Tool
 from ..evals import checkpoints
 from ..evals.spec import check_suite
-from . import launch, rundir, tools
+from . import launch, rundir
 from .errors import RunError
 from .inputs import beside, find_suite
 from .load import Loaded, apply_override, load
 from .schema import Pipeline, Step
+from .tools import load_tool
 
 STATE = ".step.json"
 REPORT_STATE = ".report.json"
@@ -33,14 +35,14 @@ class Plan:
         folder: Its output folder.
         key: A hash of everything that its output depends on.
         loaded: Its recipe, if it is one.
-        args: Its tool's arguments, references replaced.
+        tool: Its tool, if it is one.
     """
 
     step: Step
     folder: Path
     key: str
     loaded: Loaded | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
+    tool: Tool | None = None
 
 
 @dataclass(frozen=True)
@@ -170,22 +172,30 @@ def _plan_tool(
 ) -> Plan:
     """Checks a tool's arguments."""
     assert step.tool is not None
-    for key, what, hint in tools.problems(step.tool, step.args):
-        document.problem(("steps", index, "args", key) if key else ("steps", index, "tool"), what, hint)
     scratch = Document(document.path, document.value, document.lines)
     replace_references(scratch, references)
     document.problems += [p for p in scratch.problems if f"steps[{index}]" in p]
+    name, args = _found(document, [step.tool, scratch.value["steps"][index].get("args", {})])
+    tool = None
+    try:
+        kind = load_tool(name)
+    except InputError as error:
+        document.problem(("steps", index, "tool"), error.what, error.hint)
+    else:
+        scratch.value["steps"][index]["args"] = args
+        scratch.problems = document.problems
+        tool = validate(kind, scratch, at=("steps", index, "args"), raise_problems=False)
     raise_if_problems(document)
-    args = _found(document, scratch.value["steps"][index].get("args", {}))
     steps = tuple(f"{path}/" for path in references.values())
-    paths = [text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in _strings(args)]
+    paths = [text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in _strings([name, args])]
     paths = [path for path in paths if path.startswith("/") and not path.startswith(steps)]
     files = [_hash_tree(Path(path)) for path in paths if Path(path).exists()]
-    written = json.dumps(step.args)  # a file counts by its content, so that it may lie anywhere
+    written = json.dumps([step.tool, step.args])  # a file counts by its content, so that it may lie anywhere
     for path in sorted({path for path in paths if Path(path).exists()}, key=len, reverse=True):
         written = written.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
-    key = hash_json([step.tool, rundir.versions()["posttrain"], json.loads(written), files, depends])
-    return Plan(step, folder, key, None, args)
+    named, given = json.loads(written)
+    key = hash_json([named, rundir.versions()["posttrain"], given, files, depends])
+    return Plan(step, folder, key, tool=tool)
 
 
 def _plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> Scoring | None:
@@ -271,10 +281,11 @@ def _run_step(current: Plan, how: Launch, say: Callable[[str], None]) -> bool:
         _set_aside(current, say)
         say(f"{name}: running")
         if current.loaded is None:
-            assert current.step.tool is not None
+            assert current.tool is not None, "a step has either recipe or tool"
             current.folder.mkdir(parents=True, exist_ok=True)
             write_json(current.folder / STATE, {"key": current.key})  # first: a tool that was killed may go on
-            tools.TOOLS[current.step.tool](output_dir=current.folder, **current.args)
+            if line := current.tool.run(current.folder):
+                say(line)
             checkpoints.write_manifest(current.folder, step=0, resumable=False)
         else:
             write_json(current.folder / STATE, {"key": current.key})

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.model_tools import BestOfN
 from posttrain.recipes.pipeline import load_pipeline, plan
-from posttrain.recipes.tools import TOOLS, problems
 
 GOLD = "def check(completions, **_):\n    return [float(len(text)) for text in completions]\n"
 
@@ -27,8 +27,7 @@ def args(tmp_path: Path, tiny_model_dir: Path) -> dict[str, Any]:
 
 
 def test_a_reward_model_chooses_and_a_function_checks(tmp_path: Path, args: dict[str, Any]):
-    assert problems("best_of_n", args) == []
-    TOOLS["best_of_n"](output_dir=tmp_path / "out", max_new_tokens=5, **args)
+    BestOfN(max_new_tokens=5, **args).run(tmp_path / "out")
     found = json.loads((tmp_path / "out" / "best_of_n.json").read_text())
     assert (found["reward"], found["gold"]) == ("rm", "check")
     assert [point["n"] for point in found["points"]] == [1, 2, 4]
@@ -38,9 +37,9 @@ def test_a_reward_model_chooses_and_a_function_checks(tmp_path: Path, args: dict
 
 def test_a_reward_that_is_none_is_one_clear_error(tmp_path: Path, args: dict[str, Any]):
     with pytest.raises(RecipeError, match="not a sequence classifier"):
-        TOOLS["best_of_n"](output_dir=tmp_path / "out", **args | {"reward": args["policy"]})
+        BestOfN(**args | {"reward": args["policy"]}).run(tmp_path / "out")
     with pytest.raises(RecipeError, match="no function nothing"):
-        TOOLS["best_of_n"](output_dir=tmp_path / "out", **args | {"gold": f"{tmp_path}/gold.py:nothing"})
+        BestOfN(**args | {"gold": f"{tmp_path}/gold.py:nothing"}).run(tmp_path / "out")
 
 
 def test_a_function_beside_the_pipeline_is_found_and_its_change_is_a_change(tmp_path: Path, args: dict[str, Any]):
@@ -53,6 +52,6 @@ def test_a_function_beside_the_pipeline_is_found_and_its_change_is_a_change(tmp_
         return plan(document, pipeline, 0, {})
 
     first = planned()
-    assert first.args["gold"] == f"{tmp_path}/gold.py:check"
+    assert first.tool.gold == f"{tmp_path}/gold.py:check"
     (tmp_path / "gold.py").write_text(GOLD.replace("len(text)", "-len(text)"))
     assert planned().key != first.key

@@ -311,20 +311,16 @@ def test_the_private_names_of_trl_are_as_they_were() -> None:
 
 @pytest.mark.slow
 def test_a_black_box_teacher_answers_and_the_student_trains_on_its_answers(
-    make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from posttrain.recipes import tools
+    from posttrain.recipes.model_tools import Answers
 
     teacher = make_recipe("sft", "teacher", max_steps=120, learning_rate=0.01, save_strategy="no")
     run(teacher)
     questions = [{"prompt": f"What is {number}+{number + 3}?"} for number in range(100, 120)]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    assert tools.problems("answers", {"prompts": "x.jsonl", "model": "@sft"}) == []
-    assert tools.problems("answers", {"prompts": "x.jsonl"}) == [
-        (None, "the tool answers needs the argument model", None)
-    ]
     prompts, model = str(tmp_path / "questions.jsonl"), str(tmp_path / "teacher")
-    tools.answers(tmp_path / "answers", prompts=prompts, model=model, max_new_tokens=24, max_bad_share=0.9)
-    assert f"{tmp_path / 'answers' / 'answers.jsonl'}: " in capsys.readouterr().out
+    answers = Answers(prompts=prompts, model=model, max_new_tokens=24, max_bad_share=0.9)
+    assert answers.run(tmp_path / "answers").startswith(f"{tmp_path / 'answers' / 'answers.jsonl'}: ")
     data = {"train": {"path": str(tmp_path / "answers" / "answers.jsonl"), "format": "messages"}}
     assert len(run(make_recipe("sft", "student", sections={"data": data}, max_steps=2))) == 2

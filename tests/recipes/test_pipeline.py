@@ -200,12 +200,12 @@ TOKENIZER = {"name": "tokenizer", "tool": "tokenizer", "args": {"sources": ["tex
     [
         ({"name": "x", "tool": "tokeniser", "args": {}}, "no tool 'tokeniser'; did you mean 'tokenizer'?"),
         ({"name": "x", "tool": "tokenizer", "args": {"vocabsize": 9, "sources": []}}, "did you mean 'vocab_size'?"),
-        ({"name": "x", "tool": "tokenizer", "args": {"sources": []}}, "needs the argument vocab_size"),
+        ({"name": "x", "tool": "tokenizer", "args": {"vocab_size": 280}}, "args.sources: this key is required"),
         ({"name": "x", "recipe": "pretrian.yaml"}, "no such file: pretrian.yaml"),
         ({"name": "x", "recipe": "sft.yaml"}, "no earlier step is named 'pretrain'"),
         (
             {"name": "x", "tool": "tokenizer", "args": {"sources": 5, "vocab_size": 280}},
-            "args.sources: input should be",
+            "args.sources: should be a valid list, not 5",
         ),
         ({"name": "x"}, "a step has either recipe or tool"),
         (TOKENIZER, "a step before this one is already named 'tokenizer'"),

@@ -1,0 +1,41 @@
+"""A data tool: one model of its arguments, from which command line, pipeline steps, checks and schema follow."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .spec import SourceSpec
+
+
+class Tool(BaseModel):
+    """The arguments of a data tool and what it does with them; the docstrings of the fields are its help.
+
+    Fields are plain values, lists of them, and what the tool reads: :data:`Source` or :data:`Sources`, which come
+    without a name on the command line.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def run(self, output_dir: Path) -> str | None:
+        """Does the work; what a killed call has left in its folder is there when the same call comes again.
+
+        Args:
+            output_dir: What everything is written into.
+
+        Returns:
+            A line on what came of it, if there is more to say than where it is.
+
+        Raises:
+            PosttrainError: The input is wrong or the work failed.
+        """
+        raise NotImplementedError
+
+
+def _from_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+# A path, or a mapping with the keys of a source in `data.train`.
+Source = Annotated[SourceSpec, BeforeValidator(_from_path, json_schema_input_type=str | SourceSpec)]
+Sources = Annotated[list[Source], Field(min_length=1)]

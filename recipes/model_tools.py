@@ -1,0 +1,141 @@
+"""The data tools that ask models, whose arguments are what the other rooms need to load them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..data_tools.tool import Source, Tool
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Answers(Tool):
+    """Lets a model answer prompts and writes the conversations to ``answers.jsonl``, for the stage sft.
+
+    Run again after a kill, it goes on where it was.
+    """
+
+    prompts: Source
+    """Prompts, or conversations whose last answer is left out."""
+    model: str
+    """A folder or Hub id, run in this process; with `base_url` the name that the endpoint knows it by."""
+    base_url: str | None = None
+    """An OpenAI-compatible endpoint."""
+    api_key_env: str | None = None
+    """The environment variable that holds the endpoint's key."""
+    max_new_tokens: Count = 256
+    """Tokens of an answer at most; answers that it cuts are dropped and counted."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The mass of the likeliest tokens that are drawn from."""
+    samples: Count = 1
+    """Answers to each prompt."""
+    seed: int = 0
+    """Of the draws."""
+    batch_size: Count = 32
+    """Prompts at a time in this process."""
+    concurrency: Count = 8
+    """Requests at a time."""
+    retries: Annotated[int, Field(ge=0)] = 4
+    """How often a failed request is repeated."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The largest share of the prompts that may stay without a usable answer."""
+
+    def run(self, output_dir: Path) -> str:
+        """Collects the answers, each on the disk before the next is waited for; returns how many there are.
+
+        Raises:
+            PosttrainError: The prompts cannot be read, the model cannot be asked, or too few answers can be used.
+        """
+        from ..data_tools import ask
+        from ..evals.checkpoints import model_hash
+        from ..evals.models import load_language_model
+        from ..evals.runs import locate
+
+        answerer = ask.Answerer(**self.model_dump(exclude={"prompts", "samples", "max_bad_share"}))
+        report = ask.answer(
+            self.prompts,
+            output_dir,
+            answerer,
+            base_dir=Path(),
+            loader=lambda name: load_language_model(str(locate(name))),
+            identify=lambda name: model_hash(locate(name)),
+            samples=self.samples,
+            max_bad_share=self.max_bad_share,
+        )
+        dropped = f", dropped: {report.reasons()}" if report.dropped else ""
+        return f"{output_dir / ask.ANSWERS}: {report.kept} answers{dropped}"
+
+
+class BestOfN(Tool):
+    """Draws n answers to held-out prompts and works out what the best of 1, 2, 4, …, n is worth by two rewards.
+
+    Writes ``best_of_n.json``, which the report of the same pipeline draws.
+    """
+
+    policy: str
+    """A model's folder or `@step`."""
+    reward: str
+    """What chooses: a reward model's folder or `@step`, or a function `module:name` or `file.py:name`."""
+    prompts: Source
+    """Held-out prompts."""
+    gold: str | None = None
+    """What the choice is checked by, likewise."""
+    n: Annotated[int, Field(ge=2)] = 64
+    """Answers to each prompt."""
+    limit: Count | None = None
+    """Take the first so many prompts only."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling."""
+    max_new_tokens: Count = 128
+    """Tokens of an answer at most."""
+    seed: int = 0
+    """Of sampling."""
+    batch_size: Count = 64
+    """Answers drawn at a time."""
+
+    def run(self, output_dir: Path) -> None:
+        """Samples and scores; batches that an earlier call has drawn are not drawn again.
+
+        Raises:
+            DataError: The prompts cannot be read.
+            RecipeError: A reward cannot be found or used.
+            EvalError: The policy cannot be loaded, or is no language model.
+        """
+        from ..data_tools.generate import ends_of
+        from ..evals import best_of_n
+        from ..evals.checkpoints import model_hash
+        from ..evals.models import load_model
+        from ..evals.runs import locate
+        from .rewards import load_terms, name_of
+        from .schema import RewardSpec
+
+        reward, gold = (
+            RewardSpec.model_validate({"function" if ":" in name else "model": name}) if name else None
+            for name in (self.reward, self.gold)
+        )
+        assert reward is not None, "the arguments have been checked"
+        folder = locate(self.policy)
+        loaded = load_model(str(folder))
+        recipe: Any = SimpleNamespace(rewards=[reward], gold=gold)
+        args = SimpleNamespace(device=loaded.model.device, per_device_eval_batch_size=self.batch_size)
+        terms, _ = load_terms(recipe, loaded.tokenizer, args, ends_of(loaded.model, loaded.tokenizer))
+        names = {
+            "policy": Path(self.policy).name if Path(self.policy).is_dir() else self.policy,
+            "policy_model": model_hash(folder),
+            "reward": name_of(reward),
+            "gold": name_of(gold) if gold else None,
+        }
+        best_of_n.run(
+            output_dir,
+            loaded,
+            best_of_n.read_prompts(self.prompts, loaded, self.limit),
+            best_of_n.Sampling(self.n, self.temperature, self.max_new_tokens, self.seed, self.batch_size),
+            reward=terms[0],
+            gold=terms[1] if gold else None,
+            names=names,
+            say=lambda line: print(line, flush=True),
+        )

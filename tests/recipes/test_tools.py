@@ -1,0 +1,129 @@
+"""Every data tool is one model of its arguments: the command, a pipeline's step, its checks and its schema follow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from posttrain.chat_templates.errors import InputError
+from posttrain.data_tools.errors import SpecError
+from posttrain.data_tools.spec import SourceSpec
+from posttrain.recipes import pipeline as pipelines
+from posttrain.recipes.tools import TOOLS, load_tool
+
+from .conftest import posttrain
+
+WORLD = Path(__file__).parents[2] / "recipes" / "library" / "quickstart" / "world.py"
+EVERY = [*TOOLS, f"{WORLD}:World"]
+
+
+def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.Plan:
+    """Plans a step that runs a tool, which checks all of it."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"steps": [{"name": "x", "tool": tool, "args": args}], "output_dir": "out"}))
+    pipeline, document = pipelines.load_pipeline(path)
+    return pipelines.plan(document, pipeline, 0, {})
+
+
+def smallest(name: str) -> dict[str, Any]:
+    """The arguments that a tool cannot do without."""
+    needed = {key: field.annotation for key, field in load_tool(name).model_fields.items() if field.is_required()}
+    return {key: "x.jsonl" if kind in (str, SourceSpec) else ["x.jsonl"] for key, kind in needed.items()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_command_line_and_the_schema_know_every_argument_and_what_it_is(name: str) -> None:
+    fields = load_tool(name).model_fields
+    printed = posttrain("data", name, "--help")
+    assert printed.returncode == 0, printed.stderr
+    for key, field in fields.items():
+        assert field.description, f"{key} has no docstring"
+        assert key in printed.stdout or f"--{key.replace('_', '-')}" in printed.stdout
+    properties = json.loads(posttrain("data", name, "--json-schema").stdout)["properties"]
+    assert {key: found["description"] for key, found in properties.items()} == {
+        key: field.description for key, field in fields.items()
+    }
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_step_refuses_arguments_that_are_unknown_missing_or_of_another_type(tmp_path: Path, name: str) -> None:
+    given = smallest(name)
+    first = next(iter(load_tool(name).model_fields))
+    assert type(step(tmp_path, name, given).tool).__name__ == load_tool(name).__name__
+    wrong = {f"{first}x": 1}
+    with pytest.raises(SpecError) as caught:
+        step(tmp_path, name, given | wrong)
+    assert f"steps[0].args.{first}x: unknown key; did you mean '{first}'?" in str(caught.value)
+    with pytest.raises(SpecError, match=rf"steps\[0\].args.{first}"):
+        step(tmp_path, name, given | {first: 1.5})
+    for key in given:
+        with pytest.raises(SpecError, match=rf"args.{key}: this key is required"):
+            step(tmp_path, name, {other: value for other, value in given.items() if other != key})
+
+
+def test_a_wrong_argument_on_the_command_line_is_one_line_and_exit_two(tmp_path: Path) -> None:
+    result = posttrain("data", "answers", "x.jsonl", "--model", "m", "--samples", "0", "-o", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "posttrain data answers: samples: should be greater than or equal to 1, not 0\n",
+    )
+    result = posttrain("data", "tokeniser", "x.jsonl")
+    assert (result.returncode, result.stderr) == (2, "no tool 'tokeniser'; did you mean 'tokenizer'?\n")
+
+
+OWN = '''
+from posttrain.data_tools.tool import Tool
+
+class Greet(Tool):
+    """Greets."""
+
+    name: str
+    """Who is greeted."""
+    loud: bool = False
+    """Whether it is said loudly."""
+
+    def run(self, output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        text = f"hello {self.name}"
+        (output_dir / "greeting.txt").write_text(text.upper() if self.loud else text)
+        return "greeted"
+'''
+
+
+def test_a_tool_of_ones_own_runs_as_a_command_and_as_a_step_until_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    result = posttrain("data", tmp_path / "own.py:Greet", "--name", "Ada", "--loud", "-o", tmp_path / "a")
+    assert (result.returncode, result.stdout) == (0, "greeted\n"), result.stderr
+    assert (tmp_path / "a" / "greeting.txt").read_text() == "HELLO ADA"
+
+    said: list[str] = []
+    step(tmp_path, "own.py:Greet", {"name": "Bram"})
+    assert pipelines.run(tmp_path / "pipeline.yaml", say=said.append)
+    assert said == ["x: running", "greeted"]
+    assert (tmp_path / "out" / "x" / "greeting.txt").read_text() == "hello Bram"
+    assert not pipelines.run(tmp_path / "pipeline.yaml", say=said.append)
+    (tmp_path / "own.py").write_text(OWN.replace("hello", "bye"))
+    assert pipelines.run(tmp_path / "pipeline.yaml", say=said.append)
+    assert (tmp_path / "out" / "x" / "greeting.txt").read_text() == "bye Bram"
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("own.py:Great", "own.py has no function Great"),
+        ("own.py:Path", "is no class made from posttrain.data_tools.tool.Tool"),
+        ("onw.py:Greet", "cannot be imported: FileNotFoundError"),
+        ("json:dumps", "no tool 'json:dumps'"),
+    ],
+)
+def test_what_is_no_tool_is_said_where_it_stands(tmp_path: Path, tool: str, words: str) -> None:
+    (tmp_path / "own.py").write_text("from pathlib import Path\n" + OWN)
+    with pytest.raises(SpecError, match=r"pipeline.yaml:\d+: steps\[0\].tool: ") as caught:
+        step(tmp_path, tool, {})
+    assert words in str(caught.value)
+    with pytest.raises(InputError):
+        load_tool(tool)
