@@ -180,14 +180,6 @@ class JudgingSpec(JudgeSettings):
         """Returns what the leaderboard calls the entry."""
         return self.name or f"{self.prompts}-{Path(self.judge).name}"
 
-    def canary_size(self, prompts: int) -> int:
-        """Returns on how many of so many prompts the null answer is judged."""
-        if self.baseline is None or self.canary is False:
-            return 0
-        if self.canary in (None, True):
-            return min(prompts, max(5, min(50, prompts // 10))) if self.pairs == "baseline" or self.canary else 0
-        return min(prompts, int(self.canary or 0))
-
 
 @dataclass(frozen=True)
 class Judge:

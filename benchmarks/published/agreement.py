@@ -20,7 +20,7 @@ from random import Random
 from posttrain.data_tools.files import hash_json
 from posttrain.evals.answers import Answer, AnswerSet
 from posttrain.evals.judges import JudgingSpec, load_judges
-from posttrain.evals.judging.bench import Bench
+from posttrain.evals.judging.backends import OpenJudge, open_judges
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.questions import Pair, Question, questions_of
 from posttrain.evals.stats.intervals import kappa, wilson
@@ -77,7 +77,7 @@ def answer_sets(rows: Sequence[Labelled], home: Path) -> Pair:
     return Pair(sides[0], sides[1], home)
 
 
-def ask(bench: Bench, pair: Pair) -> dict[str, float | None]:
+def ask(judge: OpenJudge, pair: Pair) -> dict[str, float | None]:
     """Returns how much a judge prefers each first answer, by the prompt's key; None where an order gave no verdict."""
     said: dict[str, list[float | None]] = {answer.prompt_key: [] for answer in pair.candidate.answers}
 
@@ -86,7 +86,7 @@ def ask(bench: Bench, pair: Pair) -> dict[str, float | None]:
         turned = value is not None and question.order == "candidate-second"
         said[question.answer.prompt_key].append(1 - value if turned and value is not None else value)
 
-    bench.ask(pair.home, questions_of(bench.judge, pair), take)
+    judge.ask(pair.home, questions_of(judge.spec, pair), take)
     found: dict[str, float | None] = {}
     for key, values in said.items():
         known = [value for value in values if value is not None]
@@ -125,7 +125,7 @@ def main() -> None:
     if options.model:
         short = str(HERE / "short-judge")
         entries["language model"] = JudgingSpec(judge=short, prompts="labels", pairs="all", model=options.model)
-    benches = {name: Bench(load_judges(entry)[0], name, [Path()]) for name, entry in entries.items()}
+    judges = {name: open_judges(name, load_judges(entry), [Path()])[0] for name, entry in entries.items()}
     sets = [*read_llmbar(options.data / "llmbar")]
     sets += read_hhh(options.data / "hhh_alignment" / "hhh_alignment_eval.json")
     sets += read_alpaca_eval(options.data / "alpacaeval1_gpt4_labels")
@@ -137,8 +137,8 @@ def main() -> None:
             labels = [row[3] for row in rows]
             longer = [0.5 if len(row[1]) == len(row[2]) else float(len(row[1]) > len(row[2])) for row in rows]
             print(line(name, "longer answer", labels, longer))
-            for judge, bench in benches.items():
-                said = ask(bench, pair)
+            for judge, opened in judges.items():
+                said = ask(opened, pair)
                 print(
                     line(name, judge, labels, [said[answer.prompt_key] for answer in pair.candidate.answers]),
                     flush=True,

@@ -24,9 +24,8 @@ from .audit_figures import (
     share,
     verdicts,
 )
-from .battles import Battle, battles
 from .families import Family, family_named, kinship
-from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Judgment
+from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Battle, Judgment, battles
 
 _FLIPS = 0.2  # a warning where surely more than this flips; of a judge that tosses coins, half of the hard verdicts do
 _MISSING = 0.02  # likewise, of judgments without a verdict

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..stats.intervals import Estimate, kappa, mean_estimate, wilson
-from .battles import Battle, battles
-from .judgments import Judgment
+from .judgments import Battle, Judgment, battles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,12 +1,21 @@
-"""Spending a number of judgments on the pairs that need them most."""
+"""Spending a number of judgments where they narrow the ratings most."""
 
+import math
+from collections.abc import Sequence
 from functools import cached_property
+from random import Random
+from typing import TYPE_CHECKING
 
-from . import pairs as judge_pairs
-from .battles import battles
-from .bench import Bench
+from .backends import OpenJudge
+from .judgments import battles
 from .plan import Plan
-from .questions import Pair, Question, orders_of, questions_of, sampled
+from .questions import Pair, Question, orders_of, questions_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_PRIOR = 0.1  # battles that each model is taken to have tied with a model of the mean rating
+_STEPS = 50
 
 Group = list[tuple[Question, str]]  # all questions about one prompt of one pair, with their keys
 
@@ -15,26 +24,22 @@ class Spending:
     """What one judge has been asked of an entry's pairs, and what is to be asked next.
 
     First come pairs that connect all answer sets, then, a few prompts at a time, the pair whose battles lower the
-    variance of its difference in rating most (see :func:`judge_pairs.next_pair`). What a killed call left half judged
+    variance of its difference in rating most (see :func:`next_pair`). What a killed call left half judged
     is completed before anything else, so a budget is spent alike whatever came between.
 
     Args:
         plan: The entry, with what has been said.
-        bench: The judge.
-        budget: How many judgments it may make; a prompt is not begun that it could not complete.
+        judge: The judge; it makes no more than :attr:`Plan.budget` judgments, and begins no prompt that it could not
+            complete with them.
     """
 
-    def __init__(self, plan: Plan, bench: Bench, budget: int):
-        self.plan, self.bench, self.budget = plan, bench, budget
-        self.version = bench.version
+    def __init__(self, plan: Plan, judge: OpenJudge):
+        self.plan, self.judge, self.budget = plan, judge, plan.budget or 0
+        self.pairs = plan.pairs()
+        self.version = judge.version
         self.failed: set[str] = set()
         """Keys that gave no verdict in this call; their prompts are left for another."""
-        self._groups: dict[tuple[str, str], list[Group]] = {}
-
-    @cached_property
-    def pairs(self) -> list[Pair]:
-        """Returns all pairs, in the order of the answer sets."""
-        return self.plan.pairs()
+        self._groups: dict[tuple[str, str | None], list[Group]] = {}
 
     @cached_property
     def _names(self) -> list[str]:
@@ -43,23 +48,24 @@ class Spending:
     @cached_property
     def _spanning(self) -> list[Pair]:
         by_name = {frozenset(pair.names): pair for pair in self.pairs}
-        chosen = judge_pairs.spanning(len(self._names), self.bench.judge.settings.seed)
+        chosen = spanning(len(self._names), self.judge.settings.seed)
         return [by_name[frozenset((self._names[i], self._names[j]))] for i, j in chosen]
 
     @cached_property
     def _batch(self) -> int:
-        settings = self.bench.judge.settings
-        each = len(orders_of(self.bench.judge)) * settings.repeats
+        """Returns how many prompts a pair takes at a time: about eight rounds of choice, a prompt at least."""
+        each = len(orders_of(self.judge.spec, self.pairs[0], "")) * self.judge.settings.repeats
         prompts = max(len({answer.prompt_key for answer in answers.answers}) for answers in self.plan.sets)
-        return judge_pairs.batch_size(self.budget, len(self._names), each, prompts)
+        rounds = max(8, 2 * len(self._names))
+        return max(1, min(prompts, 25, self.budget // (each * rounds)))
 
     def groups(self, pair: Pair) -> list[Group]:
         """Returns a pair's questions by prompt, in the order in which it takes the prompts."""
         if pair.names not in self._groups:
             found: dict[str, Group] = {}
-            for question in questions_of(self.bench.judge, pair):
+            for question in questions_of(self.judge.spec, pair):
                 found.setdefault(question.answer.prompt_key, []).append((question, question.key(self.version)))
-            order = sampled(list(found), pair, self.bench.judge.settings.seed)
+            order = Random(f"{self.judge.settings.seed}/{pair.seed}").sample(sorted(found), len(found))
             self._groups[pair.names] = [found[key] for key in order]
         return self._groups[pair.names]
 
@@ -106,8 +112,8 @@ class Spending:
             if self.plan.is_final(key)
         ]
         fought = [(b.candidate, b.opponent, b.preference) for b in battles(said) if b.preference is not None]
-        room = [(*pair.names, len(self._open(pair))) for pair in self.pairs]
-        chosen = judge_pairs.next_pair(*judge_pairs.matrices(self._names, fought, room))
+        room = [(pair.candidate.model_hash, str(pair.names[1]), len(self._open(pair))) for pair in self.pairs]
+        chosen = next_pair(*matrices(self._names, fought, room))
         if chosen is None:
             return None
         wanted = {self._names[chosen[0]], self._names[chosen[1]]}
@@ -131,3 +137,98 @@ class Spending:
         groups = [group for pair in self._begun() for group in self.groups(pair)]
         lacking = [[part for part in group if not self.plan.is_final(part[1])] for group in groups]
         return [lack for lack, group in zip(lacking, groups, strict=True) if 0 < len(lack) < len(group)]
+
+
+# --- which pair is next ---
+
+
+def spanning(players: int, seed: int) -> list[tuple[int, int]]:
+    """Returns pairs that connect all players: a ring in drawn order, so that no two are further apart than half of it.
+
+    Args:
+        players: How many there are.
+        seed: Of the order.
+    """
+    order = Random(seed).sample(range(players), players)
+    ring = list(zip(order, order[1:] + order[:1], strict=True))
+    return [(max(pair), min(pair)) for pair in (ring if players > 2 else ring[: players // 2])]
+
+
+def next_pair(wins: "np.ndarray", counts: "np.ndarray", left: "np.ndarray") -> tuple[int, int] | None:
+    """Returns the pair whose next battle lowers the variance of its own difference in rating most.
+
+    Ratings are Bradley-Terry's, fitted with a weak prior; their covariance ``C`` is the inverse of the information
+    (Laplace). A battle between i and j has the information ``w = p (1 - p)``, and lowers the variance of their
+    difference ``v = C_ii + C_jj - 2 C_ij`` by ``w v^2 / (1 + w v)`` (Sherman and Morrison 1950); this greedy choice is
+    the one of Chatbot Arena's sampling rule (Chiang et al. 2024, arXiv:2403.04132, section 5) with a variance that
+    knows of all other battles. Of equals the first is taken.
+
+    Args:
+        wins: What i won of its battles with j, ties one half, float64 ``[players, players]``.
+        counts: Battles, symmetric, float64 ``[players, players]``.
+        left: Battles that a pair could still have, symmetric, ``[players, players]``.
+
+    Returns:
+        ``(i, j)`` with ``i > j``; None if nothing is left.
+    """
+    import numpy as np
+
+    theta = fit(wins, counts)
+    p = 1 / (1 + np.exp(-(theta[:, None] - theta[None, :])))
+    information = counts * p * (1 - p)
+    precision = np.diag(information.sum(1) + _PRIOR / 4) - information
+    covariance = np.linalg.inv(precision)
+    variance = np.diag(covariance)[:, None] + np.diag(covariance)[None, :] - 2 * covariance
+    w = p * (1 - p)
+    gain = np.where(left > 0, w * variance**2 / (1 + w * variance), -math.inf)
+    gain = np.where(np.tri(len(gain), k=-1, dtype=bool), gain, -math.inf)
+    best = int(np.argmax(np.round(gain, 12)))
+    i, j = divmod(best, len(gain))
+    return None if not math.isfinite(gain[i, j]) else (i, j)
+
+
+def fit(wins: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
+    """Returns Bradley-Terry ratings in natural units by Newton's method, with a prior of ties against the mean.
+
+    Args:
+        wins: As of :func:`next_pair`.
+        counts: As of :func:`next_pair`.
+    """
+    import numpy as np
+
+    theta = np.zeros(len(counts))
+    for _ in range(_STEPS):
+        p = 1 / (1 + np.exp(-(theta[:, None] - theta[None, :])))
+        own = 1 / (1 + np.exp(-theta))
+        gradient = (wins - counts * p).sum(1) + _PRIOR * (0.5 - own)
+        information = counts * p * (1 - p)
+        hessian = np.diag(information.sum(1) + _PRIOR * own * (1 - own)) - information
+        step = np.linalg.solve(hessian, gradient)
+        theta += np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    return theta
+
+
+def matrices(
+    names: Sequence[str], fought: Sequence[tuple[str, str, float]], room: Sequence[tuple[str, str, int]]
+) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """Returns wins, counts and battles left of players by name, as :func:`next_pair` takes them.
+
+    Args:
+        names: The players.
+        fought: Candidate, opponent and the candidate's preference of each battle.
+        room: Candidate, opponent and how many battles they could still have.
+    """
+    import numpy as np
+
+    at = {name: number for number, name in enumerate(names)}
+    wins, counts, left = (np.zeros((len(names), len(names))) for _ in range(3))
+    for one, other, preference in fought:
+        wins[at[one], at[other]] += preference
+        wins[at[other], at[one]] += 1 - preference
+        counts[at[one], at[other]] += 1
+        counts[at[other], at[one]] += 1
+    for one, other, number in room:
+        left[at[one], at[other]] = left[at[other], at[one]] = number
+    return wins, counts, left

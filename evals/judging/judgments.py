@@ -1,4 +1,4 @@
-"""Judgments and the append-only file that keeps them."""
+"""Judgments, the append-only file that keeps them, and the battles that several of one question make."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from ...chat_templates.errors import PosttrainError
 from ...data_tools.files import append_line, locked, read_jsonl_log
 from ..records import LOCKS
+from ..stats.win_rates import Battle
 
 JUDGMENTS = "judgments.jsonl"
 HUMAN = "human"
@@ -22,6 +23,8 @@ NULL = "null"
 Order = Literal["candidate-first", "candidate-second", "alone"]
 Status = Literal["judged", "unparsed", "refused", "truncated", "rejected", "failed", "retracted"]
 WITHOUT_VERDICT: tuple[Status, ...] = ("unparsed", "refused", "truncated", "rejected", "failed")
+
+_TIE = 1e-9  # how far from .5 a preference still is a tie
 
 
 @dataclass(frozen=True)
@@ -182,3 +185,55 @@ def _judgment_from(record: dict[str, Any], where: str) -> Judgment:
     if found.status == "judged" and found.preference is None and found.rating is None:
         raise PosttrainError("not a judgment: judged, but neither preference nor rating", where=where)
     return found
+
+
+# --- battles ---
+
+
+def battles(judgments: Iterable[Judgment]) -> list[Battle]:
+    """Joins pairwise judgments of the same two answers by the same judge; ratings are left aside."""
+    groups: dict[tuple[str | int, ...], list[Judgment]] = {}
+    for judgment in judgments:
+        if judgment.opponent is not None and judgment.opponent_answer is not None:
+            parts = (judgment.judge_version, judgment.task, judgment.candidate, judgment.opponent)
+            key = (*parts, judgment.prompt_key, judgment.sample, judgment.candidate_answer, judgment.opponent_answer)
+            groups.setdefault(key, []).append(judgment)
+    return [_battle(group) for group in groups.values()]
+
+
+def _battle(group: list[Judgment]) -> Battle:
+    orders: dict[str, list[float]] = {}
+    for judgment in group:
+        verdicts = orders.setdefault(judgment.order, [])
+        if judgment.preference is not None:
+            verdicts.append(judgment.preference)
+    means = [sum(verdicts) / len(verdicts) for verdicts in orders.values() if verdicts]
+    whole = len(means) == len(orders)
+    flipped = (means[0] - 0.5) * (means[1] - 0.5) < -_TIE if whole and len(means) == 2 else None
+    hard = whole and all(len({*verdicts}) == 1 and verdicts[0] in (0.0, 0.5, 1.0) for verdicts in orders.values())
+    preference = sum(means) / len(means) if whole else None
+    net = None if preference is None else (preference > 0.5 + _TIE) - (preference < 0.5 - _TIE)
+    # A hard verdict in one order and a tie in the other disagree as well: .75 would be half a win that nobody gave.
+    if hard and preference is not None and len({*means}) > 1:
+        preference = 0.5
+    first = group[0]
+    assert first.opponent is not None, "only pairs are joined"
+    assert first.opponent_length is not None, "an opponent has an answer"
+    return Battle(
+        judge=first.judge,
+        judge_version=first.judge_version,
+        task=first.task,
+        prompt_key=first.prompt_key,
+        prompt_id=first.prompt_id,
+        category=first.category,
+        sample=first.sample,
+        candidate=first.candidate,
+        opponent=first.opponent,
+        candidate_length=first.candidate_length,
+        opponent_length=first.opponent_length,
+        preference=preference,
+        flipped=flipped,
+        judged=sum(judgment.preference is not None for judgment in group),
+        asked=len(group),
+        net=net,
+    )

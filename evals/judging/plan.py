@@ -1,36 +1,29 @@
-"""One entry of a suite's ``judges:`` opened over run folders: what is to be asked, and what has been."""
+"""One entry of a suite's ``judges:`` opened over run folders: who is compared with whom, and what has been said."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from ...chat_templates.errors import InputError
 from ...data_tools.files import hash_json
-from ..answers import AnswerSet, answer_scores
-from ..errors import EvalError, SuiteError
-from ..judges import JudgingSpec, PairBudget, load_judges
+from ..answers import AnswerSet, answer_scores, answers_from_file, find_answers, load_answers
+from ..checkpoints import model_hash, read_manifest
+from ..errors import EvalError
+from ..judges import DATA_FILES, JudgingSpec, PairBudget, load_judges
 from ..records import Score, ScoreStore
-from .bench import Bench
-from .judgments import Judgment, JudgmentStore
-from .questions import (
-    Pair,
-    Question,
-    all_pairs,
-    baseline_of,
-    candidates_of,
-    home_of,
-    no_answers,
-    null_answers,
-    questions_of,
-    ratings_of,
-)
+from ..runs import RUN_FILE
+from .backends import OpenJudge, open_judges
+from .judgments import NULL, Judgment, JudgmentStore
+from .questions import Pair, Question, questions_of
 
 if TYPE_CHECKING:
     from ..generations import Prompts
 
 FINAL = ("judged", "unparsed", "refused", "truncated", "rejected")
 """Statuses of judgments that asking again would not change; what failed is tried again."""
+NULL_TEXT = "Thank you for your question. I hope that this helps."
 
 
 @dataclass
@@ -40,10 +33,10 @@ class Plan:
     Attributes:
         entry: What the suite says.
         job: Its prompt set.
-        benches: The judge, or the members of its jury.
+        judges: The judge, or the members of its jury.
         sets: The candidates, and in ``pairs: all`` their opponents.
         baseline: Whom they are compared with, or None.
-        null: The null answer to some of the prompts, or None.
+        null: The null answer to some of the prompts beside the baseline, or None.
         notes: What of the baseline could not be joined.
         problems: Candidates that were left out, and why.
         judgments: What has been said, by key, over all run folders.
@@ -51,10 +44,10 @@ class Plan:
 
     entry: JudgingSpec
     job: "Prompts"
-    benches: tuple[Bench, ...]
+    judges: tuple[OpenJudge, ...]
     sets: tuple[AnswerSet, ...]
     baseline: AnswerSet | None
-    null: AnswerSet | None
+    null: Pair | None
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     judgments: dict[str, Judgment] = field(default_factory=dict)
@@ -63,27 +56,27 @@ class Plan:
     @property
     def homes(self) -> list[Path]:
         """Returns the run folders that keep the judgments, each once, however it was spelt: each is locked once."""
-        found = [home_of(answers) for answers in self.sets]
-        homes: dict[Path, Path] = {}
-        for home in (*found, *([self.null_home] if self.null else [])):
-            homes.setdefault(home.resolve(), home)
-        return list(homes.values())
-
-    @property
-    def null_home(self) -> Path:
-        """Returns the folder that keeps the judgments of the null answer: the baseline's, if it is a run's."""
-        folder = self.baseline.folder if self.baseline else None
-        return folder or home_of(self.sets[0])
+        return _homes(self.sets, self.null and self.null.home)
 
     @property
     def budget(self) -> int | None:
-        """Returns how many judgments may be made of all pairs, or None."""
-        return self.entry.pairs.budget if isinstance(self.entry.pairs, PairBudget) else None
+        """Returns how many judgments of all pairs each member of a jury may make, or None."""
+        pairs = self.entry.pairs
+        return pairs.budget // len(self.judges) if isinstance(pairs, PairBudget) else None
 
     @property
     def rating(self) -> bool:
         """Says whether answers are rated, not compared."""
-        return self.benches[0].judge.settings.kind == "rating"
+        return self.judges[0].settings.kind == "rating"
+
+    @property
+    def ranked(self) -> list[AnswerSet]:
+        """Returns the candidates that get a row: all but the baseline that the others are compared with."""
+        if self.entry.pairs != "baseline" or self.baseline is None:
+            return list(self.sets)
+        return [answers for answers in self.sets if answers.model_hash != self.baseline.model_hash]
+
+    # --- what has been said ---
 
     def load(self) -> None:
         """Reads what has been said; where a server rejected too much to give a score, that is asked again."""
@@ -103,80 +96,91 @@ class Plan:
 
     @property
     def _known_versions(self) -> set[str | None]:
-        return {bench.known_version() for bench in self.benches}
+        return {judge.known_version() for judge in self.judges}
 
     def rejects_too_much(self, said: Sequence[Judgment]) -> bool:
         """Says whether the judges' servers rejected more of the questions about a candidate than the entry allows."""
         rejected = sum(judgment.status == "rejected" for judgment in said)
         return rejected > self.entry.max_rejected_share * len(said)
 
-    def pairs(self) -> list[Pair]:
-        """Returns the pairs to compare; the candidate of each is whose folder keeps the judgments."""
-        if self._pairs is None:
-            self._pairs = self._find_pairs()
-        return self._pairs
-
-    def _find_pairs(self) -> list[Pair]:
-        if self.rating:
-            return []
-        if self.entry.pairs == "baseline":
-            assert self.baseline is not None, "checked when the suite was read"
-            base = self.baseline
-            return [Pair(s, base, home_of(s)) for s in self.sets if s.model_hash != base.model_hash]
-        known = self._known_versions
-        return all_pairs(self.sets, (j for j in self.judgments.values() if j.judge_version in known))
-
-    def questions(self, bench: Bench) -> list[Question]:
-        """Returns everything that a judge is asked, the null answer included; of a budget's pairs everything."""
-        if self.rating:
-            return [question for answers in self.sets for question in ratings_of(bench.judge, answers)]
-        asked = [question for pair in self.pairs() for question in questions_of(bench.judge, pair)]
-        return asked + self.null_questions(bench)
-
-    def null_questions(self, bench: Bench) -> list[Question]:
-        """Returns what a judge is asked of the null answer."""
-        if self.null is None or self.baseline is None:
-            return []
-        return questions_of(bench.judge, Pair(self.null, self.baseline, self.null_home))
-
-    def missing(self, version: str | None, questions: Iterable[Question]) -> list[Question]:
-        """Returns the questions without a final judgment; all of them where the judge's version is not known."""
-        if version is None:
-            return list(questions)
-        return [question for question in questions if not self.is_final(question.key(version))]
-
     def is_final(self, key: str) -> bool:
         """Says whether a question needs no more asking."""
         found = self.judgments.get(key)
         return found is not None and found.status in FINAL
 
+    # --- what is to be asked ---
+
+    def pairs(self) -> list[Pair]:
+        """Returns the pairs to compare, or the answer sets to rate; the first of each keeps the judgments."""
+        if self._pairs is None:
+            base = self.baseline
+            if self.rating:
+                self._pairs = [Pair(answers, None, home_of(answers)) for answers in self.sets]
+            elif self.entry.pairs == "baseline":
+                self._pairs = [Pair(answers, base, home_of(answers)) for answers in self.ranked]
+            else:
+                self._pairs = self._all_pairs()
+        return self._pairs
+
+    def _all_pairs(self) -> list[Pair]:
+        """Returns every pair once; the candidate is the later one, unless the pair was judged otherwise."""
+        versions = self._known_versions
+        known = {(j.candidate, j.opponent) for j in self.judgments.values() if j.judge_version in versions}
+        pairs = []
+        for number, later in enumerate(self.sets):
+            for earlier in self.sets[:number]:
+                turned = (earlier.model_hash, later.model_hash) in known
+                turned = turned and (later.model_hash, earlier.model_hash) not in known
+                candidate, opponent = (earlier, later) if turned else (later, earlier)
+                pairs.append(Pair(candidate, opponent, home_of(candidate)))
+        return pairs
+
+    def questions(self, judge: OpenJudge, candidate: AnswerSet | None = None) -> list[Question]:
+        """Returns all that a judge is asked, of a budget's pairs too; or all about one model, either side of a pair."""
+        pairs = [pair for pair in self.pairs() if candidate is None or candidate.model_hash in pair.names]
+        asked = [question for pair in pairs for question in questions_of(judge.spec, pair)]
+        return asked + (self.null_questions(judge) if candidate is None else [])
+
+    def null_questions(self, judge: OpenJudge) -> list[Question]:
+        """Returns what a judge is asked of the null answer."""
+        return questions_of(judge.spec, self.null) if self.null else []
+
+    def missing(self, version: str | None, questions: Iterable[Question]) -> list[Question]:
+        """Returns the questions without a final judgment; all of them where the judge's version is not known."""
+        return [question for question in questions if version is None or not self.is_final(question.key(version))]
+
+    # --- what is to be written ---
+
     def opponents(self, candidate: AnswerSet) -> list[AnswerSet]:
         """Returns whom a candidate is compared with."""
-        sides = [(pair.candidate, pair.opponent) for pair in self.pairs()]
+        sides = [(pair.candidate, pair.opponent) for pair in self.pairs() if pair.opponent is not None]
         sides += [(b, a) for a, b in sides]
         return [other for one, other in sides if one is candidate]
 
     def score_hash(self, candidate: AnswerSet) -> str:
         """Returns the hash of what decides a candidate's figures, but its weights."""
-        entry = self.entry
-        settings = [[b.judge.settings.orders, b.judge.settings.repeats] for b in self.benches]
-        pairs = entry.pairs if isinstance(entry.pairs, str) else entry.pairs.model_dump()
-        by_end = any(bench.judge.by_end for bench in self.benches)
+        pairs = self.entry.pairs
+        by_end = any(judge.spec.by_end for judge in self.judges)
+        # The weights alone do not tell an opponent's answers, since a chat template can be changed.
+        others = [
+            [other.model_hash, hash_json([answer.ended_key if by_end else answer.key for answer in other.answers])]
+            for other in self.opponents(candidate)
+        ]
         return hash_json(
             {
                 "prompts": self.job.task_hash,
-                "judges": [[bench.judge.name, bench.version] for bench in self.benches],
-                "vote": self.benches[0].judge.settings.vote if len(self.benches) > 1 else None,
-                "asked": settings,
-                "pairs": None if self.rating else pairs,
-                "opponents": sorted([other.model_hash, _said(other, by_end)] for other in self.opponents(candidate)),
+                "judges": [[judge.spec.name, judge.version] for judge in self.judges],
+                "vote": self.judges[0].settings.vote if len(self.judges) > 1 else None,
+                "asked": [[judge.settings.orders, judge.settings.repeats] for judge in self.judges],
+                "pairs": None if self.rating else pairs if isinstance(pairs, str) else pairs.model_dump(),
+                "opponents": sorted(others),
             }
         )
 
     @property
     def judge_version(self) -> str:
         """Returns the version of the judge, or of the jury."""
-        versions = [bench.version for bench in self.benches]
+        versions = [judge.version for judge in self.judges]
         return versions[0] if len(versions) == 1 else hash_json(versions)
 
     def answered(self, candidate: AnswerSet) -> Score:
@@ -192,27 +196,13 @@ class Plan:
         written = ScoreStore(home_of(candidate)).keys()
         return key in written
 
-    @property
-    def ranked(self) -> list[AnswerSet]:
-        """Returns the candidates that get a row: all but the baseline that the others are compared with."""
-        if self.entry.pairs != "baseline" or self.baseline is None:
-            return list(self.sets)
-        return [s for s in self.sets if s.model_hash != self.baseline.model_hash]
 
-
-def _said(answers: AnswerSet, by_end: bool) -> str:
-    """Returns a hash of answers; the weights alone do not tell them, since a chat template can be changed."""
-    return hash_json([answer.ended_key if by_end else answer.key for answer in answers.answers])
-
-
-def open_plan(
-    entry: JudgingSpec, jobs: Mapping[str, "Prompts"], folders: Sequence[Path], device: str | None = None
-) -> Plan:
+def open_plan(entry: JudgingSpec, job: "Prompts", folders: Sequence[Path], device: str | None = None) -> Plan:
     """Finds an entry's answers and opens its judges; nothing is asked.
 
     Args:
         entry: What the suite says.
-        jobs: The prompt sets of the suite by name.
+        job: Its prompt set.
         folders: Run folders.
         device: Where a model in this process runs.
 
@@ -220,40 +210,91 @@ def open_plan(
         InputError: The entry or a judge is wrong.
         EvalError: There are no answers to judge.
     """
-    job = jobs[entry.prompts]
-    places = dict.fromkeys(Path(folder).resolve() for folder in folders)
-    sets = candidates_of(places, entry.prompts, job.task_hash)
-    if not sets:
-        raise no_answers(entry.prompts)
-    judges = load_judges(entry)
-    baseline, notes = baseline_of(entry, job) if entry.baseline is not None else (None, ())
-    size = entry.canary_size(len({answer.prompt_key for answer in baseline.answers})) if baseline else 0
-    null = null_answers(baseline, size, judges[0].settings.seed) if baseline and size else None
-    plan = Plan(entry, job, (), tuple(sets), baseline, null, notes)
-    names = [entry.title] if len(judges) == 1 else [f"{entry.title}-{judge.name}" for judge in judges]
-    plan.benches = tuple(Bench(j, name, plan.homes, device) for j, name in zip(judges, names, strict=True))
-    known = [version for bench in plan.benches if (version := bench.known_version()) is not None]
-    if len(set(known)) < len(known):
-        hint = "give them different models, prompts or seeds"
-        raise SuiteError("two members of the jury are the same judge", where=entry.title, hint=hint)
-    _refuse(plan)
+    places = {Path(folder).resolve(): number for number, folder in reversed(list(enumerate(folders)))}
+    found = find_answers(sorted(places, key=places.__getitem__), entry.prompts, job.task_hash)
+    if not found:
+        hint = "score the runs with this suite first"
+        raise EvalError(f"no answers to `{entry.prompts}` as the suite asks them", hint=hint)
+    sets = sorted(found, key=lambda s: (places[home_of(s)], s.step if s.step is not None else 1 << 62))
+    members = load_judges(entry)
+    baseline, notes = _baseline(entry, job) if entry.baseline is not None else (None, ())
+    null = _null_answers(entry, baseline, members[0].settings.seed) if baseline else None
+    judges = open_judges(entry.title, members, _homes(sets, baseline.folder if baseline and null else None), device)
+    sets, problems = _impartial(entry, judges, sets, baseline)
+    # The null answer's judgments lie beside the baseline's, if it is a run's.
+    pair = Pair(null, baseline, baseline.folder or home_of(sets[0])) if baseline and null else None
+    plan = Plan(entry, job, judges, tuple(sets), baseline, pair, notes, tuple(problems))
     plan.load()
     return plan
 
 
-def _refuse(plan: Plan) -> None:
-    """Leaves out candidates about which a judge cannot be impartial."""
+def home_of(answers: AnswerSet) -> Path:
+    """Returns the run folder of answers that are no file's."""
+    assert answers.folder is not None, "candidates come from run folders"
+    return answers.folder
+
+
+def _homes(sets: Sequence[AnswerSet], another: Path | None) -> list[Path]:
+    homes: dict[Path, Path] = {}
+    for home in (*map(home_of, sets), *([another] if another else [])):
+        homes.setdefault(home.resolve(), home)
+    return list(homes.values())
+
+
+def _baseline(entry: JudgingSpec, job: "Prompts") -> tuple[AnswerSet, tuple[str, ...]]:
+    """Finds the answers of an entry's baseline, with notes of what could not be joined."""
+    path = Path(str(entry.baseline)).resolve()  # one folder must not be two, whatever its paths: each is locked once
+    if path.name.endswith(DATA_FILES):
+        tags = job.spec.thinking
+        return answers_from_file(path, job.prompts, task=entry.prompts, task_hash=job.task_hash, thinking=tags)
+    run = path if (path / RUN_FILE).exists() or not path.name.startswith("checkpoint-") else path.parent
+    where, name = f"baseline {path}", f"`{entry.prompts}`"
+    scores = [score for score in answer_scores(run, entry.prompts) if score.task_hash == job.task_hash]
+    manifest = read_manifest(path)
+    if manifest is not None:
+        scores = [score for score in scores if score.model in (model_hash(path), manifest.weights)]
+    if len({score.model for score in scores}) > 1:
+        raise EvalError(f"several models have answers to {name} there", where=where, hint="name one of its checkpoints")
+    if not scores:
+        hint = "score it with this suite first" if path.is_dir() else "there is no such folder"
+        raise EvalError(f"no answers to {name} as the suite asks them", where=where, hint=hint)
+    return load_answers(run, scores[0]), ()
+
+
+def _null_answers(entry: JudgingSpec, baseline: AnswerSet, seed: int) -> AnswerSet | None:
+    """Returns the null answer to some of a baseline's prompts, if the entry wants it.
+
+    Null models win where a judge is gullible (Zheng et al. 2024, arXiv:2410.07137); this one does not even try.
+    """
+    first = {answer.prompt_key: answer for answer in reversed(baseline.answers)}
+    size = int(entry.canary or 0)
+    if entry.canary is None or entry.canary is True or size == 1:
+        size = max(5, min(50, len(first) // 10)) if entry.canary or entry.pairs == "baseline" else 0
+    if not size:
+        return None
+    answers = []
+    for key in Random(f"{seed}/{baseline.model_hash}").sample(sorted(first), min(size, len(first))):
+        texts = (NULL_TEXT,) * len(first[key].turns)
+        silent = replace(first[key], sample=0, texts=texts, raw=texts, finish=("stop",) * len(texts))
+        answers.append(replace(silent, prompt_tokens=0, completion_tokens=0, seconds=0.0))
+    return AnswerSet(NULL, NULL, None, NULL, baseline.task, NULL, None, tuple(answers))
+
+
+def _impartial(
+    entry: JudgingSpec, judges: Sequence[OpenJudge], sets: Sequence[AnswerSet], baseline: AnswerSet | None
+) -> tuple[list[AnswerSet], list[str]]:
+    """Returns the candidates that every judge can be impartial about, and what is wrong with the others."""
     kept, problems = [], []
-    for answers in plan.sets:
+    for answers in sets:
         try:
-            for bench in plan.benches:
-                bench.refuse(answers)
+            for judge in judges:
+                judge.refuse(answers)
             kept.append(answers)
         except InputError as error:
-            problems.append(f"{plan.entry.title}: {error}")
-    if plan.baseline is not None:
-        for bench in plan.benches:
-            bench.refuse(plan.baseline)
+            problems.append(f"{entry.title}: {error}")
+    if baseline is not None:
+        for judge in judges:
+            judge.refuse(baseline)
     if not kept:
         raise EvalError("\n".join(problems))
-    plan.sets, plan.problems = tuple(kept), tuple(problems)
+    return kept, problems

@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...chat_templates.errors import first_line
@@ -22,20 +20,7 @@ _CONTROL = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A text as the judge sees it.
-
-    Attributes:
-        text: Cut, and without characters that are obeyed rather than read.
-        cut: How many characters it lost.
-    """
-
-    text: str
-    cut: int
-
-
-def shown(text: str, max_characters: int) -> Shown:
+def shown(text: str, max_characters: int) -> str:
     """Makes a text fit to be read by a judge: what cannot be seen is named, what is too long is cut visibly."""
     text = text.replace("\r\n", "\n")
     cut = max(0, len(text) - max_characters)
@@ -44,20 +29,7 @@ def shown(text: str, max_characters: int) -> Shown:
     text = _CONTROL.sub(lambda match: "‹" + match[0][1:-1] + "›", text)
     if not text.strip():
         text = EMPTY
-    return Shown(f"{text}\n[… {cut} more characters are not shown]" if cut else text, cut)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A prompt, ready to be sent.
-
-    Attributes:
-        messages: The conversation that the judge goes on.
-        cut: How many characters of the answers it does not show.
-    """
-
-    messages: tuple[dict[str, str], ...]
-    cut: int
+    return f"{text}\n[… {cut} more characters are not shown]" if cut else text
 
 
 class JudgePrompt:
@@ -100,39 +72,35 @@ class JudgePrompt:
                 answer = Answer("try", "try", None, texts, references, 0, texts, texts, (), None, None, None, system)
                 self.render(answer, answer if self.judge.settings.kind == "pairwise" else None)
 
-    def render(self, first: Answer, second: Answer | None) -> Rendered:
-        """Renders the prompt for two answers in the order in which the judge sees them, or for one.
+    def render(self, first: Answer, second: Answer | None = None) -> tuple[dict[str, str], ...]:
+        """Returns the conversation that the judge goes on: two answers in the order in which it sees them, or one.
 
         Raises:
             SuiteError: The template fails on these.
         """
         settings = self.judge.settings
-        limit = settings.max_characters
-        cut = 0
 
-        def seen(texts: Sequence[str]) -> list[str]:
-            nonlocal cut
-            parts = [shown(text, limit) for text in texts]
-            cut += sum(part.cut for part in parts)
-            return [part.text for part in parts]
+        def seen(text: str) -> str:
+            return shown(text, settings.max_characters)
 
-        one = seen(_padded(first))
-        answers = {"answers_first": one, "answers_second": seen(_padded(second))} if second else {"answers": one}
+        answers = {"answers_first": _padded(first), "answers_second": _padded(second)} if second else {}
+        answers = answers or {"answers": _padded(first)}
         references = first.references if settings.reference == "use" else None
+        right = any(text.strip() for text in references or ())
         system = first.system or (second.system if second else None)  # answers of older versions do not say it
         values: dict[str, Any] = {
-            "system": seen([system])[0] if system else None,
-            "turns": seen(first.turns),
-            "reference": _references(references, limit),
-            "category": None if first.category is None else shown(first.category, limit).text,
+            "system": seen(system) if system else None,
+            "turns": [seen(turn) for turn in first.turns],
+            # Empty for a turn without a right answer.
+            "reference": [seen(text) if text.strip() else "" for text in references or ()] if right else None,
+            "category": None if first.category is None else seen(first.category),
             "labels": dict(zip(("first", "second", "tie"), settings.labels.all, strict=True)),
             "scale": list(settings.scale),
             "by": self.by,
-            **answers,
+            **{name: [seen(text) for text in texts] for name, texts in answers.items()},
         }
-        text = self._fill(values)
         system = ({"role": "system", "content": settings.system},) if settings.system else ()
-        return Rendered((*system, {"role": "user", "content": text}), cut)
+        return (*system, {"role": "user", "content": self._fill(values)})
 
     def _fill(self, values: dict[str, Any]) -> str:
         mark = _mark(values)
@@ -146,13 +114,6 @@ class JudgePrompt:
             what = f"the judge's prompt does not render: {type(error).__name__}: {first_line(error)}"
             hint = "see the names that a template may use in posttrain.evals.judging.prompt.JudgePrompt"
             raise SuiteError(what, where=self.judge.where, hint=hint) from error
-
-
-def _references(references: Sequence[str] | None, limit: int) -> list[str] | None:
-    """Returns right answers as the judge sees them; empty for a turn without one."""
-    if not references or not any(text.strip() for text in references):
-        return None
-    return [shown(text, limit).text if text.strip() else "" for text in references]
 
 
 def _padded(answer: Answer) -> list[str]:

@@ -3,26 +3,25 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ...chat_templates.errors import InputError, PosttrainError
 from ...data_tools.errors import BusyError
 from ...data_tools.files import locked, write_atomic
-from .. import definitions
 from ..answers import AnswerSet
-from ..generations import Prompts, define
-from ..records import LOCKS, Result, Score, ScoreStore
+from ..generations import define
+from ..records import LOCKS, Score, ScoreStore
 from ..spec import SuiteSpec
 from ..stats.intervals import spelt
-from . import scores as judge_scores
-from .bench import Bench
+from .backends import OpenJudge
 from .budget import Spending
 from .judgments import Judgment, JudgmentStore
 from .parse import Verdict
-from .plan import Plan, open_plan
-from .questions import Question, home_of, questions_of, ratings_of
+from .plan import Plan, home_of, open_plan
+from .questions import Question
+from .scores import figures, record_of
 
 _KEEP = 256  # judgments of a local judge between two writes: what a kill loses at most
 _REASON = 4000
@@ -30,7 +29,7 @@ _TELL = 200  # questions from which on every tenth of them is worth a line
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class JudgeReport:
     """What a call of :func:`judge` did.
 
@@ -41,10 +40,10 @@ class JudgeReport:
         problems: What could not be judged, each in a line; the rest went on.
     """
 
-    done: tuple[Score, ...] = ()
+    done: list[Score] = field(default_factory=list)
     judged: int = 0
     skipped: int = 0
-    problems: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -56,18 +55,6 @@ class JudgeReport:
         """Returns the outcome in words."""
         counts = f"{self.judged} judgments made, {len(self.done)} scores written, {self.skipped} written before"
         return (counts, *(f"not judged: {problem}" for problem in self.problems))
-
-
-@dataclass
-class _Session:
-    """The state of one call."""
-
-    progress: Progress
-    suite: SuiteSpec
-    done: list[Score] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    judged: int = 0
-    skipped: int = 0
 
 
 def judge(
@@ -93,22 +80,25 @@ def judge(
         InputError: A judge is wrong: a prompt that does not render, a rule or a model that is not there. Nothing has
             been asked then.
     """
-    session = _Session(progress, suite)
-    plans = list(_plans(session, folders, suite, device))
+    report = JudgeReport()
+    plans = _plans(folders, suite, device, report)
     for plan in plans:
-        for bench in plan.benches:
-            bench.check()
+        for one in plan.judges:
+            one.check()
     for plan in plans:
-        session.problems += plan.problems
+        report.problems += plan.problems
         try:
-            with _alone(plan, progress), _offline(plan, suite):
+            with _alone(plan, suite, progress):
                 plan.load()
-                _work(session, plan)
+                _ask_all(plan, report, progress)
+                if all(one.known_version() for one in plan.judges):
+                    for candidate in plan.ranked:
+                        _score(plan, candidate, report, progress)
         except PosttrainError as error:
-            session.problems.append(f"{plan.entry.title}: {error}")
-        for bench in plan.benches:
-            bench.close()
-    return JudgeReport(tuple(session.done), session.judged, session.skipped, tuple(session.problems))
+            report.problems.append(f"{plan.entry.title}: {error}")
+        for one in plan.judges:
+            one.close()
+    return report
 
 
 def pending_judgments(folders: Sequence[Path], suite: SuiteSpec) -> int:
@@ -119,49 +109,44 @@ def pending_judgments(folders: Sequence[Path], suite: SuiteSpec) -> int:
     Raises:
         InputError: An entry, a judge or a prompt set is wrong.
     """
-    session = _Session(lambda line: None, suite)
+    report = JudgeReport()
     count = 0
-    for plan in _plans(session, folders, suite, None):
-        missing = sum(_left(plan, bench) for bench in plan.benches)
-        known = all(bench.known_version() for bench in plan.benches)
+    for plan in _plans(folders, suite, None, report):
+        missing = sum(_left(plan, one) for one in plan.judges)
+        known = all(one.known_version() for one in plan.judges)
         unscored = sum(not plan.has_score(answers) for answers in plan.ranked) if known else 0
         count += (missing or unscored) + len(plan.problems)
-    return count + len(session.problems)
+    return count + len(report.problems)
 
 
-def _plans(session: _Session, folders: Sequence[Path], suite: SuiteSpec, device: str | None) -> Iterator[Plan]:
+def _plans(folders: Sequence[Path], suite: SuiteSpec, device: str | None, report: JudgeReport) -> list[Plan]:
     """Opens every entry; one without answers becomes a problem."""
-    jobs: dict[str, Prompts] = {}
-    for spec in suite.prompts:
-        if any(entry.prompts == spec.title for entry in suite.judges):
-            jobs[spec.title] = define(spec, suite)
+    judged = {entry.prompts for entry in suite.judges}
+    jobs = {spec.title: define(spec, suite) for spec in suite.prompts if spec.title in judged}
+    plans = []
     for entry in suite.judges:
         try:
-            yield open_plan(entry, jobs, folders, device)
+            plans.append(open_plan(entry, jobs[entry.prompts], folders, device))
         except InputError:
             raise
         except PosttrainError as error:
-            session.problems.append(f"{entry.title}: {error}")
+            report.problems.append(f"{entry.title}: {error}")
+    return plans
 
 
-def _left(plan: Plan, bench: Bench) -> int:
+def _left(plan: Plan, judge: OpenJudge) -> int:
     """Returns how many judgments a judge still has to make."""
-    version = bench.known_version()
+    version = judge.known_version()
     if plan.budget is None:
-        return len(plan.missing(version, plan.questions(bench)))
+        return len(plan.missing(version, plan.questions(judge)))
     if version is None:
-        return _share(plan)
-    return Spending(plan, bench, _share(plan)).left() + len(plan.missing(version, plan.null_questions(bench)))
-
-
-def _share(plan: Plan) -> int:
-    """Returns how many judgments of a budget each member of a jury makes."""
-    return (plan.budget or 0) // len(plan.benches)
+        return plan.budget
+    return Spending(plan, judge).left() + len(plan.missing(version, plan.null_questions(judge)))
 
 
 @contextlib.contextmanager
-def _alone(plan: Plan, progress: Progress) -> Iterator[None]:
-    """Holds a lock in every run folder that an entry writes to, always in the same order.
+def _alone(plan: Plan, suite: SuiteSpec, progress: Progress) -> Iterator[None]:
+    """Holds a lock in every run folder that an entry writes to, always in the same order, and the Hub as it may be.
 
     It is one lock for all entries: two of them, or two suites, may ask the same judge the same.
     """
@@ -173,81 +158,77 @@ def _alone(plan: Plan, progress: Progress) -> Iterator[None]:
             except BusyError:
                 progress(f"waiting for another process that judges {plan.entry.title}")
                 stack.enter_context(locked(path, wait=True))
+        if any(one.settings.backend in ("model", "reward") for one in plan.judges):  # a server needs no such libraries
+            from ..models import hub_access
+
+            stack.enter_context(hub_access(suite.offline))
         yield
 
 
-def _offline(plan: Plan, suite: SuiteSpec) -> contextlib.AbstractContextManager[None]:
-    """Closes the Hub to models in this process, if the suite says so; a server needs no such libraries."""
-    if not any(bench.judge.settings.backend in ("model", "reward") for bench in plan.benches):
-        return contextlib.nullcontext()
-    from ..models import hub_access
-
-    return hub_access(suite.offline)
-
-
-def _work(session: _Session, plan: Plan) -> None:
-    """Asks what is missing of one entry and writes the scores that are whole."""
+def _ask_all(plan: Plan, report: JudgeReport, progress: Progress) -> None:
+    """Asks every judge of an entry what is missing; of a budget's judgments a batch at a time."""
     lost: Counter[str] = Counter()
-    for bench in plan.benches:
+    for one in plan.judges:
         try:
-            if plan.budget is None:
-                lost += _ask(session, plan, bench, plan.missing(bench.version, plan.questions(bench)))
-            else:
-                lost += _spend(session, plan, bench)
+            asked = plan.questions(one) if plan.budget is None else plan.null_questions(one)
+            lost += _ask(plan, one, plan.missing(one.version, asked), report, progress)
+            spending = Spending(plan, one) if plan.budget is not None else None
+            while spending and (questions := spending.batch()):
+                lost += _ask(plan, one, questions, report, progress)
+                spending.failed |= {question.key(one.version) for question in plan.missing(one.version, questions)}
         except PosttrainError as error:  # another judge, or a candidate that is judged, must not suffer from it
-            session.problems.append(f"{plan.entry.title}: {error}")
+            report.problems.append(f"{plan.entry.title}: {error}")
     for reason, count in lost.items():
-        session.problems.append(f"{plan.entry.title}: {count} questions: {reason}; judge again to try them again")
-    if all(bench.known_version() for bench in plan.benches):
-        for answers in plan.ranked:
-            _score(session, plan, answers)
+        report.problems.append(f"{plan.entry.title}: {count} questions: {reason}; judge again to try them again")
 
 
-def _ask(session: _Session, plan: Plan, bench: Bench, questions: Sequence[Question]) -> Counter[str]:
+def _ask(
+    plan: Plan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Progress
+) -> Counter[str]:
     """Asks questions and keeps every judgment as it comes; returns how many gave none, by reason."""
     if not questions:
         return Counter()
     asked = [question for question in questions if not question.equal]
-    what = f"{plan.entry.title}: {bench.judge.name}: {len(questions)} judgments to make"
-    session.progress(f"{what}, {len(questions) - len(asked)} of equal answers" if len(asked) < len(questions) else what)
-    with _keeping(session, plan, bench, len(questions)) as take:
+    what = f"{plan.entry.title}: {judge.spec.name}: {len(questions)} judgments to make"
+    progress(f"{what}, {len(questions) - len(asked)} of equal answers" if len(asked) < len(questions) else what)
+    with _keeping(plan, judge, len(questions), report, progress) as take:
         for question in questions:
             if question.equal:
                 take(question, Verdict("judged", 0.5, reason="equal answers"))
-        for home in dict.fromkeys(question.home for question in asked):
-            bench.ask(home, [question for question in asked if question.home == home], take)
-    lost = [question.key(bench.version) for question in plan.missing(bench.version, questions)]
-    reasons = (plan.judgments[key].reason if key in plan.judgments else "no reply" for key in lost)
+        for home in dict.fromkeys(question.pair.home for question in asked):
+            judge.ask(home, [question for question in asked if question.pair.home == home], take)
+    lost = [question.key(judge.version) for question in plan.missing(judge.version, questions)]
+    reasons = (plan.judgments[key].reason if key in plan.judgments else "" for key in lost)
     return Counter(reason.partition(":")[0] or "no reply" for reason in reasons)
 
 
 @contextlib.contextmanager
-def _keeping(session: _Session, plan: Plan, bench: Bench, total: int) -> Iterator[Callable[[Question, Verdict], None]]:
+def _keeping(
+    plan: Plan, judge: OpenJudge, total: int, report: JudgeReport, progress: Progress
+) -> Iterator[Callable[[Question, Verdict], None]]:
     """Gives a function that keeps verdicts: a server's at once, since they were paid for, others in batches."""
     done = 0
-    size = 1 if bench.judge.settings.backend == "endpoint" else _KEEP
-    waiting: list[tuple[Question, Judgment]] = []
+    size = 1 if judge.settings.backend == "endpoint" else _KEEP
+    waiting: dict[Path, list[Judgment]] = {}
 
     def flush() -> None:
-        while waiting:
-            home = waiting[0][0].home
-            kept = [judgment for question, judgment in waiting if question.home == home]
-            JudgmentStore(home).append(*kept)  # what is not on the disk counts for nothing: no figure may rest on it
-            waiting[:] = [(question, judgment) for question, judgment in waiting if question.home != home]
-            plan.judgments.update({judgment.key: judgment for judgment in kept})
-            session.judged += sum(judgment.status not in ("failed", "rejected") for judgment in kept)
+        for home, judgments in list(waiting.items()):
+            JudgmentStore(home).append(*judgments)  # what is not on the disk counts for nothing: no figure rests on it
+            del waiting[home]
+            plan.judgments.update({judgment.key: judgment for judgment in judgments})
+            report.judged += sum(judgment.status not in ("failed", "rejected") for judgment in judgments)
 
     def take(question: Question, verdict: Verdict) -> None:
         nonlocal done
         done += 1
         if total >= _TELL and done % (total // 10) == 0:
-            session.progress(f"{plan.entry.title}: {bench.judge.name}: {done} of {total}")
-        judgment = _judgment(bench, question, verdict)
+            progress(f"{plan.entry.title}: {judge.spec.name}: {done} of {total}")
+        judgment = _judgment(judge, question, verdict)
         old = plan.judgments.get(judgment.key)
         if old is not None and (old.status, old.reason) == (judgment.status, judgment.reason):
             return  # it failed as it did before: one line is enough
-        waiting.append((question, judgment))
-        if len(waiting) >= size:
+        waiting.setdefault(question.pair.home, []).append(judgment)
+        if sum(map(len, waiting.values())) >= size:
             flush()
 
     try:
@@ -256,17 +237,18 @@ def _keeping(session: _Session, plan: Plan, bench: Bench, total: int) -> Iterato
         flush()
 
 
-def _judgment(bench: Bench, question: Question, verdict: Verdict) -> Judgment:
+def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgment:
     """Turns what a judge said of the answers in the order that it saw them into a judgment of the candidate."""
-    candidate, answer, opponent, other = question.candidate, question.answer, question.opponent, question.other
+    candidate, opponent = question.pair.candidate, question.pair.opponent
+    answer, other = question.answer, question.other
     preference = verdict.preference
     if preference is not None and question.order == "candidate-second":
         preference = 1 - preference
     return Judgment(
-        judge=bench.judge.name,
-        judge_version=bench.version,
-        backend=bench.judge.settings.backend,
-        judge_model=bench.model_name,
+        judge=judge.spec.name,
+        judge_version=judge.version,
+        backend=judge.settings.backend,
+        judge_model=judge.model_name,
         task=candidate.task,
         task_hash=candidate.task_hash,
         prompt_id=answer.prompt_id,
@@ -295,75 +277,35 @@ def _judgment(bench: Bench, question: Question, verdict: Verdict) -> Judgment:
     )
 
 
-def _spend(session: _Session, plan: Plan, bench: Bench) -> Counter[str]:
-    """Makes a budget of judgments, a batch at a time."""
-    lost = _ask(session, plan, bench, plan.missing(bench.version, plan.null_questions(bench)))
-    spending = Spending(plan, bench, _share(plan))
-    while questions := spending.batch():
-        lost += _ask(session, plan, bench, questions)
-        spending.failed |= {question.key(bench.version) for question in plan.missing(bench.version, questions)}
-    return lost
-
-
-def _score(session: _Session, plan: Plan, candidate: AnswerSet) -> None:
+def _score(plan: Plan, candidate: AnswerSet, report: JudgeReport, progress: Progress) -> None:
     """Writes a candidate's figures, if they are whole and not there yet: the samples, then the line that counts."""
-    asked = [(bench, question.key(bench.version)) for bench in plan.benches for question in _of(plan, bench, candidate)]
-    whole = all(plan.is_final(key) for _, key in asked)
-    if plan.budget is not None:
-        whole = all(_left(plan, bench) == 0 for bench in plan.benches)
-    if not whole:
+    asked = [question.key(one.version) for one in plan.judges for question in plan.questions(one, candidate)]
+    said = [plan.judgments[key] for key in asked if plan.is_final(key)]
+    if len(said) < len(asked) if plan.budget is None else any(_left(plan, one) for one in plan.judges):
         return
     if plan.has_score(candidate):
-        session.skipped += 1
+        report.skipped += 1
         return
-    said = [plan.judgments[key] for _, key in asked if plan.is_final(key)]
+    title = plan.entry.title
     if plan.rejects_too_much(said):
         reasons = [judgment.reason for judgment in said if judgment.status == "rejected"]
         what = f"{candidate.name}: the server rejected {len(reasons)} of {len(said)} questions: {reasons[0]}"
         share = f"more than `max_rejected_share` ({plan.entry.max_rejected_share:g})"
-        session.problems.append(f"{plan.entry.title}: {what}; {share}; judge again to try them again")
+        report.problems.append(f"{title}: {what}; {share}; judge again to try them again")
         return
-    result = judge_scores.result(
-        judge_scores.Judged(plan.entry, plan.benches, candidate, plan.opponents(candidate), said), plan.notes
-    )
+    result = figures(plan, candidate, said)
     if result is None:
         what = f"{candidate.name}: none of {len(said)} judgments gave a verdict"
         if not asked:
             what = f"{candidate.name}: no other model has answered the same prompts; name another run to compare with"
-        elif any(bench.way == "logprobs" for bench in plan.benches):
+        elif any(one.way == "logprobs" for one in plan.judges):
             what += "; a judge that thinks or explains before its label needs `answer_by: text`"
-        session.problems.append(f"{plan.entry.title}: {what}")
+        report.problems.append(f"{title}: {what}")
         return
-    record = _record(plan, candidate, result, sum(judgment.seconds or 0.0 for judgment in said))
-    home = home_of(candidate)
+    record, home = record_of(plan, candidate, said, result), home_of(candidate)
     write_atomic(home / record.samples_name, result.samples)
     if ScoreStore(home).append(record):
-        session.done.append(record)
+        report.done.append(record)
         first = result.metrics[0]
         figure = f"{spelt(first, result.detail)} (n={first.n})"
-        session.progress("; ".join([f"{candidate.name}: {plan.entry.title}: {figure}", *result.notes]))
-
-
-def _of(plan: Plan, bench: Bench, candidate: AnswerSet) -> list[Question]:
-    """Returns what a judge is asked about one candidate, whichever side of a pair it is on."""
-    if plan.rating:
-        return ratings_of(bench.judge, candidate)
-    pairs = [pair for pair in plan.pairs() if candidate.model_hash in pair.names]
-    return [question for pair in pairs for question in questions_of(bench.judge, pair)]
-
-
-def _record(plan: Plan, candidate: AnswerSet, result: Result, seconds: float) -> Score:
-    """Returns a candidate's line: of the answers' own but for what the judges decide."""
-    return replace(
-        plan.answered(candidate),
-        task=plan.entry.title,
-        task_hash=plan.score_hash(candidate),
-        num_fewshot=None,
-        metrics=result.metrics,
-        judge_version=plan.judge_version,
-        versions=definitions.versions(),
-        seconds=round(seconds, 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=result.notes,
-        detail=result.detail,
-    )
+        progress("; ".join([f"{candidate.name}: {title}: {figure}", *result.notes]))

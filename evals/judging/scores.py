@@ -3,59 +3,59 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
+from .. import definitions
 from ..answers import AnswerSet
-from ..judges import JudgingSpec
-from ..records import Metric, Result, parquet
+from ..records import Metric, Result, Score, parquet
 from ..stats.intervals import Estimate, mean_estimate
-from ..stats.win_rates import counts, win_rate
-from .battles import Battle, battles
-from .bench import Bench
-from .judgments import Judgment
+from ..stats.win_rates import Battle, counts, win_rate
+from .judgments import Judgment, battles
+from .plan import Plan
 
 KIND = "judged"
 """The value of ``Score.detail["kind"]`` that marks the score of a judge's entry."""
+_Found = tuple[Metric, dict[str, Any], dict[str, Any]]  # the figure, the table of samples, details
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What was judged of one candidate in one entry.
-
-    Attributes:
-        entry: The suite's entry.
-        benches: The judge, or the members of its jury.
-        candidate: Whose row it is.
-        opponents: Whom it was compared with; empty for ratings.
-        judgments: Of the candidate, its own and those where it was the opponent.
-    """
-
-    entry: JudgingSpec
-    benches: Sequence[Bench]
-    candidate: AnswerSet
-    opponents: Sequence[AnswerSet]
-    judgments: Sequence[Judgment]
-
-
-def result(judged: Judged, notes: Sequence[str] = ()) -> Result | None:
+def figures(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> Result | None:
     """Returns the figures of a candidate; None if no judgment gave a verdict.
 
     Args:
-        judged: What was said.
-        notes: What a reader must know besides.
+        plan: The entry and its judges.
+        candidate: Whose row it is.
+        judgments: Of the candidate, its own and those where it was the opponent.
     """
-    rating = judged.benches[0].judge.settings.kind == "rating"
-    found = _rated(judged) if rating else _compared(judged)
+    found = _rated(plan, judgments) if plan.rating else _compared(plan, candidate, judgments)
     if found is None:
         return None
-    metrics, table, more = found
-    return Result(metrics, parquet(table), None, (*notes, *_notes(judged)), {**_detail(judged), **more})
+    metric, table, more = found
+    notes = (*plan.notes, *_notes(plan, candidate, judgments))
+    return Result((metric,), parquet(table), None, notes, _detail(plan, candidate, judgments) | more)
 
 
-def _compared(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[str, Any]] | None:
-    fought = [_seen_from(judged.candidate.model_hash, battle) for battle in battles(judged.judgments)]
-    joint = _joint(fought, judged.benches[0].judge.settings.vote) if len(judged.benches) > 1 else fought
+def record_of(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment], result: Result) -> Score:
+    """Returns a candidate's line: of the answers' own but for what the judges decide."""
+    return replace(
+        plan.answered(candidate),
+        task=plan.entry.title,
+        task_hash=plan.score_hash(candidate),
+        num_fewshot=None,
+        metrics=result.metrics,
+        judge_version=plan.judge_version,
+        versions=definitions.versions(),
+        seconds=round(sum(judgment.seconds or 0.0 for judgment in judgments), 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=result.notes,
+        detail=result.detail,
+    )
+
+
+def _compared(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> _Found | None:
+    fought = [_seen_from(candidate.model_hash, battle) for battle in battles(judgments)]
+    joint = _joint(fought, plan.judges[0].settings.vote) if len(plan.judges) > 1 else fought
     preferences = [(battle.prompt_key, battle.preference) for battle in joint if battle.preference is not None]
     if not preferences:
         return None
@@ -72,7 +72,9 @@ def _compared(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[
         "ties": counted.draws,
         "missing": missing,
     }
-    return (_metric("win_rate", won),), _battle_table(joint), detail
+    names = ("prompt_id", "prompt_key", "category", "sample", "opponent", "preference", "flipped")
+    names += ("candidate_length", "opponent_length", "judged", "asked")
+    return _metric("win_rate", won), {name: [getattr(battle, name) for battle in joint] for name in names}, detail
 
 
 def _seen_from(candidate: str, battle: Battle) -> Battle:
@@ -111,9 +113,9 @@ def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:
     return joined
 
 
-def _rated(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[str, Any]] | None:
+def _rated(plan: Plan, judgments: Sequence[Judgment]) -> _Found | None:
     groups: dict[tuple[str, int], list[Judgment]] = {}
-    for judgment in judged.judgments:
+    for judgment in judgments:
         groups.setdefault((judgment.prompt_key, judgment.sample), []).append(judgment)
     rows = []
     for (prompt, sample), group in sorted(groups.items()):
@@ -122,8 +124,8 @@ def _rated(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[str
     known = [(prompt, value) for prompt, _, _, value in rows if value is not None]
     if not known:
         return None
-    low, high = judged.benches[0].judge.settings.scale
-    ordered = judged.benches[0].judge.ordered  # a rule's values and rewards have no scale
+    low, high = plan.judges[0].settings.scale
+    ordered = plan.judges[0].spec.ordered  # a rule's values and rewards have no scale
     values, prompts = [value for _, value in known], [prompt for prompt, _ in known]
     mean = mean_estimate(values, prompts, scale=(low, high) if ordered else None)
     missing = len(rows) - len(known)
@@ -139,46 +141,39 @@ def _rated(judged: Judged) -> tuple[tuple[Metric, ...], dict[str, Any], dict[str
         "sample": [sample for _, sample, _, _ in rows],
         "rating": [value for *_, value in rows],
     }
-    return (_metric("rating", mean),), table, detail
+    return _metric("rating", mean), table, detail
 
 
 def _metric(name: str, estimate: Estimate) -> Metric:
     return Metric(name, estimate.value, estimate.stderr, estimate.n, True, estimate.low, estimate.high)
 
 
-def _battle_table(fought: Sequence[Battle]) -> dict[str, Any]:
-    names = ("prompt_id", "prompt_key", "category", "sample", "opponent", "preference", "flipped")
-    names += ("candidate_length", "opponent_length", "judged", "asked")
-    return {name: [getattr(battle, name) for battle in fought] for name in names}
-
-
-def _detail(judged: Judged) -> dict[str, Any]:
-    judges = [bench.judge for bench in judged.benches]
-    costs = [judgment.cost for judgment in judged.judgments if judgment.cost is not None]
-    statuses = Counter(judgment.status for judgment in judged.judgments)
+def _detail(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> dict[str, Any]:
+    opponents = plan.opponents(candidate)
+    costs = [judgment.cost for judgment in judgments if judgment.cost is not None]
     return {
         "kind": KIND,
-        "judge": judges[0].name if len(judges) == 1 else judged.entry.title,
-        "backend": "/".join(sorted({judge.settings.backend for judge in judges})),
+        "judge": plan.judges[0].spec.name if len(plan.judges) == 1 else plan.entry.title,
+        "backend": "/".join(sorted({judge.settings.backend for judge in plan.judges})),
         "members": [
-            {"judge": bench.judge.name, "version": bench.version, "model": bench.model_name, "by": bench.way}
-            for bench in judged.benches
+            {"judge": judge.spec.name, "version": judge.version, "model": judge.model_name, "by": judge.way}
+            for judge in plan.judges
         ],
-        "prompts": judged.entry.prompts,
-        "baseline": judged.opponents[0].name if judged.entry.pairs == "baseline" and judged.opponents else None,
-        "opponents": [other.model_hash for other in judged.opponents],
-        "leaderboard": all(judge.leaderboard for judge in judges),
-        "judgments": len(judged.judgments),
-        "statuses": dict(statuses),
+        "prompts": plan.entry.prompts,
+        "baseline": opponents[0].name if plan.entry.pairs == "baseline" and opponents else None,
+        "opponents": [other.model_hash for other in opponents],
+        "leaderboard": all(judge.spec.leaderboard for judge in plan.judges),
+        "judgments": len(judgments),
+        "statuses": dict(Counter(judgment.status for judgment in judgments)),
         "cost": math.fsum(costs) if costs else None,
     }
 
 
-def _notes(judged: Judged) -> tuple[str, ...]:
+def _notes(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> list[str]:
     notes = []
-    if any(bench.judge.settings.backend == "rules" for bench in judged.benches):
+    if any(judge.settings.backend == "rules" for judge in plan.judges):
         notes.append("judged by rules, not by a judge")
-    statuses = Counter(judgment.status for judgment in judged.judgments)
+    statuses = Counter(judgment.status for judgment in judgments)
     words = {
         "unparsed": "replies without a readable verdict",
         "refused": "refusals",
@@ -187,12 +182,11 @@ def _notes(judged: Judged) -> tuple[str, ...]:
         "failed": "failures",
     }
     notes += [f"{statuses[status]} {text}" for status, text in words.items() if statuses[status]]
-    limit = min(bench.judge.settings.max_characters for bench in judged.benches)
-    prompted = any(bench.judge.ordered for bench in judged.benches)
-    cut = sum(len(text) > limit for answer in judged.candidate.answers for text in answer.texts) if prompted else 0
+    limit = min(judge.settings.max_characters for judge in plan.judges)
+    prompted = any(judge.spec.ordered for judge in plan.judges)
+    cut = sum(len(text) > limit for answer in candidate.answers for text in answer.texts) if prompted else 0
     notes += [f"{cut} of the answers' turns were longer than the {limit} characters that the judge sees"] if cut else []
-    judged_answers = {judgment.prompt_key for judgment in judged.judgments}
-    lost = len({answer.prompt_key for answer in judged.candidate.answers} - judged_answers)
-    whole = not (judged.entry.baseline is None or not isinstance(judged.entry.pairs, str))
-    notes += [f"{lost} prompts without an answer of the other"] if lost and whole else []
-    return tuple(notes)
+    lost = {answer.prompt_key for answer in candidate.answers} - {judgment.prompt_key for judgment in judgments}
+    whole = plan.entry.baseline is not None and isinstance(plan.entry.pairs, str)
+    notes += [f"{len(lost)} prompts without an answer of the other"] if lost and whole else []
+    return notes

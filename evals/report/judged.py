@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..judging.audit import AuditRow
-from ..judging.battles import Battle, battles
-from ..judging.judgments import NULL, Judgment
+from ..judging.judgments import NULL, Battle, Judgment, battles
 from ..stats.compare import Difference, paired_difference
 from ..stats.win_rates import DRAWS, all_rates
 from .judged_model import Judging, Match, Player, Ranked, Share, Spent

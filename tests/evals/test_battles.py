@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from posttrain.evals.judging.battles import Battle, battles
+from posttrain.evals.judging.judgments import Battle, battles
 
 from .judged_fixtures import answer, judgment
 

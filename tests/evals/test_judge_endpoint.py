@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.judges import JudgeSettings, JudgingSpec, load_judges
-from posttrain.evals.judging import bench, endpoint
-from posttrain.evals.judging.battles import battles
-from posttrain.evals.judging.bench import Bench
+from posttrain.evals.judging import backends
+from posttrain.evals.judging.backends import open_judges
+from posttrain.evals.judging.judgments import battles
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.run import judge, pending_judgments
 from posttrain.evals.spec import SuiteSpec, load_suite
@@ -244,8 +244,8 @@ def test_another_parser_reads_what_was_paid_for_anew(tmp_path: Path, monkeypatch
     with FaultServer(reply=lambda messages: "At first [[A]], finally [[\u200bB]]") as server:
         folders, suite = prepare(tmp_path, entry(server.url))
         with monkeypatch.context() as patch:
-            patch.setattr(endpoint, "parse", old)
-            patch.setattr(bench, "PARSER", 0)
+            patch.setattr(backends, "parse", old)
+            patch.setattr(backends, "PARSER", 0)
             judge(folders, suite)
         asked = len(server.requests)
         assert pending_judgments(folders, suite) > 0
@@ -352,7 +352,7 @@ def test_what_the_server_is_told_besides_is_part_of_the_judges_version(tmp_path:
         spec = JudgingSpec(
             judge="pairwise", prompts="p", baseline="b", model="m", base_url="http://x", answer_by="logprobs", **more
         )
-        return Bench(load_judges(spec)[0], "name", [tmp_path]).version
+        return open_judges("name", load_judges(spec), [tmp_path])[0].version
 
     versions = {version(), version(extra={"enable_thinking": False}), version(temperature=2.0)}
     assert len(versions) == 3

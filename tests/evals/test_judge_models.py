@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates import load as load_template
-from posttrain.evals.judging.model import label_logs
+from posttrain.evals.judging.backends import label_logs
 from posttrain.evals.judging.run import judge, pending_judgments
 from posttrain.evals.models import LoadedModel, load_model
 from posttrain.evals.spec import SuiteSpec, load_suite

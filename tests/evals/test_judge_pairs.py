@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from posttrain.evals.judging.pairs import fit, matrices, next_pair, spanning
+from posttrain.evals.judging.budget import fit, matrices, next_pair, spanning
 
 
 def test_a_ring_connects_all_with_each_player_in_two_pairs():

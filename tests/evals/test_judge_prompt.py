@@ -24,7 +24,7 @@ def answer(*texts: str, references: tuple[str, ...] | None = None) -> Answer:
 
 def prompt(first: Answer, second: Answer | None, *, by: str = "text", entry: JudgingSpec = PAIRWISE) -> str:
     (found,) = load_judges(entry)
-    return JudgePrompt(found, by).render(first, second).messages[-1]["content"]
+    return JudgePrompt(found, by).render(first, second)[-1]["content"]
 
 
 def test_an_answer_cannot_close_its_block_nor_open_another():
@@ -46,14 +46,14 @@ def test_an_answer_cannot_close_its_block_nor_open_another():
 
 
 def test_what_cannot_be_seen_is_named_and_what_is_too_long_is_cut_visibly():
-    assert shown("a\x00b\x1b[31mred\u202ecod\u2066", 100).text == "a⟨U+0000⟩b⟨U+001B⟩[31mred⟨U+202E⟩cod⟨U+2066⟩"
-    assert shown("  \n", 100).text == "(empty)"
-    assert shown("tab\tline\r\nend", 100).text == "tab\tline\nend"
-    assert shown("a\r\n" * 60, 130).cut == 0
+    assert shown("a\x00b\x1b[31mred\u202ecod\u2066", 100) == "a⟨U+0000⟩b⟨U+001B⟩[31mred⟨U+202E⟩cod⟨U+2066⟩"
+    assert shown("  \n", 100) == "(empty)"
+    assert shown("tab\tline\r\nend", 100) == "tab\tline\nend"
+    assert "not shown" not in shown("a\r\n" * 60, 130)
     long = shown("x" * 1_000_000, 500)
-    assert (long.cut, len(long.text) < 600) == (999_500, True)
-    assert "999500 more characters are not shown" in long.text
-    assert shown("\ud800", 100).text == "⟨U+D800⟩"
+    assert len(long) < 600
+    assert "999500 more characters are not shown" in long
+    assert shown("\ud800", 100) == "⟨U+D800⟩"
 
 
 def test_all_turns_and_right_answers_are_shown_each_in_its_place():

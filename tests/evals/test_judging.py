@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.answers import find_answers
 from posttrain.evals.generations import define
 from posttrain.evals.judges import Judge, JudgeSettings
-from posttrain.evals.judging.questions import Pair, candidates_of, questions_of
+from posttrain.evals.judging.questions import Pair, questions_of
 from posttrain.evals.judging.run import judge, pending_judgments
 from posttrain.evals.spec import load_suite
 
@@ -230,7 +231,7 @@ def test_with_one_order_each_side_comes_first_about_as_often(tmp_path: Path, run
     suite = load_suite(write_suite(tmp_path / "s", BASE, prompts=200))
     for name in ("base", "one"):
         add_answers(runs / name, suite, lambda prompt: "x")
-    base, one = candidates_of([runs / "base", runs / "one"], "chat", define(suite.prompts[0], suite).task_hash)
+    base, one = find_answers([runs / "base", runs / "one"], "chat", define(suite.prompts[0], suite).task_hash)
     biased = Judge("j", JudgeSettings(orders="one"), "", "")
     orders = [question.order for question in questions_of(biased, Pair(one, base, runs))]
     assert 70 < Counter(orders)["candidate-first"] < 130

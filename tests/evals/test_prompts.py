@@ -19,8 +19,7 @@ from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.tokens import Encoder
 from posttrain.evals import best_of_n, generations
 from posttrain.evals.harness import run_task, wrap
-from posttrain.evals.judging.model import ModelJudge
-from posttrain.evals.judging.prompt import Rendered
+from posttrain.evals.judging.backends import ModelJudge
 from posttrain.evals.models import LoadedModel
 from posttrain.evals.spec import SuiteSpec
 
@@ -108,7 +107,7 @@ def by_judge(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     judge: Any = SimpleNamespace(name="j", settings=SimpleNamespace(model="m"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("posttrain.evals.models.load_model", lambda *_, **__: loaded)
-        return ModelJudge(judge)._ids([Rendered(tuple(messages), 0)])[0]
+        return ModelJudge(judge, "j", []).tokens([tuple(messages)])[0]
 
 
 def by_rollout(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:

@@ -303,7 +303,7 @@ def test_what_the_judge_itself_writes_is_read(tmp_path: Path, entry: str, oppone
     for skill, run in enumerate(runs):
         add_answers(run, suite, lambda prompt, skill=skill: "good " * (1 + skill + len(prompt.id) % 2) + f"{skill}")
     report = judge(runs, load_suite(suite))
-    assert report.problems == ()
+    assert report.problems == []
     board = build([tmp_path / "runs"])
     (column,) = board.columns
     assert column.stamp == "rules, not a judge"

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from posttrain.evals.judging.battles import Battle
+from posttrain.evals.judging.judgments import Battle
 from posttrain.evals.stats.win_rates import (
     STRENGTHS,
     Anchors,

@@ -12,7 +12,7 @@ from posttrain import chat_templates
 from posttrain.data_tools.example_encoder import ExampleEncoder
 from posttrain.evals import best_of_n, pairs
 from posttrain.evals.answers import Answer
-from posttrain.evals.judging import values
+from posttrain.evals.judging.backends import RewardJudge
 from posttrain.evals.models import LoadedModel, load_model
 from posttrain.evals.spec import load_suite
 from posttrain.recipes.rewards import load_terms
@@ -64,7 +64,7 @@ def drawn(tokenizer: Any, answer: Answer, end: int) -> list[int]:
 
 def by_judge(folder: Path, answers: Sequence[Answer], size: int) -> list[float]:
     judge: Any = SimpleNamespace(name="j", settings=SimpleNamespace(model=str(folder), batch_size=size))
-    return values.RewardValues(judge, "cpu")(answers)
+    return RewardJudge(judge, "j", [], "cpu").values(answers)
 
 
 def by_pairs(folder: Path, rows: Sequence[dict[str, Any]], size: int) -> list[float]:
@@ -178,22 +178,20 @@ def test_all_readers_of_text_agree(tmp_path: Path, tiny_model_dir: Path, size: i
 
 def test_an_answer_that_was_cut_is_judged_apart_from_the_same_text_that_ended(templated: Path) -> None:
     from posttrain.evals.answers import AnswerSet
-    from posttrain.evals.judging.questions import Question
+    from posttrain.evals.judging.questions import Pair, Question
 
-    judge: Any = SimpleNamespace(name="j", settings=SimpleNamespace(backend="reward", model="", batch_size=8))
+    judge: Any = SimpleNamespace(name="j", settings=SimpleNamespace(model=str(templated), batch_size=8))
     ended, cut = an_answer(TABLE[0]), an_answer(TABLE[1])
     cut = Answer(**{**cut.__dict__, "prompt_key": ended.prompt_key, "prompt_id": ended.prompt_id})
     own = AnswerSet("r", "final", 1, "w", "t", "h", templated, ())
     ask = [
-        Question(own, a, own, b, "candidate-first", 0, templated, by_end=True) for a, b in ((ended, cut), (cut, cut))
+        Question(Pair(own, own, templated), a, b, "candidate-first", 0, by_end=True)
+        for a, b in ((ended, cut), (cut, cut))
     ]
     assert [question.equal for question in ask] == [False, True]
     assert ask[0].key("v") != ask[1].key("v")
     said: list[Any] = []
-    reader = values.RewardValues(
-        SimpleNamespace(name="j", settings=SimpleNamespace(model=str(templated), batch_size=8))
-    )  # type: ignore[arg-type]
-    values.ask(judge, reader, ask[:1], lambda question, verdict: said.append(verdict))
+    RewardJudge(judge, "j", []).ask(templated, ask[:1], lambda question, verdict: said.append(verdict))
     assert said[0].preference in (0.0, 1.0)
 
 

@@ -1,0 +1,563 @@
+"""Judges opened for work: a server, a language model, a reward model or a rule, all identified and asked alike."""
+
+import gc
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...chat_templates.errors import first_line
+from ...data_tools.endpoint import REJECTED, Budget, EndpointSpec, Reply, Request
+from ...data_tools.endpoint_client import Endpoint
+from ...data_tools.files import hash_file, hash_json, write_json
+from ...data_tools.functions import load_function
+from ...data_tools.generate import Sampling, ends_of, generate
+from ..answers import Answer, AnswerSet
+from ..checkpoints import model_hash, weights_hash
+from ..errors import EvalError, SuiteError
+from ..forward import next_logs
+from ..judges import Judge
+from ..runs import known_record, lineage, rewards_of, run_of
+from .parse import PARSER, Verdict, from_labels, from_tokens, labels_of, parse
+from .prompt import JudgePrompt
+from .questions import Question
+
+if TYPE_CHECKING:
+    from ...data_tools.encode import Ids
+    from ..models import LoadedModel
+    from ..reward import RewardReader
+
+METHOD = 2
+"""A part of every judge's version: raise it when a change here changes verdicts."""
+READER = 1
+"""Likewise of reward models, of how they read answers."""
+RECORDS = ".judging"
+_TOP = 20  # as many likeliest tokens as OpenAI's protocol gives
+_BATCHES = 8  # of a language model between two looks at the disk: what a kill loses at most
+_PART = 256  # questions about values, likewise
+Take = Callable[[Question, Verdict], None]
+
+
+class OpenJudge:
+    """One judge at work for one entry of a suite.
+
+    Args:
+        judge: Who is asked.
+        name: What its records are called: the entry's title, and the member of a jury.
+        homes: The run folders that keep its judgments.
+        device: Where a model in this process runs; the first GPU if there is one.
+    """
+
+    def __init__(self, judge: Judge, name: str, homes: Sequence[Path], device: str | None = None):
+        self.spec, self.settings, self.name, self.homes, self.device = judge, judge.settings, name, list(homes), device
+        self.where = f"judge {judge.name}"
+
+    def check(self) -> None:
+        """Finds what is wrong before anything is sent: a prompt that does not render, a model that is not there.
+
+        Raises:
+            InputError: The judge cannot work.
+        """
+        model, local = self.settings.model, self.settings.backend in ("model", "reward")
+        if local and model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise SuiteError(f"there is no model {model}", where=self.where)
+
+    def refuse(self, candidate: AnswerSet) -> None:
+        """Refuses a candidate that this judge cannot be impartial about.
+
+        Raises:
+            SuiteError: It is a reward model that trained the candidate.
+        """
+
+    def known_way(self) -> str | None:
+        """Returns how the judge answers if that is known without asking anybody, else None."""
+        return ""
+
+    @cached_property
+    def way(self) -> str:
+        """Returns how the judge answers, ``logprobs`` or ``text``; empty for values."""
+        return self.known_way() or ""
+
+    def known_version(self) -> str | None:
+        """Returns the version without asking anybody; None if the server has still to be probed."""
+        way = self.known_way()
+        return None if way is None else self._version(way)
+
+    @cached_property
+    def version(self) -> str:
+        """Returns the hash of everything that decides a verdict, but the order and the number of repeats."""
+        return self._version(self.way)
+
+    def _version(self, way: str) -> str:
+        own = {"method": METHOD, "kind": self.settings.kind, "backend": self.settings.backend}
+        return hash_json(own | self._identity | self._decides(way))
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """Returns what the model is, wherever it lies."""
+        folder = Path(self.settings.model)
+        return {"model": model_hash(folder) if folder.is_dir() else self.settings.model}
+
+    def _decides(self, way: str) -> dict[str, Any]:
+        """Returns what else decides a verdict."""
+        raise NotImplementedError
+
+    @property
+    def model_name(self) -> str:
+        """Returns what judgments call the model: its name at the endpoint, its folder, or the rule."""
+        return self.settings.model
+
+    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
+        """Asks questions whose judgments one run folder keeps; each is taken once, as its verdict comes.
+
+        Raises:
+            PosttrainError: The judge cannot work; what was taken before stands.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets a model in this process go."""
+        if self.__dict__.pop("model", None) is not None:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def open_judges(
+    title: str, judges: Sequence[Judge], homes: Sequence[Path], device: str | None = None
+) -> tuple[OpenJudge, ...]:
+    """Opens an entry's judge, or the members of its jury.
+
+    Raises:
+        SuiteError: Two members are the same judge.
+    """
+    names = [title] if len(judges) == 1 else [f"{title}-{judge.name}" for judge in judges]
+    found = tuple(BACKENDS[j.settings.backend](j, name, homes, device) for j, name in zip(judges, names, strict=True))
+    known = [version for judge in found if (version := judge.known_version()) is not None]
+    if len(set(known)) < len(known):
+        hint = "give them different models, prompts or seeds"
+        raise SuiteError("two members of the jury are the same judge", where=title, hint=hint)
+    return found
+
+
+# --- judges that read a prompt ---
+
+
+class PromptedJudge(OpenJudge):
+    """A judge that reads a prompt with the answers in it, and says a label or a mark."""
+
+    def check(self) -> None:
+        """Renders the prompt, in every way in which the judge may be asked."""
+        ways = ("logprobs", "text") if self.settings.answer_by == "auto" else (self.settings.answer_by,)
+        for way in ways:
+            JudgePrompt(self.spec, way)
+        super().check()
+
+    def _decides(self, way: str) -> dict[str, Any]:
+        settings, served = self.settings, self.settings.backend == "endpoint"
+        keys = {"labels", "scale", "reference", "system", "max_characters"}
+        if way == "text":
+            keys |= {"pattern", "temperature", "max_tokens", "extra", *(("seed",) if settings.temperature > 0 else ())}
+        if served:  # a server may heed these even where it is asked for one label
+            keys |= {name for name in ("temperature", "extra") if getattr(settings, name)}
+        said = settings.model_dump(mode="json", include=keys)
+        parser = {"parser": PARSER} if way == "text" or served else {}  # else no reply is read: what was judged stands
+        return parser | {"prompt": self.spec.prompt, "by": way, "settings": said}
+
+
+class EndpointJudge(PromptedJudge):
+    """A judge behind an OpenAI-compatible server. What it replied is kept raw, beside the run, before it is read.
+
+    The budget is that of a suite's entry: what its records in all given run folders have spent counts.
+    """
+
+    def __init__(self, judge: Judge, name: str, homes: Sequence[Path], device: str | None = None):
+        super().__init__(judge, name, homes, device)
+        self._server = EndpointSpec(**{key: getattr(judge.settings, key) for key in EndpointSpec.model_fields})
+        self._endpoints: dict[Path, Endpoint] = {}
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return {"model": [self.settings.model, self.settings.base_url.rstrip("/")]}
+
+    def known_way(self) -> str | None:
+        """Returns how the judge answers, if the configuration or an earlier probe says so, else None."""
+        if self.settings.answer_by != "auto":
+            return self.settings.answer_by
+        if self.settings.kind == "rating":
+            return "text"
+        for home in self.homes:
+            try:
+                probed = json.loads(self._file(home, "probe.json").read_text())
+                if probed["server"] == self._probed:
+                    return str(probed["by"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
+
+    @cached_property
+    def way(self) -> str:
+        """Returns how the judge answers; the server is probed once, and its answer is kept."""
+        known = self.known_way()
+        if known is None:
+            home = self.homes[0]
+            known = "logprobs" if self._endpoint(home).probe_logprobs() else "text"
+            write_json(self._file(home, "probe.json"), {"server": self._probed, "by": known})
+        return known
+
+    @property
+    def _probed(self) -> dict[str, Any]:
+        return self._server.model_dump(include={"model", "base_url", "extra"})
+
+    def _file(self, home: Path, kind: str) -> Path:
+        """Returns where the server's replies for a run's answers are kept, and what its probe found."""
+        return home / RECORDS / f"{self.name}.{kind}"
+
+    def _endpoint(self, home: Path) -> Endpoint:
+        """Returns the server, with what the other run folders' records leave of the budget."""
+        spec = self._server
+        if spec.budget is not None:
+            others = [Endpoint(spec, self._file(o, "jsonl")).spent for o in self.homes if o != home]
+            tokens, money = spec.budget.tokens, spec.budget.money
+            if tokens is not None:
+                tokens = max(0, tokens - sum(spent.tokens for spent in others))
+            if money is not None:
+                money = max(0.0, money - sum(spent.money or 0.0 for spent in others))
+            spec = spec.model_copy(update={"budget": Budget(tokens=tokens, money=money)})
+        if home not in self._endpoints or self._endpoints[home].spec != spec:
+            known = next(iter(self._endpoints.values()), None)  # what was sent for another run counts in the minute
+            limits = known.limits if known else None
+            self._endpoints[home] = Endpoint(spec, self._file(home, "jsonl"), limits=limits)
+        return self._endpoints[home]
+
+    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
+        """Sends questions; see :meth:`OpenJudge.ask`."""
+        settings, prompt, labels = self.settings, JudgePrompt(self.spec, self.way), self.way == "logprobs"
+        asked: dict[int, Question] = {}
+        paid: set[str] = set()
+
+        def requests() -> Iterator[Request]:
+            for question in questions:
+                request = Request(
+                    prompt.render(*question.sides),
+                    max_tokens=1 if labels else settings.max_tokens,
+                    temperature=settings.temperature,
+                    seed=settings.seed + question.repeat if settings.temperature > 0 else None,
+                    top_logprobs=_TOP if labels else None,
+                    salt=str(question.repeat),
+                )
+                asked[id(request)] = question
+                yield request
+
+        def answered(request: Request, reply: Reply) -> None:
+            spent: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "cost": None, "seconds": 0.0}
+            if reply.key not in paid:  # one reply that stands for several questions was paid for once
+                spent = {name: getattr(reply, name) for name in spent}
+            take(asked[id(request)], replace(self._verdict(reply), **spent))
+            paid.add(reply.key)
+
+        self._endpoint(home).ask(list(requests()), answered)
+
+    def _verdict(self, reply: Reply) -> Verdict:
+        if reply.finish is None:
+            return Verdict("failed", reason=reply.error or "no answer")
+        if reply.finish == REJECTED:
+            return Verdict("rejected", reason=reply.error or "the server does not take it")
+        if reply.finish in ("refusal", "content_filter"):
+            return Verdict("refused", reason=reply.text or reply.error or reply.finish)
+        if self.way == "logprobs":
+            if not reply.logprobs:
+                none = "no log-probabilities came with this answer"
+                return Verdict("unparsed", reason=reply.error or none)
+            return from_tokens(reply.logprobs[0], self.settings)
+        if reply.error is not None:  # paid for and kept: asking again would bring the same
+            return Verdict("truncated" if reply.finish == "length" else "unparsed", reason=reply.error)
+        return parse(reply.text, self.settings, finish=reply.finish)
+
+
+class ModelJudge(PromptedJudge):
+    """A language model in this process: the exact probabilities of its labels are read, or what it writes."""
+
+    def known_way(self) -> str:
+        """Returns how the judge answers."""
+        return "logprobs" if self.settings.answer_by == "auto" else self.settings.answer_by
+
+    @cached_property
+    def model(self) -> "LoadedModel":
+        """Returns the model, loaded when the first question comes.
+
+        Raises:
+            EvalError: It cannot be loaded.
+        """
+        from ..models import load_model
+
+        loaded = load_model(self.settings.model, device=self.device)
+        loaded.needs_language_model(self.where)
+        return loaded
+
+    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
+        """Asks questions in parts; see :meth:`OpenJudge.ask`."""
+        prompt = JudgePrompt(self.spec, self.way)
+        size = self.settings.batch_size * _BATCHES
+        for at in range(0, len(questions), size):
+            part = questions[at : at + size]
+            ids = self.tokens([prompt.render(*question.sides) for question in part])
+            started = time.perf_counter()
+            read = self._labelled(ids) if self.way == "logprobs" else self._written(ids, [q.repeat for q in part])
+            seconds = (time.perf_counter() - started) / len(part)
+            for question, verdict in zip(part, read, strict=True):
+                take(question, replace(verdict, seconds=seconds))
+
+    def tokens(self, prompts: Sequence[Any]) -> "list[Ids]":
+        """Returns the tokens of prompts; without a chat template they are text.
+
+        Raises:
+            DataError: The template does not take one.
+        """
+        from ...data_tools.encode import TextEncoder
+
+        if self.model.template_fingerprint is None:
+            prompts = ["".join(f"{message['content']}\n\n" for message in messages) for messages in prompts]
+        return TextEncoder.of(self.model.tokenizer).prompts(prompts, where=self.where)
+
+    def _labelled(self, prompts: Sequence["Ids"]) -> list[Verdict]:
+        """Reads the probabilities of the labels."""
+        settings, names = self.settings, labels_of(self.settings)
+        labels: list[Any] = [self.model.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
+        verdicts, fitting = self._fitting(prompts, max(map(len, labels)))
+        found = label_logs(self.model, [prompts[number] for number in fitting], labels, settings.batch_size)
+        for number, logs in zip(fitting, found, strict=True):
+            verdict = from_labels(dict(zip(names, logs, strict=True)), settings)
+            verdicts[number] = replace(verdict, prompt_tokens=len(prompts[number]), completion_tokens=0)
+        return verdicts
+
+    def _written(self, prompts: Sequence["Ids"], repeats: Sequence[int]) -> list[Verdict]:
+        """Lets the model write, the longest prompts first."""
+        settings = self.settings
+        how = Sampling(settings.max_tokens, settings.temperature, seed=settings.seed, batch_size=settings.batch_size)
+        verdicts, fitting = self._fitting(prompts, settings.max_tokens)
+        fitting.sort(key=lambda number: -len(prompts[number]))
+        rows, keys = [prompts[number] for number in fitting], [str(repeats[number]) for number in fitting]
+        given = generate(self.model.model, self.model.tokenizer, rows, how, key=keys)
+        for number, reply in zip(fitting, given, strict=True):
+            verdict = parse(reply.text, settings, finish=reply.finish)
+            counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+            verdicts[number] = replace(verdict, **counts)
+        return verdicts
+
+    def _fitting(self, prompts: Sequence["Ids"], answer: int) -> tuple[list[Verdict], list[int]]:
+        """Returns a verdict of prompts too long for each, and the numbers of those that leave room for an answer."""
+        from ..models import model_length
+
+        limit = model_length(self.model.model)
+        takes = f"the judge takes {limit if self.way == 'logprobs' else limit - answer}"
+        long = [Verdict("truncated", reason=f"the prompt has {len(ids)} tokens, and {takes}") for ids in prompts]
+        return long, [number for number, ids in enumerate(prompts) if len(ids) + answer <= limit]
+
+
+def label_logs(
+    loaded: "LoadedModel", prompts: Sequence["Ids"], labels: Sequence[Sequence[int]], batch_size: int
+) -> list[list[float]]:
+    """Returns the log-probability of each label as the continuation of each prompt, ``[prompts][labels]``, in nats.
+
+    Labels of one token take one forward pass of the prompt. Where one label begins another (``1`` and ``10``), each
+    also has to be followed by the end of the answer.
+    """
+    parts = [tuple(label) for label in labels]
+    ended = any(a != b and b[: len(a)] == a for a in parts for b in parts)
+    ends = sorted(ends_of(loaded.model, loaded.tokenizer)) if ended else []
+    reach = 1 if ended else 0  # whether what follows the whole label is read too
+    prefixes = sorted({part[:k] for part in parts for k in range(len(part) + reach)})
+    rows = [[*prompt, *prefix] for prompt in prompts for prefix in prefixes]
+    needed = [sorted({part[len(p)] for part in parts if part[: len(p)] == p and len(part) > len(p)}) for p in prefixes]
+    wanted = [[*tokens, *ends] for tokens in needed] * len(prompts)
+    logs = next_logs(loaded.model, rows, wanted, batch_size)
+    found = []
+    for number in range(len(prompts)):
+        by_prefix = dict(zip(prefixes, logs[number * len(prefixes) : (number + 1) * len(prefixes)], strict=True))
+        found.append([_log_of(part, by_prefix, ends) for part in parts])
+    return found
+
+
+def _log_of(part: tuple[int, ...], by_prefix: dict[tuple[int, ...], dict[int, float]], ends: Sequence[int]) -> float:
+    total = sum(by_prefix[part[:k]][part[k]] for k in range(len(part)))
+    if ends:
+        total += math.log(max(sum(math.exp(by_prefix[part][end]) for end in ends), 1e-300))
+    return total
+
+
+# --- judges that give each answer a value ---
+
+
+class ValueJudge(OpenJudge):
+    """A judge that gives each answer a value by itself and prefers the higher one.
+
+    The preference is all or nothing, as a judge's is; a tie where the values are equal. A rating is the value.
+    """
+
+    def values(self, answers: Sequence[Answer]) -> list[float]:
+        """Returns the value of each answer; NaN of one that is too long."""
+        raise NotImplementedError
+
+    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
+        """Compares values, each computed once; see :meth:`OpenJudge.ask`."""
+        known: dict[str, float] = {}
+        for at in range(0, len(questions), _PART):
+            part = questions[at : at + _PART]
+            sides = [(question.key_of(side), side) for question in part for side in question.sides]
+            new = {key: side for key, side in sides if key not in known}
+            started = time.perf_counter()
+            if new:
+                known |= dict(zip(new, self.values(list(new.values())), strict=True))
+            seconds = (time.perf_counter() - started) / len(part)
+            for question in part:
+                verdict = self._verdict([known[question.key_of(side)] for side in question.sides])
+                take(question, replace(verdict, seconds=seconds))
+
+    def _verdict(self, values: Sequence[float]) -> Verdict:
+        if any(map(math.isnan, values)):
+            return Verdict("truncated", reason="an answer is longer than the reward model can hold")
+        reason = " and ".join(f"{value:.6g}" for value in values)
+        if len(values) == 1:
+            return Verdict("judged", rating=values[0], reason=reason)
+        first, second = values
+        return Verdict("judged", 0.5 if first == second else float(first > second), reason=reason)
+
+
+class RewardJudge(ValueJudge):
+    """A reward model; it never judges what it trained."""
+
+    def refuse(self, candidate: AnswerSet) -> None:
+        """Refuses what the model trained, or what descends from that; see :meth:`OpenJudge.refuse`.
+
+        It is recognised by its weights, its folder, its name on the Hub, or as another checkpoint of the same run.
+        """
+        for run, record in lineage(candidate.folder) if candidate.folder else ():
+            if any(self._is(used) for used in rewards_of(record)):
+                via = "" if run == candidate.folder else ", which it descends from"
+                raise SuiteError(
+                    f"the reward model {self.settings.model} trained {record.get('name') or run.name}{via}, so it "
+                    f"cannot judge {candidate.name}",
+                    where=self.where,
+                    hint="take a reward model of other data, or another judge",
+                )
+
+    def _is(self, used: dict[str, Any]) -> bool:
+        """Says whether a run's record describes this model."""
+        return any(value and value == self._marks.get(name) for name, value in _resolved(used).items())
+
+    @cached_property
+    def _marks(self) -> dict[str, Any]:
+        folder = Path(self.settings.model)
+        if not folder.is_dir():
+            return {"name": self.settings.model}
+        recipe = known_record(run_of(folder)).get("recipe_hash")
+        return _resolved({"path": folder, "weights_hash": weights_hash(folder), "recipe_hash": recipe})
+
+    def _decides(self, way: str) -> dict[str, Any]:
+        return {"reader": READER}
+
+    @cached_property
+    def model(self) -> "RewardReader":
+        """Returns the model, loaded when the first question comes."""
+        from ..reward import RewardReader, load
+
+        return RewardReader(load(self.settings.model, device=self.device), self.settings.batch_size, self.where)
+
+    def values(self, answers: Sequence[Answer]) -> list[float]:
+        """Returns the reward of each answer to the last turn, the turns before it given; NaN if it is too long.
+
+        Raises:
+            EvalError: It is no reward model, or its template does not take a conversation.
+        """
+        from ..models import model_length
+        from ..reward import completion_of
+
+        templated, longest = self.model.encoder.template is not None, model_length(self.model.loaded.model)
+        rows = self.model.ids([completion_of(answer, templated=templated) for answer in answers])
+        found = iter(self.model.values([row for row in rows if len(row) <= longest]))
+        return [next(found) if len(row) <= longest else math.nan for row in rows]
+
+    def _verdict(self, values: Sequence[float]) -> Verdict:
+        verdict = super()._verdict(values)
+        if verdict.preference is None:
+            return verdict
+        gap = values[0] - values[1]
+        share = 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
+        return replace(verdict, reason=f"{verdict.reason}; Bradley-Terry probability {share:.4f}")
+
+
+def _resolved(model: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a model is known by: its weights, its run's recipe, its folder, its name."""
+    place = {"path": str(Path(model["path"]).resolve())} if model.get("path") else {}
+    return {name: model.get(name) for name in ("weights_hash", "recipe_hash", "name")} | place
+
+
+class RuleJudge(ValueJudge):
+    """A user's function; it is no judge, and every row says so."""
+
+    def check(self) -> None:
+        """Imports the rule."""
+        load_function(self.model_name, "rule")
+
+    @property
+    def model_name(self) -> str:
+        """Returns the rule."""
+        return self.settings.rule or ""
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """Returns the rule's path and the content of the file that it stands in."""
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(load_function(self.model_name, "rule")))
+        except TypeError:  # a built-in
+            file = None
+        source, _, name = self.model_name.rpartition(":")
+        return {"rule": {"name": f"{Path(source).name}:{name}", "source": hash_file(Path(file)) if file else ""}}
+
+    def _decides(self, way: str) -> dict[str, Any]:
+        return {}
+
+    def values(self, answers: Sequence[Answer]) -> list[float]:
+        """Returns what the rule says of each answer.
+
+        Raises:
+            EvalError: The rule fails, or gives no finite number.
+        """
+        rule, found = load_function(self.model_name, "rule"), []
+        for answer in answers:
+            where, hint = f"rule {self.model_name}", f"prompt {answer.prompt_id}: {answer.texts[-1][:120]!r}"
+            prompt = {
+                "id": answer.prompt_id,
+                "system": answer.system,
+                "turns": list(answer.turns),
+                "category": answer.category,
+                "references": list(answer.references) if answer.references else None,
+                "answers": list(answer.texts),
+            }
+            try:
+                value = rule(prompt, answer.texts[-1])
+            except Exception as error:  # whatever a user's function may raise
+                what = f"raised {type(error).__name__}: {first_line(error)}"
+                raise EvalError(what, where=where, hint=hint) from error
+            if isinstance(value, str | bytes) or not _finite(value):
+                raise EvalError(f"returned {value!r}, which is not a finite number", where=where, hint=hint)
+            found.append(float(value))
+        return found
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+BACKENDS = {"endpoint": EndpointJudge, "model": ModelJudge, "reward": RewardJudge, "rules": RuleJudge}
