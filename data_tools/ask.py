@@ -159,8 +159,8 @@ class Local:
 
     Attributes:
         encode: Returns the tokens of the prompts of queries.
-        engine: Replies to prompts of tokens, given how to sample and what each prompt's draws depend on besides, as
-            :func:`generate` and ``generate_vllm`` do with their model and tokenizer.
+        engine: Replies to prompts of tokens, given how to sample and what each prompt's draws depend on besides:
+            :func:`generate` with its model and tokenizer.
         sampling: How to answer.
         room: Tokens that the model can hold, prompt and answer together; None if nobody knows.
         least: How many tokens of an answer there has to be room for. A prompt that leaves fewer is ``too_long``, one

@@ -19,7 +19,7 @@ from .files import hash_json
 if TYPE_CHECKING:
     import torch
 
-_VLLM_CHUNK = 256
+_VLLM_BATCH = 256  # prompts handed over at a time at least
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    key: str | Sequence[str] = "",
+    keys: Sequence[str],
 ) -> Iterator[Reply]:
     """Generates an answer to each prompt, in their order, a batch at a time.
 
@@ -62,32 +62,52 @@ def generate(
     least.
 
     Args:
-        model: A causal language model of transformers, on its device.
+        model: A causal language model of transformers, on its device, or of :func:`load_vllm`, which draws from the
+            same distribution, but otherwise.
         tokenizer: Its tokenizer.
         prompts: Token ids, ``[prompts][tokens]``, of any lengths that leave room for an answer.
         sampling: How answers are drawn.
-        key: What the draws depend on besides the prompt and the seed: one for all prompts, or one for each, such as
-            the number of the sample. Equal prompts under equal keys get equal answers.
+        keys: What each prompt's draws depend on besides the prompt and the seed, such as the number of the sample.
+            Equal prompts under equal keys get equal answers.
 
     Yields:
         The answers, as soon as their batch is done.
     """
-    seeds = _seeds(prompts, sampling, key)
-    for start in range(0, len(prompts), sampling.batch_size):
-        batch = prompts[start : start + sampling.batch_size]
+    asked = zip(keys, map(list, prompts), strict=True)
+    seeds = [int(hash_json([sampling.seed, key, prompt]), 16) % 2**31 for key, prompt in asked]
+    answer, size = _with_transformers, sampling.batch_size
+    if hasattr(model, "llm_engine"):
+        answer, size = _with_vllm, max(size, _VLLM_BATCH)
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
         begun = time.perf_counter()
-        drawn = draw(model, tokenizer, batch, sampling, seeds[start : start + sampling.batch_size])
+        answers = answer(model, tokenizer, batch, sampling, seeds[start : start + size])
         seconds = (time.perf_counter() - begun) / len(batch)
-        for prompt, (ids, ended) in zip(batch, drawn, strict=True):
-            text = tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True)
-            yield Reply("", text, "stop" if ended else "length", len(prompt), len(ids), seconds=seconds)
+        for prompt, (text, ended, tokens) in zip(batch, answers, strict=True):
+            yield Reply("", text, "stop" if ended else "length", len(prompt), tokens, seconds=seconds)
 
 
-def _seeds(prompts: Sequence[Sequence[int]], sampling: Sampling, key: str | Sequence[str]) -> list[int]:
-    keys = [key] * len(prompts) if isinstance(key, str) else list(key)
-    return [
-        int(hash_json([sampling.seed, k, list(prompt)]), 16) % 2**31 for k, prompt in zip(keys, prompts, strict=True)
-    ]
+def _with_transformers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+) -> list[tuple[str, bool, int]]:
+    """Returns the text of each answer, whether the model ended it, and its number of tokens."""
+    drawn = draw(model, tokenizer, prompts, sampling, seeds)
+    texts = [tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True) for ids, ended in drawn]
+    return [(text, ended, len(ids)) for text, (ids, ended) in zip(texts, drawn, strict=True)]
+
+
+def _with_vllm(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+) -> list[tuple[str, bool, int]]:
+    """Returns the same from vLLM, which makes its own batches."""
+    from vllm import SamplingParams  # type: ignore[import-not-found]
+
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    common = {"temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": ends}
+    settings = [SamplingParams(max_tokens=sampling.max_new_tokens, seed=seed, **common) for seed in seeds]
+    done = model.generate([{"prompt_token_ids": list(ids)} for ids in prompts], settings, use_tqdm=False)
+    best = [output.outputs[0] for output in done]
+    return [(one.text, one.finish_reason != "length", len(one.token_ids)) for one in best]
 
 
 def draw(
@@ -133,18 +153,17 @@ def draw(
         output = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
         )
-    return [_cut(row, ends) for row in output[:, width:].tolist()]
+    answers = []
+    for row in output[:, width:].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        answers.append((row, False) if end is None else (row[: end + 1], True))
+    return answers
 
 
 def ends_of(model: Any, tokenizer: Any) -> set[int]:
     """Returns the tokens that end an answer: those of the model's generation config and the tokenizer's own."""
     known = model.generation_config.eos_token_id
     return {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
-
-
-def _cut(row: list[int], ends: set[int]) -> tuple[list[int], bool]:
-    end = next((place for place, token in enumerate(row) if token in ends), None)
-    return (row, False) if end is None else (row[: end + 1], True)
 
 
 class _Draw:
@@ -182,7 +201,7 @@ class _Draw:
 
 
 def load_vllm(name: str, **options: Any) -> Any:
-    """Loads a model into vLLM, for :func:`generate_vllm`.
+    """Loads a model into vLLM, for :func:`generate`.
 
     Args:
         name: A folder or Hub id.
@@ -199,54 +218,3 @@ def load_vllm(name: str, **options: Any) -> Any:
         return LLM(model=name, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"vLLM cannot load {name}: {first_line(error)}", hint="check `model`") from error
-
-
-def generate_vllm(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    key: str | Sequence[str] = "",
-) -> Iterator[Reply]:
-    """Generates as :func:`generate` does, by vLLM: the same distribution, but other draws of it.
-
-    Args:
-        model: The engine of :func:`load_vllm`.
-        tokenizer: The model's tokenizer.
-        prompts: Token ids.
-        sampling: How answers are drawn; vLLM makes its own batches, so of ``batch_size`` and 256 the greater number
-            of prompts is handed over at a time.
-        key: As for :func:`generate`.
-
-    Yields:
-        The answers, in the order of the prompts.
-
-    Raises:
-        DataError: vLLM is not installed.
-    """
-    try:
-        from vllm import SamplingParams  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise DataError("vLLM is not installed", hint="pip install vllm, or use transformers") from error
-    seeds = _seeds(prompts, sampling, key)
-    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    size = max(sampling.batch_size, _VLLM_CHUNK)
-    for start in range(0, len(prompts), size):
-        batch = prompts[start : start + size]
-        settings = [
-            SamplingParams(
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed,
-                stop_token_ids=ends,
-            )
-            for seed in seeds[start : start + size]
-        ]
-        begun = time.perf_counter()
-        done = model.generate([{"prompt_token_ids": list(ids)} for ids in batch], settings, use_tqdm=False)
-        seconds = (time.perf_counter() - begun) / len(batch)
-        for prompt, output in zip(batch, done, strict=True):
-            best = output.outputs[0]
-            finish = "length" if best.finish_reason == "length" else "stop"
-            yield Reply("", best.text, finish, len(prompt), len(best.token_ids), seconds=seconds)

@@ -15,13 +15,14 @@ arXiv:2401.01879).
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import InputError
+from ..data_tools.ask import Log, Query, Take, ask
 from ..data_tools.files import hash_json, write_atomic, write_json
 from .errors import EvalError
 from .models import LoadedModel
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE = "best_of_n.json"
 SAMPLES = "samples.parquet"
-_PARTS = ".parts"
+_DRAWN = ".drawn.jsonl"
 Term = Callable[..., list[float]]
 Row = dict[str, Any]
 
@@ -101,7 +102,7 @@ def sample(
     Prompts of one length are batched, so that nothing is padded.
 
     Args:
-        folder: Where finished batches are kept.
+        folder: Where the answers of finished batches are kept.
         loaded: The policy.
         rows: Each with a ``prompt``.
         how: How many, and how.
@@ -114,23 +115,23 @@ def sample(
     Raises:
         EvalError: The checkpoint is no language model.
     """
-    import pyarrow.parquet
-
     from ..data_tools.encode import TextEncoder
 
     loaded.needs_language_model("best_of_n")
     tokens = TextEncoder.of(loaded.tokenizer).prompts([row["prompt"] for row in rows], where="best_of_n")
-    found: dict[int, list[list[int]]] = {}
     batches = list(_batches(tokens, max(1, how.batch_size // how.n)))
-    for number, batch in enumerate(batches):
-        path = folder / _PARTS / f"{key}-{number:05d}.parquet"
-        if not path.is_file():
-            drawn = _draw(loaded, [tokens[i] for i in batch], how, seed=how.seed * 1_000_003 + number)
-            write_atomic(path, parquet({"prompt": list(batch), "answers": drawn}))
-            say(f"best_of_n: {number + 1} of {len(batches)} batches of prompts sampled")
-        part = pyarrow.parquet.read_table(path).to_pydict()
-        found |= dict(zip(part["prompt"], part["answers"], strict=True))
-    return [found[i] for i in range(len(rows))]
+
+    def backend(queries: Sequence[Query], done: Collection[str], take: Take) -> None:
+        for number, batch in enumerate(batches):
+            if not all(queries[i].key in done for i in batch):
+                drawn = _draw(loaded, [tokens[i] for i in batch], how, seed=how.seed * 1_000_003 + number)
+                take({queries[i].key: answers for i, answers in zip(batch, drawn, strict=True)})
+                say(f"best_of_n: {number + 1} of {len(batches)} batches of prompts sampled")
+
+    queries = [Query(str(number), row["prompt"]) for number, row in enumerate(rows)]
+    log = Log(folder / _DRAWN, lambda line: line["ids"], lambda ids: {"ids": ids}, header={"key": key})
+    answers = ask(queries, backend, log)
+    return [answers[query.key] for query in queries]
 
 
 def _batches(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -266,8 +267,6 @@ def run(
         InputError: ``n`` or the temperature makes no sense.
         EvalError: The policy is no language model, or a reward is no number.
     """
-    import shutil
-
     if how.n < 2 or how.temperature <= 0:
         raise InputError(f"best_of_n with n {how.n} and temperature {how.temperature}", hint="n from 2, above 0")
     key = hash_json([names.get("policy_model"), asdict(how), [row["prompt"] for row in rows]])
@@ -283,4 +282,4 @@ def run(
     }
     write_atomic(folder / SAMPLES, parquet(table if checked is None else {**table, "gold": checked.ravel()}))
     write_json(folder / FILE, {"schema": 1, **names, "sampling": asdict(how), "points": points(proxy, checked)})
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+    (folder / _DRAWN).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, EndpointSpec, Reply
 from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
-from ..data_tools.generate import Sampling, generate, generate_vllm, load_vllm, room
+from ..data_tools.generate import Sampling, generate, load_vllm, room
 from .answers import KIND, Answer, to_parquet
 from .errors import EvalError, SuiteError
 from .models import ADAPTER, LoadedModel, load_tokenizer
@@ -218,7 +218,7 @@ def by_vllm(
     model = load_vllm(str(folder), dtype=dtype, **longest)
     tokenizer, _ = load_tokenizer(str(folder))
     settings = replace(sampling, batch_size=max(sampling.batch_size, _VLLM_BATCH))
-    encoder, engine = TextEncoder.of(tokenizer), partial(generate_vllm, model, tokenizer)
+    encoder, engine = TextEncoder.of(tokenizer), partial(generate, model, tokenizer)
     return local(encoder, engine, max_length or room(model), settings, spec, templated=templated)
 
 

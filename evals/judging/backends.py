@@ -345,7 +345,7 @@ class ModelJudge(PromptedJudge):
         verdicts, fitting = self._fitting(prompts, settings.max_tokens)
         fitting.sort(key=lambda number: -len(prompts[number]))
         rows, keys = [prompts[number] for number in fitting], [str(repeats[number]) for number in fitting]
-        given = generate(self.model.model, self.model.tokenizer, rows, how, key=keys)
+        given = generate(self.model.model, self.model.tokenizer, rows, how, keys)
         for number, reply in zip(fitting, given, strict=True):
             verdict = parse(reply.text, settings, finish=reply.finish)
             counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}

@@ -25,9 +25,10 @@ def prompts(tokenizer: Any, number: int = 9) -> list[list[int]]:
 def test_an_answer_does_not_depend_on_the_batch_or_the_order(loaded: tuple[Any, Any], sampling: dict[str, Any]) -> None:
     model, tokenizer = loaded
     ids = prompts(tokenizer)
-    alone = [g.text for g in generate(model, tokenizer, ids, Sampling(12, batch_size=1, **sampling))]
+    keys = [""] * len(ids)
+    alone = [g.text for g in generate(model, tokenizer, ids, Sampling(12, batch_size=1, **sampling), keys)]
     for size in (4, 9):
-        found = generate(model, tokenizer, ids[::-1], Sampling(12, batch_size=size, **sampling))
+        found = generate(model, tokenizer, ids[::-1], Sampling(12, batch_size=size, **sampling), keys)
         assert [g.text for g in found][::-1] == alone
     assert len(set(alone)) > 5
 
@@ -36,10 +37,10 @@ def test_seeds_and_keys_draw_anew(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     ids = prompts(tokenizer, 1) * 3
 
-    def texts(seed: int, keys: Any) -> list[str]:
-        return [g.text for g in generate(model, tokenizer, ids, Sampling(12, temperature=1.0, seed=seed), key=keys)]
+    def texts(seed: int, keys: list[str]) -> list[str]:
+        return [g.text for g in generate(model, tokenizer, ids, Sampling(12, temperature=1.0, seed=seed), keys)]
 
-    assert len(set(texts(0, "a"))) == 1, "equal prompts under equal keys are the same question"
+    assert len(set(texts(0, ["a"] * 3))) == 1, "equal prompts under equal keys are the same question"
     found = texts(0, ["0", "1", "2"])
     assert len(set(found)) == 3
     assert texts(0, ["2", "1", "0"]) == found[::-1]
@@ -71,7 +72,7 @@ def test_tokens_are_drawn_with_their_chances(loaded: tuple[Any, Any], temperatur
 def test_tokens_are_counted_and_the_end_is_known(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     ids = prompts(tokenizer)
-    whole = list(generate(model, tokenizer, ids, Sampling(20)))
+    whole = list(generate(model, tokenizer, ids, Sampling(20), [""] * len(ids)))
     assert all((g.finish, g.completion_tokens) == ("length", 20) for g in whole)
     assert [g.prompt_tokens for g in whole] == [len(prompt) for prompt in ids]
     assert all(g.seconds > 0 for g in whole)
@@ -79,7 +80,7 @@ def test_tokens_are_counted_and_the_end_is_known(loaded: tuple[Any, Any]) -> Non
     tokens = [draw(model, tokenizer, [prompt], Sampling(20), [0])[0][0] for prompt in ids]
     try:
         model.generation_config.eos_token_id = [ends, tokens[0][3], tokens[1][5]]
-        ended = list(generate(model, tokenizer, ids, Sampling(20)))
+        ended = list(generate(model, tokenizer, ids, Sampling(20), [""] * len(ids)))
     finally:
         model.generation_config.eos_token_id = ends
     stops = {ends, tokens[0][3], tokens[1][5]}
@@ -93,10 +94,10 @@ def test_tokens_are_counted_and_the_end_is_known(loaded: tuple[Any, Any]) -> Non
 def test_penalties_of_the_checkpoint_do_not_shape_the_answer(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     ids = prompts(tokenizer, 2)
-    plain = [g.text for g in generate(model, tokenizer, ids, Sampling(12))]
+    plain = [g.text for g in generate(model, tokenizer, ids, Sampling(12), ["", ""])]
     try:
         model.generation_config.update(repetition_penalty=1.8, temperature=0.3, top_k=3, do_sample=True)
-        assert [g.text for g in generate(model, tokenizer, ids, Sampling(12))] == plain
+        assert [g.text for g in generate(model, tokenizer, ids, Sampling(12), ["", ""])] == plain
     finally:
         model.generation_config.update(repetition_penalty=1.0, temperature=1.0, top_k=50, do_sample=False)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def by_vllm(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generations, "load_vllm", lambda *_, **__: loaded.model)
         patch.setattr(generations, "load_tokenizer", lambda _: (loaded.tokenizer, None))
-        patch.setattr(generations, "generate_vllm", lambda m, t, *given: recording(made)(*given))
+        patch.setattr(generations, "generate", lambda m, t, *given: recording(made)(*given))
         how = Sampling(4), spec
         local = generations.by_vllm(Path("/nowhere"), *how, templated=True, max_length=10_000, dtype="auto")
         local([ask.Query("key", messages)], (), lambda answers: None)
@@ -98,8 +99,8 @@ def by_best_of_n(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[in
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(best_of_n, "_draw", draw)
-        with pytest.raises(StopIteration):
-            best_of_n.sample(Path("/nowhere"), loaded, [{"prompt": messages}], best_of_n.Sampling(2), key="k")
+        with tempfile.TemporaryDirectory() as folder, pytest.raises(StopIteration):
+            best_of_n.sample(Path(folder), loaded, [{"prompt": messages}], best_of_n.Sampling(2), key="k")
     return made[0]
 
 
