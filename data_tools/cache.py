@@ -1,12 +1,10 @@
 """Folders that are built once for a key, whole or not at all, however many processes ask at the same time."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +49,12 @@ def get_or_build(cache_dir: Path, key: str, build: Callable[[Path], dict[str, An
     Raises:
         PosttrainError: The cache cannot be written. What ``build`` raises passes through.
     """
+    from filelock import FileLock
+
     folder = cache_dir / key
     try:
-        with _exclusive(cache_dir / f"{key}.lock"):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / f"{key}.lock", fallback_to_soft=False):
             problem = damage(folder)
             if problem is None:
                 return Entry(folder, _read_meta(folder)["report"], built=False)
@@ -135,12 +136,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Waits for an exclusive lock; unlike ``files.locked`` it does not raise, since the other's result is ours too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..chat_templates.errors import PosttrainError
 from .endpoint import (
@@ -43,10 +43,7 @@ from .endpoint import (
     worst_case,
 )
 from .errors import DataError
-from .ledger import Charge, Record, Spent
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+from .ledger import Record, Spent
 
 MINUTE = 60.0
 LONGEST_WAIT = 600.0
@@ -77,76 +74,19 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Entry:
-    """So much of a limit, taken at a time."""
+class Sent:
+    """What a request has taken of the limits; set lower once it is known to have taken less."""
 
     time: float
-    amount: float
-    counted: bool = True
-
-
-class Window:
-    """A limit of so many units in any minute.
-
-    Unlike a token bucket of the same rate, which lets twice as much through in the minute after a pause, the window
-    holds for every minute wherever it begins; so it also satisfies servers that have a bucket or count by the clock.
-
-    Args:
-        limit: Units in any minute; None for any number.
-        clock: Seconds that only grow.
-    """
-
-    def __init__(self, limit: float | None, clock: Clock = time.monotonic):
-        self._limit = limit
-        self._clock = clock
-        self._entries: deque[Entry] = deque()
-        self._used = 0.0
-
-    def wait(self, amount: float) -> float:
-        """Returns for how many seconds there is no room; what is larger than the limit has room in an empty window."""
-        if self._limit is None:
-            return 0.0
-        now = self._clock()
-        while self._entries and self._entries[0].time + MINUTE <= now:
-            gone = self._entries.popleft()
-            gone.counted = False
-            self._used -= gone.amount
-        excess = self._used + min(amount, self._limit) - self._limit
-        if excess <= 0 or not self._entries:
-            return 0.0
-        freed, last = 0.0, self._entries[0]
-        for last in self._entries:
-            freed += last.amount
-            if freed >= excess:
-                break
-        return max(_TICK, last.time + MINUTE - now)
-
-    def take(self, amount: float) -> Entry:
-        """Takes so much now."""
-        entry = Entry(self._clock(), amount, self._limit is not None)
-        if entry.counted:
-            self._entries.append(entry)
-            self._used += amount
-        return entry
-
-    def correct(self, entry: Entry, amount: float) -> None:
-        """Says what an entry has really taken, once that is known."""
-        if entry.counted:
-            self._used += amount - entry.amount
-            entry.amount = amount
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """The permission to send one request."""
-
-    request: Entry
-    tokens: Entry
+    tokens: int
+    requests: int = 1
 
 
 class Limits:
     """Requests and tokens in any minute, and silence for as long as the server asked for.
 
+    Unlike a token bucket of the same rate, which lets twice as much through in the minute after a pause, these limits
+    hold for every minute wherever it begins; so they also satisfy servers that have a bucket or count by the clock.
     Whoever came first is let through first, so that a long request is not overtaken by short ones for ever.
 
     Args:
@@ -159,10 +99,10 @@ class Limits:
     def __init__(
         self, requests: int | None, tokens: int | None, clock: Clock = time.monotonic, sleep: Sleep = asyncio.sleep
     ):
-        self._requests = Window(requests, clock)
-        self._tokens = Window(tokens, clock)
+        self._requests, self._tokens = requests, tokens
         self._clock = clock
         self._sleep = sleep
+        self._sent: deque[Sent] = deque()
         self._quiet_until = clock()
         self.begin()
 
@@ -170,23 +110,30 @@ class Limits:
         """Makes ready for another event loop; what was sent in the last minute still counts."""
         self._turn = asyncio.Lock()
 
-    async def acquire(self, tokens: int) -> Ticket:
+    async def acquire(self, tokens: int) -> Sent:
         """Waits until a request of so many tokens may be sent, and counts it as sent."""
         async with self._turn:
-            while (
-                pause := max(self._quiet_until - self._clock(), self._requests.wait(1), self._tokens.wait(tokens), 0.0)
-            ) > 0:
-                await self._sleep(pause)
-            return Ticket(self._requests.take(1), self._tokens.take(tokens))
+            while (seconds := self.wait(tokens)) > 0:
+                await self._sleep(seconds)
+            self._sent.append(Sent(self._clock(), tokens))
+            return self._sent[-1]
 
-    def used(self, ticket: Ticket, tokens: int) -> None:
-        """Corrects the tokens of a request that was answered."""
-        self._tokens.correct(ticket.tokens, tokens)
-
-    def unused(self, ticket: Ticket) -> None:
-        """Gives back the permission of a request that was not sent after all."""
-        self._requests.correct(ticket.request, 0)
-        self._tokens.correct(ticket.tokens, 0)
+    def wait(self, tokens: int) -> float:
+        """Returns for how many seconds a request has no room; one that is larger than the limit has it when alone."""
+        now = self._clock()
+        while self._sent and self._sent[0].time + MINUTE <= now:
+            self._sent.popleft()
+        seconds = max(self._quiet_until - now, 0.0)
+        for limit, amount, name in ((self._requests, 1, "requests"), (self._tokens, tokens, "tokens")):
+            if limit is None:
+                continue
+            room = limit - min(amount, limit)
+            for sent in reversed(self._sent):
+                room -= getattr(sent, name)
+                if room < 0:  # this one must be a minute old first, and with it all that were sent before
+                    seconds = max(seconds, sent.time + MINUTE - now, _TICK)
+                    break
+        return seconds
 
     def be_quiet(self, seconds: float) -> None:
         """Lets nothing through for so long."""
@@ -212,68 +159,59 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             seconds = float(value) * scale
         except ValueError:
-            seconds = _until(value)
-        if seconds is not None and 0 <= seconds < float("inf"):
+            try:
+                seconds = max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            except (ValueError, TypeError):
+                continue
+        if 0 <= seconds < float("inf"):
             return seconds
     return None
-
-
-def _until(date: str) -> float | None:
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 # --- one run of requests ---
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a try gave no answer.
+class TryError(Exception):
+    """A try gave no answer.
 
-    Attributes:
-        error: In one line.
+    Args:
+        error: Why, in one line.
         again: Whether another try may help.
         unpaid: Whether it is certain that the try cost nothing.
         fatal: What to do about it, if no other request can be answered either.
         wait: Seconds that the server asks us to wait.
     """
 
-    error: str
-    again: bool = False
-    unpaid: bool = False
-    fatal: str | None = None
-    wait: float | None = None
+    def __init__(
+        self,
+        error: str,
+        *,
+        again: bool = False,
+        unpaid: bool = False,
+        fatal: str | None = None,
+        wait: float | None = None,
+    ):
+        super().__init__(error)
+        self.again, self.unpaid, self.fatal, self.wait = again, unpaid, fatal, wait
 
 
 class Calls:
     """One run of requests, inside an event loop.
 
     Args:
-        spec: The server.
-        record: Held locked.
-        client: Made of ``spec``.
+        endpoint: Whom to ask; its record is held locked.
         api_key: What errors must not show.
-        limits: How fast.
-        sleep: Waits before the next try.
     """
 
-    def __init__(
-        self, spec: EndpointSpec, record: Record, client: "AsyncOpenAI", api_key: str, limits: Limits, sleep: Sleep
-    ):
-        self._spec = spec
-        self._record = record
-        self._client = client
+    def __init__(self, endpoint: "Endpoint", api_key: str):
+        self._spec, self._record, self._limits = endpoint.spec, endpoint.record, endpoint.limits
+        self._sleep = endpoint.sleep
         self._api_key = api_key
-        self._limits = limits
-        self._sleep = sleep
-        self._settled = asyncio.Condition()
+        self._settled = asyncio.Event()
         self._in_flight = 0
         self._failed_in_row = self._rejected = 0
         self._end: Exception | None = None
         self._resting: set[asyncio.Task[None]] = set()
-        limits.begin()
 
     async def run(self, requests: list[tuple[str, Request]], finished: Finished) -> None:
         """Asks all, and hands over each reply as it comes.
@@ -286,32 +224,41 @@ class Calls:
             PosttrainError: The server answers nothing, refuses us, or the record cannot be written. Answers to what
                 was in flight are kept all the same.
         """
+        from openai import AsyncOpenAI
+
+        self._limits.begin()
         left = iter(requests)
         number = min(self._spec.concurrency, len(requests))
-        workers = [asyncio.create_task(self._work(left, finished)) for _ in range(number)]
-        try:
-            await asyncio.wait(workers)
-        finally:
-            for worker in workers:
-                worker.cancel()  # after an interrupt; else they are done
-            await asyncio.gather(*workers, return_exceptions=True)
+        key, seconds = self._api_key or "none", self._spec.timeout
+        async with AsyncOpenAI(base_url=self._spec.base_url, api_key=key, timeout=seconds, max_retries=0) as client:
+            self._create = client.chat.completions.with_raw_response.create
+            workers = [asyncio.create_task(self._work(left, finished)) for _ in range(number)]
+            try:
+                await asyncio.wait(workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()  # after an interrupt; else they are done
+                await asyncio.gather(*workers, return_exceptions=True)
         if self._end is not None:
             raise self._end
 
     async def _work(self, left: Iterator[tuple[str, Request]], finished: Finished) -> None:
         """Answers one request after another until none is left, or the run is to end."""
         for key, request in left:
-            if self._end is not None:
-                return
             try:
                 reply = await self._answer(key, request.body(self._spec))
-                if reply is not None and self._end is None:
-                    finished(key, reply)
+                self._go_on()
+                finished(key, reply)
             except Exception as error:  # whatever it is: what is in flight is paid for and may end, the rest stops
                 self._end = self._end or error
                 for worker in self._resting:
                     worker.cancel()
                 return
+
+    def _go_on(self) -> None:
+        """Ends this worker if another has ended the run."""
+        if self._end is not None:
+            raise asyncio.CancelledError
 
     @contextmanager
     def _rest(self) -> Iterator[None]:
@@ -324,30 +271,32 @@ class Calls:
         finally:
             self._resting.discard(worker)
 
-    async def _answer(self, key: str, body: dict[str, Any]) -> Reply | None:
-        """Tries until there is an answer or no use in trying; None if the run ends before."""
+    async def _answer(self, key: str, body: dict[str, Any]) -> Reply:
+        """Tries until there is an answer or no use in trying."""
         last = ""
         for tries in range(1, self._spec.retries + 2):
-            came = await self._try(key, body)
-            if isinstance(came, Reply):
+            try:
+                reply = await self._try(key, body)
+            except TryError as failed:
+                self._go_on()
+                last = str(failed)
+                if failed.fatal is not None:
+                    raise self._ended(last, failed.fatal) from None
+                if not failed.again:
+                    self._failed_in_row = 0  # the server is there
+                    self._rejected += 1
+                    if self._rejected >= _NONE_TAKEN and not self._record.spent.calls:
+                        hint = "it took none of the requests: check `model` and `extra`"
+                        raise self._ended(last, hint) from None
+                    return Reply(key, finish=REJECTED, error=last)
+                if (failed.wait or 0.0) > LONGEST_WAIT:
+                    return Reply(key, error=f"the server asks for a long pause: {failed.wait:.0f} s")
+                if tries <= self._spec.retries:
+                    with self._rest():
+                        await self._sleep(pause(tries, failed.wait))
+            else:
                 self._failed_in_row = 0
-                return came
-            if came is None or self._end is not None:
-                return None
-            if came.fatal is not None:
-                raise self._ended(came.error, came.fatal)
-            if not came.again:
-                self._failed_in_row = 0  # the server is there
-                self._rejected += 1
-                if self._rejected >= _NONE_TAKEN and not self._record.spent.calls:
-                    raise self._ended(came.error, "it took none of the requests: check `model` and `extra`")
-                return Reply(key, finish=REJECTED, error=came.error)
-            if (came.wait or 0.0) > LONGEST_WAIT:
-                return Reply(key, error=f"the server asks for a long pause: {came.wait:.0f} s")
-            last = came.error
-            if tries <= self._spec.retries:
-                with self._rest():
-                    await self._sleep(pause(tries, came.wait))
+                return reply
         self._failed_in_row += 1
         if self._failed_in_row >= _GIVE_UP:
             raise self._ended(last.partition(": ")[2], "check that the server is up; what was answered is kept")
@@ -356,91 +305,79 @@ class Calls:
     def _ended(self, error: str, hint: str) -> PosttrainError:
         return PosttrainError(f"the endpoint does not answer: {error}", where=self._spec.address, hint=hint)
 
-    async def _try(self, key: str, body: dict[str, Any]) -> Reply | Failure | None:
-        """Sends a request once; None if the run ends before it is sent."""
+    async def _try(self, key: str, body: dict[str, Any]) -> Reply:
+        """Sends a request once, if the budget allows it."""
         admitted = await self._admit(key, body)
-        if not isinstance(admitted, tuple):
-            return Reply(key, error=BUDGET_SPENT) if self._end is None else None
-        call, ticket = admitted
+        if admitted is None:
+            return Reply(key, error=BUDGET_SPENT)
+        call, sent = admitted
         self._in_flight += 1
         begun = time.perf_counter()
         try:
             text = await self._send(body)
-            if isinstance(text, Failure):
-                self._record.failed(call, text.error, released=text.unpaid)
-                if text.unpaid:
-                    self._limits.used(ticket, 0)
-                if text.wait is not None:
-                    self._limits.be_quiet(min(text.wait, LONGEST_WAIT))
-                return text
             seconds = time.perf_counter() - begun
-            charge = self._charge(body, text)
+            # what an answer costs: by the server's count, or else the most that it can be
+            counted = zip(token_counts(parse_json(text)), worst_case(body), strict=True)
+            charge = self._record.charge(*(most if tokens is None else tokens for tokens, most in counted))
             reply = read_reply(key, text, seconds=seconds, cost=charge.cost)
             if reply.finish is None:  # no completion, whatever its status said: the network's fault, not the model's
                 kind, _, detail = str(reply.error).partition(": ")
-                failure = f"the request failed ({kind}): {self._clean(detail or text[:80])}"
-                self._record.failed(call, failure, released=False)
-                return Failure(failure, again=True)
+                raise TryError(f"the request failed ({kind}): {self._clean(detail or text[:80])}", again=True)
             self._record.got(call, key, body, text, seconds, charge)
-            self._limits.used(ticket, charge.tokens)
+            sent.tokens = charge.tokens
             return reply
+        except TryError as failed:
+            self._record.failed(call, str(failed), released=failed.unpaid)
+            if failed.unpaid:
+                sent.tokens = 0
+            if failed.wait is not None:
+                self._limits.be_quiet(min(failed.wait, LONGEST_WAIT))
+            raise
         finally:
             self._in_flight -= 1
-            async with self._settled:
-                self._settled.notify_all()
+            self._settled.set()
 
-    async def _admit(self, key: str, body: dict[str, Any]) -> tuple[str, Ticket] | None:
-        """Waits for room in the limits and the budget, and reserves it; None if the budget is spent or the run ends."""
+    async def _admit(self, key: str, body: dict[str, Any]) -> tuple[str, Sent] | None:
+        """Waits for room in the limits and the budget, and reserves it; None if the budget is spent."""
         budget = self._spec.budget
         prompt, answer = worst_case(body)
-        while self._end is None:
+        while True:
+            self._go_on()
             most = self._record.charge(prompt + self._record.excess, answer)
-            if not self._record.has_room(most, budget):
-                if not self._in_flight:
-                    return None
+            if self._record.has_room(most, budget):
                 with self._rest():
-                    async with self._settled:
-                        if self._in_flight:
-                            await self._settled.wait()  # what is in flight may cost less than it could
-                continue
-            with self._rest():
-                ticket = await self._limits.acquire(prompt // 3 + answer)  # a token of English is over three bytes
-            if self._end is None and self._record.has_room(most, budget):
-                return self._record.sent(key, most), ticket
-            self._limits.unused(ticket)
-        return None
+                    sent = await self._limits.acquire(prompt // 3 + answer)  # a token of English is over three bytes
+                if self._end is None and self._record.has_room(most, budget):
+                    return self._record.sent(key, most), sent
+                sent.tokens = sent.requests = 0
+            elif self._in_flight:
+                self._settled.clear()
+                with self._rest():
+                    await self._settled.wait()  # what is in flight may cost less than it could
+            else:
+                return None
 
-    def _charge(self, body: dict[str, Any], text: str) -> Charge:
-        """Returns what an answer costs: by the server's count, or else the most that it can be."""
-        counted = zip(token_counts(parse_json(text)), worst_case(body), strict=True)
-        return self._record.charge(*(most if tokens is None else tokens for tokens, most in counted))
-
-    async def _send(self, body: dict[str, Any]) -> str | Failure:
+    async def _send(self, body: dict[str, Any]) -> str:
         """Sends a request and reads the whole answer, as text."""
         import openai
 
         others = {name: value for name, value in body.items() if name not in ("model", "messages")}
-        create = self._client.chat.completions.with_raw_response.create
         try:
             async with asyncio.timeout(self._spec.timeout):  # the client's own time-out is for each packet
-                response = await create(model=body["model"], messages=body["messages"], extra_body=others)
+                response = await self._create(model=body["model"], messages=body["messages"], extra_body=others)
         except TimeoutError:
-            return Failure(f"the request failed (timeout): no answer in {self._spec.timeout:g} s", again=True)
+            raise TryError(f"the request failed (timeout): no answer in {self._spec.timeout:g} s", again=True) from None
         except openai.APIStatusError as error:
-            return self._refused(error)
-        except openai.APITimeoutError as error:
-            unpaid = type(error.__cause__).__name__ in _NOT_SENT
-            return Failure("the request failed (timeout): the server is silent", again=True, unpaid=unpaid)
+            raise self._refused(error) from error
         except openai.APIConnectionError as error:
-            unpaid = type(error.__cause__).__name__ in _NOT_SENT
-            detail = self._clean(str(error.__cause__ or "")) or type(error.__cause__).__name__
-            return Failure(f"the request failed (connection): {detail}", again=True, unpaid=unpaid)
+            cause = type(error.__cause__).__name__
+            said = f"(connection): {self._clean(str(error.__cause__ or '')) or cause}"
+            said = "(timeout): the server is silent" if isinstance(error, openai.APITimeoutError) else said
+            raise TryError(f"the request failed {said}", again=True, unpaid=cause in _NOT_SENT) from error
         text = response.http_response.content.decode(errors="replace")
-        if len(self._api_key) >= _REAL_KEY:
-            text = text.replace(self._api_key, "[api key]")
-        return text
+        return text.replace(self._api_key, "[api key]") if len(self._api_key) >= _REAL_KEY else text
 
-    def _refused(self, error: Any) -> Failure:
+    def _refused(self, error: Any) -> TryError:
         """Returns what a status that is no success means: no use at all, another try, or no use for this request."""
         status, said = error.status_code, self._clean(str(error))
         code = error.code if isinstance(error.code, str | int) else status
@@ -448,10 +385,10 @@ class Calls:
         if hint := _HOPELESS.get(code) or _HOPELESS.get(status):
             name = self._spec.api_key_env
             hint = hint if hint != "key" else f"check the key in {name}" if name else "give `api_key_env`"
-            return Failure(said, unpaid=True, fatal=hint)
+            return TryError(said, unpaid=True, fatal=hint)
         if status in _AGAIN or not 400 <= status < 500:
-            return Failure(line, again=True, unpaid=status in _UNPAID, wait=retry_after(error.response.headers))
-        return Failure(line, unpaid=True)
+            return TryError(line, again=True, unpaid=status in _UNPAID, wait=retry_after(error.response.headers))
+        return TryError(line, unpaid=True)
 
     def _clean(self, text: str) -> str:
         """Returns a server's text as one line that does not show the key."""
@@ -475,6 +412,7 @@ class Endpoint:
 
     Attributes:
         limits: What was sent in the last minute.
+        record: The record.
     """
 
     def __init__(
@@ -488,8 +426,8 @@ class Endpoint:
     ):
         self.spec = spec
         self.limits = limits or Limits(spec.requests_per_minute, spec.tokens_per_minute, clock, sleep)
-        self._record = Record(record, spec.prices)
-        self._sleep = sleep
+        self.record = Record(record, spec.prices)
+        self.sleep = sleep
         self._asking = False
 
     def ask(self, requests: Iterable[Request], take: Take, *, progress: Progress | None = None) -> None:
@@ -523,29 +461,18 @@ class Endpoint:
 
         self._asking = True
         try:
-            with self._record.locked():
+            with self.record.locked():
                 unknown = []
                 for key, equal in same.items():
-                    reply = self._record.find(key)
+                    reply = self.record.find(key)
                     if reply is None:
                         unknown.append((key, equal[0]))
                     else:
                         finished(key, reply)
                 if unknown:
-                    api_key = _api_key(self.spec.api_key_env)
-                    _run(self._call(unknown, finished, api_key))
+                    _run(Calls(self, _api_key(self.spec.api_key_env)).run(unknown, finished))
         finally:
             self._asking = False
-
-    async def _call(self, unknown: list[tuple[str, Request]], finished: Finished, api_key: str) -> None:
-        """Asks the server what the record does not know."""
-        from openai import AsyncOpenAI
-
-        client = AsyncOpenAI(
-            base_url=self.spec.base_url, api_key=api_key or "none", timeout=self.spec.timeout, max_retries=0
-        )
-        async with client:
-            await Calls(self.spec, self._record, client, api_key, self.limits, self._sleep).run(unknown, finished)
 
     def probe_logprobs(self) -> bool:
         """Says whether the server really gives log-probabilities of the likeliest tokens, by asking for one token.
@@ -569,8 +496,8 @@ class Endpoint:
     @property
     def spent(self) -> Spent:
         """Returns what the record says was spent, by this process and all others."""
-        self._record.refresh()
-        return self._record.spent
+        self.record.refresh()
+        return self.record.spent
 
 
 def _api_key(variable: str | None) -> str:

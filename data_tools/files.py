@@ -211,17 +211,19 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         BusyError: Another process holds it, and ``wait`` is false.
         PosttrainError: The file cannot be made.
     """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, blocking=wait, fallback_to_soft=False)  # a soft lock would outlive a kill
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
+        lock.acquire()
+    except Timeout as error:
+        what, hint = "another process is working here", "wait for it to end, or stop it"
+        raise BusyError(what, where=str(path.parent), hint=hint) from error
     except OSError as error:
         hint = "work is kept beside what it is about: can you write there?"
         raise PosttrainError(f"cannot lock: {error.strerror or error}", where=str(path), hint=hint) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise BusyError(
-                "another process is working here", where=str(path.parent), hint="wait for it to end, or stop it"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()

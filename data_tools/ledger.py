@@ -9,7 +9,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -52,9 +52,6 @@ class Charge:
     def tokens(self) -> int:
         """Returns the tokens of prompt and answer."""
         return self.prompt_tokens + self.completion_tokens
-
-
-_NOTHING = Charge(0, 0, None)
 
 
 class Record:
@@ -103,14 +100,30 @@ class Record:
                 self._read += len(line)
 
     def _replay(self, line: dict[str, Any], start: int, length: int) -> None:
-        event = line["event"]
+        event, call = line["event"], line["id"]
         if event == "sent":
-            self._reserve(line["id"], self._charge(line))
+            self._open[call] = self._charge(line)
+            self._count(self._open[call])
         elif event == "got":
             self._places[line["key"]] = start, length
-            self._settle(line["id"], self._charge(line))
+            charge, reserved = self._charge(line), self._release(call)
+            if reserved is not None:
+                self.excess += min(max(0, charge.prompt_tokens - reserved.prompt_tokens), _MOST_EXCESS)
+            self._count(charge)
+            self._calls += 1
         elif event == "failed" and line["released"]:
-            self._release(line["id"])
+            self._release(call)
+
+    def _release(self, call: str) -> Charge | None:
+        """Counts what was reserved no longer; None if its first line was removed by hand."""
+        reserved = self._open.pop(call, None)
+        if reserved is not None:
+            self._count(reserved, -1)
+        return reserved
+
+    def _count(self, charge: Charge, sign: int = 1) -> None:
+        self._tokens += sign * charge.tokens
+        self._money += sign * (charge.cost or 0.0)
 
     def _charge(self, line: dict[str, Any]) -> Charge:
         prompt, completion, cost = int(line["prompt_tokens"]), int(line["completion_tokens"]), line["cost"]
@@ -120,25 +133,6 @@ class Record:
         """Returns what so many tokens cost at today's prices."""
         cost = None if self._prices is None else self._prices.cost(prompt_tokens, completion_tokens)
         return Charge(prompt_tokens, completion_tokens, cost)
-
-    def _reserve(self, call: str, charge: Charge) -> None:
-        self._open[call] = charge
-        self._tokens += charge.tokens
-        self._money += charge.cost or 0.0
-
-    def _release(self, call: str) -> None:
-        reserved = self._open.pop(call, _NOTHING)  # its first line may have been removed by hand
-        self._tokens -= reserved.tokens
-        self._money -= reserved.cost or 0.0
-
-    def _settle(self, call: str, charge: Charge) -> None:
-        if call in self._open:
-            missed = charge.prompt_tokens - self._open[call].prompt_tokens
-            self.excess += min(max(0, missed), _MOST_EXCESS)
-        self._release(call)
-        self._tokens += charge.tokens
-        self._money += charge.cost or 0.0
-        self._calls += 1
 
     @property
     def spent(self) -> Spent:
@@ -170,13 +164,13 @@ class Record:
     def sent(self, key: str, charge: Charge) -> str:
         """Reserves what a request can cost, on disk, before it is sent; returns the call's id."""
         call = secrets.token_hex(6)
-        self._append({"event": "sent", "id": call, "key": key, **_amounts(charge)})
+        self._append({"event": "sent", "id": call, "key": key, **asdict(charge)})
         return call
 
     def got(self, call: str, key: str, request: dict[str, Any], body: str, seconds: float, charge: Charge) -> None:
         """Keeps an answer as it came."""
         kept = {"request": request, "body": body, "seconds": round(seconds, 4)}
-        self._append({"event": "got", "id": call, "key": key, **_amounts(charge), **kept})
+        self._append({"event": "got", "id": call, "key": key, **asdict(charge), **kept})
 
     def failed(self, call: str, error: str, *, released: bool) -> None:
         """Notes that a call gave no answer, and whether it is certain that it cost nothing."""
@@ -188,11 +182,3 @@ class Record:
         append_line(self.path, text, sync=sync)
         self._synced = monotonic() if sync else self._synced
         self.refresh()
-
-
-def _amounts(charge: Charge) -> dict[str, Any]:
-    return {
-        "prompt_tokens": charge.prompt_tokens,
-        "completion_tokens": charge.completion_tokens,
-        "cost": charge.cost,
-    }

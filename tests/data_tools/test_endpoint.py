@@ -14,7 +14,7 @@ import pytest
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import endpoint_client
 from posttrain.data_tools.endpoint import BUDGET_SPENT, EndpointSpec, Reply, Request, read_reply, worst_case
-from posttrain.data_tools.endpoint_client import Endpoint, Limits, Window, pause, retry_after
+from posttrain.data_tools.endpoint_client import Endpoint, Limits, pause, retry_after
 from posttrain.data_tools.errors import DataError
 from pydantic import ValidationError
 
@@ -440,17 +440,17 @@ def test_no_minute_holds_more_tokens_than_allowed() -> None:
 
 def test_tokens_that_were_not_used_make_room() -> None:
     fake = FakeTime()
-    window = Window(100, fake.clock)
-    entry = window.take(90)
-    assert window.wait(50) > 0
-    window.correct(entry, 10)
-    assert window.wait(50) == 0
+    limits = Limits(None, 100, fake.clock, fake.sleep)
+    sent = asyncio.run(limits.acquire(90))
+    assert limits.wait(50) > 0
+    sent.tokens = 10
+    assert limits.wait(50) == 0
     fake.now += 61
-    assert window.wait(100) == 0
-    window.correct(entry, 0)
-    assert window.wait(100) == 0
-    window.take(100)
-    assert window.wait(1) == pytest.approx(60)
+    assert limits.wait(100) == 0
+    sent.tokens = 0
+    assert limits.wait(100) == 0
+    asyncio.run(limits.acquire(100))
+    assert limits.wait(1) == pytest.approx(60)
 
 
 def test_requests_per_minute_hold_over_several_calls(record: Path) -> None:
