@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport, load
@@ -19,9 +21,7 @@ from .endpoint_client import Endpoint
 from .errors import DataError
 from .files import append_line, hash_json, locked, read_json, read_jsonl_log, write_atomic, write_json
 from .generate import Sampling, generate, room
-
-if TYPE_CHECKING:
-    from .spec import SourceSpec
+from .tool import Source, Tool
 
 ANSWERS = "answers.jsonl"
 LOG = "answered.jsonl"
@@ -240,69 +240,56 @@ def request_of(query: Query, sampling: Sampling, salt: str = "") -> Request:
 
 # --- data answers ---
 
-# Loads a model to run here: what it returns has a ``model`` and its ``tokenizer``.
-Loader = Callable[[str], Any]
-# Returns the hash of all that decides what such a model answers.
-Identify = Callable[[str], str]
+Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
-class Answerer:
-    """Who answers, and how.
+class AnswersSpec(Tool):
+    """Which prompts are to be answered, by whom and how."""
 
-    Attributes:
-        model: A folder or Hub id; with ``base_url`` the name that the endpoint knows it by.
-        base_url: The endpoint, such as ``http://localhost:8000/v1``; None to run the model here.
-        api_key_env: The environment variable that holds the endpoint's key; None if it takes none.
-        max_new_tokens: Tokens of an answer at most. Answers that it cuts are dropped.
-        temperature: 0 is greedy.
-        top_p: The mass of the likeliest tokens that are drawn from.
-        seed: Of the draws.
-        batch_size: Prompts at a time, here.
-        concurrency: Requests at a time, there.
-        retries: How often a request that failed is repeated, after growing pauses.
-    """
-
+    prompts: Source
+    """Prompts, or conversations whose last answer is left out."""
     model: str
+    """A folder or Hub id, run in this process; with `base_url` the name that the endpoint knows it by."""
     base_url: str | None = None
+    """An OpenAI-compatible endpoint."""
     api_key_env: str | None = None
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
+    """The environment variable that holds the endpoint's key."""
+    max_new_tokens: Count = 256
+    """Tokens of an answer at most; answers that it cuts are dropped and counted."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The mass of the likeliest tokens that are drawn from."""
+    samples: Count = 1
+    """Answers to each prompt."""
     seed: int = 0
-    batch_size: int = 32
-    concurrency: int = 8
-    retries: int = 4
+    """Of the draws."""
+    batch_size: Count = 32
+    """Prompts at a time in this process."""
+    concurrency: Count = 8
+    """Requests at a time."""
+    retries: Annotated[int, Field(ge=0)] = 4
+    """How often a failed request is repeated."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The largest share of the prompts that may stay without a usable answer."""
 
-    def identity(self, identify: Identify) -> dict[str, Any]:
-        """Returns what decides an answer, of a local model its contents, wherever it lies."""
-        speed = ("batch_size", "concurrency", "retries", "api_key_env")
-        decides = {key: value for key, value in asdict(self).items() if key not in speed}
-        return decides | ({} if self.base_url else {"model": identify(self.model)})
+    @property
+    def sampling(self) -> Sampling:
+        """Returns how to answer."""
+        top_p = self.top_p if self.temperature > 0 else 1.0  # greedy, a server is sent none
+        return Sampling(self.max_new_tokens, self.temperature, top_p, self.seed, self.batch_size)
 
 
 def answer(
-    source: "SourceSpec",
-    output_dir: Path,
-    answerer: Answerer,
-    *,
-    base_dir: Path,
-    loader: Loader,
-    identify: Identify,
-    samples: int = 1,
-    max_bad_share: float = 0.02,
+    spec: AnswersSpec, output_dir: Path, *, loader: Callable[[str], Any], identify: Callable[[str], str]
 ) -> DataReport:
     """Writes ``answers.jsonl``, conversations that end with the model's answer, in the order of the prompts.
 
     Args:
-        source: The prompts: rows of kind ``prompt``, or conversations, whose last answer is left out.
+        spec: What is asked, of whom.
         output_dir: Where answers are collected; with other settings it must be another one.
-        answerer: Who answers.
-        base_dir: Where relative paths start.
-        loader: What loads a model that answers here.
-        identify: What tells such a model from others.
-        samples: Answers to each prompt; more than one needs a temperature.
-        max_bad_share: The largest share of the prompts that may stay without a usable answer.
+        loader: Loads a model that answers here: what it returns has a ``model`` and its ``tokenizer``.
+        identify: Returns the hash of all that decides what such a model answers, wherever it lies.
 
     Returns:
         What became of the prompts; also in ``report.json``.
@@ -311,19 +298,21 @@ def answer(
         DataError: The prompts cannot be read, too many stay unanswered, or the folder holds others' answers.
         PosttrainError: The model cannot be loaded, or the endpoint answers nothing.
     """
-    if samples > 1 and answerer.temperature == 0:
+    if spec.samples > 1 and spec.temperature == 0:
         raise DataError("several samples of greedy answers are all the same", hint="give a temperature above 0")
     report = DataReport()
-    rows = list(load(source, base_dir, ("prompt",), report=report, max_bad_share=max_bad_share))
-    asked = [(where, query) for where, row in rows for query in _queries(row["prompt"], samples)]
+    rows = list(load(spec.prompts, Path(), ("prompt",), report=report, max_bad_share=spec.max_bad_share))
+    asked = [(where, query) for where, row in rows for query in _queries(row["prompt"], spec.samples)]
     report.rows, report.kept = report.rows + len(asked) - len(rows), len(asked)
 
     def backend(queries: Sequence[Query], done: Collection[str], take: Take) -> None:
-        chosen = _local(answerer, loader) if answerer.base_url is None else _server(answerer, output_dir / RECORD)
+        chosen = _local(spec, loader) if spec.base_url is None else _server(spec, output_dir / RECORD)
         chosen([query for query in queries if query.key not in done], (), take)
 
     with locked(output_dir / ".lock"):
-        _claim(output_dir / SETTINGS, answerer.identity(identify))
+        decides = {"model", "base_url", "max_new_tokens", "temperature", "top_p", "seed"}
+        own = {} if spec.base_url else {"model": identify(spec.model)}
+        _claim(output_dir / SETTINGS, spec.model_dump(include=decides) | own)
         log = Log(output_dir / LOG, _from_line, _to_line, sync=False)
         answers = ask((query for _, query in asked), backend, log)
         lines = []
@@ -335,7 +324,7 @@ def answer(
                 continue
             messages = [*query.messages, {"role": "assistant", "content": answers[query.key].text.strip()}]
             lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-        report.check(max_bad_share)
+        report.check(spec.max_bad_share)
         write_atomic(output_dir / ANSWERS, "".join(lines))
         write_json(output_dir / REPORT, asdict(report))
     return report
@@ -381,41 +370,27 @@ def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     write_json(path, identity)
 
 
-def _local(answerer: Answerer, loader: Loader) -> Local:
+def _local(spec: AnswersSpec, loader: Callable[[str], Any]) -> Local:
     """Loads the model."""
     from .encode import TextEncoder
 
-    loaded = loader(answerer.model)
+    loaded = loader(spec.model)
     encoder = TextEncoder.of(loaded.tokenizer)
     return Local(
-        lambda queries: encoder.prompts([query.messages for query in queries], where=answerer.model),
+        lambda queries: encoder.prompts([query.messages for query in queries], where=spec.model),
         partial(generate, loaded.model, loaded.tokenizer),
-        _sampling(answerer),
+        spec.sampling,
         room(loaded.model),
-        least=answerer.max_new_tokens,
+        least=spec.max_new_tokens,
     )
 
 
-def _server(answerer: Answerer, record: Path) -> Server:
+def _server(spec: AnswersSpec, record: Path) -> Server:
     """Opens the endpoint."""
-    from pydantic import ValidationError
-
+    given = spec.model_dump(include={"model", "base_url", "api_key_env", "concurrency", "retries"})
     try:
-        spec = EndpointSpec(
-            model=answerer.model,
-            base_url=str(answerer.base_url),
-            api_key_env=answerer.api_key_env,
-            concurrency=answerer.concurrency,
-            retries=answerer.retries,
-            timeout=_TIMEOUT,
-        )
+        server = EndpointSpec(**given, timeout=_TIMEOUT)
     except ValidationError as error:
         problem = error.errors()[0]
         raise DataError(f"not an endpoint: {problem['msg']}", where=str(problem["loc"][0])) from error
-    sampling = _sampling(answerer)
-    return Server(Endpoint(spec, record), lambda query: request_of(query, sampling))
-
-
-def _sampling(answerer: Answerer) -> Sampling:
-    top_p = answerer.top_p if answerer.temperature > 0 else 1.0  # greedy, a server is sent none
-    return Sampling(answerer.max_new_tokens, answerer.temperature, top_p, answerer.seed, answerer.batch_size)
+    return Server(Endpoint(server, record), lambda query: request_of(query, spec.sampling))

@@ -6,43 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
 from ..data_tools.tool import Source, Tool
 
-Count = Annotated[int, Field(ge=1)]
 
-
-class Answers(Tool):
+class Answers(AnswersSpec):
     """Lets a model answer prompts and writes the conversations to ``answers.jsonl``, for the stage sft.
 
     Run again after a kill, it goes on where it was.
     """
-
-    prompts: Source
-    """Prompts, or conversations whose last answer is left out."""
-    model: str
-    """A folder or Hub id, run in this process; with `base_url` the name that the endpoint knows it by."""
-    base_url: str | None = None
-    """An OpenAI-compatible endpoint."""
-    api_key_env: str | None = None
-    """The environment variable that holds the endpoint's key."""
-    max_new_tokens: Count = 256
-    """Tokens of an answer at most; answers that it cuts are dropped and counted."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The mass of the likeliest tokens that are drawn from."""
-    samples: Count = 1
-    """Answers to each prompt."""
-    seed: int = 0
-    """Of the draws."""
-    batch_size: Count = 32
-    """Prompts at a time in this process."""
-    concurrency: Count = 8
-    """Requests at a time."""
-    retries: Annotated[int, Field(ge=0)] = 4
-    """How often a failed request is repeated."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """The largest share of the prompts that may stay without a usable answer."""
 
     def run(self, output_dir: Path) -> str:
         """Collects the answers, each on the disk before the next is waited for; returns how many there are.
@@ -50,24 +22,18 @@ class Answers(Tool):
         Raises:
             PosttrainError: The prompts cannot be read, the model cannot be asked, or too few answers can be used.
         """
-        from ..data_tools import ask
         from ..evals.checkpoints import model_hash
         from ..evals.models import load_language_model
         from ..evals.runs import locate
 
-        answerer = ask.Answerer(**self.model_dump(exclude={"prompts", "samples", "max_bad_share"}))
-        report = ask.answer(
-            self.prompts,
+        report = answer(
+            self,
             output_dir,
-            answerer,
-            base_dir=Path(),
             loader=lambda name: load_language_model(str(locate(name))),
             identify=lambda name: model_hash(locate(name)),
-            samples=self.samples,
-            max_bad_share=self.max_bad_share,
         )
         dropped = f", dropped: {report.reasons()}" if report.dropped else ""
-        return f"{output_dir / ask.ANSWERS}: {report.kept} answers{dropped}"
+        return f"{output_dir / ANSWERS}: {report.kept} answers{dropped}"
 
 
 class BestOfN(Tool):

@@ -17,6 +17,7 @@ from posttrain.data_tools.encode import Talk, TextEncoder
 from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.example_encoder import ExampleEncoder
 from posttrain.data_tools.generate import Sampling
+from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tokens import Encoder
 from posttrain.evals import best_of_n, generations
 from posttrain.evals.harness import run_task, wrap
@@ -86,7 +87,8 @@ def by_data_answers(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ask, "room", lambda _: None)
         patch.setattr(ask, "generate", lambda m, t, *given: recording(made)(*given))
-        ask._local(ask.Answerer("m"), lambda _: loaded)([ask.Query("key", messages)], (), lambda answers: None)
+        spec = ask.AnswersSpec(prompts=SourceSpec(path="p"), model="m")
+        ask._local(spec, lambda _: loaded)([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]
 
 
