@@ -175,17 +175,17 @@ def arena(
 
 
 @app.command(
+    options_metavar="TOOL [ARGUMENTS]...",
     no_args_is_help=True,
-    context_settings={"allow_interspersed_args": False},  # what follows the tool's name is the tool's: --help, too
+    # What follows the tool's name is the tool's own, `--help` too.
+    context_settings={"allow_interspersed_args": False, "allow_extra_args": True},
     help="Run a tool that makes training sets.\n\n\b\nTools, each with a --help of its own:\n"
-    + "\n".join(f"  {name:12}{line}" for name, (_, line) in TOOLS.items()),
+    + "\n".join(f"  {name:14}{line}" for name, (_, line) in TOOLS.items())
+    + "\n  file.py:Name  One of your own, a class made from posttrain.data_tools.tool.Tool.",
 )
-def data(
-    tool: Annotated[str, typer.Argument(help="One of these, or your own: file.py:Name.", show_default=False)],
-    arguments: Annotated[list[str] | None, typer.Argument(help="The tool's.", show_default=False)] = None,
-) -> None:
+def data(context: typer.Context) -> None:
     """Run a tool that makes training sets."""
-    run_command(tool, arguments or [])
+    run_command(*context.args)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def load_tool(name: str) -> type["Tool"]:
     from ..data_tools.tool import Tool
 
     if name not in TOOLS and ".py:" not in name:
-        hint = did_you_mean(name, TOOLS) or f"known: {', '.join(TOOLS)}; or write a tool of your own as `file.py:Name`"
+        hint = did_you_mean(name, TOOLS) or f"known: {', '.join(TOOLS)}, or a tool of your own, file.py:Name"
         raise InputError(f"no tool '{name}'", hint=hint)
     tool: Any = load_function(TOOLS[name][0] if name in TOOLS else name, "tool")
     if not (isinstance(tool, type) and issubclass(tool, Tool)):
@@ -39,7 +39,7 @@ def load_tool(name: str) -> type["Tool"]:
     return tool
 
 
-def run_command(name: str, arguments: list[str]) -> None:
+def run_command(name: str, *arguments: str) -> None:
     """Runs ``posttrain data NAME ARGUMENTS``, a command whose arguments are the fields of the tool's model.
 
     Raises:
@@ -70,7 +70,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     command.__signature__ = Signature(parameters)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(help=(getdoc(tool) or "").replace("``", "`"))(command)
-    app(arguments, prog_name=f"posttrain data {name}")
+    app([*arguments], prog_name=f"posttrain data {name}")
 
 
 def _parameters(tool: type["Tool"]) -> list[Parameter]:
