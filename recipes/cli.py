@@ -25,6 +25,7 @@ Overrides = Annotated[
 Steps = Annotated[
     list[str] | None, typer.Option("--step", metavar="NAME=FOLDER", help="What @NAME stands for in the recipe.")
 ]
+Accelerate = Annotated[str | None, typer.Option(help="An accelerate config: cpu, ddp, zero2, …, or a path.")]
 
 
 @app.command()
@@ -69,7 +70,7 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     processes: Annotated[int | None, typer.Option(help="Processes on this machine.", show_default="1")] = None,
-    accelerate: Annotated[str | None, typer.Option(help="An accelerate config: cpu, ddp, zero2, …, or a path.")] = None,
+    accelerate: Accelerate = None,
     force: Annotated[bool, typer.Option("--force", help="Go on in a folder of a different recipe.")] = False,
     step: Steps = None,
 ) -> None:
@@ -90,7 +91,7 @@ def run(
     pipeline: Annotated[Path, typer.Argument(help="The pipeline's YAML file.", show_default=False)],
     overrides: Overrides = None,
     processes: Annotated[int | None, typer.Option(help="Processes that train each recipe.", show_default="1")] = None,
-    accelerate: Annotated[str | None, typer.Option(help="An accelerate config: cpu, ddp, zero2, …, or a path.")] = None,
+    accelerate: Accelerate = None,
 ) -> None:
     """Run a pipeline: train what has changed, score every checkpoint, write the leaderboard."""
     from .pipeline import run as run_pipeline
