@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .answer_rows import answer_messages
 from .errors import DataError, RowError
 from .formats import canonicalizer, check_accepted, infer
-from .pairs import answer_messages
 from .sources import Row, read_rows
 
 if TYPE_CHECKING:

@@ -4,12 +4,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+from .answer_rows import (
+    alpaca_messages,
+    answer_messages,
+    prompt_reader,
+    read_preference,
+    read_prompt_completion,
+    read_unpaired,
+)
 from .columns import Values, column, conversation_column, refuse_columns, text_of, unread
 from .conversations import check_training, conversation, parse_json, tool_list, unmarked
 from .errors import DataError, RowError
 from .mapping import as_text, compile_mapping, compile_template, listing
-from .pairs import answer_messages, read_preference, read_prompt_completion, read_unpaired
-from .prompts import alpaca_messages, prompt_reader
 from .spec import FormatName, Kind
 
 if TYPE_CHECKING:

@@ -1,12 +1,27 @@
-"""Rows with a prompt and one or two answers: prompt-completion, unpaired and preference data."""
+"""Rows with a prompt, and those with one or two answers to it: prompts to answer, pairs and preference data."""
 
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from .columns import Values, column, conversation_column
-from .conversations import Message, check_training, conversation, is_messages, tool_list, unmarked
+from .columns import READ, Values, column, conversation_column, text_of
+from .conversations import (
+    MEDIA,
+    Message,
+    check_training,
+    conversation,
+    is_messages,
+    tool_list,
+    unmarked,
+)
 from .errors import RowError
+
+if TYPE_CHECKING:
+    from .spec import FormatName
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_LABELS = {**dict.fromkeys(("true", "1", "1.0", "yes"), True), **dict.fromkeys(("false", "0", "0.0", "no"), False)}
 
 
 def read_prompt_completion(row: Values) -> Values:
@@ -35,17 +50,12 @@ def _prompt_and(row: Values, answer: Any, what: str) -> tuple[Any, Any]:
 
     Text stays text unless the source has a system message or tools, which only messages can carry.
     """
-    prompt = column(row, "prompt")
+    column(row, "prompt")  # what is missing is said before what is wrong
     answer = _answer(answer, what)
+    prompt = _prompt(row, as_text=isinstance(answer, str) and "tools" not in row)
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise RowError("empty prompt")
-        if isinstance(answer, str) and "system" not in row and "tools" not in row:
-            return prompt, answer
-        prompt = [{"role": "user", "content": prompt}]
-    prompt = conversation(prompt, sharegpt=True, system=row.get("system"))
-    if isinstance(answer, str):
-        answer = [{"role": "assistant", "content": answer}]
+        return prompt, answer
+    answer = answer_messages(answer)
     if answer[: len(prompt)] == prompt:
         answer = answer[len(prompt) :]
     if not answer or answer[0]["role"] != "assistant":
@@ -53,6 +63,18 @@ def _prompt_and(row: Values, answer: Any, what: str) -> tuple[Any, Any]:
     if answer[-1]["role"] != "assistant":
         raise RowError(f"{what} does not end with an assistant message", f"it ends with the {answer[-1]['role']}'s")
     return prompt, answer
+
+
+def _prompt(row: Values, *, as_text: bool) -> str | list[Message]:
+    """Reads a prompt; text becomes a user's turn unless it may stay text and no system message goes before it."""
+    prompt = column(row, "prompt")
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise RowError("empty prompt")
+        if as_text and "system" not in row:
+            return prompt
+        prompt = [{"role": "user", "content": prompt}]
+    return conversation(prompt, sharegpt=True, system=row.get("system"))
 
 
 def _answer(value: Any, what: str) -> str | list[Message]:
@@ -150,9 +172,6 @@ def _shared_prompt(
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-
-
 def transcript(text: str) -> list[Message]:
     r"""Parses the transcripts of hh-rlhf, ``\n\nHuman: …\n\nAssistant: …``, to messages.
 
@@ -175,7 +194,9 @@ def read_unpaired(row: Values) -> Values:
     Raises:
         RowError: The row has no such pair, or its label is no truth value.
     """
-    label = _truth(column(row, "label"))
+    label = _LABELS.get(str(column(row, "label")).strip().lower())
+    if label is None:
+        raise RowError("label is neither true nor false", repr(row["label"])[:60])
     talk = conversation_column(row)
     if row.get("prompt") is None and talk:  # LLaMA-Factory: the last turn of the conversation is what is judged
         messages = conversation(row[talk], sharegpt=True, system=row.get("system"))
@@ -187,12 +208,94 @@ def read_unpaired(row: Values) -> Values:
     return _with_tools(row, {**result, "label": label})
 
 
-def _truth(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in ("true", "1", "1.0", "yes"):
-        return True
-    if text in ("false", "0", "0.0", "no"):
-        return False
-    raise RowError("label is neither true nor false", repr(value)[:60])
+def prompt_reader(format_name: "FormatName") -> Callable[[Values, Values], Values]:
+    """Returns what turns a row of a format into ``prompt``, text or messages, and the row's other plain columns.
+
+    A conversation loses its last turn if that is the assistant's. The answer of a prompt-completion row is kept as
+    text in ``completion``.
+
+    Returns:
+        A function from a row's columns and from what its mapping makes of them, which is what is read; it raises
+        RowError.
+    """
+    read, used = _PROMPTS[format_name], READ[format_name] | {*MEDIA}  # trainers take `image` for pixels
+
+    def run(row: Values, values: Values) -> Values:
+        if tool_list(values.get("tools")):
+            raise RowError(
+                "prompts with tools cannot be used",
+                "an answer is one turn here and calls nothing; take the tools out, or learn from whole conversations",
+            )
+        rest = {name: value for name, value in row.items() if name not in used and _is_plain(value, name)}
+        return {**read(values), **{name: rest[name] for name in rest if name != "prompt"}}
+
+    return run
+
+
+def _is_plain(value: Any, name: str) -> bool:
+    """Whether a value is text, a number or a truth value, or a list of these."""
+    if isinstance(value, list):
+        return all(part is not None and not isinstance(part, list) and _is_plain(part, name) for part in value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RowError(f"column '{name}' holds a whole number of more than 64 bits")
+    return isinstance(value, str | int | float | bool)
+
+
+def _read_prompt(row: Values) -> Values:
+    prompt = _prompt(row, as_text=True)
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if prompt[-1]["role"] == "assistant":
+        raise RowError("the prompt ends with an assistant message")
+    return {"prompt": unmarked(prompt)}
+
+
+def _of_messages(row: Values, *, sharegpt: bool = False) -> Values:
+    talk = column(row, *(("conversations",) if sharegpt else ()), "messages", "conversations", "conversation")
+    messages = conversation(talk, sharegpt=sharegpt, system=row.get("system"))
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not any(message["role"] == "user" for message in messages):
+        raise RowError("no user message")
+    return {"prompt": unmarked(messages)}
+
+
+def _of_pair(row: Values) -> Values:
+    pair = read_prompt_completion(row)
+    completion = pair["completion"]
+    return {
+        "prompt": pair["prompt"],
+        "completion": completion if isinstance(completion, str) else completion[-1]["content"],
+    }
+
+
+def alpaca_messages(row: Values, *, answered: bool = True) -> list[Message]:
+    """Reads Alpaca's columns: instruction and input make the question, a blank line between them; history goes before.
+
+    Raises:
+        RowError: The row has no such columns.
+    """
+    instruction = text_of(row, "instruction")
+    given = row.get("input")
+    if given is not None and not isinstance(given, str):
+        raise RowError("column 'input' is not text", type(given).__name__)
+    turns: list[Message] = []
+    for pair in row.get("history") or ():
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise RowError("history is not a list of pairs of texts", repr(pair)[:60])
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    question = f"{instruction}\n\n{given}" if given and given.strip() else instruction
+    turns.append({"role": "user", "content": question})
+    if answered:
+        turns.append({"role": "assistant", "content": text_of(row, "output", "response")})
+    return conversation(turns, system=row.get("system"))
+
+
+_PROMPTS: "dict[FormatName, Callable[[Values], Values]]" = {
+    "prompt": _read_prompt,
+    "messages": _of_messages,
+    "sharegpt": lambda row: _of_messages(row, sharegpt=True),
+    "alpaca": lambda row: {"prompt": alpaca_messages(row, answered=False)},
+    "prompt_completion": _of_pair,
+    "preference": lambda row: {"prompt": read_preference(row)["prompt"]},
+}
