@@ -13,7 +13,7 @@ import argparse
 import gzip
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -22,7 +22,7 @@ from posttrain.evals.answers import Answer, AnswerSet
 from posttrain.evals.judges import JudgingSpec, load_judges
 from posttrain.evals.judging.backends import OpenJudge, open_judges
 from posttrain.evals.judging.parse import Verdict
-from posttrain.evals.judging.questions import Pair, Question, questions_of
+from posttrain.evals.judging.questions import Pair, questions_of
 from posttrain.evals.stats.intervals import kappa, wilson
 
 Labelled = tuple[str, str, str, float]  # prompt, two answers, and how much the first is preferred
@@ -81,12 +81,15 @@ def ask(judge: OpenJudge, pair: Pair) -> dict[str, float | None]:
     """Returns how much a judge prefers each first answer, by the prompt's key; None where an order gave no verdict."""
     said: dict[str, list[float | None]] = {answer.prompt_key: [] for answer in pair.candidate.answers}
 
-    def take(question: Question, verdict: Verdict) -> None:
-        value = verdict.preference
-        turned = value is not None and question.order == "candidate-second"
-        said[question.answer.prompt_key].append(1 - value if turned and value is not None else value)
+    questions = {question.key: question for question in questions_of(judge.spec, pair)}
 
-    judge.ask(pair.home, questions_of(judge.spec, pair), take)
+    def take(verdicts: Mapping[str, Verdict]) -> None:
+        for key, verdict in verdicts.items():
+            value, question = verdict.preference, questions[key]
+            turned = value is not None and question.order == "candidate-second"
+            said[question.answer.prompt_key].append(1 - value if turned and value is not None else value)
+
+    judge.backend(pair.home)(list(questions.values()), (), take)
     found: dict[str, float | None] = {}
     for key, values in said.items():
         known = [value for value in values if value is not None]

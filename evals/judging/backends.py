@@ -5,13 +5,14 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...chat_templates.errors import first_line
+from ...data_tools.ask import TOO_LONG, Backend, Local, Query, Server, Take
 from ...data_tools.endpoint import REJECTED, Budget, EndpointSpec, Reply, Request
 from ...data_tools.endpoint_client import Endpoint
 from ...data_tools.files import hash_file, hash_json, write_json
@@ -38,9 +39,8 @@ READER = 1
 """Likewise of reward models, of how they read answers."""
 RECORDS = ".judging"
 _TOP = 20  # as many likeliest tokens as OpenAI's protocol gives
-_BATCHES = 8  # of a language model between two looks at the disk: what a kill loses at most
+_BATCHES = 8  # of a language model between two looks at the disk
 _PART = 256  # questions about values, likewise
-Take = Callable[[Question, Verdict], None]
 
 
 class OpenJudge:
@@ -112,12 +112,8 @@ class OpenJudge:
         """Returns what judgments call the model: its name at the endpoint, its folder, or the rule."""
         return self.settings.model
 
-    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
-        """Asks questions whose judgments one run folder keeps; each is taken once, as its verdict comes.
-
-        Raises:
-            PosttrainError: The judge cannot work; what was taken before stands.
-        """
+    def backend(self, home: Path) -> Backend:
+        """Returns what answers questions whose judgments one run folder keeps with a :class:`Verdict` each."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -237,33 +233,29 @@ class EndpointJudge(PromptedJudge):
             self._endpoints[home] = Endpoint(spec, self._file(home, "jsonl"), limits=limits)
         return self._endpoints[home]
 
-    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
-        """Sends questions; see :meth:`OpenJudge.ask`."""
+    def backend(self, home: Path) -> Backend:
+        """Returns the server; see :meth:`OpenJudge.backend`."""
         settings, prompt, labels = self.settings, JudgePrompt(self.spec, self.way), self.way == "logprobs"
-        asked: dict[int, Question] = {}
         paid: set[str] = set()
 
-        def requests() -> Iterator[Request]:
-            for question in questions:
-                request = Request(
-                    prompt.render(*question.sides),
-                    max_tokens=1 if labels else settings.max_tokens,
-                    temperature=settings.temperature,
-                    seed=settings.seed + question.repeat if settings.temperature > 0 else None,
-                    top_logprobs=_TOP if labels else None,
-                    salt=str(question.repeat),
-                )
-                asked[id(request)] = question
-                yield request
+        def request(question: Question) -> Request:
+            return Request(
+                prompt.render(*question.sides),
+                max_tokens=1 if labels else settings.max_tokens,
+                temperature=settings.temperature,
+                seed=settings.seed + question.repeat if settings.temperature > 0 else None,
+                top_logprobs=_TOP if labels else None,
+                salt=str(question.repeat),
+            )
 
-        def answered(request: Request, reply: Reply) -> None:
+        def read(reply: Reply) -> Verdict:
             spent: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "cost": None, "seconds": 0.0}
             if reply.key not in paid:  # one reply that stands for several questions was paid for once
                 spent = {name: getattr(reply, name) for name in spent}
-            take(asked[id(request)], replace(self._verdict(reply), **spent))
             paid.add(reply.key)
+            return replace(self._verdict(reply), **spent)
 
-        self._endpoint(home).ask(list(requests()), answered)
+        return Server(self._endpoint(home), request, read)
 
     def _verdict(self, reply: Reply) -> Verdict:
         if reply.finish is None:
@@ -302,20 +294,18 @@ class ModelJudge(PromptedJudge):
         loaded.needs_language_model(self.where)
         return loaded
 
-    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
-        """Asks questions in parts; see :meth:`OpenJudge.ask`."""
-        prompt = JudgePrompt(self.spec, self.way)
-        size = self.settings.batch_size * _BATCHES
-        for at in range(0, len(questions), size):
-            part = questions[at : at + size]
-            ids = self.tokens([prompt.render(*question.sides) for question in part])
-            started = time.perf_counter()
-            read = self._labelled(ids) if self.way == "logprobs" else self._written(ids, [q.repeat for q in part])
-            seconds = (time.perf_counter() - started) / len(part)
-            for question, verdict in zip(part, read, strict=True):
-                take(question, replace(verdict, seconds=seconds))
+    def backend(self, home: Path) -> Backend:
+        """Returns the model, which is asked in parts; see :meth:`OpenJudge.backend`."""
+        prompt, answer = JudgePrompt(self.spec, self.way), self._labelled if self.way == "logprobs" else self._written
 
-    def tokens(self, prompts: Sequence[Any]) -> "list[Ids]":
+        def backend(questions: Sequence[Question], done: Collection[str], take: Take) -> None:
+            left = [question for question in questions if question.key not in done]
+            for part in _parts(left, self.settings.batch_size * _BATCHES):
+                answer([Query(one.key, prompt.render(*one.sides), one.repeat) for one in part], take)
+
+        return backend
+
+    def tokens(self, queries: Sequence[Query]) -> "list[Ids]":
         """Returns the tokens of prompts; without a chat template they are text.
 
         Raises:
@@ -323,43 +313,55 @@ class ModelJudge(PromptedJudge):
         """
         from ...data_tools.encode import TextEncoder
 
+        prompts: list[Any] = [query.messages for query in queries]
         if self.model.template_fingerprint is None:
             prompts = ["".join(f"{message['content']}\n\n" for message in messages) for messages in prompts]
         return TextEncoder.of(self.model.tokenizer).prompts(prompts, where=self.where)
 
-    def _labelled(self, prompts: Sequence["Ids"]) -> list[Verdict]:
+    def _labelled(self, queries: Sequence[Query], take: Take) -> None:
         """Reads the probabilities of the labels."""
         settings, names = self.settings, labels_of(self.settings)
         labels: list[Any] = [self.model.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
-        verdicts, fitting = self._fitting(prompts, max(map(len, labels)))
-        found = label_logs(self.model, [prompts[number] for number in fitting], labels, settings.batch_size)
-        for number, logs in zip(fitting, found, strict=True):
+        ids = {query.key: tokens for query, tokens in zip(queries, self.tokens(queries), strict=True)}
+        started = time.perf_counter()
+        fitting = {key: tokens for key, tokens in ids.items() if len(tokens) + max(map(len, labels)) <= self._room}
+        found = label_logs(self.model, list(fitting.values()), labels, settings.batch_size)
+        verdicts = {key: _too_long(len(tokens), self._room) for key, tokens in ids.items()}
+        for (key, tokens), logs in zip(fitting.items(), found, strict=True):
             verdict = from_labels(dict(zip(names, logs, strict=True)), settings)
-            verdicts[number] = replace(verdict, prompt_tokens=len(prompts[number]), completion_tokens=0)
-        return verdicts
+            verdicts[key] = replace(verdict, prompt_tokens=len(tokens), completion_tokens=0)
+        seconds = (time.perf_counter() - started) / len(ids)
+        take({key: replace(verdict, seconds=seconds) for key, verdict in verdicts.items()})
 
-    def _written(self, prompts: Sequence["Ids"], repeats: Sequence[int]) -> list[Verdict]:
-        """Lets the model write, the longest prompts first."""
+    def _written(self, queries: Sequence[Query], take: Take) -> None:
+        """Lets the model write."""
         settings = self.settings
         how = Sampling(settings.max_tokens, settings.temperature, seed=settings.seed, batch_size=settings.batch_size)
-        verdicts, fitting = self._fitting(prompts, settings.max_tokens)
-        fitting.sort(key=lambda number: -len(prompts[number]))
-        rows, keys = [prompts[number] for number in fitting], [str(repeats[number]) for number in fitting]
-        given = generate(self.model.model, self.model.tokenizer, rows, how, keys)
-        for number, reply in zip(fitting, given, strict=True):
+
+        def read(prompt: list[int], reply: Reply) -> Verdict:
+            if reply.finish == TOO_LONG:
+                return replace(_too_long(len(prompt), self._room - settings.max_tokens), seconds=0.0)
             verdict = parse(reply.text, settings, finish=reply.finish)
             counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-            verdicts[number] = replace(verdict, **counts)
-        return verdicts
+            return replace(verdict, seconds=reply.seconds, **counts)
 
-    def _fitting(self, prompts: Sequence["Ids"], answer: int) -> tuple[list[Verdict], list[int]]:
-        """Returns a verdict of prompts too long for each, and the numbers of those that leave room for an answer."""
+        engine = partial(generate, self.model.model, self.model.tokenizer)
+        Local(self.tokens, engine, how, self._room, settings.max_tokens, read)(queries, (), take)
+
+    @property
+    def _room(self) -> int:
         from ..models import model_length
 
-        limit = model_length(self.model.model)
-        takes = f"the judge takes {limit if self.way == 'logprobs' else limit - answer}"
-        long = [Verdict("truncated", reason=f"the prompt has {len(ids)} tokens, and {takes}") for ids in prompts]
-        return long, [number for number, ids in enumerate(prompts) if len(ids) + answer <= limit]
+        return model_length(self.model.model)
+
+
+def _too_long(tokens: int, limit: int) -> Verdict:
+    return Verdict("truncated", reason=f"the prompt has {tokens} tokens, and the judge takes {limit}")
+
+
+def _parts(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    """Cuts questions into what is asked between two looks at the disk."""
+    return (questions[at : at + size] for at in range(0, len(questions), size))
 
 
 def label_logs(
@@ -406,20 +408,22 @@ class ValueJudge(OpenJudge):
         """Returns the value of each answer; NaN of one that is too long."""
         raise NotImplementedError
 
-    def ask(self, home: Path, questions: Sequence[Question], take: Take) -> None:
-        """Compares values, each computed once; see :meth:`OpenJudge.ask`."""
+    def backend(self, home: Path) -> Backend:
+        """Returns what compares values, each computed once; see :meth:`OpenJudge.backend`."""
         known: dict[str, float] = {}
-        for at in range(0, len(questions), _PART):
-            part = questions[at : at + _PART]
-            sides = [(question.key_of(side), side) for question in part for side in question.sides]
-            new = {key: side for key, side in sides if key not in known}
-            started = time.perf_counter()
-            if new:
-                known |= dict(zip(new, self.values(list(new.values())), strict=True))
-            seconds = (time.perf_counter() - started) / len(part)
-            for question in part:
-                verdict = self._verdict([known[question.key_of(side)] for side in question.sides])
-                take(question, replace(verdict, seconds=seconds))
+
+        def backend(questions: Sequence[Question], done: Collection[str], take: Take) -> None:
+            for part in _parts([question for question in questions if question.key not in done], _PART):
+                sides = {question.key_of(side): side for question in part for side in question.sides}
+                new = {key: side for key, side in sides.items() if key not in known}
+                started = time.perf_counter()
+                if new:
+                    known.update(zip(new, self.values(list(new.values())), strict=True))
+                seconds = (time.perf_counter() - started) / len(part)
+                values = {one.key: [known[one.key_of(side)] for side in one.sides] for one in part}
+                take({key: replace(self._verdict(found), seconds=seconds) for key, found in values.items()})
+
+        return backend
 
     def _verdict(self, values: Sequence[float]) -> Verdict:
         if any(map(math.isnan, values)):

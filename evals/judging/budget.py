@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from .backends import OpenJudge
-from .judgments import battles
+from .judgments import Judgment, battles
 from .plan import Plan
 from .questions import Pair, Question, orders_of, questions_of
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PRIOR = 0.1  # battles that each model is taken to have tied with a model of the mean rating
 _STEPS = 50
 
-Group = list[tuple[Question, str]]  # all questions about one prompt of one pair, with their keys
+Group = list[Question]  # all about one prompt of one pair
 
 
 class Spending:
@@ -63,15 +63,15 @@ class Spending:
         """Returns a pair's questions by prompt, in the order in which it takes the prompts."""
         if pair.names not in self._groups:
             found: dict[str, Group] = {}
-            for question in questions_of(self.judge.spec, pair):
-                found.setdefault(question.answer.prompt_key, []).append((question, question.key(self.version)))
+            for question in questions_of(self.judge.spec, pair, self.version):
+                found.setdefault(question.answer.prompt_key, []).append(question)
             order = Random(f"{self.judge.settings.seed}/{pair.seed}").sample(sorted(found), len(found))
             self._groups[pair.names] = [found[key] for key in order]
         return self._groups[pair.names]
 
     def made(self) -> int:
         """Returns how many judgments are final."""
-        return sum(self.plan.is_final(key) for pair in self._begun() for group in self.groups(pair) for _, key in group)
+        return len(self._said())
 
     def left(self) -> int:
         """Returns how many judgments are still to be made: none if the next prompt would go beyond the budget."""
@@ -85,14 +85,14 @@ class Spending:
     def batch(self) -> list[Question]:
         """Returns what is to be asked next; nothing when the budget is spent or everything is judged."""
         half = self._half()
-        ready = [group for group in half if not any(key in self.failed for _, key in group)]
+        ready = [group for group in half if not any(question.key in self.failed for question in group)]
         owed = sum(map(len, half)) - sum(map(len, ready))  # to what failed just now, by another call
         room = self.budget - self.made() - owed
         asked: list[Question] = []
         for group in ready or self._next():
             if len(asked) + len(group) > room:
                 break
-            asked += [question for question, _ in group]
+            asked += group
         return asked
 
     def _next(self) -> list[Group]:
@@ -103,15 +103,7 @@ class Spending:
         return self._open(pair)[: self._batch] if pair else []
 
     def _best(self) -> Pair | None:
-        begun = self._begun()
-        said = [
-            self.plan.judgments[key]
-            for pair in begun
-            for group in self.groups(pair)
-            for _, key in group
-            if self.plan.is_final(key)
-        ]
-        fought = [(b.candidate, b.opponent, b.preference) for b in battles(said) if b.preference is not None]
+        fought = [(b.candidate, b.opponent, b.preference) for b in battles(self._said()) if b.preference is not None]
         room = [(pair.candidate.model_hash, str(pair.names[1]), len(self._open(pair))) for pair in self.pairs]
         chosen = next_pair(*matrices(self._names, fought, room))
         if chosen is None:
@@ -124,18 +116,23 @@ class Spending:
         said = {(j.candidate, j.opponent) for j in self.plan.judgments.values() if j.judge_version == self.version}
         return [pair for pair in self.pairs if pair.names in said]
 
+    def _said(self) -> list[Judgment]:
+        """Returns the judgments that are final."""
+        keys = [question.key for pair in self._begun() for group in self.groups(pair) for question in group]
+        return [self.plan.judgments[key] for key in keys if self.plan.is_final(key)]
+
     def _open(self, pair: Pair) -> list[Group]:
         """Returns the prompts of a pair of which nothing is final and nothing failed just now."""
         return [
             group
             for group in self.groups(pair)
-            if not any(self.plan.is_final(key) or key in self.failed for _, key in group)
+            if not any(self.plan.is_final(question.key) or question.key in self.failed for question in group)
         ]
 
     def _half(self) -> list[Group]:
         """Returns what prompts lack of which something is final and something is not."""
         groups = [group for pair in self._begun() for group in self.groups(pair)]
-        lacking = [[part for part in group if not self.plan.is_final(part[1])] for group in groups]
+        lacking = [self.plan.missing(group) for group in groups]
         return [lack for lack, group in zip(lacking, groups, strict=True) if 0 < len(lack) < len(group)]
 
 

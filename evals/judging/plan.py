@@ -135,19 +135,14 @@ class Plan:
                 pairs.append(Pair(candidate, opponent, home_of(candidate)))
         return pairs
 
-    def questions(self, judge: OpenJudge, candidate: AnswerSet | None = None) -> list[Question]:
-        """Returns all that a judge is asked, of a budget's pairs too; or all about one model, either side of a pair."""
-        pairs = [pair for pair in self.pairs() if candidate is None or candidate.model_hash in pair.names]
-        asked = [question for pair in pairs for question in questions_of(judge.spec, pair)]
-        return asked + (self.null_questions(judge) if candidate is None else [])
+    def questions(self, judge: OpenJudge, version: str | None) -> list[Question]:
+        """Returns all that a version of a judge is asked; of a budget what is asked besides: of the null answer."""
+        pairs = [*(self.pairs() if self.budget is None else []), *([self.null] if self.null else [])]
+        return [question for pair in pairs for question in questions_of(judge.spec, pair, version)]
 
-    def null_questions(self, judge: OpenJudge) -> list[Question]:
-        """Returns what a judge is asked of the null answer."""
-        return questions_of(judge.spec, self.null) if self.null else []
-
-    def missing(self, version: str | None, questions: Iterable[Question]) -> list[Question]:
+    def missing(self, questions: Iterable[Question]) -> list[Question]:
         """Returns the questions without a final judgment; all of them where the judge's version is not known."""
-        return [question for question in questions if version is None or not self.is_final(question.key(version))]
+        return [question for question in questions if not self.is_final(question.key)]
 
     # --- what is to be written ---
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -54,6 +55,7 @@ class Question:
         order: Which of the two the judge sees first.
         repeat: Which of several times that it is asked.
         by_end: Whether the judge sees if an answer is finished or was cut, as a reward model does.
+        version: The judge's; empty if it is not known yet.
     """
 
     pair: Pair
@@ -62,12 +64,14 @@ class Question:
     order: Order
     repeat: int
     by_end: bool = False
+    version: str = ""
 
-    def key(self, version: str) -> str:
-        """Returns the key of its judgment by a judge."""
+    @cached_property
+    def key(self) -> str:
+        """Returns the key of its judgment."""
         other = self.key_of(self.other) if self.other else None
         who = (*self.pair.names, self.answer.sample)
-        return judgment_key(version, self.key_of(self.answer), other, self.order, self.repeat, who)
+        return judgment_key(self.version, self.key_of(self.answer), other, self.order, self.repeat, who)
 
     def key_of(self, answer: Answer) -> str:
         """Returns the key of an answer to this judge."""
@@ -99,10 +103,10 @@ def orders_of(judge: Judge, pair: Pair, prompt_key: str) -> tuple[Order, ...]:
     return ("candidate-first",) if sorted([candidate, str(opponent)])[first] == candidate else ("candidate-second",)
 
 
-def questions_of(judge: Judge, pair: Pair) -> list[Question]:
-    """Returns all that a judge is asked of a pair."""
+def questions_of(judge: Judge, pair: Pair, version: str | None = None) -> list[Question]:
+    """Returns all that a judge is asked of a pair, under the keys of a version of it if that is known."""
     return [
-        Question(pair, answer, other, order, repeat, judge.by_end)
+        Question(pair, answer, other, order, repeat, judge.by_end, version or "")
         for answer, other in pair.joined()
         for order in orders_of(judge, pair, answer.prompt_key)
         for repeat in range(judge.settings.repeats if judge.ordered else 1)

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ...chat_templates.errors import InputError, PosttrainError
+from ...data_tools.ask import ask
 from ...data_tools.errors import BusyError
 from ...data_tools.files import locked, write_atomic
 from ..answers import AnswerSet
@@ -20,10 +21,9 @@ from .budget import Spending
 from .judgments import Judgment, JudgmentStore
 from .parse import Verdict
 from .plan import Plan, home_of, open_plan
-from .questions import Question
+from .questions import Question, questions_of
 from .scores import figures, record_of
 
-_KEEP = 256  # judgments of a local judge between two writes: what a kill loses at most
 _REASON = 4000
 _TELL = 200  # questions from which on every tenth of them is worth a line
 Progress = Callable[[str], None]
@@ -137,11 +137,10 @@ def _plans(folders: Sequence[Path], suite: SuiteSpec, device: str | None, report
 def _left(plan: Plan, judge: OpenJudge) -> int:
     """Returns how many judgments a judge still has to make."""
     version = judge.known_version()
-    if plan.budget is None:
-        return len(plan.missing(version, plan.questions(judge)))
-    if version is None:
+    if plan.budget is not None and version is None:
         return plan.budget
-    return Spending(plan, judge).left() + len(plan.missing(version, plan.null_questions(judge)))
+    left = len(plan.missing(plan.questions(judge, version)))
+    return left if plan.budget is None else left + Spending(plan, judge).left()
 
 
 @contextlib.contextmanager
@@ -170,12 +169,11 @@ def _ask_all(plan: Plan, report: JudgeReport, progress: Progress) -> None:
     lost: Counter[str] = Counter()
     for one in plan.judges:
         try:
-            asked = plan.questions(one) if plan.budget is None else plan.null_questions(one)
-            lost += _ask(plan, one, plan.missing(one.version, asked), report, progress)
+            lost += _ask(plan, one, plan.missing(plan.questions(one, one.version)), report, progress)
             spending = Spending(plan, one) if plan.budget is not None else None
             while spending and (questions := spending.batch()):
                 lost += _ask(plan, one, questions, report, progress)
-                spending.failed |= {question.key(one.version) for question in plan.missing(one.version, questions)}
+                spending.failed |= {question.key for question in plan.missing(questions)}
         except PosttrainError as error:  # another judge, or a candidate that is judged, must not suffer from it
             report.problems.append(f"{plan.entry.title}: {error}")
     for reason, count in lost.items():
@@ -188,53 +186,49 @@ def _ask(
     """Asks questions and keeps every judgment as it comes; returns how many gave none, by reason."""
     if not questions:
         return Counter()
-    asked = [question for question in questions if not question.equal]
+    equal = {question.key: Verdict("judged", 0.5, reason="equal answers") for question in questions if question.equal}
     what = f"{plan.entry.title}: {judge.spec.name}: {len(questions)} judgments to make"
-    progress(f"{what}, {len(questions) - len(asked)} of equal answers" if len(asked) < len(questions) else what)
-    with _keeping(plan, judge, len(questions), report, progress) as take:
-        for question in questions:
-            if question.equal:
-                take(question, Verdict("judged", 0.5, reason="equal answers"))
-        for home in dict.fromkeys(question.pair.home for question in asked):
-            judge.ask(home, [question for question in asked if question.pair.home == home], take)
-    lost = [question.key(judge.version) for question in plan.missing(judge.version, questions)]
-    reasons = (plan.judgments[key].reason if key in plan.judgments else "" for key in lost)
-    return Counter(reason.partition(":")[0] or "no reply" for reason in reasons)
+    progress(f"{what}, {len(equal)} of equal answers" if equal else what)
+    log = _Log(plan, judge, questions, report, progress)
+    log.keep(equal)
+    for home in dict.fromkeys(question.pair.home for question in questions if question.key not in equal):
+        ask([question for question in questions if question.pair.home == home], judge.backend(home), log)
+    lost = [plan.judgments[q.key].reason if q.key in plan.judgments else "" for q in plan.missing(questions)]
+    return Counter(reason.partition(":")[0] or "no reply" for reason in lost)
 
 
-@contextlib.contextmanager
-def _keeping(
-    plan: Plan, judge: OpenJudge, total: int, report: JudgeReport, progress: Progress
-) -> Iterator[Callable[[Question, Verdict], None]]:
-    """Gives a function that keeps verdicts: a server's at once, since they were paid for, others in batches."""
-    done = 0
-    size = 1 if judge.settings.backend == "endpoint" else _KEEP
-    waiting: dict[Path, list[Judgment]] = {}
+class _Log:
+    """Where :func:`ask` keeps what a judge says: in the run folder of each question's candidate.
 
-    def flush() -> None:
-        for home, judgments in list(waiting.items()):
-            JudgmentStore(home).append(*judgments)  # what is not on the disk counts for nothing: no figure rests on it
-            del waiting[home]
-            plan.judgments.update({judgment.key: judgment for judgment in judgments})
-            report.judged += sum(judgment.status not in ("failed", "rejected") for judgment in judgments)
+    Attributes:
+        answers: The judgments made now that are final, by key.
+    """
 
-    def take(question: Question, verdict: Verdict) -> None:
-        nonlocal done
-        done += 1
-        if total >= _TELL and done % (total // 10) == 0:
-            progress(f"{plan.entry.title}: {judge.spec.name}: {done} of {total}")
-        judgment = _judgment(judge, question, verdict)
-        old = plan.judgments.get(judgment.key)
-        if old is not None and (old.status, old.reason) == (judgment.status, judgment.reason):
-            return  # it failed as it did before: one line is enough
-        waiting.setdefault(question.pair.home, []).append(judgment)
-        if sum(map(len, waiting.values())) >= size:
-            flush()
+    def __init__(
+        self, plan: Plan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Progress
+    ):
+        self._plan, self._judge, self._report, self._progress = plan, judge, report, progress
+        self._questions = {question.key: question for question in questions}
+        self._done = 0
+        self.answers: dict[str, Judgment] = {}
 
-    try:
-        yield take
-    finally:
-        flush()
+    def keep(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Writes judgments; what is not on the disk counts for nothing: no figure may rest on it."""
+        new: dict[Path, list[Judgment]] = {}
+        total = len(self._questions)
+        for key, verdict in verdicts.items():
+            self._done += 1
+            if total >= _TELL and self._done % (total // 10) == 0:
+                self._progress(f"{self._plan.entry.title}: {self._judge.spec.name}: {self._done} of {total}")
+            judgment, old = _judgment(self._judge, self._questions[key], verdict), self._plan.judgments.get(key)
+            if old is None or (old.status, old.reason) != (judgment.status, judgment.reason):
+                new.setdefault(self._questions[key].pair.home, []).append(judgment)
+            # Else it failed as it did before: one line is enough.
+        for home, judgments in new.items():
+            JudgmentStore(home).append(*judgments)
+            self._plan.judgments.update({judgment.key: judgment for judgment in judgments})
+            self._report.judged += sum(judgment.status not in ("failed", "rejected") for judgment in judgments)
+        self.answers.update({key: self._plan.judgments[key] for key in verdicts if self._plan.is_final(key)})
 
 
 def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgment:
@@ -279,7 +273,8 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
 
 def _score(plan: Plan, candidate: AnswerSet, report: JudgeReport, progress: Progress) -> None:
     """Writes a candidate's figures, if they are whole and not there yet: the samples, then the line that counts."""
-    asked = [question.key(one.version) for one in plan.judges for question in plan.questions(one, candidate)]
+    pairs = [pair for pair in plan.pairs() if candidate.model_hash in pair.names]
+    asked = [question.key for one in plan.judges for p in pairs for question in questions_of(one.spec, p, one.version)]
     said = [plan.judgments[key] for key in asked if plan.is_final(key)]
     if len(said) < len(asked) if plan.budget is None else any(_left(plan, one) for one in plan.judges):
         return

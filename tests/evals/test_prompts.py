@@ -110,7 +110,7 @@ def by_judge(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     judge: Any = SimpleNamespace(name="j", settings=SimpleNamespace(model="m"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("posttrain.evals.models.load_model", lambda *_, **__: loaded)
-        return ModelJudge(judge, "j", []).tokens([tuple(messages)])[0]
+        return ModelJudge(judge, "j", []).tokens([ask.Query("key", messages)])[0]
 
 
 def by_rollout(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:

@@ -189,9 +189,9 @@ def test_an_answer_that_was_cut_is_judged_apart_from_the_same_text_that_ended(te
         for a, b in ((ended, cut), (cut, cut))
     ]
     assert [question.equal for question in ask] == [False, True]
-    assert ask[0].key("v") != ask[1].key("v")
+    assert ask[0].key != ask[1].key
     said: list[Any] = []
-    RewardJudge(judge, "j", []).ask(templated, ask[:1], lambda question, verdict: said.append(verdict))
+    RewardJudge(judge, "j", []).backend(templated)(ask[:1], (), lambda verdicts: said.extend(verdicts.values()))
     assert said[0].preference in (0.0, 1.0)
 
 
