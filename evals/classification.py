@@ -12,9 +12,10 @@ from .forward import outputs
 from .heldout import fingerprint, read, written
 from .labels import encode, problem_of
 from .models import LoadedModel, head_config
-from .records import Metric, Result, parquet
+from .records import Result, parquet
 from .spec import ClassificationSpec, SuiteSpec
 from .stats import classification as figures
+from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,16 +25,49 @@ _MATRIX = 200  # classes of the largest confusion matrix that is kept
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Labelled rows of a suite, found and hashed.
-
-    Attributes:
-        spec: What the suite says of them.
-        task_hash: Of their content and of what decides how they are scored, but the weights.
-    """
+class Labelled(Task):
+    """Labelled rows of a suite, found and hashed."""
 
     spec: ClassificationSpec
-    task_hash: str
+
+    @property
+    def reads_checkpoint(self) -> bool:
+        """Its head decides which labels there are."""
+        return True
+
+    def check(self, folder: Path) -> None:
+        """Refuses a checkpoint that is no classifier, and labels that its head does not know, as :meth:`Task.check`."""
+        where, config = self.spec.title, head_config(folder)
+        if config is None:
+            what = "this task needs a classifier, but the checkpoint is a language model"
+            raise EvalError(what, where=where, hint="a `classify` run makes one")
+        names, problem = _names(config), problem_of(config)
+        if problem == "regression" and len(names) > 1:
+            raise EvalError(f"a regression with {len(names)} outputs cannot be scored", where=where)
+        labels = [(place, row["label"]) for place, row in written(self.spec, folder, "classification")]
+        encode([label for _, label in labels], names, problem, where, [place for place, _ in labels])
+
+    def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
+        """Compares a classifier's predictions with labels that :meth:`check` has passed, as :meth:`Task.run`."""
+        spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.load()
+        where, config = spec.title, loaded.model.config
+        names, problem = _names(config), problem_of(config)
+        rows, notes = read(spec, loaded, suite, "classification")
+        truth = encode([row["label"] for row in rows], names, problem, where)
+        logits = outputs(loaded.model, rows, suite.size_of_batch(spec.batch_size), where=where)
+        predicted = figures.probabilities(problem, logits)
+        measured = figures.measure(problem, names, predicted, truth, seed=suite.seed)
+        extra = compute_metrics(spec.metrics, answers(problem, predicted), truth, offline=suite.offline)
+        metrics = [*measured.metrics, *extra]
+        if spec.metric is not None:
+            metrics.sort(key=lambda metric: metric.name != spec.metric)
+            if metrics[0].name != spec.metric:
+                known = ", ".join(metric.name for metric in metrics if "/" not in metric.name)
+                what = f"there is no metric '{spec.metric}' here"
+                raise SuiteError(what, where=where, hint=f"there are: {known}")
+        samples = _samples(rows, loaded, problem, names, predicted, truth)
+        detail = {"confusion": measured.confusion} if measured.confusion and len(names) <= _MATRIX else None
+        return Result(tuple(metrics), samples, None, (*notes, *measured.notes), detail)
 
 
 def define(spec: ClassificationSpec, suite: SuiteSpec) -> Labelled:
@@ -48,46 +82,6 @@ def define(spec: ClassificationSpec, suite: SuiteSpec) -> Labelled:
     return Labelled(spec, fingerprint(spec, suite, kind="classification", metrics=scripts, method=_METHOD))
 
 
-def check(task: Labelled, folder: Path) -> None:
-    """Refuses a checkpoint that is no classifier, and labels that its head does not know, before it is loaded.
-
-    Raises:
-        DataError: The rows cannot be read, or one has no label.
-        EvalError: The checkpoint does not fit them.
-    """
-    where, config = task.spec.title, head_config(folder)
-    if config is None:
-        what = "this task needs a classifier, but the checkpoint is a language model"
-        raise EvalError(what, where=where, hint="a `classify` run makes one")
-    names, problem = _names(config), problem_of(config)
-    if problem == "regression" and len(names) > 1:
-        raise EvalError(f"a regression with {len(names)} outputs cannot be scored", where=where)
-    labels = [(place, row["label"]) for place, row in written(task.spec, folder, "classification")]
-    encode([label for _, label in labels], names, problem, where, [place for place, _ in labels])
-
-
-def run_labelled(task: Labelled, loaded: LoadedModel, suite: SuiteSpec) -> Result:
-    """Compares a classifier's predictions with the labels of rows that :func:`check` has passed.
-
-    Raises:
-        DataError: The rows cannot be read.
-        EvalError: The outputs are not finite.
-        SuiteError: There is no such metric.
-    """
-    where, config = task.spec.title, loaded.model.config
-    names, problem = _names(config), problem_of(config)
-    rows, notes = read(task.spec, loaded, suite, "classification")
-    truth = encode([row["label"] for row in rows], names, problem, where)
-    logits = outputs(loaded.model, rows, suite.size_of_batch(task.spec.batch_size), where=where)
-    predicted = figures.probabilities(problem, logits)
-    measured = figures.measure(problem, names, predicted, truth, seed=suite.seed)
-    extra = compute_metrics(task.spec.metrics, answers(problem, predicted), truth, offline=suite.offline)
-    metrics = _primary_first([*measured.metrics, *extra], task.spec.metric, where)
-    confusion = measured.confusion if measured.confusion and len(names) <= _MATRIX else None
-    samples = _samples(rows, loaded, problem, names, predicted, truth)
-    return Result(metrics, samples, None, (*notes, *measured.notes), {"confusion": confusion} if confusion else None)
-
-
 def answers(problem: "figures.Problem", predicted: "np.ndarray") -> "np.ndarray":
     """Returns the class ``[n]``, zeros and ones ``[n, classes]``, or the number ``[n]`` that a prediction comes to."""
     import numpy as np
@@ -99,15 +93,6 @@ def answers(problem: "figures.Problem", predicted: "np.ndarray") -> "np.ndarray"
 
 def _names(config: Any) -> list[str]:
     return [str(config.id2label[number]) for number in range(config.num_labels)]
-
-
-def _primary_first(metrics: Sequence[Metric], wanted: str | None, where: str) -> tuple[Metric, ...]:
-    """Puts the metric that stands for the rows first."""
-    found = [metric for metric in metrics if metric.name == wanted]
-    if wanted is not None and not found:
-        names = ", ".join(metric.name for metric in metrics if "/" not in metric.name)
-        raise SuiteError(f"there is no metric '{wanted}' here", where=where, hint=f"there are: {names}")
-    return (*found, *(metric for metric in metrics if metric.name != wanted))
 
 
 def _samples(

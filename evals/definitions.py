@@ -9,7 +9,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,38 +21,70 @@ from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
 from ..data_tools.files import hash_file, hash_json, write_json
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
+from . import harness
 from .errors import EvalError, SuiteError
 from .gold import check_gold
-from .spec import TASKS, SuiteSpec, TaskSpec
+from .records import Result
+from .spec import TASKS, Chat, SuiteSpec, TaskSpec
+from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from lm_eval.api.task import Task
+    from lm_eval.api.task import Task as LmEvalTask
 
 _SPLITS = ("training_split", "validation_split", "test_split")
 _LOCAL_READERS = ("json", "csv", "parquet")
 
 
 @dataclass(frozen=True)
-class Definition:
-    """A task of a suite, found and read but not yet built.
+class HarnessTask(Task):
+    """A task of lm-eval, found and read but not yet built.
 
     Attributes:
         spec: What the suite says of it.
+        task_hash: As of :class:`Task`.
         path: Its YAML file.
         config: The YAML with its includes; functions stand as hashes of their source.
         data_files: The local file of each split; empty if the task reads a data set of its own.
-        task_hash: Of all that decides its result, but the weights and the chat template.
     """
 
     spec: TaskSpec
     path: Path
     config: dict[str, Any]
     data_files: dict[str, Path]
-    task_hash: str
+
+    def chat(self, suite: SuiteSpec) -> Chat:
+        """Returns when the chat template is applied."""
+        return self.spec.chat or suite.chat
+
+    def check(self, folder: Path | None = None) -> None:
+        """Builds the task and looks at the right answers of its rows.
+
+        Raises:
+            SuiteError: As :func:`build`, or a row has no right answer that could be given.
+            EvalError: As :func:`build`.
+        """
+        with harness.noted():
+            check_gold(build(self), self.spec, self.data_files)
+
+    def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
+        """Scores a model on the task, as :meth:`Task.run`."""
+        loaded = checkpoint.language_model(self.spec.title)
+        if checkpoint.lm is None:
+            with harness.noted() as notes:
+                checkpoint.lm = harness.wrap(loaded, checkpoint.suite)
+            for note in harness.summary(notes):
+                checkpoint.progress(f"{checkpoint.target.name}: {note}")
+        with harness.noted() as notes:
+            task = build(self)
+        declared = [entry.get("metric") for entry in self.config.get("metric_list") or [] if isinstance(entry, dict)]
+        primary = next((name for name in declared if isinstance(name, str)), None)
+        suite, templated = checkpoint.suite, template is not None
+        result = harness.run_task(task, self.spec, primary, checkpoint.lm, suite, templated=templated, notes=notes)
+        return replace(result, detail=origin(self))
 
 
-def define(spec: TaskSpec, suite: SuiteSpec) -> Definition:
+def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
     """Finds a task, reads its YAML and checks what the suite says of it, without importing lm-eval.
 
     The hash covers the task's YAML with its includes and the Python files that it names, the content (not the place)
@@ -79,10 +111,10 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> Definition:
         "suite": suite.model_dump(include={"seed", "max_length", "dtype"}),
         "lm_eval": version("lm-eval"),
     }
-    return Definition(spec, path, config, data_files, hash_json(content))
+    return HarnessTask(spec, hash_json(content), path, config, data_files)
 
 
-def build(definition: Definition) -> "Task":
+def build(definition: HarnessTask) -> "LmEvalTask":
     """Builds the lm-eval task; its rows come from memory if it has local files, so that no cache can mix them up.
 
     Raises:
@@ -107,17 +139,7 @@ def build(definition: Definition) -> "Task":
     return task
 
 
-def check(definition: Definition) -> None:
-    """Builds a task and looks at the right answers of its rows.
-
-    Raises:
-        SuiteError: As :func:`build`, or a row has no right answer that could be given.
-        EvalError: As :func:`build`.
-    """
-    check_gold(build(definition), definition)
-
-
-def _load(definition: Definition, config: dict[str, Any]) -> Any:
+def _load(definition: HarnessTask, config: dict[str, Any]) -> Any:
     """Has lm-eval make the task; it trips over a first document without a right answer, which is told in our words."""
     from unittest import mock
 
@@ -151,14 +173,14 @@ def _load(definition: Definition, config: dict[str, Any]) -> Any:
         raise EvalError(f"its data set is not here: {first_line(error)}", where=where, hint=hint) from error
     except Exception as error:  # whatever a task's own functions, templates and rows can raise
         if begun:
-            check_gold(begun[0], definition)
+            check_gold(begun[0], definition.spec, definition.data_files)
         raise SuiteError(f"cannot be built: {type(error).__name__}: {first_line(error)}", where=where) from error
     if len(tasks) != 1:
         raise SuiteError(f"lm-eval makes {len(tasks)} tasks of it", where=where)
     return next(iter(tasks.values()))
 
 
-def _read_with_functions(definition: Definition) -> dict[str, Any]:
+def _read_with_functions(definition: HarnessTask) -> dict[str, Any]:
     """Reads a task's YAML and imports the modules that it names."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -177,7 +199,7 @@ def _read_with_functions(definition: Definition) -> dict[str, Any]:
         raise SuiteError(f"its module fails: {type(error).__name__}: {first_line(error)}", where=place) from error
 
 
-def _local_data(definition: Definition) -> dict[str, Any]:
+def _local_data(definition: HarnessTask) -> dict[str, Any]:
     """Returns the keys that replace a task's data set by local files; splits without a file cease to exist."""
     from datasets import DatasetDict
 
@@ -417,7 +439,7 @@ def _hash_functions(value: Any, folder: Path) -> Any:
     return {str(key): _hash_functions(item, folder) for key, item in value.items()}
 
 
-def origin(definition: Definition) -> dict[str, Any]:
+def origin(definition: HarnessTask) -> dict[str, Any]:
     """Returns what a score says of its task: which data set it reads, and what makes it another task than lm-eval's.
 
     A few-shot number or a chat template of the suite's choosing is a setting of lm-eval, recorded elsewhere.
@@ -439,8 +461,3 @@ def origin(definition: Definition) -> dict[str, Any]:
         "changes": [name for name, changed in changes.items() if changed],
         "dataset": {key: value for key, value in dataset.items() if isinstance(value, str)},
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide a score."""
-    return {name: version(name) for name in ("lm-eval", "transformers", "torch", "tokenizers", "posttrain")}

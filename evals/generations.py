@@ -10,6 +10,7 @@ The figures here say what the answers are like, and nothing of how good they are
 Standard errors are those of prompts; of one answer to each prompt they are lm-eval's, ``sqrt(p (1 - p) / (n - 1))``.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,9 +30,13 @@ from .errors import EvalError, SuiteError
 from .models import ADAPTER, LoadedModel, load_tokenizer
 from .prompt_sets import Prompt, PromptsSpec, load_prompts
 from .records import LOCKS, Metric, Result
+from .runs import Target
 from .spec import Chat, SuiteSpec
+from .task import Checkpoint, Task
 from .thinking import opened_by, strip_thinking
 
+CALLS = ".calls"
+"""The suffix of the record of an endpoint's calls, beside the log of the answers."""
 FAILED = "failed"
 _TELL_EVERY = 30.0  # seconds between lines of progress
 _METHOD = 2  # raise when a change here changes answers
@@ -54,22 +59,62 @@ _TAIL = 32  # tokens at a prompt's end, where a template may have opened a thoug
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(Task):
     """A prompt set of a suite, read and hashed.
 
     Attributes:
         spec: What the suite says of it.
-        task_hash: Of the prompts and of what decides the answers, but the weights and the chat template.
+        task_hash: As of :class:`Task`.
         prompts: What is asked.
         notes: What was dropped.
         settings: What decides the answers, for the record.
     """
 
     spec: PromptsSpec
-    task_hash: str
     prompts: tuple[Prompt, ...]
     notes: tuple[str, ...]
     settings: dict[str, Any]
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the checkpoint answers by the model that transformers loads."""
+        return self.spec.backend == "transformers"
+
+    def chat(self, suite: SuiteSpec) -> Chat:
+        """Returns when the chat template is applied; a server does that itself."""
+        return chat_of(self.spec, suite)
+
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """Refuses to let one model on a server answer for several checkpoints."""
+        alike = len({target.model_hash for target in targets}) < 2
+        if self.spec.backend == "endpoint" and "{" not in self.spec.model and not alike:
+            raise SuiteError(
+                f"one model on the server, '{self.spec.model}', would answer for {len(targets)} checkpoints",
+                where=self.spec.title,
+                hint='score one of them, or name each: `model: "{folder}"`',
+            )
+
+    def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
+        """Lets the checkpoint answer the prompts, by the backend that they ask for, as :meth:`Task.run`."""
+        templated, target, suite = template is not None, checkpoint.target, checkpoint.suite
+        how, log = sampling_of(self, suite), log_path(target.store, target.model_hash, self)
+        if self.spec.backend == "endpoint":
+            own = {"folder": target.folder, "run": target.run, "checkpoint": target.checkpoint, "step": target.step}
+            backend = served(self.spec.server(**own), log.with_suffix(CALLS), how, self.spec, target.model_hash)
+        elif self.spec.backend == "vllm":
+            limits = {"max_length": suite.max_length, "dtype": suite.dtype}
+            backend = by_vllm(target.folder, how, self.spec, templated=templated, **limits)
+        else:
+            loaded = checkpoint.language_model(self.spec.title)
+            backend = here(loaded, how, self.spec, templated=templated, max_length=suite.max_length)
+        return run_prompts(self, backend, log, template=template, progress=checkpoint.progress)
+
+    def clean(self, target: Target) -> None:
+        """Removes the logs of answers and calls, now that the score is written."""
+        log = log_path(target.store, target.model_hash, self)
+        for path in (log, log.with_suffix(CALLS)):
+            with contextlib.suppress(OSError):  # a folder of finished scores may be read-only
+                path.unlink()
 
 
 def define(spec: PromptsSpec, suite: SuiteSpec) -> Prompts:

@@ -2,40 +2,40 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from ..chat_templates.errors import first_line
 from ..data_tools.sources import Row, read_rows
 from ..data_tools.spec import SourceSpec
 from .errors import SuiteError
-
-if TYPE_CHECKING:
-    from .definitions import Definition
+from .spec import TaskSpec
 
 _SHOWN = 5
 _COLUMN = re.compile(r"[A-Za-z_]\w*")
 
 
-def check_gold(task: Any, definition: "Definition") -> None:
+def check_gold(task: Any, spec: TaskSpec, data_files: Mapping[str, Path]) -> None:
     """Refuses a task with rows whose right answer is missing, or is none of those that can be given.
 
     Args:
         task: lm-eval's, built as far as its documents.
-        definition: Where it comes from.
+        spec: What the suite says of it.
+        data_files: The local file of each split.
 
     Raises:
         SuiteError: With the first of the rows, by file and line, and how many there are.
     """
     if not hasattr(task, "features"):  # a Python class, which reads its documents in its own way
         return
-    where = definition.spec.title
+    where = spec.title
     _check_columns(task, where)
     config = task.config
     split = config.test_split or config.validation_split
-    found = _wrong(task, task.task_docs, definition, split)
+    found = _wrong(task, task.task_docs, spec.limit, split, data_files)
     if config.num_fewshot and (examples := config.fewshot_split or config.training_split) not in (None, split):
-        found += _wrong(task, task.fewshot_docs(), definition, examples)
+        found += _wrong(task, task.fewshot_docs(), None, examples, data_files)
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         text = f"{len(found)} row{'s have' if len(found) > 1 else ' has'} no right answer that could be given: "
@@ -56,28 +56,22 @@ def _check_columns(task: Any, where: str) -> None:
 _PARTS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
-def _wrong(task: Any, docs: Iterable[Any], definition: "Definition", split: str | None) -> list[str]:
+def _wrong(
+    task: Any, docs: Iterable[Any], limit: int | None, split: str | None, data_files: Mapping[str, Path]
+) -> list[str]:
     """Says what is wrong with the rows of a split that take part, a clause each."""
-    docs = list(docs)
-    limit = definition.spec.limit
-    taken = docs[: limit if split == (task.config.test_split or task.config.validation_split) else None]
-    own = split not in definition.data_files
-    found = {place: what for place, doc in enumerate(taken) if (what := _problem(task, doc, own=own))}
+    docs, file = list(docs), data_files.get(split or "")
+    found = {place: what for place, doc in enumerate(docs[:limit]) if (what := _problem(task, doc, own=file is None))}
     if not found:
         return []
-    rows = _rows(definition, split)
+    # As they are written; none of a data set of the task's own.
+    rows = list(read_rows(SourceSpec(path=str(file)), file.parent)) if file else []
     if len(rows) == len(docs) and task.config.process_docs is None:
         # A number with a point or a gap turns a whole column into such numbers: the rows as written tell which it was.
         said = {p: _problem(task, dict.fromkeys(task.features) | rows[p].values, own=False) for p in found}
         written = {place: what for place, what in said.items() if what}
         return [f"{rows[place].where}: {what}" for place, what in (written or found).items()]
     return [f"{_where(docs[place], rows) or f'{split}[{place}]'}: {what}" for place, what in found.items()]
-
-
-def _rows(definition: "Definition", split: str | None) -> list[Row]:
-    """Reads the rows of a local file as they are written; none of a data set of the task's own."""
-    path = definition.data_files.get(split or "")
-    return list(read_rows(SourceSpec(path=str(path)), path.parent)) if path else []
 
 
 def _where(doc: Any, rows: Sequence[Row]) -> str | None:

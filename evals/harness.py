@@ -15,11 +15,10 @@ from unittest import mock
 
 from ..chat_templates.rendering import is_mark, mark_special, with_strings
 from ..data_tools.encode import TextEncoder
-from .definitions import Definition, build, origin
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
-from .records import Metric, Result
-from .spec import SuiteSpec
+from .records import Metric, Result, parquet
+from .spec import SuiteSpec, TaskSpec
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -89,45 +88,59 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     )
 
 
-def run_task(definition: Definition, lm: "LM", suite: SuiteSpec, *, templated: bool) -> Result:
+def run_task(
+    task: Any,
+    spec: TaskSpec,
+    primary: str | None,
+    lm: "LM",
+    suite: SuiteSpec,
+    *,
+    templated: bool,
+    notes: Counter[str] | None = None,
+) -> Result:
     """Scores a model on one task.
 
     Neither of lm-eval's caches is used: ``use_cache`` keys on the request and not on the model, and
     ``cache_requests`` leaves out the data. Few-shot examples are turns of their own where a template is applied.
 
+    Args:
+        task: lm-eval's, built.
+        spec: What the suite says of it.
+        primary: The metric that stands for it where the suite names none.
+        lm: The model, as of :func:`wrap`.
+        suite: The suite.
+        templated: Whether the chat template is applied.
+        notes: What was warned of while the task was built.
+
     Raises:
-        SuiteError: The task cannot be built, or has no such metric.
+        SuiteError: The task has no such metric.
         EvalError: The primary figure is not a number.
     """
     from lm_eval import evaluator
     from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
-    name = definition.spec.title
-    with noted() as notes:
-        task = build(definition)
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
-    with quiet_bars(), noted(notes), no_pool, no_prints:
+    with quiet_bars(), noted(notes) as told, no_pool, no_prints:
         results = evaluate(
             lm,
-            {"tasks": {name: task}},
-            limit=definition.spec.limit,
+            {"tasks": {spec.title: task}},
+            limit=spec.limit,
             bootstrap_iters=_BOOTSTRAP,
             apply_chat_template=templated,
             fewshot_as_multiturn=templated,
         )
-    samples = results["samples"][name]
+    name, samples = spec.title, results["samples"][spec.title]
     for sample in samples if templated else ():
         sample["arguments"] = [(_unmarked(first), *rest) for first, *rest in sample["arguments"]]
         sample["prompt_hash"] = hash_string(sample["arguments"][0][0])
     metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
-    metrics = _primary_first(metrics, definition)
-    shots, table = results["n-shot"][name], samples_to_parquet(samples)
-    told = (*summary(notes), *_constant(task, samples))
-    return Result(metrics, table, shots, told, origin(definition))
+    metrics = _primary_first(metrics, spec, primary)
+    table = samples_to_parquet(samples)
+    return Result(metrics, table, results["n-shot"][name], (*summary(told), *_constant(task, samples)))
 
 
 def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:
@@ -170,21 +183,19 @@ def _metrics(results: dict[str, Any], up: dict[str, Any], samples: list[dict[str
     return metrics
 
 
-def _primary_first(metrics: list[Metric], definition: Definition) -> tuple[Metric, ...]:
+def _primary_first(metrics: list[Metric], spec: TaskSpec, primary: str | None) -> tuple[Metric, ...]:
     """Puts the metric that stands for the task first and drops others that are not finite."""
-    declared = [entry.get("metric") for entry in definition.config.get("metric_list") or [] if isinstance(entry, dict)]
-    wanted = definition.spec.metric or next((name for name in declared if isinstance(name, str)), None)
+    wanted = spec.metric or primary
     found = [metric for metric in metrics if wanted in (metric.name, metric.name.split(",")[0])]
-    if definition.spec.metric and not found:
+    if spec.metric and not found:
         names = ", ".join(metric.name for metric in metrics)
-        raise SuiteError(f"the task has no metric '{wanted}'", where=definition.spec.title, hint=f"it has: {names}")
+        raise SuiteError(f"the task has no metric '{wanted}'", where=spec.title, hint=f"it has: {names}")
     if not metrics:
-        raise EvalError("the task gave no figures", where=definition.spec.title)
+        raise EvalError("the task gave no figures", where=spec.title)
     first = (found or metrics)[0]
     if not math.isfinite(first.value):
-        raise EvalError(f"{first.name} is {first.value}", where=definition.spec.title, hint="do the logits hold NaN?")
-    rest = (metric for metric in metrics if metric is not first and math.isfinite(metric.value))
-    return (first, *rest)
+        raise EvalError(f"{first.name} is {first.value}", where=spec.title, hint="do the logits hold NaN?")
+    return (first, *(metric for metric in metrics if metric is not first and math.isfinite(metric.value)))
 
 
 def samples_to_parquet(samples: list[dict[str, Any]]) -> bytes:
@@ -195,17 +206,12 @@ def samples_to_parquet(samples: list[dict[str, Any]]) -> bytes:
     ``[log-likelihood, is-greedy]``)``, filtered`` (JSON: what the metrics saw), and ``metric.<name>`` for each metric,
     numbers where they are numbers and JSON elsewhere.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     names = dict.fromkeys(name for sample in samples for name in sample if name not in _PLAIN_SAMPLE_KEYS)
     rows = [_sample_row(sample) for sample in samples]
     columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
     for name in names:
         columns[f"metric.{name}"] = _metric_column([sample.get(name) for sample in samples])
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer, compression="zstd")
-    return buffer.getvalue()
+    return parquet(columns)
 
 
 def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,24 @@ from ..data_tools.files import hash_json
 from ..data_tools.sources import content_hash
 from .errors import SuiteError
 from .models import LoadedModel, hub_access, load_tokenizer, model_length
-from .spec import ClassificationSpec, RowsSpec, SuiteSpec
+from .spec import ClassificationSpec, PerplexitySpec, RowsSpec, SuiteSpec
 
 if TYPE_CHECKING:
     from ..data_tools.spec import Kind
+
+
+def content_of(spec: RowsSpec | PerplexitySpec, suite: SuiteSpec) -> str:
+    """Returns the hash of the content of a suite's rows or text.
+
+    Raises:
+        SuiteError: They cannot be found.
+    """
+    on_hub = not Path(spec.path).is_absolute()
+    try:
+        with hub_access(suite.offline) if on_hub else contextlib.nullcontext():
+            return content_hash(spec.source(), Path.cwd())
+    except DataError as error:
+        raise SuiteError(str(error), where=spec.title) from error
 
 
 def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
@@ -25,12 +39,7 @@ def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
     """
     from ..data_tools.examples import EXAMPLES_VERSION
 
-    on_hub = not Path(spec.path).is_absolute()
-    try:
-        with hub_access(suite.offline) if on_hub else contextlib.nullcontext():
-            data = content_hash(spec.source(), Path.cwd())
-    except DataError as error:
-        raise SuiteError(str(error), where=spec.title) from error
+    data = content_of(spec, suite)
     said = spec.model_dump(mode="json", exclude={"name", "path", "weight", "reference", "metrics", "batch_size"})
     if "max_bad_share" not in spec.model_fields_set:
         said["max_bad_share"] = 0.02  # the default under which scores of labelled rows were written, which stand

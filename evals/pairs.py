@@ -8,7 +8,7 @@ With the reward ``r`` of a prompt's chosen and rejected answer, and the margin `
   (1960), equation 1, with expected agreement 1/2).
 - **nll**: ``-log sigmoid(m)``, the Bradley-Terry loss; ln 2 for a model that knows nothing.
 - **brier**: ``(1 - sigmoid(m))^2``, the squared error of the Bradley-Terry probability; 0.25 for such a model.
-- **ece**: of that probability; the confidence is that of the answer the model prefers (see ``calibration``).
+- **ece**: of that probability; the confidence is that of the answer the model prefers (see ``stats.classification``).
 - **margin**: the mean of ``m``, in the model's own unit.
 - **margin_spearman**: Spearman's correlation of ``m`` with the margin that people gave, where rows have one.
 
@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import EvalError, SuiteError
 from .forward import token_sums
-from .heldout import fingerprint, read
+from .heldout import fingerprint, read, written
 from .models import LoadedModel, load_model
 from .perplexity import ratio
 from .records import Metric, Result, parquet
 from .reward import RewardReader
-from .spec import PairsSpec, SuiteSpec
+from .spec import Chat, PairsSpec, SuiteSpec
 from .stats.bootstrap import estimate, midranks
 from .stats.classification import LOWER_IS_BETTER, correlation, ece, sigmoid
+from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,18 +41,79 @@ _SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Task):
     """Preference rows of a suite, found and hashed.
 
     Attributes:
         spec: What the suite says of them.
-        task_hash: Of their content and of what decides how they are scored, but the weights and the chat template.
+        task_hash: As of :class:`Task`.
         reference: The reference's log-probabilities by the hash of the rows' tokens, since checkpoints share them.
     """
 
     spec: PairsSpec
-    task_hash: str
     reference: dict[str, "np.ndarray"] = field(default_factory=dict, compare=False)
+
+    @property
+    def reads_checkpoint(self) -> bool:
+        """Its template decides which rows can be used."""
+        return True
+
+    def chat(self, suite: SuiteSpec) -> Chat:
+        """Pairs that are conversations have to be templated."""
+        return "auto"
+
+    def check(self, folder: Path) -> None:
+        """Reads all rows; the end tells whether enough of them can be used."""
+        for _ in written(self.spec, folder, "preference"):
+            pass
+
+    def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
+        """Compares the rewards of chosen and rejected answers, as :meth:`Task.run`."""
+        import numpy as np
+
+        spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.load()
+        if spec.reference is None:
+            loaded.needs_reward_model(spec.title, _HINT)
+        else:
+            loaded.needs_language_model(spec.title)
+        rows, notes = read(spec, loaded, suite, "preference")
+        sequences = [(row["prompt_ids"], row[f"{side}_ids"]) for side in _SIDES for row in rows]
+        size = suite.size_of_batch(spec.batch_size)
+        if spec.reference is None:
+            reader = RewardReader(loaded, size, spec.title)
+            found = np.array(reader.values([[*prompt, *said] for prompt, said in sequences]))
+        else:
+            found = spec.beta * (_log_p(loaded.model, sequences, size) - self._reference(sequences, loaded, suite))
+        chosen, rejected = np.split(found, 2)
+        given = np.array([row["margin"] for row in rows], dtype=np.float64) if rows and "margin" in rows[0] else None
+        groups = np.unique([hash(tuple(row["prompt_ids"])) for row in rows], return_inverse=True)[1]
+        metrics, more = figures(chosen - rejected, groups, given=given, seed=suite.seed)
+        metrics.sort(key=lambda metric: metric.name != spec.metric)
+        decode = loaded.tokenizer.decode
+        table = {key: [decode(row[f"{key}_ids"]) for row in rows] for key in ("prompt", *_SIDES)}
+        samples = parquet({**table, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected})
+        return Result(tuple(metrics), samples, None, (*notes, *more, _length_note(rows)))
+
+    def _reference(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], loaded: LoadedModel, suite: SuiteSpec
+    ) -> "np.ndarray":
+        """Returns the reference's log-probabilities, loading it once for all checkpoints with the same tokens."""
+        from ..data_tools.files import hash_json
+
+        spec = self.spec
+        assert spec.reference is not None, "the caller has one"
+        key = hash_json([[list(prompt), list(answer)] for prompt, answer in sequences])
+        if key not in self.reference:
+            reference = load_model(spec.reference, device=str(loaded.model.device), dtype=suite.dtype)
+            reference.needs_language_model(spec.title)
+            used = sorted({token for parts in sequences for part in parts for token in part})
+            mine, other = (model.tokenizer.convert_ids_to_tokens(used) for model in (loaded, reference))
+            embeddings: Any = reference.model.get_input_embeddings()
+            if mine != other or used[-1] >= embeddings.num_embeddings:
+                hint = "the reference is the model that the policy was trained from"
+                raise EvalError("the reference has another vocabulary", where=spec.title, hint=hint)
+            self.reference[key] = _log_p(reference.model, sequences, suite.size_of_batch(spec.batch_size))
+        return self.reference[key]
 
 
 def define(spec: PairsSpec, suite: SuiteSpec) -> Pairs:
@@ -70,42 +132,6 @@ def define(spec: PairsSpec, suite: SuiteSpec) -> Pairs:
         except PosttrainError as error:
             raise SuiteError(str(error), where=spec.title) from error
     return Pairs(spec, fingerprint(spec, suite, kind="pairs", reference=reference, method=_METHOD))
-
-
-def run_pairs(task: Pairs, loaded: LoadedModel, suite: SuiteSpec) -> Result:
-    """Compares the rewards of chosen and rejected answers.
-
-    Raises:
-        DataError: The rows cannot be read.
-        EvalError: The checkpoint is neither a reward model nor, with a reference, a language model.
-        SuiteError: There is no such metric.
-    """
-    import numpy as np
-
-    spec = task.spec
-    if spec.reference is None:
-        loaded.needs_reward_model(spec.title, _HINT)
-    else:
-        loaded.needs_language_model(spec.title)
-    rows, notes = read(spec, loaded, suite, "preference")
-    sequences = {side: [(row["prompt_ids"], row[f"{side}_ids"]) for row in rows] for side in _SIDES}
-    both = sequences["chosen"] + sequences["rejected"]
-    size = suite.size_of_batch(spec.batch_size)
-    if spec.reference is None:
-        found = np.array(RewardReader(loaded, size, spec.title).values([[*prompt, *said] for prompt, said in both]))
-    else:
-        found = spec.beta * (_log_p(loaded.model, both, size) - _reference(task, both, loaded, suite))
-    chosen, rejected = np.split(found, 2)
-    given = np.array([row["margin"] for row in rows], dtype=np.float64) if rows and "margin" in rows[0] else None
-    groups = np.unique([hash(tuple(row["prompt_ids"])) for row in rows], return_inverse=True)[1]
-    metrics, more = figures(chosen - rejected, groups, given=given, seed=suite.seed)
-    first = [metric for metric in metrics if metric.name == spec.metric]
-    rest = [metric for metric in metrics if metric.name != spec.metric]
-    notes += (*more, _length_note(rows))
-    table = {side: [loaded.tokenizer.decode(row[f"{side}_ids"]) for row in rows] for side in _SIDES}
-    table = {"prompt": [loaded.tokenizer.decode(row["prompt_ids"]) for row in rows], **table}
-    samples = parquet({**table, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected})
-    return Result((*first, *rest), samples, None, notes)
 
 
 def figures(
@@ -158,29 +184,3 @@ def _log_p(model: Any, sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     """Returns the log-probability of each answer behind its prompt, in nats, float64 ``[n]``."""
     first = [max(1, len(prompt)) for prompt, _ in sequences]
     return -token_sums(model, [[*prompt, *answer] for prompt, answer in sequences], first, size)[0]
-
-
-def _reference(
-    task: Pairs, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], loaded: LoadedModel, suite: SuiteSpec
-) -> "np.ndarray":
-    """Returns the reference's log-probabilities, loading it once for all checkpoints with the same tokens.
-
-    Raises:
-        EvalError: Its tokens are not the checkpoint's.
-    """
-    from ..data_tools.files import hash_json
-
-    spec = task.spec
-    assert spec.reference is not None, "the caller has one"
-    key = hash_json([[list(prompt), list(answer)] for prompt, answer in sequences])
-    if key not in task.reference:
-        reference = load_model(spec.reference, device=str(loaded.model.device), dtype=suite.dtype)
-        reference.needs_language_model(spec.title)
-        used = sorted({token for parts in sequences for part in parts for token in part})
-        mine, other = (model.tokenizer.convert_ids_to_tokens(used) for model in (loaded, reference))
-        embeddings: Any = reference.model.get_input_embeddings()
-        if mine != other or used[-1] >= embeddings.num_embeddings:
-            hint = "the reference is the model that the policy was trained from"
-            raise EvalError("the reference has another vocabulary", where=spec.title, hint=hint)
-        task.reference[key] = _log_p(reference.model, sequences, suite.size_of_batch(spec.batch_size))
-    return task.reference[key]

@@ -12,7 +12,6 @@ How a text is scored:
 - Bytes are those of the UTF-8 text as read, nothing is detokenised. They are counted for whole documents.
 """
 
-import contextlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -23,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from ..data_tools.dataset import load
 from ..data_tools.encode import TextEncoder
 from ..data_tools.files import hash_json
-from ..data_tools.sources import content_hash
 from .errors import EvalError, SuiteError
 from .forward import token_sums
-from .models import LoadedModel, hub_access, model_length
+from .heldout import content_of
+from .models import model_length
 from .records import Metric, Result, parquet
 from .spec import PerplexitySpec, SuiteSpec
+from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,19 +36,6 @@ if TYPE_CHECKING:
 _METHOD = 2  # raise when a change here changes figures
 _MIN_CLUSTERS = 8  # with fewer documents, windows stand in for them in the standard error
 _MAX_EXPONENT = 700  # beyond it exp overflows: such a perplexity is left out
-
-
-@dataclass(frozen=True)
-class Text:
-    """A perplexity text of a suite, found and hashed.
-
-    Attributes:
-        spec: What the suite says of it.
-        task_hash: Of its content and of what decides how it is scored, but the weights.
-    """
-
-    spec: PerplexitySpec
-    task_hash: str
 
 
 @dataclass(frozen=True)
@@ -68,56 +55,47 @@ class Window:
     first: int
 
 
+@dataclass(frozen=True)
+class Text(Task):
+    """A perplexity text of a suite, found and hashed."""
+
+    spec: PerplexitySpec
+
+    def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
+        """Measures a model on the text, as :meth:`Task.run`."""
+        import numpy as np
+
+        spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.language_model(self.spec.title)
+        documents = [(where, str(row["text"])) for where, row in load(spec.source(), Path.cwd(), ("text",))]
+        tokens = encode([content for _, content in documents], loaded.tokenizer)
+        max_length = spec.max_length or suite.max_length or model_length(loaded.model)
+        stride = spec.stride or max(1, max_length // 2)
+        if stride >= max_length:
+            raise SuiteError(f"a stride of {stride} leaves no context in windows of {max_length}", where=spec.title)
+        cut = [Window(i, *part) for i, ids in enumerate(tokens) for part in windows(len(ids), max_length, stride)]
+        if not cut:
+            raise EvalError("the text has no token to score", where=spec.title)
+        nll, entropy = score_windows(loaded.model, tokens, cut, suite.size_of_batch())
+        if not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
+            raise EvalError("the log-likelihood is not finite", where=spec.title, hint="do the weights hold NaN?")
+        table = _table(documents, tokens, cut, loaded.tokenizer) | {"nll": nll, "entropy": entropy}
+        by_document = len(np.unique(table["document"])) >= _MIN_CLUSTERS
+        metrics = sorted(figures(table, by_document=by_document), key=lambda metric: metric.name != spec.metric)
+        if metrics[0].name != spec.metric:
+            raise EvalError(f"the {spec.metric} is too large for a number", where=spec.title)
+        notes = () if by_document else (f"fewer than {_MIN_CLUSTERS} documents, so the interval is over windows",)
+        return Result(tuple(metrics), parquet(table), None, notes)  # a row for each window; sums are in nats
+
+
 def define(spec: PerplexitySpec, suite: SuiteSpec) -> Text:
     """Hashes a text by its content and the settings that change its figures.
 
     Raises:
         SuiteError: The text cannot be found.
     """
-    from ..data_tools.errors import DataError
-
-    on_hub = not Path(spec.path).is_absolute()
-    try:
-        with hub_access(suite.offline) if on_hub else contextlib.nullcontext():
-            data = content_hash(spec.source(), Path.cwd())
-    except DataError as error:
-        raise SuiteError(str(error), where=spec.title) from error
     keys = {"split", "text", "columns", "sample_by", "limit", "max_length", "stride", "metric"}
-    content = {"data": data, "spec": spec.model_dump(include=keys), "method": _METHOD}
+    content = {"data": content_of(spec, suite), "spec": spec.model_dump(include=keys), "method": _METHOD}
     return Text(spec, hash_json(content | suite.model_dump(include={"max_length", "dtype"})))
-
-
-def run_text(text: Text, loaded: LoadedModel, suite: SuiteSpec) -> Result:
-    """Measures a model on a text.
-
-    Raises:
-        DataError: The text cannot be read.
-        SuiteError: The stride leaves windows without context.
-        EvalError: No token can be scored, or the logits are not finite.
-    """
-    import numpy as np
-
-    documents = [(where, str(row["text"])) for where, row in load(text.spec.source(), Path.cwd(), ("text",))]
-    tokens = encode([content for _, content in documents], loaded.tokenizer)
-    max_length = text.spec.max_length or suite.max_length or model_length(loaded.model)
-    stride = text.spec.stride or max(1, max_length // 2)
-    if stride >= max_length:
-        raise SuiteError(f"a stride of {stride} leaves no context in windows of {max_length}", where=text.spec.title)
-    cut = [Window(i, *part) for i, ids in enumerate(tokens) for part in windows(len(ids), max_length, stride)]
-    if not cut:
-        raise EvalError("the text has no token to score", where=text.spec.title)
-    nll, entropy = score_windows(loaded.model, tokens, cut, suite.size_of_batch())
-    if not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
-        raise EvalError("the log-likelihood is not finite", where=text.spec.title, hint="do the weights hold NaN?")
-    table = _table(documents, tokens, cut, loaded.tokenizer) | {"nll": nll, "entropy": entropy}
-    by_document = len(np.unique(table["document"])) >= _MIN_CLUSTERS
-    metrics = figures(table, by_document=by_document)
-    primary = [metric for metric in metrics if metric.name == text.spec.metric]
-    if not primary:
-        raise EvalError(f"the {text.spec.metric} is too large for a number", where=text.spec.title)
-    rest = [metric for metric in metrics if metric.name != text.spec.metric]
-    notes = () if by_document else (f"fewer than {_MIN_CLUSTERS} documents, so the interval is over windows",)
-    return Result((*primary, *rest), parquet(table), None, notes)  # a row for each window; sums are in nats
 
 
 def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,11 @@ class Score:
     def samples_name(self) -> str:
         """Returns the name, within the run folder, of the Parquet file with the task's samples."""
         return f"samples/{self.model[:12]}-{self.task}-{self.task_hash[:8]}.parquet"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that decide a score."""
+    return {name: version(name) for name in ("lm-eval", "transformers", "torch", "tokenizers", "posttrain")}
 
 
 def parquet(table: dict[str, Any]) -> bytes:

@@ -1,24 +1,27 @@
 """Scoring: finds the checkpoints of runs that are not yet scored, scores them once, loses nothing when killed."""
 
 import contextlib
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.errors import BusyError
-from ..data_tools.files import locked, write_atomic
-from . import definitions, jobs
+from ..data_tools.files import hash_json, locked, write_atomic
+from . import classification, definitions, generations, pairs, perplexity
 from .checkpoints import base_of, is_unchanged, verify
-from .jobs import Job
+from .errors import SuiteError
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
-from .records import LOCKS, Result, Score, ScoreStore
+from .records import LOCKS, Result, Score, ScoreStore, versions
 from .runs import Target, Unfinished, find_targets, is_closed, is_run
-from .spec import Chat, SuiteSpec, load_suite
+from .spec import SuiteSpec, load_suite
 from .stats.intervals import spelt
+from .task import Checkpoint, Task
 
 Progress = Callable[[str], None]
 
@@ -72,22 +75,32 @@ class ScoreReport:
         return 1 if self.done or self.skipped else min(failure.exit_code for failure in self.failed)
 
 
-@dataclass
-class _Session:
-    """The state of one call of ``score``."""
+def define_all(suite: SuiteSpec) -> list[Task]:
+    """Finds and hashes everything that a suite scores.
 
-    suite: SuiteSpec
-    jobs: list[Job]
-    version: str
-    device: str | None
-    progress: Progress
-    done: list[Score] = field(default_factory=list)
-    failed: dict[tuple[str, str | None], Failure] = field(default_factory=dict)
-    written: set[tuple[str, str]] = field(default_factory=set)
-    skipped: set[tuple[str, str]] = field(default_factory=set)
-    templates: dict[Path, str | None] = field(default_factory=dict)
-    unchanged: dict[tuple[Path, str], bool] = field(default_factory=dict)
-    checked: dict[tuple[str, Path | None], Exception | None] = field(default_factory=dict)
+    Raises:
+        SuiteError: With every task that is wrong.
+    """
+    kinds: list[tuple[Callable[..., Task], Sequence[Any]]] = [
+        (definitions.define, suite.tasks),
+        (perplexity.define, suite.perplexity),
+        (pairs.define, suite.pairs),
+        (classification.define, suite.classification),
+        (generations.define, suite.prompts),
+    ]
+    tasks: list[Task] = []
+    problems: list[SuiteError] = []
+    for define, specs in kinds:
+        for spec in specs:
+            try:
+                tasks.append(define(spec, suite))
+            except SuiteError as error:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise SuiteError("\n".join(str(problem) for problem in problems))
+    return tasks
 
 
 def score(
@@ -128,8 +141,7 @@ def score(
         InputError: A path is neither a run nor a model.
     """
     spec = suite if isinstance(suite, SuiteSpec) else load_suite(suite)
-    defined = jobs.define_all(spec)
-    session = _Session(spec, defined, jobs.suite_version(defined), device, progress)
+    scoring = _Scoring(spec, define_all(spec), device, progress)
     unfinished: list[Unfinished] = []
     interrupted = False
     try:
@@ -137,8 +149,9 @@ def score(
             # Asked first: a save may end meanwhile.
             over = all(is_closed(Path(path)) for path in paths if is_run(Path(path)))
             targets, unfinished = find_targets(paths, output, offline=spec.offline, final_only=final_only)
-            jobs.check_targets(defined, targets)
-            busy = [target for target in targets if not _score_target(session, target)]
+            for task in scoring.tasks:
+                task.check_targets(targets)
+            busy = [target for target in targets if not scoring.score(target)]
             if not busy and (over or not watch):
                 break
             if busy and not watch:
@@ -148,10 +161,8 @@ def score(
         if not watch:
             raise
         interrupted = True
-    failed = tuple(session.failed.values())
-    return ScoreReport(
-        tuple(session.done), len(session.skipped - session.written), failed, tuple(unfinished), interrupted
-    )
+    skipped = len(scoring.skipped - scoring.written)
+    return ScoreReport(tuple(scoring.done), skipped, tuple(scoring.failed.values()), tuple(unfinished), interrupted)
 
 
 def pending(paths: Sequence[Path | str], suite: SuiteSpec, *, final_only: bool = False) -> int:
@@ -161,188 +172,179 @@ def pending(paths: Sequence[Path | str], suite: SuiteSpec, *, final_only: bool =
         SuiteError: A task does not exist or does not fit its data.
         InputError: A path is not a run.
     """
-    defined = jobs.define_all(suite)
-    session = _Session(suite, defined, jobs.suite_version(defined), None, lambda line: None)
+    scoring = _Scoring(suite, define_all(suite), None, lambda line: None)
     targets, _ = find_targets(paths, None, offline=suite.offline, final_only=final_only)
     # Folders with the same model share their scores.
     distinct = {(target.store, target.model_hash): target for target in targets}
-    return sum(len(_missing(session, target)) for target in distinct.values())
+    return sum(len(scoring.missing(target)) for target in distinct.values())
 
 
-def _score_target(session: _Session, target: Target) -> bool:
-    """Scores what is missing on a checkpoint; false if another process is at work on it."""
-    try:
-        todo = _missing(session, target)
-        if not todo:
-            return True
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked(target.store / LOCKS / target.model_hash[:12]))
-            except BusyError:
-                return False
-            todo = _missing(session, target)  # another process may have just ended
-            problems = verify(target.folder, resume_state=False) if target.has_manifest else []
-            if problems:
-                raise PosttrainError("damaged, left as it is: " + "; ".join(problems))
-            if todo:
-                _name_model(session, target)
-                with hub_access(session.suite.offline):  # no sooner: closing the Hub imports the libraries that use it
-                    _score_jobs(session, target, todo)
-    except Exception as error:  # one checkpoint's failure must not stop the others; it is reported
-        _fail(session, target, None, error)
-    return True
+class _Scoring:
+    """One call of ``score``: what is to be done, and what was; checkpoints and tasks are known by folder and title."""
 
+    def __init__(self, suite: SuiteSpec, tasks: list[Task], device: str | None, progress: Progress):
+        self.suite, self.tasks, self.device, self.progress = suite, tasks, device, progress
+        self.version = hash_json({task.spec.title: task.task_hash for task in tasks})
+        self.done: list[Score] = []
+        self.failed: dict[tuple[str, str | None], Failure] = {}
+        self.written: set[tuple[str, str]] = set()
+        self.skipped: set[tuple[str, str]] = set()
+        self.checked: dict[tuple[str, Path | None], Exception | None] = {}
+        # Read once; a watch asks for them at every look.
+        self.template_of = functools.cache(template_of)
+        self.is_unchanged = functools.cache(lambda folder, _: base_of(folder) is None and is_unchanged(folder))
 
-def _missing(session: _Session, target: Target) -> list[Job]:
-    """Returns the jobs without a score on a checkpoint, but for those that failed in this call."""
-    if (str(target.folder), None) in session.failed:
-        return []
-    store_keys = ScoreStore(target.store).keys()
-    templates = [_chat(job, session) for job in session.jobs]
-    fingerprint = _template(session, target.folder) if any(chat != "never" for chat in templates) else None
-    todo = []
-    for job, chat in zip(session.jobs, templates, strict=True):
-        template = None if chat == "never" else fingerprint
-        known = [(model, job.spec.title, job.task_hash, template) for model in (target.model_hash, target.weights_hash)]
-        if known[0] in store_keys or (known[1] in store_keys and _is_unchanged(session, target)):
-            session.skipped.add((str(target.folder), job.spec.title))
-            jobs.clean(job, target)
-        elif (str(target.folder), job.spec.title) not in session.failed:
-            todo.append(job)
-    return todo
-
-
-def _is_unchanged(session: _Session, target: Target) -> bool:
-    """Says whether scores of older versions, which know a model by its weights alone, are provably this model's."""
-    key = (target.folder, target.model_hash)
-    if key not in session.unchanged:
-        session.unchanged[key] = base_of(target.folder) is None and is_unchanged(target.folder)
-    return session.unchanged[key]
-
-
-def _name_model(session: _Session, target: Target) -> None:
-    """Writes scores of older versions once more under the model's name, before new ones join them."""
-    store = ScoreStore(target.store)
-    for old in store.load():
-        if not old.model_hash and old.weights_hash == target.weights_hash and _is_unchanged(session, target):
-            named = replace(old, model_hash=target.model_hash)
-            if (samples := target.store / old.samples_name).is_file():
-                write_atomic(target.store / named.samples_name, samples.read_bytes())
-            store.append(named)
-
-
-def _template(session: _Session, folder: Path) -> str | None:
-    """Returns the fingerprint of a checkpoint's template, read once; a watch asks for it at every look."""
-    if folder not in session.templates:
-        session.templates[folder] = template_of(folder)
-    return session.templates[folder]
-
-
-def _chat(job: Job, session: _Session) -> Chat:
-    return jobs.chat_of(job, session.suite)
-
-
-def _score_jobs(session: _Session, target: Target, todo: Sequence[Job]) -> None:
-    session.progress(f"{target.name}: {len(todo)} of {len(session.jobs)} tasks to score")
-    todo = [job for job in todo if _is_sound(session, target, job)]
-    fingerprint = _template(session, target.folder) if any(_chat(job, session) != "never" for job in todo) else None
-    with _model(target, session) as load:
-        runner = jobs.Runner(target, session.suite, load, session.progress)
-        for job in todo:
-            if jobs.needs_model(job):
-                load()  # no job's failure but the checkpoint's
-            started = time.perf_counter()
-            try:
-                template = fingerprint if applies_template(_chat(job, session), fingerprint) else None
-                result = runner.run(job, template)
-            except Exception as error:  # one task's failure must not stop the others; it is reported
-                _fail(session, target, job, error)
-                continue
-            _keep(session, target, job, result, template, time.perf_counter() - started)
-
-
-def _is_sound(session: _Session, target: Target, job: Job) -> bool:
-    """Says whether a job's rows and packages are in order, and reports what is wrong."""
-    key = (job.spec.title, jobs.checked_with(job, target))
-    if key not in session.checked:
-        session.checked[key] = None
+    def score(self, target: Target) -> bool:
+        """Scores what is missing on a checkpoint; false if another process is at work on it."""
         try:
-            jobs.check(job, target)
-        except Exception as error:  # one task's failure must not stop the others; it is reported
-            session.checked[key] = error
-    error = session.checked[key]
-    if error is not None:
-        _fail(session, target, job, error)
-    return error is None
+            if not self.missing(target):
+                return True
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(target.store / LOCKS / target.model_hash[:12]))
+                except BusyError:
+                    return False
+                todo = self.missing(target)  # another process may have just ended
+                problems = verify(target.folder, resume_state=False) if target.has_manifest else []
+                if problems:
+                    raise PosttrainError("damaged, left as it is: " + "; ".join(problems))
+                if todo:
+                    self._name_model(target)
+                    with hub_access(self.suite.offline):  # no sooner: closing the Hub imports the libraries that use it
+                        self._run(target, todo)
+        except Exception as error:  # one checkpoint's failure must not stop the others; it is reported
+            self._fail(target, None, error)
+        return True
+
+    def missing(self, target: Target) -> list[Task]:
+        """Returns the tasks without a score on a checkpoint, but for those that failed in this call."""
+        folder = str(target.folder)
+        if (folder, None) in self.failed:
+            return []
+        known = ScoreStore(target.store).keys()
+        fingerprint = self._fingerprint(target, self.tasks)
+        todo = []
+        for task in self.tasks:
+            template = None if task.chat(self.suite) == "never" else fingerprint
+            new, old = (
+                (m, task.spec.title, task.task_hash, template) for m in (target.model_hash, target.weights_hash)
+            )
+            if new in known or (old in known and self.is_unchanged(target.folder, target.model_hash)):
+                self.skipped.add((folder, task.spec.title))
+                task.clean(target)
+            elif (folder, task.spec.title) not in self.failed:
+                todo.append(task)
+        return todo
+
+    def _fingerprint(self, target: Target, tasks: Sequence[Task]) -> str | None:
+        """Returns that of a checkpoint's chat template, if a task may apply it."""
+        asked = any(task.chat(self.suite) != "never" for task in tasks)
+        return self.template_of(target.folder) if asked else None
+
+    def _name_model(self, target: Target) -> None:
+        """Writes scores of older versions, which know a model by its weights alone, once more under its name."""
+        store = ScoreStore(target.store)
+        for old in store.load():
+            mine = not old.model_hash and old.weights_hash == target.weights_hash
+            if mine and self.is_unchanged(target.folder, target.model_hash):
+                named = replace(old, model_hash=target.model_hash)
+                if (samples := target.store / old.samples_name).is_file():
+                    write_atomic(target.store / named.samples_name, samples.read_bytes())
+                store.append(named)
+
+    def _run(self, target: Target, todo: Sequence[Task]) -> None:
+        """Scores a checkpoint on each task that is in order."""
+        self.progress(f"{target.name}: {len(todo)} of {len(self.tasks)} tasks to score")
+        todo = [task for task in todo if self._is_sound(target, task)]
+        fingerprint = self._fingerprint(target, todo)
+        with _model(target, self.device, self.suite.dtype) as load:
+            checkpoint = Checkpoint(target, self.suite, load, self.progress)
+            for task in todo:
+                if task.needs_model:
+                    load()  # no task's failure but the checkpoint's
+                started = time.perf_counter()
+                try:
+                    template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
+                    result = task.run(checkpoint, template)
+                except Exception as error:  # one task's failure must not stop the others; it is reported
+                    self._fail(target, task, error)
+                    continue
+                self._keep(target, task, result, template, time.perf_counter() - started)
+
+    def _is_sound(self, target: Target, task: Task) -> bool:
+        """Says whether a task's rows and packages are in order, and reports what is wrong."""
+        key = (task.spec.title, target.folder if task.reads_checkpoint else None)
+        if key not in self.checked:
+            self.checked[key] = None
+            try:
+                task.check(target.folder)
+            except Exception as error:  # one task's failure must not stop the others; it is reported
+                self.checked[key] = error
+        error = self.checked[key]
+        if error is not None:
+            self._fail(target, task, error)
+        return error is None
+
+    def _keep(self, target: Target, task: Task, result: Result, template: str | None, seconds: float) -> None:
+        """Writes a result: the samples, then the line that makes it count."""
+        record = Score(
+            run=target.run,
+            run_id=target.run_id,
+            checkpoint=target.checkpoint,
+            step=target.step,
+            weights_hash=target.weights_hash,
+            model_hash=target.model_hash,
+            suite=self.suite.name,
+            suite_version=self.version,
+            task=task.spec.title,
+            task_hash=task.task_hash,
+            num_fewshot=result.num_fewshot,
+            metrics=result.metrics,
+            template_fingerprint=template,
+            judge_version=None,
+            limit=task.spec.limit,
+            versions=versions(),
+            seconds=round(seconds, 3),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            notes=result.notes,
+            detail=result.detail,
+        )
+        write_atomic(target.store / record.samples_name, result.samples)
+        is_new = ScoreStore(target.store).append(record)
+        task.clean(target)
+        if not is_new:
+            return
+        self.done.append(record)
+        self.written.add((str(target.folder), task.spec.title))
+        first = result.metrics[0]
+        figure = f"{spelt(first, result.detail)} (n={first.n}, {seconds:.1f} s)"
+        self.progress("; ".join([f"{target.name}: {task.spec.title}: {figure}", *result.notes]))
+
+    def _fail(self, target: Target, task: Task | None, error: Exception) -> None:
+        title = task.spec.title if task else None
+        if isinstance(error, PosttrainError):
+            failure = Failure(target.name, title, str(error), exit_code=error.exit_code)
+        else:
+            failure = Failure(target.name, title, _describe(error), "".join(traceback.format_exception(error)))
+        self.failed[str(target.folder), title] = failure
+        self.progress(f"failed: {failure}")
 
 
 @contextlib.contextmanager
-def _model(target: Target, session: _Session) -> Iterator[Callable[[], LoadedModel]]:
+def _model(target: Target, device: str | None, dtype: str) -> Iterator[Callable[[], LoadedModel]]:
     """Gives what loads a checkpoint's model when it is first asked for, and holds it for the length of a block."""
     import gc
 
-    held: list[LoadedModel] = []
-
-    def load() -> LoadedModel:
-        if not held:
-            held.append(load_model(str(target.folder), device=session.device, dtype=session.suite.dtype))
-        return held[0]
-
+    load = functools.cache(lambda: load_model(str(target.folder), device=device, dtype=dtype))
     try:
         yield load
     finally:
-        held.clear()
+        load.cache_clear()
         gc.collect()
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _keep(session: _Session, target: Target, job: Job, result: Result, template: str | None, seconds: float) -> None:
-    """Writes a result: the samples, then the line that makes it count."""
-    record = Score(
-        run=target.run,
-        run_id=target.run_id,
-        checkpoint=target.checkpoint,
-        step=target.step,
-        weights_hash=target.weights_hash,
-        model_hash=target.model_hash,
-        suite=session.suite.name,
-        suite_version=session.version,
-        task=job.spec.title,
-        task_hash=job.task_hash,
-        num_fewshot=result.num_fewshot,
-        metrics=result.metrics,
-        template_fingerprint=template,
-        judge_version=None,
-        limit=job.spec.limit,
-        versions=definitions.versions(),
-        seconds=round(seconds, 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=result.notes,
-        detail=result.detail,
-    )
-    write_atomic(target.store / record.samples_name, result.samples)
-    is_new = ScoreStore(target.store).append(record)
-    jobs.clean(job, target)
-    if not is_new:
-        return
-    session.done.append(record)
-    session.written.add((str(target.folder), job.spec.title))
-    first = result.metrics[0]
-    figure = f"{spelt(first, result.detail)} (n={first.n}, {seconds:.1f} s)"
-    session.progress("; ".join([f"{target.name}: {job.spec.title}: {figure}", *result.notes]))
-
-
-def _fail(session: _Session, target: Target, job: Job | None, error: Exception) -> None:
-    task = job.spec.title if job else None
-    if isinstance(error, PosttrainError):
-        failure = Failure(target.name, task, str(error), exit_code=error.exit_code)
-    else:
-        failure = Failure(target.name, task, _describe(error), "".join(traceback.format_exception(error)))
-    session.failed[str(target.folder), task] = failure
-    session.progress(f"failed: {failure}")
 
 
 def _describe(error: Exception) -> str:

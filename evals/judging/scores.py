@@ -7,9 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import definitions
 from ..answers import AnswerSet
-from ..records import Metric, Result, Score, parquet
+from ..records import Metric, Result, Score, parquet, versions
 from ..stats.intervals import Estimate, mean_estimate
 from ..stats.win_rates import Battle, counts, win_rate
 from .judgments import Judgment, battles
@@ -45,7 +44,7 @@ def record_of(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment], r
         num_fewshot=None,
         metrics=result.metrics,
         judge_version=plan.judge_version,
-        versions=definitions.versions(),
+        versions=versions(),
         seconds=round(sum(judgment.seconds or 0.0 for judgment in judgments), 3),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=result.notes,

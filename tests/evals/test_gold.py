@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from posttrain.evals import definitions, harness
+from posttrain.evals import definitions
 from posttrain.evals import score as scoring
 from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.score import score
@@ -30,7 +30,7 @@ def task_of(folder: Path, rows: list[dict[str, Any]], task: str = "multiple_choi
 
 def refused(folder: Path, rows: list[dict[str, Any]], task: str = "multiple_choice", **more: Any) -> str:
     with pytest.raises((SuiteError, EvalError)) as caught:
-        definitions.check(task_of(folder, rows, task, **more))
+        task_of(folder, rows, task, **more).check()
     return str(caught.value)
 
 
@@ -54,24 +54,24 @@ def test_a_missing_label_is_refused_and_all_rows_are_counted(tmp_path: Path):
     assert "15 rows have no right answer" in told
     assert "rows.jsonl:2" in told
     assert "and 10 more" in told
-    assert definitions.check(task_of(tmp_path, rows, limit=1)) is None, "rows that take no part need no answer"
+    assert task_of(tmp_path, rows, limit=1).check() is None, "rows that take no part need no answer"
     assert "undefined" in refused(tmp_path, [{"question": "Q", "choices": ["a", "b"]}])
 
 
 def test_none_is_a_word(tmp_path: Path):
-    definitions.check(task_of(tmp_path, [GOOD | {"choices": ["None", "nan"], "answer": "None"}]))
-    definitions.check(task_of(tmp_path, [{"prompt": "Q", "answer": "None"}], "exact_match"))
+    task_of(tmp_path, [GOOD | {"choices": ["None", "nan"], "answer": "None"}]).check()
+    task_of(tmp_path, [{"prompt": "Q", "answer": "None"}], "exact_match").check()
 
 
 def test_options_may_be_named_by_index_or_by_text(tmp_path: Path):
-    definitions.check(task_of(tmp_path, [GOOD, GOOD | {"answer": 1}]))
-    definitions.check(task_of(tmp_path, [GOOD | {"answer": "a"}, GOOD | {"answer": "b"}]))
+    task_of(tmp_path, [GOOD, GOOD | {"answer": 1}]).check()
+    task_of(tmp_path, [GOOD | {"answer": "a"}, GOOD | {"answer": "b"}]).check()
 
 
 def test_digits_that_name_another_option_than_they_count_are_refused(tmp_path: Path):
     text = OWN.format(target='"{{answer}}"')
     numbers = {"question": "Q", "choices": ["1", "2", "3"]}
-    definitions.check(task_of(tmp_path, [numbers | {"answer": 1}], text))  # a number counts options
+    task_of(tmp_path, [numbers | {"answer": 1}], text).check()  # a number counts options
     told = refused(tmp_path, [numbers | {"answer": "1"}], text)
     assert "rows.jsonl:1: the answer '1' is the text of one option and the number of another" in told
 
@@ -101,7 +101,7 @@ metric_list: [{{metric: acc}}]
 def test_several_right_answers_are_each_looked_at(tmp_path: Path):
     text = OWN.format(target="answers")
     rows = [GOOD | {"answers": [0, 1]}, GOOD | {"answers": [1]}]
-    definitions.check(task_of(tmp_path, rows, text))
+    task_of(tmp_path, rows, text).check()
     for bad in ([], [0, 2], [-1], [None]):
         assert "rows.jsonl:3" in refused(tmp_path, [*rows, GOOD | {"answers": bad}], text)
 
@@ -160,7 +160,7 @@ def test_a_label_that_never_changes_is_noted_and_unknown_warnings_reach_the_read
     import warnings
 
     task_of(tmp_path, [GOOD] * 25)
-    original = harness.build
+    original = definitions.build
 
     def build(definition: Any) -> Any:
         logging.getLogger("lm_eval.x").warning("the figures of %d rows are odd", 3)
@@ -168,7 +168,8 @@ def test_a_label_that_never_changes_is_noted_and_unknown_warnings_reach_the_read
         warnings.warn("a library says that something is off", UserWarning, stacklevel=1)
         return original(definition)
 
-    monkeypatch.setattr(harness, "build", build)
+    monkeypatch.setattr(definitions, "build", build)
+    warnings.simplefilter("always")  # the task is built twice: for its check, and to be run
     report = score([tiny_model_dir], tmp_path / "suite.yaml", device="cpu", output=tmp_path / "out")
     notes = report.done[0].notes
     assert any("the right answer is 0 in all 25 rows" in note for note in notes)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.models import LoadedModel, load_model
-from posttrain.evals.perplexity import Window, define, encode, figures, ratio, run_text, score_windows, windows
+from posttrain.evals.perplexity import Window, define, encode, figures, ratio, score_windows, windows
 from posttrain.evals.spec import PerplexitySpec, SuiteSpec
+from posttrain.evals.task import Checkpoint
 
 
 class Fake(torch.nn.Module):
@@ -22,6 +23,9 @@ class Fake(torch.nn.Module):
         self.table = torch.nn.Parameter(table)
         self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=length))
         self.longest = 0
+
+    def can_generate(self) -> bool:
+        return True
 
     @property
     def device(self) -> torch.device:
@@ -37,7 +41,9 @@ def measure(model: Any, tokenizer: Any, tmp_path: Path, text: str, **keys: Any) 
     path.write_text(text, encoding="utf-8")
     spec = PerplexitySpec(name="text", path=str(path), **keys)
     suite = SuiteSpec(name="s", perplexity=[spec], batch_size=3)
-    result = run_text(define(spec, suite), LoadedModel(model, tokenizer, None), suite)
+    nowhere: Any = None
+    checkpoint = Checkpoint(nowhere, suite, lambda: LoadedModel(model, tokenizer, None), print)
+    result = define(spec, suite).run(checkpoint, None)
     return {metric.name: metric for metric in result.metrics}
 
 

@@ -20,10 +20,11 @@ from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tokens import Encoder
 from posttrain.evals import best_of_n, generations
-from posttrain.evals.harness import run_task, wrap
+from posttrain.evals.harness import wrap
 from posttrain.evals.judging.backends import ModelJudge
 from posttrain.evals.models import LoadedModel
 from posttrain.evals.spec import SuiteSpec
+from posttrain.evals.task import Checkpoint
 
 from ..conftest import build_tokenizer
 
@@ -258,7 +259,8 @@ def test_few_shot_turns_and_options_of_a_task_are_text(tmp_path: Path, bare_mode
         return plain(requests, **options)
 
     model._loglikelihood_tokens = record
-    result = run_task(define(suite.tasks[0], suite), model, suite, templated=True)
+    nowhere: Any = None
+    result = define(suite.tasks[0], suite).run(Checkpoint(nowhere, suite, lambda: loaded, print, model), "x")
     assert [ids.count(tokenizer.eos_token_id) for ids in read] == [5, 5]  # two shots of two turns, and the question
     [sample] = pq.read_table(io.BytesIO(result.samples)).to_pylist()
     assert sample["prompt"].startswith("<|im_start|>")

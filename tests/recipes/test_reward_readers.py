@@ -15,6 +15,7 @@ from posttrain.evals.answers import Answer
 from posttrain.evals.judging.backends import RewardJudge
 from posttrain.evals.models import LoadedModel, load_model
 from posttrain.evals.spec import load_suite
+from posttrain.evals.task import Checkpoint
 from posttrain.recipes.rewards import load_terms
 from posttrain.recipes.schema import RewardSpec
 
@@ -76,7 +77,9 @@ def by_pairs(folder: Path, rows: Sequence[dict[str, Any]], size: int) -> list[fl
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "pairs.yaml").write_text("pairs:\n  - {name: p, path: pairs.jsonl, batch_size: %d}\n" % size)  # noqa: UP031
     suite = load_suite(place / "pairs.yaml")
-    result = pairs.run_pairs(pairs.define(suite.pairs[0], suite), load_model(str(folder), device="cpu"), suite)
+    nowhere: Any = None
+    checkpoint = Checkpoint(nowhere, suite, lambda: load_model(str(folder), device="cpu"), print)
+    result = pairs.define(suite.pairs[0], suite).run(checkpoint, None)
     return [row["reward_chosen"] for row in pq.read_table(io.BytesIO(result.samples)).to_pylist()]
 
 
