@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,14 +186,13 @@ def _plan_tool(
         scratch.problems = document.problems
         tool = validate(kind, scratch, at=("steps", index, "args"), raise_problems=False)
     raise_if_problems(document)
-    steps = tuple(f"{path}/" for path in references.values())
-    paths = [text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in _strings([name, args])]
-    paths = [path for path in paths if path.startswith("/") and not path.startswith(steps)]
-    files = [_hash_tree(Path(path)) for path in paths if Path(path).exists()]
+    texts = [text for text in _strings([name, args]) if text.startswith("/")]
+    paths = _inputs([text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in texts], references)
     written = json.dumps([step.tool, step.args])  # a file counts by its content, so that it may lie anywhere
-    for path in sorted({path for path in paths if Path(path).exists()}, key=len, reverse=True):
+    for path in sorted(set(paths), key=len, reverse=True):
         written = written.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
     named, given = json.loads(written)
+    files = [_hash_tree(Path(path)) for path in paths]
     key = hash_json([named, rundir.versions()["posttrain"], given, files, depends])
     return Plan(step, folder, key, tool=tool)
 
@@ -256,10 +255,14 @@ def _contents(loaded: Loaded) -> list[str]:
         if not f"{source.path}/".startswith(steps) and Path(source.path).is_absolute():
             found.append(content_hash(source, loaded.path.parent))
     functions = [(reward.function or "").rpartition(":")[0] for reward in (*recipe.rewards, recipe.gold) if reward]
-    for path in (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *functions):
-        if path and not f"{path}/".startswith(steps) and Path(path).exists():
-            found.append(_hash_tree(Path(path)))
-    return found
+    paths = (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *functions)
+    return found + [_hash_tree(Path(path)) for path in _inputs(paths, loaded.references)]
+
+
+def _inputs(paths: Iterable[str | None], references: Mapping[str, Path]) -> list[str]:
+    """Returns those of the paths that are there now and that no earlier step writes."""
+    steps = tuple(f"{folder}/" for folder in references.values())
+    return [path for path in paths if path and not f"{path}/".startswith(steps) and Path(path).exists()]
 
 
 def _hash_tree(path: Path) -> str:

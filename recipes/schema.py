@@ -246,7 +246,7 @@ class Step(Section):
     overrides: list[str] = []
     """Overrides of the recipe, `a.b=c`."""
     tool: str | None = None
-    """A data tool."""
+    """A data tool: a name, or a class of your own, `file.py:Name`, whose file's change is a change of the step."""
     args: dict[str, Any] = {}
     """The tool's arguments."""
 

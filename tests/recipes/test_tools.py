@@ -10,7 +10,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import SpecError
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.recipes import pipeline as pipelines
-from posttrain.recipes.tools import TOOLS, load_tool
+from posttrain.recipes.tools import TOOLS, load_tool, run_command
 
 from .conftest import posttrain
 
@@ -33,14 +33,19 @@ def smallest(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_command_line_and_the_schema_know_every_argument_and_what_it_is(name: str) -> None:
+def test_the_command_line_and_the_schema_know_every_argument_and_what_it_is(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     fields = load_tool(name).model_fields
-    printed = posttrain("data", name, "--help")
-    assert printed.returncode == 0, printed.stderr
+    with pytest.raises(SystemExit, match="0"):
+        run_command(name, "--help")
+    printed = capsys.readouterr().out
     for key, field in fields.items():
         assert field.description, f"{key} has no docstring"
-        assert key in printed.stdout or f"--{key.replace('_', '-')}" in printed.stdout
-    properties = json.loads(posttrain("data", name, "--json-schema").stdout)["properties"]
+        assert key in printed or f"--{key.replace('_', '-')}" in printed
+    with pytest.raises(SystemExit, match="0"):
+        run_command(name, "--json-schema")
+    properties = json.loads(capsys.readouterr().out)["properties"]
     assert {key: found["description"] for key, found in properties.items()} == {
         key: field.description for key, field in fields.items()
     }
@@ -51,9 +56,8 @@ def test_a_step_refuses_arguments_that_are_unknown_missing_or_of_another_type(tm
     given = smallest(name)
     first = next(iter(load_tool(name).model_fields))
     assert type(step(tmp_path, name, given).tool).__name__ == load_tool(name).__name__
-    wrong = {f"{first}x": 1}
     with pytest.raises(SpecError) as caught:
-        step(tmp_path, name, given | wrong)
+        step(tmp_path, name, given | {f"{first}x": 1})
     assert f"steps[0].args.{first}x: unknown key; did you mean '{first}'?" in str(caught.value)
     with pytest.raises(SpecError, match=rf"steps\[0\].args.{first}"):
         step(tmp_path, name, given | {first: 1.5})
@@ -109,6 +113,20 @@ def test_a_tool_of_ones_own_runs_as_a_command_and_as_a_step_until_its_file_chang
     (tmp_path / "own.py").write_text(OWN.replace("hello", "bye"))
     assert pipelines.run(tmp_path / "pipeline.yaml", say=said.append)
     assert (tmp_path / "out" / "x" / "greeting.txt").read_text() == "bye Bram"
+
+
+def test_a_tool_that_reads_the_whole_folder_of_an_earlier_step_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    steps = [
+        {"name": "first", "tool": "own.py:Greet", "args": {"name": "Ada"}},
+        {"name": "second", "tool": "own.py:Greet", "args": {"name": "@first"}},
+    ]
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"steps": steps, "output_dir": "out"}))
+    assert pipelines.run(tmp_path / "pipeline.yaml")
+    assert not pipelines.run(tmp_path / "pipeline.yaml")
 
 
 @pytest.mark.parametrize(
