@@ -96,12 +96,11 @@ class Log:
             if header is None:
                 raise
             lines = []
-        if header is not None:
-            if lines[:1] != [header]:
-                path.unlink(missing_ok=True)
-                append_line(path, json.dumps(header))
-            lines = lines[1:] if lines[:1] == [header] else []
-        self.answers: dict[str, Any] = {line["key"]: read(line) for line in lines}
+        if header is not None and lines[:1] != [header]:
+            path.unlink(missing_ok=True)
+            append_line(path, json.dumps(header))
+            lines = []
+        self.answers: dict[str, Any] = {line["key"]: read(line) for line in lines if line != header}
         self.failed: dict[str, Any] = {}
 
     def keep(self, answers: Mapping[str, Any]) -> None:
@@ -138,15 +137,17 @@ def ask(
     Raises:
         PosttrainError: The backend cannot answer, or the log cannot be written; what was answered is kept.
     """
-    unique = list({request.key: request for request in requests}.values())
+    unique = {request.key: request for request in requests}
+    left = unique.keys() - log.answers.keys()
 
     def take(answers: Mapping[str, Any]) -> None:
         log.keep(answers)
+        left.difference_update(key for key in answers if key in log.answers)
         if progress is not None:
-            progress(sum(request.key in log.answers for request in unique), len(unique))
+            progress(len(unique) - len(left), len(unique))
 
-    if any(request.key not in log.answers for request in unique):
-        backend(unique, log.answers.keys(), take)
+    if left:
+        backend(list(unique.values()), log.answers.keys(), take)
     return log.answers
 
 
@@ -181,13 +182,10 @@ class Local:
         samples = {query.key: str(query.sample) for query in queries}
         most = self.sampling.max_new_tokens
         limits = {key: most if self.room is None else min(most, self.room - len(ids[key])) for key in ids}
-        refused = {}
-        for key in ids:
+        for key, prompt in ids.items():
             if limits[key] < self.least and key not in done:
-                reply = Reply(key, finish=TOO_LONG, prompt_tokens=len(ids[key]), completion_tokens=0, error=NO_ROOM)
-                refused[key] = self.read(ids[key], reply)
-        if refused:
-            take(refused)
+                refused = Reply(key, finish=TOO_LONG, prompt_tokens=len(prompt), completion_tokens=0, error=NO_ROOM)
+                take({key: self.read(prompt, refused)})
         fitting = sorted((key for key in ids if limits[key] >= self.least), key=lambda key: -len(ids[key]))
         for batch in batches(fitting, limits, self.sampling.batch_size):
             if not all(key in done for key in batch):

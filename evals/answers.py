@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,7 @@ class AnswerSet:
 
 def to_parquet(answers: Sequence[Answer]) -> bytes:
     """Packs answers as a Parquet file, a row for each."""
-    rows = [asdict(answer) for answer in answers]
-    names = Answer.__dataclass_fields__
-    return parquet({name: [_plain(row[name]) for row in rows] for name in names})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return parquet({name: [getattr(answer, name) for answer in answers] for name in Answer.__dataclass_fields__})
 
 
 def read_answers(path: Path) -> tuple[Answer, ...]:

@@ -1,8 +1,8 @@
 """Prompt sets: what they may say in a suite, and their rows as prompts, whichever benchmark's layout they have."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,65 +25,60 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"  # a name becomes part of a file name
 _IDS = ("id", "prompt_id", "question_id", "uid")
 _CATEGORIES = ("category", "cluster", "dataset")
 _REFERENCES = ("reference", "references", "reference_answer")
-_READ = {*_IDS, *_CATEGORIES[:1], *_REFERENCES, "turns", "messages", "prompt", "instruction", "input", "system"}
 
 
 class PromptsSpec(EndpointSpec):
-    """Prompts that every checkpoint is to answer once.
-
-    Attributes:
-        name: What the answers are called.
-        path: A prompt set that comes with posttrain (``chat``), a file, folder or pattern (relative to the suite), or
-            a Hub id.
-        split: Of a Hub data set, or of a folder with files for each split.
-        subset: Of a Hub data set.
-        revision: Of a Hub data set.
-        columns: Columns to rename, old name to new.
-        references: A file of reference answers in MT-bench's layout, joined by id.
-        limit: The first so many prompts only.
-        system: A system message for prompts that have none.
-        max_new_tokens: Tokens of an answer at most, for each turn.
-        temperature: 0 is greedy.
-        top_p: The mass of the likeliest tokens that are drawn from.
-        samples: Answers to each prompt; more than one needs a temperature.
-        seed: Of the draws; the suite's by default.
-        chat: Overrides the suite's ``chat``.
-        plain: How a model without a chat template is asked: as a ``dialogue`` of ``User:`` and ``Assistant:``, or with
-            the ``bare`` prompt, which it continues to the end of the line.
-        thinking: Opening and closing tags around thoughts, which are kept in the record and not judged; an empty list
-            judges everything.
-        max_bad_share: The largest share of the rows that may be unusable, and of the prompts that a server may reject.
-        backend: ``transformers`` or ``vllm`` in this process, or ``endpoint``: a server with OpenAI's chat protocol
-            that has the checkpoint loaded and applies the chat template itself. Its keys go with that alone.
-        batch_size: Prompts at a time in this process; the suite's by default.
-        base_url: The endpoint, such as ``http://localhost:8000/v1``.
-        model: The name that the endpoint knows the checkpoint by; ``{folder}``, ``{run}``, ``{checkpoint}`` and
-            ``{step}`` stand for the checkpoint's own. The folder is what ``vllm serve`` and ``transformers serve`` say.
-        budget: Of the answers of one checkpoint.
-    """
+    """Prompts that every checkpoint is to answer once; the endpoint's keys go with ``backend: endpoint`` alone."""
 
     name: Annotated[str, Field(pattern=NAME)]
+    """What the answers are called."""
     path: str
+    """A prompt set that comes with posttrain (`chat`), a file, folder or pattern (relative to the suite), or a Hub
+    id."""
     split: str = "train"
+    """Of a Hub data set, or of a folder with files for each split."""
     subset: str | None = None
+    """Of a Hub data set."""
     revision: str | None = None
+    """Of a Hub data set."""
     columns: dict[str, str] | None = None
+    """Columns to rename, old name to new."""
     references: str | None = None
+    """A file of reference answers in MT-bench's layout, joined by id."""
     limit: Annotated[int, Field(ge=1)] | None = None
+    """The first so many prompts only."""
     system: str | None = None
+    """A system message for prompts that have none."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    """Tokens of an answer at most, for each turn."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The mass of the likeliest tokens that are drawn from."""
     samples: Annotated[int, Field(ge=1)] = 1
+    """Answers to each prompt; more than one needs a temperature."""
     seed: int | None = None
+    """Of the draws; the suite's by default."""
     chat: Literal["auto", "always", "never"] | None = None
+    """Overrides the suite's `chat`."""
     plain: Literal["dialogue", "bare"] = "dialogue"
+    """How a model without a chat template is asked: as a `dialogue` of `User:` and `Assistant:`, or with the `bare`
+    prompt, which it continues to the end of the line."""
     thinking: tuple[tuple[str, str], ...] = Field(default=TAGS, strict=False)
+    """Opening and closing tags around thoughts, which are kept in the record and not judged; an empty list judges
+    everything."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The largest share of the rows that may be unusable, and of the prompts that a server may reject."""
     backend: Literal["transformers", "vllm", "endpoint"] = "transformers"
+    """`transformers` or `vllm` in this process, or `endpoint`: a server with OpenAI's chat protocol that has the
+    checkpoint loaded and applies the chat template itself."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Prompts at a time in this process; the suite's by default."""
     base_url: Annotated[str, Field(pattern=r"^(https?://.*)?$")] = ""
+    """The endpoint, such as `http://localhost:8000/v1`."""
     model: Annotated[str, Field(min_length=1)] = "{folder}"
+    """The name that the endpoint knows the checkpoint by; `{folder}`, `{run}`, `{checkpoint}` and `{step}` stand for
+    the checkpoint's own. The folder is what `vllm serve` and `transformers serve` say."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -138,7 +133,6 @@ class Prompt:
         category: What it is about, or None.
         references: A right answer for each turn, empty where there is none; or None.
         system: The system message, or None.
-        extra: The row's other plain columns.
     """
 
     id: str
@@ -147,7 +141,6 @@ class Prompt:
     category: str | None = None
     references: tuple[str, ...] | None = None
     system: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prompt_key(turns: tuple[str, ...], system: str | None = None) -> str:
@@ -174,14 +167,23 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
     found: dict[str, tuple[Prompt, str]] = {}
     keys: set[str] = set()
     twice, clashes = 0, []
-    for prompt, where in _prompts(source, spec.system, report):
+    for row in read_rows(source, Path.cwd()):
+        report.rows += 1
+        try:
+            if row.problem is not None:
+                raise row.problem
+            prompt = _prompt_of(row.values, spec.system)
+        except RowError as error:
+            report.drop(error.reason, row.where, error.detail)
+            continue
+        report.kept += 1
         known = found.get(prompt.id)
         if known is not None and known[0].key != prompt.key:
-            clashes.append(f"'{prompt.id}' at {known[1]} and {where}")
+            clashes.append(f"'{prompt.id}' at {known[1]} and {row.where}")
         elif prompt.key in keys:
             twice += 1
         elif spec.limit is None or len(found) < spec.limit:
-            found[prompt.id] = (prompt, where)
+            found[prompt.id] = (prompt, row.where)
             keys.add(prompt.key)
     if clashes:
         more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
@@ -197,27 +199,8 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
     return prompts, tuple(notes)
 
 
-def _prompts(source: SourceSpec, system: str | None, report: DataReport) -> Iterator[tuple[Prompt, str]]:
-    """Yields usable rows as prompts, each with where it is; the others are counted."""
-    for row in read_rows(source, Path.cwd()):
-        report.rows += 1
-        try:
-            if row.problem is not None:
-                raise row.problem
-            prompt = prompt_of(row.values, system)
-        except RowError as error:
-            report.drop(error.reason, row.where, error.detail)
-            continue
-        report.kept += 1
-        yield prompt, row.where
-
-
-def prompt_of(row: Mapping[str, Any], system: str | None = None) -> Prompt:
-    """Reads a row of any of the layouts.
-
-    Raises:
-        RowError: It is no prompt; the reason says why.
-    """
+def _prompt_of(row: Mapping[str, Any], system: str | None) -> Prompt:
+    """Reads a row of any of the layouts; one that is no prompt raises RowError."""
     turns, own_system = turns_of(row)
     system = own_system or (system if system and system.strip() else None)
     key = prompt_key(turns, system)
@@ -225,9 +208,8 @@ def prompt_of(row: Mapping[str, Any], system: str | None = None) -> Prompt:
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise RowError("the id is neither text nor a whole number", type(given).__name__)
     category = next((row[name] for name in _CATEGORIES if isinstance(row.get(name), str) and row[name]), None)
-    extra = {name: value for name, value in row.items() if name not in _READ and _is_plain(value)}
     identity = key[:12] if given is None or given == "" else str(given)
-    return Prompt(identity, key, turns, category, _references(row, len(turns)), system, extra)
+    return Prompt(identity, key, turns, category, _references(row, len(turns)), system)
 
 
 def turns_of(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
@@ -244,8 +226,8 @@ def turns_of(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
         raise RowError("no column 'prompt', 'turns', 'messages' or 'instruction'")
     value = row[name]
     if isinstance(value, str):
-        value = _with_input(value, row.get("input")) if name == "instruction" else value
-        value = [value]
+        given = row.get("input") if name == "instruction" else None
+        value = [f"{value}\n\n{given}" if isinstance(given, str) and given.strip() else value]
     if not isinstance(value, list) or not value:
         raise RowError(f"column '{name}' holds no turns", type(value).__name__)
     if all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value):
@@ -259,10 +241,6 @@ def turns_of(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
             raise RowError("a turn is empty")
         turns.append(text)
     return tuple(turns), system if system and system.strip() else None
-
-
-def _with_input(instruction: str, given: Any) -> str:
-    return f"{instruction}\n\n{given}" if isinstance(given, str) and given.strip() else instruction
 
 
 def _of_messages(value: list[Any], system: str | None) -> tuple[list[str], str | None]:
@@ -291,13 +269,6 @@ def _references(row: Mapping[str, Any], turns: int) -> tuple[str, ...] | None:
         raise RowError("more references than turns", f"{len(texts)} and {turns}")
     found = tuple(text if isinstance(text, str) else json.dumps(text) for text in texts)
     return found + ("",) * (turns - len(found)) if any(text.strip() for text in found) else None
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is text, a number or a truth value, or a list of these."""
-    if isinstance(value, list):
-        return all(not isinstance(part, list) and _is_plain(part) for part in value)
-    return isinstance(value, str | int | float | bool)
 
 
 def _with_references(prompts: list[Prompt], path: str) -> tuple[list[Prompt], list[str]]:

@@ -58,7 +58,7 @@ def test_own_rows_load_in_each_of_their_shapes(tmp_path: Path):
         ],
     )
     a, b, c, d, e = load(path)[0]
-    assert (a.turns, a.category, a.references, a.extra) == (("Hello?",), "chat", ("4",), {"source": "me", "n": 3})
+    assert (a.turns, a.category, a.references) == (("Hello?",), "chat", ("4",))
     assert (b.turns, b.references) == (("One?", "Two?"), ("1", ""))
     assert (c.turns, c.system) == (("Hi",), "Be brief.")
     assert (d.turns, d.system) == (("Hi",), "Be long.")
@@ -81,9 +81,9 @@ def test_mt_bench_alpaca_eval_and_arena_hard_files_load_as_they_are(tmp_path: Pa
         (("Name a fish.",), "koala"),
     ]
     arena, _ = load(write_rows(tmp_path / "arena.jsonl", ARENA_HARD))
-    assert [(p.id, p.turns, p.extra) for p in arena] == [
-        ("a1", ("Write a tune.",), {"cluster": "ABC"}),
-        ("b2", ("Solve it.",), {"cluster": "DEF"}),
+    assert [(p.id, p.turns, p.category) for p in arena] == [
+        ("a1", ("Write a tune.",), "ABC"),
+        ("b2", ("Solve it.",), "DEF"),
     ]
 
 
