@@ -81,10 +81,7 @@ def test_mt_bench_alpaca_eval_and_arena_hard_files_load_as_they_are(tmp_path: Pa
         (("Name a fish.",), "koala"),
     ]
     arena, _ = load(write_rows(tmp_path / "arena.jsonl", ARENA_HARD))
-    assert [(p.id, p.turns, p.category) for p in arena] == [
-        ("a1", ("Write a tune.",), "ABC"),
-        ("b2", ("Solve it.",), "DEF"),
-    ]
+    assert [(p.id, p.turns) for p in arena] == [("a1", ("Write a tune.",)), ("b2", ("Solve it.",))]
 
 
 def test_one_id_for_different_prompts_is_one_error_that_names_the_lines(tmp_path: Path):
