@@ -68,7 +68,7 @@ class BestOfN(Tool):
 
         Raises:
             DataError: The prompts cannot be read.
-            RecipeError: A reward cannot be found or used.
+            InputError: A reward cannot be found or used.
             EvalError: The policy cannot be loaded, or is no language model.
         """
         from ..data_tools.generate import ends_of

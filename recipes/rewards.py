@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import chat_templates
-from ..chat_templates.errors import InputError, first_line
-from ..data_tools import functions
+from ..chat_templates.errors import first_line
+from ..data_tools.functions import load_function
 from ..evals import reward
 from ..evals.errors import EvalError
 from .errors import RecipeError, RunError
@@ -41,7 +41,7 @@ def load_terms(
         What TRL's trainers take as ``reward_funcs`` and ``reward_weights``.
 
     Raises:
-        RecipeError: A model or function cannot be found or used, or two terms have one name.
+        InputError: A model or function cannot be found or used, or two terms have one name.
     """
     terms = [_load_term(spec, name, tokenizer, args, ends) for name, spec in _named_specs(recipe).items()]
     return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
@@ -56,12 +56,12 @@ def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", row: Mappi
         row: One of the data's, its prompt text or messages.
 
     Raises:
-        RecipeError: A function or model cannot be found or used, or two terms have one name.
+        InputError: A function or model cannot be found or used, or two terms have one name.
         EvalError: A model cannot read the prompt.
     """
     for spec in _named_specs(recipe).values():
         if spec.function:
-            _check_arguments(load_function(spec.function), spec.function, row)
+            _check_arguments(load_function(spec.function, "reward function"), spec.function, row)
         else:
             assert spec.model is not None, "a term is a model or a function"
             prompt = row["prompt"]
@@ -96,21 +96,9 @@ def _load_term(
     spec: RewardSpec, name: str, tokenizer: "PreTrainedTokenizerBase", args: Any, ends: Collection[int]
 ) -> Term:
     if spec.function:
-        return function_term(load_function(spec.function), name)
+        return function_term(load_function(spec.function, "reward function"), name)
     assert spec.model is not None, "a term is a model or a function"
     return model_term(RewardModel(spec.model, tokenizer, args.device, args.per_device_eval_batch_size, ends), name)
-
-
-def load_function(reference: str) -> Callable[..., Any]:
-    """Imports ``package.module:name`` or ``file.py:name``.
-
-    Raises:
-        RecipeError: There is no such module, file or function, or it fails when imported.
-    """
-    try:
-        return functions.load_function(reference, "reward function")
-    except InputError as error:
-        raise RecipeError(error.what, where=error.where, hint=error.hint) from error
 
 
 def function_term(function: Callable[..., Any], name: str) -> Term:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from posttrain.chat_templates.errors import InputError
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.model_tools import BestOfN
 from posttrain.recipes.pipeline import load_pipeline, plan
@@ -38,7 +39,7 @@ def test_a_reward_model_chooses_and_a_function_checks(tmp_path: Path, args: dict
 def test_a_reward_that_is_none_is_one_clear_error(tmp_path: Path, args: dict[str, Any]):
     with pytest.raises(RecipeError, match="not a sequence classifier"):
         BestOfN(**args | {"reward": args["policy"]}).run(tmp_path / "out")
-    with pytest.raises(RecipeError, match="no function nothing"):
+    with pytest.raises(InputError, match="no function nothing"):
         BestOfN(**args | {"gold": f"{tmp_path}/gold.py:nothing"}).run(tmp_path / "out")
 
 

@@ -8,6 +8,7 @@ import torch
 from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.example_encoder import ExampleEncoder
+from posttrain.data_tools.functions import load_function
 from posttrain.evals.errors import EvalError
 from posttrain.recipes import rewards
 from posttrain.recipes.errors import RecipeError, RunError
@@ -192,8 +193,8 @@ def test_a_function_gets_the_columns_it_names_or_all() -> None:
 
 def test_a_function_is_found_in_a_file_and_in_a_package(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def good(completions):\n    return [1.0] * len(completions)\n")
-    assert rewards.load_function(f"{tmp_path / 'mine.py'}:good")(["a", "b"]) == [1.0, 1.0]
-    assert rewards.load_function("json:dumps")(1) == "1"
+    assert load_function(f"{tmp_path / 'mine.py'}:good")(["a", "b"]) == [1.0, 1.0]
+    assert load_function("json:dumps")(1) == "1"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_function_that_cannot_be_found_is_one_clear_error(tmp_path: Path, refe
     (tmp_path / "mine.py").write_text("def good(completions):\n    return [1.0] * len(completions)\n")
     (tmp_path / "broken.py").write_text("def good(:\n")
     with pytest.raises(PosttrainError, match=message):
-        rewards.load_function(reference.format(folder=tmp_path))
+        load_function(reference.format(folder=tmp_path))
 
 
 def test_an_asynchronous_function_is_refused() -> None:
