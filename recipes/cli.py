@@ -37,10 +37,11 @@ def check(
 ) -> None:
     """Check recipes: schema, data columns, template, loss mask; estimate memory, FLOPs and tokens. Trains nothing."""
     from . import check as checking
+    from . import schema
     from .train import parse_steps
 
     if json_schema:
-        print(checking.json_schema())
+        print(schema.json_schema())
         return
     paths = [Path(argument) for argument in recipes or [] if "=" not in argument]
     overrides = [argument for argument in recipes or [] if "=" in argument]

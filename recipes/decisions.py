@@ -121,7 +121,7 @@ def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model:
         assert data["train"] is not None, "a recipe always has data.train"
         rewards.check_terms(recipe, job.tokenizer, data["train"].dataset[0])
     if recipe.stage == "ppo":
-        from .ppo.build import load_critic
+        from .ppo.critic import load_critic
 
         load_critic(recipe, job.tokenizer, model, empty=True)
     if recipe.teacher and head:

@@ -14,7 +14,7 @@ from .errors import RecipeError
 
 CONFIGS = Path(__file__).parent / "accelerate"
 MODULE = "posttrain.recipes.train"
-LAUNCHER = "posttrain.recipes.launcher"
+LAUNCHER = "posttrain.recipes.launch"  # `main` below
 
 
 def quiet_libraries() -> None:
@@ -125,3 +125,23 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] | None = None) 
                 return process.wait()
             except KeyboardInterrupt:
                 continue  # the terminal has sent it to the whole process group
+
+
+def main() -> int:
+    """Launches what the command line says, as ``accelerate launch`` does; returns the failed process's exit code.
+
+    A worker prints its own one-line error; torch's launcher would follow it with pages of its own and exit with 1.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args())
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode in (1, 2, 130) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

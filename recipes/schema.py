@@ -4,11 +4,15 @@ Only what posttrain itself understands is declared here. ``data`` and ``score`` 
 and ``trainer`` is passed to the stage's own configuration class, whose fields are never redeclared.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..data_tools.spec import DataSpec
+from .stage_table import STAGES
+from .trainer_fields import Field as TrainerField
+from .trainer_fields import fields_of
 
 StageName = Literal[
     "pretrain",
@@ -283,3 +287,52 @@ class Pipeline(Section):
     """Whether to write a leaderboard over all steps at the end."""
     output_dir: str
     """The folder of the steps' folders."""
+
+
+def json_schema() -> str:
+    """Returns the JSON Schema of recipes, the trainer's fields of each stage included, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    stages = {
+        name: {
+            field.name: _field_schema(field)
+            for field in fields_of(stage.config).values()
+            if field.name not in stage.owned
+        }
+        for name, stage in STAGES.items()
+    }
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for fields in stages.values():
+        for name, entry in fields.items():
+            entries.setdefault(name, []).append(entry)
+    # a field that means the same everywhere is told once, the others by stage
+    same = {name: found[0] if all(entry == found[0] for entry in found) else {} for name, found in entries.items()}
+    schema["properties"]["trainer"] |= {"properties": same, "additionalProperties": False}
+    schema["allOf"] = [
+        {
+            "if": {"properties": {"stage": {"const": stage}}},
+            "then": {
+                "properties": {
+                    "trainer": {
+                        "properties": {
+                            **{name: entry for name, entry in fields.items() if not same[name]},
+                            **dict.fromkeys(sorted(same.keys() - fields.keys()), False),
+                        }
+                    }
+                }
+            },
+        }
+        for stage, fields in stages.items()
+    ]
+    return json.dumps(schema, indent=2)
+
+
+def _field_schema(field: TrainerField) -> dict[str, Any]:
+    """Describes a trainer's field in JSON Schema."""
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+    types = sorted({names.get(kind, "null") for kind in field.types})
+    entry: dict[str, Any] = {"description": field.annotation} | ({"type": types} if types else {})
+    entry |= field.range.schema() if field.range else {}
+    if field.choices and set(types) <= {"string", "null"}:
+        return entry | {"enum": [*field.choices, *([None] if "null" in types else [])]}
+    return entry | ({"examples": list(field.choices)} if field.choices else {})

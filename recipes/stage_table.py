@@ -195,7 +195,7 @@ STAGES: Mapping[str, Stage] = {
     ),
     "classify": Stage(
         family="classify",
-        config="posttrain.recipes:classification/config.py:ClassifyConfig",
+        config="posttrain.recipes:classification/trainer.py:ClassifyConfig",
         accepts=("classification",),
         owned=_OWNED,
         sections=frozenset({"classify", "teacher"}),
@@ -203,7 +203,7 @@ STAGES: Mapping[str, Stage] = {
     ),
     "distill": Stage(
         family="text",
-        config="posttrain.recipes:distillation/config.py:DistillConfig",
+        config="posttrain.recipes:distillation/trainer.py:DistillConfig",
         accepts=("messages", "prompt_completion", "text"),
         defaults={"assistant_only_loss": True, "completion_only_loss": True},
         owned=_OWNED_SFT,

@@ -1,21 +1,41 @@
 """The classification trainer: a loss that is one mean over an optimizer step, however the step is cut up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.training_args import TrainingArguments
 
+from ...evals.classification import answers
+from ...evals.evaluate_metrics import compute_metrics, load_metric
 from ...evals.models import ADAPTER, save_head
-from ...evals.stats.classification import Problem
+from ...evals.stats.classification import Problem, measure, probabilities
+from ..schema import ClassifySpec
 from .losses import hard_losses, soft_losses
 from .rows import ClassifyRows, StepSampler
 
-if TYPE_CHECKING:
-    from .config import ClassifyConfig
-
 _NOT_FOR_MODEL = ("labels", "weights", "teacher_logits")
+
+
+@dataclass
+class ClassifyConfig(TrainingArguments):
+    """Settings of sequence classification, beside those of transformers' Trainer."""
+
+    max_length: int | None = field(default=512, metadata={"help": "Tokens of a text at most."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={"help": "`group_by_length` puts texts of like lengths into a batch; `random`; or `sequential`."},
+    )
+    alpha: float = field(
+        default=0.5, metadata={"help": "With a teacher, the share of the labels' loss; the rest is the teacher's."}
+    )
+    temperature: float = field(
+        default=2.0, metadata={"help": "With a teacher, what both models' logits are divided by in its loss."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
 
 
 class ClassifyTrainer(Trainer):
@@ -36,7 +56,7 @@ class ClassifyTrainer(Trainer):
         **options: As for transformers' Trainer. The data sets are ``ClassifyRows``.
     """
 
-    args: "ClassifyConfig"
+    args: ClassifyConfig  # type: ignore[assignment]
     loss_is_scaled_for_ga = True
 
     def __init__(self, *, problem: Problem, class_weights: torch.Tensor | None = None, **options: Any):
@@ -121,3 +141,28 @@ class ClassifyTrainer(Trainer):
 def _totals(weights: torch.Tensor) -> torch.Tensor:
     """Returns the sum of the rows' weights and the number of rows that are no stand-ins, float ``[2]``."""
     return torch.stack([weights.sum(), (weights > 0).sum().to(weights.dtype)])
+
+
+def metrics(spec: ClassifySpec, labels: Sequence[str]) -> Callable[[Any], dict[str, float]]:
+    """Returns what the trainer asks for the figures of an evaluation: the scorer's own, and metrics of `evaluate`.
+
+    Those of single classes are left to the scorer.
+
+    Args:
+        spec: The recipe's section.
+        labels: The classes, in the order of the head's outputs.
+
+    Raises:
+        InputError: Metrics are named, and `evaluate` is not installed.
+        SuiteError: There is no such metric.
+    """
+    for name in spec.metrics:
+        load_metric(name, offline=False)  # now, rather than after hours of training
+
+    def compute(found: Any) -> dict[str, float]:
+        predicted = probabilities(spec.problem, found.predictions)
+        ours = measure(spec.problem, labels, predicted, found.label_ids, draws=0).metrics
+        theirs = compute_metrics(spec.metrics, answers(spec.problem, predicted), found.label_ids, offline=False)
+        return {metric.name: metric.value for metric in (*ours, *theirs) if "/" not in metric.name}
+
+    return compute

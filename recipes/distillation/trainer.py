@@ -7,19 +7,42 @@ T^2 makes up for the 1 / T^2 that the temperature takes from the gradient. cos: 
 last, after the final norm.
 """
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from trl.models.utils import _ForwardRedirection, prepare_deepspeed
+from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from .cached import IDS, LOG_Q, LOG_REST, ROW
-from .config import DistillConfig
 from .losses import Divergence, cosine_distance, divergence, predicting, summed, top_k_divergence
 from .teacher import last_hidden, logits_head, model_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass
+class DistillConfig(SFTConfig):
+    """Settings of offline distillation, beside those of TRL's SFT."""
+
+    alpha: float = field(default=0.5, metadata={"help": "Weight of the cross entropy; the divergence has the rest."})
+    temperature: float = field(default=2.0, metadata={"help": "Divides the logits of both models in the divergence."})
+    hidden_cosine: float = field(
+        default=0.0, metadata={"help": "Weight of the cosine distance of the last hidden states; 0 leaves it out."}
+    )
+    chunk: int = field(default=512, metadata={"help": "Tokens whose logits are held at the same time."})
+
+    def __post_init__(self) -> None:
+        """Refuses other losses.
+
+        Raises:
+            ValueError: One is asked for.
+        """
+        super().__post_init__()
+        if self.loss_type != "nll" or self.label_smoothing_factor:
+            raise ValueError("distillation has its own loss: drop loss_type and label_smoothing_factor")
 
 
 class DistillTrainer(SFTTrainer):

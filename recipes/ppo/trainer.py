@@ -29,11 +29,9 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
 from ..trainers.sampling import RowSamplingGRPOTrainer, base_model
-from . import advantages as adv
-from . import losses
+from . import objective
 from .config import PPOConfig
 from .critic import FOLDER, attach, detached
-from .kl import KLCoefficient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +66,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         if not self.is_deepspeed_enabled:  # which places what it shards
             critic.to(self.accelerator.device)
         attach(policy, critic)
-        self.kl_coef = KLCoefficient(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.kl_coef = objective.KLCoefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self._scores: torch.Tensor | None = None
 
     # --- Sampling: from prompts to advantages ---
@@ -103,28 +101,28 @@ class PPOTrainer(RowSamplingGRPOTrainer):
             policy, values = self._before_learning(batch)
             reference = self._reference_log_probs(batch)
         mask = _mask(batch)
-        kl = adv.k1(policy, reference, mask)
+        kl = objective.k1(policy, reference, mask)
         ended = self._ended(batch)
         scores = self._scores
         assert scores is not None, "_calculate_rewards has run"
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * (~ended)
-        rewards = adv.shaped_rewards(scores, kl, self.kl_coef.value, mask)
-        advantages, returns = adv.gae(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
+        rewards = objective.shaped_rewards(scores, kl, self.kl_coef.value, mask)
+        advantages, returns = objective.gae(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
         rows = self._sum_over_processes(torch.stack([kl.sum(), (~ended).sum().float(), scores.new_tensor(len(scores))]))
         self._log_values(
             mode,
             kl=rows[0] / rows[2],
             kl_coef=self.kl_coef.value,
             missing_eos=rows[1] / rows[2],
-            explained_variance=adv.explained_variance(values, returns, mask, self._sum_over_processes),
-            value=adv.masked_moments(values, mask, self._sum_over_processes)[0],
-            advantage=adv.masked_moments(advantages, mask, self._sum_over_processes)[0],
+            explained_variance=objective.explained_variance(values, returns, mask, self._sum_over_processes),
+            value=objective.masked_moments(values, mask, self._sum_over_processes)[0],
+            advantage=objective.masked_moments(advantages, mask, self._sum_over_processes)[0],
         )
         if mode == "train":
             self.kl_coef.update(float(rows[0] / rows[2]), int(rows[2]))
         if self.args.whiten_advantages:
-            advantages = adv.whiten(advantages, mask, self._sum_over_processes)
+            advantages = objective.whiten(advantages, mask, self._sum_over_processes)
         batch |= {"old_per_token_logps": policy, "old_values": values, "returns": returns, "advantages": advantages}
         return batch
 
@@ -198,12 +196,12 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         new, entropy, values, aux_loss = self._forward(model, inputs, with_values=True)
         mask = _mask(inputs)
         old = inputs["old_per_token_logps"]
-        policy_loss, policy_clipped = losses.clipped_policy_loss(
+        policy_loss, policy_clipped = objective.clipped_policy_loss(
             new, old, inputs["advantages"], cliprange=self.args.cliprange
         )
         if "importance_sampling_ratio" in inputs:  # vLLM's probabilities differ from the policy's by rounding
             policy_loss = policy_loss * inputs["importance_sampling_ratio"]
-        value_loss, value_clipped = losses.clipped_value_loss(
+        value_loss, value_clipped = objective.clipped_value_loss(
             values, inputs["old_values"], inputs["returns"], cliprange=self.args.cliprange_value
         )
         per_token = policy_loss + self.args.vf_coef * value_loss
@@ -224,7 +222,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
             "entropy": entropy,
             "clip_ratio/policy": policy_clipped,
             "clip_ratio/value": value_clipped,
-            "approx_kl": losses.approximate_kl(new, old),
+            "approx_kl": objective.approximate_kl(new, old),
         }
         sums = self._sum_over_processes(torch.stack([(value.detach() * mask).sum() for value in logged.values()]))
         means = sums * steps / tokens  # their mean over minibatches is the mean over tokens

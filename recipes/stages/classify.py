@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.errors import DataError
+from ..errors import RecipeError
 from ..examples import prepare_rows
 from ..job import Job
-from ..model import Head
+from ..model import Head, new_config, pretrained
 from ..schema import ClassifySpec
 from ..stage_table import STAGES
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
     from ...data_tools.prepare import Prepared
-    from ..classification.config import ClassifyConfig
+    from ..classification.trainer import ClassifyConfig
 
 __all__ = ["build", "config", "head", "prepare_rows"]
 _PROBLEMS: Mapping[str, Any] = {
@@ -36,11 +37,8 @@ def head(job: Job, data: "dict[str, Prepared | None]") -> Head:
         RecipeError: The section does not fit the model or the trainer's fields.
         DataError: The labels are not what the recipe says.
     """
-    from ..classification.checks import check_fields, check_pooling
-
     spec = _section(job)
-    check_fields(job, spec)
-    check_pooling(job)
+    _refuse_misfits(job, spec)
     given = {split: (prepared.dataset["label"][:], ()) for split, prepared in data.items() if prepared is not None}
     try:
         classes = _classes(spec, given)
@@ -48,6 +46,41 @@ def head(job: Job, data: "dict[str, Prepared | None]") -> Head:
         _classes(spec, {split: _written(job, split) for split in given})  # the same again, by file and row
         raise
     return Head(classes, _PROBLEMS[spec.problem], spec.pooling)
+
+
+def _refuse_misfits(job: Job, spec: ClassifySpec) -> None:
+    """Refuses what means nothing for this problem or model, before anything is loaded."""
+    model, trainer, teacher = job.loaded.recipe.model, job.loaded.recipe.trainer, job.loaded.recipe.teacher
+    alone = next((name for name in ("alpha", "temperature") if name in trainer and teacher is None), None)
+    config: Any = None
+    if spec.pooling is not None:
+        config = new_config(model, job.tokenizer) if model.config is not None else pretrained(model).config()
+    refusals = (
+        (
+            trainer.get("label_smoothing_factor") and spec.problem != "single_label",
+            f"trainer.label_smoothing_factor: nothing is smoothed where the problem is {spec.problem}",
+            "drop it",
+        ),
+        (alone, f"trainer.{alone} weighs a teacher, and the recipe has none", "add a teacher section, or drop it"),
+        (
+            teacher and teacher.top_k is not None,
+            "teacher.top_k: a classifier's few outputs are all kept",
+            "drop it",
+        ),
+        (
+            "temperature" in trainer and spec.problem == "regression",
+            "trainer.temperature: numbers have none",
+            "drop it; alpha still applies",
+        ),
+        (
+            config is not None and not hasattr(config, "classifier_pooling"),
+            f"classify.pooling: a {getattr(config, 'model_type', '')} pools in its own way only",
+            "drop it: decoders take the last token, BERT and its like the first",
+        ),
+    )
+    for refused, what, hint in refusals:
+        if refused:
+            raise RecipeError(what, where=str(job.loaded.path), hint=hint)
 
 
 def _classes(spec: ClassifySpec, given: Mapping[str, tuple[Sequence[Any], Sequence[str]]]) -> tuple[str, ...]:
@@ -86,9 +119,8 @@ def build(
     from ..adapters import add_adapter
     from ..classification.labels import class_weights, encode
     from ..classification.losses import row_weights
-    from ..classification.metrics import metrics
     from ..classification.rows import ClassifyCollator, ClassifyRows
-    from ..classification.trainer import ClassifyTrainer
+    from ..classification.trainer import ClassifyTrainer, metrics
 
     recipe, spec, labels = job.loaded.recipe, _section(job), _labels(model)
     assert isinstance(job.tokenizer.pad_token_id, int), "opening a job makes sure of a pad token"

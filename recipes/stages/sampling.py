@@ -63,7 +63,7 @@ def build(
     measured = recipe.stage == "ppo" or args.beta != 0  # whether the KL to the policy as it was is needed
     common["reference"] = load_reference(recipe, job.tokenizer, args.seed) if measured and not recipe.lora else None
     if recipe.stage == "ppo":
-        from ..ppo.build import load_critic
+        from ..ppo.critic import load_critic
         from ..ppo.trainer import PPOTrainer
 
         return PPOTrainer(**common, critic=load_critic(recipe, job.tokenizer, model))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from ..distillation.cached import Answers
-    from ..distillation.config import DistillConfig
+    from ..distillation.trainer import DistillConfig
 
 # What the data section has already done when the trainer is built.
 _PREPARED = ("packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_num_proc")

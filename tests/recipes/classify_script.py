@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from posttrain.recipes.classification.config import ClassifyConfig
 from posttrain.recipes.classification.losses import row_weights
 from posttrain.recipes.classification.rows import ClassifyCollator, ClassifyRows
-from posttrain.recipes.classification.trainer import ClassifyTrainer
+from posttrain.recipes.classification.trainer import ClassifyConfig, ClassifyTrainer
 
 ROWS, STEP, CLASSES = 22, 8, 3  # three steps an epoch, the last of six rows
 PROBLEMS = ("single_label", "multi_label", "regression")

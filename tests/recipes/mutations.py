@@ -510,8 +510,8 @@ def run(count: int, seed: int, models: dict[str, str], minutes: float = 1e9) -> 
 
 def save_models(folder: Path) -> dict[str, str]:
     """Saves the models that recipes name, by the names of ``WHOLE`` and ``BROKEN``."""
+    from posttrain.recipes.check import save_tiny
     from posttrain.recipes.model import Head
-    from posttrain.recipes.rehearsal import save_tiny
     from transformers import AddedToken
 
     ours, foreign = build_tokenizer(), build_tokenizer()

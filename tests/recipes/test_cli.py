@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from posttrain.recipes import check
 from posttrain.recipes.load import load
+from posttrain.recipes.schema import json_schema
 from posttrain.recipes.show import show_rows
 
 from .conftest import posttrain
@@ -89,7 +90,7 @@ def test_check_counts_the_tokens_of_every_kind_of_row(
 
 
 def test_the_json_schema_knows_our_keys_and_the_trainers(make_recipe: Callable[..., Path]) -> None:
-    schema = json.loads(check.json_schema())
+    schema = json.loads(json_schema())
     assert schema["additionalProperties"] is False
     trainer = schema["properties"]["trainer"]["properties"]
     assert trainer["learning_rate"]["type"] == ["integer", "number"]
@@ -113,7 +114,7 @@ def test_what_is_frozen_costs_what_it_is_stored_in() -> None:
 
 
 def test_the_json_schema_knows_ranges_and_words_by_stage() -> None:
-    schema = json.loads(check.json_schema())
+    schema = json.loads(json_schema())
     trainer = schema["properties"]["trainer"]["properties"]
     assert (trainer["adam_beta2"]["minimum"], trainer["adam_beta2"]["exclusiveMaximum"]) == (0, 1)
     then = {

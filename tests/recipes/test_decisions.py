@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from posttrain.recipes.check import check_all
-from posttrain.recipes.rehearsal import save_tiny
+from posttrain.recipes.check import check_all, save_tiny
 
 from ..conftest import build_tokenizer
 from . import mutations

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from posttrain.recipes.ppo import advantages as adv
-from posttrain.recipes.ppo import losses
-from posttrain.recipes.ppo.kl import KLCoefficient
+from posttrain.recipes.ppo import objective
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 
@@ -14,16 +12,16 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 def test_the_reward_of_a_completion_is_its_score_less_beta_times_the_log_ratio() -> None:
     policy = torch.tensor([[-1.0, -2.0, -0.5, -9.0], [-1.0, -1.0, -1.0, -1.0]])
     reference = torch.tensor([[-1.5, -1.0, -1.5, -4.0], [-1.0, -1.0, -1.0, -2.0]])
-    kl = adv.k1(policy, reference, MASK)
+    kl = objective.k1(policy, reference, MASK)
     assert kl.sum(dim=1).tolist() == [0.5 - 1.0 + 1.0, 1.0]  # what lies in the padding does not count
-    rewards = adv.shaped_rewards(torch.tensor([3.0, -2.0]), kl, 0.1, MASK)
+    rewards = objective.shaped_rewards(torch.tensor([3.0, -2.0]), kl, 0.1, MASK)
     expected = torch.tensor([[-0.05, 0.1, 3.0 - 0.1, 0.0], [0.0, 0.0, 0.0, -2.0 - 0.1]])
     torch.testing.assert_close(rewards, expected)
 
 
 def test_gae_is_the_example_worked_by_hand_in_its_docstring() -> None:
     rewards, values = torch.tensor([[0.0, 0.0, 8.0, 0.0]]), torch.tensor([[2.0, 4.0, 4.0, 77.0]])
-    advantages, returns = adv.gae(rewards, values, MASK[:1], gamma=0.5, lam=0.5)
+    advantages, returns = objective.gae(rewards, values, MASK[:1], gamma=0.5, lam=0.5)
     torch.testing.assert_close(advantages, torch.tensor([[-0.25, -1.0, 4.0, 0.0]]))
     torch.testing.assert_close(returns, torch.tensor([[1.75, 3.0, 8.0, 0.0]]))
 
@@ -33,9 +31,9 @@ def test_gae_at_its_ends_is_the_residual_and_the_return_less_the_value(gamma: fl
     torch.manual_seed(0)
     rewards, values = torch.randn(2, 4) * MASK, torch.randn(2, 4)
     following = torch.cat([(values * MASK)[:, 1:], torch.zeros(2, 1)], dim=1)
-    residual, _ = adv.gae(rewards, values, MASK, gamma=gamma, lam=0.0)
+    residual, _ = objective.gae(rewards, values, MASK, gamma=gamma, lam=0.0)
     torch.testing.assert_close(residual, (rewards + gamma * following - values) * MASK)
-    monte_carlo, returns = adv.gae(rewards, values, MASK, gamma=gamma, lam=1.0)
+    monte_carlo, returns = objective.gae(rewards, values, MASK, gamma=gamma, lam=1.0)
     sums = torch.tensor([[sum(gamma ** (k - t) * r[k] for k in range(t, 4)) for t in range(4)] for r in rewards])
     torch.testing.assert_close(returns, sums * MASK)
     torch.testing.assert_close(monte_carlo, (sums - values) * MASK)
@@ -43,7 +41,7 @@ def test_gae_at_its_ends_is_the_residual_and_the_return_less_the_value(gamma: fl
 
 def test_whitened_advantages_have_mean_0_and_variance_1_over_tokens_and_padding_stays_0() -> None:
     torch.manual_seed(0)
-    white = adv.whiten(torch.randn(2, 4) * 3 + 5, MASK)
+    white = objective.whiten(torch.randn(2, 4) * 3 + 5, MASK)
     tokens = white[MASK.bool()]
     assert tokens.mean().item() == pytest.approx(0, abs=1e-6)
     assert tokens.var(correction=0).item() == pytest.approx(1, abs=1e-5)
@@ -55,27 +53,27 @@ def test_whitening_over_two_processes_is_whitening_over_one() -> None:
     values = torch.randn(2, 4) * 3 + 5
     halves = [(values[:1], MASK[:1]), (values[1:], MASK[1:])]
     # Each process sees its own part of every sum; a stage's sums are added before any goes on.
-    sums, means = [adv.masked_moments(*half) for half in halves], []
+    sums, means = [objective.masked_moments(*half) for half in halves], []
     count = torch.tensor([3.0, 4.0])
     means = (torch.stack([mean for mean, _ in sums]) * count).sum() / count.sum()
     totals = [torch.stack([means * count.sum(), count.sum()]), (((values - means) * MASK) ** 2).sum()]
     found = []
     for half in halves:
         answers = iter(totals)
-        found.append(adv.whiten(*half, lambda local, answers=answers: next(answers)))
-    torch.testing.assert_close(torch.cat(found), adv.whiten(values, MASK))
+        found.append(objective.whiten(*half, lambda local, answers=answers: next(answers)))
+    torch.testing.assert_close(torch.cat(found), objective.whiten(values, MASK))
 
 
 def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant_one() -> None:
     returns = torch.tensor([[1.0, 2.0, 3.0, 9.0], [4.0, 5.0, 6.0, 7.0]])
-    assert adv.explained_variance(returns, returns, MASK).item() == 1
-    assert adv.explained_variance(torch.full((2, 4), 3.0), returns, MASK).item() == pytest.approx(0, abs=1e-6)
-    assert adv.explained_variance(returns, torch.ones(2, 4), MASK).item() == 0  # nothing to explain
+    assert objective.explained_variance(returns, returns, MASK).item() == 1
+    assert objective.explained_variance(torch.full((2, 4), 3.0), returns, MASK).item() == pytest.approx(0, abs=1e-6)
+    assert objective.explained_variance(returns, torch.ones(2, 4), MASK).item() == 0  # nothing to explain
 
 
 def test_with_zero_advantage_the_policy_has_zero_gradient() -> None:
     new = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
-    loss, _ = losses.clipped_policy_loss(new, torch.tensor([[-1.5, -2.0, -1.0]]), torch.zeros(1, 3), cliprange=0.2)
+    loss, _ = objective.clipped_policy_loss(new, torch.tensor([[-1.5, -2.0, -1.0]]), torch.zeros(1, 3), cliprange=0.2)
     loss.sum().backward()
     assert loss.tolist() == [[0, 0, 0]]
     assert new.grad is not None
@@ -84,7 +82,7 @@ def test_with_zero_advantage_the_policy_has_zero_gradient() -> None:
 
 def test_where_policy_and_old_policy_agree_the_gradient_is_that_of_reinforce() -> None:
     new = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    loss, clipped = losses.clipped_policy_loss(new, new.detach(), torch.tensor([[2.0, -3.0]]), cliprange=0.2)
+    loss, clipped = objective.clipped_policy_loss(new, new.detach(), torch.tensor([[2.0, -3.0]]), cliprange=0.2)
     loss.sum().backward()
     assert new.grad is not None
     assert new.grad.tolist() == [[-2.0, 3.0]]
@@ -105,7 +103,7 @@ def test_the_policy_loss_is_clipped_on_the_side_that_gains(
     ratio: float, advantage: float, loss: float, slope: float
 ) -> None:
     new = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    found, clipped = losses.clipped_policy_loss(new, torch.zeros(1, 1), torch.tensor([[advantage]]), cliprange=0.2)
+    found, clipped = objective.clipped_policy_loss(new, torch.zeros(1, 1), torch.tensor([[advantage]]), cliprange=0.2)
     found.sum().backward()
     assert found.item() == pytest.approx(loss)
     assert new.grad is not None
@@ -126,7 +124,7 @@ def test_the_value_loss_is_clipped_around_the_old_value(
     new: float, cliprange: float | None, loss: float, slope: float
 ) -> None:
     value = torch.tensor([[new]], requires_grad=True)
-    found, clipped = losses.clipped_value_loss(value, torch.zeros(1, 1), torch.ones(1, 1), cliprange=cliprange)
+    found, clipped = objective.clipped_value_loss(value, torch.zeros(1, 1), torch.ones(1, 1), cliprange=cliprange)
     found.sum().backward()
     assert found.item() == pytest.approx(loss)
     assert value.grad is not None
@@ -137,9 +135,9 @@ def test_the_value_loss_is_clipped_around_the_old_value(
 def test_the_approximate_kl_is_the_kl_on_average() -> None:
     torch.manual_seed(0)
     old, new = torch.randn(6).log_softmax(0), torch.randn(6).log_softmax(0)
-    expected = (old.exp() * losses.approximate_kl(new, old)).sum()
+    expected = (old.exp() * objective.approximate_kl(new, old)).sum()
     torch.testing.assert_close(expected, (old.exp() * (old - new)).sum())
-    assert (losses.approximate_kl(new, old) >= 0).all()
+    assert (objective.approximate_kl(new, old) >= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -152,12 +150,12 @@ def test_the_approximate_kl_is_the_kl_on_average() -> None:
     ],
 )
 def test_an_adaptive_coefficient_follows_ziegler_2019(kl: float, expected: float) -> None:
-    coefficient = KLCoefficient(0.1, target=6.0, horizon=10000)
+    coefficient = objective.KLCoefficient(0.1, target=6.0, horizon=10000)
     coefficient.update(kl, 1024)
     assert coefficient.value == pytest.approx(expected)
 
 
 def test_a_fixed_coefficient_stays() -> None:
-    coefficient = KLCoefficient(0.1)
+    coefficient = objective.KLCoefficient(0.1)
     coefficient.update(100.0, 1024)
     assert coefficient.value == 0.1
