@@ -19,7 +19,6 @@ from .load import Loaded, load
 from .rewards import name_of
 from .schema import RewardSpec
 from .stage_table import STAGES
-from .trainer_fields import fields_of
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
@@ -131,11 +130,13 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
     recipe, report = job.loaded.recipe, train.report
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
     sampled = report.sources[0].kind == "prompt"
-    per_epoch = max(1, -(-report.rows * (_answers_per_prompt(job) if sampled else 1) // batch))
+    # a prompt comes in an epoch once for each answer and each pass over the answers
+    times = (job.option("num_generations") or 1) * (job.option("num_iterations") or 1) if sampled else 1
+    per_epoch = max(1, -(-report.rows * times // batch))
     steps = job.option("max_steps")
     steps = steps if steps > 0 else int(per_epoch * job.option("num_train_epochs") + 0.999999)
     # an answer that has yet to be sampled is counted as long as it may become
-    answer = (_field(job, "max_completion_length") or 0) if sampled else 0
+    answer = (job.option("max_completion_length") or 0) if sampled else 0
     tokens = int(steps * batch * (report.tokens / max(1, report.rows) + answer))
     flops = estimate.training_flops(recipe, size, tokens)
     states = estimate.state_bytes(recipe, size) / estimate.GIB
@@ -165,16 +166,6 @@ def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
     names = " ".join(job.tokenizer.convert_ids_to_tokens(list(job.new_tokens)))
     rows = f", {size.new_tokens:,} parameters in float32" if size.new_tokens else ""
     return [f"new tokens: {names}, which the template added and the model has to learn{rows}"]
-
-
-def _field(job: "Job", name: str) -> Any:
-    """Returns a trainer field, or None if the stage has none of that name."""
-    return job.option(name) if name in fields_of(STAGES[job.loaded.recipe.stage].config) else None
-
-
-def _answers_per_prompt(job: "Job") -> int:
-    """Returns how often a prompt comes in an epoch: once for each answer and each pass over the answers."""
-    return (_field(job, "num_generations") or 1) * (_field(job, "num_iterations") or 1)
 
 
 def _count(number: float) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from .load import Loaded
 from .model import choose_template, load_tokenizer
 from .stage_table import STAGES
-from .trainer_fields import fields_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,17 +43,13 @@ class Job:
         return Path(self.loaded.recipe.output_dir)
 
     def option(self, name: str) -> Any:
-        """Returns a trainer field: the recipe's value, or the configuration class's default."""
-        recipe = self.loaded.recipe
-        field = fields_of(STAGES[recipe.stage].config)[name]
-        return recipe.trainer.get(name, field.default)
+        """Returns a trainer field, as the recipe or its default has it."""
+        return self.loaded.option(name)
 
     @property
     def cut_to(self) -> int | None:
         """The tokens that a conversation is cut to, or None where long ones are dropped whole."""
-        recipe = self.loaded.recipe
-        cuts = recipe.data.too_long == "truncate" and "max_length" in fields_of(STAGES[recipe.stage].config)
-        return self.option("max_length") if cuts else None
+        return self.option("max_length") if self.loaded.recipe.data.too_long == "truncate" else None
 
 
 def cache_dir() -> Path:
@@ -75,7 +70,7 @@ def prove_template(job: Job) -> "Proof | None":
     """
     from ..data_tools.proof import prove_mask
 
-    if job.template is None or not _masks(job.loaded):
+    if job.template is None or not job.option("assistant_only_loss"):
         return None
     return prove_mask(
         job.loaded.recipe.data,
@@ -85,12 +80,6 @@ def prove_template(job: Job) -> "Proof | None":
         accepts=STAGES[job.loaded.recipe.stage].accepts,
         max_length=job.cut_to,
     )
-
-
-def _masks(loaded: Loaded) -> bool:
-    """Whether a recipe puts the loss on the assistant's turns alone."""
-    field = fields_of(STAGES[loaded.recipe.stage].config).get("assistant_only_loss")
-    return field is not None and bool(loaded.recipe.trainer.get("assistant_only_loss", field.default))
 
 
 def open_job(loaded: Loaded) -> Job:
@@ -104,7 +93,7 @@ def open_job(loaded: Loaded) -> Job:
 
     tokenizer = load_tokenizer(loaded.recipe.model)
     template = choose_template(loaded.recipe.model, tokenizer)
-    if template and _masks(loaded) and not template.marks_generation:
+    if template and loaded.option("assistant_only_loss") and not template.marks_generation:
         template = chat_templates.recognise(template, tokenizer) or template
     added = chat_templates.install(template, tokenizer) if template else chat_templates.ensure_pad(tokenizer)
     return Job(loaded, tokenizer, template, tuple(added))

@@ -66,6 +66,11 @@ class Loaded:
         """16 hexadecimal digits that identify what is trained."""
         return recipe_hash(self.values)
 
+    def option(self, name: str) -> Any:
+        """Returns a trainer field: the recipe's value, or the configuration class's default; None if it has no such."""
+        field = trainer_fields.fields_of(STAGES[self.recipe.stage].config).get(name)
+        return field and self.recipe.trainer.get(name, field.default)
+
     def where(self, text: str) -> str:
         """Returns the file and line, or the override, of the key that a message names; the file if it names none."""
         known = {dotted(key): key for key in (*self.document.lines, *self.document.overrides) if key}

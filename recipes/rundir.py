@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from ..evals import checkpoints
 from ..evals.runs import RUN_FILE, is_closed, read_record, run_of
 from .errors import RunFolderError
 from .load import Loaded, recipe_hash
-from .schema import Recipe
 
 LOG = "log.jsonl"
 CARD = "README.md"
@@ -43,50 +41,39 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
         RunFolderError: The folder was made by a different recipe, or holds files of other origin.
     """
     run_dir = Path(loaded.recipe.output_dir)
-    old = read_record(run_dir) or None
-    if old is not None:  # an older version may have hashed a recipe in another way
+    old = read_record(run_dir)
+    if old:  # an older version may have hashed a recipe in another way
         old = {**old, "recipe_hash": recipe_hash(old.get("recipe") or {})}
-    if old is not None and not _holds_work(run_dir):
-        old = _abandoned(run_dir)
+    if old and not _holds_work(run_dir):  # what a run left that saved no step is cleared away
+        old = {}
+        shutil.rmtree(run_dir / "checkpoint-0", ignore_errors=True)
+        for name in (LOG, CARD):
+            (run_dir / name).unlink(missing_ok=True)
     hint = "choose another output_dir, or go on here with --force"
     if run_dir.is_dir() and not (run_dir / RUN_FILE).exists() and not force:
         strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
         if strangers:
             raise RunFolderError(f"the folder holds {', '.join(strangers[:3])}", where=str(run_dir), hint=hint)
-    if old is not None and old.get("recipe_hash") != loaded.hash and not force:
-        changed = differences(old.get("recipe", {}), loaded.values)
-        raise RunFolderError(
-            f"the folder belongs to a different recipe ({'; '.join(changed[:5])})", where=str(run_dir), hint=hint
-        )
-    parent = parent_of(loaded.recipe.model.name_or_path)
-    if old is not None and not same_parent(old.get("parent"), parent) and not force:
-        raise RunFolderError(
-            f"the model it starts from has changed ({'; '.join(differences(old.get('parent'), parent)[:3])})",
-            where=str(run_dir),
-            hint=hint,
-        )
-    models = other_models(loaded.recipe)
-    if old is not None and not same_models(old.get("models"), models) and not force:
-        raise RunFolderError("a teacher, reward model or critic has changed", where=str(run_dir), hint=hint)
+    origin = origin_of(loaded)
+    steps = [f"--step={name}={folder}" for name, folder in loaded.references.items()]
+    if old and not force and (change := change_since(old, origin)):
+        raise RunFolderError(change, where=str(run_dir), hint=hint)
     record = {
         "schema": 1,
         "name": loaded.name,
         "stage": loaded.recipe.stage,
-        "recipe": loaded.values,
-        "recipe_hash": loaded.hash,
+        **origin,
         "recipe_path": str(loaded.path.absolute()),
         "seed": loaded.recipe.trainer.get("seed", 42),
-        "data": (old or {}).get("data"),
-        "template": (old or {}).get("template"),
-        "parent": parent,
-        "models": models,
+        "data": old.get("data"),
+        "template": old.get("template"),
         "versions": versions(),
         "git": git_revision(loaded.path.parent),
         "processes": processes,
         "references": {name: str(folder) for name, folder in loaded.references.items()},
-        "command": shlex.join(_command(loaded)),
-        "created": (old or {}).get("created") or now(),
-        "finished": (old or {}).get("finished") if old and old.get("recipe_hash") == loaded.hash else None,
+        "command": shlex.join(["posttrain", "train", str(loaded.path), *loaded.overrides, *steps]),
+        "created": old.get("created") or now(),
+        "finished": old.get("finished") if old.get("recipe_hash") == loaded.hash else None,
     }
     write_json(run_dir / RUN_FILE, record)
     return record
@@ -99,25 +86,37 @@ def _holds_work(run_dir: Path) -> bool:
     return trained or any((run_dir / name).exists() for name in names) or any(run_dir.glob("*.safetensors"))
 
 
-def _abandoned(run_dir: Path) -> None:
-    """Clears a folder of what a run that saved no step wrote; its record is about to be replaced."""
-    shutil.rmtree(run_dir / "checkpoint-0", ignore_errors=True)
-    for name in (LOG, CARD):
-        (run_dir / name).unlink(missing_ok=True)
+def origin_of(loaded: Loaded) -> dict[str, Any]:
+    """Returns the part of a record that says what is trained: recipe, the model it starts from, and all others."""
+    start = loaded.recipe.model.name_or_path
+    return {
+        "recipe": loaded.values,
+        "recipe_hash": loaded.hash,
+        "parent": parent_of(start),
+        "models": [parent_of(name) for name in loaded.recipe.models if name != start],
+    }
 
 
-def _command(loaded: Loaded) -> list[str]:
-    """Returns the command that trains this recipe again."""
-    steps = [f"--step={name}={folder}" for name, folder in loaded.references.items()]
-    return ["posttrain", "train", str(loaded.path), *loaded.overrides, *steps]
+def change_since(record: dict[str, Any], origin: dict[str, Any]) -> str | None:
+    """Says in what a recorded run differs from what ``origin_of`` gives now; None if in nothing."""
+    if record.get("recipe_hash") != origin["recipe_hash"]:
+        changed = _differences(record.get("recipe", {}), origin["recipe"])
+        return f"the folder belongs to a different recipe ({'; '.join(changed[:5])})"
+    parent = origin["parent"]
+    if not _same_parent(record.get("parent"), parent):
+        return f"the model it starts from has changed ({'; '.join(_differences(record.get('parent'), parent)[:3])})"
+    models = record.get("models") or []
+    if len(models) == len(origin["models"]) and all(map(_same_parent, models, origin["models"])):
+        return None
+    return "a teacher, reward model or critic has changed"
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     """Lists where two recipes differ, as ``trainer.learning_rate: 1e-05 -> 2e-05``."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for name in sorted(old.keys() | new.keys()):
-            found += differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         return found
     return [] if old == new else [f"{key}: {old} -> {new}"]
 
@@ -140,7 +139,7 @@ def parent_of(name_or_path: str | None) -> dict[str, Any] | None:
     }
 
 
-def same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
+def _same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
     """Says whether two runs start from the same model, wherever it lies, or the same Hub id.
 
     Records of older versions know a model by its weights alone.
@@ -150,18 +149,6 @@ def same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
     known = next((key for key in ("model_hash", "weights_hash") if new[key] and old.get(key)), None)
     key = known or ("weights_hash" if new["weights_hash"] else "name")
     return old.get(key) == new[key]
-
-
-def other_models(recipe: Recipe) -> list[dict[str, Any]]:
-    """Describes the models that a run uses besides the one it starts from: teacher, reward models, critic."""
-    described = [parent_of(name) for name in recipe.models if name != recipe.model.name_or_path]
-    return [model for model in described if model is not None]
-
-
-def same_models(old: list[dict[str, Any]] | None, new: list[dict[str, Any]]) -> bool:
-    """Says whether two runs use the same other models."""
-    old = old or []
-    return len(old) == len(new) and all(same_parent(a, b) for a, b in zip(old, new, strict=True))
 
 
 def check_inputs(old: dict[str, Any], *, data: dict[str, Any], template: dict[str, Any] | None, force: bool) -> None:
@@ -188,29 +175,18 @@ def _fingerprints(record: dict[str, Any]) -> dict[str, str | None]:
     return {f"the {name}": (part or {}).get("fingerprint") for name, part in parts.items()}
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Where a run goes on.
-
-    Attributes:
-        checkpoint: The newest whole checkpoint, or None to begin at step 0.
-        left: Each damaged checkpoint that was left, with why.
-    """
-
-    checkpoint: Path | None
-    left: tuple[str, ...]
-
-
-def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool = False) -> Resume:
+def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool = False) -> Path | None:
     """Finds the newest checkpoint whose every file is as it was saved; says which ones it leaves, and why.
 
     Args:
         run_dir: The run folder.
         say: Takes a line for the user.
         best: Whether the run ends with its best checkpoint, which must then be whole too.
+
+    Returns:
+        It, or None to begin at step 0.
     """
-    left = []
-    weights_only = ""
+    damaged, weights_only = False, ""
     for folder in reversed(checkpoints.list_checkpoints(run_dir)):
         problems = checkpoints.verify(folder)
         manifest = checkpoints.read_manifest(folder)
@@ -221,14 +197,14 @@ def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool
             problems = _unreadable(folder, manifest, best=best)
         if not problems:
             say(f"resuming from {folder}")
-            return Resume(folder, tuple(left))
-        left.append(f"{folder.name}: {'; '.join(problems)}")
+            return folder
+        damaged = True
         say(f"leaving damaged checkpoint {folder}: {'; '.join(problems)}")
     if weights_only:
         say(f"{weights_only} holds weights only (trainer.save_only_model): starting from the first step")
-    elif left:
+    elif damaged:
         say("no whole checkpoint is left: starting from the first step")
-    return Resume(None, tuple(left))
+    return None
 
 
 def _unreadable(folder: Path, manifest: checkpoints.Manifest, *, best: bool) -> list[str]:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +42,20 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
         PosttrainError: The input is wrong or the run failed.
     """
     run_dir = Path(loaded.recipe.output_dir)
-    if not force and _already_done(loaded):
+    record = {} if force else rundir.read_record(run_dir)
+    if record and rundir.change_since(record, rundir.origin_of(loaded)) is None and rundir.is_finished(run_dir):
         _say(f"{run_dir}: already trained; nothing to do")
         return
     args = trainer_config(loaded)
     state = _check_processes(processes)
-    with _run_lock(run_dir, main=state.is_main_process):
+    # A second run is kept out of the folder for as long as this one lives.
+    with locked(run_dir / ".lock") if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():
             record = rundir.claim(loaded, processes=state.num_processes, force=force) if state.is_main_process else {}
             ready = decide(loaded, args)
         if state.is_main_process:
             _record_inputs(ready.job, record, ready.data, force)
-        resume = rundir.find_resume(run_dir, say=_say, best=args.load_best_model_at_end).checkpoint
+        resume = rundir.find_resume(run_dir, say=_say, best=args.load_best_model_at_end)
         trainer = build(ready)
         with explain_full_disk(run_dir):
             _run(ready.job, trainer, resume)
@@ -83,25 +85,6 @@ def _check_processes(expected: int | None) -> Any:
                 hint="on CPUs use recipes/accelerate/cpu.yaml, which accelerate does not turn into one process",
             )
     return state
-
-
-@contextlib.contextmanager
-def _run_lock(run_dir: Path, *, main: bool) -> Iterator[None]:
-    """Keeps a second run out of the folder for as long as this one lives."""
-    with locked(run_dir / ".lock") if main else contextlib.nullcontext():
-        yield
-
-
-def _already_done(loaded: Loaded) -> bool:
-    """Says whether this very recipe has been trained here to the end, from the same parent."""
-    run_dir = Path(loaded.recipe.output_dir)
-    record = rundir.read_record(run_dir)
-    return (
-        record.get("recipe_hash") == loaded.hash
-        and rundir.same_parent(record.get("parent"), rundir.parent_of(loaded.recipe.model.name_or_path))
-        and rundir.same_models(record.get("models"), rundir.other_models(loaded.recipe))
-        and rundir.is_finished(run_dir)
-    )
 
 
 def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force: bool) -> None:
@@ -143,7 +126,7 @@ def build(ready: Ready) -> "Trainer":
         model = load_model(job.loaded.recipe, job.tokenizer, ready.head)
         keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
         # The manifest is written last.
-        callbacks = [progress, keeper, *([start] if _keeps_start(job.loaded) else [])]
+        callbacks = [progress, keeper, *([start] if job.loaded.recipe.score and job.loaded.recipe.score.start else [])]
         trainer = ready.stage.build(job, ready.args, model, ready.data, _common(ready, model, callbacks))
         settle(trainer.model)
     start.trainer = progress.trainer = trainer
@@ -166,11 +149,6 @@ def _common(ready: Ready, model: "PreTrainedModel", callbacks: list[Any]) -> dic
         "peft_config": lora_config(ready.job, model),
         "callbacks": callbacks,
     }
-
-
-def _keeps_start(loaded: Loaded) -> bool:
-    """Says whether the weights before the first step are to be scored."""
-    return loaded.recipe.score is not None and loaded.recipe.score.start
 
 
 def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:

@@ -9,7 +9,7 @@ from ...evals.forward import outputs
 from ...evals.labels import problem_of
 from ...evals.models import make_room
 from ...evals.stats.classification import Problem
-from ..distillation.teacher import check_vocabulary, teacher_config
+from ..distillation.teacher import check_vocabulary
 from ..errors import RecipeError
 from ..model import pretrained, whole_weights
 from ..schema import TeacherSpec
@@ -64,7 +64,7 @@ def load_teacher(
     Raises:
         RecipeError: The teacher cannot be loaded, has another vocabulary, or predicts something else.
     """
-    config = teacher_config(spec)
+    config = pretrained(spec).config()
     order = _order(spec, config, problem, labels)
     check_vocabulary(spec, config, tokenizer)
     with whole_weights():

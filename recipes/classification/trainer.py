@@ -1,6 +1,6 @@
 """The classification trainer: a loss that is one mean over an optimizer step, however the step is cut up."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,10 @@ class ClassifyTrainer(Trainer):
         self._problem: Problem = problem
         self._class_weights = class_weights
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """Returns a step's batches, and the sum of their rows' weights and their number of rows on all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        device = self.args.device
         total = sum((_totals(batch["weights"].to(device)) for batch in batches), torch.zeros(2, device=device))
         summed: Any = self.accelerator.reduce(total, reduction="sum")
         return batches, summed

@@ -35,29 +35,6 @@ IDS, LOG_Q, LOG_REST = "teacher_ids", "teacher_log_q", "teacher_log_rest"
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What a teacher is asked.
-
-    Attributes:
-        k: How many tokens.
-        temperature: Of its distribution; the mass outside of the k cannot be known at another one later.
-        tokens: Of its output layer, the rows that are tokens of the student too.
-        batch_size: Rows at a time.
-        chunk: Places whose logits are held at a time.
-        bf16: Whether matrix products are in bfloat16.
-        device: Where it runs.
-    """
-
-    k: int
-    temperature: float
-    tokens: int
-    batch_size: int
-    chunk: int
-    bf16: bool
-    device: torch.device
-
-
-@dataclass(frozen=True)
 class Answers:
     """What a teacher said of the rows of a data set, mapped from the disk.
 
@@ -108,7 +85,13 @@ def numbered(rows: "Dataset", split: int) -> "Dataset":
 
 
 def ask(
-    spec: "TeacherSpec", tokenizer: Any, rows: "Prepared", collate: Collator, asking: Asking, cache_dir: Path
+    spec: "TeacherSpec",
+    tokenizer: Any,
+    rows: "Prepared",
+    collate: Collator,
+    args: Any,
+    tokens: int,
+    cache_dir: Path,
 ) -> Answers:
     """Returns the teacher's answers to the rows of a data set, found on the disk or made now.
 
@@ -119,21 +102,25 @@ def ask(
         tokenizer: The student's.
         rows: What it is asked about.
         collate: Makes batches of rows, as in training.
-        asking: How much of its answers is kept.
+        args: The student's ``DistillConfig``, its temperature among them: the mass outside of the ``top_k`` tokens that
+            are kept cannot be known at another one later.
+        tokens: Rows of the teacher's output layer that are tokens of the student too.
         cache_dir: Where they are kept, by the teacher's weights, the rows and the question.
 
     Raises:
         RecipeError: The teacher cannot be loaded.
     """
-    question = {"k": asking.k, "temperature": asking.temperature, "tokens": asking.tokens, "bf16": asking.bf16}
+    assert spec.top_k is not None, "the caller has looked"
+    k = min(spec.top_k, tokens)
+    question = {"k": k, "temperature": args.temperature, "tokens": tokens, "bf16": bool(args.bf16)}
     key = "teacher-" + hash_json(
         {"version": VERSION, "teacher": _identity(spec), "dtype": spec.dtype, "rows": rows.fingerprint, **question}
     )
 
     def build(folder: Path) -> dict[str, Any]:
         with whole_weights():
-            teacher: Any = load_teacher(spec, tokenizer).to(asking.device)  # type: ignore[arg-type]
-        return _write(teacher, rows.dataset, collate, asking, folder)
+            teacher: Any = load_teacher(spec, tokenizer).to(args.device)  # type: ignore[arg-type]
+        return _write(teacher, rows.dataset, collate, args, k, tokens, folder)
 
     entry = get_or_build(cache_dir, key, build)
     starts, places = np.load(entry.folder / "starts.npy"), entry.report["places"]
@@ -142,7 +129,7 @@ def ask(
         path = entry.folder / name
         return np.memmap(path, dtype, "r", shape=(places, *shape)) if places else np.empty((0, *shape), dtype)
 
-    ids, log_q = mapped(IDS, np.int32, asking.k), mapped(LOG_Q, np.float32, asking.k)
+    ids, log_q = mapped(IDS, np.int32, k), mapped(LOG_Q, np.float32, k)
     return Answers(starts, ids, log_q, mapped(LOG_REST, np.float32), entry.report["mass"])
 
 
@@ -155,21 +142,24 @@ def _identity(spec: "TeacherSpec") -> str:
 
 
 @torch.no_grad()
-def _write(teacher: Any, rows: "Dataset", collate: Collator, asking: Asking, folder: Path) -> dict[str, Any]:
+def _write(
+    teacher: Any, rows: "Dataset", collate: Collator, args: Any, k: int, tokens: int, folder: Path
+) -> dict[str, Any]:
     """Runs the teacher over all rows and writes what it says; returns how many places and the mean mass of the k."""
     head, counts, mass = logits_head(teacher), [0], 0.0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in (IDS, LOG_Q, LOG_REST)}
-        stack.enter_context(torch.autocast(asking.device.type, torch.bfloat16, enabled=asking.bf16))
-        for start in _progress(range(0, len(rows), asking.batch_size)):
-            numbers = range(start, min(start + asking.batch_size, len(rows)))
+        stack.enter_context(torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)))
+        size = args.per_device_train_batch_size
+        for start in _progress(range(0, len(rows), size)):
+            numbers = range(start, min(start + size, len(rows)))
             features = rows.select(numbers).to_list()
             counts += [int((collate([row])["labels"][:, 1:] != IGNORED).sum()) for row in features]
-            batch = {key: _on(asking.device, value) for key, value in collate(features).items()}
+            batch = {key: _on(args.device, value) for key, value in collate(features).items()}
             hidden, _ = predicting(last_hidden(teacher, model_inputs(batch)), batch["labels"])
-            for part in range(0, len(hidden), asking.chunk):
-                logits = head(hidden[part : part + asking.chunk]).float()[..., : asking.tokens]
-                ids, log_q, log_rest = top_k(logits, asking.k, asking.temperature)
+            for part in range(0, len(hidden), args.chunk):
+                logits = head(hidden[part : part + args.chunk]).float()[..., :tokens]
+                ids, log_q, log_rest = top_k(logits, k, args.temperature)
                 mass += float(log_q.exp().sum())
                 for name, values in ((IDS, ids.int()), (LOG_Q, log_q), (LOG_REST, log_rest)):
                     files[name].write(values.cpu().numpy().tobytes())

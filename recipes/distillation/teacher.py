@@ -32,7 +32,7 @@ def check_teacher(job: "Job") -> None:
     recipe = job.loaded.recipe
     spec = recipe.teacher
     assert spec is not None, "the stage requires a teacher"
-    config = teacher_config(spec)
+    config = pretrained(spec).config()
     check_vocabulary(spec, config, job.tokenizer)
     if recipe.stage != "distill":
         if spec.top_k is not None:
@@ -80,15 +80,6 @@ def _tokenizer(spec: "TeacherSpec") -> "PreTrainedTokenizerBase | None":
         return pretrained(spec).tokenizer()
     except RecipeError:
         return None
-
-
-def teacher_config(spec: "TeacherSpec") -> "PretrainedConfig":
-    """Reads a teacher's configuration.
-
-    Raises:
-        RecipeError: It cannot be found or read.
-    """
-    return pretrained(spec).config()
 
 
 def load_teacher(

@@ -6,14 +6,12 @@ from ...data_tools.prepare import Prepared, prepare
 from .. import job as jobs
 from ..errors import RecipeError
 from ..job import Job
+from ..model import pretrained
 from ..stage_table import STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from ..distillation.cached import Answers
     from ..distillation.trainer import DistillConfig
 
 # What the data section has already done when the trainer is built.
@@ -65,15 +63,15 @@ def build(
     job: Job, args: Any, model: "PreTrainedModel", data: dict[str, Prepared | None], common: dict[str, Any]
 ) -> "Trainer":
     """Builds TRL's SFTTrainer over rows that are already tokenised, masked and packed; with a teacher ours on top."""
-    from ..trainers.text import PackedRowSFTTrainer, row_collator
+    from ...data_tools.collate import PackedRowCollator, padded_collator
+    from ..trainers.text import PackedRowSFTTrainer
 
-    attention: str = getattr(model.config, "_attn_implementation", None) or ""
-    common["data_collator"] = row_collator(
-        job.tokenizer,
-        packed=bool(job.option("packing")),
-        flatten=attention.startswith(_VARLEN),
-        pad_to_multiple_of=args.pad_to_multiple_of,  # SFTConfig has turned the word "auto" into a number or None
-    )
+    pad: Any = job.tokenizer.pad_token_id
+    multiple = args.pad_to_multiple_of  # SFTConfig has turned the word "auto" into a number or None
+    common["data_collator"] = padded_collator(pad, pad_to_multiple_of=multiple)
+    if job.option("packing"):  # packed rows stay rows unless a varlen kernel asks for one flat row
+        flatten = (getattr(model.config, "_attn_implementation", None) or "").startswith(_VARLEN)
+        common["data_collator"] = PackedRowCollator(pad, flatten=flatten, pad_to_multiple_of=multiple)
     return _with_teacher(job, args, model, data, common) if job.loaded.recipe.teacher else PackedRowSFTTrainer(**common)
 
 
@@ -81,44 +79,26 @@ def _with_teacher(
     job: Job, args: "DistillConfig", model: Any, data: dict[str, Prepared | None], common: dict[str, Any]
 ) -> "Trainer":
     """Builds the trainer with the teacher beside the student, or with its answers, made first, on the disk."""
-    from ..distillation.cached import AnswerCollator, numbered
-    from ..distillation.teacher import load_teacher, teacher_config
+    from accelerate import PartialState
+
+    from ..distillation.cached import AnswerCollator, Answers, ask, numbered
+    from ..distillation.teacher import load_teacher
     from ..distillation.trainer import DistillTrainer
 
     spec = job.loaded.recipe.teacher
     assert spec is not None, "the caller has looked"
-    tokens = min(found.get_text_config().vocab_size for found in (model.config, teacher_config(spec)))
+    tokens = min(found.get_text_config().vocab_size for found in (model.config, pretrained(spec).config()))
     if args.alpha == 1 and not args.hidden_cosine:
         return DistillTrainer(tokens=tokens, **common)  # nothing is asked of the teacher
     if spec.top_k is None:
         return DistillTrainer(teacher=load_teacher(spec, job.tokenizer), tokens=tokens, **common)
-    splits = [rows for rows in (data["train"], data["eval"]) if rows is not None]
-    answers = [_answers(job, args, rows, common["data_collator"], tokens) for rows in splits]
-    for number, (name, rows) in enumerate(zip(("train_dataset", "eval_dataset"), splits, strict=False)):
-        common[name] = numbered(rows.dataset, number)
+    answers: list[Answers] = []
+    for name, rows in (("train_dataset", data["train"]), ("eval_dataset", data["eval"])):
+        if rows is not None:
+            common[name] = numbered(rows.dataset, len(answers))
+            answers.append(ask(spec, job.tokenizer, rows, common["data_collator"], args, tokens, jobs.cache_dir()))
+            if PartialState().is_main_process:
+                mass = f"{answers[-1].mass:.1%} of its probability"
+                print(f"teacher: its {spec.top_k} likeliest of {tokens} tokens hold {mass}")
     common["data_collator"] = AnswerCollator(common["data_collator"], tuple(answers))
     return DistillTrainer(tokens=tokens, **common)
-
-
-def _answers(job: Job, args: "DistillConfig", rows: Prepared, collate: "Callable[..., Any]", tokens: int) -> "Answers":
-    """Asks the teacher about the rows of a split, or finds its answers."""
-    from accelerate import PartialState
-
-    from ..distillation.cached import Asking, ask
-
-    spec = job.loaded.recipe.teacher
-    assert spec is not None
-    assert spec.top_k is not None
-    asking = Asking(
-        k=min(spec.top_k, tokens),
-        temperature=args.temperature,
-        tokens=tokens,
-        batch_size=args.per_device_train_batch_size,
-        chunk=args.chunk,
-        bf16=bool(args.bf16),
-        device=args.device,
-    )
-    answers = ask(spec, job.tokenizer, rows, collate, asking, jobs.cache_dir())
-    if PartialState().is_main_process:
-        print(f"teacher: its {spec.top_k} likeliest of {tokens} tokens hold {answers.mass:.1%} of its probability")
-    return answers

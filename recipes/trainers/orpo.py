@@ -5,10 +5,7 @@ four batches of one row train as one batch of four does.
 """
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
-
-import torch
 
 from .preference import SHARE, add_token_shares
 
@@ -49,11 +46,9 @@ class PreparedORPOTrainer(ORPOTrainer):
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.use_dpo_data_collator = True  # ours gives the same columns
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Takes the batches of a step; adds each one's share of the step's tokens."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, items = super().get_batch_samples(*args, **kwargs)
         add_token_shares(self, batches, [batch["chosen_attention_mask"][:, 1:].sum() for batch in batches])
         return batches, items
 

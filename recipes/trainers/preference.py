@@ -9,7 +9,7 @@ model differed by up to 5% (KTO) and 0.02% (DPO with ``sft``) between batches of
 DPO's ``aot`` losses sort the rows of a batch, and so depend on its size by their definition.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,43 +42,40 @@ class PairCollator(DataCollatorForPreference):
         return super().torch_call(joined)
 
 
-class PreparedRewardTrainer(RewardTrainer):
+class PreparedRows:
+    """Takes rows as they are prepared; it stands before TRL's class among the bases."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+class PreparedRewardTrainer(PreparedRows, RewardTrainer):
     """A RewardTrainer that takes prepared rows."""
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        return dataset
 
-
-class PreparedDPOTrainer(DPOTrainer):
+class PreparedDPOTrainer(PreparedRows, DPOTrainer):
     """A DPOTrainer that takes prepared rows; the ``sft`` term is a mean over all chosen tokens of the step."""
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        return dataset
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Takes the batches of a step; adds each one's share of the step's chosen tokens where ``sft`` needs it."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, items = super().get_batch_samples(*args, **kwargs)
         if "sft" in self.loss_types:
             masks = [batch["completion_mask"] for batch in batches]
             add_token_shares(self, batches, [mask.chunk(2)[0][:, 1:].sum() for mask in masks])
         return batches, items
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes TRL's loss; then gives the ``sft`` term the batch's share of tokens instead of an equal one."""
         share = inputs.pop(SHARE, None)
         if share is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, *args, **kwargs)
         outputs: list[Any] = []
 
         def keeping(**kwargs: Any) -> Any:
             outputs.append(model(**kwargs))
             return outputs[-1]
 
-        loss: Any = super().compute_loss(keeping, inputs, return_outputs, num_items_in_batch)  # type: ignore[arg-type]
+        loss: Any = super().compute_loss(keeping, inputs, *args, **kwargs)  # type: ignore[arg-type]
         mask = inputs["completion_mask"][:, 1:]
         logps = outputs[0].log_probs[:, -mask.size(1) :].chunk(2)[0]
         sft = -logps[mask.chunk(2)[0].bool()].mean()
@@ -133,11 +130,9 @@ class PreparedKTOTrainer(KTOTrainer):
                 _with_next_answers, batched=True, batch_size=rows, desc="Pairing answers for the KL term"
             )
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Takes the batches of a step; gives each the divergence of policy from reference over all of them."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, items = super().get_batch_samples(*args, **kwargs)
         if self.calculate_KL and batches:
             ratios = torch.cat([self._kl_ratios(self._prepare_inputs(batch)) for batch in batches])
             totals: Any = self.accelerator.gather(torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))]))
@@ -160,17 +155,14 @@ class PreparedKTOTrainer(KTOTrainer):
                     reference = super()._compute_kl_logps(self.model, batch)
         return policy - reference
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes TRL's loss, in training with the divergence of the whole step."""
         kl = inputs.pop(STEP_KL, None)
-        if (
-            kl is not None
-        ):  # what TRL asks for next: the policy's log-probabilities, and without a cache the reference's
+        if kl is not None:
+            # What TRL asks for next: the policy's log-probabilities, and without a cache the reference's.
             cached = inputs.get("ref_KL_logps") if self.precompute_ref_logps else None
             self._kl_logps = [kl, torch.zeros_like(kl)] if cached is None else [kl + cached]
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> Any:
         return self._kl_logps.pop(0) if self._kl_logps else super()._compute_kl_logps(model, batch)
@@ -189,7 +181,6 @@ class ReferenceKeeper(TrainerCallback):
     """Keeps a reference that moves with the policy (TR-DPO, Gorbatovski et al. 2024, arXiv:2404.09656) in checkpoints.
 
     TRL saves the policy alone, so that a resumed run would fall back to the reference of the first step.
-
     """
 
     FILE = "reference.safetensors"

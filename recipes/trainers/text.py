@@ -5,15 +5,10 @@ over that row costs (B L)^2 instead of B L^2. Rows kept as [B, L] with position 
 the same losses (`benchmarks/train_overhead.py` measures both).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from trl.trainer.sft_trainer import SFTTrainer
-
-from ...data_tools.collate import PackedRowCollator, padded_collator
-
-if TYPE_CHECKING:
-    from transformers import DataCollator, PreTrainedTokenizerBase
 
 
 class PackedRowSFTTrainer(SFTTrainer):
@@ -30,13 +25,3 @@ class PackedRowSFTTrainer(SFTTrainer):
             counts: Any = self.accelerator.gather(uncounted)
             self._total_train_tokens += int(counts.sum().item())
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-
-def row_collator(
-    tokenizer: "PreTrainedTokenizerBase", *, packed: bool, flatten: bool, pad_to_multiple_of: int | None
-) -> "DataCollator":
-    """Returns the collator for prepared rows: packed ones stay rows unless a varlen kernel asks for one flat row."""
-    assert isinstance(tokenizer.pad_token_id, int), "installing a template or opening a job makes sure of a pad token"
-    if packed:
-        return PackedRowCollator(tokenizer.pad_token_id, flatten=flatten, pad_to_multiple_of=pad_to_multiple_of)
-    return padded_collator(tokenizer.pad_token_id, pad_to_multiple_of=pad_to_multiple_of)

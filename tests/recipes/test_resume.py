@@ -147,7 +147,7 @@ def test_what_deepspeed_would_load_is_inspected_too(make_recipe: Callable[..., P
         (newest / "latest").write_text(latest)
         damage(states)
         checkpoints.write_manifest(newest, step=12, resumable=True)  # forged: each file is as it says
-        found = rundir.find_resume(run_dir).checkpoint
+        found = rundir.find_resume(run_dir)
         return found.name if found else "none"
 
     whole = {"loss_scaler": scaler, "state": {0: torch.ones(3)}}
@@ -159,7 +159,7 @@ def test_what_deepspeed_would_load_is_inspected_too(make_recipe: Callable[..., P
         assert resumes_from(whole, latest=latest) == "checkpoint-8"
     assert resumes_from(whole) == "checkpoint-12"
     states.unlink()
-    assert rundir.find_resume(run_dir).checkpoint == run_dir / "checkpoint-8"
+    assert rundir.find_resume(run_dir) == run_dir / "checkpoint-8"
     assert not trace.exists()
 
 
@@ -406,7 +406,7 @@ def test_a_damaged_checkpoint_ahead_takes_no_whole_one_s_place(
     monkeypatch.setattr(Trainer, "training_step", stopped)
     with pytest.raises(ZeroDivisionError):
         run(recipe)
-    assert rundir.find_resume(run_dir).checkpoint == run_dir / "checkpoint-4"
+    assert rundir.find_resume(run_dir) == run_dir / "checkpoint-4"
 
 
 def test_a_run_that_keeps_weights_only_says_that_it_begins_again(
