@@ -232,7 +232,8 @@ def load_judges(entry: JudgingSpec, base: Path = Path()) -> tuple[Judge, ...]:
     Raises:
         SpecError: A judge's folder or file is wrong; every problem.
     """
-    folder, settings = _merged(entry.judge, entry, base)
+    folder, settings = _read(_find(entry.judge, base))
+    settings = _over(settings, entry, base)
     if not settings.jury:
         return (_judge(folder.name, folder, settings),)
     judges = []
@@ -250,11 +251,6 @@ def load_judges(entry: JudgingSpec, base: Path = Path()) -> tuple[Judge, ...]:
     if "rating" in kinds and len({judge.settings.scale for judge in judges}) > 1:
         raise SpecError(["jury: its members must all rate on one `scale`, since their marks are averaged"])
     return tuple(judges)
-
-
-def _merged(judge: str, entry: JudgeSettings, base: Path) -> tuple[Path, JudgeSettings]:
-    folder, settings = _read(_find(judge, base))
-    return folder, _over(settings, entry, base)
 
 
 def _find(judge: str, base: Path) -> Path:
@@ -276,13 +272,17 @@ def _read(folder: Path) -> tuple[Path, JudgeSettings]:
 
 def _over(settings: JudgeSettings, given: JudgeSettings, base: Path, **more: Any) -> JudgeSettings:
     """Lays what was given over settings; its paths become absolute."""
-    update = {name: getattr(given, name) for name in given.model_fields_set & JudgeSettings.model_fields.keys()}
-    if update.get("rule"):
-        source, _, name = update["rule"].rpartition(":")
-        update["rule"] = f"{(base / source).resolve()}:{name}" if source.endswith(".py") else update["rule"]
-    if _is_folder(update.get("model", ""), base):
-        update["model"] = str((base / update["model"]).resolve())
-    return settings.model_copy(update=update | more)
+    said = {name: getattr(given, name) for name in given.model_fields_set & JudgeSettings.model_fields.keys()}
+    return settings.model_copy(update=said | _paths(given, base) | more)
+
+
+def _paths(settings: JudgeSettings, base: Path) -> dict[str, str]:
+    """Returns the model and the rule, where they are paths, as they are from anywhere."""
+    found = {}
+    if settings.model and (base / settings.model).is_dir():
+        found["model"] = str((base / settings.model).resolve())
+    source, _, name = (settings.rule or "").rpartition(":")
+    return found | ({"rule": f"{(base / source).resolve()}:{name}"} if source.endswith(".py") else {})
 
 
 def _short(settings: JudgeSettings) -> str:
@@ -348,23 +348,11 @@ def resolve_judging(entry: JudgingSpec, base: Path, document: Document, index: i
         return entry
     for key, what, hint in problems(entry, judges):
         document.problem((*where, *key), what, hint)
-    return _absolute(entry, base)
+    # From here on the entry is independent of where its suite lies.
+    jury: Any = tuple(juror.model_copy(update=_paths(juror, base) | _place(juror.judge, base)) for juror in entry.jury)
+    update = _paths(entry, base) | _place(entry.judge, base) | ({"jury": jury} if jury else {})
+    return entry.model_copy(update=update)
 
 
-def _absolute(entry: JudgingSpec, base: Path) -> JudgingSpec:
-    """Makes an entry independent of where its suite lies."""
-
-    def moved(settings: Any, judge: str | None) -> Any:
-        update = {"model": str((base / settings.model).resolve())} if _is_folder(settings.model, base) else {}
-        source, _, name = (settings.rule or "").rpartition(":")
-        update |= {"rule": f"{(base / source).resolve()}:{name}"} if source.endswith(".py") else {}
-        update |= {"judge": str(_find(judge, base).resolve())} if judge else {}
-        return settings.model_copy(update=update)
-
-    jury = tuple(moved(juror, juror.judge) for juror in entry.jury)
-    entry = moved(entry, entry.judge)
-    return entry.model_copy(update={"jury": jury}) if jury else entry
-
-
-def _is_folder(model: str, base: Path) -> bool:
-    return bool(model) and (base / model).is_dir()
+def _place(judge: str | None, base: Path) -> dict[str, Any]:
+    return {"judge": str(_find(judge, base).resolve())} if judge else {}

@@ -5,33 +5,78 @@ Verdicts on one prompt are not independent, so all intervals of means are cluste
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
-from ..stats.intervals import Estimate
-from .audit_figures import (
-    Agreement,
-    Share,
-    Slope,
-    agreement,
-    bounds,
-    first_wins,
-    length_slope,
-    mean_share,
-    null_wins,
-    share,
-    verdicts,
-)
+import numpy as np
+
+from ..stats.intervals import Estimate, kappa, mean_estimate, wilson
 from .families import Family, family_named, kinship
 from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Battle, Judgment, battles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _FLIPS = 0.2  # a warning where surely more than this flips; of a judge that tosses coins, half of the hard verdicts do
 _MISSING = 0.02  # likewise, of judgments without a verdict
 _FEWEST = 10  # prompts; below, the clustered intervals are too rough to warn by
+_TIE = 1e-9
+_CONTRADICTED = 2  # where 1 and -1 are a winner and 0 is a tie
+_TAILS = (0.05, 0.95)  # lengths beyond these percentiles count as these: one answer of 1 MB must not be the slope
 
-Verdicts = dict[tuple[str, ...], tuple[int, str]]
+# Who won, by prompt set, prompt, sample and the two models in order: 1, 0 or -1 for the first of them, or 2 where the
+# judge contradicted itself.
+Verdicts = dict[tuple[str, ...], int]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of how many, with the Wilson interval.
+
+    Attributes:
+        count: Those meant.
+        n: Of these.
+        low: Lower end of the 95% interval of the share.
+        high: Upper end.
+    """
+
+    count: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """Returns the share, in [0, 1]."""
+        return self.count / self.n
+
+
+@dataclass(frozen=True)
+class JudgeAgreement:
+    """How far two judges agree on win, tie or loss, over the battles that both have decided.
+
+    What a judge says of both orders is joined by net votes, as JudgeBench does (Tan et al. 2024, arXiv:2410.12784): a
+    win and a tie are a win. A judge that names another winner when the order is turned agrees with nobody, also not
+    with a tie, as Auto-J counts it (Li et al. 2023, arXiv:2310.05470).
+
+    Attributes:
+        other: The second judge's name; ``human`` for votes.
+        n: Battles that both decided.
+        contradictions: Those in which the first judge contradicted itself; they count as not agreed.
+        observed: The share on which they agree.
+        chance: The share on which they would agree if each kept its own rates and looked at nothing.
+        kappa: Cohen's kappa, with the bootstrap interval over prompts.
+    """
+
+    other: str
+    n: int
+    contradictions: int
+    observed: float
+    chance: float
+    kappa: Estimate
 
 
 @dataclass(frozen=True)
@@ -99,7 +144,7 @@ class AuditRow:
     length_slope: Estimate | None
     length_sd: float | None
     rated: bool
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[JudgeAgreement, ...]
     null_wins: Estimate | None
     warnings: tuple[str, ...]
 
@@ -114,69 +159,54 @@ class AuditRow:
         return self.agreements[0].kappa if self.agreements else None
 
 
-def audit(
-    judgments: Iterable[Judgment],
-    *,
-    second: Iterable[Judgment] | None = None,
-    families: Mapping[str, Family] | None = None,
-) -> list[AuditRow]:
+def audit(judgments: Iterable[Judgment], families: Mapping[str, Family] | None = None) -> list[AuditRow]:
     """Audits every judge: a row that sums it up, then one for each prompt set and pair of models.
 
     Args:
         judgments: Of any number of judges; human votes among them are compared with the others.
-        second: Judgments to compare with and not to audit.
         families: What models descend from (:func:`~.families.families_of`), by a run's name, a model hash or a
             judge's model; a judge's model that is missing here is known by its name.
 
     Returns:
         Rows by judge, in the order in which judges, prompt sets and pairs first appear.
     """
-    audited = list(judgments)
-    judges = {key: _by_pair(group) for key, group in _by_judge(audited).items()}
-    fought = {key: [battles(pair) for pair in pairs] for key, pairs in judges.items()}
-    decided = {key: verdicts(list(chain(*found))) for key, found in fought.items()}
-    for key, group in _by_judge(second or ()).items():
-        decided.setdefault(key, verdicts(battles(group)))
-    labels = {(j.judge, j.judge_version): _label(j) for j in (*(second or ()), *audited)}
-    nulls = frozenset(_nulls(audited))
+    judgments = list(judgments)
+    by_judge = _grouped(judgments, lambda j: (j.judge, j.judge_version))
+    pairs = {
+        key: list(_grouped(own, lambda j: (j.task, j.candidate, j.opponent)).values()) for key, own in by_judge.items()
+    }
+    fought = {key: [battles(pair) for pair in own] for key, own in pairs.items()}
+    decided = {key: _verdicts(chain(*found)) for key, found in fought.items()}
+    # Of votes, who cast them is a part of what a second judge is called.
+    labels = {
+        (j.judge, j.judge_version): f"{HUMAN} {j.judge_model}".strip() if j.judge == HUMAN else j.judge
+        for j in judgments
+    }
+    nulls = _nulls(judgments)
     rows: list[AuditRow] = []
-    for key, pairs in judges.items():
+    for key, own in pairs.items():
         others = {labels[other]: won for other, won in decided.items() if other != key}
-        rows.append(_row(list(chain(*pairs)), list(chain(*fought[key])), others, nulls, None))
-        for pair, found in zip(pairs, fought[key], strict=True):
+        rows.append(_row(list(chain(*own)), list(chain(*fought[key])), others, nulls, None))
+        for pair, found in zip(own, fought[key], strict=True):
             rows.append(_row(pair, found, others, nulls, families or {}))
     return rows
 
 
-def _by_judge(judgments: Iterable[Judgment]) -> dict[tuple[str, str], list[Judgment]]:
-    groups: dict[tuple[str, str], list[Judgment]] = {}
+def _grouped(judgments: Iterable[Judgment], key: Callable[[Judgment], Any]) -> dict[Any, list[Judgment]]:
+    groups: dict[Any, list[Judgment]] = {}
     for judgment in judgments:
-        groups.setdefault((judgment.judge, judgment.judge_version), []).append(judgment)
+        groups.setdefault(key(judgment), []).append(judgment)
     return groups
 
 
-def _by_pair(judgments: Iterable[Judgment]) -> list[list[Judgment]]:
-    groups: dict[tuple[str, str, str | None], list[Judgment]] = {}
-    for judgment in judgments:
-        groups.setdefault((judgment.task, judgment.candidate, judgment.opponent), []).append(judgment)
-    return list(groups.values())
-
-
-def _label(judgment: Judgment) -> str:
-    """Returns what a second judge is called: of votes, who cast them is a part of it."""
-    return f"{HUMAN} {judgment.judge_model}".strip() if judgment.judge == HUMAN else judgment.judge
-
-
-def _nulls(judgments: Iterable[Judgment]) -> set[str]:
+def _nulls(judgments: Iterable[Judgment]) -> frozenset[str]:
     """Returns the models that are null answers: ``null`` by hash, or by the name of their run or file."""
-    models: set[tuple[str | None, str | None]] = set()
-    for judgment in judgments:
-        models |= {(judgment.candidate, judgment.candidate_name), (judgment.opponent, judgment.opponent_name)}
-    return {model for model, name in models if model and (model == NULL or _is_null(name or ""))}
+    models = {side for j in judgments for side in ((j.candidate, j.candidate_name), (j.opponent, j.opponent_name))}
 
+    def is_null(name: str) -> bool:
+        return any(PurePath(part).stem == NULL for part in PurePath(name).parts)
 
-def _is_null(name: str) -> bool:
-    return any(PurePath(part).stem == NULL for part in PurePath(name).parts)
+    return frozenset(model for model, name in models if model and (model == NULL or is_null(name or "")))
 
 
 def _row(
@@ -188,12 +218,17 @@ def _row(
 ) -> AuditRow:
     """Audits one judge's judgments: of one pair of models, or, where no families are given, all of them."""
     first, whole = group[0], families is None
-    decided = [battle for battle in fought if battle.preference is not None]
-    both = [battle for battle in fought if battle.flipped is not None]
+    decided = [(battle, battle.preference) for battle in fought if battle.preference is not None]
+    both = [battle.flipped for battle in fought if battle.flipped is not None]
     states = Counter(judgment.status for judgment in group)
-    missing = share(len(group) - states["judged"], len(group))
+    missing = _share(len(group) - states["judged"], len(group))
     assert missing is not None, "a group holds a judgment"
-    slope = _slope(group, decided)
+    slope, sd = _slope(group, decided) or (None, None)
+    silent = [  # against answers that may say something
+        (preference if b.candidate in nulls else 1 - preference, b.prompt_key)
+        for b, preference in decided
+        if (b.candidate in nulls) != (b.opponent in nulls)
+    ]
     row = AuditRow(
         judge=first.judge,
         judge_version=first.judge_version,
@@ -207,53 +242,149 @@ def _row(
         judgments=len(group),
         n=len(fought) + len({(j.candidate, j.candidate_answer) for j in group if j.order == "alone"}),
         prompts=len({judgment.prompt_key for judgment in group}),
-        win_rate=None if whole else mean_share([_won(b) for b in decided], [b.prompt_key for b in decided]),
-        bounds=None if whole or not fought else bounds(group, fought),
-        flip_rate=share(sum(battle.flipped is True for battle in both), len(both)),
-        first_wins=first_wins(group),
+        win_rate=None if whole else _mean([(preference, battle.prompt_key) for battle, preference in decided]),
+        bounds=None if whole or not fought else _bounds(group),
+        flip_rate=_share(sum(both), len(both)),
+        first_wins=_first_wins(group),
         missing=missing,
         unparsed=states["unparsed"],
         refused=states["refused"],
         truncated=states["truncated"],
         rejected=states["rejected"],
         failed=states["failed"],
-        length_slope=slope.estimate if slope else None,
-        length_sd=slope.sd if slope else None,
+        length_slope=slope,
+        length_sd=sd,
         rated=not fought,
-        agreements=_agreements(verdicts(fought), others),
-        null_wins=null_wins(fought, nulls),
+        agreements=_agreements(_verdicts(fought), others),
+        null_wins=_mean(silent),
         warnings=(),
     )
     kin = [] if families is None else _kin(first, families)
     return replace(row, warnings=tuple(_warnings(row) + kin))
 
 
-def _won(battle: Battle) -> float:
-    assert battle.preference is not None, "only decided battles are asked"
-    return battle.preference
+# --- figures ---
 
 
-def _slope(group: Sequence[Judgment], decided: Sequence[Battle]) -> Slope | None:
-    """Regresses verdicts on the difference in length; of ratings, marks on length."""
-    if decided:
-        differences = [battle.candidate_length - battle.opponent_length for battle in decided]
-        prompts = [battle.prompt_key for battle in decided]
-        models = [f"{battle.task} {battle.candidate} {battle.opponent}" for battle in decided]
-        return length_slope([_won(battle) for battle in decided], differences, prompts, models)
-    rated = [(judgment, judgment.rating) for judgment in group if judgment.rating is not None]
-    return length_slope(
-        [rating for _, rating in rated],
-        [judgment.candidate_length for judgment, _ in rated],
-        [judgment.prompt_key for judgment, _ in rated],
-        [f"{judgment.task} {judgment.candidate}" for judgment, _ in rated],
+def _share(count: int, n: int) -> Share | None:
+    """Returns a share with its interval, or None of nothing."""
+    if not n:
+        return None
+    interval = wilson(count, n)
+    return Share(count, n, interval.low, interval.high)
+
+
+def _mean(values: Sequence[tuple[float, str]]) -> Estimate | None:
+    """Returns the mean of values in [0, 1], each with its prompt, or None of nothing."""
+    return (
+        mean_estimate([value for value, _ in values], [prompt for _, prompt in values], unit=True) if values else None
     )
 
 
-def _agreements(own: Verdicts, others: Mapping[str, Verdicts]) -> tuple[Agreement, ...]:
-    """Compares with every other judge, votes first, then by how much both have decided."""
-    found = [agreement(name, own, won) for name, won in others.items()]
-    known = [item for item in found if item is not None]
+def _first_wins(judgments: Sequence[Judgment]) -> Estimate | None:
+    """Returns how often what is shown first wins, the two orders weighed alike and ties half; None with one order.
+
+    With both orders of every pair this is .5 for a judge that looks only at the answers, whichever model is better;
+    with one order each, drawn by chance, it is so on average.
+    """
+    judged = [judgment for judgment in judgments if judgment.preference is not None and judgment.order != "alone"]
+    straight = np.array([judgment.order == "candidate-first" for judgment in judged], dtype=bool)
+    if not straight.any() or straight.all():
+        return None
+    preferences = np.array([judgment.preference for judgment in judged], dtype=np.float64)
+    first = np.where(straight, preferences, 1 - preferences)
+    means = {order: first[straight == order].mean() for order in (True, False)}
+    centre = (means[True] + means[False]) / 2
+    # Each judgment's influence on the mean of the two orders' means; their own mean is that figure.
+    weight = np.where(straight, len(first) / (2 * straight.sum()), len(first) / (2 * (~straight).sum()))
+    influence = centre + weight * (first - np.where(straight, means[True], means[False]))
+    return mean_estimate(influence, [judgment.prompt_key for judgment in judged], unit=True)
+
+
+def _slope(group: Sequence[Judgment], decided: Sequence[tuple[Battle, float]]) -> tuple[Estimate, float] | None:
+    """Regresses verdicts on the difference in length, of ratings marks on length, within pairs of models.
+
+    Least squares with an intercept for each pair, since that longer answers come from the better model is no bias (a
+    linear probability model, so that the slope is a change of probability), and standard errors clustered by prompt
+    (Liang and Zeger, "Longitudinal data analysis using generalized linear models", Biometrika 73 (1986)): the influence
+    of each row on the slope is averaged.
+
+    Returns:
+        The change per standard deviation of the lengths, and that in characters; None where lengths do not differ.
+    """
+    rows = [
+        (preference, b.candidate_length - b.opponent_length, b.prompt_key, f"{b.task} {b.candidate} {b.opponent}")
+        for b, preference in decided
+    ] or [
+        (j.rating, j.candidate_length, j.prompt_key, f"{j.task} {j.candidate}") for j in group if j.rating is not None
+    ]
+    if len(rows) < 3:
+        return None
+    preferences, lengths, prompts, models = zip(*rows, strict=True)
+    y, x = np.array(preferences, dtype=np.float64), np.array(lengths, dtype=np.float64)
+    x = _centred(np.clip(x, *np.quantile(x, _TAILS)), models)
+    y = _centred(y, models)
+    sd = float(x.std(ddof=1))
+    if sd <= _TIE:
+        return None
+    x /= sd
+    slope = float(x @ y / (x @ x))
+    influence = slope + len(x) * x * (y - slope * x) / (x @ x)
+    return mean_estimate(influence, prompts), sd
+
+
+def _centred(values: "NDArray[np.float64]", groups: Sequence[str]) -> "NDArray[np.float64]":
+    """Takes each group's mean from its values."""
+    _, index = np.unique(np.array(groups), return_inverse=True)
+    return values - (np.bincount(index, weights=values) / np.bincount(index))[index]
+
+
+def _bounds(judgments: Sequence[Judgment]) -> tuple[float, float] | None:
+    """Returns the win rate if every judgment without a verdict had gone against the candidate, and for it."""
+    found = []
+    whole = all(judgment.preference is not None for judgment in judgments)
+    for verdict in (0.0,) if whole else (0.0, 1.0):
+        filled = [j if j.preference is not None else replace(j, preference=verdict) for j in judgments]
+        preferences = [battle.preference for battle in battles(filled) if battle.preference is not None]
+        if not preferences:
+            return None
+        found.append(sum(preferences) / len(preferences))
+    return found[0], found[-1]
+
+
+def _verdicts(fought: Iterable[Battle]) -> Verdicts:
+    """Returns who won each decided battle, whichever of the two was called the candidate."""
+    won: Verdicts = {}
+    for battle in fought:
+        if battle.net is not None:
+            turn = 1 if battle.candidate <= battle.opponent else -1
+            models = sorted((battle.candidate, battle.opponent))
+            verdict = _CONTRADICTED if battle.flipped else turn * battle.net
+            won[battle.task, battle.prompt_key, str(battle.sample), *models] = verdict
+    return won
+
+
+def _agreements(own: Verdicts, others: Mapping[str, Verdicts]) -> tuple[JudgeAgreement, ...]:
+    """Compares with every other judge over what both have decided, votes first, then by how much that is.
+
+    A judge with which that is nothing is left out, as is one where both always said the same one thing, which chance
+    would too.
+    """
+    known = []
+    for name, other in others.items():
+        common = [key for key in own if key in other]
+        mine, theirs = [own[key] for key in common], [other[key] for key in common]
+        # Nobody shares the other's contradictions.
+        theirs = [-_CONTRADICTED if verdict == _CONTRADICTED else verdict for verdict in theirs]
+        found = kappa(mine, theirs, [prompt for _, prompt, *_ in common]) if common else None
+        if found is not None and found.kappa is not None:
+            figure = Estimate(found.kappa, None, found.low, found.high, found.n, found.clusters)
+            again = mine.count(_CONTRADICTED)
+            known.append(JudgeAgreement(name, found.n, again, found.agreement.value, found.chance, figure))
     return tuple(sorted(known, key=lambda item: (not item.other.startswith(HUMAN), -item.n)))
+
+
+# --- words ---
 
 
 def _kin(judgment: Judgment, families: Mapping[str, Family]) -> list[str]:
@@ -279,11 +410,10 @@ def _warnings(row: AuditRow) -> list[str]:
         found += _judge_warnings(row)
     elif row.missing.low > _MISSING and row.bounds is not None:
         low, high = row.bounds
-        found.append(
-            f"{_missing(row)}: the win rate lies between {low:.1%} and {high:.1%}, whatever they would have been"
-        )
+        rates = f"the win rate lies between {low:.1%} and {high:.1%}, whatever they would have been"
+        found.append(f"{_missing(row)}: {rates}")
     if row.null_wins is not None and not (row.null_wins.high is not None and row.null_wins.high < 0.5):
-        found.append(f"answers that say nothing are not shown to lose: they win {_interval(row.null_wins)}")
+        found.append(f"answers that say nothing are not shown to lose: they win {_marks(row.null_wins)}")
     return found
 
 
@@ -292,15 +422,16 @@ def _judge_warnings(row: AuditRow) -> list[str]:
     if row.missing.low > _MISSING:
         found.append(_missing(row))
     if row.flip_rate is not None and row.flip_rate.low > _FLIPS:
-        found.append(f"the winner changes with the order in {_interval(row.flip_rate)} of {row.flip_rate.n} pairs")
+        found.append(f"the winner changes with the order in {_marks(row.flip_rate)} of {row.flip_rate.n} pairs")
     if row.prompts >= _FEWEST:
         if row.first_wins is not None and _excludes(row.first_wins, 0.5):
             side = "first" if row.first_wins.value > 0.5 else "second"
-            found.append(f"it leans to what is shown {side}: the first wins {_interval(row.first_wins)}")
+            found.append(f"it leans to what is shown {side}: the first wins {_marks(row.first_wins)}")
         slope = row.length_slope
         if slope is not None and _excludes(slope, 0.0):
-            unit = f"per {row.length_sd:,.0f} characters more"
-            found.append(f"it {'prefers' if slope.value > 0 else 'dislikes'} length: {_change(row, slope)} {unit}")
+            change = f"{_marks(slope, '+.2f')} marks" if row.rated else f"{_marks(slope, '+.1%')} to win"
+            likes = "prefers" if slope.value > 0 else "dislikes"
+            found.append(f"it {likes} length: {change} per {row.length_sd:,.0f} characters more")
     for other in row.agreements:
         if other.kappa.value <= 0 or (other.kappa.low is not None and other.kappa.low <= 0):
             rates = f"{other.observed:.1%} of {other.n} pairs, {other.chance:.1%} by chance"
@@ -319,15 +450,7 @@ def _missing(row: AuditRow) -> str:
     return f"{row.missing.count} of {row.missing.n} judgments gave no verdict ({', '.join(parts)})"
 
 
-def _change(row: AuditRow, slope: Estimate) -> str:
-    return f"{_marks(slope, '+.2f')} marks" if row.rated else f"{_marks(slope, '+.1%')} to win"
-
-
-def _interval(figure: Estimate | Share) -> str:
-    return _marks(figure, ".1%")
-
-
-def _marks(figure: Estimate | Share, form: str) -> str:
+def _marks(figure: Estimate | Share, form: str = ".1%") -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:{form}} (too few prompts for an interval)"
     return f"{figure.value:{form}} ({figure.low:{form}} to {figure.high:{form}})"
