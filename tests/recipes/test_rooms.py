@@ -51,7 +51,8 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from posttrain.recipes import cli\n"
-        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.argv = ['posttrain', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'pydantic', 'numpy', 'polars', 'pyarrow', 'jinja2'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
