@@ -19,7 +19,7 @@ from .files import hash_json
 if TYPE_CHECKING:
     import torch
 
-_VLLM_BATCH = 256  # prompts handed over at a time at least
+VLLM_BATCH = 256  # prompts handed over at a time at least
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def generate(
     seeds = [int(hash_json([sampling.seed, key, prompt]), 16) % 2**31 for key, prompt in asked]
     answer, size = _with_transformers, sampling.batch_size
     if hasattr(model, "llm_engine"):
-        answer, size = _with_vllm, max(size, _VLLM_BATCH)
+        answer, size = _with_vllm, max(size, VLLM_BATCH)
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
         begun = time.perf_counter()

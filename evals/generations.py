@@ -20,14 +20,14 @@ from typing import Any
 
 from ..data_tools.ask import TOO_LONG, Backend, Local, Log, Query, Server, ask, request_of
 from ..data_tools.encode import TextEncoder
-from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, EndpointSpec, Reply
+from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, Reply
 from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
-from ..data_tools.generate import Sampling, generate, load_vllm, room
+from ..data_tools.generate import VLLM_BATCH, Sampling, generate, load_vllm, room
 from .answers import KIND, Answer, to_parquet
 from .errors import EvalError, SuiteError
-from .models import ADAPTER, LoadedModel, load_tokenizer
+from .models import ADAPTER, load_tokenizer
 from .prompt_sets import Prompt, PromptsSpec, load_prompts
 from .records import LOCKS, Metric, Result
 from .runs import Target
@@ -53,7 +53,6 @@ _SETTINGS = (
     "limit",
     "extra",
 )
-_VLLM_BATCH = 256  # prompts: vLLM makes its own batches of them
 _USER = "\n\nUser:"
 _TAIL = 32  # tokens at a prompt's end, where a template may have opened a thought
 
@@ -82,7 +81,7 @@ class Prompts(Task):
 
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when the chat template is applied; a server does that itself."""
-        return chat_of(self.spec, suite)
+        return "never" if self.spec.backend == "endpoint" else self.settings["chat"]
 
     def check_targets(self, targets: Sequence[Target]) -> None:
         """Refuses to let one model on a server answer for several checkpoints."""
@@ -95,19 +94,46 @@ class Prompts(Task):
             )
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
-        """Lets the checkpoint answer the prompts, by the backend that they ask for, as :meth:`Task.run`."""
-        templated, target, suite = template is not None, checkpoint.target, checkpoint.suite
-        how, log = sampling_of(self, suite), log_path(target.store, target.model_hash, self)
-        if self.spec.backend == "endpoint":
-            own = {"folder": target.folder, "run": target.run, "checkpoint": target.checkpoint, "step": target.step}
-            backend = served(self.spec.server(**own), log.with_suffix(CALLS), how, self.spec, target.model_hash)
-        elif self.spec.backend == "vllm":
-            limits = {"max_length": suite.max_length, "dtype": suite.dtype}
-            backend = by_vllm(target.folder, how, self.spec, templated=templated, **limits)
-        else:
-            loaded = checkpoint.language_model(self.spec.title)
-            backend = here(loaded, how, self.spec, templated=templated, max_length=suite.max_length)
+        """Lets the checkpoint answer the prompts, as :meth:`Task.run`."""
+        log = log_path(checkpoint.target.store, checkpoint.target.model_hash, self)
+        backend = self.backend(checkpoint, log.with_suffix(CALLS), templated=template is not None)
         return run_prompts(self, backend, log, template=template, progress=checkpoint.progress)
+
+    def backend(self, checkpoint: Checkpoint, record: Path, *, templated: bool) -> Backend:
+        """Returns the checkpoint as what answers.
+
+        Args:
+            checkpoint: The checkpoint.
+            record: What keeps what a server was asked and what it answered, until all answers are there.
+            templated: Whether the chat template is applied.
+
+        Raises:
+            DataError: vLLM is not installed, or cannot load the checkpoint.
+            EvalError: vLLM is to load an adapter, or the checkpoint is no language model.
+        """
+        spec, target, suite, sampling = self.spec, checkpoint.target, checkpoint.suite, self.sampling(checkpoint.suite)
+        if spec.backend == "endpoint":
+            own = {"folder": target.folder, "run": target.run, "checkpoint": target.checkpoint, "step": target.step}
+            return served(Endpoint(spec.server(**own), record), sampling, spec, target.model_hash)
+        if spec.backend == "vllm":
+            if (target.folder / ADAPTER).is_file():
+                hint = "merge it into its base first, or use `backend: transformers`"
+                what = "vLLM is given whole models, and this is an adapter"
+                raise EvalError(what, where=str(target.folder), hint=hint)
+            longest = {} if suite.max_length is None else {"max_model_len": suite.max_length}
+            model: Any = load_vllm(str(target.folder), dtype=suite.dtype, **longest)
+            tokenizer, _ = load_tokenizer(str(target.folder))
+            sampling = replace(sampling, batch_size=max(sampling.batch_size, VLLM_BATCH))
+        else:
+            loaded = checkpoint.language_model(spec.title)
+            model, tokenizer = loaded.model, loaded.tokenizer
+        encoder, engine = TextEncoder.of(tokenizer), partial(generate, model, tokenizer)
+        return local(encoder, engine, suite.max_length or room(model), sampling, spec, templated=templated)
+
+    def sampling(self, suite: SuiteSpec) -> Sampling:
+        """Returns how the prompts are to be answered."""
+        spec, size = self.spec, suite.size_of_batch(self.spec.batch_size)
+        return Sampling(spec.max_new_tokens, spec.temperature, spec.top_p, self.settings["seed"], size)
 
     def clean(self, target: Target) -> None:
         """Removes the logs of answers and calls, now that the score is written."""
@@ -130,7 +156,7 @@ def define(spec: PromptsSpec, suite: SuiteSpec) -> Prompts:
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
     settings |= {
         "seed": suite.seed if spec.seed is None else spec.seed,
-        "chat": "server" if spec.backend == "endpoint" else chat_of(spec, suite),
+        "chat": "server" if spec.backend == "endpoint" else spec.chat or suite.chat,
     }
     settings |= suite.model_dump(include={"max_length", "dtype"})
     asked = [[prompt.id, prompt.key, prompt.category, prompt.references] for prompt in prompts]
@@ -138,26 +164,9 @@ def define(spec: PromptsSpec, suite: SuiteSpec) -> Prompts:
     return Prompts(spec, digest, tuple(prompts), notes, settings)
 
 
-def chat_of(spec: PromptsSpec, suite: SuiteSpec) -> Chat:
-    """Returns when the chat template is applied; a server does that itself."""
-    return "never" if spec.backend == "endpoint" else spec.chat or suite.chat
-
-
 def log_path(store: Path, model_hash: str, job: Prompts) -> Path:
     """Returns where answers are kept until all of them are there."""
     return store / LOCKS / f"answers-{model_hash[:12]}-{job.spec.title}-{job.task_hash[:8]}.jsonl"
-
-
-def sampling_of(job: Prompts, suite: SuiteSpec) -> Sampling:
-    """Returns how a prompt set is to be answered."""
-    spec = job.spec
-    return Sampling(
-        max_new_tokens=spec.max_new_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        seed=job.settings["seed"],
-        batch_size=suite.size_of_batch(spec.batch_size),
-    )
 
 
 @dataclass(frozen=True)
@@ -239,40 +248,11 @@ def plain_text(messages: Sequence[Mapping[str, str]], how: str) -> str:
     return "\n\n".join([*(names[m["role"]] + m["content"] for m in messages), "Assistant:"])
 
 
-def here(
-    loaded: LoadedModel, sampling: Sampling, spec: PromptsSpec, *, templated: bool, max_length: int | None
-) -> Local:
-    """Lets a loaded model answer, with ``max_length`` tokens of prompt and answer or as many as it takes."""
-    encoder, engine = TextEncoder.of(loaded.tokenizer), partial(generate, loaded.model, loaded.tokenizer)
-    return local(encoder, engine, max_length or room(loaded.model), sampling, spec, templated=templated)
-
-
-def by_vllm(
-    folder: Path, sampling: Sampling, spec: PromptsSpec, *, templated: bool, max_length: int | None, dtype: str
-) -> Local:
-    """Lets vLLM load a checkpoint and answer, many prompts at a time.
-
-    Raises:
-        DataError: vLLM is not installed, or cannot load the checkpoint.
-        EvalError: The checkpoint is an adapter.
-    """
-    if (folder / ADAPTER).is_file():
-        hint = "merge it into its base first, or use `backend: transformers`"
-        raise EvalError("vLLM is given whole models, and this is an adapter", where=str(folder), hint=hint)
-    longest = {} if max_length is None else {"max_model_len": max_length}
-    model = load_vllm(str(folder), dtype=dtype, **longest)
-    tokenizer, _ = load_tokenizer(str(folder))
-    settings = replace(sampling, batch_size=max(sampling.batch_size, _VLLM_BATCH))
-    encoder, engine = TextEncoder.of(tokenizer), partial(generate, model, tokenizer)
-    return local(encoder, engine, max_length or room(model), settings, spec, templated=templated)
-
-
-def served(server: EndpointSpec, record: Path, sampling: Sampling, spec: PromptsSpec, model_hash: str) -> Server:
-    """Lets a server answer that has the checkpoint loaded.
+def served(endpoint: Endpoint, sampling: Sampling, spec: PromptsSpec, model_hash: str) -> Server:
+    """Returns a server that has a checkpoint loaded as what answers a prompt set.
 
     Args:
-        server: Where it is, and the checkpoint's name there.
-        record: What keeps what it was asked and what it answered, until all answers are there.
+        endpoint: The server.
         sampling: How to answer.
         spec: The prompt set.
         model_hash: The checkpoint's, so that a server's answers for another model are never taken for its own.
@@ -292,7 +272,7 @@ def served(server: EndpointSpec, record: Path, sampling: Sampling, spec: Prompts
     def salt(query: Query) -> str:
         return f"{model_hash} {query.key.rpartition(' ')[0]} {len(query.messages)}"
 
-    return Server(Endpoint(server, record), lambda query: request_of(query, sampling, salt(query)), read)
+    return Server(endpoint, lambda query: request_of(query, sampling, salt(query)), read)
 
 
 def _thought(raw: Any) -> str:
@@ -317,7 +297,7 @@ def run_prompts(
 
     Args:
         job: The prompts.
-        backend: Who answers: :func:`here`, :func:`by_vllm` or :func:`served`.
+        backend: Who answers, such as :meth:`Prompts.backend`.
         log: Where answers are kept until all of them are there; the caller removes it then.
         template: The fingerprint of the chat template, if one is applied.
         progress: Takes a line now and then.

@@ -30,7 +30,6 @@ from posttrain.evals.generations import (
     local,
     plain_text,
     run_prompts,
-    sampling_of,
 )
 from posttrain.evals.prompt_sets import load_prompts
 from posttrain.evals.records import Result, ScoreStore
@@ -176,7 +175,7 @@ class FakeEngine:
 def job_of(folder: Path, rows: Sequence[dict[str, Any]], more: str = "") -> tuple[Prompts, Sampling]:
     suite = load_suite(suite_of(folder, rows, more))
     job = define(suite.prompts[0], suite)
-    return job, sampling_of(job, suite)
+    return job, job.sampling(suite)
 
 
 def run_with(

@@ -4,7 +4,6 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +15,13 @@ from posttrain.data_tools import ask
 from posttrain.data_tools.encode import Talk, TextEncoder
 from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.example_encoder import ExampleEncoder
-from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tokens import Encoder
 from posttrain.evals import best_of_n, generations
 from posttrain.evals.harness import wrap
 from posttrain.evals.judging.backends import ModelJudge
 from posttrain.evals.models import LoadedModel
+from posttrain.evals.prompt_sets import PromptsSpec
 from posttrain.evals.spec import SuiteSpec
 from posttrain.evals.task import Checkpoint
 
@@ -62,25 +61,23 @@ def loaded(bare_model: Any, request: Any) -> LoadedModel:
     return LoadedModel(bare_model, tokenizer, request.param)
 
 
-def by_score(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
+def by_score(loaded: LoadedModel, messages: list[dict[str, Any]], backend: str = "transformers") -> list[int]:
     made: list[list[int]] = []
-    spec: Any = SimpleNamespace(thinking=[], plain="dialogue")
-    local = generations.here(loaded, Sampling(4), spec, templated=True, max_length=10_000)
-    replace(local, engine=recording(made))([ask.Query("key", messages)], (), lambda answers: None)
-    return made[0]
-
-
-def by_vllm(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
-    made: list[list[int]] = []
-    spec: Any = SimpleNamespace(thinking=[], plain="dialogue")
+    spec: Any = PromptsSpec(name="p", path="p", thinking=(), backend=backend)  # type: ignore[arg-type]
+    suite = SUITE.model_copy(update={"max_length": 10_000})
+    checkpoint: Any = SimpleNamespace(suite=suite, target=TARGET, language_model=lambda _: loaded)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generations, "load_vllm", lambda *_, **__: loaded.model)
         patch.setattr(generations, "load_tokenizer", lambda _: (loaded.tokenizer, None))
         patch.setattr(generations, "generate", lambda m, t, *given: recording(made)(*given))
-        how = Sampling(4), spec
-        local = generations.by_vllm(Path("/nowhere"), *how, templated=True, max_length=10_000, dtype="auto")
+        asked = generations.Prompts(spec, "hash", (), (), {"seed": 0})
+        local = asked.backend(checkpoint, Path("/nowhere"), templated=True)
         local([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]
+
+
+def by_vllm(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
+    return by_score(loaded, messages, "vllm")
 
 
 def by_data_answers(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
@@ -131,6 +128,7 @@ def by_lm_eval(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]
 
 
 SUITE = SuiteSpec.model_validate({"name": "s", "perplexity": [{"name": "x", "path": "/x.txt"}]})
+TARGET = SimpleNamespace(folder=Path("/nowhere"))
 CONSUMERS: dict[str, Make] = {
     "score": by_score,
     "vllm": by_vllm,
