@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,32 +179,27 @@ class Local:
 
     def __call__(self, queries: Sequence[Query], done: Collection[str], take: Take) -> None:
         """Answers, the longest prompts first, so that memory runs out early if at all."""
-        ids = {query.key: tokens for query, tokens in zip(queries, self.encode(queries), strict=True)}
-        samples = {query.key: str(query.sample) for query in queries}
-        most = self.sampling.max_new_tokens
-        limits = {key: most if self.room is None else min(most, self.room - len(ids[key])) for key in ids}
-        for key, prompt in ids.items():
-            if limits[key] < self.least and key not in done:
-                refused = Reply(key, finish=TOO_LONG, prompt_tokens=len(prompt), completion_tokens=0, error=NO_ROOM)
-                take({key: self.read(prompt, refused)})
-        fitting = sorted((key for key in ids if limits[key] >= self.least), key=lambda key: -len(ids[key]))
-        for batch in batches(fitting, limits, self.sampling.batch_size):
-            if not all(key in done for key in batch):
-                how = replace(self.sampling, max_new_tokens=limits[batch[0]])
-                replies = self.engine([ids[key] for key in batch], how, [samples[key] for key in batch])
-                take({key: self.read(ids[key], reply) for key, reply in zip(batch, replies, strict=True)})
-
-
-def batches(keys: Sequence[str], limits: Mapping[str, int], size: int) -> Iterator[list[str]]:
-    """Cuts prompts, longest first, into batches in which all may have answers of the same length."""
-    batch: list[str] = []
-    for key in keys:
-        if batch and (len(batch) == size or limits[key] != limits[batch[0]]):
-            yield batch
-            batch = []
-        batch.append(key)
-    if batch:
-        yield batch
+        fitting: list[tuple[Query, list[int], int]] = []
+        for query, prompt in zip(queries, self.encode(queries), strict=True):
+            most, tokens = self.sampling.max_new_tokens, len(prompt)
+            limit = most if self.room is None else min(most, self.room - tokens)
+            if limit >= self.least:
+                fitting.append((query, prompt, limit))
+            elif query.key not in done:
+                reply = Reply(query.key, finish=TOO_LONG, prompt_tokens=tokens, completion_tokens=0, error=NO_ROOM)
+                take({query.key: self.read(prompt, reply)})
+        fitting.sort(key=lambda row: -len(row[1]))
+        for limit, rows in groupby(fitting, key=lambda row: row[2]):
+            how = replace(
+                self.sampling, max_new_tokens=limit
+            )  # one for a batch, so only prompts alike in room share it
+            group = list(rows)
+            for start in range(0, len(group), how.batch_size):
+                batch = group[start : start + how.batch_size]
+                if not all(query.key in done for query, _, _ in batch):
+                    prompts, samples = [prompt for _, prompt, _ in batch], [str(query.sample) for query, _, _ in batch]
+                    replies = zip(batch, self.engine(prompts, how, samples), strict=True)
+                    take({query.key: self.read(prompt, reply) for (query, prompt, _), reply in replies})
 
 
 @dataclass(frozen=True)

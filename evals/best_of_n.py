@@ -15,8 +15,8 @@ arXiv:2401.01879).
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import InputError
 from ..data_tools.ask import Log, Query, Take, ask
 from ..data_tools.files import hash_json, write_atomic, write_json
+from ..data_tools.generate import Sampling, draw
 from .errors import EvalError
 from .models import LoadedModel
 from .records import parquet
@@ -38,25 +39,6 @@ SAMPLES = "samples.parquet"
 _DRAWN = ".drawn.jsonl"
 Term = Callable[..., list[float]]
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
-
-    Attributes:
-        n: Answers to each prompt.
-        temperature: Of the policy's softmax; the KL is from the policy at this temperature.
-        max_new_tokens: Tokens of an answer, at most.
-        seed: Of the draws; a prompt's answers do not depend on when they are drawn.
-        batch_size: Answers drawn at a time, at least ``n``.
-    """
-
-    n: int
-    temperature: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 0
-    batch_size: int = 64
 
 
 def read_prompts(source: "SourceSpec", loaded: LoadedModel, limit: int | None) -> list[Row]:
@@ -92,6 +74,7 @@ def sample(
     folder: Path,
     loaded: LoadedModel,
     rows: Sequence[Row],
+    n: int,
     how: Sampling,
     *,
     key: str,
@@ -105,7 +88,8 @@ def sample(
         folder: Where the answers of finished batches are kept.
         loaded: The policy.
         rows: Each with a ``prompt``.
-        how: How many, and how.
+        n: Answers to each prompt.
+        how: How they are drawn, so many at a time, at least ``n``; the prompts themselves shape no draw.
         key: A hash of all that decides the answers; batches of another key are not taken.
         say: Takes a line now and then.
 
@@ -119,39 +103,26 @@ def sample(
 
     loaded.needs_language_model("best_of_n")
     tokens = TextEncoder.of(loaded.tokenizer).prompts([row["prompt"] for row in rows], where="best_of_n")
-    batches = list(_batches(tokens, max(1, how.batch_size // how.n)))
+    order = sorted(range(len(tokens)), key=lambda i: (len(tokens[i]), i))
+    alike = [list(group) for _, group in groupby(order, key=lambda i: len(tokens[i]))]
+    size = max(1, how.batch_size // n)
+    batches = [group[at : at + size] for group in alike for at in range(0, len(group), size)]
 
     def backend(queries: Sequence[Query], done: Collection[str], take: Take) -> None:
         for number, batch in enumerate(batches):
-            if not all(queries[i].key in done for i in batch):
-                drawn = _draw(loaded, [tokens[i] for i in batch], how, seed=how.seed * 1_000_003 + number)
-                take({queries[i].key: answers for i, answers in zip(batch, drawn, strict=True)})
-                say(f"best_of_n: {number + 1} of {len(batches)} batches of prompts sampled")
+            if all(queries[i].key in done for i in batch):
+                continue
+            asked = [tokens[i] for i in batch for _ in range(n)]
+            seeds = [hash_json([how.seed * 1_000_003 + number, place]) for place in range(len(asked))]
+            drawn = draw(loaded.model, loaded.tokenizer, asked, how, [int(seed, 16) % 2**31 for seed in seeds])
+            answers = [ids for ids, _ in drawn]
+            take({queries[i].key: answers[at * n : (at + 1) * n] for at, i in enumerate(batch)})
+            say(f"best_of_n: {number + 1} of {len(batches)} batches of prompts sampled")
 
     queries = [Query(str(number), row["prompt"]) for number, row in enumerate(rows)]
     log = Log(folder / _DRAWN, lambda line: line["ids"], lambda ids: {"ids": ids}, header={"key": key})
     answers = ask(queries, backend, log)
     return [answers[query.key] for query in queries]
-
-
-def _batches(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Groups prompts of one length."""
-    order = sorted(range(len(tokens)), key=lambda i: (len(tokens[i]), i))
-    for _, group in groupby(order, key=lambda i: len(tokens[i])):
-        same = list(group)
-        for at in range(0, len(same), size):
-            yield same[at : at + size]
-
-
-def _draw(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, *, seed: int) -> list[list[list[int]]]:
-    """Draws the answers of one batch, cut after their end token."""
-    from ..data_tools import generate
-
-    asked = [prompt for prompt in prompts for _ in range(how.n)]
-    seeds = [int(hash_json([seed, place]), 16) % 2**31 for place in range(len(asked))]
-    sampling = generate.Sampling(how.max_new_tokens, temperature=how.temperature)
-    answers = [ids for ids, _ in generate.draw(loaded.model, loaded.tokenizer, asked, sampling, seeds)]
-    return [answers[at : at + how.n] for at in range(0, len(answers), how.n)]
 
 
 def rewards(
@@ -244,6 +215,7 @@ def run(
     folder: Path,
     loaded: LoadedModel,
     rows: Sequence[Row],
+    n: int,
     how: Sampling,
     *,
     reward: Term,
@@ -257,7 +229,8 @@ def run(
         folder: Where they go.
         loaded: The policy.
         rows: Held-out prompts with their other columns.
-        how: How answers are drawn.
+        n: Answers to each prompt.
+        how: How they are drawn; the KL is from the policy at this temperature.
         reward: What chooses among answers.
         gold: What does not, or None.
         names: ``policy``, ``reward`` and ``gold`` as the file names them, and the policy's hash as ``policy_model``.
@@ -267,10 +240,11 @@ def run(
         InputError: ``n`` or the temperature makes no sense.
         EvalError: The policy is no language model, or a reward is no number.
     """
-    if how.n < 2 or how.temperature <= 0:
-        raise InputError(f"best_of_n with n {how.n} and temperature {how.temperature}", hint="n from 2, above 0")
-    key = hash_json([names.get("policy_model"), asdict(how), [row["prompt"] for row in rows]])
-    answers = sample(folder, loaded, rows, how, key=key, say=say)
+    if n < 2 or how.temperature <= 0:
+        raise InputError(f"best_of_n with n {n} and temperature {how.temperature}", hint="n from 2, above 0")
+    sampling = {"n": n} | {name: value for name, value in asdict(how).items() if name != "top_p"}
+    key = hash_json([names.get("policy_model"), sampling, [row["prompt"] for row in rows]])
+    answers = sample(folder, loaded, rows, n, how, key=key, say=say)
     proxy = rewards(reward, rows, answers, loaded.tokenizer)
     checked = None if gold is None else rewards(gold, rows, answers, loaded.tokenizer)
     flat = [(number, ids) for number, drawn in enumerate(answers) for ids in drawn]
@@ -281,5 +255,5 @@ def run(
         "reward": proxy.ravel(),
     }
     write_atomic(folder / SAMPLES, parquet(table if checked is None else {**table, "gold": checked.ravel()}))
-    write_json(folder / FILE, {"schema": 1, **names, "sampling": asdict(how), "points": points(proxy, checked)})
+    write_json(folder / FILE, {"schema": 1, **names, "sampling": sampling, "points": points(proxy, checked)})
     (folder / _DRAWN).unlink(missing_ok=True)

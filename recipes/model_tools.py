@@ -71,7 +71,7 @@ class BestOfN(Tool):
             InputError: A reward cannot be found or used.
             EvalError: The policy cannot be loaded, or is no language model.
         """
-        from ..data_tools.generate import ends_of
+        from ..data_tools.generate import Sampling, ends_of
         from ..evals import best_of_n
         from ..evals.checkpoints import model_hash
         from ..evals.models import load_model
@@ -99,7 +99,8 @@ class BestOfN(Tool):
             output_dir,
             loaded,
             best_of_n.read_prompts(self.prompts, loaded, self.limit),
-            best_of_n.Sampling(self.n, self.temperature, self.max_new_tokens, self.seed, self.batch_size),
+            self.n,
+            Sampling(self.max_new_tokens, self.temperature, seed=self.seed, batch_size=self.batch_size),
             reward=terms[0],
             gold=terms[1] if gold else None,
             names=names,

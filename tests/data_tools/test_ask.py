@@ -245,3 +245,16 @@ def test_a_prompt_needs_room_for_the_whole_of_an_answer_or_for_what_it_may_be_cu
     too_long = ("", ask.TOO_LONG)
     assert finishes(10) == [("10", "stop"), too_long, too_long, too_long]
     assert finishes(1) == [("10", "stop"), ("9", "stop"), ("1", "stop"), too_long]
+
+
+def test_batches_hold_only_prompts_with_equal_room() -> None:
+    asked: list[list[str]] = []
+
+    def engine(prompts: list[list[int]], how: Sampling, keys: list[str]) -> list[Reply]:
+        asked.append(keys)
+        return [Reply("", "", "stop") for _ in prompts]
+
+    queries = [ask.Query(str(number), [], number) for number in range(4)]
+    lengths = [13, 3, 2, 1]  # of which the first leaves room for 3 tokens, the others for all 8
+    ask.Local(lambda _: [[5] * length for length in lengths], engine, Sampling(8, batch_size=2), 16)(queries, (), dict)
+    assert asked == [["0"], ["1", "2"], ["3"]]

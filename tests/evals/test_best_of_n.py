@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals import best_of_n
-from posttrain.evals.best_of_n import FILE, SAMPLES, Sampling, best_of, kl, points, read_prompts, run
+from posttrain.evals.best_of_n import FILE, SAMPLES, best_of, kl, points, read_prompts, run
 from posttrain.evals.errors import EvalError
 from posttrain.evals.models import load_model
 
@@ -79,8 +80,8 @@ def letters(completions: list[str], answer: list[str], **_: Any) -> list[float]:
 
 def call(folder: Path, model_dir: Path, rows: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
     loaded = load_model(str(model_dir), device="cpu")
-    how = Sampling(4, max_new_tokens=6, batch_size=8)
-    run(folder, loaded, rows, how, **({"reward": length, "gold": letters, "names": {"policy": "p"}} | kwargs))
+    how = Sampling(6, temperature=1.0, batch_size=8)
+    run(folder, loaded, rows, 4, how, **({"reward": length, "gold": letters, "names": {"policy": "p"}} | kwargs))
     return json.loads((folder / FILE).read_text())
 
 
@@ -109,7 +110,7 @@ def test_a_killed_call_goes_on_with_the_same_answers(
     tmp_path: Path, tiny_model_dir: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ):
     whole = call(tmp_path / "whole", tiny_model_dir, rows)
-    draw, calls = best_of_n._draw, []
+    draw, calls = best_of_n.draw, []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -117,7 +118,7 @@ def test_a_killed_call_goes_on_with_the_same_answers(
             raise KeyboardInterrupt
         return draw(*args, **kwargs)
 
-    monkeypatch.setattr(best_of_n, "_draw", dying)
+    monkeypatch.setattr(best_of_n, "draw", dying)
     with pytest.raises(KeyboardInterrupt):
         call(tmp_path / "killed", tiny_model_dir, rows)
     assert call(tmp_path / "killed", tiny_model_dir, rows) == whole

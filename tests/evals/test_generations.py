@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates import ChatTemplate
-from posttrain.data_tools.ask import Query, batches
+from posttrain.data_tools.ask import Query
 from posttrain.data_tools.encode import TextEncoder
 from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.errors import DataError
@@ -253,11 +253,6 @@ def test_a_template_that_refuses_the_conversation_is_an_error_in_one_line():
     encoder = TextEncoder(build_tokenizer(), ChatTemplate("strict", source))
     with pytest.raises(DataError, match=r"System role not supported; .*without a system message"):
         encoder.prompts([[{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]])
-
-
-def test_batches_hold_only_prompts_with_equal_room():
-    limits = {"a": 3, "b": 8, "c": 8, "d": 8}
-    assert list(batches(["a", "b", "c", "d"], limits, 2)) == [["a"], ["b", "c"], ["d"]]
 
 
 def test_several_samples_of_a_prompt_are_one_cluster(tmp_path: Path):

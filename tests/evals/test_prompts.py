@@ -15,6 +15,7 @@ from posttrain.data_tools import ask
 from posttrain.data_tools.encode import Talk, TextEncoder
 from posttrain.data_tools.endpoint import Reply
 from posttrain.data_tools.example_encoder import ExampleEncoder
+from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tokens import Encoder
 from posttrain.evals import best_of_n, generations
@@ -93,14 +94,14 @@ def by_data_answers(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list
 def by_best_of_n(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
     made: list[list[int]] = []
 
-    def draw(loaded: Any, prompts: Any, how: Any, *, seed: int) -> Any:
+    def draw(model: Any, tokenizer: Any, prompts: Any, how: Any, seeds: Any) -> Any:
         made.extend(prompts)
         raise StopIteration
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(best_of_n, "_draw", draw)
+        patch.setattr(best_of_n, "draw", draw)
         with tempfile.TemporaryDirectory() as folder, pytest.raises(StopIteration):
-            best_of_n.sample(Path(folder), loaded, [{"prompt": messages}], best_of_n.Sampling(2), key="k")
+            best_of_n.sample(Path(folder), loaded, [{"prompt": messages}], 2, Sampling(4, 1.0), key="k")
     return made[0]
 
 
