@@ -29,7 +29,7 @@ test-all: test test-slow
 
 # Kills each command before KILLS of its changes to files, runs it again and compares.
 kills: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/pytest -v tests/recipes/test_kills.py
+	$(TEST_ENV) KILLS=$${KILLS:-2} $(BIN)/pytest -v tests/recipes/test_kills.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

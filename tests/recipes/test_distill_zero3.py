@@ -11,7 +11,7 @@ import pytest
 import yaml
 from posttrain.recipes import launch
 
-from .conftest import posttrain
+from . import warm
 
 MISSING = [name for name in ("g++", "ninja") if shutil.which(name) is None]
 MISSING += [] if importlib.util.find_spec("deepspeed") else ["deepspeed"]
@@ -40,11 +40,11 @@ def test_zero3_logs_the_losses_of_one_process(
     sections = {"teacher": teacher, "model": model}
     # So few tokens at a time that the two processes have different numbers of chunks.
     fields: dict[str, Any] = {"max_steps": 4, "chunk": 7, "hidden_cosine": 0.5 if how == "teacher" else 0.0}
-    one = posttrain("train", make_recipe("distill", "one", sections=sections, **fields))
+    one = warm.run("train", make_recipe("distill", "one", sections=sections, **fields))
     assert one.returncode == 0, one.stderr[-3000:]
     fields["per_device_train_batch_size"] = 2
     recipe = make_recipe("distill", "two", sections=sections, **fields)
-    two = posttrain("train", recipe, "--accelerate", tmp_path / "zero3.yaml", "--processes", "2")
+    two = warm.run_two("train", recipe, config=tmp_path / "zero3.yaml")
     assert two.returncode == 0, two.stderr[-3000:]
     for name in ("loss", "ce", "kl", "grad_norm", *(["cosine"] if how == "teacher" else [])):
         assert curve(tmp_path / "two", name) == pytest.approx(curve(tmp_path / "one", name), rel=1e-4), name

@@ -16,33 +16,20 @@ from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
-from .conftest import command, log, losses, posttrain
+from . import warm
+from .conftest import STAGE_RECIPES, command, log, losses, posttrain
 from .ppo.test_deepspeed import MISSING, for_cpus
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "sft",
-        "pretrain",
-        "reward",
-        "dpo",
-        "kto",
-        "orpo",
-        "ppo",
-        "grpo",
-        "rloo",
-        "classify",
-        "distill",
-        "distill_on_policy",
-    ],
-)
+@pytest.mark.parametrize("stage", STAGE_RECIPES)
 def test_two_processes_log_the_losses_of_one_with_the_same_global_batch(
     make_recipe: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:
     train(load(make_recipe(stage, "one", per_device_train_batch_size=4)))
-    two = posttrain("train", make_recipe(stage, "two", per_device_train_batch_size=2), "--processes", "2")
+    recipe = make_recipe(stage, "two", per_device_train_batch_size=2)
+    # what starts the processes is the same for all stages
+    two = posttrain("train", recipe, "--processes", "2") if stage == "sft" else warm.run_two("train", recipe)
     assert two.returncode == 0, two.stderr
     assert json.loads((tmp_path / "one" / "run.json").read_text())["processes"] == 1
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
@@ -87,11 +74,12 @@ def test_two_processes_killed_and_started_again_end_with_the_same_bits_and_log(
 ) -> None:
     if config != "cpu" and MISSING:
         pytest.skip(f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
-    launched = ("--accelerate", for_cpus(config, tmp_path), "--processes", "2")
+    described = for_cpus(config, tmp_path)
+    launched = ("--accelerate", described, "--processes", "2")
     options = {"packing": True, "max_length": 96, "per_device_train_batch_size": 2, "max_steps": 10}
     options |= {"lr_scheduler_type": "constant", "logging_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = posttrain("train", make_recipe("sft", "whole", **options), *launched)
+    result = warm.run_two("train", make_recipe("sft", "whole", **options), config=described)
     assert result.returncode == 0, result.stderr
     recipe = make_recipe("sft", "killed", **options)
     started = command("train", recipe, *launched)

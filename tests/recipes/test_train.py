@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import main, train
 
-from .conftest import command, losses, posttrain
+from . import warm
+from .conftest import losses
 
 
 def run(recipe: Path, **sections: object) -> Path:
@@ -152,7 +152,7 @@ def test_a_second_process_does_not_write_into_the_same_folder(make_recipe: Calla
 
     recipe = make_recipe()
     with locked(tmp_path / "run" / ".lock"):
-        result = posttrain("train", recipe)
+        result = warm.run("train", recipe)
     assert result.returncode == 1
     assert "another process is working here" in result.stderr
     assert "Traceback" not in result.stderr
@@ -171,12 +171,12 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_later(
     if mounted.returncode != 0:
         pytest.skip("cannot mount a small disk here")
     try:
-        full = posttrain("train", recipe)
+        full = warm.run("train", recipe)
         assert full.returncode == 1
         assert "Traceback" not in full.stderr
         assert "make room" in full.stderr
         subprocess.run(["mount", "-o", "remount,size=64m", target], check=True)
-        again = posttrain("train", recipe)
+        again = warm.run("train", recipe)
         assert again.returncode == 0, again.stderr
         assert "resuming from" in again.stdout
     finally:
@@ -190,8 +190,7 @@ def test_a_limit_on_the_size_of_files_is_explained_as_a_full_disk_is(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     recipe, target = make_recipe(max_steps=4, save_steps=2), tmp_path / "run"
     for kilobytes in (4, 100, 200, 300):  # too small for a record, the weights, the optimizer; enough for all
-        line = f"ulimit -f {kilobytes}; exec {shlex.join(command('train', recipe))}"
-        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        result = warm.run("train", recipe, kilobytes=kilobytes)
         print(kilobytes, result.stderr[-300:], sorted(path.name for path in target.rglob("*")))
         assert "Traceback" not in result.stderr
         if result.returncode == 0:

@@ -16,6 +16,7 @@ import yaml
 from posttrain.data_tools.files import read_jsonl_log
 from posttrain.recipes import launch
 
+from .. import warm
 from ..conftest import command, posttrain
 from ..test_resume import WEIGHTS, undo_end
 from .test_run import SHARE, critic_of, curve, scorer, with_eval
@@ -40,8 +41,8 @@ def for_cpus(name: str, folder: Path) -> Path:
     return path
 
 
-def trained(recipe: Path, *arguments: str | Path) -> None:
-    result = posttrain("train", recipe, *arguments)
+def trained(recipe: Path, config: Path | None = None) -> None:
+    result = warm.run_two("train", recipe, config=config) if config else warm.run("train", recipe)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -82,8 +83,7 @@ def test_two_processes_log_the_metrics_of_one_and_resume_to_the_same_weights(
     one = with_eval(make_recipe("ppo", "one", sections, **TRAINER, per_device_eval_batch_size=4))
     trained(one)
     two = with_eval(make_recipe("ppo", "two", sections, **TRAINER, **HALF))
-    launched = ("--accelerate", for_cpus(config, tmp_path), "--processes", "2")
-    trained(two, *launched)
+    trained(two, for_cpus(config, tmp_path))
     expected, found = curve(tmp_path / "one", *NAMES), curve(tmp_path / "two", *NAMES)
     assert [len(values) for values in found] == [len(values) for values in expected]
     for name, values, others in zip(NAMES, found, expected, strict=True):
@@ -93,7 +93,7 @@ def test_two_processes_log_the_metrics_of_one_and_resume_to_the_same_weights(
     shutil.copytree(run_dir, tmp_path / "whole")
     undo_end(run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
-    trained(two, *launched)
+    trained(two, for_cpus(config, tmp_path))
     assert json.loads((run_dir / "run.json").read_text())["processes"] == 2
     assert curve(run_dir, *NAMES) == found
     assert same_ends(run_dir, tmp_path / "whole")
@@ -106,7 +106,7 @@ def test_kill_minus_nine_under_zero3_changes_nothing(
     sections = {"rewards": [{"model": named}, SHARE], "critic": {"name_or_path": named}}
     launched = ("--accelerate", for_cpus("zero3", tmp_path), "--processes", "2")
     longer = {**TRAINER, "max_steps": 10}
-    trained(with_eval(make_recipe("ppo", "whole", sections, **longer, **HALF)), *launched)
+    trained(with_eval(make_recipe("ppo", "whole", sections, **longer, **HALF)), for_cpus("zero3", tmp_path))
     recipe = with_eval(make_recipe("ppo", "killed", sections, **longer, **HALF))
     run_dir = tmp_path / "killed"
     process = psutil.Popen(command("train", recipe, *launched), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

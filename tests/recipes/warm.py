@@ -1,0 +1,155 @@
+"""Commands of posttrain in processes of their own that have torch and TRL already: forks of a server that imports once.
+
+Each is a real process, with its own arguments, environment, output and exit code, that can be killed; but for the
+seconds of imports at its start it is what the command line gives. The server starts with the first command, and ends
+with the tests.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import resource
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+_IMPORTED = (
+    "posttrain.recipes.cli",
+    "posttrain.recipes.train",
+    "posttrain.recipes.check",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.bert.modeling_bert",
+    "trl.trainer.sft_trainer",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.reward_trainer",
+    "trl.trainer.grpo_trainer",
+    "trl.trainer.rloo_trainer",
+    "trl.trainer.kto_trainer",
+    "peft",
+    "deepspeed",
+    "datasets",
+)
+
+
+def start(
+    arguments: Sequence[str | Path],
+    output: Path = Path(os.devnull),
+    environment: Mapping[str, str] = os.environ,
+    kilobytes: int | None = None,
+) -> Any:
+    """Starts ``posttrain ARGUMENTS``; returns a process as ``multiprocessing`` has it.
+
+    Args:
+        arguments: Of the command line.
+        output: The stem of the files that get standard output and error, ``.out`` and ``.err``.
+        environment: Its variables.
+        kilobytes: How large it may make a file, as ``ulimit -f`` says.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    become = {
+        "ARGUMENTS": list(map(str, arguments)),
+        "ENVIRONMENT": dict(environment),
+        "FOLDER": str(Path.cwd()),
+        "OUTPUT": [str(output if str(output) == os.devnull else output.with_suffix(end)) for end in (".out", ".err")],
+        "KILOBYTES": kilobytes,
+    }
+    # by the path of this file, since the server knows nothing of the tests' packages
+    process = context.Process(target=runpy.run_path, args=(__file__, become, "__warm__"))
+    with _no_main():
+        process.start()
+    return process
+
+
+def run(*arguments: str | Path, kilobytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs ``posttrain ARGUMENTS`` to its end."""
+    return _run(arguments, [os.environ], kilobytes)[0]
+
+
+def run_two(*arguments: str | Path, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command in two processes that know of each other, with what ``accelerate launch`` would tell them.
+
+    Returns:
+        What came of the first one, or of the second one if only that failed.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from posttrain.recipes import launch
+
+    port, told = str(launch._free_port()), {}
+    asked = ["--config_file", str(config or launch.find_config("cpu")), "--num_processes", "2"]
+    with mock.patch("torch.distributed.run.run", side_effect=lambda _: told.update(os.environ)):
+        launch_command(launch_command_parser().parse_args([*asked, "--main_process_port", port, "-m", launch.MODULE]))
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    first, second = _run(arguments, [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
+    return first if first.returncode else second if second.returncode else first
+
+
+def _run(
+    arguments: Sequence[str | Path], environments: Sequence[Mapping[str, str]], kilobytes: int | None = None
+) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a command in a process for each environment, at the same time."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(number) for number in range(len(environments))]
+        started = [start(arguments, *own, kilobytes) for own in zip(outputs, environments, strict=True)]
+        for process in started:
+            process.join()
+        return [
+            subprocess.CompletedProcess(
+                list(arguments),
+                process.exitcode,
+                output.with_suffix(".out").read_text(),
+                output.with_suffix(".err").read_text(),
+            )
+            for process, output in zip(started, outputs, strict=True)
+        ]
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hides the tests' own program, which a process of ``multiprocessing`` would import first."""
+    main = sys.modules["__main__"]
+    path, main.__file__ = getattr(main, "__file__", None), None
+    try:
+        yield
+    finally:
+        main.__file__ = path
+
+
+def _become(
+    arguments: list[str], environment: Mapping[str, str], folder: str, output: Sequence[str], kilobytes: int | None
+) -> None:
+    """Makes this process the command; where the command would turn into training by itself, training is called."""
+    gc.freeze()  # what the server has imported is nothing to collect
+    for number, path in enumerate(output, start=1):
+        sink = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(sink, number)
+        os.close(sink)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    if kilobytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+    from posttrain.recipes import cli, launch, train
+
+    become = launch.become
+
+    def call(command: Sequence[str]) -> None:
+        if list(command[1:3]) != ["-m", launch.MODULE]:
+            become(command)
+        sys.argv = list(command[2:])
+        sys.exit(train.main())
+
+    launch.become = call  # type: ignore[assignment]
+    sys.argv = ["posttrain", *arguments]
+    cli.main()
+
+
+if __name__ == "__warm__":
+    _become(ARGUMENTS, ENVIRONMENT, FOLDER, OUTPUT, KILOBYTES)  # type: ignore[name-defined]  # noqa: F821
