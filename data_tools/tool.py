@@ -11,8 +11,8 @@ from .spec import SourceSpec
 class Tool(BaseModel):
     """The arguments of a data tool and what it does with them; the docstrings of the fields are its help.
 
-    Fields are plain values, lists of them, and what the tool reads: :data:`Source` or :data:`Sources`, which come
-    without a name on the command line.
+    A field may be anything that YAML can say. What the tool reads, :data:`Source` or :data:`Sources`, comes without a
+    name on the command line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)

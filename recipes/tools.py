@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from inspect import Parameter, Signature, getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import typer
 
@@ -74,17 +74,27 @@ def run_command(name: str, *arguments: str) -> None:
 
 
 def _parameters(tool: type["Tool"]) -> list[Parameter]:
-    """The fields of a tool as the command line takes them: what it reads without a name, by its path."""
+    """The fields of a tool as the command line takes them: what it reads without a name, what is not plain as YAML."""
     from ..data_tools.spec import SourceSpec
+    from ..data_tools.specfile import parse_scalar
     from ..data_tools.tool import Source
 
+    def read_yaml(value: Any) -> Any:
+        return parse_scalar(value) if isinstance(value, str) else value  # else it is the default
+
     paths: dict[Any, Any] = {SourceSpec: str, list[Source]: list[str]}
+    plain = (bool, int, float, str, str | None, list[str])
     parameters = []
     for key, field in tool.model_fields.items():
-        place = typer.Argument if field.annotation in paths else typer.Option
-        kind = Annotated[paths.get(field.annotation, field.annotation), place(help=field.description)]
+        kind, said = field.annotation, field.description
+        if kind in paths:
+            annotation = Annotated[paths[kind], typer.Argument(help=said)]
+        elif kind in plain or get_origin(kind) is Literal:
+            annotation = Annotated[kind, typer.Option(help=said)]
+        else:
+            annotation = Annotated[str, typer.Option(help=said, parser=read_yaml, metavar="<yaml>")]
         default = Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
-        parameters.append(_parameter(key, kind, default))
+        parameters.append(_parameter(key, annotation, default))
     return parameters
 
 

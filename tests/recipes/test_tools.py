@@ -86,10 +86,12 @@ class Greet(Tool):
     """Who is greeted."""
     loud: bool = False
     """Whether it is said loudly."""
+    titles: dict[str, str] = {}
+    """What people are called besides."""
 
     def run(self, output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-        text = f"hello {self.name}"
+        text = f"hello {self.titles.get(self.name, '')}{self.name}"
         (output_dir / "greeting.txt").write_text(text.upper() if self.loud else text)
         return "greeted"
 '''
@@ -100,9 +102,11 @@ def test_a_tool_of_ones_own_runs_as_a_command_and_as_a_step_until_its_file_chang
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
-    result = posttrain("data", tmp_path / "own.py:Greet", "--name", "Ada", "--loud", "-o", tmp_path / "a")
+    result = posttrain(
+        "data", tmp_path / "own.py:Greet", "--name", "Ada", "--loud", "--titles", "{Ada: Dr. }", "-o", tmp_path
+    )
     assert (result.returncode, result.stdout) == (0, "greeted\n"), result.stderr
-    assert (tmp_path / "a" / "greeting.txt").read_text() == "HELLO ADA"
+    assert (tmp_path / "greeting.txt").read_text() == "HELLO DR.ADA"
 
     said: list[str] = []
     step(tmp_path, "own.py:Greet", {"name": "Bram"})
