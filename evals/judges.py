@@ -25,7 +25,7 @@ _PROMPTED = ("endpoint", "model")
 class Labels(BaseModel):
     """What the judge says."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     first: Annotated[str, Field(min_length=1)] = "A"
     """The answer that it saw first is better."""
     second: Annotated[str, Field(min_length=1)] = "B"
@@ -143,7 +143,7 @@ class JudgeSpec(JudgeSettings):
 class PairBudget(BaseModel):
     """So many judgments, spent where they narrow the intervals most."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     budget: Annotated[int, Field(ge=1)]
 
 

@@ -1,6 +1,7 @@
 """What to score: a suite of tasks, texts, preference pairs, labelled rows and prompts to answer, read from YAML."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -10,7 +11,7 @@ from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError
 from ..data_tools.sources import data_suffix, is_hub, local_files
 from ..data_tools.spec import SourceSpec
-from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
+from ..data_tools.specfile import Document, KeyPath, load_document, raise_if_problems, replace_references, validate
 from .errors import SuiteError
 from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
@@ -23,35 +24,32 @@ _BATCH_AUTO = 8
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class TaskSpec(_Strict):
-    """One lm-eval task, and how it is asked.
-
-    Attributes:
-        task: A task file (``*.yaml``, relative to the suite), the name of one in ``evals/tasks``, or the name of an
-            lm-eval built-in. Groups and tags are refused: list their tasks.
-        name: What the leaderboard calls it; the task's own name by default. A task may stand twice under two names.
-        data_files: A file for each split (relative to the suite; of any type that a data source may have), read
-            instead of the task's own data set. Splits that are not listed do not exist.
-        overrides: Keys of the task's YAML to replace, for files whose columns differ from the task's own.
-        num_fewshot: Worked examples in the prompt; None leaves the task's own number.
-        limit: Score the first so many documents only; None is all.
-        metric: The metric that stands for the task; the task's first by default.
-        gen_kwargs: Generation settings that replace the task's own, such as ``max_gen_toks``.
-        chat: Overrides the suite's ``chat``.
-    """
+    """One lm-eval task, and how it is asked."""
 
     task: str
+    """A task file (``*.yaml``, relative to the suite), the name of one in ``evals/tasks``, or the name of an lm-eval
+    built-in. Groups and tags are refused: list their tasks."""
     name: Annotated[str, Field(pattern=_NAME)] | None = None
+    """What the leaderboard calls it; the task's own name by default. A task may stand twice under two names."""
     data_files: dict[str, str] = {}
+    """A file for each split (relative to the suite; of any type that a data source may have), read instead of the
+    task's own data set. Splits that are not listed do not exist."""
     overrides: dict[str, Any] = {}
+    """Keys of the task's YAML to replace, for files whose columns differ from the task's own."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples in the prompt; None leaves the task's own number."""
     limit: Annotated[int, Field(ge=1)] | None = None
+    """Score the first so many documents only; None is all."""
     metric: str | None = None
+    """The metric that stands for the task; the task's first by default."""
     gen_kwargs: dict[str, Any] = {}
+    """Generation settings that replace the task's own, such as ``max_gen_toks``."""
     chat: Chat | None = None
+    """Overrides the suite's ``chat``."""
 
     @property
     def title(self) -> str:
@@ -60,19 +58,13 @@ class TaskSpec(_Strict):
 
 
 class PerplexitySpec(_Strict):
-    """A text on which to measure bits per byte.
-
-    Attributes:
-        name: What the leaderboard calls it: the domain.
-        path: A file, folder or pattern (relative to the suite), or a Hub id; and with it the keys of a data source
-            (``split``, ``subset``, ``revision``, ``text``, ``columns``, ``sample_by``, ``limit``).
-        max_length: Tokens per window; the suite's, or else what the model can take.
-        stride: Tokens that a window scores; half of ``max_length`` by default. Each token is scored exactly once.
-        metric: The metric that stands for the text.
-    """
+    """A text on which to measure bits per byte."""
 
     name: Annotated[str, Field(pattern=_NAME)]
+    """What the leaderboard calls it: the domain."""
     path: str
+    """A file, folder or pattern (relative to the suite), or a Hub id; and with it the keys of a data source (``split``,
+    ``subset``, ``revision``, ``text``, ``columns``, ``sample_by``, ``limit``)."""
     split: str = "train"
     subset: str | None = None
     revision: str | None = None
@@ -81,8 +73,11 @@ class PerplexitySpec(_Strict):
     sample_by: Literal["line", "paragraph", "document"] = "document"
     limit: Annotated[int, Field(ge=1)] | None = None
     max_length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens per window; the suite's, or else what the model can take."""
     stride: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that a window scores; half of ``max_length`` by default. Each token is scored exactly once."""
     metric: Literal["bits_per_byte", "perplexity", "bits_per_token"] = "bits_per_byte"
+    """The metric that stands for the text."""
 
     @property
     def title(self) -> str:
@@ -99,18 +94,15 @@ class PerplexitySpec(_Strict):
 
 
 class RowsSpec(SourceSpec):
-    """Held-out rows: a data source as in a recipe's ``data:`` section, under a name of its own.
-
-    Attributes:
-        max_length: Tokens of a row; the suite's, or else what the model can take.
-        max_bad_share: The largest share of the rows that may be unusable, as in a recipe.
-        batch_size: Sequences in a forward pass; the suite's by default.
-    """
+    """Held-out rows: a data source as in a recipe's ``data:`` section, under a name of its own."""
 
     name: Annotated[str, Field(pattern=_NAME)]  # type: ignore[assignment]  # here a source must have one
     max_length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of a row; the suite's, or else what the model can take."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The largest share of the rows that may be unusable, as in a recipe."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Sequences in a forward pass; the suite's by default."""
 
     @model_validator(mode="after")
     def _no_weight(self) -> Self:
@@ -124,19 +116,16 @@ class RowsSpec(SourceSpec):
 
 
 class PairsSpec(RowsSpec):
-    """Preference rows, to be told apart by a reward model, or by a policy's implicit reward.
-
-    Attributes:
-        reference: The model that a policy departed from: a folder, a Hub id, or ``@step``. With it the checkpoint is a
-            language model, and its reward is ``beta (log p - log p of the reference)`` (Rafailov et al. 2023,
-            arXiv:2305.18290, equation 5, without the term that cancels within a pair).
-        beta: Of that reward; the value that the policy was trained with.
-        metric: The metric that stands for the pairs.
-    """
+    """Preference rows, to be told apart by a reward model, or by a policy's implicit reward."""
 
     reference: str | None = None
+    """The model that a policy departed from: a folder, a Hub id, or ``@step``. With it the checkpoint is a language
+    model, and its reward is ``beta (log p - log p of the reference)`` (Rafailov et al. 2023, arXiv:2305.18290, equation
+    5, without the term that cancels within a pair)."""
     beta: Annotated[float, Field(gt=0)] = 0.1
+    """Of that reward; the value that the policy was trained with."""
     metric: Literal["accuracy", "nll", "ece", "brier", "margin", "kappa"] = "accuracy"
+    """The metric that stands for the pairs."""
 
     @model_validator(mode="after")
     def _beta_needs_reference(self) -> Self:
@@ -146,57 +135,51 @@ class PairsSpec(RowsSpec):
 
 
 class ClassificationSpec(RowsSpec):
-    """Labelled rows for a classifier.
-
-    Attributes:
-        metric: The metric that stands for the rows; ``accuracy`` for one label, ``f1_macro`` for several, ``pearson``
-            for numbers.
-        too_long: What happens to a row of more tokens than fit. A classifier that is asked must answer, so such rows
-            are cut by default, and counted.
-        metrics: Metrics of the ``evaluate`` library besides: a Hub name, or the path of a metric script (relative to
-            the suite).
-        max_bad_share: The largest share of the rows that may be unusable; a row without a label is one.
-    """
+    """Labelled rows for a classifier."""
 
     metric: str | None = None
+    """The metric that stands for the rows; ``accuracy`` for one label, ``f1_macro`` for several, ``pearson`` for
+    numbers."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The largest share of the rows that may be unusable; a row without a label is one."""
     too_long: Literal["truncate", "drop", "error"] = "truncate"
+    """What happens to a row of more tokens than fit. A classifier that is asked must answer, so such rows are cut by
+    default, and counted."""
     metrics: tuple[str, ...] = Field(default=(), strict=False)
+    """Metrics of the ``evaluate`` library besides: a Hub name, or the path of a metric script (relative to the
+    suite)."""
 
 
 class SuiteSpec(_Strict):
-    """A named list of things to score, with the settings that hold for all of them.
-
-    Attributes:
-        name: The suite; its file's name by default.
-        tasks: Tasks for lm-eval.
-        perplexity: Texts for perplexity.
-        pairs: Preference rows for reward models and policies.
-        classification: Labelled rows for classifiers.
-        prompts: Prompts whose answers are saved, for judges and people to compare.
-        judges: Who compares or rates those answers once they are there.
-        chat: ``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification
-            never do; conversations of ``pairs`` always do.
-        batch_size: Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, the others take 8.
-        seed: Of few-shot sampling, sampled generation and bootstrap.
-        max_length: Tokens that a model sees at once; its own limit by default.
-        dtype: What the weights are loaded as; ``auto`` is what the checkpoint says.
-        offline: Whether the Hub is out of bounds; a built-in task then needs ``data_files`` or a filled cache.
-    """
+    """A named list of things to score, with the settings that hold for all of them."""
 
     name: Annotated[str, Field(pattern=_NAME)]
+    """The suite; its file's name by default."""
     tasks: list[TaskSpec] = []
+    """Tasks for lm-eval."""
     perplexity: list[PerplexitySpec] = []
+    """Texts for perplexity."""
     pairs: list[PairsSpec] = []
+    """Preference rows for reward models and policies."""
     classification: list[ClassificationSpec] = []
+    """Labelled rows for classifiers."""
     prompts: list[PromptsSpec] = []
+    """Prompts whose answers are saved, for judges and people to compare."""
     judges: list[JudgingSpec] = []
+    """Who compares or rates those answers once they are there."""
     chat: Chat = "auto"
+    """``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification never do;
+    conversations of ``pairs`` always do."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    """Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, the others take 8."""
     seed: int = 0
+    """Of few-shot sampling, sampled generation and bootstrap."""
     max_length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens that a model sees at once; its own limit by default."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the weights are loaded as; ``auto`` is what the checkpoint says."""
     offline: bool = True
+    """Whether the Hub is out of bounds; a built-in task then needs ``data_files`` or a filled cache."""
 
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
@@ -209,6 +192,7 @@ class SuiteSpec(_Strict):
         return given or (_BATCH_AUTO if self.batch_size == "auto" else self.batch_size)
 
 
+Note = Callable[..., None]  # takes what is wrong, and the key within an entry
 _Rows = TypeVar("_Rows", PerplexitySpec, PairsSpec, ClassificationSpec, PromptsSpec)
 
 
@@ -264,92 +248,90 @@ def _find(name: str) -> Path:
         return Path(name)
     path = SUITES / f"{name}.yaml"
     if not path.is_file():
-        hint = (
-            did_you_mean(name, suite_names()) or f"known suites: {', '.join(suite_names())}; or give a path to a .yaml"
-        )
+        known = f"known suites: {', '.join(suite_names())}; or give a path to a .yaml"
+        hint = did_you_mean(name, suite_names()) or known
         raise SuiteError(f"there is no suite '{name}'", hint=hint)
     return path
 
 
 def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     """Makes paths absolute and notes files that are missing and names that stand twice."""
-    found: dict[str, list[Any]] = {
-        "tasks": [_resolve_task(task, base, document, index) for index, task in enumerate(spec.tasks)],
-        "perplexity": [_resolve_text(text, base, document, index) for index, text in enumerate(spec.perplexity)],
-        "pairs": [_resolve_pairs(pairs, base, document, index) for index, pairs in enumerate(spec.pairs)],
-        "classification": [
-            _resolve_classification(rows, base, document, index) for index, rows in enumerate(spec.classification)
-        ],
-        "prompts": [_resolve_prompts(prompts, base, document, index) for index, prompts in enumerate(spec.prompts)],
+    sections = {
+        "tasks": _resolve_task,
+        "perplexity": _resolve_text,
+        "pairs": _resolve_pairs,
+        "classification": _resolve_classification,
+        "prompts": _resolve_prompts,
     }
+    found: dict[str, list[Any]] = {}
+    for section, resolve in sections.items():
+        items = enumerate(getattr(spec, section))
+        found[section] = [resolve(item, base, partial(_note, document, (section, index))) for index, item in items]
     names = [prompts.title for prompts in found["prompts"]]
     found["judges"] = [resolve_judging(entry, base, document, index, names) for index, entry in enumerate(spec.judges)]
     seen: set[str] = set()
-    for key, items in found.items():
+    for section, items in found.items():
         for index, item in enumerate(items):
             if item.title in seen:
-                document.problem(
-                    (key, index), f"the name '{item.title}' stands twice", "give one of them another `name`"
-                )
+                hint = "give one of them another `name`"
+                document.problem((section, index), f"the name '{item.title}' stands twice", hint)
             seen.add(item.title)
     return spec.model_copy(update=found)
 
 
-def _resolve_task(task: TaskSpec, base: Path, document: Document, index: int) -> TaskSpec:
+def _note(document: Document, where: KeyPath, what: str, *key: str) -> None:
+    document.problem((*where, *key), what)
+
+
+def _resolve_task(task: TaskSpec, base: Path, note: Note) -> TaskSpec:
     name = task.task
     if name.endswith((".yaml", ".yml")):
         name = str((base / name).resolve())
         if not Path(name).is_file():
-            document.problem(("tasks", index, "task"), f"there is no file {name}")
+            note(f"there is no file {name}", "task")
     files = {split: str((base / file).resolve()) for split, file in task.data_files.items()}
     for split, file in files.items():
         if not Path(file).is_file():
-            document.problem(("tasks", index, "data_files", split), f"there is no file {file}")
+            note(f"there is no file {file}", "data_files", split)
     return task.model_copy(update={"task": name, "data_files": files})
 
 
-def _resolve_text(text: PerplexitySpec, base: Path, document: Document, index: int) -> PerplexitySpec:
+def _resolve_text(text: PerplexitySpec, base: Path, note: Note) -> PerplexitySpec:
     if text.stride and text.max_length and text.stride >= text.max_length:
-        document.problem(("perplexity", index, "stride"), "a stride must be shorter than max_length")
-    return _resolve_path(text, base, document, ("perplexity", index))
+        note("a stride must be shorter than max_length", "stride")
+    return _resolve_path(text, base, note)
 
 
-def _resolve_pairs(pairs: PairsSpec, base: Path, document: Document, index: int) -> PairsSpec:
-    pairs = _resolve_path(pairs, base, document, ("pairs", index))
-    reference = pairs.reference
-    if reference is None:
-        return pairs
-    folder = base / reference
-    if folder.is_dir():
-        return pairs.model_copy(update={"reference": str(folder)})
-    if reference.startswith(("/", ".", "~")):
-        document.problem(("pairs", index, "reference"), f"there is no folder {reference}")
-    return pairs
+def _resolve_pairs(pairs: PairsSpec, base: Path, note: Note) -> PairsSpec:
+    reference = pairs.reference or ""
+    if reference and (base / reference).is_dir():
+        pairs = pairs.model_copy(update={"reference": str(base / reference)})
+    elif reference.startswith(("/", ".", "~")):
+        note(f"there is no folder {reference}", "reference")
+    return _resolve_path(pairs, base, note)
 
 
-def _resolve_classification(rows: ClassificationSpec, base: Path, document: Document, index: int) -> ClassificationSpec:
-    rows = _resolve_path(rows, base, document, ("classification", index))
+def _resolve_classification(rows: ClassificationSpec, base: Path, note: Note) -> ClassificationSpec:
     metrics = tuple(str(base / name) if (base / name).exists() else name for name in rows.metrics)
     for name in metrics:
         if name.endswith(".py") and not Path(name).is_file():
-            document.problem(("classification", index, "metrics"), f"there is no file {name}")
-    return rows.model_copy(update={"metrics": metrics})
+            note(f"there is no file {name}", "metrics")
+    return _resolve_path(rows.model_copy(update={"metrics": metrics}), base, note)
 
 
-def _resolve_prompts(prompts: PromptsSpec, base: Path, document: Document, index: int) -> PromptsSpec:
+def _resolve_prompts(prompts: PromptsSpec, base: Path, note: Note) -> PromptsSpec:
     own = PROMPTS / f"{prompts.path}.jsonl"
     if own.is_file() and not (base / prompts.path).exists():
         prompts = prompts.model_copy(update={"path": str(own)})
-    prompts = _resolve_path(prompts, base, document, ("prompts", index))
     if prompts.references is not None:
         file = base / prompts.references
         if not file.is_file():
-            document.problem(("prompts", index, "references"), f"there is no file {file}")
+            note(f"there is no file {file}", "references")
         prompts = prompts.model_copy(update={"references": str(file)})
-    return prompts
+    return _resolve_path(prompts, base, note)
 
 
-def _resolve_path(item: _Rows, base: Path, document: Document, where: tuple[str, int]) -> _Rows:
+def _resolve_path(item: _Rows, base: Path, note: Note) -> _Rows:
     """Makes the path of a data source absolute and notes a file that is missing."""
     source = item.source()
     if is_hub(source, base):
@@ -357,5 +339,5 @@ def _resolve_path(item: _Rows, base: Path, document: Document, where: tuple[str,
     try:
         local_files(source, base)
     except DataError as error:
-        document.problem((*where, "path"), str(error))
+        note(str(error), "path")
     return item.model_copy(update={"path": str(base / item.path)})

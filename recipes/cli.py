@@ -32,7 +32,9 @@ Accelerate = Annotated[str | None, typer.Option(help="An accelerate config: cpu,
 def check(
     recipes: Annotated[list[str] | None, typer.Argument(metavar="RECIPE... [a.b=c]...", show_default=False)] = None,
     data: Annotated[bool, typer.Option(help="Also read data, template and loss mask.")] = True,
-    json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON Schema of recipes.")] = False,
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print the JSON Schema of recipes, or of: suite, judge.")
+    ] = False,
     step: Steps = None,
 ) -> None:
     """Check recipes: schema, data columns, template, loss mask; estimate memory, FLOPs and tokens. Trains nothing."""
@@ -41,7 +43,10 @@ def check(
     from .train import parse_steps
 
     if json_schema:
-        print(schema.json_schema())
+        of = recipes or ["recipe"]
+        if len(of) > 1 or of[0] not in ("recipe", "suite", "judge"):
+            raise typer.BadParameter("there are schemas of: recipe, suite, judge", param_hint="--json-schema")
+        print(schema.json_schema(of[0]))
         return
     paths = [Path(argument) for argument in recipes or [] if "=" not in argument]
     overrides = [argument for argument in recipes or [] if "=" in argument]

@@ -289,10 +289,22 @@ class Pipeline(Section):
     """The folder of the steps' folders."""
 
 
-def json_schema() -> str:
-    """Returns the JSON Schema of recipes, the trainer's fields of each stage included, for editors."""
-    schema = Recipe.model_json_schema()
+def json_schema(of: str = "recipe") -> str:
+    """Returns the JSON Schema of a kind of file, for editors: ``recipe``, ``suite`` or ``judge``."""
+    from ..evals.judges import JudgeSpec
+    from ..evals.spec import SuiteSpec
+
+    schema = {"recipe": Recipe, "suite": SuiteSpec, "judge": JudgeSpec}[of].model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    if of == "recipe":
+        _add_trainer_fields(schema)
+    elif of == "suite":
+        schema["required"].remove("name")  # by default it is the file's
+    return json.dumps(schema, indent=2)
+
+
+def _add_trainer_fields(schema: dict[str, Any]) -> None:
+    """Adds the trainer's fields of each stage."""
     stages = {
         name: {
             field.name: _field_schema(field)
@@ -324,7 +336,6 @@ def json_schema() -> str:
         }
         for stage, fields in stages.items()
     ]
-    return json.dumps(schema, indent=2)
 
 
 def _field_schema(field: TrainerField) -> dict[str, Any]:

@@ -98,6 +98,15 @@ def test_the_json_schema_knows_our_keys_and_the_trainers(make_recipe: Callable[.
     assert "output_dir" not in trainer
 
 
+def test_suites_and_judges_have_a_json_schema_that_says_what_each_key_is() -> None:
+    suite, judge = (json.loads(json_schema(of)) for of in ("suite", "judge"))
+    assert suite["additionalProperties"] is judge["additionalProperties"] is False
+    models = [suite, judge, *suite["$defs"].values(), *judge["$defs"].values()]
+    bare = [key for model in models for key, entry in model.get("properties", {}).items() if "description" not in entry]
+    assert set(bare) <= {"name", "split", "subset", "revision", "text", "columns", "sample_by", "limit", "budget"}
+    assert suite["required"] == []
+
+
 def test_what_is_frozen_costs_what_it_is_stored_in() -> None:
     from posttrain.recipes.estimate import Size, state_bytes, training_flops
     from posttrain.recipes.schema import Recipe
