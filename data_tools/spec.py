@@ -37,13 +37,13 @@ def _check_template(source: str) -> str:
 Template = Annotated[str, AfterValidator(_check_template)]
 
 
-class _Strict(BaseModel):
-    """No unknown keys, no coercion of types, no change after validation."""
+class Section(BaseModel):
+    """A section of a YAML file: no unknown keys, no coercion of types, no change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
-class MessageTemplate(_Strict):
+class MessageTemplate(Section):
     """One message of a mapping, each part a sandboxed Jinja template over the row's columns."""
 
     role: Template
@@ -67,7 +67,7 @@ def _string_keys(value: Any) -> Any:
     return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
 
 
-class SourceSpec(_Strict):
+class SourceSpec(Section):
     """Where rows come from, and how each becomes a training example.
 
     How a row is read is said by one of: ``format`` (a known layout of columns), a mapping (templates over the
@@ -186,7 +186,7 @@ Sources = Annotated[
 ]
 
 
-class DataSpec(_Strict):
+class DataSpec(Section):
     """The ``data:`` section: what to train on, what to evaluate the loss on, and what to do with odd rows."""
 
     train: Sources

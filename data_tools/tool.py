@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from .spec import SourceSpec
+from .spec import Section, SourceSpec
 
 
-class Tool(BaseModel):
+class Tool(Section):
     """The arguments of a data tool and what it does with them; the docstrings of the fields are its help.
 
     A field may be anything that YAML can say. What the tool reads, :data:`Source` or :data:`Sources`, comes without a
     name on the command line.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     def run(self, output_dir: Path) -> str | None:
         """Does the work; what a killed call has left in its folder is there when the same call comes again.

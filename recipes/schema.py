@@ -7,9 +7,9 @@ and ``trainer`` is passed to the stage's own configuration class, whose fields a
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from ..data_tools.spec import DataSpec
+from ..data_tools.spec import DataSpec, Section
 from .stage_table import STAGES
 from .trainer_fields import Field as TrainerField
 from .trainer_fields import fields_of
@@ -28,12 +28,6 @@ StageName = Literal[
     "distill",
     "distill_on_policy",
 ]
-
-
-class Section(BaseModel):
-    """A section that refuses keys it does not know and cannot change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ModelSpec(Section):
