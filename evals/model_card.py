@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import InputError
 from ..data_tools.files import write_atomic
 from .checkpoints import FINAL
-from .report.columns import column_name
+from .report.board import Cell, Column, Figure, Leaderboard, Row
 from .report.format import interval_text, metric_label, number, scales
 from .report.markdown import md
-from .report.model import Cell, Column, Figure, Leaderboard, Row
 from .report.text import clean, mapping, plain, text
 
 if TYPE_CHECKING:
@@ -220,6 +219,6 @@ def _lines(column: Column, cell: Cell, figures: Sequence[Figure], shown: Any) ->
         metric = metrics[figure.metric]
         places = shown[column.id, figure.metric].places
         value, ends = number(figure.value, places, metric.unit), interval_text(figure, places, metric.unit)
-        cells = (f"{md(column_name(column))}{few}", md(metric_label(metric)), value, ends, str(figure.n or "?"))
+        cells = (f"{md(column.name)}{few}", md(metric_label(metric)), value, ends, str(figure.n or "?"))
         lines.append(f"| {' | '.join(cells)} | {md(remark, 200)} |")
     return lines

@@ -160,7 +160,7 @@ class JudgmentStore:
             PosttrainError: A whole line is not a judgment.
         """
         records = enumerate(read_jsonl_log(self.path), start=1)
-        return settled(_judgment_from(record, f"{self.path}:{number}") for number, record in records)
+        return settled(judgment_from(record, f"{self.path}:{number}") for number, record in records)
 
     def append(self, *judgments: Judgment) -> None:
         """Writes judgments and syncs them to the disk."""
@@ -173,7 +173,7 @@ class JudgmentStore:
 _CHECKED = TypeAdapter(Judgment)
 
 
-def _judgment_from(record: dict[str, Any], where: str) -> Judgment:
+def judgment_from(record: dict[str, Any], where: str) -> Judgment:
     """Builds a judgment from its line; keys that a later version may add are left aside."""
     known = {name: record[name] for name in Judgment.__dataclass_fields__ if name in record}
     try:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from ...data_tools.files import write_atomic
 from ..runs import find_runs
-from . import samples as report_samples
-from .columns import tabulate
+from . import samples
+from .board import Leaderboard, Notice
+from .columns import is_fact, select_ranked, tabulate
 from .curves import best_of_n_curves, training_curve
-from .facts import is_fact, sort_scores
+from .html import to_html
 from .items import item_finder
-from .judging import player_names, unique, with_judgings
-from .lineage import Scored, arrange, common_parent, relative, row_label
-from .model import Leaderboard, Notice, Row, Run
+from .judged import with_judgings
+from .lineage import Scored, arrange
+from .markdown import to_markdown
 from .read import read_run
-from .task_items import task_items
+from .tables import to_csv, to_json
 from .text import plain
 from .verdicts import find_baseline, with_verdicts
 
@@ -41,36 +42,33 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
         InputError: A path does not exist or holds no run, or no row is called like the baseline.
     """
     folders = [read_run(path) for path in find_runs([Path(path) for path in paths])]
-    runs, scored, doubled = arrange(folders)
-    judged = tuple(judgment for folder in folders for judgment in folder.judgments)
-    ranked = sort_scores(scored, judged)
+    runs, scored, held, doubled = arrange(folders)
+    judged = [judgment for folder in folders for judgment in folder.judgments]
+    ranked = select_ranked(scored, judged)
     rows, columns, footnotes, notices = tabulate(ranked.scored, ranked.rules)
-    common = common_parent([folder.path for folder in folders])
-    places = {relative(folder.path, common): folder for folder in folders}
     best, damaged = best_of_n_curves([folder.path for folder in folders])
-    curves = [curve for run in runs if (curve := training_curve(run, places[run.folder].log))] + best
+    curves = [curve for run in runs if (curve := training_curve(run, held[run.id].log))]
     first = [Notice("error", f"{plain(run.name)}: {problem}") for run in runs for problem in run.problems]
     first += [Notice("warning", f"several runs are named {plain(name)}: told apart by folder") for name in doubled]
-    rest = _same_model(runs, rows) + _unscored(runs, rows, scored)
-    ordered = sorted([*notices, *damaged, *first, *ranked.notices, *rest], key=lambda notice: notice.level != "error")
     board = Leaderboard(
         title,
         tuple(runs),
         tuple(rows),
         tuple(columns),
         footnotes,
-        tuple(dict.fromkeys(ordered)),
-        tuple(curves),
+        curves=(*curves, *best),
         baseline=find_baseline(runs, rows, baseline),
         chosen=baseline is not None,
     )
-    held = {run.id: places[run.folder] for run in runs}
-    shown = unique(judgment for judgment in judged if judgment.judge_version not in ranked.off)
+    all_notices = [*notices, *damaged, *first, *ranked.notices, *_same_model(board), *_unscored(board, scored)]
+    all_notices.sort(key=lambda notice: notice.level != "error")
+    board = replace(board, notices=tuple(dict.fromkeys(all_notices)))
+    shown = [judgment for judgment in judged if judgment.judge_version not in ranked.off]
     paths_of = {run: folder.path for run, folder in held.items()}
     items = item_finder(paths_of)
     board, tested = with_judgings(board, held, shown, ranked.rules)
     board = with_verdicts(board, items, tested)
-    return replace(board, items=task_items(board, items, paths_of))
+    return replace(board, items=samples.task_items(board, items, paths_of))
 
 
 def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:
@@ -85,38 +83,33 @@ def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:
     Raises:
         PosttrainError: The folder cannot be written.
     """
-    from .html import to_html
-    from .markdown import to_markdown
-    from .tables import to_csv, to_json
-
     writers = {"html": to_html, "md": to_markdown, "csv": to_csv, "json": to_json}
     contents: dict[Path, str | bytes] = {
         out_dir / f"leaderboard.{suffix}": writer(leaderboard) for suffix, writer in writers.items()
     }
-    samples = out_dir / report_samples.FILE
+    beside = out_dir / samples.FILE
     if leaderboard.samples:
-        contents[samples] = report_samples.to_parquet(leaderboard.samples, player_names(leaderboard))
+        contents[beside] = samples.to_parquet(leaderboard)
     for path, content in contents.items():
         write_atomic(path, content)
     if not leaderboard.samples:
-        samples.unlink(missing_ok=True)  # of an earlier report; beside this page it would be taken for its own
+        beside.unlink(missing_ok=True)  # of an earlier report; beside this page it would be taken for its own
     return list(contents)
 
 
-def _same_model(runs: Sequence[Run], rows: Sequence[Row]) -> list[Notice]:
+def _same_model(board: Leaderboard) -> list[Notice]:
     """Names rows of several runs that hold the same model: not two results."""
-    names = {run.id: plain(run.name) for run in runs}
     holders: dict[str, list[str]] = {}
-    for row in rows:
+    for row in board.rows:
         if row.model_hash:
-            holders.setdefault(row.model_hash, []).append(f"{names[row.run]} {plain(row_label(row))}")
+            holders.setdefault(row.model_hash, []).append(f"{plain(board.run_of(row).name)} {plain(row.label)}")
     shared = "; ".join(" = ".join(holder) for holder in holders.values() if len(holder) > 1)
     return [Notice("warning", f"rows of the same model, so not separate results: {shared}")] if shared else []
 
 
-def _unscored(runs: Sequence[Run], rows: Sequence[Row], scored: Sequence[Scored]) -> list[Notice]:
-    names = {run.id: plain(run.name) for run in runs}
-    without = {item.row.id for item in scored if not item.scores}
-    damaged = {item.row.id for item in scored if not any(is_fact(score) for score in item.scores)}
-    empty = dict.fromkeys(names[row.run] for row in rows if not row.cells and row.id in without | damaged)
+def _unscored(board: Leaderboard, scored: Sequence[Scored]) -> list[Notice]:
+    # A row of answers alone is scored, though nothing of it is ranked.
+    bare = {item.row.id for item in scored if not any(is_fact(score) for score in item.scores)}
+    rows = (row for row in board.rows if not row.cells and row.id in bare)
+    empty = dict.fromkeys(plain(board.run_of(row).name) for row in rows)
     return [Notice("warning", f"without scores: {', '.join(empty)}")] if empty else []

@@ -1,104 +1,100 @@
-"""Which curves the page shows: a chart for each task and metric over the lineage, and the training loss."""
+"""Which curves the page shows: each task and metric over the lineage, the training loss, and rewards against KL."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
-from ..curves import Point, Segment, Series, chart, thin
-from .format import arrow, checkpoint_label, column_label, figure_of, interval_text, number, scales
-from .model import Column, ColumnMetric, Leaderboard, Row
+from ..stats.intervals import interval, scale_of
+from .board import Column, ColumnMetric, Curve, Leaderboard, Row
+from .curves import DOTS, thinned
+from .format import Speller, arrow
+from .svg import Point, Segment, Series, chart, thin
 from .text import plain
 
 X_LABEL = "training steps of each stage"
+KL_LABEL = "√KL from the starting policy, nats per answer"
 _NARROWEST = 0.22  # of the width that all steps together get
 _Layout = tuple[dict[str, int], list[Segment]]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One drawn chart; ``column`` and ``index`` are the places of its column and metric, None for training curves."""
+    """One drawn chart; ``column`` and ``index`` are the places of its column and metric, None for other curves."""
 
     title: str
     detail: str
     svg: str
     column: int | None = None
-    index: int = 0
+    index: int | None = None
 
 
-def task_charts(leaderboard: Leaderboard, *, every_metric: bool) -> list[Chart]:
-    """Draws each column's metrics (or only the primary one) over training; columns without a curve are left out."""
-    found = []
-    shown = scales(leaderboard)
-    layout = _layout(leaderboard)
-    for place, column in enumerate(leaderboard.columns):
-        for index, metric in enumerate(column.main if every_metric else column.main[:1]):
-            svg = _task_chart(leaderboard, column, metric, shown[column.id, metric.name].places, layout)
-            if svg is not None:
-                unit = ", %" if metric.unit else ""
-                detail = f"{plain(metric.name, 40)}{unit}, {'higher' if metric.higher_is_better else 'lower'} is better"
-                found.append(Chart(column_label(column), f"{arrow(metric)} {detail}", svg, place, index))
-    return found
+def training_charts(spell: Speller, *, every_metric: bool) -> list[Chart]:
+    """Draws each column's metrics (or only the primary one) over training, and the losses, where there is a curve."""
+    layout = _layout(spell.board)
+    charts = [
+        Chart(plain(column.name), f"{arrow(metric)} {_described(metric)}", svg, place, index)
+        for place, column in enumerate(spell.board.columns)
+        for index, metric in enumerate(column.main if every_metric else column.main[:1])
+        if (svg := _task_chart(spell, column, metric, layout))
+    ]
+    loss = _loss_chart(spell.board, layout)
+    return [*charts, loss] if loss else charts
 
 
-def _task_chart(
-    leaderboard: Leaderboard, column: Column, metric: ColumnMetric, places: int, layout: _Layout
-) -> str | None:
-    generation, segments = layout
-    points = {
-        row.id: _point(leaderboard, row, column, metric, places, segments[generation[row.run]])
-        for row in leaderboard.rows
-    }
+def _described(metric: ColumnMetric) -> str:
+    unit = ", %" if metric.unit else ""
+    return f"{plain(metric.name, 40)}{unit}, {'higher' if metric.higher_is_better else 'lower'} is better"
+
+
+def _task_chart(spell: Speller, column: Column, metric: ColumnMetric, layout: _Layout) -> str | None:
+    board, (generation, segments) = spell.board, layout
+    points = {row.id: _point(spell, row, column, metric, segments[generation[row.run]]) for row in board.rows}
     series = []
-    for index, run in enumerate(leaderboard.runs):
-        mine = [row for row in leaderboard.rows if row.run == run.id]
-        drawn = sorted((p for row in mine if (p := points[row.id]) is not None), key=lambda point: point.x)
-        fork = leaderboard.fork(run)
-        start = points.get(fork.id) if fork else None
-        if drawn:
-            series.append(Series(run.id, index, tuple(drawn), start))
-    name = f"{column_label(column)}, {plain(metric.name, 40)}, over training steps"
+    for index, run in enumerate(board.runs):
+        mine = [point for row in board.rows if row.run == run.id and (point := points[row.id])]
+        fork = board.fork(run)
+        if mine:
+            drawn = tuple(sorted(mine, key=lambda point: point.x))
+            series.append(Series(run.id, index, drawn, points.get(fork.id) if fork else None))
+    name = f"{plain(column.name)}, {plain(metric.name, 40)}, over training steps"
     return chart(series, segments, name=name, x_label=X_LABEL)
 
 
-def _point(
-    leaderboard: Leaderboard, row: Row, column: Column, metric: ColumnMetric, places: int, segment: Segment
-) -> Point | None:
-    figure = figure_of(row.cells.get(column.id), metric.name)
+def _point(spell: Speller, row: Row, column: Column, metric: ColumnMetric, segment: Segment) -> Point | None:
+    cell = row.cells.get(column.id)
+    figure = cell.figure(metric.name) if cell else None
     if figure is None or figure.value is None or row.step is None:
         return None
     scale = 100 if metric.unit == "%" else 1
-    low, high = (figure.interval.low, figure.interval.high) if figure.interval else (None, None)
-    value = number(figure.value, places, metric.unit)
+    low, high = (figure.interval.low * scale, figure.interval.high * scale) if figure.interval else (None, None)
+    value, ends = spell.number(figure.value, column, metric), spell.interval(figure, column, metric)
     n = f", n = {figure.n}" if figure.n is not None else ""
-    label = f"{checkpoint_label(leaderboard, row)}: {value} ({interval_text(figure, places, metric.unit)}{n})"
-    ends = [None if end is None else end * scale for end in (low, high)]
-    return Point(_place(segment, row.step), figure.value * scale, ends[0], ends[1], label)
+    label = f"{spell.board.label(row)}: {value} ({ends}{n})"
+    return Point(_place(segment, row.step), figure.value * scale, low, high, label)
 
 
-def _layout(leaderboard: Leaderboard) -> _Layout:
+def _layout(board: Leaderboard) -> _Layout:
     """Lays the generations of runs side by side, each with its own step scale.
 
     A common scale would squeeze a fine-tuning of 300 steps behind a pretraining of 100,000 into nothing, so a
-    generation gets its share of all steps as its width, but never less than a fixed part.
-
-    Returns:
-        Each run's generation (0 for runs without a parent here), and the segments by generation.
+    generation gets its share of all steps as its width, but never less than a fixed part. Returned are each run's
+    generation (0 for runs without a parent here), and the segments by generation.
     """
     generation: dict[str, int] = {}
-    for run in leaderboard.runs:  # parents come before children
+    for run in board.runs:  # parents come before children
         generation[run.id] = generation[run.parent] + 1 if run.parent in generation else 0
     steps = [0] * (max(generation.values(), default=0) + 1)
     names: list[dict[str, None]] = [{} for _ in steps]
-    for run in leaderboard.runs:
+    for run in board.runs:
         at = generation[run.id]
-        saved = [row.step for row in leaderboard.rows if row.run == run.id and row.step is not None]
+        saved = [row.step for row in board.rows if row.run == run.id and row.step is not None]
         steps[at] = max([steps[at], *saved, *(step for step, _ in run.losses[-1:])])
         names[at][plain(run.stage or run.name, 20)] = None
     total = sum(steps) or 1
-    widths = [max(step / total, _NARROWEST) for step in steps]
     segments, start = [], 0.0
-    for width, step, name in zip(widths, steps, names, strict=True):
-        segments.append(Segment(start, start + width, step, ", ".join(name)))
-        start += width
+    for step, name in zip(steps, names, strict=True):
+        end = start + max(step / total, _NARROWEST)
+        segments.append(Segment(start, end, step, ", ".join(name)))
+        start = end
     return generation, segments
 
 
@@ -106,20 +102,61 @@ def _place(segment: Segment, step: float) -> float:
     return segment.start + (step / segment.steps if segment.steps else 0.0) * (segment.end - segment.start)
 
 
-def loss_chart(leaderboard: Leaderboard) -> Chart | None:
+def _loss_chart(board: Leaderboard, layout: _Layout) -> Chart | None:
     """Draws every run's training loss, and its evaluation loss dashed; None where no run logged two steps."""
-    generation, segments = _layout(leaderboard)
-    series: list[Series] = []
-    for index, run in enumerate(leaderboard.runs):
-        segment = segments[generation[run.id]]
-        series.append(Series(run.id, index, _points(run.losses, segment), dots=False))
-        series.append(Series(run.id, index, _points(run.eval_losses, segment), dots=False, dashed=True))
-    svg = chart([s for s in series if s.points], segments, name="Loss over training steps", x_label=X_LABEL)
+    generation, segments = layout
+    series = [
+        Series(run.id, index, tuple(Point(_place(segment, s), v) for s, v in thin(values)), dots=False, dashed=dashed)
+        for index, run in enumerate(board.runs)
+        for segment in (segments[generation[run.id]],)
+        for values, dashed in ((run.losses, False), (run.eval_losses, True))
+        if values
+    ]
+    svg = chart(series, segments, name="Loss over training steps", x_label=X_LABEL)
     if svg is None:
         return None
-    dashed = "; dashed: evaluation loss" if any(run.eval_losses for run in leaderboard.runs) else ""
-    return Chart("Loss", f"↓ as each stage defines it, so not comparable between stages{dashed}", svg)
+    dashed = "; dashed: evaluation loss" if any(run.eval_losses for run in board.runs) else ""
+    return Chart("Loss", f"↓ as each stage defines it, so not comparable between stages{dashed}", svg, index=0)
 
 
-def _points(values: Sequence[tuple[int, float]], segment: Segment) -> tuple[Point, ...]:
-    return tuple(Point(_place(segment, step), value) for step, value in thin(values))
+def reward_charts(board: Leaderboard) -> list[Chart]:
+    """Draws two charts on one x axis: the reward that is optimised, and gold; none without curves."""
+    shown = [thinned(curve) for curve in board.curves]
+    far = max((_root(point.kl) for curve in shown for point in curve.points), default=0.0)
+    if far <= 0:
+        return []
+    found = []
+    texts = {"reward": ("Reward that is optimised", "reward"), "gold": ("Gold reward, never optimised", "gold reward")}
+    for key, (title, what) in texts.items():
+        series = [item for place, curve in enumerate(shown) if (item := _series(board, curve, place, key)).points]
+        name = f"{title}, against KL"
+        svg = chart(series, [Segment(0.0, far, far, "")], name=name, x_label=KL_LABEL, log=False)
+        if svg is not None:
+            found.append(Chart(title, f"↑ mean {what} of an answer", svg))
+    return found
+
+
+def _root(kl: float) -> float:
+    return math.sqrt(max(kl, 0.0))  # an estimate may be slightly negative
+
+
+def _series(board: Leaderboard, curve: Curve, place: int, key: str) -> Series:
+    best = curve.kind == "best-of-n"
+    points = []
+    for point in curve.points:
+        value, error = getattr(point, key), getattr(point, f"{key}_stderr")
+        if value is not None:
+            where = f"best of {point.at}" if best else f"step {point.at}"
+            label = f"{plain(curve.name, 40)} {where}: KL {point.kl:.3g}, {key} {value:.4g}"
+            ends = interval(value, error, point.prompts, scale_of("reward"))
+            points.append(Point(_root(point.kl), value, ends and ends.low, ends and ends.high, label))
+    dots = best or len(points) <= DOTS
+    name = curve.run or f"best-{place}"
+    return Series(name, color_of(board, curve, place), tuple(points), dots=dots, dashed=best)
+
+
+def color_of(board: Leaderboard, curve: Curve, place: int) -> int:
+    """Returns the colour of a curve: that of its run, and of a best-of-n the next one that is free."""
+    ids = [run.id for run in board.runs]
+    first = next((i for i, other in enumerate(board.curves) if other.run is None), 0)
+    return ids.index(curve.run) if curve.run in ids else len(ids) + place - first

@@ -1,19 +1,79 @@
-"""Sorts score records into columns whose figures may be compared, and says where they may not."""
+"""Sorts score records into columns whose figures may be compared, and says where they may not.
+
+Scores of answers are facts and no figures to rank; rules are no judge, and rank only where their suite says so.
+"""
 
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..answers import KIND
+from ..judging.judgments import Judgment
 from ..stats.intervals import interval, overlap, scale_of
-from .facts import STAMP
+from .board import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
 from .lineage import Scored
-from .model import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
 from .text import mapping, plain, text, whole
 
+STAMP = "rules, not a judge"
+"""What stands at every figure that a rule, and no judge, has given."""
+
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "loss")
-_Key = tuple[str, str, str, str, str]  # task, task hash, few-shot count, limit, template where it must split
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The scores that are ranked.
+
+    Attributes:
+        scored: Rows to be, with them.
+        off: Versions of judges that are left off.
+        rules: Versions of rules that are shown, and stamped.
+        notices: What was left off.
+    """
+
+    scored: tuple[Scored, ...]
+    off: frozenset[str]
+    rules: frozenset[str]
+    notices: tuple[Notice, ...]
+
+
+def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ranked:
+    """Takes facts out of what is ranked, and rules that do not ask for a place on the board."""
+    names = {judgment.judge_version: judgment.judge for judgment in judgments if judgment.backend == "rules"}
+    rules, shown, off = set(names), set(), set()
+    for score in (score for item in scored for score in item.scores):
+        version, detail = text(score.get("judge_version")), mapping(score.get("detail"))
+        if version is None:
+            continue
+        jury = detail.get("members")
+        versions = [mapping(member).get("version") for member in jury] if isinstance(jury, list) else []
+        members = {member for member in [*versions, version] if isinstance(member, str)}
+        names.setdefault(version, text(detail.get("judge")) or text(score.get("task")) or "a judge")
+        by_rules = "rules" in (text(detail.get("backend")) or "").split("/") or bool(members & rules)
+        rules |= {version} if by_rules else set()
+        wish = detail.get("leaderboard")
+        (off if wish is False or (by_rules and wish is not True) else shown).update(members)
+    off = (off | rules) - shown
+
+    def is_ranked(score: dict[str, Any]) -> bool:
+        return not is_fact(score) and score.get("judge_version") not in off
+
+    kept = tuple(replace(item, scores=tuple(filter(is_ranked, item.scores))) for item in scored)
+    named = ", ".join(sorted({plain(names[version], 60) for version in off if version in names}))
+    what = f"left off the leaderboard: {named}; rules are no judge, and rank only where their suite says "
+    notices = (Notice("warning", f"{what}`leaderboard: true`"),) if off else ()
+    return Ranked(kept, frozenset(off), frozenset(rules - off), notices)
+
+
+def is_fact(score: dict[str, Any]) -> bool:
+    """Says whether a score stands for answers, which are facts and no figures to rank."""
+    return mapping(score.get("detail")).get("kind") == KIND
+
+
+_Measure = tuple[str, str, str, str]  # task, task hash, few-shot count, limit
+_Key = tuple[str, str, str, str, str]  # and the template where it must split
 
 
 def tabulate(
@@ -41,26 +101,36 @@ def tabulate(
         for score in sorted(item.scores, key=lambda s: text(s.get("created")) or ""):
             cell = _cell(item.run_name, score, notices)
             if cell is not None:
-                key = _key(cell.score, split)
+                measure = _measure(score)
+                key = (*measure, str(score.get("template_fingerprint") or "none") if measure in split else "")
                 seen.setdefault(key, cell.score)
                 if key in mine:
                     cell = replace(cell, earlier=(*mine[key].earlier, _whole_record(mine[key])))
                 mine[key] = cell
         cells.append(mine)
-    keys = _column_order(seen, scored)
+    # As the tasks were first scored, with the variants of a task side by side, whole ones first.
+    tasks = list(dict.fromkeys(str(score.get("task")) for item in scored for score in item.scores))
+    keys = sorted(seen, key=lambda key: (tasks.index(key[0]), key[3] != "", list(seen).index(key)))
     columns = [_column(f"c{i}", key, keys, cells, seen[key], rules) for i, key in enumerate(keys, start=1)]
-    notes = _Notes()
+    footnotes: dict[str, str] = {}
     mixed: dict[str, list[str]] = {}
     rows = [item.row for item in scored]
     for key, column in zip(keys, columns, strict=True):
         filled = {i: replace(mine[key], column=column.id) for i, mine in enumerate(cells) if key in mine}
-        filled = _mark(_stand(filled, column), column, notes, mixed)
+        filled = _mark(_stand(filled, column), column, footnotes, mixed)
         for i, cell in filled.items():
             rows[i] = replace(rows[i], cells={**rows[i].cells, column.id: cell})
-    notices.extend(_limits(columns))
-    notices.extend(Notice("warning", f"rows differ in {k} (see the marks): {', '.join(v)}") for k, v in mixed.items())
-    notices.extend(_variants(columns))
-    return rows, columns, notes.texts, notices
+    return rows, columns, footnotes, [*notices, *_notices(columns, mixed)]
+
+
+def _notices(columns: Sequence[Column], mixed: dict[str, list[str]]) -> list[Notice]:
+    limited = ", ".join(plain(column.name) for column in columns if column.limit is not None)
+    texts = [f"LIMITED, so not full results, only the first items were scored: {limited}"] if limited else []
+    texts += [f"rows differ in {kind} (see the marks): {', '.join(names)}" for kind, names in mixed.items()]
+    tasks = [column.task for column in columns]
+    several = ", ".join(plain(task) for task in dict.fromkeys(tasks) if tasks.count(task) > 1)
+    what = "measured in several ways, each with a column of its own, not to be compared across"
+    return [Notice("warning", text) for text in [*texts, *([f"{what}: {several}"] if several else [])]]
 
 
 def _cell(run: str, score: dict[str, Any], notices: list[Notice]) -> Cell | None:
@@ -85,15 +155,15 @@ def _whole_record(cell: Cell) -> dict[str, Any]:
 
 
 def _figure(entry: dict[str, Any], given_by: str, detail: dict[str, Any]) -> Figure:
-    name, raw = str(entry["name"]), entry.get("value")
+    name, raw, higher = str(entry["name"]), entry.get("value"), entry.get("higher_is_better")
     value, stderr, n = _finite(raw), _finite(entry.get("stderr")), whole(entry.get("n"))
-    problem = None if value is not None else f"is {_spell(raw)}, not a finite number"
-    higher = entry.get("higher_is_better")
+    problem = None
+    if value is None:
+        problem = f"is {str(raw) if isinstance(raw, float) else json.dumps(raw)[:40]}, not a finite number"
     direction = higher if isinstance(higher, bool) else name not in _LOWER_IS_BETTER
     given = (_finite(entry.get("low")), _finite(entry.get("high")), given_by)
-    return Figure(
-        name, value, stderr, n, direction, interval(value, stderr, n, scale_of(name, detail), given), None, problem
-    )
+    ends = interval(value, stderr, n, scale_of(name, detail), given)
+    return Figure(name, value, stderr, n, direction, ends, None, problem)
 
 
 def _finite(value: Any) -> float | None:
@@ -106,102 +176,73 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _spell(value: Any) -> str:
-    return json.dumps(value)[:40] if not isinstance(value, float) else str(value)
+def _measure(score: dict[str, Any]) -> _Measure:
+    """Returns what makes two records the same measurement, as text so that records of any shape compare.
 
-
-def _measure(score: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Returns what makes two records the same measurement, as text so that records of any shape compare."""
-    fields = (score.get("task"), _task_hash(score), score.get("num_fewshot"), score.get("limit"))
-    first, *rest = ("" if value is None else str(value) for value in fields)
-    return (first, rest[0], rest[1], rest[2])
-
-
-def _task_hash(score: dict[str, Any]) -> Any:
-    """Returns a score's task hash; all win rates against all others by one judge are one measurement.
-
-    Each of them has opponents of its own, and so a hash of its own.
+    All win rates against all others by one judge are one measurement: each of them has opponents of its own, and so a
+    hash of its own.
     """
-    opponents = mapping(score.get("detail")).get("opponents")
-    several = isinstance(opponents, list) and len(opponents) > 1
-    return f"all {score.get('judge_version')}" if several and score.get("judge_version") else score.get("task_hash")
+    opponents, judge = mapping(score.get("detail")).get("opponents"), score.get("judge_version")
+    against_all = isinstance(opponents, list) and len(opponents) > 1 and judge
+    task_hash = f"all {judge}" if against_all else score.get("task_hash")
+    fields = (score.get("task"), task_hash, score.get("num_fewshot"), score.get("limit"))
+    task, hashed, few, limit = ("" if value is None else str(value) for value in fields)
+    return task, hashed, few, limit
 
 
-def _key(score: dict[str, Any], split: set[tuple[str, str, str, str]]) -> _Key:
-    measure = _measure(score)
-    return (*measure, str(score.get("template_fingerprint") or "none") if measure in split else "")
-
-
-def _tasks_with_several_templates(scored: Sequence[Scored]) -> set[tuple[str, str, str, str]]:
+def _tasks_with_several_templates(scored: Sequence[Scored]) -> set[_Measure]:
     """Returns the measurements that one set of weights was given under more than one chat template."""
     found = set()
     for item in scored:
-        templates: dict[tuple[str, str, str, str], set[str]] = {}
+        templates: dict[_Measure, set[str]] = {}
         for score in item.scores:
             templates.setdefault(_measure(score), set()).add(str(score.get("template_fingerprint")))
         found |= {measure for measure, names in templates.items() if len(names) > 1}
     return found
 
 
-def _column_order(seen: dict[_Key, dict[str, Any]], scored: Sequence[Scored]) -> list[_Key]:
-    """Orders columns as the tasks were first scored, with the variants of a task side by side, whole ones first."""
-    tasks = list(dict.fromkeys(str(score.get("task")) for item in scored for score in item.scores))
-    return sorted(seen, key=lambda key: (tasks.index(key[0]), key[3] != "", list(seen).index(key)))
-
-
 def _column(
     identity: str,
     key: _Key,
     keys: Sequence[_Key],
-    cells: Iterable[dict],
+    cells: Sequence[dict[_Key, Cell]],
     score: dict[str, Any],
     rules: Collection[str],
 ) -> Column:
-    siblings = [other for other in keys if other[0] == key[0]]
-    parts = []
-    if len({other[2] for other in siblings}) > 1:
-        parts.append(f"{key[2] or '?'}-shot")
-    if key[3]:
-        parts.append(f"limit {key[3]}")
-    if len({other[1] for other in siblings}) > 1:
-        parts.append(f"task {key[1][:8] or '?'}")
-    if len({other[4] for other in siblings}) > 1:
-        parts.append(f"template {key[4][:8]}" if key[4] not in ("", "none") else "no template")
-    figures = [figure for mine in cells if key in mine for figure in mine[key].figures]
+    task, task_hash, few, limit, template = key
+    siblings = [other for other in keys if other[0] == task]
+    several = [len(set(values)) > 1 for values in zip(*siblings, strict=True)]
+    parts = [f"{few or '?'}-shot"] if several[2] else []
+    parts += [f"limit {limit}"] if limit else []
+    parts += [f"task {task_hash[:8] or '?'}"] if several[1] else []
+    parts += ["no template" if template in ("", "none") else f"template {template[:8]}"] if several[4] else []
     metrics = []
+    figures = [figure for mine in cells if key in mine for figure in mine[key].figures]
     for name in dict.fromkeys(figure.metric for figure in figures):
         mine = [figure for figure in figures if figure.metric == name]
         share = name.startswith("win_rate") or any(f.interval and f.interval.method == "wilson" for f in mine)
         metrics.append(ColumnMetric(name, mine[0].higher_is_better, "%" if share else ""))
-    limit = _finite(score.get("limit"))
-    few = whole(score.get("num_fewshot"))
     version, detail = text(score.get("judge_version")), mapping(score.get("detail"))
-    judge = " ".join(filter(None, (text(detail.get("judge")), version[:8]))) if version else None
+    opponents = detail.get("opponents")
+    alone = text(opponents[0]) if isinstance(opponents, list) and len(opponents) == 1 else None
     return Column(
         identity,
-        key[0],
+        task,
         ", ".join(parts),
         tuple(metrics),
         text(score.get("task_hash")),
-        few,
-        limit,
-        judge,
-        _opponent(detail) if version else None,
+        whole(score.get("num_fewshot")),
+        _finite(score.get("limit")),
+        " ".join(filter(None, (text(detail.get("judge")), version[:8]))) if version else None,
+        alone if version else None,
         STAMP if version in rules else None,
     )
 
 
-def _opponent(detail: dict[str, Any]) -> str | None:
-    opponents = detail.get("opponents")
-    return text(opponents[0]) if isinstance(opponents, list) and len(opponents) == 1 else None
-
-
 def _stand(cells: dict[int, Cell], column: Column) -> dict[int, Cell]:
     """Marks the best figure of each metric, and those whose interval overlaps its interval."""
-    if len(cells) < 2:
-        return cells
     for metric in column.metrics:
-        found = {i: next((f for f in cell.figures if f.metric == metric.name), None) for i, cell in cells.items()}
+        found = {i: cell.figure(metric.name) for i, cell in cells.items()}
         at = {i: figure for i, figure in found.items() if figure and figure.value is not None}
         if len(at) < 2:
             continue
@@ -222,41 +263,32 @@ def _standing(figure: Figure, best: Figure) -> Standing | None:
     return None
 
 
-def column_name(column: Column) -> str:
-    """Returns the task, with the variant that tells it from others of the same name."""
-    return f"{column.task} ({column.variant})" if column.variant else column.task
-
-
-class _Notes:
-    """Hands out footnote letters, one for each text."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-
-    def letter(self, note: str) -> str:
-        for letter, known in self.texts.items():
-            if known == note:
-                return letter
-        count = len(self.texts)
-        letter = chr(ord("a") + count % 26) * (count // 26 + 1)
-        self.texts[letter] = note
-        return letter
-
-
-def _mark(cells: dict[int, Cell], column: Column, notes: _Notes, mixed: dict[str, list[str]]) -> dict[int, Cell]:
+def _mark(
+    cells: dict[int, Cell], column: Column, footnotes: dict[str, str], mixed: dict[str, list[str]]
+) -> dict[int, Cell]:
     """Gives every cell of a mixed column a footnote that says which kind it is, and notes the column as mixed."""
     for kind, describe in _CONDITIONS.items():
         values = {i: describe(cell) for i, cell in cells.items()}
         if len(set(values.values())) > 1:
-            mixed.setdefault(kind, []).append(plain(column_name(column)))
+            mixed.setdefault(kind, []).append(plain(column.name))
             for i, value in values.items():
-                cells[i] = replace(cells[i], marks=(*cells[i].marks, notes.letter(value)))
+                cells[i] = replace(cells[i], marks=(*cells[i].marks, _letter(value, footnotes)))
     for i, cell in cells.items():
         if cell.earlier:
             count = len(cell.earlier) + 1
             note = f"scored {count} times; the newest record is shown, the others are in leaderboard.json"
-            cells[i] = replace(cell, marks=(*cell.marks, notes.letter(note)))
+            cells[i] = replace(cell, marks=(*cell.marks, _letter(note, footnotes)))
     return cells
+
+
+def _letter(note: str, footnotes: dict[str, str]) -> str:
+    """Returns the letter of a footnote, the next free one for a new text."""
+    for letter, known in footnotes.items():
+        if known == note:
+            return letter
+    letter = chr(ord("a") + len(footnotes) % 26) * (len(footnotes) // 26 + 1)
+    footnotes[letter] = note
+    return letter
 
 
 def _template(cell: Cell) -> str:
@@ -274,22 +306,8 @@ def _items(cell: Cell) -> str:
 
 
 def _judge(cell: Cell) -> str:
-    version = mapping(cell.score).get("judge_version")
+    version = cell.score.get("judge_version")
     return f"judge {version}" if version else "no judge"
 
 
 _CONDITIONS = {"chat template": _template, "suite version": _suite, "judge": _judge, "number of items": _items}
-
-
-def _limits(columns: Sequence[Column]) -> list[Notice]:
-    limited = [plain(column_name(column)) for column in columns if column.limit is not None]
-    if not limited:
-        return []
-    return [Notice("warning", f"LIMITED, so not full results, only the first items were scored: {', '.join(limited)}")]
-
-
-def _variants(columns: Sequence[Column]) -> list[Notice]:
-    tasks = [column.task for column in columns]
-    several: list[str] = [task for task in dict.fromkeys(tasks) if tasks.count(task) > 1]
-    what = "measured in several ways, each with a column of its own, not to be compared across"
-    return [Notice("warning", f"{what}: {', '.join(map(plain, several))}")] if several else []

@@ -12,25 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..best_of_n import FILE
-from ..curves import Point, Segment, Series, chart, thin
-from ..stats.intervals import interval, scale_of
-from .charts import Chart
-from .model import Curve, CurvePoint, Leaderboard, Notice, Run
+from .board import Curve, CurvePoint, Notice, Run
+from .svg import thin
 from .text import plain, text, whole
 
-X_LABEL = "√KL from the starting policy, nats per answer"
-_DOTS = 40  # points of a run up to which each is drawn
+DOTS = 40
+"""Points of a run up to which each is drawn."""
 # TRL logs the mean over tokens; times the tokens of an answer it is the divergence of whole answers.
 _PER_TOKEN = ("grpo", "rloo")
+_KINDS: dict[str, Literal["evaluation", "training"]] = {"eval_": "evaluation", "": "training"}
 
 
 def training_curve(run: Run, log: Sequence[dict[str, Any]]) -> Curve | None:
     """Returns a run's curve from its log: from evaluations where there are two or more, else from training."""
-    for prefix, kind in (("eval_", "evaluation"), ("", "training")):
+    for prefix, kind in _KINDS.items():
         points = _points(run, log, prefix)
         if len(points) > 1:
-            found: Literal["evaluation", "training"] = "evaluation" if kind == "evaluation" else "training"
-            return Curve(run.name, found, points, run.id)
+            return Curve(run.name, kind, points, run.id)
     return None
 
 
@@ -70,72 +68,19 @@ def best_of_n_curves(folders: Sequence[Path]) -> tuple[list[Curve], list[Notice]
 
 
 def _best_of(point: dict[str, Any]) -> CurvePoint:
-    keys = ("gold", "reward_stderr", "gold_stderr")
-    return CurvePoint(
-        int(point["n"]),
-        float(point["kl"]),
-        float(point["reward"]),
-        **{k: _number(point, k) for k in keys},
-        prompts=whole(point.get("prompts")),
-    )
-
-
-def reward_charts(leaderboard: Leaderboard) -> list[Chart]:
-    """Draws two charts on one x axis: the reward that is optimised, and gold; none without curves."""
-    shown = [thinned(curve) for curve in leaderboard.curves]
-    far = max((_x(point) for curve in shown for point in curve.points), default=0.0)
-    if far <= 0:
-        return []
-    segment = Segment(0.0, far, far, "")
-    found = []
-    texts = {"reward": ("Reward that is optimised", "reward"), "gold": ("Gold reward, never optimised", "gold reward")}
-    for key, (title, what) in texts.items():
-        series = [_series(leaderboard, curve, place, key) for place, curve in enumerate(shown)]
-        drawn = [item for item in series if item.points]
-        svg = chart(drawn, [segment], name=f"{title}, against KL", x_label=X_LABEL, log=False) if drawn else None
-        if svg is not None:
-            found.append(Chart(title, f"↑ mean {what} of an answer", svg))
-    return found
+    known = {key: _number(point, key) for key in ("gold", "reward_stderr", "gold_stderr")}
+    n, kl, reward = int(point["n"]), float(point["kl"]), float(point["reward"])
+    return CurvePoint(n, kl, reward, **known, prompts=whole(point.get("prompts")))
 
 
 def thinned(curve: Curve) -> Curve:
     """Averages runs of neighbours of a long log, so that the noise of single steps does not hide the curve."""
-    if curve.kind == "best-of-n" or len(curve.points) <= _DOTS:
+    if curve.kind == "best-of-n" or len(curve.points) <= DOTS:
         return curve
-    columns = {
-        key: thin([(point.at, value) for point in curve.points if (value := getattr(point, key)) is not None], 60)
+    kl, reward, gold = (
+        thin([(point.at, value) for point in curve.points if (value := getattr(point, key)) is not None], 60)
         for key in ("kl", "reward", "gold")
-    }
-    gold = [value for _, value in columns["gold"]] if len(columns["gold"]) == len(columns["kl"]) else []
-    points = tuple(
-        CurvePoint(round(at), kl, reward, gold[i] if gold else None)
-        for i, ((at, kl), (_, reward)) in enumerate(zip(columns["kl"], columns["reward"], strict=True))
     )
-    return replace(curve, points=points)
-
-
-def _x(point: CurvePoint) -> float:
-    return math.sqrt(max(point.kl, 0.0))  # an estimate may be slightly negative
-
-
-def color_of(leaderboard: Leaderboard, curve: Curve, place: int) -> int:
-    """Returns the colour of a curve: that of its run, and of a best-of-n the next one that is free."""
-    ids = [run.id for run in leaderboard.runs]
-    first = next((i for i, other in enumerate(leaderboard.curves) if other.run is None), 0)
-    return ids.index(curve.run) if curve.run in ids else len(ids) + place - first
-
-
-def _series(leaderboard: Leaderboard, curve: Curve, place: int, key: str) -> Series:
-    best = curve.kind == "best-of-n"
-    points = []
-    for point in curve.points:
-        value, error = getattr(point, key), getattr(point, f"{key}_stderr")
-        if value is None:
-            continue
-        where = f"best of {point.at}" if best else f"step {point.at}"
-        label = f"{plain(curve.name, 40)} {where}: KL {point.kl:.3g}, {key} {value:.4g}"
-        found = interval(value, error, point.prompts, scale_of("reward"))
-        points.append(Point(_x(point), value, found and found.low, found and found.high, label))
-    dots = best or len(points) <= _DOTS
-    name = curve.run or f"best-{place}"
-    return Series(name, color_of(leaderboard, curve, place), tuple(points), dots=dots, dashed=best)
+    known = [value for _, value in gold] if len(gold) == len(kl) else [None] * len(kl)
+    points = [CurvePoint(round(at), x, y, z) for (at, x), (_, y), z in zip(kl, reward, known, strict=True)]
+    return replace(curve, points=tuple(points))

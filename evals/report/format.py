@@ -1,58 +1,27 @@
-"""How the report spells numbers, names and rows, the same in every output a person reads."""
+"""How the report spells numbers, names and differences, the same in every output a person reads."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .columns import column_name
-from .lineage import row_label
-from .model import Cell, Column, ColumnMetric, Curve, Difference, Figure, Leaderboard, Row
+from .board import Column, ColumnMetric, Difference, Figure, Leaderboard, Player, Row
+from .svg import PALETTE
 from .text import plain
 
-
-def figure_of(cell: Cell | None, metric: str) -> Figure | None:
-    """Returns a cell's figure of a metric."""
-    return next((figure for figure in cell.figures if figure.metric == metric), None) if cell else None
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How a column's figures of one metric are shown: with how many decimals, and over which range bars are drawn."""
-
-    places: int
-    start: float
-    end: float
-
-
-def scales(leaderboard: Leaderboard) -> dict[tuple[str, str], Scale]:
-    """Returns the scale of every column's every metric, by column id and metric name."""
-    found = {}
-    for column in leaderboard.columns:
-        cells = [cell for row in leaderboard.rows if (cell := row.cells.get(column.id))]
-        for metric in column.metrics:
-            figures = [f for cell in cells if (f := figure_of(cell, metric.name)) and f.value is not None]
-            ends = [end for f in figures for end in _ends(f)] or [0.0]
-            found[column.id, metric.name] = Scale(_decimals(figures, metric), min(ends), max(ends))
-    return found
-
-
-def _ends(figure: Figure) -> list[float]:
-    value = figure.value or 0.0
-    return [value, figure.interval.low, figure.interval.high] if figure.interval else [value]
-
-
-def _decimals(figures: Sequence[Figure], metric: ColumnMetric) -> int:
-    """Returns the decimals that show two digits of the typical interval's half width."""
-    scale = 100 if metric.unit == "%" else 1
-    halves = [scale * (f.interval.high - f.interval.low) / 2 for f in figures if f.interval]
-    halves = [half for half in halves if half > 0]
-    if halves:
-        wanted = 1 - math.floor(math.log10(statistics.median(halves)))
-    else:
-        largest = max((abs(f.value or 0) for f in figures), default=0.0) * scale
-        wanted = 3 - math.floor(math.log10(largest)) if largest > 0 else 1
-    return max(1 if metric.unit == "%" else 0, min(wanted, 4))
+METHODS = {
+    "wilson": "Wilson score interval (0/1 items)",
+    "bounded": "Wilson score interval of the mean's share of its scale, at the effective sample size",
+    "log": "value ± t standard errors on the log scale, which has no least value",
+    "normal": "value ± t standard errors (1.96 of many items)",
+    "constant": "all items alike: what a share of others that 95% of samples would show could change",
+    "bootstrap": "bootstrap over items, as recorded",
+    "over prompts": "over prompts, as recorded: verdicts on one prompt are not independent",
+    None: "no interval: no standard error was recorded, or nothing bounds what equal items may hide",
+}
+GLYPHS = {"better": "▲", "worse": "▼", "no verdict": "≈"}
+LEDGER = {"better": "gained", "worse": "lost", "no verdict": "no verdict"}
 
 
 def number(value: float, places: int, unit: str = "") -> str:
@@ -77,11 +46,16 @@ def signed(value: float, places: int, unit: str = "") -> str:
     return f"±{text}" if zero else f"{'−' if value < 0 else '+'}{text}"
 
 
-def signed_interval(found: Difference, places: int, unit: str = "") -> str:
-    """Returns ``+1.0 to +5.2``, or what stands in its place."""
-    if found.low is None or found.high is None:
-        return "no interval"
-    return f"{signed(found.low, places, unit)} to {signed(found.high, places, unit)}"
+def percent(value: float) -> str:
+    """Returns a share times 100 with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def p_text(p: float | None) -> str:
+    """Returns ``p = .031``, as statisticians spell it."""
+    if p is None:
+        return "not tested"
+    return "p < .001" if p < 0.0005 else f"p = {p:.3f}".replace("0.", ".", 1)
 
 
 def arrow(metric: ColumnMetric) -> str:
@@ -94,38 +68,112 @@ def metric_label(metric: ColumnMetric) -> str:
     return f"{plain(metric.name, 40)}{', %' if metric.unit else ''} {arrow(metric)}"
 
 
-def column_label(column: Column) -> str:
-    """Returns the task, with the variant that tells it from others of the same name."""
-    return plain(column_name(column))
+@dataclass(frozen=True)
+class Scale:
+    """How a column's figures of one metric are shown: with how many decimals, and over which range bars are drawn."""
+
+    places: int
+    start: float
+    end: float
 
 
-def checkpoint_label(leaderboard: Leaderboard, row: Row) -> str:
-    """Returns ``sft step 800, final``."""
-    return f"{plain(leaderboard.run_of(row).name)} {plain(row_label(row))}".strip()
+def scales(board: Leaderboard) -> dict[tuple[str, str], Scale]:
+    """Returns the scale of every column's every metric, by column id and metric name."""
+    found = {}
+    for column in board.columns:
+        cells = [cell for row in board.rows if (cell := row.cells.get(column.id))]
+        for metric in column.metrics:
+            figures = [f for cell in cells if (f := cell.figure(metric.name)) and f.value is not None]
+            ends = [f.value or 0.0 for f in figures]
+            ends += [end for f in figures if f.interval for end in (f.interval.low, f.interval.high)]
+            start, end = min(ends, default=0.0), max(ends, default=0.0)
+            found[column.id, metric.name] = Scale(_decimals(figures, metric), start, end)
+    return found
 
 
-METHODS = {
-    "wilson": "Wilson score interval (0/1 items)",
-    "bounded": "Wilson score interval of the mean's share of its scale, at the effective sample size",
-    "log": "value ± t standard errors on the log scale, which has no least value",
-    "normal": "value ± t standard errors (1.96 of many items)",
-    "constant": "all items alike: what a share of others that 95% of samples would show could change",
-    "bootstrap": "bootstrap over items, as recorded",
-    "over prompts": "over prompts, as recorded: verdicts on one prompt are not independent",
-    None: "no interval: no standard error was recorded, or nothing bounds what equal items may hide",
-}
+def _decimals(figures: Sequence[Figure], metric: ColumnMetric) -> int:
+    """Returns the decimals that show two digits of the typical interval's half width."""
+    scale = 100 if metric.unit == "%" else 1
+    halves = [scale * (f.interval.high - f.interval.low) / 2 for f in figures if f.interval]
+    halves = [half for half in halves if half > 0]
+    if halves:
+        wanted = 1 - math.floor(math.log10(statistics.median(halves)))
+    else:
+        largest = max((abs(f.value or 0) for f in figures), default=0.0) * scale
+        wanted = 3 - math.floor(math.log10(largest)) if largest > 0 else 1
+    return max(1 if metric.unit == "%" else 0, min(wanted, 4))
 
 
-def curve_summary(curve: Curve) -> dict[str, str]:
-    """Returns what a table says of rewards against KL: both at either end, and gold at its best."""
-    first, last = curve.points[0], curve.points[-1]
-    known = [point for point in curve.points if point.gold is not None]
-    top = max(known, key=lambda point: point.gold or 0.0, default=None)
-    return {
-        "name": curve.name,
-        "kind": curve.kind,
-        "kl": f"{last.kl:.2f}",
-        "reward": f"{first.reward:.3g} → {last.reward:.3g}",
-        "gold": f"{known[0].gold:.3g} → {known[-1].gold:.3g}" if known else "",
-        "best": f"{top.gold:.3g} at KL {top.kl:.2f}" if top else "",
-    }
+@dataclass(frozen=True)
+class Name:
+    """How a row or player is named and coloured; one without a row has no id and no colour."""
+
+    id: str
+    label: str
+    color: int | None
+
+
+class Speller:
+    """Spells a board's rows, figures and differences, each in the decimals and unit of its column."""
+
+    def __init__(self, board: Leaderboard):
+        self.board = board
+        self.scales = scales(board)
+        self.columns = {column.id: column for column in board.columns}
+        self.verdicts = {(found.row, found.column): self.difference(found) for found in board.differences}
+
+    def name(self, row: Row | str) -> Name:
+        """Returns how a row is named, wherever it is named."""
+        row = self.board.row(row) if isinstance(row, str) else row
+        color = self.board.runs.index(self.board.run_of(row)) % PALETTE
+        return Name(row.id, self.board.label(row), color)
+
+    def player(self, player: Player) -> Name:
+        """Returns how a player of a judge is named."""
+        return Name("", plain(player.name, 80), None) if player.row is None else self.name(player.row)
+
+    def places(self, column: Column, metric: ColumnMetric | None = None) -> int:
+        """Returns with how many decimals a column's figures of a metric (the primary one) are shown."""
+        return self.scales[column.id, (metric or column.primary).name].places
+
+    def number(self, value: float, column: Column, metric: ColumnMetric | None = None) -> str:
+        """Returns a figure of a column as text."""
+        return number(value, self.places(column, metric), (metric or column.primary).unit)
+
+    def interval(self, figure: Figure, column: Column, metric: ColumnMetric | None = None) -> str:
+        """Returns a figure's interval as text."""
+        return interval_text(figure, self.places(column, metric), (metric or column.primary).unit)
+
+    def stderr(self, value: float, column: Column, metric: ColumnMetric) -> str:
+        """Returns a standard error of a column's figure, with one decimal more than that has."""
+        return number(value, self.places(column, metric) + 1, metric.unit)
+
+    def stands(self, row: Row) -> list[tuple[Column, dict[str, Any]]]:
+        """Returns how a row stands to the baseline, in each column that compares the two."""
+        found = ((column, self.verdicts.get((row.id, column.id))) for column in self.board.columns)
+        return [(column, verdict) for column, verdict in found if verdict]
+
+    def difference(self, found: Difference) -> dict[str, Any]:
+        """Spells a difference in the unit of its column."""
+        column = self.columns[found.column]
+        places, unit = self.places(column), column.primary.unit
+        known = found.low is not None and found.high is not None
+        ends = [signed(end or 0.0, places, unit) for end in (found.low, found.high)]
+        how = {
+            "paired": f"paired over {found.n} items",
+            "unpaired": "unpaired, since single items are not known for both",
+            "win rate": "win rate less a half",
+        }[found.method]
+        against = "no verdict against" if found.verdict == "no verdict" else f"{found.verdict} than"
+        return {
+            "verdict": found.verdict,
+            "kind": found.verdict.replace(" ", "-"),
+            "glyph": GLYPHS[found.verdict],
+            "words": against,
+            "ledger": LEDGER[found.verdict],
+            "value": signed(found.value, places, unit),
+            "interval": " to ".join(ends) if known else "no interval",
+            "p": p_text(found.p),
+            "smallest": "unknown" if found.smallest is None else number(found.smallest, places, unit),
+            "how": how,
+        }

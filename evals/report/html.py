@@ -8,67 +8,40 @@ import base64
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..curves import PALETTE, interval_bar
-from .charts import loss_chart, task_charts
-from .columns import column_name
-from .curves import color_of, reward_charts, thinned
-from .details import commands, facts, run_view, score_views
-from .format import (
-    METHODS,
-    Scale,
-    arrow,
-    checkpoint_label,
-    curve_summary,
-    figure_of,
-    interval_text,
-    metric_label,
-    number,
-    scales,
-)
-from .judged_view import judging_view, samples_view, usage_view
-from .lineage import row_label
-from .model import Cell, Column, ColumnMetric, Figure, Leaderboard, Notice, Row
-from .sections import heat_view, ledger_view, pairs_data, picks_view, safe_json, verdict_views
+from ..judging.audit import AuditRow
+from ..judging.judgments import WITHOUT_VERDICT, Judgment
+from . import details, format
+from .board import Column, ColumnMetric, Leaderboard, Notice, PlayerAnswer, Sample, last_row
+from .format import GLYPHS, Speller
+from .sections import Detail, sections
+from .svg import PALETTE, interval_bar
 from .tables import to_json
-from .text import plain
-from .verdicts import baseline_text, last_row
+from .text import clean, plain
+from .verdicts import baseline_text
 
 MOST_BYTES = 2_000_000
 """The page stays below this, so that it can be mailed; what is left out is named on it and stands in the JSON."""
 
-_Scales = dict[tuple[str, str], Scale]
 _SHEETS = ("palette.css.jinja", "report.css.jinja", "report.sections.css.jinja")
 _SCRIPTS = ("report.js.jinja", "report.sections.js.jinja")
-
-
-@dataclass(frozen=True)
-class _Detail:
-    """How much a page holds; each step down is tried when the one above is too large."""
-
-    samples: int = 60
-    data: bool = True
-    pairs: bool = True
-    every_metric: bool = True
-    drawers: bool = True
-    rows: int | None = None
-
-
-_STEPS = (
-    _Detail(),
-    _Detail(24),
-    _Detail(24, False),
-    _Detail(8, False),
-    _Detail(8, False, False),
-    _Detail(4, False, False, False),
-    _Detail(0, False, False, False, False),
+_LEVELS = ("error", "warning")
+_STEPS = (  # each is tried when the one above is too large
+    Detail(),
+    Detail(24),
+    Detail(24, False),
+    Detail(8, False),
+    Detail(8, False, False),
+    Detail(4, False, False, False),
+    Detail(0, False, False, False, False),
 )
 
 
-def to_html(leaderboard: Leaderboard) -> str:
+def to_html(board: Leaderboard) -> str:
     """Returns the page, below :data:`MOST_BYTES`.
 
     A leaderboard too large for that loses, in this order: most of the answers, the embedded data, the differences of
@@ -77,28 +50,50 @@ def to_html(leaderboard: Leaderboard) -> str:
     """
     page = ""
     for detail in _STEPS:
-        page = _render(leaderboard, detail)
+        page = _render(board, detail)
         if len(page.encode()) < MOST_BYTES:
             return page
-    rows = len(leaderboard.rows)
+    rows = len(board.rows)
     while rows > 1 and len(page.encode()) >= MOST_BYTES:
         rows //= 2
-        page = _render(leaderboard, _Detail(0, False, False, False, False, rows))
+        page = _render(board, replace(_STEPS[-1], rows=rows))
     return page
 
 
-def _render(leaderboard: Leaderboard, detail: _Detail) -> str:
+def _render(board: Leaderboard, detail: Detail) -> str:
     environment, style, script = _templates()
-    shown = _cut(leaderboard, detail)
-    template = environment.get_template("report.html.jinja")
-    return template.render(
-        _view(shown, detail),
-        # Both come from files of this package and hold no value from a record.
+    board = _cut(board, detail)
+    spell = Speller(board)
+
+    def metrics_of(column: Column) -> Sequence[ColumnMetric]:
+        return column.main if detail.every_metric else column.main[:1]
+
+    mine = {run.id: [row for row in board.rows if row.run == run.id] for run in board.runs}
+    answered = {given.player for sample in board.samples for given in sample.answers} if detail.samples else set()
+    return environment.get_template("report.html.jinja").render(
+        board=board,
+        spell=spell,
+        detail=detail,
+        sections=sections(spell, detail),
+        notices={
+            level: [plain(n.text, 400) for n in board.notices if n.level == level] for level in ("error", "warning")
+        },
+        stages=list(dict.fromkeys(plain(run.stage or "unknown", 30) for run in board.runs)),
+        firsts={rows[0].id for rows in mine.values() if rows},
+        lasts={last_row(rows).id for rows in mine.values() if rows},
+        answered=answered,
+        metrics_of=metrics_of,
+        summary=_summary(board),
+        baseline_text=plain(baseline_text(board), 200) if board.differences else "",
+        common_n={column.id: _common_n(board, column) for column in board.columns},
+        recipes={run.id: text for run in board.runs if detail.drawers and (text := details.recipe_text(run))},
+        pairs=_pairs(spell),
+        # These come from files of this package and hold no value from a record.
         style=style,
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=safe_json(json.loads(to_json(leaderboard))) if detail.data else "",
+        data=safe_json(json.loads(to_json(board))) if detail.data else "",
     )
 
 
@@ -114,224 +109,172 @@ def _templates() -> tuple[Any, str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "plain": plain,
+        "clean": clean,
+        "percent": format.percent,
+        "metric_label": format.metric_label,
+    }
+    environment.globals |= {
+        "METHODS": format.METHODS,
+        "PALETTE": PALETTE,
+        "arrow": format.arrow,
+        "interval_bar": interval_bar,
+        "audit_kinds": _audit_kinds,
+        "estimate_ends": _estimate_ends,
+        "few_shot": _few_shot,
+        "answer_facts": _answer_facts,
+        "verdicts_on": _verdicts_on,
+        "details": details,
+    }
     style, script = ("".join(environment.get_template(n).render() for n in names) for names in (_SHEETS, _SCRIPTS))
     return environment, style, script
 
 
-def _cut(leaderboard: Leaderboard, detail: _Detail) -> Leaderboard:
+def _cut(board: Leaderboard, detail: Detail) -> Leaderboard:
+    """Returns a leaderboard without what a page leaves out, and with a notice that says so."""
     lost = []
     if not detail.every_metric:
         lost.append("metrics other than each task's first")
     if not detail.drawers:
         lost.append("the details of each row")
-    if not detail.pairs and leaderboard.pairs:
+    if not detail.pairs and board.pairs:
         lost.append("the differences between rows other than the baseline")
-        leaderboard = replace(leaderboard, pairs=())
-    if not detail.samples and (leaderboard.samples or leaderboard.items):
+        board = replace(board, pairs=())
+    if not detail.samples and (board.samples or board.items):
         lost.append("all answers")
     if detail.rows is not None:
-        lost.append(f"all but the first {detail.rows} of {len(leaderboard.rows)} rows")
-        leaderboard = _first_rows(leaderboard, detail.rows)
+        lost.append(f"all but the first {detail.rows} of {len(board.rows)} rows")
+        rows = board.rows[: detail.rows]
+        left = {row.id for row in rows}
+        board = replace(
+            board,
+            rows=rows,
+            baseline=board.baseline if board.baseline in left else None,
+            differences=tuple(d for d in board.differences if {d.row, d.against} <= left),
+            picks=tuple(pick for pick in board.picks if pick.row in left),
+            ledger=tuple(entry for entry in board.ledger if {entry.before, entry.after} <= left),
+            judgings=(),
+            usage=(),
+        )
     if not lost:
-        return leaderboard
+        return board
     text = f"left out to keep this page below 2 MB: {', '.join(lost)}; leaderboard.json has everything"
-    return replace(leaderboard, notices=(*leaderboard.notices, Notice("warning", text)))
-
-
-def _first_rows(leaderboard: Leaderboard, count: int) -> Leaderboard:
-    """Returns a leaderboard without its later rows, and without what speaks of them."""
-    rows = leaderboard.rows[:count]
-    left = {row.id for row in rows}
-    return replace(
-        leaderboard,
-        rows=rows,
-        baseline=leaderboard.baseline if leaderboard.baseline in left else None,
-        differences=tuple(d for d in leaderboard.differences if {d.row, d.against} <= left),
-        picks=tuple(pick for pick in leaderboard.picks if pick.row in left),
-        ledger=tuple(entry for entry in leaderboard.ledger if {entry.before, entry.after} <= left),
-        judgings=(),
-        usage=(),
-    )
+    return replace(board, notices=(*board.notices, Notice("warning", text)))
 
 
 def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _view(leaderboard: Leaderboard, detail: _Detail) -> dict[str, Any]:
-    loss = loss_chart(leaderboard)
-    several = {column.id: _common_n(leaderboard, column) for column in leaderboard.columns}
-    shown, verdicts = scales(leaderboard), verdict_views(leaderboard)
-    sections = {
-        "heat": heat_view(leaderboard),
-        "picks": picks_view(leaderboard),
-        "ledger": ledger_view(leaderboard),
-        "judgings": [judging_view(leaderboard, judging) for judging in leaderboard.judgings],
-        "samples": samples_view(leaderboard, detail.samples),
-        "usage": usage_view(leaderboard),
-        "pairs": pairs_data(leaderboard),
-        "baseline": leaderboard.baseline,
-        "compared": leaderboard.compared,
-        "baseline_text": plain(baseline_text(leaderboard), 200) if leaderboard.differences else "",
-    }
-    charts = [*task_charts(leaderboard, every_metric=detail.every_metric), *([loss] if loss else [])]
-    answered = (
-        {answer.player for sample in leaderboard.samples for answer in sample.answers} if detail.samples else set()
-    )
-    rows = [
-        _row_view(leaderboard, row, several, shown, detail, verdicts) | {"answered": row.model_hash in answered}
-        for row in leaderboard.rows
+def safe_json(value: Any) -> str:
+    """Returns JSON that cannot end its script element or be read as markup."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
+
+
+def _pairs(spell: Speller) -> str:
+    """Returns the differences between any two rows as JSON for the page's script, spelt as they are to be shown."""
+    board = spell.board
+    place = {column.id: i for i, column in enumerate(board.columns)}
+    found: dict[str, list[list[Any]]] = {}
+    hows: dict[str, int] = {}
+    for item in board.pairs or board.differences:
+        view = spell.difference(item)
+        entry = [place[item.column], view["value"], view["interval"], item.verdict, view["p"], view["smallest"]]
+        found.setdefault(f"{item.row} {item.against}", []).append([*entry, hows.setdefault(view["how"], len(hows))])
+    columns = [
+        {
+            "id": column.id,
+            "label": plain(column.name),
+            "metric": format.metric_label(column.primary),
+            "arrow": format.arrow(column.primary),
+            "stamp": column.stamp,
+        }
+        for column in board.columns
     ]
-    return {
-        **sections,
-        "places": _places(sections, charts, bool(leaderboard.curves)),
-        "title": plain(leaderboard.title),
-        "summary": _summary(leaderboard),
-        "errors": [plain(n.text, 400) for n in leaderboard.notices if n.level == "error"],
-        "warnings": [plain(n.text, 400) for n in leaderboard.notices if n.level == "warning"],
-        "stages": list(dict.fromkeys(plain(run.stage or "unknown", 30) for run in leaderboard.runs)),
-        "runs": [run_view(run, i, whole_recipe=detail.drawers) for i, run in enumerate(leaderboard.runs)],
-        "columns": [_column_view(leaderboard, column, several[column.id], detail) for column in leaderboard.columns],
-        "rows": rows,
-        "footnotes": leaderboard.footnotes,
-        "rewards": reward_charts(leaderboard),
-        "curves": [
-            curve_summary(thinned(curve))
-            | {"color": color_of(leaderboard, curve, i) % PALETTE, "dashed": curve.run is None}
-            for i, curve in enumerate(leaderboard.curves)
-        ],
-        "charts": charts,
-        "palette": PALETTE,
-        "methods": METHODS,
-    }
+    whole = bool(board.pairs) or len(board.rows) < 2
+    return safe_json({"columns": columns, "all": whole, "hows": list(hows), "glyphs": GLYPHS, "pairs": found})
 
 
-def _places(sections: dict[str, Any], charts: list[Any], curves: bool) -> list[tuple[str, str]]:
-    """Returns the sections that the page has, for the list of links at its head."""
-    there = (
-        ("ranking", "Ranking", True),
-        ("heat", "At a glance", len(sections["heat"]) > 1),
-        ("ledger", "Stages", sections["ledger"]["lines"]),
-        ("judged", "Judges", sections["judgings"]),
-        ("samples", "Answers", sections["samples"]["prompts"]),
-        ("usage", "Length and latency", sections["usage"]),
-        ("rewards", "Rewards", curves),
-        ("training", "Over training", charts),
-        ("reading", "How to read this", True),
-    )
-    return [(identity, name) for identity, name, present in there if present]
-
-
-def _summary(leaderboard: Leaderboard) -> str:
-    counts = (
-        (len(leaderboard.rows), "checkpoint"),
-        (len(leaderboard.runs), "run"),
-        (len({column.task for column in leaderboard.columns}), "task"),
-    )
-    rows, runs, tasks = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
-    named = (cell.score.get("suite") for row in leaderboard.rows for cell in row.cells.values())
+def _summary(board: Leaderboard) -> str:
+    tasks = {column.task for column in board.columns}
+    counts = ((len(board.rows), "checkpoint"), (len(board.runs), "run"), (len(tasks), "task"))
+    rows, runs, scored = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+    named = (cell.score.get("suite") for row in board.rows for cell in row.cells.values())
     suites = sorted({plain(name, 40) for name in named if name})
-    of = f"suite{'' if len(suites) == 1 else 's'} {', '.join(suites[:4])}" if suites else "not scored yet"
-    return f"{rows} of {runs} on {tasks}, {of}"
+    by = f"suite{'' if len(suites) == 1 else 's'} {', '.join(suites[:4])}" if suites else "not scored yet"
+    return f"{rows} of {runs} on {scored}, {by}"
 
 
-def _common_n(leaderboard: Leaderboard, column: Column) -> int | None:
+def _common_n(board: Leaderboard, column: Column) -> int | None:
     """Returns the item count of a column if all it shows share one: then its head says it once for all."""
-    cells = [cell for row in leaderboard.rows if (cell := row.cells.get(column.id))]
-    counts = {figure.n for cell in cells for m in column.main if (figure := figure_of(cell, m.name))}
+    cells = [cell for row in board.rows if (cell := row.cells.get(column.id))]
+    counts = {figure.n for cell in cells for m in column.main if (figure := cell.figure(m.name))}
     return counts.pop() if len(counts) == 1 else None
 
 
-def _column_view(leaderboard: Leaderboard, column: Column, n: int | None, detail: _Detail) -> dict[str, Any]:
-    metrics = column.main if detail.every_metric else column.main[:1]
-    few = f"{column.num_fewshot}-shot" if column.num_fewshot else None
-    variant = column.variant if few and few in column.variant else ", ".join(filter(None, (few, column.variant)))
-    return {
-        "id": column.id,
-        "task": plain(column.task, 40),
-        "full": plain(column_name(column)),
-        "variant": plain(variant, 60),
-        "limited": column.limit is not None,
-        "stamp": column.stamp,
-        "judge": plain(column.judge, 40) if column.judge else "",
-        "n": n,
-        "metrics": [
-            {"label": metric_label(m), "arrow": arrow(m), "sign": 1 if m.higher_is_better else -1} for m in metrics
-        ],
-    }
+def _few_shot(column: Column) -> str:
+    """Returns a column's few-shot number with what else tells it from others of its task."""
+    few = f"{column.num_fewshot}-shot" if column.num_fewshot else ""
+    return column.variant if few and few in column.variant else ", ".join(filter(None, (few, column.variant)))
 
 
-def _row_view(
-    leaderboard: Leaderboard,
-    row: Row,
-    several: dict[str, int | None],
-    shown: _Scales,
-    detail: _Detail,
-    verdicts: dict[tuple[str, str], dict[str, Any]],
-) -> dict[str, Any]:
-    run = leaderboard.run_of(row)
-    mine = [other for other in leaderboard.rows if other.run == run.id]
-    cells = [_cell_view(leaderboard, row, column, several[column.id], shown, detail) for column in leaderboard.columns]
-    stands = {column.id: verdicts.get((row.id, column.id)) for column in leaderboard.columns}
-    for column, cell in zip(leaderboard.columns, cells, strict=True):
-        if cell is not None:
-            cell["verdict"] = stands[column.id]
-    named = [(plain(column_name(c), 60), view) for c in leaderboard.columns if (view := stands[c.id])]
-    label = checkpoint_label(leaderboard, row)
-    return {
-        "id": row.id,
-        "run": run.id,
-        "color": leaderboard.runs.index(run) % PALETTE,
-        "name": plain(run.name, 60),
-        "step": plain(row_label(row) or "no checkpoint"),
-        "label": label,
-        "stage": plain(run.stage or "unknown", 30),
-        "parent": plain(row.parent, 60) if row.parent else None,
-        "first": row is mine[0],
-        "last": row is last_row(mine),
-        "flags": [plain(flag, 300) for flag in row.flags],
-        "cells": cells,
-        "baseline": row.id == leaderboard.baseline,
-        "scored": bool(row.cells),
-        "facts": facts(row, run) if detail.drawers else [],
-        "command": commands(row, run) if detail.drawers else "",
-        "scores": score_views(leaderboard, row, shown) if detail.drawers else [],
-        "verdicts": named if detail.drawers else [],
-    }
+def _audit_kinds(row: AuditRow) -> str:
+    return ", ".join(f"{count} {kind}" for kind in WITHOUT_VERDICT if (count := getattr(row, kind)))
 
 
-def _cell_view(
-    leaderboard: Leaderboard, row: Row, column: Column, common_n: int | None, shown: _Scales, detail: _Detail
-) -> dict[str, Any] | None:
-    cell = row.cells.get(column.id)
-    if cell is None:
-        if column.opponent and row.model_hash == column.opponent:
-            return {"marks": (), "figures": [], "opponent": True}
-        return None if leaderboard.possible(row, column) else {"marks": (), "figures": [], "opponent": False}
-    metrics = column.main if detail.every_metric else column.main[:1]
-    figures = [_figure_view(cell, metric, common_n, shown[column.id, metric.name]) for metric in metrics]
-    return {"marks": cell.marks, "figures": figures, "opponent": False}
+def _estimate_ends(estimate: Any, form: str, scale: float = 1) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    return f"{form.format(scale * estimate.low)} to {form.format(scale * estimate.high)}"
 
 
-def _figure_view(cell: Cell, metric: ColumnMetric, common_n: int | None, scale: Scale) -> dict[str, Any]:
-    figure = figure_of(cell, metric.name)
-    if figure is None:
-        return {"value": None, "text": "–", "problem": ""}
-    if figure.value is None:
-        return {"value": None, "text": "not a number", "problem": plain(figure.problem or "", 200)}
-    low, high = (figure.interval.low, figure.interval.high) if figure.interval else (None, None)
-    return {
-        "value": figure.value,
-        "text": number(figure.value, scale.places, metric.unit),
-        "interval": _dashed(figure, scale.places, metric),
-        "n": figure.n if common_n is None else None,
-        "standing": figure.standing,
-        "bar": interval_bar(figure.value, low, high, scale.start, scale.end),
-        "problem": "",
-    }
+def _answer_facts(given: PlayerAnswer) -> str:
+    answer = given.answer
+    found = [given.mark or f"{answer.characters:,} characters"]
+    found += [f"{answer.completion_tokens:,} tokens"] if answer.completion_tokens is not None else []
+    found += ["cut off at its length limit"] if "length" in answer.finish else []
+    found += [f"draw {answer.sample + 1}"] if answer.sample else []
+    return ", ".join(found)
 
 
-def _dashed(figure: Figure, places: int, metric: ColumnMetric) -> str:
-    """Spells an interval short, ``38.1–44.4``, but not where a minus sign would stand beside the dash."""
-    spelt = interval_text(figure, places, metric.unit)
-    return spelt if "-" in spelt else spelt.replace(" to ", "–")
+_ORDERS = {"candidate-first": "shown first", "candidate-second": "shown second", "alone": "alone"}
+
+
+def _verdicts_on(sample: Sample, given: PlayerAnswer) -> list[dict[str, Any]]:
+    """Returns one entry for each judge and opponent, with each order's verdict and reason under it."""
+    groups: dict[tuple[str, str | None], list[Judgment]] = {}
+    for judgment in sample.judgments_of(given):
+        groups.setdefault((judgment.judge_version, judgment.opponent), []).append(judgment)
+    return [
+        {
+            "judge": group[0].judge,
+            "version": version,
+            "opponent": opponent,
+            "outcome": _outcome(group),
+            "parts": [(_ORDERS[said.order], _verdict(said), said.reason) for said in group],
+        }
+        for (version, opponent), group in groups.items()
+    ]
+
+
+def _verdict(said: Judgment) -> str:
+    if said.rating is not None:
+        return f"{said.rating:g}"
+    if said.preference is None:
+        return said.status
+    return {1.0: "won", 0.0: "lost", 0.5: "tied"}.get(said.preference, f"preferred {said.preference:.2f}")
+
+
+def _outcome(group: Sequence[Judgment]) -> str:
+    """Returns what both orders come to together."""
+    ratings = [said.rating for said in group if said.rating is not None]
+    if ratings:
+        return f"{sum(ratings) / len(ratings):g}"
+    sides = {(p > 0.5) - (p < 0.5) for said in group if (p := said.preference) is not None}
+    if not sides:
+        return "no verdict"
+    if sides >= {1, -1}:
+        return "turned with the order: a tie"
+    return {(1,): "won", (-1,): "lost"}.get(tuple(sides), "tied")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..records import model_of
-from .model import Column, Row
+from .board import Column, Row
 from .text import text
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ class Items:
     clusters: tuple[str, ...] | None = None
 
 
-def item_finder(folders: Mapping[str, Path]) -> Callable[[Row, Column], Items | None]:
+ItemsOf = Callable[[Row, Column], Items | None]
+"""From a row and a column to the items behind its primary figure."""
+
+
+def item_finder(folders: Mapping[str, Path]) -> ItemsOf:
     """Returns a function from a row and a column to the items behind its primary figure, which remembers them.
 
     Args:
@@ -46,17 +50,13 @@ def item_finder(folders: Mapping[str, Path]) -> Callable[[Row, Column], Items | 
     known: dict[tuple[str, str], Items | None] = {}
 
     def find(row: Row, column: Column) -> Items | None:
-        if (row.id, column.id) not in known:
-            known[row.id, column.id] = read(row, column)
-        return known[row.id, column.id]
-
-    def read(row: Row, column: Column) -> Items | None:
-        cell = row.cells.get(column.id)
-        figure = next((f for f in cell.figures if f.metric == column.metrics[0].name), None) if cell else None
-        if cell is None or figure is None or figure.value is None:
-            return None
-        path = samples_path(folders[row.run], cell.score)
-        return read_items(path, figure.metric, figure.value) if path else None
+        key = (row.id, column.id)
+        if key not in known:
+            figure = row.figure(column)
+            path = samples_path(folders[row.run], row.cells[column.id].score) if figure else None
+            value = figure.value if figure else None
+            known[key] = read_items(path, column.primary.name, value) if path and value is not None else None
+        return known[key]
 
     return find
 
@@ -86,11 +86,7 @@ def read_items(path: Path, metric: str, value: float) -> Items | None:
         return None
     if found is None or not len(found.values) or len(set(found.keys)) < len(found.keys):
         return None
-    return found if _is_mean(found, value) else None
-
-
-def _is_mean(items: Items, value: float | None) -> bool:
-    return value is not None and abs(float(items.values.mean()) - value) <= _CLOSE * max(1.0, abs(value))
+    return found if abs(float(found.values.mean()) - value) <= _CLOSE * max(1.0, abs(value)) else None
 
 
 def _columns(path: Path, *names: str) -> list[list[Any]]:

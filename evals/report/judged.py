@@ -1,21 +1,135 @@
-"""What the judges said: win rates of each pair of players, their ranking, the audit, and what it cost."""
+"""What judges said and what answers came to: win rates of each pair of players, rankings, audits, cost, usage."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from ..judging.audit import AuditRow
+from ..answers import Answer
+from ..judging.audit import AuditRow, audit
+from ..judging.families import families_of
 from ..judging.judgments import NULL, Battle, Judgment, battles
+from ..records import model_of
+from ..stats.bradley_terry import components, fit
 from ..stats.compare import Difference, paired_difference
+from ..stats.intervals import Estimate
 from ..stats.win_rates import DRAWS, all_rates
-from .judged_model import Judging, Match, Player, Ranked, Share, Spent
-from .text import plain
-
-if TYPE_CHECKING:
-    from ..stats.intervals import Estimate
+from .board import Judging, Leaderboard, Match, Notice, Player, Ranked, Rate, Row, Spent, Usage
+from .columns import STAMP
+from .read import RunFolder
+from .samples import gather
+from .text import mapping, plain, whole
 
 _REFITS = 100  # pairs of players up to which each length-controlled win rate gets its interval
+
+Tested = dict[tuple[str, ...], Difference]
+"""What verdicts on two players are to rest on: for each match the candidate's win rate less a half, by ``("match",
+judge, task, candidate, opponent)``, and for two of a ranking that never met the difference of their ratings, by
+``("rating", judge, task, better, worse)``."""
+
+_Answered = Sequence[tuple[Row, dict[str, Any], Sequence[Answer]]]  # the newest set of each row and prompt set
+
+
+def with_judgings(
+    board: Leaderboard, held: Mapping[str, RunFolder], judgments: Iterable[Judgment], rules: Iterable[str]
+) -> tuple[Leaderboard, Tested]:
+    """Adds judgings, usage and samples, and returns what the verdicts on the judgings are to rest on.
+
+    Args:
+        board: With its rows and columns.
+        held: The folder of each run, by the run's id.
+        judgments: All that may be shown.
+        rules: Versions of judges that are rules, whose every figure is stamped.
+    """
+    players = board.players()
+    answers = [(row, *pair) for row in board.rows for pair in _answers_of(row, held[row.run])]
+    usage = (_usage(row, score, some) for row, score, some in answers if some)
+    said, notices = _of_newest_answers(_unique(judgments), answers)
+    audited: list[AuditRow] = []
+    if said:
+        models = dict.fromkeys(judgment.judge_model for judgment in said if judgment.backend != "human")
+        audited = audit(said, families=families_of([folder.path for folder in held.values()], models))
+    for row in audited:
+        warnings = row.warnings if row.is_sum else ()
+        notices += [Notice("warning", f"judge {plain(row.judge, 40)}: {plain(warning, 300)}") for warning in warnings]
+    summed, tested = judgings(said, players, dict.fromkeys(rules, STAMP), audited)
+    board = replace(
+        board,
+        notices=(*board.notices, *notices),
+        judgings=summed,
+        usage=tuple(usage),
+        samples=gather([(row.model_hash or "", str(score.get("task")), some) for row, score, some in answers], said),
+    )
+    return board, tested
+
+
+def _unique(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """Returns judgments of several run folders, each once: two runs may hold the same weights."""
+    found: dict[str, Judgment] = {}
+    for judgment in judgments:
+        if judgment.key not in found or found[judgment.key].status != "judged":
+            found[judgment.key] = judgment
+    return list(found.values())
+
+
+def _answers_of(row: Row, folder: RunFolder) -> list[tuple[dict[str, Any], Sequence[Answer]]]:
+    """Returns the answer sets of a row's model, the newest of each prompt set."""
+    sets = [
+        (score, answers) for score, answers in folder.answers if row.model_hash and model_of(score) == row.model_hash
+    ]
+    return list({score.get("task"): (score, answers) for score, answers in sets}.values())
+
+
+def _of_newest_answers(judgments: Sequence[Judgment], answers: _Answered) -> tuple[list[Judgment], list[Notice]]:
+    """Leaves out what was said of answers that have since been made anew, for other prompts or with other settings.
+
+    An answer that came out the same is not judged again, so its judgment may name the older settings: the answers tell,
+    not the hash. Of a player whose answers are not here the latest judgment of each question holds.
+    """
+    newest: dict[str, dict[str, Any]] = {}
+    for _, score, _ in answers:
+        task = str(score.get("task"))
+        if task not in newest or str(score.get("created")) >= str(newest[task].get("created")):
+            newest[task] = score
+    known: dict[tuple[str, str | None], set[str]] = {}
+    for row, score, some in answers:
+        task = str(score.get("task"))
+        keys = known.setdefault((task, row.model_hash), set())
+        if score.get("task_hash") == newest[task].get("task_hash"):
+            keys.update(key for answer in some for key in (answer.key, answer.ended_key))
+    latest: dict[tuple[Any, ...], Judgment] = {}
+    for said in judgments:
+        sides = ((said.candidate, said.candidate_answer), (said.opponent, said.opponent_answer))
+        if all((said.task, player) not in known or answer in known[said.task, player] for player, answer in sides):
+            where = (said.judge_version, said.task, said.prompt_key, said.sample, said.order, said.repeat)
+            place = (*where, said.candidate, said.opponent)
+            if place not in latest or said.created >= latest[place].created:
+                latest[place] = said
+    older = len(judgments) - len(latest)
+    text = f"{older} judgments left out: of answers that have since been made anew, with other prompts or settings"
+    return list(latest.values()), [Notice("warning", text)] if older else []
+
+
+def _usage(row: Row, score: dict[str, Any], answers: Sequence[Answer]) -> Usage:
+    """Sums up a row's answers to a prompt set."""
+    tokens = [t for answer in answers if (t := whole(answer.completion_tokens)) is not None]
+    seconds = [answer.seconds for answer in answers if isinstance(answer.seconds, int | float)]
+    finish = [turn for answer in answers for turn in answer.finish]
+    detail = mapping(score.get("detail"))
+    given = {**mapping(detail.get("sampling")), **mapping(detail.get("settings")), **detail}
+    names = ("max_new_tokens", "temperature", "top_p", "samples", "seed", "system")
+    return Usage(
+        row=row.id,
+        task=str(score.get("task")),
+        answers=len(answers),
+        characters=sum(answer.characters for answer in answers) / len(answers),
+        tokens=sum(tokens) / len(tokens) if tokens else None,
+        stopped=finish.count("stop") / len(finish) if finish else 0.0,
+        empty=sum(not "".join(answer.texts).strip() for answer in answers),
+        seconds=sum(seconds) / len(seconds) if seconds else None,
+        settings=", ".join(f"{name.replace('_', ' ')} {given[name]}" for name in names if given.get(name) is not None),
+    )
 
 
 def judgings(
@@ -23,13 +137,8 @@ def judgings(
     players: Mapping[str, Player],
     stamps: Mapping[str, str],
     audited: Sequence[AuditRow],
-) -> tuple[tuple[Judging, ...], dict[tuple[str, ...], Difference]]:
-    """Sums up every judge's verdicts on every prompt set.
-
-    Returns:
-        The sums, still without a verdict, and what the verdicts are to rest on: for each match the candidate's win
-        rate less a half, by ``("match", judge, task, candidate, opponent)``, and for two of a ranking that
-        never met the difference of their ratings, by ``("rating", judge, task, better, worse)``.
+) -> tuple[tuple[Judging, ...], Tested]:
+    """Sums up every judge's verdicts on every prompt set, still without a verdict of the page's.
 
     Args:
         judgments: All that may be shown.
@@ -40,7 +149,7 @@ def judgings(
     groups: dict[tuple[str, str], list[Judgment]] = {}
     for judgment in judgments:
         groups.setdefault((judgment.judge_version, judgment.task), []).append(judgment)
-    tested: dict[tuple[str, ...], Difference] = {}
+    tested: Tested = {}
     return tuple(_judging(group, players, stamps, audited, tested) for group in groups.values()), tested
 
 
@@ -49,7 +158,7 @@ def _judging(
     players: Mapping[str, Player],
     stamps: Mapping[str, str],
     audited: Sequence[AuditRow],
-    tested: dict[tuple[str, ...], Difference],
+    tested: Tested,
 ) -> Judging:
     first = group[0]
     found = [battle for battle in battles(group) if NULL not in (battle.candidate, battle.opponent)]
@@ -63,6 +172,9 @@ def _judging(
     tested |= {("rating", *about, *pair): difference for pair, difference in unmet.items()}
     models = dict.fromkeys(judgment.judge_model for judgment in group)
     voters = f"{len(models)} voter{'s' if len(models) > 1 else ''}"
+    mine = (
+        row for row in audited if row.judge_version == first.judge_version and (row.is_sum or row.task == first.task)
+    )
     return Judging(
         judge=first.judge,
         version=first.judge_version,
@@ -74,18 +186,14 @@ def _judging(
         matches=_matches(found, present),
         ranking=ranking,
         ranking_note=note,
-        audit=tuple(
-            row
-            for row in audited
-            if row.judge_version == first.judge_version and (row.is_sum or row.task == first.task)
-        ),
+        audit=tuple(row for row in mine if row.is_sum or row.task == first.task),
         spent=_spent(group, present),
         prompts=len({judgment.prompt_key for judgment in group}),
     )
 
 
 def _players(group: Iterable[Judgment], known: Mapping[str, Player]) -> tuple[Player, ...]:
-    """Returns who took part: those with rows in their order, then others in the order in which they appear."""
+    """Returns who took part: those with rows in their order, then others by name."""
     names: dict[str, str] = {}
     for judgment in group:
         if judgment.candidate == NULL:
@@ -93,17 +201,13 @@ def _players(group: Iterable[Judgment], known: Mapping[str, Player]) -> tuple[Pl
         names.setdefault(judgment.candidate, judgment.candidate_name)
         if judgment.opponent is not None:
             names.setdefault(judgment.opponent, judgment.opponent_name or judgment.opponent)
-    order = list(known)
-    rest = sorted((weights for weights in names if weights not in known), key=lambda weights: (names[weights], weights))
-    return tuple(
-        known.get(weights, Player(weights, names[weights]))
-        for weights in [*(weights for weights in order if weights in names), *rest]
-    )
+    others = sorted((name, weights) for weights, name in names.items() if weights not in known)
+    mine = [player for weights, player in known.items() if weights in names]
+    return (*mine, *(Player(weights, name) for name, weights in others))
 
 
 def _matches(found: Sequence[Battle], players: Sequence[Player]) -> tuple[Match, ...]:
     """Returns every pair's win rates; prompts are as hard as the opponent's other candidates found them."""
-    place = {player.id: i for i, player in enumerate(players)}
     groups: dict[str, list[Battle]] = {}
     for battle in found:
         groups.setdefault(battle.opponent, []).append(battle)
@@ -113,8 +217,8 @@ def _matches(found: Sequence[Battle], players: Sequence[Player]) -> tuple[Match,
         Match(
             candidate,
             opponent,
-            _share(rates.raw),
-            _share(rates.controlled) if rates.controlled else None,
+            _rate(rates.raw),
+            _rate(rates.controlled) if rates.controlled else None,
             rates.note,
             rates.counts.total,
             rates.counts.draws,
@@ -125,7 +229,12 @@ def _matches(found: Sequence[Battle], players: Sequence[Player]) -> tuple[Match,
         for opponent, group in groups.items()
         for candidate, rates in all_rates(group, draws=draws).items()
     ]
+    place = {player.id: i for i, player in enumerate(players)}
     return tuple(sorted(matches, key=lambda match: (place[match.candidate], place[match.opponent])))
+
+
+def _rate(estimate: Estimate) -> Rate:
+    return Rate(estimate.value, estimate.low, estimate.high, estimate.n)
 
 
 def _leads(found: Sequence[Battle]) -> dict[tuple[str, str], Difference]:
@@ -141,60 +250,36 @@ def _leads(found: Sequence[Battle]) -> dict[tuple[str, str], Difference]:
     return leads
 
 
-def _share(estimate: "Estimate") -> Share:
-    return Share(estimate.value, estimate.low, estimate.high, estimate.n)
-
-
 def _ranking(
     found: Sequence[Battle], players: Sequence[Player]
 ) -> tuple[tuple[Ranked, ...], str | None, dict[tuple[str, str], Difference]]:
     """Ranks players by Bradley-Terry; two players need no ranking, and players that never met have none."""
-    from ..stats.bradley_terry import components, fit
-
     decided = [battle for battle in found if battle.preference is not None]
-    met = {name for battle in decided for name in (battle.candidate, battle.opponent)}
-    if len(met) < 3:
-        return (), None, {}
     candidates, opponents = ([getattr(battle, side) for battle in decided] for side in ("candidate", "opponent"))
+    if len({*candidates, *opponents}) < 3:
+        return (), None, {}
     if len(components(candidates, opponents)) > 1:
         return (), "the battles fall into groups that never met, so no ranking joins them", {}
+    preferences = [float(battle.preference or 0.0) for battle in decided]
     try:
-        ranking = fit(
-            candidates,
-            opponents,
-            [float(battle.preference or 0.0) for battle in decided],
-            [battle.prompt_key for battle in decided],
-        )
+        ranking = fit(candidates, opponents, preferences, [battle.prompt_key for battle in decided])
     except ValueError as error:
         return (), plain(error, 200), {}
-    names = {player.id: player.name for player in players}
-    rows = tuple(
-        Ranked(name, ranking.rating[i], ranking.low[i], ranking.high[i]) for i, name in enumerate(ranking.names)
-    )
-    notes = [_named(notice, names) for notice in ranking.notices]
-    return rows, "; ".join(notes) or None, ranking.differences
-
-
-def _named(notice: str, names: Mapping[str, str]) -> str:
-    """Puts names in place of the weights hashes that players go by."""
-    for identity, name in names.items():
-        notice = notice.replace(identity, name)
-    return notice
+    notes = "; ".join(ranking.notices)
+    for player in players:  # the notices know players by their weights hashes
+        notes = notes.replace(player.id, player.name)
+    rows = map(Ranked, ranking.names, ranking.rating, ranking.low, ranking.high)
+    return tuple(rows), notes or None, ranking.differences
 
 
 def _spent(group: Sequence[Judgment], players: Sequence[Player]) -> tuple[Spent, ...]:
     found = []
     for player in players:
         mine = [judgment for judgment in group if judgment.candidate == player.id]
+        sums: dict[str, Any] = {}
+        for name in ("prompt_tokens", "completion_tokens", "cost", "seconds"):
+            counted = [value for judgment in mine if (value := getattr(judgment, name)) is not None]
+            sums[name] = sum(counted) if counted else None
         if mine:
-            columns = ("prompt_tokens", "completion_tokens", "cost", "seconds")
-            sums = {name: _sum([getattr(judgment, name) for judgment in mine]) for name in columns}
-            tokens = [None if sums[name] is None else round(sums[name] or 0) for name in columns[:2]]
-            found.append(Spent(player.id, len(mine), tokens[0], tokens[1], sums["cost"], sums["seconds"]))
+            found.append(Spent(player.id, len(mine), **sums))
     return tuple(found)
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """Adds up what was counted; None where nothing was."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints import FINAL
 from ..records import model_of
-from .model import Row, Run
+from .board import Row, Run
 from .read import RunFolder
 from .text import mapping, plain, text, whole
 
@@ -24,31 +24,35 @@ class Scored:
     scores: tuple[dict[str, Any], ...]
 
 
-def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], list[str]]:
+def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], dict[str, RunFolder], list[str]]:
     """Orders runs along their lineage and groups their scores by weights.
 
     Returns:
-        Runs with parents before children, rows in the same order and by step within a run, and the names that more
-        than one run bears.
+        Runs with parents before children, rows in the same order and by step within a run, the folder of each run by
+        the run's id, and the names that more than one run bears.
     """
     names = [_name(folder) for folder in folders]
-    common = common_parent([folder.path for folder in folders])
-    shown, doubled = _shown_names(names, [relative(folder.path, common) for folder in folders])
+    places = _places([folder.path for folder in folders])
+    shown, doubled = _shown_names(names, places)
     order, parents = _order(folders, names)
     runs: list[Run] = []
     scored: list[Scored] = []
     ids: dict[int, str] = {}
     for index in order:
-        folder, place = folders[index], relative(folders[index].path, common)
+        folder = folders[index]
+        ids[index] = f"run{len(runs) + 1}"
         parent = next((run for run in runs if run.id == ids.get(parents.get(index, -1))), None)
-        run = _run(folder, f"run{len(runs) + 1}", shown[index], place, parent)
-        fork = _fork(folder, parent, scored)
-        run = replace(run, offset=_offset(fork, parent, scored))
-        ids[index] = run.id
-        label = _parent_label(folder, fork, parent)
+        above = [item.row for item in scored if parent and item.row.run == parent.id]
+        fork = _fork(folder, above)
+        if parent is not None:
+            label = f"{parent.name} {fork.label}" if fork else parent.name
+        else:
+            named = mapping(folder.record.get("parent"))
+            label = text(named.get("name")) or text(named.get("path"))
+        run = _run(folder, ids[index], shown[index], places[index], parent, _offset(fork, parent, above))
         runs.append(run)
         scored.extend(_rows(folder, run, label, first=len(scored) + 1))
-    return runs, scored, doubled
+    return runs, scored, {ids[index]: folders[index] for index in order}, doubled
 
 
 def _name(folder: RunFolder) -> str:
@@ -80,18 +84,13 @@ def _shown_names(names: Sequence[str], places: Sequence[str]) -> tuple[list[str]
     return shown, sorted({name for name, short in zip(names, cut, strict=True) if cut.count(short) > 1})
 
 
-def common_parent(paths: Sequence[Path]) -> Path:
-    """Returns the nearest folder above all of some paths."""
-    parents = [path.resolve().parent for path in paths]
-    common = parents[0]
-    while not all(parent.is_relative_to(common) for parent in parents):
+def _places(paths: Sequence[Path]) -> list[str]:
+    """Returns run folders as the report names them: from the nearest folder above all of them."""
+    whole_paths = [path.resolve() for path in paths]
+    common = whole_paths[0].parent
+    while not all(path.parent.is_relative_to(common) for path in whole_paths):
         common = common.parent
-    return common
-
-
-def relative(path: Path, common: Path) -> str:
-    """Returns a run folder as the report names it."""
-    return path.resolve().relative_to(common).as_posix()
+    return [path.relative_to(common).as_posix() for path in whole_paths]
 
 
 def _order(folders: Sequence[RunFolder], names: Sequence[str]) -> tuple[list[int], dict[int, int]]:
@@ -123,7 +122,7 @@ def _parent_index(i: int, folders: Sequence[RunFolder], names: Sequence[str]) ->
     parent = mapping(folders[i].record.get("parent"))
     weights, recipe, name = (text(parent.get(key)) for key in ("weights_hash", "recipe_hash", "name"))
     others = [j for j in range(len(folders)) if j != i]
-    holds = [j for j in others if weights and any(saved[2] == weights for saved in folders[j].saved)]
+    holds = [j for j in others if weights and any(saved.weights == weights for _, saved in folders[j].saved)]
     same_name = [j for j in others if name and names[j] == name]
     same_recipe = [j for j in others if recipe and folders[j].record.get("recipe_hash") == recipe]
     both = [j for j in same_recipe if j in same_name]
@@ -133,16 +132,16 @@ def _parent_index(i: int, folders: Sequence[RunFolder], names: Sequence[str]) ->
     return None
 
 
-def _run(folder: RunFolder, identity: str, name: str, place: str, parent: Run | None) -> Run:
+def _run(folder: RunFolder, identity: str, name: str, place: str, parent: Run | None, offset: int) -> Run:
     record = folder.record
-    recipe = mapping(record.get("recipe"))
-    trainer = mapping(recipe.get("trainer"))
+    trainer = mapping(mapping(record.get("recipe")).get("trainer"))
     return Run(
-        id=identity,
-        name=name,
-        folder=place,
+        identity,
+        name,
+        place,
         stage=text(record.get("stage")),
         parent=parent.id if parent else None,
+        offset=offset,
         seed=whole(record.get("seed", trainer.get("seed"))),
         record=record,
         losses=_series(folder.log, "loss"),
@@ -161,66 +160,46 @@ def _series(log: Sequence[dict[str, Any]], key: str) -> tuple[tuple[int, float],
     return tuple(sorted((s, v) for s, v in values.items() if abs(v) < float("inf")))
 
 
-def _fork(folder: RunFolder, parent: Run | None, scored: Sequence[Scored]) -> Row | None:
+def _fork(folder: RunFolder, above: Sequence[Row]) -> Row | None:
     """Returns the parent's row that a run started from, if that row is there."""
     weights = text(mapping(folder.record.get("parent")).get("weights_hash"))
-    rows = [item.row for item in scored if parent and item.row.run == parent.id]
-    exact = [row for row in rows if weights and row.weights_hash == weights]
-    if exact:
-        return exact[0]
-    final = [row for row in rows if FINAL in row.names]
-    return final[0] if final and not weights else None
+    if weights:
+        return next((row for row in above if row.weights_hash == weights), None)
+    return next((row for row in above if FINAL in row.names), None)
 
 
-def _offset(fork: Row | None, parent: Run | None, scored: Sequence[Scored]) -> int:
+def _offset(fork: Row | None, parent: Run | None, above: Sequence[Row]) -> int:
     if fork is not None and fork.position is not None:
         return fork.position
     if parent is None:
         return 0
-    positions = [item.row.position for item in scored if item.row.run == parent.id and item.row.position is not None]
-    logged = [parent.offset + step for step, _ in parent.losses]
-    return max([parent.offset, *positions, *logged])
-
-
-def _parent_label(folder: RunFolder, fork: Row | None, parent: Run | None) -> str | None:
-    if parent is not None:
-        return f"{parent.name} {row_label(fork)}" if fork else parent.name
-    record = mapping(folder.record.get("parent"))
-    return text(record.get("name")) or text(record.get("path"))
-
-
-def row_label(row: Row) -> str:
-    """Returns ``step 800, final`` and the like, with the model's hash where another row of the run reads the same."""
-    parts = [f"step {row.step}"] if row.step is not None else []
-    named = [name for name in row.names if name != f"checkpoint-{row.step}"]
-    if named == ["checkpoint-0"]:
-        named = []
-    return ", ".join(parts + named) + (f" ({row.tag})" if row.tag else "")
+    positions = [row.position for row in above if row.position is not None]
+    return max([parent.offset, *positions, *(parent.offset + step for step, _ in parent.losses)])
 
 
 def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[Scored]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for score in folder.scores:
-        name = text(score.get("checkpoint")) or "?"
-        groups.setdefault(model_of(score) or f"?{name}", []).append(score)
+        groups.setdefault(model_of(score) or f"?{_checkpoint(score)}", []).append(score)
     if not groups:
         return [_unscored(run, folder, parent, first)]
     rows = [_row(run, folder, parent, key, scores) for key, scores in groups.items()]
     rows.sort(key=lambda item: (item.row.step is None, item.row.step or 0, FINAL in item.row.names, item.row.names))
-    labels = [row_label(item.row) for item in rows]
-    tags = [
-        str(item.row.model_hash)[:8] if labels.count(label) > 1 else ""
-        for item, label in zip(rows, labels, strict=True)
-    ]
+    labels = [item.row.label for item in rows]
+    tags = [str(item.row.model_hash)[:8] if labels.count(item.row.label) > 1 else "" for item in rows]
     return [replace(item, row=replace(item.row, id=f"r{first + i}", tag=tags[i])) for i, item in enumerate(rows)]
+
+
+def _checkpoint(score: dict[str, Any]) -> str:
+    return text(score.get("checkpoint")) or "?"
 
 
 def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list[dict[str, Any]]) -> Scored:
     model = None if key.startswith("?") else key
     weights = text(scores[0].get("weights_hash"))
-    saved = [(name, step) for name, step, *held in folder.saved if held[1] == model or held == [weights, ""]]
-    names = {text(score.get("checkpoint")) or "?" for score in scores} | {name for name, _ in saved}
-    steps = [(text(score.get("checkpoint")), whole(score.get("step"))) for score in scores] + saved
+    # Manifests of older versions name no model.
+    saved = [(n, m.step) for n, m in folder.saved if m.model == model or (m.weights, m.model) == (weights, "")]
+    steps = [(_checkpoint(score), whole(score.get("step"))) for score in scores] + saved
     # What training kept as its best may call itself the last step; the checkpoint that holds the same weights knows.
     of_checkpoints = {step for name, step in steps if step is not None and name != FINAL}
     known = sorted(of_checkpoints or {step for _, step in steps if step is not None})
@@ -231,17 +210,17 @@ def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list
     if model is None:
         flags.append("scored without a weights hash")
     position = run.offset + step if step is not None else None
-    ordered = tuple(sorted(names, key=lambda name: (name == FINAL, name)))
-    row = Row("", run.id, ordered, step, position, parent, weights, {}, tuple(flags), model)
+    names = tuple(sorted({name for name, _ in steps}, key=lambda name: (name == FINAL, name)))
+    row = Row("", run.id, names, step, position, parent, weights, {}, tuple(flags), model)
     return Scored(row, run.name, tuple(scores))
 
 
 def _unscored(run: Run, folder: RunFolder, parent: str | None, first: int) -> Scored:
     """Returns the row of a run without scores: its final model if there is one, so that the run is not lost."""
-    final = next((saved[1:] for saved in folder.saved if saved[0] == FINAL), None)
-    last = final or (folder.saved[-1][1:] if folder.saved else (None, None, None))
-    names = tuple(name for name, _, weights, _ in folder.saved if weights == last[1])
-    position = run.offset + last[0] if last[0] is not None else None
-    flags = ("not scored yet",)
-    row = Row(f"r{first}", run.id, names, last[0], position, parent, last[1], {}, flags, last[2] or last[1])
+    row = Row(f"r{first}", run.id, (), None, None, parent, None, {}, ("not scored yet",))
+    if folder.saved:
+        last = folder.saved[-1][1]  # the final model comes last
+        names = tuple(name for name, saved in folder.saved if saved.weights == last.weights)
+        position, model = run.offset + last.step, last.model or last.weights
+        row = replace(row, names=names, step=last.step, position=position, weights_hash=last.weights, model_hash=model)
     return Scored(row, run.name, ())

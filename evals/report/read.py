@@ -8,10 +8,15 @@ from typing import Any
 
 from ...chat_templates.errors import PosttrainError
 from ..answers import KIND, Answer, read_answers
-from ..judging.judgments import JUDGMENTS, WITHOUT_VERDICT, Judgment, settled
-from ..records import superseded
+from ..checkpoints import Manifest
+from ..judging.judgments import JUDGMENTS, Judgment, judgment_from, settled
+from ..records import SCORES, superseded
 from ..runs import RUN_FILE, saved_models
 from .items import samples_path
+from .text import mapping
+
+AnswerSets = tuple[tuple[dict[str, Any], tuple[Answer, ...]], ...]
+"""Scores of prompt sets, each with the answers that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,9 @@ class RunFolder:
         record: ``run.json``, or an empty dict.
         scores: The lines of ``scores.jsonl``, in order.
         log: The lines of ``log.jsonl``, in order.
-        saved: For each checkpoint with a readable manifest: name (``final`` for the root), step, weights hash and model
-            hash, which manifests of older versions lack.
+        saved: Name (``final`` for the root) and manifest of each checkpoint that has one.
         judgments: The lines of ``judgments.jsonl``, those that hold.
-        answers: What the scores of prompt sets stand for: the score, and its answers.
+        answers: What the scores of prompt sets stand for.
         problems: What could not be read, a clause each.
     """
 
@@ -34,9 +38,9 @@ class RunFolder:
     record: dict[str, Any] = field(default_factory=dict)
     scores: tuple[dict[str, Any], ...] = ()
     log: tuple[dict[str, Any], ...] = ()
-    saved: tuple[tuple[str, int | None, str, str], ...] = ()
+    saved: tuple[tuple[str, Manifest], ...] = ()
     judgments: tuple[Judgment, ...] = ()
-    answers: tuple[tuple[dict[str, Any], tuple[Answer, ...]], ...] = ()
+    answers: AnswerSets = ()
     problems: tuple[str, ...] = ()
 
 
@@ -44,110 +48,75 @@ def read_run(folder: Path) -> RunFolder:
     """Reads one run folder; damaged parts are named in ``problems``."""
     problems: list[str] = []
     record = _read_record(folder / RUN_FILE, problems)
-    scores = _read_lines(folder / "scores.jsonl", problems)
-    stale = superseded(scores)
-    scores = tuple(score for index, score in enumerate(scores) if index not in stale)
+    lines = _read_lines(folder / SCORES, problems)
+    stale = superseded(lines)
+    scores = tuple(score for index, score in enumerate(lines) if index not in stale)
     log = _read_lines(folder / "log.jsonl", problems)
     judgments = _judgments(folder / JUDGMENTS, problems)
     answers = _answers(folder, scores, problems)
-    saved = tuple((name, m.step, m.weights, str(m.model)) for name, m in saved_models(folder))
-    return RunFolder(folder, record, scores, log, saved, judgments, answers, tuple(problems))
+    return RunFolder(folder, record, scores, log, tuple(saved_models(folder)), judgments, answers, tuple(problems))
 
 
 def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:
     lines = [_judgment(record) for record in _read_lines(path, problems)]
-    bad = sum(line is None for line in lines)
+    bad = lines.count(None)
     if bad:
         problems.append(f"{path.name}: {bad} line{'s are' if bad > 1 else ' is'} no judgment and left out")
     return tuple(settled(line for line in lines if line is not None))
 
 
-# fmt: off
-_TEXTS = (
-    "judge", "judge_version", "backend", "judge_model", "task", "task_hash", "prompt_id", "prompt_key", "candidate",
-    "candidate_name", "candidate_answer", "reason", "created",
-)
-# fmt: on
-_OPTIONAL_TEXTS = ("category", "opponent", "opponent_name", "opponent_answer")
-_COUNTS = ("sample", "candidate_length", "repeat")
-_NUMBERS = ("preference", "rating", "cost", "seconds", "prompt_tokens", "completion_tokens", "opponent_length")
-_CHOICES = {
-    "order": ("candidate-first", "candidate-second", "alone"),
-    "status": ("judged", *WITHOUT_VERDICT, "retracted"),
-}
-
-
 def _judgment(record: dict[str, Any]) -> Judgment | None:
-    """Builds a judgment from its line if every field is of its type, so that nothing later need ask."""
     try:
-        values = {name: record[name] for name in Judgment.__dataclass_fields__}
-    except KeyError:
+        found = judgment_from(record, JUDGMENTS)
+    except PosttrainError:
         return None
-    texts = all(isinstance(values[name], str) for name in _TEXTS)
-    texts = texts and all(values[name] is None or isinstance(values[name], str) for name in _OPTIONAL_TEXTS)
-    counts = all(_is_number(values[name]) and isinstance(values[name], int) for name in _COUNTS)
-    numbers = all(values[name] is None or _is_number(values[name]) for name in _NUMBERS)
-    chosen = all(values[name] in allowed for name, allowed in _CHOICES.items())
-    if not (texts and counts and numbers and chosen):
-        return None
-    pair = [values[name] is not None for name in ("opponent", "opponent_answer", "opponent_length")]
-    preference = values["preference"]
-    fits = any(pair) == all(pair) and (preference is None or 0 <= preference <= 1)
-    if values["status"] == "judged" and preference is None and values["rating"] is None:
-        fits = False
-    return Judgment(**values) if fits else None
+    # Sums over judgments need finite numbers of a possible size, and a pair all of its other side.
+    numbers = [value for value in vars(found).values() if isinstance(value, int | float)]
+    other = [value is not None for value in (found.opponent, found.opponent_answer, found.opponent_length)]
+    return found if all(abs(value) < 1e15 for value in numbers) and any(other) == all(other) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-def _answers(
-    folder: Path, scores: Sequence[dict[str, Any]], problems: list[str]
-) -> tuple[tuple[dict[str, Any], tuple[Answer, ...]], ...]:
+def _answers(folder: Path, scores: Sequence[dict[str, Any]], problems: list[str]) -> AnswerSets:
     found = []
     for score in scores:
-        detail = score.get("detail")
-        if not isinstance(detail, dict) or detail.get("kind") != KIND:
+        if mapping(score.get("detail")).get("kind") != KIND:
             continue
         path = samples_path(folder, score)
-        try:
-            answers = read_answers(path) if path else None
-        except PosttrainError as error:
-            problems.append(f"{path.name if path else ''} cannot be read ({_short(error)})")
-            continue
-        if answers is None:
+        if path is None:
             problems.append(f"the answers to {score.get('task')} have no file")
-        elif not all(_is_whole(answer) for answer in answers):
-            problems.append(f"{path.name if path else ''} holds no answers")
+            continue
+        try:
+            answers = read_answers(path)
+        except PosttrainError as error:
+            problems.append(f"{path.name} cannot be read ({_short(error)})")
+            continue
+        if all(_is_whole(answer) for answer in answers):
+            found.append((score, answers))
         else:
-            found.append((score, tuple(answers)))
+            problems.append(f"{path.name} holds no answers")
     return tuple(found)
 
 
 def _is_whole(answer: Answer) -> bool:
-    texts = (answer.prompt_id, answer.prompt_key)
     lists = (answer.turns, answer.texts, answer.raw, answer.finish, answer.references or ())
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(group, tuple) and all(isinstance(text, str) for text in group) for group in lists)
-        and isinstance(answer.sample, int)
-    )
+    if not all(isinstance(group, tuple) for group in lists) or not isinstance(answer.sample, int):
+        return False
+    texts = [answer.prompt_id, answer.prompt_key, *(text for group in lists for text in group)]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _read_record(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         value = _clean(json.loads(path.read_bytes()))
+        if isinstance(value, dict):
+            return value
+        what = "is not a JSON object"
     except FileNotFoundError:
-        problems.append("run.json is missing, so stage, parent and provenance are unknown")
-        return {}
+        what = "is missing"
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"run.json cannot be read ({_short(error)}), so stage, parent and provenance are unknown")
-        return {}
-    if not isinstance(value, dict):
-        problems.append("run.json is not a JSON object, so stage, parent and provenance are unknown")
-        return {}
-    return value
+        what = f"cannot be read ({_short(error)})"
+    problems.append(f"{path.name} {what}, so stage, parent and provenance are unknown")
+    return {}
 
 
 def _read_lines(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:

@@ -1,82 +1,42 @@
-"""The sample browser: which prompts the page shows, and the Parquet file beside it that holds them all."""
+"""The sample browser: prompts with all answers, items of tasks on which rows differ, and the Parquet file of all."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from ..answers import Answer
+from ..checkpoints import FINAL
 from ..judging.judgments import Judgment
 from ..records import parquet
-from .judged_model import Given, Player, Said, Sample
+from .board import Column, Leaderboard, PlayerAnswer, Row, Sample
+from .items import Items, ItemsOf, samples_path
 
 FILE = "leaderboard-samples.parquet"
+MOST = 6
+"""Items of a task that the page shows."""
+_ROWS = 8  # rows whose answers to items are read
+_PROMPT = 900  # characters of an item's end, where the question is
+_COLUMNS = ("prompt", "target", "options", "filtered", "doc_id", "doc_hash", "filter")
 
 
-def gather(
-    answers: Iterable[tuple[str, str, Sequence[Answer]]],
-    judgments: Sequence[Judgment],
-    players: Mapping[str, Player],
-    stamps: Mapping[str, str],
-) -> tuple[Sample, ...]:
+def gather(answers: Iterable[tuple[str, str, Sequence[Answer]]], judgments: Sequence[Judgment]) -> tuple[Sample, ...]:
     """Joins the answers of all players to each prompt with what was said of them.
 
     Args:
-        answers: Weights hash, prompt set and answers of each row, in the order of the rows.
+        answers: Model hash, prompt set and answers of each row, in the order of the rows.
         judgments: All that may be shown.
-        players: Those with a row, by weights hash.
-        stamps: What a reader must know of a judge, by its version.
     """
-    samples: dict[tuple[str, str], Sample] = {}
-    given: dict[tuple[str, str], list[Given]] = {}
-    for weights, task, some in answers:
+    given: dict[tuple[str, str], dict[tuple[str, str], PlayerAnswer]] = {}
+    for player, task, some in answers:
         for answer in some:
-            key = (task, answer.prompt_key)
-            if key not in samples:
-                samples[key] = _prompt(task, answer)
-            mine = given.setdefault(key, [])
-            if weights in players and not any((a.player, a.key) == (weights, answer.key) for a in mine):
-                mine.append(_given(weights, answer))
-    said: dict[tuple[str, str], list[Said]] = {}
+            mine = given.setdefault((task, answer.prompt_key), {})
+            mine.setdefault((player, answer.key), PlayerAnswer(player, answer))
+    said: dict[tuple[str, str], list[Judgment]] = {}
     for judgment in judgments:
-        said.setdefault((judgment.task, judgment.prompt_key), []).append(_said(judgment, stamps))
-    return tuple(
-        replace(sample, answers=tuple(given.get(key, ())), said=tuple(said.get(key, ())))
-        for key, sample in samples.items()
-    )
-
-
-def _prompt(task: str, answer: Answer) -> Sample:
-    return Sample(task, answer.prompt_id, answer.prompt_key, answer.category, answer.turns, answer.references, (), ())
-
-
-def _given(weights: str, answer: Answer) -> Given:
-    return Given(
-        weights,
-        answer.sample,
-        answer.key,
-        answer.texts,
-        answer.raw,
-        answer.finish,
-        answer.completion_tokens,
-        answer.seconds,
-    )
-
-
-def _said(judgment: Judgment, stamps: Mapping[str, str]) -> Said:
-    return Said(
-        judgment.judge,
-        judgment.judge_version,
-        stamps.get(judgment.judge_version),
-        judgment.candidate,
-        judgment.opponent,
-        judgment.sample,
-        judgment.order,
-        judgment.repeat,
-        judgment.status,
-        judgment.preference,
-        judgment.rating,
-        judgment.reason,
-    )
+        said.setdefault((judgment.task, judgment.prompt_key), []).append(judgment)
+    return tuple(Sample(key[0], tuple(mine.values()), tuple(said.get(key, ()))) for key, mine in given.items())
 
 
 def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
@@ -89,37 +49,150 @@ def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
     return found
 
 
-def to_parquet(samples: Sequence[Sample], names: Mapping[str, str]) -> bytes:
-    """Packs every answer as a row, with its prompt and, as JSON, what was said of it as the candidate.
+def to_parquet(board: Leaderboard) -> bytes:
+    """Packs every answer as a row, with its prompt and, as JSON, what was said of it as the candidate."""
+    judged = {player.id: player.name for judging in board.judgings for player in judging.players}
+    names = judged | {model: player.name for model, player in board.players().items()}
+    stamps = {judging.version: judging.stamp for judging in board.judgings}
+    rows = []
+    for sample in board.samples:
+        for given in sample.answers:
+            answer = given.answer
+            said = [_verdict(judgment, stamps) for judgment in sample.judgments_of(given)]
+            rows.append(
+                {
+                    "prompt_set": sample.task,
+                    "prompt_id": answer.prompt_id,
+                    "prompt_key": answer.prompt_key,
+                    "category": answer.category,
+                    "turns": list(answer.turns),
+                    "references": None if answer.references is None else list(answer.references),
+                    "model": names.get(given.player, given.player),
+                    "model_hash": given.player,
+                    "sample": answer.sample,
+                    "answers": list(answer.texts),
+                    "raw": list(answer.raw),
+                    "finish": list(answer.finish),
+                    "tokens": answer.completion_tokens,
+                    "seconds": answer.seconds,
+                    "judgments": json.dumps(said, ensure_ascii=False),
+                }
+            )
+    return parquet({name: [row[name] for row in rows] for name in rows[0]})
+
+
+def _verdict(judgment: Judgment, stamps: Mapping[str, str | None]) -> dict[str, Any]:
+    names = ("candidate", "opponent", "sample", "order", "repeat", "status", "preference", "rating", "reason")
+    version = judgment.judge_version
+    said = {"judge": judgment.judge, "version": version, "stamp": stamps.get(version)}
+    return said | {name: getattr(judgment, name) for name in names}
+
+
+# --- items of lm-eval's tasks: those on which rows differ most, since those tell them apart ---
+
+
+def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) -> tuple[Sample, ...]:
+    """Returns, for each task with samples of lm-eval, a few items with what the last row of each run made of them.
 
     Args:
-        samples: All prompts.
-        names: Of players, by weights hash.
+        board: With its rows and columns.
+        items: The items behind a figure.
+        folders: Of the runs, by the run's id.
     """
-    rows = [(sample, answer) for sample in samples for answer in sample.answers]
-    return parquet(
-        {
-            "prompt_set": [sample.task for sample, _ in rows],
-            "prompt_id": [sample.prompt_id for sample, _ in rows],
-            "prompt_key": [sample.prompt_key for sample, _ in rows],
-            "category": [sample.category for sample, _ in rows],
-            "turns": [list(sample.turns) for sample, _ in rows],
-            "references": [None if s.references is None else list(s.references) for s, _ in rows],
-            "model": [names.get(answer.player, answer.player) for _, answer in rows],
-            "model_hash": [answer.player for _, answer in rows],
-            "sample": [answer.sample for _, answer in rows],
-            "answers": [list(answer.texts) for _, answer in rows],
-            "raw": [list(answer.raw) for _, answer in rows],
-            "finish": [list(answer.finish) for _, answer in rows],
-            "tokens": [answer.tokens for _, answer in rows],
-            "seconds": [answer.seconds for _, answer in rows],
-            "judgments": [
-                json.dumps([asdict(said) for said in of(sample, answer)], ensure_ascii=False) for sample, answer in rows
-            ],
-        }
-    )
+    rows = _rows_shown(board)
+    found: list[Sample] = []
+    for column in board.columns:
+        if column.judge is None:
+            found += _of_column(column, rows, items, folders)
+    return tuple(found)
 
 
-def of(sample: Sample, answer: Given) -> list[Said]:
-    """Returns what was said of an answer as the candidate's."""
-    return [said for said in sample.said if (said.candidate, said.sample) == (answer.player, answer.sample)]
+def _rows_shown(board: Leaderboard) -> list[Row]:
+    """Returns the baseline and the last row of each run, each model once."""
+    last = {}
+    for row in board.rows:
+        if row.cells and row.model_hash and (row.run not in last or FINAL not in last[row.run].names):
+            last[row.run] = row
+    wanted = {row.id for row in last.values()} | {board.baseline}
+    once: dict[str, Row] = {}
+    for row in board.rows:
+        if row.id in wanted and row.model_hash:
+            once.setdefault(row.model_hash, row)
+    return list(once.values())[:_ROWS]
+
+
+def _of_column(column: Column, rows: Sequence[Row], items: ItemsOf, folders: Mapping[str, Path]) -> list[Sample]:
+    import numpy as np
+
+    known = [(row, held) for row in rows if (held := items(row, column)) is not None]
+    same = [(row, held) for row, held in known if held.keys == known[0][1].keys]
+    if not same:
+        return []
+    differ = np.stack([held.values for _, held in same]).std(axis=0)
+    chosen = sorted(place for place in np.argsort(-differ, kind="stable")[:MOST].tolist() if differ[place] > 0)
+    samples: dict[str, Sample] = {}
+    for row, held in same:
+        path = samples_path(folders[row.run], row.cells[column.id].score)
+        for place, record in _records(path, held, chosen, column) if path and chosen else ():
+            key = held.keys[place]
+            sample = samples.get(key, Sample(column.task, ()))
+            mark = f"{column.primary.name} {float(held.values[place]):g}"
+            given = PlayerAnswer(row.model_hash or "", _answer(key, record, column), mark)
+            samples[key] = replace(sample, answers=(*sample.answers, given))
+    return list(samples.values())
+
+
+def _records(path: Path, held: Items, chosen: Sequence[int], column: Column) -> list[tuple[int, dict[str, Any]]]:
+    """Reads the chosen items of one row; nothing where the file is of another kind."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if not set(_COLUMNS) <= set(pyarrow.parquet.read_schema(path).names):
+            return []
+        table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS))
+        ids, hashes, filters = (table.column(name).to_pylist() for name in ("doc_id", "doc_hash", "filter"))
+        wanted = column.primary.name.partition(",")[2]
+        places = {f"{ids[i]}:{hashes[i]}": i for i, used in enumerate(filters) if used == wanted or not wanted}
+        rows = table.take([places[held.keys[place]] for place in chosen]).to_pylist()
+    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError):
+        return []
+    return list(zip(chosen, rows, strict=True))
+
+
+def _answer(key: str, record: dict[str, Any], column: Column) -> Answer:
+    """Returns an item as a prompt, with what a row answered."""
+    prompt, text = str(record["prompt"]), _text(record, column.primary.name)
+    shown = f"… {prompt[-_PROMPT:].lstrip()}" if len(prompt) > _PROMPT else prompt
+    # The right answer is the target, or the option of which it is the number.
+    target, options = str(record["target"]).strip(), record["options"] or []
+    right = str(options[int(target)]).strip() if target.isdigit() and int(target) < len(options) else target
+    identity, references = key.partition(":")[0], (right,) if right else None
+    return Answer(identity, key, None, (shown,), references, 0, (text,), (text,), (), None, None, None)
+
+
+def _text(record: dict[str, Any], metric: str) -> str:
+    """Returns what a row answered: the option that the metric takes for it, or the text that the metrics saw."""
+    options = [str(option) for option in record["options"] or []]
+    try:
+        seen = json.loads(record["filtered"])
+    except (ValueError, TypeError):
+        return str(record["filtered"])
+    if options and isinstance(seen, list) and len(seen) == len(options):
+        firsts = [part[0] if isinstance(part, list) and part else part for part in seen]
+        scores = [float(score) for score in firsts if isinstance(score, int | float)]
+        if len(scores) == len(options):
+            return _likeliest(options, scores, metric)
+    if isinstance(seen, list) and len(seen) == 1:
+        seen = seen[0]
+    return seen if isinstance(seen, str) else json.dumps(seen, ensure_ascii=False)
+
+
+def _likeliest(options: Sequence[str], scores: Sequence[float], metric: str) -> str:
+    """Returns the option of the highest log-likelihood, for ``acc_norm`` by character; of one option its own."""
+    if len(options) == 1:
+        return f"log-likelihood of the reference: {scores[0]:.4g}"
+    texts = [option.strip() for option in options]
+    if metric.startswith("acc_norm"):
+        scores = [score / max(1, len(text)) for score, text in zip(scores, texts, strict=True)]
+    return texts[scores.index(max(scores))]

@@ -1,214 +1,476 @@
-"""What the page shows besides the table: verdicts, the heat map, the ledger of stages, and any two rows compared."""
+"""What a report shows below its table, as a list of sections made of a few kinds of blocks.
 
-import json
-from collections.abc import Mapping
+A section is one function here, and each writer knows the kinds of blocks: a new section of tables and charts needs
+nothing else.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..curves import PALETTE, difference_bar
-from .format import (
-    Scale,
-    arrow,
-    checkpoint_label,
-    column_label,
-    figure_of,
-    metric_label,
-    number,
-    scales,
-    signed,
-    signed_interval,
-)
-from .model import Column, Difference, Leaderboard, Row, Run
+from ..judging.audit import AuditRow
+from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Row, Sample
+from .charts import Chart, color_of, reward_charts, training_charts
+from .curves import thinned
+from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
+from .samples import spread
+from .svg import PALETTE, difference_bar, interval_bar
 from .text import plain
 
 SHADES = 8
 """Classes h0 to h8 of the style sheet."""
-
-GLYPHS = {"better": "▲", "worse": "▼", "no verdict": "≈"}
-WORDS = {"better": "better than", "worse": "worse than", "no verdict": "no verdict against"}
-_LEDGER = {"better": "gained", "worse": "lost", "no verdict": "no verdict"}
-_Scales = Mapping[tuple[str, str], Scale]
+_PLAYERS = 16  # of the largest matrix that is drawn
+_MEANS = "Means of an answer at the first and last point, of a long log averaged over neighbouring steps; KL in nats."
+_PAIRS = 40  # of players that the audit's table names
 
 
-def verdict_views(leaderboard: Leaderboard) -> dict[tuple[str, str], dict[str, Any]]:
-    """Returns how each cell stands to the baseline, by row and column id."""
-    shown = scales(leaderboard)
-    columns = {column.id: column for column in leaderboard.columns}
-    return {
-        (found.row, found.column): difference_view(found, columns[found.column], shown)
-        for found in leaderboard.differences
-    }
+@dataclass(frozen=True)
+class Detail:
+    """How much a page shows: prompts of a set, the embedded data, pairs of rows, metrics, each row's details, rows."""
+
+    samples: int = 60
+    data: bool = True
+    pairs: bool = True
+    every_metric: bool = True
+    drawers: bool = True
+    rows: int | None = None
 
 
-def difference_view(found: Difference, column: Column, shown: _Scales) -> dict[str, Any]:
-    """Spells a difference in the unit of its column."""
-    metric = column.metrics[0]
-    places = shown[column.id, metric.name].places
-    smallest = None if found.smallest is None else number(found.smallest, places, metric.unit)
-    how = {
-        "paired": f"paired over {found.n} items",
-        "unpaired": "unpaired, since single items are not known for both",
-        "win rate": "win rate less a half",
-    }[found.method]
-    return {
-        "verdict": found.verdict,
-        "kind": found.verdict.replace(" ", "-"),
-        "glyph": GLYPHS[found.verdict],
-        "words": WORDS[found.verdict],
-        "ledger": _LEDGER[found.verdict],
-        "value": signed(found.value, places, metric.unit),
-        "interval": signed_interval(found, places, metric.unit),
-        "p": p_text(found.p),
-        "smallest": smallest or "unknown",
-        "how": how,
-    }
+@dataclass(frozen=True)
+class TableCell:
+    """A cell that is more than the page's own words.
+
+    Attributes:
+        text: What it says; Markdown shows at most ``most`` characters.
+        record: Whether that is a record's text alone, which may run from right to left.
+        strong: Whether the page stresses it.
+        bar: A drawing before it.
+    """
+
+    text: str
+    record: bool = False
+    strong: bool = False
+    bar: str | None = None
+    most: int = 200
 
 
-def p_text(p: float | None) -> str:
-    """Returns ``p = .031``, as statisticians spell it."""
-    if p is None:
-        return "not tested"
-    return "p < .001" if p < 0.0005 else f"p = {p:.3f}".replace("0.", ".", 1)
+@dataclass(frozen=True)
+class Line:
+    """A line of a table; ``row`` is the id of the row that it is about, ``css`` a class of the style sheet."""
+
+    cells: tuple[str | Name | TableCell, ...]
+    row: str = ""
+    css: str = ""
 
 
-def heat_view(leaderboard: Leaderboard) -> list[dict[str, Any]]:
-    """Returns each row's place between the worst and the best of every column, in shades, with the figure as text."""
-    shown, verdicts = scales(leaderboard), verdict_views(leaderboard)
-    ends = {column.id: _ends(leaderboard, column) for column in leaderboard.columns}
-    rows = []
-    for row in leaderboard.rows:
-        if row.cells:
-            cells = [
-                _heat_cell(row, column, ends[column.id], shown) | {"verdict": verdicts.get((row.id, column.id))}
-                for column in leaderboard.columns
-            ]
-            rows.append({**row_view(leaderboard, row), "cells": cells})
-    return rows
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        heads: What stands over each column.
+        lines: From above.
+        markdown: The heads in Markdown, None for a column that is not shown there; empty for a table that is not.
+        css: Classes of the style sheet.
+        caption: What stands over the table.
+        head: The place of the cell that names its line, if there is one.
+        words: How many of the first columns hold words; numbers stand to the right.
+    """
+
+    heads: tuple[str, ...]
+    lines: tuple[Line, ...]
+    markdown: tuple[str | None, ...] = ()
+    css: str = "plain"
+    caption: str = ""
+    head: int | None = 0
+    words: int = 1
+    kind = "table"
 
 
-def _ends(leaderboard: Leaderboard, column: Column) -> tuple[float, float]:
-    """Returns the worst and the best value of a column."""
-    name, up = column.metrics[0].name, column.metrics[0].higher_is_better
-    found = [figure_of(row.cells.get(column.id), name) for row in leaderboard.rows]
-    values = [figure.value for figure in found if figure and figure.value is not None] or [0.0]
-    return (min(values), max(values)) if up else (max(values), min(values))
+@dataclass(frozen=True)
+class Note:
+    """A paragraph that Markdown has and the page says in other places."""
+
+    text: str
+    kind = "note"
 
 
-def _heat_cell(row: Row, column: Column, ends: tuple[float, float], shown: _Scales) -> dict[str, Any]:
-    metric, cell = column.metrics[0], row.cells.get(column.id)
-    figure = figure_of(cell, metric.name)
-    if cell is None or figure is None or figure.value is None:
-        return {"text": "", "shade": None, "tier": None}
-    worst, best = ends
+@dataclass(frozen=True)
+class Legend:
+    """What a colour of charts stands for; ``run`` where it is a run's, for a page that filters."""
+
+    name: str
+    color: int
+    tag: str = ""
+    hollow: bool = False
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts side by side, with their legend."""
+
+    label: str
+    legend: tuple[Legend, ...]
+    hint: str
+    charts: tuple[Chart, ...]
+    kind = "charts"
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Each row's place between the worst and the best of every column, in shades, with the figure as text."""
+
+    columns: tuple[Column, ...]
+    lines: tuple[tuple[Name, list[dict[str, Any]]], ...]
+    baseline: str | None
+    kind = "heat"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A line for each stage with its name, its counts, the rows before and after, and a difference for each column."""
+
+    columns: tuple[Column, ...]
+    lines: tuple[dict[str, Any], ...]
+    kind = "ledger"
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What one judge said: ranking, win matrix, audit and cost, and its matches as a list."""
+
+    judging: Judging
+    ranking: Table | None
+    matrix: dict[str, Any] | None
+    matches: Table | None
+    spent: Table | None
+    audit: tuple[AuditRow, ...]
+    left_out: str
+    kind = "judge"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Prompts with all answers and what was said of them.
+
+    Attributes:
+        total: How many prompts the leaderboard has.
+        items: How many of the samples, the last ones, are items of lm-eval's tasks.
+        samples: What is shown.
+        names: Of players, by model hash.
+        stamps: What a reader must know of a judge, by its version.
+        sets: The prompt sets, to choose from.
+        categories: Likewise.
+        players: Those with a row that gave an answer, likewise.
+    """
+
+    total: int
+    items: int
+    samples: tuple[Sample, ...]
+    names: dict[str, Name]
+    stamps: dict[str, str | None]
+    sets: tuple[str, ...]
+    categories: tuple[str, ...]
+    players: tuple[Name, ...]
+    kind = "answers"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with blocks; ``name`` is what a list of links calls it, if it is to be there."""
+
+    id: str
+    name: str
+    title: str
+    blocks: Sequence[Any]
+    lead: str = ""
+
+
+def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
+    """Returns all sections that have something to show, in the order in which they stand."""
+    found = [
+        _heat(spell),
+        _picks(spell),
+        _ledger(spell),
+        Section("judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]),
+        _answers(spell, detail.samples),
+        _usage(spell),
+        _rewards(spell.board),
+        _training(spell, detail),
+    ]
+    return [section for section in found if section.blocks]
+
+
+def _heat(spell: Speller) -> Section:
+    board = spell.board
+    ends = {}
+    for column in board.columns:
+        values = [f.value for row in board.rows if (f := row.figure(column)) and f.value is not None] or [0.0]
+        low, high = min(values), max(values)
+        ends[column.id] = (low, high) if column.primary.higher_is_better else (high, low)
+    lines = tuple(
+        (spell.name(row), [_heat_cell(spell, row, column, *ends[column.id]) for column in board.columns])
+        for row in board.rows
+        if row.cells
+    )
+    marks = "▲ better than the baseline ◇, ▼ worse, ≈ no verdict. " if board.baseline else ""
+    lead = f"Shade: where a figure lies between the worst and the best of its column. {marks}"
+    lead += "Small figures: tiers; rows of a tier could not be told from its best row."
+    blocks = [HeatMap(board.columns, lines, board.baseline)] if len(lines) > 1 and board.columns else []
+    return Section("heat", "At a glance", "At a glance", blocks, lead)
+
+
+def _heat_cell(spell: Speller, row: Row, column: Column, worst: float, best: float) -> dict[str, Any]:
+    figure = row.figure(column)
+    verdict = spell.verdicts.get((row.id, column.id))
+    if figure is None or figure.value is None:
+        return {"text": "", "shade": None, "tier": None, "verdict": verdict}
     place = (figure.value - worst) / (best - worst) if best != worst else 0.5
-    places = shown[column.id, metric.name].places
-    return {"text": number(figure.value, places, metric.unit), "shade": round(SHADES * place), "tier": cell.tier}
+    text = spell.number(figure.value, column)
+    return {"text": text, "shade": round(SHADES * place), "tier": row.cells[column.id].tier, "verdict": verdict}
 
 
-def row_view(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
-    """Returns how a row is named and coloured, wherever it is named."""
-    run = leaderboard.run_of(row)
-    return {"id": row.id, "label": checkpoint_label(leaderboard, row), "color": leaderboard.runs.index(run) % PALETTE}
+def _picks(spell: Speller) -> Section:
+    lines = []
+    for pick in spell.board.picks:
+        column = spell.columns[pick.column]
+        chosen, value, whole = (spell.number(v, column) for v in (pick.chosen, pick.value, pick.whole))
+        ends = "none"
+        if pick.low is not None and pick.high is not None:
+            ends = f"{spell.number(pick.low, column)} to {spell.number(pick.high, column)}"
+        task = f"{plain(column.name)}, {metric_label(column.primary)}"
+        cells = (str(pick.candidates), chosen, TableCell(value, strong=True), ends, whole, f"{pick.items:,}")
+        lines.append(Line((TableCell(task), spell.name(pick.row), *cells)))
+    heads = ("task", "chosen", "out of", "on the half that chose it", "on the other half", "95% interval")
+    markdown = ("task", "chosen on one half", "out of", "there", "on the other half", "95% interval", "on all", None)
+    lead = "The best of many rows looks better than it is on the items that it was best on. So each task's items are "
+    lead += "halved: one half chooses, the other measures."
+    blocks = [Table((*heads, "on all items", "items"), tuple(lines), markdown)] if lines else []
+    return Section("best", "", "The best, measured on items that did not choose it", blocks, lead)
 
 
-def ledger_view(leaderboard: Leaderboard) -> dict[str, Any]:
-    """Returns what every stage gained and lost: a line for each stage, a cell for each column."""
-    shown = scales(leaderboard)
-    used = {found.column for entry in leaderboard.ledger for found in entry.differences}
-    columns = [column for column in leaderboard.columns if column.id in used]
+def _ledger(spell: Speller) -> Section:
+    board = spell.board
+    found = [entry.differences for entry in board.ledger]
+    columns = tuple(c for c in board.columns if any(d.column == c.id for ds in found for d in ds))
     widest = {
         column.id: max(
             abs(end)
-            for entry in leaderboard.ledger
-            for found in entry.differences
-            if found.column == column.id
-            for end in (found.value, found.low, found.high)
+            for differences in found
+            for d in differences
+            if d.column == column.id
+            for end in (d.value, d.low, d.high)
             if end is not None
         )
         for column in columns
     }
     lines = []
-    for entry in leaderboard.ledger:
-        mine = {found.column: found for found in entry.differences}
-        run = next(run for run in leaderboard.runs if run.id == entry.run)
-        cells = []
-        for column in columns:
-            found = mine.get(column.id)
-            if found is None:
-                cells.append(None)
-                continue
-            bar = difference_bar(found.value, found.low, found.high, widest[column.id])
-            cells.append(difference_view(found, column, shown) | {"bar": bar})
-        lines.append(
-            {
-                "run": run.id,
-                "stage": plain(run.stage or "unknown", 30),
-                "before": row_view(leaderboard, leaderboard.row(entry.before)),
-                "after": row_view(leaderboard, leaderboard.row(entry.after)),
-                "cells": cells,
-                "sums": _sums(run, [found.verdict for found in entry.differences]),
-            }
-        )
-    return {"columns": [column_view(column) for column in columns], "lines": lines}
+    for entry in board.ledger:
+        run = next(run for run in board.runs if run.id == entry.run)
+        cells = {d.column: spell.difference(d) | {"bar": difference_bar(d.value, d.low, d.high, widest[d.column])}
+                 for d in entry.differences}  # fmt: skip
+        verdicts = [d.verdict for d in entry.differences]
+        counts = {word: verdicts.count(verdict) for verdict, word in LEDGER.items()}
+        line = {
+            "run": run.id,
+            "stage": plain(run.stage or "unknown", 30),
+            "before": spell.name(entry.before),
+            "after": spell.name(entry.after),
+            "cells": [cells.get(column.id) for column in columns],
+            "sums": ", ".join(f"{count} {word}" for word, count in counts.items() if count),
+        }
+        lines.append(line)
+    lead = "A run's last row less the row of its parent that it started from."
+    title = "What each stage gained and lost"
+    return Section("ledger", "Stages", title, [Ledger(columns, tuple(lines))] if lines else [], lead)
 
 
-def _sums(run: Run, verdicts: list[str]) -> str:
-    counts = {word: verdicts.count(verdict) for verdict, word in _LEDGER.items()}
-    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+def _judge(spell: Speller, judging: Judging) -> JudgeReport:
+    names = {player.id: spell.player(player) for player in judging.players}
+    hidden = []
+    if len(judging.players) > _PLAYERS:
+        hidden.append(f"the win rates of {len(judging.matches)} pairs of {len(judging.players)} players")
+    if len(judging.audit) > _PAIRS + 1:
+        hidden.append(f"the audit of {len(judging.audit) - _PAIRS - 1} pairs")
+    return JudgeReport(
+        judging,
+        _ranking(judging, names),
+        _matrix(judging, names) if len(judging.players) <= _PLAYERS else None,
+        _matches(judging),
+        _spent(judging, names),
+        judging.audit[: _PAIRS + 1],
+        f"In leaderboard.json alone: {'; '.join(hidden)}." if hidden else "",
+    )
 
 
-def picks_view(leaderboard: Leaderboard) -> list[dict[str, Any]]:
-    """Returns each column's best row as it was chosen on one half of the items and measured on the other."""
-    shown = scales(leaderboard)
-    columns = {column.id: column for column in leaderboard.columns}
-    found = []
-    for pick in leaderboard.picks:
-        column = columns[pick.column]
-        metric = column.metrics[0]
-        places = shown[column.id, metric.name].places
-        chosen, value, whole = (number(v, places, metric.unit) for v in (pick.chosen, pick.value, pick.whole))
-        known = pick.low is not None and pick.high is not None
-        ends = [number(end, places, metric.unit) for end in (pick.low or 0.0, pick.high or 0.0)]
-        counts = {"candidates": pick.candidates, "items": f"{pick.items:,}"}
-        texts = {"chosen": chosen, "value": value, "whole": whole, "interval": " to ".join(ends) if known else "none"}
-        row = row_view(leaderboard, leaderboard.row(pick.row))
-        found.append({"column": column_view(column), "row": row, **texts, **counts})
-    return found
+def _ranking(judging: Judging, names: dict[str, Name]) -> Table | None:
+    rated = [row.rating for row in judging.ranking if math.isfinite(row.rating)]
+    ends = [end for row in judging.ranking for end in (row.low, row.high) if end is not None] + rated or [0.0]
+    lines = []
+    for place, row in enumerate(judging.ranking):
+        ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
+        rating = f"{row.rating:.0f}" if math.isfinite(row.rating) else "beyond any"
+        bar = TableCell(rating, bar=_rating_bar(row, min(ends), max(ends)))
+        css = "next-tier" if place and row.tier != judging.ranking[place - 1].tier else ""
+        lines.append(Line((str(row.tier), ranks, names[row.player], bar, _bounds(row)), css=css))
+    heads = ("tier", "rank", "model", "rating", "95% interval")
+    caption = "Bradley-Terry ratings with 95% intervals by resampling prompts. Players of a tier cannot be told from "
+    caption += "its first; tiers and ranks follow from the verdicts of this page: of a match where two met, else of "
+    caption += "their ratings."
+    return Table(heads, tuple(lines), heads, "plain ranking", caption, head=2) if lines else None
 
 
-def column_view(column: Column) -> dict[str, Any]:
-    """Returns how a column is named wherever it is named."""
-    metric = column.metrics[0]
+def _rating_bar(row: Ranked, start: float, end: float) -> str:
+    """Draws a rating; where nothing bounds it, its bar reaches the edge."""
+    if not math.isfinite(row.rating):
+        return ""
+    low, high = (start if row.low is None else row.low, end if row.high is None else row.high)
+    known = row.low is not None or row.high is not None
+    return interval_bar(row.rating, low if known else None, high if known else None, start, end)
+
+
+def _bounds(row: Ranked) -> str:
+    if row.low is None and row.high is None:
+        return "no interval"
+    if row.low is None:
+        return f"at most {row.high:.0f}"
+    return f"at least {row.low:.0f}" if row.high is None else f"{row.low:.0f} to {row.high:.0f}"
+
+
+def _matrix(judging: Judging, names: dict[str, Name]) -> dict[str, Any] | None:
+    """Returns the matrix of win rates, each match in both its places; None where nobody met anybody."""
+    known = {(match.opponent, match.candidate): match_text(match, turned=True) for match in judging.matches}
+    known |= {(match.candidate, match.opponent): match_text(match) for match in judging.matches}
+    players = [player.id for player in judging.players if any(player.id in pair for pair in known)]
+    lines = [(names[one], [known.get((one, other)) for other in players]) for one in players]
+    return {"heads": [names[name] for name in players], "lines": lines} if players else None
+
+
+def match_text(match: Match, *, turned: bool = False) -> dict[str, Any]:
+    """Returns a match as text, from the side of the candidate or, turned, of the opponent."""
+    low, high = (1 - match.high, 1 - match.low) if turned else (match.low, match.high)
+    wins = _turn(match.wins) if turned else match.wins
+    controlled = match.controlled and (_turn(match.controlled) if turned else match.controlled)
+    side = {"better": "lost" if turned else "won", "worse": "won" if turned else "lost"}.get(match.verdict, "even")
     return {
-        "id": column.id,
-        "label": column_label(column),
-        "metric": metric_label(metric),
-        "arrow": arrow(metric),
-        "stamp": column.stamp,
+        "rate": percent(wins.value),
+        "interval": _rate_ends(wins),
+        "n": match.battles,
+        "ties": match.ties,
+        "controlled": f"{percent(controlled.value)} ({_rate_ends(controlled)})" if controlled else "",
+        "note": plain(match.note, 160) if match.note else "",
+        "bounds": f"{percent(low)} to {percent(high)}",
+        "missing": match.missing,
+        "side": side,
+        "glyph": {"won": GLYPHS["better"], "lost": GLYPHS["worse"]}.get(side, ""),
+        "p": p_text(match.p),
+        "shade": 0 if side == "even" else min(SHADES, round(SHADES * 2 * abs(wins.value - 0.5))),
+        "turned": turned,
     }
 
 
-def pairs_data(leaderboard: Leaderboard) -> str:
-    """Returns the differences between any two rows as JSON for the page's script, spelt as they are to be shown."""
-    shown = scales(leaderboard)
-    columns = {column.id: column for column in leaderboard.columns}
-    place = {identity: i for i, identity in enumerate(columns)}
-    found: dict[str, list[list[Any]]] = {}
-    hows: dict[str, int] = {}
-    for item in leaderboard.pairs or leaderboard.differences:
-        view = difference_view(item, columns[item.column], shown)
-        entry = [place[item.column], view["value"], view["interval"], item.verdict, view["p"], view["smallest"]]
-        found.setdefault(f"{item.row} {item.against}", []).append([*entry, hows.setdefault(view["how"], len(hows))])
-    value = {
-        "columns": [column_view(column) for column in leaderboard.columns],
-        "all": bool(leaderboard.pairs) or len(leaderboard.rows) < 2,
-        "hows": list(hows),
-        "glyphs": GLYPHS,
-        "pairs": found,
-    }
-    return safe_json(value)
+def _turn(rate: Rate) -> Rate:
+    low, high = (None if end is None else 1 - end for end in (rate.high, rate.low))
+    return Rate(1 - rate.value, low, high, rate.n)
 
 
-def safe_json(value: Any) -> str:
-    """Returns JSON that cannot end its script element or be read as markup."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
+def _rate_ends(rate: Rate) -> str:
+    known = rate.low is not None and rate.high is not None
+    return f"{percent(rate.low or 0.0)}–{percent(rate.high or 0.0)}" if known else "no interval"
+
+
+def _matches(judging: Judging) -> Table | None:
+    names = {player.id: player.name for player in judging.players}
+    lines = []
+    for match in judging.matches:
+        shown = match_text(match)
+        rate = f"{shown['rate']} ({shown['interval']}) {shown['glyph']}".rstrip()
+        who = (Name("", names[player], None) for player in (match.candidate, match.opponent))
+        lines.append(Line((*who, rate, shown["controlled"] or "unknown", str(match.battles), str(match.missing))))
+    heads = ("candidate", "opponent", "win rate, %", "at equal length, %", "n", "without a verdict")
+    return Table(heads, tuple(lines), heads) if lines else None
+
+
+def _spent(judging: Judging, names: dict[str, Name]) -> Table | None:
+    lines = []
+    for spent in judging.spent:
+        tokens = ("not counted" if t is None else f"{t:,}" for t in (spent.prompt_tokens, spent.completion_tokens))
+        cost = "no prices" if spent.cost is None else f"{spent.cost:.4g}"
+        seconds = "not timed" if spent.seconds is None else f"{spent.seconds / spent.calls:.2f}"
+        lines.append(Line((names[spent.candidate], f"{spent.calls:,}", *tokens, cost, seconds)))
+    heads = ("candidate", "calls", "tokens read", "tokens written", "cost", "seconds a call")
+    return Table(heads, tuple(lines)) if lines else None
+
+
+def _answers(spell: Speller, most: int) -> Section:
+    """Shows some prompts of each set, and all items that were chosen."""
+    board = spell.board
+    prompts = spread(board.samples, most)
+    items = board.items if most else ()
+    names = {p.id: spell.player(p) for judging in board.judgings for p in judging.players}
+    names |= {model: spell.player(player) for model, player in board.players().items() if model not in names}
+    shown = (*prompts, *items)
+    answered = {given.player for sample in shown for given in sample.answers}
+    block = Answers(
+        len(board.samples),
+        len(items),
+        shown,
+        names,
+        {judging.version: judging.stamp for judging in board.judgings},
+        tuple(dict.fromkeys(plain(sample.task, 60) for sample in shown)),
+        tuple(sorted({plain(name, 40) for sample in shown if (name := sample.prompt.category)})),
+        tuple(name for model, name in names.items() if name.id and model in answered),
+    )
+    return Section("samples", "Answers", "Answers", [block] if shown else [])
+
+
+def _usage(spell: Speller) -> Section:
+    lines = []
+    for used in spell.board.usage:
+        name = spell.name(used.row)
+        tokens = "not counted" if used.tokens is None else f"{used.tokens:,.0f}"
+        seconds = "not timed" if used.seconds is None else f"{used.seconds:.3g}"
+        facts = (str(used.answers), f"{used.characters:,.0f}", tokens, percent(used.stopped), str(used.empty), seconds)
+        task, settings = TableCell(plain(used.task, 60), record=True), plain(used.settings, 200) or "not recorded"
+        lines.append(Line((name, task, *facts, settings), name.id))
+    heads = ("checkpoint", "prompt set", "answers", "mean characters", "mean tokens", "ended by themselves, %")
+    markdown = ("checkpoint", "prompt set", "answers", "characters", "tokens", "ended by themselves, %", None)
+    table = Table((*heads, "empty", "seconds an answer", "drawn with"), tuple(lines), (*markdown, "seconds", None))
+    title = "Length, finish and latency of answers"
+    return Section("usage", "Length and latency", title, [table] if lines else [], "Facts, not figures to rank by.")
+
+
+def _rewards(board: Leaderboard) -> Section:
+    if not board.curves:
+        return Section("rewards", "", "", ())
+    legend, lines = [], []
+    for place, curve in enumerate(board.curves):
+        color = color_of(board, curve, place) % PALETTE
+        legend.append(Legend(curve.name, color, curve.kind, hollow=curve.run is None))
+        points = thinned(curve).points
+        first, last, known = points[0], points[-1], [point for point in points if point.gold is not None]
+        top = max(known, key=lambda point: point.gold or 0.0, default=None)
+        gold = f"{known[0].gold:.3g} → {known[-1].gold:.3g}" if known else ""
+        best = f"{top.gold:.3g} at KL {top.kl:.2f}" if top else ""
+        cells = (curve.kind, f"{last.kl:.2f}", f"{first.reward:.3g} → {last.reward:.3g}", gold, best)
+        lines.append(Line((TableCell(curve.name, record=True, most=80), *cells)))
+    hint = "dashed: best of n answers; whisker: 95% interval over prompts. Where the first rises and the second falls, "
+    hint += "the reward is over-optimised."
+    heads = ("run", "points", "KL at the end", "reward, first → last", "gold, first → last", "best gold")
+    markdown = ("run", "points", "KL at the end", "reward", "gold", "best gold")
+    blocks = (
+        Charts("Curves", tuple(legend), hint, tuple(reward_charts(board))),
+        Table(heads, tuple(lines), markdown, "mistakes", head=None, words=2),
+        Note(_MEANS),
+    )
+    return Section("rewards", "Rewards", "Rewards against KL", blocks)
+
+
+def _training(spell: Speller, detail: Detail) -> Section:
+    legend = (Legend(plain(r.name, 60), i % PALETTE, run=r.id) for i, r in enumerate(spell.board.runs))
+    charts = training_charts(spell, every_metric=detail.every_metric)
+    hint = "band and whisker: 95% interval; dotted: from the parent's checkpoint"
+    blocks = [Charts("Runs", tuple(legend), hint, tuple(charts))] if charts else []
+    return Section("training", "Over training", "Over training", blocks)

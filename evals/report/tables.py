@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from .lineage import row_label
-from .model import Cell, Column, Difference, Figure, Leaderboard, Row
+from .board import Cell, Column, Difference, Figure, Leaderboard, Row
 from .text import mapping
 
 # fmt: off
@@ -24,7 +23,7 @@ _FIELDS: list[str] = [
 # fmt: on
 
 
-def to_csv(leaderboard: Leaderboard) -> str:
+def to_csv(board: Leaderboard) -> str:
     """Returns one line for each checkpoint, task and metric; a checkpoint without scores has one line.
 
     A text that a spreadsheet would run as a formula gets a leading apostrophe.
@@ -32,7 +31,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
     out = io.StringIO()
     writer: csv.DictWriter[str] = csv.DictWriter(out, _FIELDS, restval="", lineterminator="\n")
     writer.writeheader()
-    for record in _records(leaderboard):
+    for record in _records(board):
         writer.writerow({key: _csv(value) for key, value in record.items()})
     return out.getvalue()
 
@@ -48,29 +47,29 @@ def _csv(value: Any) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _records(leaderboard: Leaderboard) -> Iterator[dict[str, Any]]:
-    against = {(found.row, found.column): found for found in leaderboard.differences}
-    for row in leaderboard.rows:
-        common = _common(leaderboard, row)
+def _records(board: Leaderboard) -> Iterator[dict[str, Any]]:
+    against = {(found.row, found.column): found for found in board.differences}
+    for row in board.rows:
+        common = _common(board, row)
         if not row.cells:
             yield common
-        for column in leaderboard.columns:
+        for column in board.columns:
             cell = row.cells.get(column.id)
             for i, figure in enumerate(cell.figures if cell else ()):
                 assert cell is not None
-                primary = figure.metric == column.metrics[0].name
-                verdict = _verdict(leaderboard, against.get((row.id, column.id)), cell) if primary else {}
+                primary = figure.metric == column.primary.name
+                verdict = _verdict(board, against.get((row.id, column.id)), cell) if primary else {}
                 yield {**common, **_measured(column, cell, figure), **verdict, "primary": i == 0}
 
 
-def _verdict(leaderboard: Leaderboard, found: Difference | None, cell: Cell) -> dict[str, Any]:
+def _verdict(board: Leaderboard, found: Difference | None, cell: Cell) -> dict[str, Any]:
     """Returns how a row's primary figure stands to the baseline."""
     if found is None:
         return {"tier": cell.tier}
-    baseline = leaderboard.row(found.against)
+    baseline = board.row(found.against)
     return {
         "tier": cell.tier,
-        "baseline": f"{leaderboard.run_of(baseline).name} {row_label(baseline)}",
+        "baseline": f"{board.run_of(baseline).name} {baseline.label}",
         "difference": found.value,
         "difference_low": found.low,
         "difference_high": found.high,
@@ -81,12 +80,12 @@ def _verdict(leaderboard: Leaderboard, found: Difference | None, cell: Cell) -> 
     }
 
 
-def _common(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
-    run = leaderboard.run_of(row)
+def _common(board: Leaderboard, row: Row) -> dict[str, Any]:
+    run = board.run_of(row)
     return {
         "run": run.name,
         "folder": run.folder,
-        "checkpoint": " = ".join(row.names) or row_label(row),
+        "checkpoint": " = ".join(row.names) or row.label,
         "step": row.step,
         "position": row.position,
         "stage": run.stage,
@@ -126,9 +125,9 @@ def _measured(column: Column, cell: Cell, figure: Figure) -> dict[str, Any]:
     }
 
 
-def to_json(leaderboard: Leaderboard) -> str:
+def to_json(board: Leaderboard) -> str:
     """Returns everything but the answers as JSON; numbers that JSON cannot spell, such as NaN, are texts."""
-    value = {"kind": "posttrain leaderboard", **_spell(asdict(replace(leaderboard, samples=(), items=())))}
+    value = {"kind": "posttrain leaderboard", **_spell(asdict(replace(board, samples=(), items=())))}
     del value["samples"], value["items"]  # they have files of their own
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

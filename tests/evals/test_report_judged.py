@@ -98,7 +98,7 @@ def test_rules_are_left_off_unless_their_suite_asks_for_them(tmp_path: Path):
     board = build([tmp_path])
     assert board.columns == ()
     assert board.judgings == ()
-    assert not any(sample.said for sample in board.samples)
+    assert not any(sample.judgments for sample in board.samples)
     assert "left off the leaderboard: longer" in notices(board)
     assert "longer:" not in text_of(to_html(board), "samples")
 

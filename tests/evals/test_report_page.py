@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from posttrain.evals.curves import Point, Segment, Series, chart, interval_bar, thin, ticks
+from posttrain.evals.report.svg import Point, Segment, Series, chart, interval_bar, thin, ticks
 from posttrain.evals.report import build
 from posttrain.evals.report.html import to_html
 

@@ -215,10 +215,10 @@ def test_labels_are_compared_row_by_row(tmp_path: Path):
 
 def test_the_items_on_which_rows_differ_can_be_looked_at(tmp_path: Path):
     board = build([run_of_two(tmp_path, HARD, better_by(3))])
-    assert [sample.prompt_id for sample in board.items] == ["1", "2", "4"]
+    assert [sample.prompt.prompt_id for sample in board.items] == ["1", "2", "4"]
     first = board.items[0]
-    assert (first.turns, first.references) == (("Question 1?",), ("yes",))
-    assert [(answer.texts, answer.mark) for answer in first.answers] == [(("no",), "acc 0"), (("yes",), "acc 1")]
+    assert (first.prompt.turns, first.prompt.references) == (("Question 1?",), ("yes",))
+    assert [(given.answer.texts, given.mark) for given in first.answers] == [(("no",), "acc 0"), (("yes",), "acc 1")]
     page = to_html(board)
     assert "chosen because they differ" in page
     assert page.count("data-sample=") == 3

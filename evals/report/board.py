@@ -1,11 +1,16 @@
-"""The leaderboard as plain data: what the four output files are written from."""
+"""The leaderboard as plain data: ``leaderboard.json``, and what the other files are written from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..answers import Answer
+from ..checkpoints import FINAL
+from ..judging.audit import AuditRow
+from ..judging.judgments import Judgment
 from ..stats.compare import Verdict
 from ..stats.intervals import Interval
-from .judged_model import Judging, Sample, Usage
+from .text import plain
 
 SCHEMA = 1
 """Version of ``leaderboard.json``; raised when a field changes its meaning or goes away."""
@@ -58,6 +63,10 @@ class Cell:
     score: dict[str, Any] = field(default_factory=dict)
     earlier: tuple[dict[str, Any], ...] = ()
     tier: int | None = None
+
+    def figure(self, metric: str) -> Figure | None:
+        """Returns the figure of a metric."""
+        return next((figure for figure in self.figures if figure.metric == metric), None)
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,20 @@ class Column:
     stamp: str | None = None
 
     @property
+    def name(self) -> str:
+        """Returns the task, with the variant that tells it from others of the same name."""
+        return f"{self.task} ({self.variant})" if self.variant else self.task
+
+    @property
+    def primary(self) -> ColumnMetric:
+        """Returns the metric that stands for the task."""
+        return self.metrics[0]
+
+    def metric(self, name: str) -> ColumnMetric:
+        """Returns the metric of a name."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    @property
     def main(self) -> tuple[ColumnMetric, ...]:
         """Returns the metrics that the table offers: the primary one, and all but those of single classes."""
         return (*self.metrics[:1], *(metric for metric in self.metrics[1:] if "/" not in metric.name))
@@ -253,6 +276,20 @@ class Row:
     model_hash: str | None = None
     tag: str = ""
 
+    @property
+    def label(self) -> str:
+        """Returns ``step 800, final`` and the like, with the model's hash where another row of the run reads so."""
+        parts = [f"step {self.step}"] if self.step is not None else []
+        named = [name for name in self.names if name != f"checkpoint-{self.step}"]
+        if named == ["checkpoint-0"]:
+            named = []
+        return ", ".join(parts + named) + (f" ({self.tag})" if self.tag else "")
+
+    def figure(self, column: Column) -> Figure | None:
+        """Returns the row's primary figure in a column."""
+        cell = self.cells.get(column.id)
+        return cell.figure(column.primary.name) if cell else None
+
 
 @dataclass(frozen=True)
 class Run:
@@ -285,12 +322,193 @@ class Run:
     problems: tuple[str, ...] = ()
 
 
+def last_row(rows: Sequence[Row]) -> Row:
+    """Returns the final model of a run, or else its last row."""
+    return next((row for row in rows if FINAL in row.names), rows[-1])
+
+
 @dataclass(frozen=True)
 class Notice:
     """Something the reader must see before comparing; ``error`` for input that was left out."""
 
     level: Literal["warning", "error"]
     text: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """An estimate with its 95% interval; ``low`` and ``high`` are None where no spread is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model that was judged or judged against.
+
+    Attributes:
+        id: Its weights hash, or ``file:<hash>`` for a file of answers.
+        name: As the leaderboard names it, or as it was named when it was judged.
+        row: Id of its row, or None if it has none here.
+    """
+
+    id: str
+    name: str
+    row: str | None = None
+
+
+@dataclass(frozen=True)
+class Match:
+    """All battles of two players before one judge.
+
+    Attributes:
+        candidate: Id of the player whose wins are counted.
+        opponent: Id of the other.
+        wins: The raw win rate, a share; ties count one half.
+        controlled: The length-controlled win rate, or None where it cannot be known.
+        note: Why it cannot.
+        battles: Verdicts that it rests on.
+        ties: How many of them were ties.
+        missing: Battles without a verdict.
+        low: What the raw win rate would be if every missing battle were lost.
+        high: And if every one were won.
+        verdict: Whether the candidate wins more than half, as one of all comparisons of the page.
+        p: Two-sided, adjusted for them.
+    """
+
+    candidate: str
+    opponent: str
+    wins: Rate
+    controlled: Rate | None
+    note: str | None
+    battles: int
+    ties: int
+    missing: int
+    low: float
+    high: float
+    verdict: Verdict = "no verdict"
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A player's place by Bradley-Terry, with what the bootstrap over prompts says of it.
+
+    Who never won has no lower end, who never lost no upper one. Tier and ranks follow from the page's verdicts.
+    """
+
+    player: str
+    rating: float
+    low: float | None
+    high: float | None
+    rank_low: int = 1
+    rank_high: int = 1
+    tier: int = 1
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What judging one candidate took; None where nobody counted."""
+
+    candidate: str
+    calls: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What one version of a judge said of the answers to one prompt set.
+
+    Attributes:
+        judge: The judge's name.
+        version: Its version.
+        backend: ``endpoint``, ``model``, ``reward``, ``rules`` or ``human``.
+        model: The model behind it, the rule, or the voters.
+        task: The prompt set.
+        stamp: What a reader must know at every figure, such as "rules, not a judge".
+        players: Whoever took part, those with rows first and in their order.
+        matches: In the order of the players; each pair once, as it was judged.
+        ranking: Best first; empty where the battles do not connect three players.
+        ranking_note: Why there is no ranking, or what a reader must know of it; None if nothing.
+        audit: The row that sums the judge up, then one for each pair of players.
+        spent: For each candidate.
+        prompts: How many prompts were judged.
+    """
+
+    judge: str
+    version: str
+    backend: str
+    model: str
+    task: str
+    stamp: str | None
+    players: tuple[Player, ...]
+    matches: tuple[Match, ...]
+    ranking: tuple[Ranked, ...]
+    ranking_note: str | None
+    audit: tuple[AuditRow, ...]
+    spent: tuple[Spent, ...]
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a row's answers to a prompt set came to: facts, never ranked.
+
+    Attributes:
+        row: Id of the row.
+        task: The prompt set.
+        answers: How many.
+        characters: Mean length of an answer.
+        tokens: Mean tokens of an answer, or None where nobody counted.
+        stopped: Share of answers that ended by themselves.
+        empty: How many said nothing.
+        seconds: Mean time of an answer, or None.
+        settings: How they were drawn, as text.
+    """
+
+    row: str
+    task: str
+    answers: int
+    characters: float
+    tokens: float | None
+    stopped: float
+    empty: int
+    seconds: float | None
+    settings: str = ""
+
+
+@dataclass(frozen=True)
+class PlayerAnswer:
+    """One player's answer to a prompt, or to an item of a task; ``mark`` is then what it got for it."""
+
+    player: str
+    answer: Answer
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with what each player answered (the prompt stands in every answer), and what the judges said of it."""
+
+    task: str
+    answers: tuple[PlayerAnswer, ...]
+    judgments: tuple[Judgment, ...] = ()
+
+    @property
+    def prompt(self) -> Answer:
+        """Returns what was asked, with the first answer to it."""
+        return self.answers[0].answer
+
+    def judgments_of(self, given: PlayerAnswer) -> list[Judgment]:
+        """Returns what was said of an answer as the candidate's."""
+        about = (given.player, given.answer.sample)
+        return [judgment for judgment in self.judgments if (judgment.candidate, judgment.sample) == about]
 
 
 @dataclass(frozen=True)
@@ -351,6 +569,18 @@ class Leaderboard:
     def run_of(self, row: Row) -> Run:
         """Returns the run that a row belongs to."""
         return next(run for run in self.runs if run.id == row.run)
+
+    def label(self, row: Row) -> str:
+        """Returns ``sft step 800, final`` as it is shown."""
+        return f"{plain(self.run_of(row).name)} {plain(row.label)}".strip()
+
+    def players(self) -> dict[str, Player]:
+        """Returns a player for each model with a row, by model hash, in the order of the rows."""
+        found: dict[str, Player] = {}
+        for row in self.rows:
+            if row.model_hash:
+                found.setdefault(row.model_hash, Player(row.model_hash, self.label(row), row.id))
+        return found
 
     def possible(self, row: Row, column: Column) -> bool:
         """Says whether a row could have a figure in a column: a classifier has no perplexity, and so on.
