@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from posttrain.evals.judging.judgments import Judgment
 from posttrain.evals.report import Leaderboard
+from posttrain.evals.report.board import Cell, Column, ColumnMetric, Figure, Player, Row, Run
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.items import Items
 from posttrain.evals.report.judged import judgings
-from posttrain.evals.report.board import Player
 from posttrain.evals.report.markdown import to_markdown
-from posttrain.evals.report.board import Cell, Column, ColumnMetric, Figure, Row, Run
 from posttrain.evals.report.tables import to_csv, to_json
 from posttrain.evals.report.verdicts import find_baseline, with_verdicts
 

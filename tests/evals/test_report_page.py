@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from posttrain.evals.report.svg import Point, Segment, Series, chart, interval_bar, thin, ticks
 from posttrain.evals.report import build
 from posttrain.evals.report.html import to_html
+from posttrain.evals.report.svg import Point, Segment, Series, chart, interval_bar, thin, ticks
 
 from .report_fixtures import EVIL, lineage, make_run, score, share
 
