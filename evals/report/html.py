@@ -277,4 +277,4 @@ def _outcome(group: Sequence[Judgment]) -> str:
         return "no verdict"
     if sides >= {1, -1}:
         return "turned with the order: a tie"
-    return {(1,): "won", (-1,): "lost"}.get(tuple(sides), "tied")
+    return "won" if sides == {1} else "lost" if sides == {-1} else "tied"
