@@ -3,12 +3,14 @@
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError
+from ..data_tools.ask import TOO_LONG
 from ..data_tools.errors import RowError
 from ..data_tools.files import hash_file
 from ..data_tools.sources import Row, read_rows
@@ -20,7 +22,9 @@ from .thinking import TAGS, strip_thinking
 KIND = "answers"
 """The value of ``Score.detail["kind"]`` that marks the score of a prompt set."""
 
-UNFINISHED = ("length", "content_filter", "too_long", "failed")
+FAILED = "failed"
+"""How a turn ended that a server rejected."""
+UNFINISHED = ("length", "content_filter", TOO_LONG, FAILED)
 """The values of ``Answer.finish`` under which an answer did not come to its end."""
 
 
@@ -199,16 +203,16 @@ def answers_from_file(
         known |= {f"id {prompt.id}": prompt, prompt.key: prompt, prompt_key(prompt.turns): prompt}
     found: dict[tuple[str, int], Answer] = {}
     names: set[str] = set()
-    unmatched: dict[str, int] = {}
+    unmatched: Counter[str] = Counter()
     for row in read_rows(SourceSpec(path=str(path)), Path.cwd()):
         try:
             answer = _answer_to(row, known, thinking)
         except RowError as error:
-            unmatched[error.reason] = unmatched.get(error.reason, 0) + 1
+            unmatched[error.reason] += 1
             continue
         names |= {row.values[name] for name in _MODELS if isinstance(row.values.get(name), str)}
         if found.setdefault((answer.prompt_key, answer.sample), answer) is not answer:
-            unmatched["the prompt is answered already"] = unmatched.get("the prompt is answered already", 0) + 1
+            unmatched["the prompt is answered already"] += 1
     if not found:
         reasons = ", ".join(f"{count} rows: {reason}" for reason, count in unmatched.items()) or "it is empty"
         raise InputError(f"no answer to the prompts: {reasons}", where=str(path), hint="is it of the same prompt set?")

@@ -25,7 +25,7 @@ from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
 from ..data_tools.generate import VLLM_BATCH, Sampling, generate, load_vllm, room
-from .answers import KIND, Answer, to_parquet
+from .answers import FAILED, KIND, Answer, to_parquet
 from .errors import EvalError, SuiteError
 from .models import ADAPTER, load_tokenizer
 from .prompt_sets import Prompt, PromptsSpec, load_prompts
@@ -37,7 +37,6 @@ from .thinking import opened_by, strip_thinking
 
 CALLS = ".calls"
 """The suffix of the record of an endpoint's calls, beside the log of the answers."""
-FAILED = "failed"
 _TELL_EVERY = 30.0  # seconds between lines of progress
 _METHOD = 2  # raise when a change here changes answers
 _LOG = 2  # raise when the lines of the log change
@@ -432,13 +431,12 @@ def figures(answers: Sequence[Answer]) -> tuple[Metric, ...]:
         "cut": ([float("length" in answer.finish) for answer in answers], False),
         "seconds": ([answer.seconds for answer in answers], False),
     }
-    prompts = np.unique([answer.prompt_key for answer in answers], return_inverse=True)[1]
     metrics = []
     for name, (values, up) in columns.items():
-        known = np.array([value is not None for value in values])
-        if known.any():
-            groups = np.unique(prompts[known], return_inverse=True)[1]
-            numbers = np.array([value for value in values if value is not None], dtype=np.float64)
+        known = [(answer.prompt_key, value) for answer, value in zip(answers, values, strict=True) if value is not None]
+        if known:
+            keys, numbers = zip(*known, strict=True)
+            groups = np.unique(keys, return_inverse=True)[1]
             sums, counts = np.bincount(groups, weights=numbers), np.bincount(groups).astype(np.float64)
             metrics.append(Metric(name, *ratio(sums, counts), len(sums), up))
     return tuple(metrics)
