@@ -172,6 +172,10 @@ def _plan_tool(
 ) -> Plan:
     """Checks a tool's arguments."""
     assert step.tool is not None
+    for override in step.overrides:  # from the command line; the file's are refused by its schema
+        document.problem(
+            ("steps", index), f"cannot take {step.name}.{override}", "overrides belong to a recipe, args to a tool"
+        )
     scratch = Document(document.path, document.value, document.lines)
     replace_references(scratch, references)
     document.problems += [p for p in scratch.problems if f"steps[{index}]" in p]

@@ -237,3 +237,8 @@ def test_an_override_reaches_the_step_it_names(pipeline: Path) -> None:
     spec, _ = load_pipeline(pipeline, ["sft.trainer.max_steps=9", "output_dir=elsewhere"])
     assert spec.output_dir == "elsewhere"
     assert spec.steps[2].overrides == ["trainer.max_steps=9"]
+
+
+def test_an_override_of_a_tool_is_refused_and_not_forgotten(pipeline: Path) -> None:
+    with pytest.raises(SpecError, match=r"cannot take tokenizer\.vocab_size=300; overrides belong to a recipe"):
+        run(pipeline, ["tokenizer.vocab_size=300"])
