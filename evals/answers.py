@@ -15,8 +15,12 @@ from ..data_tools.errors import RowError
 from ..data_tools.files import hash_file
 from ..data_tools.sources import Row, read_rows
 from ..data_tools.spec import SourceSpec
+from .checkpoints import model_hash, read_manifest
+from .errors import EvalError
+from .judges import DATA_FILES
 from .prompt_sets import Prompt, answer_of, prompt_key, turns_of
 from .records import Score, ScoreStore, parquet
+from .runs import RUN_FILE
 from .thinking import TAGS, strip_thinking
 
 KIND = "answers"
@@ -169,6 +173,41 @@ def find_answers(folders: Iterable[Path], task: str, task_hash: str | None = Non
             if task_hash in (None, score.task_hash) and score.model not in found:
                 found[score.model] = load_answers(folder, score)
     return list(found.values())
+
+
+def answers_of(
+    path: Path, prompts: Sequence[Prompt], *, task: str, task_hash: str, thinking: Sequence[tuple[str, str]] = TAGS
+) -> tuple[AnswerSet, tuple[str, ...]]:
+    """Finds the answers of a run's final model, of a checkpoint, or of a file (:func:`answers_from_file`).
+
+    Args:
+        path: The run folder, the checkpoint's folder, or the file.
+        prompts: The prompt set.
+        task: Its name in the suite.
+        task_hash: The hash of the answers that these are compared with.
+        thinking: Tags around thoughts in a file.
+
+    Returns:
+        The answers, and notes of what could not be joined.
+
+    Raises:
+        EvalError: There are no answers to these prompts.
+        InputError: The file cannot be read.
+    """
+    if path.name.endswith(DATA_FILES):
+        return answers_from_file(path, prompts, task=task, task_hash=task_hash, thinking=thinking)
+    run = path if (path / RUN_FILE).exists() or not path.name.startswith("checkpoint-") else path.parent
+    where, name = f"baseline {path}", f"`{task}`"
+    scores = [score for score in answer_scores(run, task) if score.task_hash == task_hash]
+    manifest = read_manifest(path)
+    if manifest is not None:
+        scores = [score for score in scores if score.model in (model_hash(path), manifest.weights)]
+    if len({score.model for score in scores}) > 1:
+        raise EvalError(f"several models have answers to {name} there", where=where, hint="name one of its checkpoints")
+    if not scores:
+        hint = "score it with this suite first" if path.is_dir() else "there is no such folder"
+        raise EvalError(f"no answers to {name} as the suite asks them", where=where, hint=hint)
+    return load_answers(run, scores[0]), ()
 
 
 def answers_from_file(

@@ -17,6 +17,7 @@ JUDGES = Path(__file__).parent / "judges"
 FILE = "judge.yaml"
 PROMPT = "prompt.jinja"
 DATA_FILES = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
+"""How the name of a file of answers ends."""
 Backend = Literal["endpoint", "model", "reward", "rules"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"
 _PROMPTED = ("endpoint", "model")

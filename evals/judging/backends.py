@@ -176,7 +176,6 @@ class EndpointJudge(PromptedJudge):
 
     def __init__(self, judge: Judge, name: str, homes: Sequence[Path], device: str | None = None):
         super().__init__(judge, name, homes, device)
-        self._server = EndpointSpec(**{key: getattr(judge.settings, key) for key in EndpointSpec.model_fields})
         self._endpoints: dict[Path, Endpoint] = {}
 
     @cached_property
@@ -210,7 +209,7 @@ class EndpointJudge(PromptedJudge):
 
     @property
     def _probed(self) -> dict[str, Any]:
-        return self._server.model_dump(include={"model", "base_url", "extra"})
+        return self.settings.model_dump(include={"model", "base_url", "extra"})
 
     def _file(self, home: Path, kind: str) -> Path:
         """Returns where the server's replies for a run's answers are kept, and what its probe found."""
@@ -218,7 +217,7 @@ class EndpointJudge(PromptedJudge):
 
     def _endpoint(self, home: Path) -> Endpoint:
         """Returns the server, with what the other run folders' records leave of the budget."""
-        spec = self._server
+        spec: EndpointSpec = self.settings
         if spec.budget is not None:
             others = [Endpoint(spec, self._file(o, "jsonl")).spent for o in self.homes if o != home]
             tokens, money = spec.budget.tokens, spec.budget.money

@@ -36,20 +36,16 @@ class Spending:
     def __init__(self, plan: Plan, judge: OpenJudge):
         self.plan, self.judge, self.budget = plan, judge, plan.budget or 0
         self.pairs = plan.pairs()
+        self._by_names = {frozenset(pair.names): pair for pair in self.pairs}
+        self._names = [answers.model_hash for answers in plan.sets]
         self.version = judge.version
         self.failed: set[str] = set()
         """Keys that gave no verdict in this call; their prompts are left for another."""
         self._groups: dict[tuple[str, str | None], list[Group]] = {}
 
-    @cached_property
-    def _names(self) -> list[str]:
-        return [answers.model_hash for answers in self.plan.sets]
-
-    @cached_property
-    def _spanning(self) -> list[Pair]:
-        by_name = {frozenset(pair.names): pair for pair in self.pairs}
-        chosen = spanning(len(self._names), self.judge.settings.seed)
-        return [by_name[frozenset((self._names[i], self._names[j]))] for i, j in chosen]
+    def _pair(self, i: int, j: int) -> Pair:
+        """Returns the pair of two answer sets by their places."""
+        return self._by_names[frozenset((self._names[i], self._names[j]))]
 
     @cached_property
     def _batch(self) -> int:
@@ -98,7 +94,8 @@ class Spending:
     def _next(self) -> list[Group]:
         """Returns the prompts of the pair whose turn it is."""
         begun = {pair.names for pair in self._begun()}
-        pair = next((pair for pair in self._spanning if pair.names not in begun and self._open(pair)), None)
+        connecting = [self._pair(*places) for places in spanning(len(self._names), self.judge.settings.seed)]
+        pair = next((pair for pair in connecting if pair.names not in begun and self._open(pair)), None)
         pair = pair or self._best()
         return self._open(pair)[: self._batch] if pair else []
 
@@ -106,10 +103,7 @@ class Spending:
         fought = [(b.candidate, b.opponent, b.preference) for b in battles(self._said()) if b.preference is not None]
         room = [(pair.candidate.model_hash, str(pair.names[1]), len(self._open(pair))) for pair in self.pairs]
         chosen = next_pair(*matrices(self._names, fought, room))
-        if chosen is None:
-            return None
-        wanted = {self._names[chosen[0]], self._names[chosen[1]]}
-        return next(pair for pair in self.pairs if set(pair.names) == wanted)
+        return self._pair(*chosen) if chosen else None
 
     def _begun(self) -> list[Pair]:
         """Returns the pairs of which something has been said."""

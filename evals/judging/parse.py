@@ -127,7 +127,6 @@ class Verdict:
         completion_tokens: Tokens that it wrote.
         cost: Money.
         seconds: Time.
-        cut: Characters of the answers that it did not see.
     """
 
     status: Status
@@ -138,7 +137,6 @@ class Verdict:
     completion_tokens: int | None = None
     cost: float | None = None
     seconds: float | None = None
-    cut: int = 0
 
 
 def parse(text: str, settings: JudgeSettings, *, finish: str | None = "stop") -> Verdict:

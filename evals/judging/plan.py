@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from ...chat_templates.errors import InputError
 from ...data_tools.files import hash_json
-from ..answers import AnswerSet, answer_scores, answers_from_file, find_answers, load_answers
-from ..checkpoints import model_hash, read_manifest
+from ..answers import AnswerSet, answer_scores, answers_of, find_answers
 from ..errors import EvalError
-from ..judges import DATA_FILES, JudgingSpec, PairBudget, load_judges
+from ..judges import JudgingSpec, PairBudget, load_judges
 from ..records import Score, ScoreStore
-from ..runs import RUN_FILE
 from .backends import OpenJudge, open_judges
 from .judgments import NULL, Judgment, JudgmentStore
 from .questions import Pair, Question, questions_of
@@ -211,8 +209,12 @@ def open_plan(entry: JudgingSpec, job: "Prompts", folders: Sequence[Path], devic
         hint = "score the runs with this suite first"
         raise EvalError(f"no answers to `{entry.prompts}` as the suite asks them", hint=hint)
     sets = sorted(found, key=lambda s: (places[home_of(s)], s.step if s.step is not None else 1 << 62))
+    baseline, notes = None, ()
+    if entry.baseline is not None:
+        path = Path(entry.baseline).resolve()  # one folder must not be two, whatever its paths: each is locked once
+        asked = {"task": entry.prompts, "task_hash": job.task_hash, "thinking": job.spec.thinking}
+        baseline, notes = answers_of(path, job.prompts, **asked)
     members = load_judges(entry)
-    baseline, notes = _baseline(entry, job) if entry.baseline is not None else (None, ())
     null = _null_answers(entry, baseline, members[0].settings.seed) if baseline else None
     judges = open_judges(entry.title, members, _homes(sets, baseline.folder if baseline and null else None), device)
     sets, problems = _impartial(entry, judges, sets, baseline)
@@ -234,26 +236,6 @@ def _homes(sets: Sequence[AnswerSet], another: Path | None) -> list[Path]:
     for home in (*map(home_of, sets), *([another] if another else [])):
         homes.setdefault(home.resolve(), home)
     return list(homes.values())
-
-
-def _baseline(entry: JudgingSpec, job: "Prompts") -> tuple[AnswerSet, tuple[str, ...]]:
-    """Finds the answers of an entry's baseline, with notes of what could not be joined."""
-    path = Path(str(entry.baseline)).resolve()  # one folder must not be two, whatever its paths: each is locked once
-    if path.name.endswith(DATA_FILES):
-        tags = job.spec.thinking
-        return answers_from_file(path, job.prompts, task=entry.prompts, task_hash=job.task_hash, thinking=tags)
-    run = path if (path / RUN_FILE).exists() or not path.name.startswith("checkpoint-") else path.parent
-    where, name = f"baseline {path}", f"`{entry.prompts}`"
-    scores = [score for score in answer_scores(run, entry.prompts) if score.task_hash == job.task_hash]
-    manifest = read_manifest(path)
-    if manifest is not None:
-        scores = [score for score in scores if score.model in (model_hash(path), manifest.weights)]
-    if len({score.model for score in scores}) > 1:
-        raise EvalError(f"several models have answers to {name} there", where=where, hint="name one of its checkpoints")
-    if not scores:
-        hint = "score it with this suite first" if path.is_dir() else "there is no such folder"
-        raise EvalError(f"no answers to {name} as the suite asks them", where=where, hint=hint)
-    return load_answers(run, scores[0]), ()
 
 
 def _null_answers(entry: JudgingSpec, baseline: AnswerSet, seed: int) -> AnswerSet | None:
