@@ -22,12 +22,10 @@ class Stripped:
 
     Attributes:
         text: The answer, without white space around it if thoughts were taken out.
-        thought: Whether there were thoughts.
-        cut: Whether they never ended, so that there is no answer.
+        cut: Whether its thoughts never ended, so that there is no answer.
     """
 
     text: str
-    thought: bool
     cut: bool
 
 
@@ -55,7 +53,7 @@ def strip_thinking(raw: str, tags: Sequence[Tags] = TAGS, *, opened: Tags | None
             end = ends.search(text, start.end())
             if end is None:
                 if not any(part.strip() for part in kept) and not text[at : start.start()].strip():
-                    return Stripped("", True, True)
+                    return Stripped("", True)
                 break
             kept.append(text[at : start.start()])
             at = end.end()
@@ -64,7 +62,7 @@ def strip_thinking(raw: str, tags: Sequence[Tags] = TAGS, *, opened: Tags | None
         spoken_of = stray is not None and opening.lower() in text[: stray.start()].lower()
         if stray is not None and starts.search(text) is None and not spoken_of:
             text, thought = text[stray.end() :], True
-    return Stripped(text.strip() if thought else text, thought, False)
+    return Stripped(text.strip() if thought else text, False)
 
 
 def opened_by(prompt: str, tags: Sequence[Tags] = TAGS) -> Tags | None:

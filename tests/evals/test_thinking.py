@@ -23,7 +23,7 @@ from posttrain.evals.thinking import TAGS, opened_by, strip_thinking
 )
 def test_only_the_answer_is_left(raw: str):
     stripped = strip_thinking(raw)
-    assert (stripped.text, stripped.thought, stripped.cut) == ("Four.", True, False)
+    assert (stripped.text, stripped.cut) == ("Four.", False)
 
 
 @pytest.mark.parametrize("raw", ["<think>still at it", " <think>", "<think>a</think>\n<think>and again"])
@@ -54,7 +54,7 @@ def test_thoughts_that_the_prompt_opened_and_the_limit_cut_are_no_answer():
 )
 def test_an_answer_without_thoughts_is_left_as_it_is(raw: str):
     stripped = strip_thinking(raw)
-    assert (stripped.text, stripped.thought, stripped.cut) == (raw, False, False)
+    assert (stripped.text, stripped.cut) == (raw, False)
 
 
 def test_a_block_in_the_middle_is_taken_out_too():
