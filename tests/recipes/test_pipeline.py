@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 from posttrain.data_tools.errors import SpecError
+from posttrain.recipes import launch
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.pipeline import STATE, Plan, _is_done, load_pipeline, plan, run
 from posttrain.recipes.scoring import _suite_of
+
+from . import warm
 
 TRAINER = {
     "max_length": 32,
@@ -84,6 +87,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_what_has_changed_is_done_again_and_nothing_is_lost(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "run", warm.launched)
     said: list[str] = []
     assert run(pipeline, say=said.append)
     board = json.loads((tmp_path / "out" / "leaderboard.json").read_text())

@@ -24,7 +24,7 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from . import warm
-from .conftest import ABSENT, STAGE_RECIPES, log, losses
+from .conftest import ABSENT, STAGE_RECIPES, command, log, losses
 
 WEIGHTS = "model.safetensors"
 
@@ -343,7 +343,7 @@ def test_kill_minus_nine_at_a_random_step_changes_nothing(make_recipe: Callable[
     recipe = make_recipe(stage, "killed", **trainer)
     killed = Path(load(recipe).recipe.output_dir)
     at = random.SystemRandom().randint(7, 24)
-    process = warm.start(["train", recipe])
+    process = warm.start(command("train", recipe))
     log = killed / "log.jsonl"
     while process.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") >= at):
         time.sleep(0.005)

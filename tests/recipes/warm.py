@@ -33,20 +33,21 @@ _IMPORTED = (
     "trl.trainer.kto_trainer",
     "peft",
     "deepspeed",
+    "lm_eval.evaluator",
     "datasets",
 )
 
 
 def start(
-    arguments: Sequence[str | Path],
+    command: Sequence[str | Path],
     output: Path = Path(os.devnull),
     environment: Mapping[str, str] = os.environ,
     kilobytes: int | None = None,
 ) -> Any:
-    """Starts ``posttrain ARGUMENTS``; returns a process as ``multiprocessing`` has it.
+    """Starts a command as ``conftest.command`` and ``launch.command`` give it; returns a ``multiprocessing.Process``.
 
     Args:
-        arguments: Of the command line.
+        command: ``python -m`` and a module of posttrain, with its arguments.
         output: The stem of the files that get standard output and error, ``.out`` and ``.err``.
         environment: Its variables.
         kilobytes: How large it may make a file, as ``ulimit -f`` says.
@@ -54,7 +55,7 @@ def start(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     become = {
-        "ARGUMENTS": list(map(str, arguments)),
+        "COMMAND": list(map(str, command)),
         "ENVIRONMENT": dict(environment),
         "FOLDER": str(Path.cwd()),
         "OUTPUT": [str(output if str(output) == os.devnull else output.with_suffix(end)) for end in (".out", ".err")],
@@ -69,7 +70,9 @@ def start(
 
 def run(*arguments: str | Path, kilobytes: int | None = None) -> subprocess.CompletedProcess[str]:
     """Runs ``posttrain ARGUMENTS`` to its end."""
-    return _run(arguments, [os.environ], kilobytes)[0]
+    from .conftest import command
+
+    return _run(command(*arguments), [os.environ], kilobytes)[0]
 
 
 def run_two(*arguments: str | Path, config: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -81,27 +84,36 @@ def run_two(*arguments: str | Path, config: Path | None = None) -> subprocess.Co
     from accelerate.commands.launch import launch_command, launch_command_parser
     from posttrain.recipes import launch
 
+    from .conftest import command
+
     port, told = str(launch._free_port()), {}
     asked = ["--config_file", str(config or launch.find_config("cpu")), "--num_processes", "2"]
     with mock.patch("torch.distributed.run.run", side_effect=lambda _: told.update(os.environ)):
         launch_command(launch_command_parser().parse_args([*asked, "--main_process_port", port, "-m", launch.MODULE]))
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    first, second = _run(arguments, [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
+    first, second = _run(command(*arguments), [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
     return first if first.returncode else second if second.returncode else first
 
 
+def launched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Stands for ``launch.run``."""
+    (done,) = _run(command, [os.environ if environment is None else environment])
+    print(done.stdout, done.stderr)
+    return done.returncode
+
+
 def _run(
-    arguments: Sequence[str | Path], environments: Sequence[Mapping[str, str]], kilobytes: int | None = None
+    command: Sequence[str | Path], environments: Sequence[Mapping[str, str]], kilobytes: int | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
     """Runs a command in a process for each environment, at the same time."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(number) for number in range(len(environments))]
-        started = [start(arguments, *own, kilobytes) for own in zip(outputs, environments, strict=True)]
+        started = [start(command, *own, kilobytes) for own in zip(outputs, environments, strict=True)]
         for process in started:
             process.join()
         return [
             subprocess.CompletedProcess(
-                list(arguments),
+                list(command),
                 process.exitcode,
                 output.with_suffix(".out").read_text(),
                 output.with_suffix(".err").read_text(),
@@ -122,7 +134,7 @@ def _no_main() -> Iterator[None]:
 
 
 def _become(
-    arguments: list[str], environment: Mapping[str, str], folder: str, output: Sequence[str], kilobytes: int | None
+    command: list[str], environment: Mapping[str, str], folder: str, output: Sequence[str], kilobytes: int | None
 ) -> None:
     """Makes this process the command; where the command would turn into training by itself, training is called."""
     gc.freeze()  # what the server has imported is nothing to collect
@@ -136,20 +148,24 @@ def _become(
     os.chdir(folder)
     if kilobytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+    from huggingface_hub import constants
     from posttrain.recipes import cli, launch, train
 
-    become = launch.become
+    constants.HF_HOME = environment.get("HF_HOME", constants.HF_HOME)  # read at its import
+    plain = launch.become
 
-    def call(command: Sequence[str]) -> None:
-        if list(command[1:3]) != ["-m", launch.MODULE]:
-            become(command)
+    def become(command: Sequence[str]) -> None:
         sys.argv = list(command[2:])
-        sys.exit(train.main())
+        if sys.argv[0] == launch.MODULE:
+            sys.exit(train.main())
+        plain(command)
 
-    launch.become = call  # type: ignore[assignment]
-    sys.argv = ["posttrain", *arguments]
+    launch.become = become  # type: ignore[assignment]
+    if command[2] == launch.MODULE:
+        become(command)
+    sys.argv = ["posttrain", *command[3:]]
     cli.main()
 
 
 if __name__ == "__warm__":
-    _become(ARGUMENTS, ENVIRONMENT, FOLDER, OUTPUT, KILOBYTES)  # type: ignore[name-defined]  # noqa: F821
+    _become(COMMAND, ENVIRONMENT, FOLDER, OUTPUT, KILOBYTES)  # type: ignore[name-defined]  # noqa: F821

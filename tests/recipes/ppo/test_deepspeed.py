@@ -17,7 +17,7 @@ from posttrain.data_tools.files import read_jsonl_log
 from posttrain.recipes import launch
 
 from .. import warm
-from ..conftest import command, posttrain
+from ..conftest import command
 from ..test_resume import WEIGHTS, undo_end
 from .test_run import SHARE, critic_of, curve, scorer, with_eval
 
@@ -104,12 +104,13 @@ def test_kill_minus_nine_under_zero3_changes_nothing(
 ) -> None:
     named = str(scorer(tmp_path / "scorer", tiny_model_dir))
     sections = {"rewards": [{"model": named}, SHARE], "critic": {"name_or_path": named}}
-    launched = ("--accelerate", for_cpus("zero3", tmp_path), "--processes", "2")
+    config = for_cpus("zero3", tmp_path)
     longer = {**TRAINER, "max_steps": 10}
-    trained(with_eval(make_recipe("ppo", "whole", sections, **longer, **HALF)), for_cpus("zero3", tmp_path))
+    trained(with_eval(make_recipe("ppo", "whole", sections, **longer, **HALF)), config)
     recipe = with_eval(make_recipe("ppo", "killed", sections, **longer, **HALF))
     run_dir = tmp_path / "killed"
-    process = psutil.Popen(command("train", recipe, *launched), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = command("train", recipe, "--accelerate", config, "--processes", "2")
+    process = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (
         {5, 6, 7} & {line.get("step") for line in read_jsonl_log(run_dir / "log.jsonl")}
     ):
@@ -118,7 +119,7 @@ def test_kill_minus_nine_under_zero3_changes_nothing(
         victim.kill()
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert json.loads((run_dir / "run.json").read_text())["finished"] is None
-    again = posttrain("train", recipe, *launched)
+    again = warm.run_two("train", recipe, config=config)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "resuming from" in again.stdout
     assert curve(run_dir, *NAMES) == curve(tmp_path / "whole", *NAMES)
