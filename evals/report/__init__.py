@@ -11,8 +11,8 @@ from ...data_tools.files import write_atomic
 from ..runs import find_runs
 from . import samples
 from .board import Leaderboard, Notice
+from .charts import best_of_n_curves, training_curve
 from .columns import is_fact, select_ranked, tabulate
-from .curves import best_of_n_curves, training_curve
 from .html import to_html
 from .items import item_finder
 from .judged import with_judgings

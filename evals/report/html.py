@@ -29,7 +29,6 @@ MOST_BYTES = 2_000_000
 
 _SHEETS = ("palette.css.jinja", "report.css.jinja", "report.sections.css.jinja")
 _SCRIPTS = ("report.js.jinja", "report.sections.js.jinja")
-_LEVELS = ("error", "warning")
 _STEPS = (  # each is tried when the one above is too large
     Detail(),
     Detail(24),
@@ -118,7 +117,6 @@ def _templates() -> tuple[Any, str, str]:
     environment.globals |= {
         "METHODS": format.METHODS,
         "PALETTE": PALETTE,
-        "arrow": format.arrow,
         "interval_bar": interval_bar,
         "audit_kinds": _audit_kinds,
         "estimate_ends": _estimate_ends,

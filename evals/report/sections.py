@@ -11,8 +11,7 @@ from typing import Any
 
 from ..judging.audit import AuditRow
 from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Row, Sample
-from .charts import Chart, color_of, reward_charts, training_charts
-from .curves import thinned
+from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
 from .svg import PALETTE, difference_bar, interval_bar

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from posttrain.evals.report import Leaderboard, build
+
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>{{ 7*7 }}"
 
 
@@ -74,6 +76,11 @@ def make_run(
     if losses:
         (folder / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": {9 / i}}}\n' for i in range(1, losses + 1)))
     return folder
+
+
+def board_of(root: Path, *scores: dict[str, Any], **record: Any) -> Leaderboard:
+    """The leaderboard of one run."""
+    return build([make_run(root / "run", "run", list(scores), **record)])
 
 
 def lineage(root: Path) -> Path:

@@ -17,7 +17,7 @@ from posttrain.evals.report.tables import to_csv, to_json
 from posttrain.evals.stats.intervals import spelt
 
 from .golden_page import golden_world
-from .report_fixtures import EVIL, lineage, make_run, score, share
+from .report_fixtures import EVIL, board_of, lineage, make_run, score, share
 
 
 def notices(board) -> str:
@@ -66,8 +66,7 @@ def test_best_and_what_its_interval_reaches_are_marked_in_the_metric_s_direction
         name = f"checkpoint-{step}"
         return [score(name, step, "arc", share(hits, 100)), score(name, step, "wiki", loss)]
 
-    make_run(tmp_path / "run", "run", [*row(1, 20, 0.9), *row(2, 60, 1.5), *row(3, 62, 0.91)])
-    board = build([tmp_path])
+    board = board_of(tmp_path, *row(1, 20, 0.9), *row(2, 60, 1.5), *row(3, 62, 0.91))
     standings = {
         task: [cell_of(board, f"checkpoint-{step}", task).figures[0].standing for step in (1, 2, 3)]
         for task in ("arc", "wiki")
@@ -78,8 +77,7 @@ def test_best_and_what_its_interval_reaches_are_marked_in_the_metric_s_direction
 @pytest.mark.parametrize("field", [{"task_hash": "other"}, {"num_fewshot": 5}, {"limit": 10}])
 def test_different_measurements_of_a_task_never_share_a_column(tmp_path: Path, field):
     scores = [score("checkpoint-1", 1, "arc", share(10, 20)), score("checkpoint-2", 2, "arc", share(19, 20), **field)]
-    make_run(tmp_path / "run", "run", scores)
-    board = build([tmp_path])
+    board = board_of(tmp_path, *scores)
     assert [column.task for column in board.columns] == ["arc", "arc"]
     assert board.columns[0].variant != board.columns[1].variant
     assert {f.standing for row in board.rows for cell in row.cells.values() for f in cell.figures} == {None}
@@ -89,8 +87,7 @@ def test_different_measurements_of_a_task_never_share_a_column(tmp_path: Path, f
 @pytest.mark.parametrize("field", [{"template_fingerprint": "other"}, {"suite_version": "v2"}])
 def test_differences_within_a_column_are_marked_and_named(tmp_path: Path, field):
     scores = [score("checkpoint-1", 1, "arc", share(10, 20)), score("checkpoint-2", 2, "arc", share(19, 20), **field)]
-    make_run(tmp_path / "run", "run", scores)
-    board = build([tmp_path])
+    board = board_of(tmp_path, *scores)
     marks = [cell_of(board, f"checkpoint-{step}", "arc").marks for step in (1, 2)]
     assert marks == [("a",), ("b",)]
     assert "arc" in notices(board)
@@ -99,8 +96,7 @@ def test_differences_within_a_column_are_marked_and_named(tmp_path: Path, field)
 
 def test_one_model_under_two_templates_gets_two_columns(tmp_path: Path):
     scores = [score("final", 1, "arc", share(h, 20), template_fingerprint=t) for h, t in ((4, None), (12, "chatml"))]
-    make_run(tmp_path / "run", "run", scores)
-    board = build([tmp_path])
+    board = board_of(tmp_path, *scores)
     assert [column.variant for column in board.columns] == ["no template", "template chatml"]
     assert len(board.rows[0].cells) == 2
 
@@ -224,8 +220,7 @@ def test_what_training_kept_as_its_best_has_the_step_of_its_weights(tmp_path: Pa
         score("checkpoint-40", 40, "arc", share(50, 100), weights_hash="late"),
         score("final", 40, "piqa", share(50, 100), weights_hash="best"),
     ]
-    make_run(tmp_path / "run", "run", records)
-    board = build([tmp_path])
+    board = board_of(tmp_path, *records)
     assert [(row.step, row.names, row.flags) for row in board.rows] == [
         (20, ("checkpoint-20", "final"), ()),
         (40, ("checkpoint-40",), ()),

@@ -13,7 +13,7 @@ from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.sections import Table
 from posttrain.evals.report.tables import to_json
 
-from .report_fixtures import EVIL, make_run, score, share
+from .report_fixtures import EVIL, board_of, make_run, score, share
 
 
 def metric(name: str, value: float, **fields: Any) -> dict[str, Any]:
@@ -60,8 +60,7 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row():
 def test_figures_of_classes_stay_out_of_the_table(tmp_path: Path):
     labels = [f"intent {i}" for i in range(77)]
     counts = [[9 if i == k else int(k == i + 1) for k in range(77)] for i in range(77)]
-    make_run(tmp_path / "run", "run", [classified(labels, counts)], stage="classify")
-    board = build([tmp_path])
+    board = board_of(tmp_path, classified(labels, counts), stage="classify")
     assert [m.name for m in board.columns[0].main] == ["accuracy", "f1_macro"]
     mistakes, classes = confusion_of(board.rows[0].cells["c1"].score), classes_of(board.rows[0].cells["c1"].figures)
     assert isinstance(mistakes, Table)
@@ -134,8 +133,7 @@ def test_the_kl_of_a_token_becomes_that_of_an_answer(tmp_path: Path):
 
 
 def test_runs_without_rewards_have_no_curves(tmp_path: Path):
-    make_run(tmp_path / "run", "run", [score("final", 9, "arc", share(3, 9))], losses=9)
-    board = build([tmp_path])
+    board = board_of(tmp_path, score("final", 9, "arc", share(3, 9)), losses=9)
     assert board.curves == ()
     assert "KL" not in to_markdown(board)
 
