@@ -226,10 +226,10 @@ def set_up(name: str, folder: Path) -> None:
 
     from posttrain.recipes.job import open_job
     from posttrain.recipes.load import load
-    from posttrain.recipes.stages import text
+    from posttrain.recipes.rows import prepare_rows
 
     job = open_job(load(folder / "recipe.yaml"))
-    prepared = text.prepare_rows(job, "train")
+    prepared = prepare_rows(job, "train")
     assert prepared is not None
     if case.trainer.get("packing"):
         prepared.dataset.save_to_disk(str(folder / "rows"))

@@ -1,26 +1,26 @@
 """From a ``data:`` section to the rows that a trainer reads: tokenised, mixed, packed, mapped from the disk.
 
-Two kinds of folders are cached. ``tokens-<key>`` holds the tokens of one source, whatever the mixture it is part of;
-``<key>`` holds finished rows. Changing weights, lengths or packing thus tokenises nothing again.
+Two kinds of folders are cached. ``tokens-<key>`` (of other kinds than documents ``examples-<key>``) holds the tokens of
+one source, whatever the mixture it is part of; ``<key>`` holds finished rows. Changing weights, lengths or packing thus
+tokenises nothing again, save texts to classify, which are cut as the tokenizer cuts them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates import ChatTemplate, fingerprint
 from .cache import get_or_build
-from .dataset import DataReport, load
+from .dataset import DataReport, PreparedReport, load
 from .errors import DataError
+from .examples import PARTS, Encoder, LossOn, encode_batches
 from .files import hash_json
 from .pack import Strategy
-from .rows import Plan, Tokenised, write_rows
+from .rows import Examples, Plan, write_rows
 from .sources import content_hash
 from .store import Store, StoreWriter
-from .summary import PreparedReport, SourceSummary
-from .tokens import Encoder, LossOn, encode_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CACHE_VERSION = 5  # raise it whenever the same input would give other tokens or rows
 ROWS_FILE = "rows.arrow"
-TOKENISED: "frozenset[Kind]" = frozenset({"text", "messages", "prompt_completion"})
+DOCUMENTS: "frozenset[Kind]" = frozenset({"text", "messages", "prompt_completion"})
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 4_000_000
 
@@ -40,8 +40,7 @@ class Prepared:
     """Rows ready for a trainer.
 
     Attributes:
-        dataset: Mapped Arrow: ``input_ids`` and ``labels`` (-100 where there is no loss), lists of int32, and
-            ``seq_lengths``, the tokens of each sequence of the row, when packed.
+        dataset: Mapped Arrow, with the columns that ``prepare`` names.
         report: What is in it, and what had to be dropped.
         fingerprint: 16 hexadecimal digits that change with anything that could change the rows.
         cached: Whether the rows were found rather than made.
@@ -62,16 +61,27 @@ def prepare(
     template: ChatTemplate | None,
     accepts: "Sequence[Kind]",
     max_length: int | None,
-    packing: Strategy | None,
-    loss_on: LossOn,
     cache_dir: Path,
+    packing: Strategy | None = None,
+    loss_on: LossOn = "assistant",
     num_proc: int = 1,
 ) -> Prepared:
     """Tokenises, mixes and packs the sources of a split, or finds that it has been done.
 
-    Training documents are mixed and shuffled as ``mix`` describes; evaluation documents all come once, in order, and
-    ``tokens`` does not apply to them. ``bfd_split`` and ``wrapped`` cut long documents without losing a token, so
-    ``too_long`` only applies to ``bfd`` and to rows that are not packed.
+    The columns of the rows, where token ids are lists of int32:
+
+    * documents (``text``, ``messages``, ``prompt_completion``): ``input_ids`` and ``labels`` (-100 where there is no
+      loss), and ``seq_lengths``, the tokens of each sequence of the row, when packed;
+    * ``preference``: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, and ``margin`` (float) if the sources have one;
+    * ``unpaired``: ``prompt_ids``, ``completion_ids``, ``label`` (bool); a pair becomes a wanted and an unwanted row;
+    * ``prompt``: ``prompt`` (text or messages) and the source's other plain columns, ``completion`` among them for
+      prompt-completion rows;
+    * ``classification``: ``input_ids``, ``label`` as the source has it.
+
+    Training rows are mixed and shuffled as ``mix`` describes, each weighing the tokens that a model reads for it (a
+    pair: its prompt twice); evaluation rows all come once, in order, and ``tokens`` does not apply to them.
+    ``bfd_split`` and ``wrapped`` cut long documents without losing a token, so ``too_long`` only applies to ``bfd`` and
+    to rows that are not packed.
 
     Args:
         spec: The ``data:`` section.
@@ -79,66 +89,74 @@ def prepare(
         base_dir: Where relative paths start, the recipe's folder.
         tokenizer: Its EOS ends text; the template must be installed already.
         template: For conversations; None if there are none.
-        accepts: Kinds of rows that the stage can use, of ``text``, ``messages`` and ``prompt_completion``.
-        max_length: Tokens of a row; None for no bound, without packing only.
-        packing: How documents share rows; None for one document a row.
-        loss_on: Which tokens of conversations and prompts carry loss; see ``tokens.Encoder``.
+        accepts: Kinds of rows that the stage can use: kinds of documents, or another kind, for ``unpaired`` with
+            ``preference`` behind it.
+        max_length: Tokens of a row, of prompt and answer together; for a prompt alone, which is never cut, what must
+            leave room for a token. None for no bound, without packing only.
         cache_dir: Where results are kept. Processes may share it.
+        packing: How documents share rows; None for one document a row.
+        loss_on: Which tokens of conversations and prompts carry loss, in documents; see ``examples.Encoder``.
         num_proc: Processes that tokenise.
 
     Raises:
-        DataError: A source cannot be read or split, too many rows are bad, or nothing is left.
+        DataError: A source cannot be read or split, too many rows are bad or too long, nothing is left, or the labels
+            are all the same (``unpaired``) or of several types (``classification``).
         TemplateError: The template cannot mark the loss that is asked for.
     """
     if packing is not None and max_length is None:
         raise ValueError("packing needs max_length")
-    if not set(accepts) <= TOKENISED:
-        raise ValueError(f"only {', '.join(sorted(TOKENISED))} rows are tokenised here, not {accepts}")
+    kind = None if set(accepts) <= DOCUMENTS else accepts[0]
+    if kind not in PARTS or (kind and not set(accepts) <= {kind, "preference" if kind == "unpaired" else kind}):
+        raise ValueError(f"no rows are made here of {accepts}")
     sources = spec.train if split == "train" else spec.eval
     if sources is None:
         raise ValueError("the recipe has no evaluation data")
-    plan = _plan(spec, split, max_length, packing)
-    if spec.loss_on == "last":
+    plan = _plan(spec, split, max_length, packing, kind)
+    if kind is None and spec.loss_on == "last":
         if loss_on != "assistant":
             raise DataError("data.loss_on: last chooses among the assistant's turns, but here every token carries loss")
         loss_on = "completion"
-    encoder = Encoder(tokenizer, template, loss_on)
+    encoder = Encoder(tokenizer, template, loss_on, kind, _cut_to(plan, tokenizer))
     reading = _Reading(base_dir, tuple(accepts), spec.max_bad_share, encoder, cache_dir, num_proc)
     names = [_source_key(source, reading) for source in sources]
 
-    def build(path: Path) -> PreparedReport:
-        tokenised = [_tokenised(source, name, reading) for source, name in zip(sources, names, strict=True)]
-        return write_rows(plan, tokenised, path, spec.max_bad_share)
+    def build(folder: Path) -> dict[str, Any]:
+        examples = [_tokenised(source, name, reading) for source, name in zip(sources, names, strict=True)]
+        return write_rows(plan, examples, folder / ROWS_FILE, spec.max_bad_share).to_dict()
 
-    decides = {"version": CACHE_VERSION, "sources": names, "plan": asdict(plan)}
-    return rows_of(sources, decides, build, cache_dir, spec.max_bad_share)
-
-
-def rows_of(
-    sources: "Sequence[SourceSpec]",
-    decides: dict[str, Any],
-    build: Callable[[Path], PreparedReport],
-    cache_dir: Path,
-    max_bad_share: float,
-) -> Prepared:
-    """Takes finished rows from the cache, or has them built there.
-
-    Args:
-        sources: Where the rows come from.
-        decides: All that decides the rows, but the titles of the sources.
-        build: Writes the rows to a file.
-        cache_dir: Where results are kept.
-        max_bad_share: The largest share of a source's rows that may be bad.
-
-    Raises:
-        DataError: Too many rows of a source are bad.
-    """
-    key = hash_json({**decides, "titles": [source.title for source in sources]})
-    entry = get_or_build(cache_dir, key, lambda folder: build(folder / ROWS_FILE).to_dict())
+    titles = [source.title for source in sources]
+    key = hash_json({"version": CACHE_VERSION, "sources": names, "plan": plan.key(), "titles": titles})
+    entry = get_or_build(cache_dir, key, build)
     report = PreparedReport.from_dict(entry.report)
     for source in report.sources:  # again, since the allowed share is no part of the key
-        _check_share(source, max_bad_share)
+        read = DataReport(source.name, None, None, source.rows, source.kept, source.dropped, source.examples)
+        read.check(spec.max_bad_share)
     return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built)
+
+
+def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strategy | None, kind: "Kind | None") -> Plan:
+    """Picks what decides the rows out of the recipe."""
+    if kind and spec.too_long == "split":
+        raise DataError(f"data.too_long: split cuts text in pieces, and {kind} rows are no such text", hint="use drop")
+    if kind not in (None, "prompt") and spec.max_prompt_length is not None:
+        raise DataError(f"data.max_prompt_length is for stages that train on prompts, not on {kind} rows")
+    if kind and spec.loss_on == "last":
+        raise DataError(f"data.loss_on: last is for conversations to learn from, not for {kind} rows")
+    bounds: Any = {"kind": kind, "max_prompt_length": spec.max_prompt_length}
+    if split == "eval":
+        return Plan(max_length, packing, spec.too_long, mixed=False, **bounds)
+    weights = None if spec.mix == "concat" else tuple(source.weight for source in spec.train)
+    return Plan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed, **bounds)
+
+
+def _cut_to(plan: Plan, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Returns the tokens that texts to classify are cut to, with their special tokens, or None."""
+    if plan.kind != "classification" or plan.too_long != "truncate" or plan.max_length is None:
+        return None
+    around = tokenizer.num_special_tokens_to_add(pair=True)
+    if plan.max_length <= around:
+        raise DataError(f"max_length {plan.max_length} leaves no room for text beside {around} special tokens")
+    return plan.max_length
 
 
 @dataclass(frozen=True)
@@ -153,15 +171,23 @@ class _Reading:
     num_proc: int
 
 
-def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strategy | None) -> Plan:
-    """Picks what decides the rows out of the recipe."""
-    if split == "eval":
-        return Plan(max_length, packing, spec.too_long, mixed=False)
-    weights = None if spec.mix == "concat" else tuple(source.weight for source in spec.train)
-    return Plan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed)
+def _source_key(source: "SourceSpec", reading: _Reading) -> str:
+    """Names the tokens of one source; weight and name change none of them."""
+    encoder = reading.encoder
+    decides = {
+        "version": CACHE_VERSION,
+        "content": content_hash(source, reading.base_dir),
+        "source": source.model_dump(mode="json", exclude={"weight", "name"}),
+        "tokenizer": _tokenizer_hash(encoder.tokenizer),
+        "template": fingerprint(encoder.template, encoder.tokenizer) if encoder.template else None,
+        "accepts": reading.accepts,
+    }
+    if encoder.kind is None:
+        return "tokens-" + hash_json(decides | {"loss_on": encoder.loss_on})
+    return "examples-" + hash_json(decides | {"kind": encoder.kind, "cut_to": encoder.cut_to})
 
 
-def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Returns 16 hexadecimal digits of all that decides how a tokenizer turns text into ids."""
     import tokenizers
 
@@ -177,24 +203,9 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hash_json([rules, special, tokenizer.eos_token_id, bool(getattr(tokenizer, "split_special_tokens", False))])
 
 
-def _source_key(source: "SourceSpec", reading: _Reading) -> str:
-    """Names the tokens of one source; weight and name change none of them."""
-    encoder, template = reading.encoder, reading.encoder.template
-    return "tokens-" + hash_json(
-        {
-            "version": CACHE_VERSION,
-            "content": content_hash(source, reading.base_dir),
-            "source": source.model_dump(mode="json", exclude={"weight", "name"}),
-            "tokenizer": tokenizer_hash(encoder.tokenizer),
-            "template": fingerprint(template, encoder.tokenizer) if template else None,
-            "loss_on": encoder.loss_on,
-            "accepts": reading.accepts,
-        }
-    )
-
-
-def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Tokenised:
+def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
     """Reads and tokenises a source, or finds its tokens."""
+    kind = reading.encoder.kind
 
     def build(folder: Path) -> dict[str, Any]:
         report = DataReport()
@@ -208,39 +219,41 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Tokenised:
             max_bad_share=reading.max_bad_share,
         )
         places: list[list[str]] = []
+        types: dict[str, dict[str, str]] = {}
+        cut = 0
 
         def batches() -> Iterator[list[dict[str, Any]]]:
-            for batch in row_batches(rows):
+            for batch in _row_batches(rows):
                 places.append([where for where, _ in batch])
                 yield [row for _, row in batch]
 
-        with StoreWriter(folder) as writer, progress_shown(f"tokenising {source.title}") as advance:
+        with StoreWriter(folder) as writer, _progress_shown(f"tokenising {source.title}") as advance:
             for batch in encode_batches(reading.encoder, batches(), reading.num_proc):
                 where = places.pop(0)
                 for number, error in sorted(batch.dropped.items()):
                     ours.drop(error.reason, where[number], error.detail)
+                for name, found in batch.types.items():
+                    types[name] = {what: where[number] for what, number in found.items()} | types.get(name, {})
                 kept = [place for number, place in enumerate(where) if number not in batch.dropped]
-                writer.append(batch.ids, batch.loss, batch.lengths, kept)
+                repeats = batch.lengths.size // max(1, len(kept))  # parts of all examples of a row
+                kept = [place for place in kept for _ in range(repeats)]
+                writer.append(batch.ids, batch.loss, batch.lengths.ravel(), kept, batch.fields)
+                cut += batch.cut
                 advance(len(where), len(batch.ids))
-        return asdict(merged(report, ours))
+        report.add(ours)
+        per_row = 2 if kind == "unpaired" and report.kind == "preference" else 1
+        return {"report": asdict(report), "types": types, "per_row": per_row, "truncated": cut}
 
     entry = get_or_build(reading.cache_dir, key, build)
-    report = DataReport(**entry.report)
+    found = entry.report if "report" in entry.report else {"report": entry.report}  # documents of older versions
+    report = DataReport(**found["report"])
     report.source = source.title
     report.check(reading.max_bad_share)
-    return Tokenised(Store.open(entry.folder), report)
+    rest: Any = {name: found[name] for name in ("per_row", "types", "truncated") if name in found}
+    return Examples(Store.open(entry.folder), report, len(PARTS[kind]), **rest)
 
 
-def merged(reader: DataReport, tokeniser: DataReport) -> DataReport:
-    """Adds what the tokeniser dropped to what the reader did."""
-    dropped = reader.dropped | {
-        reason: count + reader.dropped.get(reason, 0) for reason, count in tokeniser.dropped.items()
-    }
-    kept = reader.kept - sum(tokeniser.dropped.values())
-    return replace(reader, kept=kept, dropped=dropped, examples=tokeniser.examples | reader.examples)
-
-
-def row_batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def _row_batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
     """Groups rows by number, and by characters where a row can be a whole book."""
     batch: list[tuple[str, dict[str, Any]]] = []
     characters = 0
@@ -255,7 +268,7 @@ def row_batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tup
 
 
 @contextmanager
-def progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
+def _progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
     """Shows rows and tokens done on a terminal, and nothing elsewhere."""
     import sys
 
@@ -281,11 +294,6 @@ def progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, rows=done[0], tokens=done[1])
 
         yield advance
-
-
-def _check_share(source: SourceSummary, max_bad_share: float) -> None:
-    """Stops if a source lost too many rows, those that are too long among them."""
-    DataReport(source.name, None, None, source.rows, source.kept, source.dropped, source.examples).check(max_bad_share)
 
 
 def _open_rows(path: Path, key: str) -> "Dataset":

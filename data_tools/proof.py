@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates import ChatTemplate, Finding, TemplateError, verify
 from ..chat_templates.rendering import require_generation_marks
 from .dataset import load
-from .tokens import Encoder
+from .examples import Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,6 +1,8 @@
-"""Tokenised documents of one source, as flat files that are mapped into memory."""
+"""Tokenised documents of one source, or parts of its examples, as flat files that are mapped into memory."""
 
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,24 @@ from numpy.typing import NDArray
 from .pack import ranges
 
 IDS, LOSS, LENGTHS, WHERE = "ids.int32", "loss.uint8", "lengths.int64", "where.txt"
+FIELDS, ENDS = "fields.json", "fields.int64"
 
 
 class StoreWriter:
     """Appends documents to a folder; five bytes a token and about thirty a document."""
 
     def __init__(self, folder: Path):
-        self._files = [(folder / name).open("wb") for name in (IDS, LOSS, LENGTHS, WHERE)]
+        self._files = [(folder / name).open("wb") for name in (IDS, LOSS, LENGTHS, WHERE, FIELDS, ENDS)]
+        self._at = 0
 
-    def append(self, ids: NDArray[np.int32], loss: NDArray[np.uint8], lengths: NDArray[np.int64], where: list[str]):
+    def append(
+        self,
+        ids: NDArray[np.int32],
+        loss: NDArray[np.uint8],
+        lengths: NDArray[np.int64],
+        where: list[str],
+        fields: Sequence[str] = (),
+    ) -> None:
         """Appends documents that lie end to end in ``ids`` and ``loss``.
 
         Args:
@@ -27,11 +38,16 @@ class StoreWriter:
             loss: 1 where a token carries loss, ``[tokens]``.
             lengths: Tokens of each document, ``[documents]``.
             where: Where each document came from.
+            fields: The further columns of each example, a JSON object; none for documents.
         """
         if not (len(ids) == len(loss) == lengths.sum() and len(lengths) == len(where)):
             raise ValueError("ids, loss, lengths and where do not fit together")
         places = "".join(place.replace("\n", " ") + "\n" for place in where).encode()
-        parts = (ids.astype("<i4").tobytes(), loss.astype("u1").tobytes(), lengths.astype("<i8").tobytes(), places)
+        objects = [text.encode() for text in fields]
+        ends = self._at + np.cumsum([len(text) for text in objects], dtype=np.int64)
+        self._at = int(ends[-1]) if len(ends) else self._at
+        numbers = (ids.astype("<i4"), loss.astype("u1"), lengths.astype("<i8"))
+        parts = (*(array.tobytes() for array in numbers), places, b"".join(objects), ends.astype("<i8").tobytes())
         for file, part in zip(self._files, parts, strict=True):
             file.write(part)
 
@@ -78,6 +94,15 @@ class Store:
             total = np.concatenate([[0], np.cumsum(loss, dtype=np.int64)])
             result[part] = np.diff(total[np.concatenate([[0], edges])]) > 0
         return result
+
+    def fields(self, examples: Iterable[int]) -> list[dict[str, Any]]:
+        """Reads the further columns of some examples."""
+        objects, edges = self._objects
+        return [json.loads(objects[edges[number] : edges[number + 1]].tobytes()) for number in examples]
+
+    @functools.cached_property
+    def _objects(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return _map(self.folder / FIELDS, "u1"), np.concatenate([[0], np.fromfile(self.folder / ENDS, dtype="<i8")])
 
     def where(self, documents: list[int]) -> Iterator[str]:
         """Yields where each of some documents, in ascending order, came from."""

@@ -50,19 +50,18 @@ def read_prompts(source: "SourceSpec", loaded: LoadedModel, limit: int | None) -
     import tempfile
 
     from ..chat_templates.templates import from_tokenizer
-    from ..data_tools.examples import prepare_examples
+    from ..data_tools.prepare import prepare
     from ..data_tools.spec import DataSpec
 
     if limit is not None:
         source = source.model_copy(update={"limit": limit})
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare_examples(
+        prepared = prepare(
             DataSpec(train=[source], eval=[source]),
             "eval",
             base_dir=Path.cwd(),
             tokenizer=loaded.tokenizer,
             template=from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None,
-            kind="prompt",
             accepts=("prompt",),
             max_length=None,
             cache_dir=Path(folder),

@@ -37,14 +37,14 @@ def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
     Raises:
         SuiteError: The rows cannot be found.
     """
-    from ..data_tools.examples import EXAMPLES_VERSION
+    from ..data_tools.prepare import CACHE_VERSION
 
     data = content_of(spec, suite)
     said = spec.model_dump(mode="json", exclude={"name", "path", "weight", "reference", "metrics", "batch_size"})
     if "max_bad_share" not in spec.model_fields_set:
         said["max_bad_share"] = 0.02  # the default under which scores of labelled rows were written, which stand
     settings = suite.model_dump(include={"max_length", "dtype", "seed"})
-    return hash_json({"data": data, "spec": said, "suite": settings, "examples": EXAMPLES_VERSION, **more})
+    return hash_json({"data": data, "spec": said, "suite": settings, "examples": CACHE_VERSION, **more})
 
 
 def written(spec: RowsSpec, folder: Path, kind: "Kind") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,14 +67,14 @@ def read(
     """Tokenises the rows by the very code that prepares a trainer's rows.
 
     Returns:
-        The rows with the columns of their kind, as ``examples.prepare_examples`` describes them, and notes of what was
+        The rows with the columns of their kind, as ``prepare.prepare`` describes them, and notes of what was
         dropped or cut.
 
     Raises:
         DataError: The rows cannot be read, or too many are unusable.
     """
     from ..chat_templates.templates import from_tokenizer
-    from ..data_tools.examples import prepare_examples
+    from ..data_tools.prepare import prepare
     from ..data_tools.spec import DataSpec
 
     too_long = spec.too_long if isinstance(spec, ClassificationSpec) else "drop"
@@ -82,13 +82,12 @@ def read(
     data = DataSpec(train=[source], eval=[source], max_bad_share=spec.max_bad_share, too_long=too_long)
     template = from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare_examples(
+        prepared = prepare(
             data,
             "eval",
             base_dir=Path.cwd(),
             tokenizer=loaded.tokenizer,
             template=template,
-            kind=kind,
             accepts=(kind,),
             max_length=spec.max_length or suite.max_length or model_length(loaded.model),
             cache_dir=Path(folder),

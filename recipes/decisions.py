@@ -20,6 +20,7 @@ from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
 from .model import head_modules, load_model, whole_weights
+from .rows import prepare_rows
 from .schema import ClassifySpec, Recipe
 from .stage_table import STAGES
 
@@ -97,7 +98,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
             (check_suite if loaded.references else load_suite)(loaded.recipe.score.suite, loaded.references)
         job = open_job(loaded)
         proof = verify_template(job)
-        data = {split: stage.prepare_rows(job, split) for split in ("train", "eval")}
+        data = {split: prepare_rows(job, split) for split in ("train", "eval")}
         head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
         check_models(job, args, data, model, head)

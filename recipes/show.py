@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError
 from .load import Loaded
-from .stage_table import STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,18 +28,19 @@ def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
     from rich.console import Console
 
     from .job import open_job
+    from .rows import prepare_rows
 
     if split not in ("train", "eval"):
         raise RecipeError(f"there is no split '{split}'", hint="train or eval")
     job = open_job(loaded)
-    stage = STAGES[loaded.recipe.stage].module()
-    prepared = stage.prepare_rows(job, split)
+    prepared = prepare_rows(job, split)
     if prepared is None:
         raise RecipeError(f"the recipe has no data.{split}", where=str(loaded.path))
     console = Console(highlight=False, soft_wrap=True)
     for line in prepared.report.notes:
         console.print(line, markup=False)
-    for number, row in enumerate(prepared.dataset.select(range(min(rows, len(prepared.dataset))))):
+    shown: Any = prepared.dataset.select(range(min(rows, len(prepared.dataset))))
+    for number, row in enumerate(shown):
         if number:
             console.print()
         _show_row(console, job, number, row)

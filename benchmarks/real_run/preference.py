@@ -13,7 +13,7 @@ from typing import Any
 from posttrain.evals.stats.intervals import wilson
 from posttrain.recipes.job import Job, open_job
 from posttrain.recipes.load import load
-from posttrain.recipes.stages.preference import prepare_rows
+from posttrain.recipes.rows import prepare_rows
 
 SOURCE = Path(__file__).parents[3] / "shared/data/preference/hh_rlhf_harmless/harmless_base_test_first1812.jsonl.gz"
 HELD_OUT = Path("runs/real_run/preference/heldout.jsonl")

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...data_tools.errors import DataError
 from ..errors import RecipeError
-from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head, new_config, pretrained
 from ..schema import ClassifySpec
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from ...data_tools.prepare import Prepared
     from ..classification.trainer import ClassifyConfig
 
-__all__ = ["build", "config", "head", "prepare_rows"]
 _PROBLEMS: Mapping[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",

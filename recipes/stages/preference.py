@@ -14,15 +14,12 @@
 from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
-from ..examples import prepare_rows
 from ..job import Job
 from ..model import Head, load_reference
 from ..stage_table import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
-
-__all__ = ["build", "config", "head", "prepare_rows"]
 
 
 def head(job: Job, data: dict[str, Prepared | None]) -> Head:

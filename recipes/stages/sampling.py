@@ -7,30 +7,15 @@
   et al. 2023, arXiv:2306.13649).
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
-from .. import examples
 from ..job import Job
 from ..model import load_reference
 from ..stage_table import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
-
-
-def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
-    """Reads a split of the recipe's prompts; None if the recipe has no such split.
-
-    Raises:
-        RecipeError: The teacher cannot teach this student.
-        DataError: The rows are not what the recipe says.
-    """
-    if job.loaded.recipe.teacher and split == "train":
-        from ..distillation.teacher import check_teacher
-
-        check_teacher(job)
-    return examples.prepare_rows(job, split)
 
 
 def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":

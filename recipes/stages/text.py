@@ -1,10 +1,9 @@
 """Learning the tokens of text and conversations: pretraining, supervised fine-tuning, distillation from a teacher."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ...data_tools.prepare import Prepared, prepare
+from ...data_tools.prepare import Prepared
 from .. import job as jobs
-from ..errors import RecipeError
 from ..job import Job
 from ..model import pretrained
 from ..stage_table import STAGES
@@ -17,40 +16,6 @@ if TYPE_CHECKING:
 # What the data section has already done when the trainer is built.
 _PREPARED = ("packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_num_proc")
 _VARLEN = ("flash_attention", "kernels-community")
-
-
-def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
-    """Turns a split of the recipe's data into token ids and labels; None if the recipe has no such split.
-
-    Raises:
-        RecipeError: Packing without a length to pack to; a teacher that cannot teach this student.
-        DataError: The rows are not what the recipe says.
-    """
-    recipe = job.loaded.recipe
-    if recipe.teacher and split == "train":
-        from ..distillation.teacher import check_teacher
-
-        check_teacher(job)
-    stage = STAGES[recipe.stage]
-    if split == "eval" and recipe.data.eval is None:
-        return None
-    packing = job.option("packing_strategy") if job.option("packing") else None
-    if packing and job.option("max_length") is None:
-        raise RecipeError("trainer.packing needs trainer.max_length, the length of a packed row")
-    assistant_only = "messages" in stage.accepts and job.option("assistant_only_loss")
-    return prepare(
-        recipe.data,
-        split,
-        base_dir=job.loaded.path.parent,
-        tokenizer=job.tokenizer,
-        template=job.template,
-        accepts=stage.accepts,
-        max_length=job.option("max_length"),
-        packing=packing,
-        loss_on="assistant" if assistant_only else "all",
-        cache_dir=jobs.cache_dir(),
-        num_proc=job.option("dataset_num_proc") or 1,
-    )
 
 
 def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":

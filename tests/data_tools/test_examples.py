@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from posttrain import chat_templates
-from posttrain.data_tools import examples as module
+from posttrain.data_tools import prepare as module
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.example_encoder import ExampleEncoder
-from posttrain.data_tools.examples import prepare_examples
-from posttrain.data_tools.prepare import Prepared
+from posttrain.data_tools.examples import Encoder
+from posttrain.data_tools.prepare import Prepared, prepare
 from posttrain.data_tools.spec import DataSpec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -48,11 +47,10 @@ def run(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Pre
         if split == "eval":
             section["eval"] = sources
         settings = {"tokenizer": tokenizer, "template": CHATML, "max_length": 64, "accepts": (kind,)} | options
-        return prepare_examples(
+        return prepare(
             DataSpec.model_validate(section),
             split,
             base_dir=tmp_path,
-            kind=kind,
             cache_dir=tmp_path / "cache",
             **settings,
         )
@@ -111,7 +109,7 @@ def test_tokenising_what_a_pair_shares_once_changes_no_id(tokenizer, name, famil
         }
         for n in range(3)
     ]
-    made = ExampleEncoder(tok, template, "preference")(rows)
+    made = Encoder(tok, template, kind="preference")(rows)
     assert not made.dropped
     parts, at = [], 0
     for length in made.lengths.ravel():
@@ -427,7 +425,7 @@ def test_the_same_data_is_tokenised_once_and_a_shorter_length_tokenises_nothing(
     rows = numbered(5)
     first = run("preference", rows)
     calls = []
-    monkeypatch.setattr(ExampleEncoder, "__call__", lambda *_: calls.append(1))
+    monkeypatch.setattr(Encoder, "__call__", lambda *_: calls.append(1))
     again = run("preference", rows)
     assert again.cached
     assert (again.fingerprint, again.dataset[:]) == (first.fingerprint, first.dataset[:])
@@ -464,7 +462,7 @@ def test_two_processes_make_the_rows_of_one(run, monkeypatch):
     monkeypatch.setattr("posttrain.data_tools.prepare.BATCH_ROWS", 4)
     rows = [*numbered(9), pair("same", "same")]
     one = run("preference", rows, split="eval")
-    monkeypatch.setattr(module, "EXAMPLES_VERSION", 0)  # another key
+    monkeypatch.setattr(module, "CACHE_VERSION", 0)  # another key
     two = run("preference", rows, split="eval", num_proc=2)
     assert not two.cached
     assert one.dataset[:] == two.dataset[:]

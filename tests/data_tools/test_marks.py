@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from posttrain import chat_templates
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.examples import prepare_examples
 from posttrain.data_tools.prepare import Prepared, prepare
 from posttrain.data_tools.spec import DataSpec
 
@@ -37,7 +36,7 @@ def run(tmp_path: Path, tokenizer):
             "cache_dir": tmp_path / "cache",
         }
         if kind:
-            return prepare_examples(spec, "train", kind=kind, accepts=(kind,), **common)
+            return prepare(spec, "train", accepts=(kind,), **common)
         accepts = ("messages", "prompt_completion")
         return prepare(spec, "train", accepts=accepts, packing=None, loss_on="assistant", **common)
 

@@ -12,10 +12,10 @@ import pytest
 from posttrain import chat_templates
 from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools import prepare as module
+from posttrain.data_tools.dataset import PreparedReport
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.prepare import prepare
 from posttrain.data_tools.spec import DataSpec
-from posttrain.data_tools.summary import PreparedReport
 
 WORDS = [
     "the",
@@ -387,7 +387,7 @@ def test_wrong_calls_are_refused(run, texts):
         run({"train": {"path": "texts.jsonl"}}, packing="bfd", max_length=None)
     with pytest.raises(ValueError, match="no evaluation data"):
         run({"train": {"path": "texts.jsonl"}}, "eval")
-    with pytest.raises(ValueError, match="tokenised here"):
-        run({"train": {"path": "texts.jsonl"}}, accepts=("preference",))
+    with pytest.raises(ValueError, match="made here"):
+        run({"train": {"path": "texts.jsonl"}}, accepts=("preference", "text"))
     with pytest.raises(InputError):
         run({"train": {"path": "nowhere.jsonl"}})

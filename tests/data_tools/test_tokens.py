@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from posttrain import chat_templates
 from posttrain.chat_templates.errors import InputError, PosttrainError
-from posttrain.data_tools.tokens import Encoder, encode_batches
+from posttrain.data_tools.examples import Encoder, encode_batches
 
 CHAT = [
     {"role": "user", "content": "Is it?"},
@@ -23,7 +23,7 @@ def template():
 
 def documents(batch):
     """Splits a batch into (ids, loss) of each row."""
-    ends = np.cumsum(batch.lengths)[:-1]
+    ends = np.cumsum(batch.lengths.ravel())[:-1]
     return list(zip(np.split(batch.ids, ends), np.split(batch.loss, ends), strict=True))
 
 

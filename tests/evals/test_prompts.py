@@ -14,10 +14,9 @@ from posttrain.chat_templates import TemplateError, render
 from posttrain.data_tools import ask
 from posttrain.data_tools.encode import Talk, TextEncoder
 from posttrain.data_tools.endpoint import Reply
-from posttrain.data_tools.example_encoder import ExampleEncoder
+from posttrain.data_tools.examples import Encoder
 from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
-from posttrain.data_tools.tokens import Encoder
 from posttrain.evals import best_of_n, generations
 from posttrain.evals.harness import wrap
 from posttrain.evals.judging.backends import ModelJudge
@@ -166,7 +165,7 @@ def test_every_maker_of_prompts_gives_the_beginning_of_the_training_row(loaded: 
             expected = made["score"]
             assert [name for name, ids in made.items() if ids != expected] == []
             row = Encoder(tokenizer, template, "all")([{"messages": [*messages, *ANSWER]}])
-            pair = ExampleEncoder(tokenizer, template, "unpaired")(
+            pair = Encoder(tokenizer, template, kind="unpaired")(
                 [{"prompt": messages, "completion": ANSWER, "label": True}]
             )
             assert row.ids[: len(expected)].tolist() == expected

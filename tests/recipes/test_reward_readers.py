@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from posttrain import chat_templates
-from posttrain.data_tools.example_encoder import ExampleEncoder
+from posttrain.data_tools.examples import Encoder
 from posttrain.evals import best_of_n, pairs
 from posttrain.evals.answers import Answer
 from posttrain.evals.judging.backends import RewardJudge
@@ -111,7 +111,7 @@ def as_trained(loaded: LoadedModel, prompt: Any, answer: Any) -> list[int]:
     """The tokens of a row of a `reward` run."""
     tokenizer = loaded.tokenizer
     template = chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
-    return ExampleEncoder(tokenizer, template, "unpaired")(
+    return Encoder(tokenizer, template, kind="unpaired")(
         [{"prompt": prompt, "completion": answer, "label": True}]
     ).ids.tolist()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
-from posttrain.data_tools.example_encoder import ExampleEncoder
+from posttrain.data_tools.examples import Encoder
 from posttrain.data_tools.functions import load_function
 from posttrain.evals.errors import EvalError
 from posttrain.recipes import rewards
@@ -67,7 +67,7 @@ def as_trained(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
     """Returns the tokens of a row of a `reward` run: prompt and chosen answer."""
     template = chat_templates.from_tokenizer(tokenizer) if tokenizer.chat_template else None
     row = {"prompt": prompt, "completion": answer, "label": True}
-    return ExampleEncoder(tokenizer, template, "unpaired")([row]).ids.tolist()
+    return Encoder(tokenizer, template, kind="unpaired")([row]).ids.tolist()
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3", "alpaca"])

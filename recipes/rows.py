@@ -1,0 +1,50 @@
+"""The rows of a recipe: its data section, read and tokenised as the stage and its trainer's options ask."""
+
+from typing import Any, Literal
+
+from ..data_tools.prepare import Prepared, prepare
+from . import job as jobs
+from .errors import RecipeError
+from .job import Job
+from .stage_table import STAGES
+from .trainer_fields import fields_of
+
+
+def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
+    """Turns a split of the recipe's data into the rows of its stage; None if the recipe has no such split.
+
+    Stages that sample have no ``max_length``: their prompts are bounded by ``data.max_prompt_length``.
+
+    Raises:
+        RecipeError: Packing without a length to pack to; a teacher that cannot teach this student.
+        DataError: The rows are not what the recipe says.
+    """
+    recipe = job.loaded.recipe
+    stage = STAGES[recipe.stage]
+    if recipe.teacher and stage.family != "classify" and split == "train":
+        from .distillation.teacher import check_teacher
+
+        check_teacher(job)
+    if split == "eval" and recipe.data.eval is None:
+        return None
+    fields = fields_of(stage.config)
+
+    def option(name: str) -> Any:
+        return job.option(name) if name in fields else None
+
+    packing = option("packing_strategy") if option("packing") else None
+    if packing and option("max_length") is None:
+        raise RecipeError("trainer.packing needs trainer.max_length, the length of a packed row")
+    return prepare(
+        recipe.data,
+        split,
+        base_dir=job.loaded.path.parent,
+        tokenizer=job.tokenizer,
+        template=job.template,
+        accepts=stage.accepts,
+        max_length=option("max_length"),
+        cache_dir=jobs.cache_dir(),
+        packing=packing,
+        loss_on="assistant" if "messages" in stage.accepts and option("assistant_only_loss") else "all",
+        num_proc=option("dataset_num_proc") or 1,
+    )
