@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .answer_rows import answer_messages
 from .errors import DataError, RowError
-from .formats import canonicalizer, check_accepted, infer
+from .formats import canonicalizer, choose
 from .mix import Share
-from .sources import Row, read_rows
+from .sources import read_rows
 
 if TYPE_CHECKING:
     from ..chat_templates import ChatTemplate
@@ -56,11 +56,6 @@ class DataReport:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
             examples.append(f"{where}: {detail}" if detail else where)
-
-    @property
-    def bad_share(self) -> float:
-        """The share of the rows read that were dropped, from 0 to 1."""
-        return sum(self.dropped.values()) / self.rows if self.rows else 0.0
 
     def reasons(self) -> str:
         """Returns the reasons, most frequent first, each with its count and an example."""
@@ -237,34 +232,26 @@ def load(
     unread: Counter[str] = Counter()
     rows = iter(read_rows(source, base_dir))
     first = list(itertools.islice(rows, _LOOK_AHEAD))
-    if source.mapping_kind is not None:
-        report.kind = check_accepted(source.mapping_kind, accepts, source.title)
-    else:
-        report.format = source.format or _infer(source, first, accepts)
-        report.kind = check_accepted(report.format, accepts, source.title) if report.format else None
-    if report.kind is not None:
-        convert, shape = canonicalizer(source, report.format, report.kind, unread), _Shape(source, report, template)
-        for row in itertools.chain(first, rows):
-            report.rows += 1
-            try:
-                if row.problem is not None:
-                    raise row.problem
-                example = shape(convert(row.values))
-            except RowError as error:
-                report.drop(error.reason, row.where, error.detail)
-                if report.rows == _ALL_BAD and not report.kept and max_bad_share < 1:
-                    break
-                continue
-            report.kept += 1
-            report.literal += template is not None and _spells(example, template.special_tokens)
-            yield row.where, example
-            if report.kept == source.limit:
-                break
-    else:
-        for row in first:
-            report.rows += 1
+    report.format, report.kind = choose(source, first, accepts)
+    convert = canonicalizer(source, report.format, report.kind, unread) if report.kind else None
+    shape = _Shape(source, report, template)
+    for row in itertools.chain(first, rows if convert else ()):
+        report.rows += 1
+        try:
             if row.problem is not None:
-                report.drop(row.problem.reason, row.where, row.problem.detail)
+                raise row.problem
+            assert convert is not None, "a row that can be read has a format"
+            example = shape(convert(row.values))
+        except RowError as error:
+            report.drop(error.reason, row.where, error.detail)
+            if report.rows == _ALL_BAD and not report.kept and max_bad_share < 1:
+                break
+            continue
+        report.kept += 1
+        report.literal += template is not None and _spells(example, template.special_tokens)
+        yield row.where, example
+        if report.kept == source.limit:
+            break
     if template and template.renders_names:
         del unread["message key name"]
     report.unread = dict(unread)
@@ -326,13 +313,3 @@ def _spells(value: Any, tokens: Collection[str]) -> bool:
         return any(token in value for token in tokens)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(_spells(part, tokens) for part in inner)
-
-
-def _infer(source: "SourceSpec", rows: list[Row], accepts: "Collection[Kind]") -> "FormatName | None":
-    """Decides the format from the columns of the first rows; None if none of them could be read."""
-    columns: dict[str, Any] = {}
-    for row in rows:
-        for name, value in row.values.items():
-            if columns.get(name) in (None, "", []):
-                columns[name] = value
-    return infer(columns, accepts, source.title) if any(row.problem is None for row in rows) else None

@@ -15,7 +15,7 @@ from .answer_rows import (
 from .columns import Values, column, conversation_column, refuse_columns, text_of, unread
 from .conversations import check_training, conversation, parse_json, tool_list, unmarked
 from .errors import DataError, RowError
-from .mapping import as_text, compile_mapping, compile_template, listing
+from .mapping import Evaluate, as_text, compile_template, listing
 from .spec import FormatName, Kind
 
 if TYPE_CHECKING:
@@ -24,17 +24,7 @@ if TYPE_CHECKING:
 
 Canonicalize = Callable[[Values], Values]
 
-_KIND_OF: dict[FormatName, Kind] = {
-    "text": "text",
-    "messages": "messages",
-    "sharegpt": "messages",
-    "alpaca": "messages",
-    "prompt": "prompt",
-    "prompt_completion": "prompt_completion",
-    "preference": "preference",
-    "unpaired": "unpaired",
-    "classification": "classification",
-}
+_NATURAL: dict[FormatName, Kind] = {"sharegpt": "messages", "alpaca": "messages"}  # of the others it is the name
 # A row of one kind that can stand in for another: without loss, or as the prompt that it begins with.
 _CONVERTIBLE: dict[Kind, tuple[Kind, ...]] = {
     "messages": ("prompt_completion", "prompt"),
@@ -54,9 +44,14 @@ _COLUMNS_HELP = {
 }
 
 
+def _natural(format_name: FormatName) -> Kind:
+    """Returns the kind that rows of a format are by themselves."""
+    return _NATURAL.get(format_name, format_name)  # type: ignore[return-value]
+
+
 def kind_for(format_name: FormatName, accepts: Collection[Kind]) -> Kind | None:
     """Returns the accepted kind that rows of a format become, or None if they fit none."""
-    natural = _KIND_OF[format_name]
+    natural = _natural(format_name)
     options = (natural, *_CONVERTIBLE.get(natural, ()))
     return next((kind for kind in options if kind in accepts), None)
 
@@ -127,16 +122,28 @@ def infer(columns: Values, accepts: Collection[Kind], where: str) -> FormatName:
     )
 
 
-def check_accepted(format_name: FormatName, accepts: Collection[Kind], where: str) -> Kind:
-    """Returns the kind that rows of a format become here.
+def choose(
+    source: "SourceSpec", rows: "Sequence[Row]", accepts: Collection[Kind]
+) -> tuple[FormatName | None, Kind | None]:
+    """Decides the format of a source, None for a mapping, and the kind that its rows become here.
+
+    Both are None if neither the source nor any of its first rows, of which none could be read, says what they are.
 
     Raises:
-        DataError: The caller can use none.
+        DataError: The caller can use no such rows, or no one format fits the columns of the first of them.
     """
-    kind = kind_for(format_name, accepts)
+    name = source.mapping_kind or source.format
+    if name is None and any(row.problem is None for row in rows):
+        columns: Values = {}
+        for row in rows:
+            columns |= {key: value for key, value in row.values.items() if columns.get(key) in (None, "", [])}
+        name = infer(columns, accepts, source.title)
+    if name is None:
+        return None, None
+    kind = kind_for(name, accepts)
     if kind is None:
-        raise _unusable(format_name, accepts, where)
-    return kind
+        raise _unusable(name, accepts, source.title)
+    return (None if source.mapping_kind else name), kind
 
 
 def _unusable(format_name: FormatName, accepts: Collection[Kind], where: str) -> DataError:
@@ -166,15 +173,12 @@ def canonicalizer(
         with the row's other plain columns. ``tools`` is a list or None and stands only beside messages. Prompts and
         answers are all text, or all lists of messages. It raises RowError.
     """
-    mapping = None
-    if source.mapping_kind is not None:
-        mapping, format_name = compile_mapping(source), source.mapping_kind
-    if format_name is None:
+    mapped = source.mapping_kind is not None
+    name = source.mapping_kind or format_name
+    if name is None:
         raise ValueError("a source without a mapping needs a format")
-    default_system = source.system if mapping is None else None
-    if default_system is not None:
-        mapping = _with_system(default_system)
-    name, natural, mapped = format_name, _KIND_OF[format_name], source.mapping_kind is not None
+    mapping = compile_mapping(source) if mapped else None if source.system is None else _with_system(source.system)
+    natural = _natural(name)
     prompts = prompt_reader(name) if kind == "prompt" else None
     convert = _CONVERTERS[natural, kind] if natural != kind and prompts is None else None
 
@@ -194,6 +198,52 @@ def canonicalizer(
     return run
 
 
+def compile_mapping(source: "SourceSpec") -> Evaluate:
+    """Compiles a source's mapping to a function from a row's columns to the columns of the mapping's kind.
+
+    The result still has to be checked as a row of its format would be: ``messages`` with their roles, and so on.
+
+    Raises:
+        RowError: From the function: a column is missing, or a message renders empty.
+        DataError: From the function: a template breaks out of the sandbox.
+    """
+    fields = {key: compile_template(getattr(source, key)) for key in source.mapping_keys if key != "messages"}
+    messages = [
+        (
+            compile_template(message.role),
+            compile_template(message.content),
+            compile_template(message.tool_calls) if message.tool_calls else None,
+            message.train,
+        )
+        for message in source.messages or ()
+    ]
+
+    def run(row: Values) -> Values:
+        result = {key: evaluate(row) for key, evaluate in fields.items()}
+        for key in ("text", "text_pair", "system"):
+            if key in result:
+                result[key] = as_text(result[key], key)
+        if messages:
+            result["messages"] = [_message(row, index, *parts) for index, parts in enumerate(messages)]
+        return result
+
+    return run
+
+
+def _message(
+    row: Values, index: int, role: Evaluate, content: Evaluate, tool_calls: Evaluate | None, train: bool | None
+) -> Values:
+    """Renders one message of a mapping."""
+    message: Values = {"role": as_text(role(row), "the role").strip()}
+    message["content"] = as_text(content(row), f"the content of message {index}")
+    calls = tool_calls(row) if tool_calls else None
+    if calls:
+        message["tool_calls"] = calls
+    elif not message["content"].strip():
+        raise RowError(f"message {index} ({message['role']}) renders empty")
+    return message if train is None else {**message, "train": train}
+
+
 def _unused_system(row: Values, result: Values) -> bool:
     """Whether a row's system column gave way to a system message of the conversation itself."""
     system = row.get("system")
@@ -205,20 +255,6 @@ def _with_system(template: str) -> Canonicalize:
     """Fills in the system column of rows that lack one."""
     evaluate = compile_template(template)
     return lambda row: row if row.get("system") else {**row, "system": as_text(evaluate(row), "system")}
-
-
-def canonical(row: "Row", source: "SourceSpec", kind: Kind) -> Values:
-    """Turns one row into the canonical columns of a kind; for many rows compile ``canonicalizer`` once.
-
-    Raises:
-        RowError: The row cannot be used, and why.
-        DataError: The rows of the source cannot become this kind.
-    """
-    if row.problem is not None:
-        raise row.problem
-    format_name = source.mapping_kind or source.format or infer(row.values, (kind,), row.where)
-    check_accepted(format_name, (kind,), row.where)
-    return canonicalizer(source, format_name, kind)(row.values)
 
 
 def _read_text(row: Values) -> Values:

@@ -10,7 +10,6 @@ from .errors import DataError, RowError
 
 if TYPE_CHECKING:
     from ..chat_templates.sandbox import Sandbox
-    from .spec import SourceSpec
 
 Values = dict[str, Any]
 Evaluate = Callable[[Values], Any]
@@ -158,49 +157,3 @@ def as_text(value: Any, what: str) -> str:
     if isinstance(value, list | dict | tuple | set):
         raise RowError(f"{what} is a {type(value).__name__}, not text")
     return str(value)
-
-
-def compile_mapping(source: "SourceSpec") -> Evaluate:
-    """Compiles a source's mapping to a function from a row's columns to the columns of the mapping's kind.
-
-    The result still has to be checked as a row of its format would be: ``messages`` with their roles, and so on.
-
-    Raises:
-        RowError: From the function: a column is missing, or a message renders empty.
-        DataError: From the function: a template breaks out of the sandbox.
-    """
-    fields = {key: compile_template(getattr(source, key)) for key in source.mapping_keys if key != "messages"}
-    messages = [
-        (
-            compile_template(message.role),
-            compile_template(message.content),
-            compile_template(message.tool_calls) if message.tool_calls else None,
-            message.train,
-        )
-        for message in source.messages or ()
-    ]
-
-    def run(row: Values) -> Values:
-        result = {key: evaluate(row) for key, evaluate in fields.items()}
-        for key in ("text", "text_pair", "system"):
-            if key in result:
-                result[key] = as_text(result[key], key)
-        if messages:
-            result["messages"] = [_message(row, index, *parts) for index, parts in enumerate(messages)]
-        return result
-
-    return run
-
-
-def _message(
-    row: Values, index: int, role: Evaluate, content: Evaluate, tool_calls: Evaluate | None, train: bool | None
-) -> Values:
-    """Renders one message of a mapping."""
-    message: Values = {"role": as_text(role(row), "the role").strip()}
-    message["content"] = as_text(content(row), f"the content of message {index}")
-    calls = tool_calls(row) if tool_calls else None
-    if calls:
-        message["tool_calls"] = calls
-    elif not message["content"].strip():
-        raise RowError(f"message {index} ({message['role']}) renders empty")
-    return message if train is None else {**message, "train": train}

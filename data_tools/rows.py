@@ -13,7 +13,7 @@ from .dataset import DataReport, PreparedReport, SourceSummary
 from .errors import DataError
 from .examples import NO_LOSS, PARTS
 from .mix import Mixture, Share, mix
-from .pack import Rows, Strategy, one_per_row, pack, ranges, split
+from .pack import Rows, Strategy, one_per_row, pack, split
 from .store import Store
 
 if TYPE_CHECKING:
@@ -376,12 +376,11 @@ def _gather(
 ) -> Any:
     """Collects ids or loss of the tokens of one part of the examples of some rows, ``[tokens]``."""
     values = np.empty(int(part.length.sum()), dtype=np.int32)
-    target = np.cumsum(part.length) - part.length
+    owners, documents = mixture.source[part.document], mixture.document[part.document]
     for owner, source in enumerate(sources):
-        mine = np.flatnonzero(mixture.source[part.document] == owner)
-        documents = mixture.document[part.document[mine]] * source.parts + number
-        there = ranges(source.store.starts[documents] + part.start[mine], part.length[mine])
-        values[ranges(target[mine], part.length[mine])] = getattr(source.store, column)[there]
+        mine = owners == owner
+        there = source.store.places(documents[mine] * source.parts + number, part.start[mine], part.length[mine])
+        values[np.repeat(mine, part.length)] = getattr(source.store, column)[there]
     return values
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import did_you_mean
 from .errors import DataError
 from .files import hash_file, hash_json
+from .mapping import missing_column
 from .readers import READERS, Row, has_no_header, read_batches
 
 if TYPE_CHECKING:
@@ -189,8 +190,6 @@ def _renamer(columns: dict[str, str]) -> Any:
             return row
         for old in columns:
             if old not in row.values:
-                from .mapping import missing_column
-
                 problem, new = missing_column(old, row.values), columns[old]
                 if new in row.values:
                     problem.detail += f"; `columns` has the file's name first: {{{new}: {old}}}?"

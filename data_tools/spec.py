@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from .mapping import syntax_problem
+
 Kind = Literal["text", "messages", "prompt", "prompt_completion", "preference", "unpaired", "classification"]
 FormatName = Literal[
     "text", "messages", "sharegpt", "alpaca", "prompt", "prompt_completion", "preference", "unpaired", "classification"
@@ -25,8 +27,6 @@ _CONVERSATIONAL: tuple[FormatName, ...] = ("messages", "sharegpt", "alpaca")
 
 def _check_template(source: str) -> str:
     """Refuses text that is not a Jinja template, at the time the recipe is read."""
-    from .mapping import syntax_problem
-
     problem = syntax_problem(source)
     if problem:
         raise ValueError(f"not a valid template: {problem}")

@@ -89,7 +89,7 @@ class Store:
         result = np.zeros(len(documents), dtype=bool)
         for begin in range(0, len(documents), 256):  # bounds the memory: rows can be long
             part = slice(begin, begin + 256)
-            loss = self.loss[ranges(self.starts[documents[part]] + 1, np.maximum(kept[part], 0))]
+            loss = self.loss[self.places(documents[part], 1, np.maximum(kept[part], 0))]
             edges = np.cumsum(np.maximum(kept[part], 0))
             total = np.concatenate([[0], np.cumsum(loss, dtype=np.int64)])
             result[part] = np.diff(total[np.concatenate([[0], edges])]) > 0
@@ -103,6 +103,10 @@ class Store:
     @functools.cached_property
     def _objects(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return _map(self.folder / FIELDS, "u1"), np.concatenate([[0], np.fromfile(self.folder / ENDS, dtype="<i8")])
+
+    def places(self, documents: NDArray[np.int64], start: Any, length: Any) -> NDArray[np.int64]:
+        """Returns where in ``ids`` and ``loss`` the tokens of pieces of some documents lie, end to end."""
+        return ranges(self.starts[documents] + start, length)
 
     def where(self, documents: list[int]) -> Iterator[str]:
         """Yields where each of some documents, in ascending order, came from."""

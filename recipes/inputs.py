@@ -1,7 +1,7 @@
 """Finding what a recipe names: models, data, templates and suites, beside its file or from the current directory."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,16 @@ from ..chat_templates.errors import TemplateError, did_you_mean
 from ..data_tools.specfile import Document, KeyPath
 
 _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".yaml", ".yml", ".jinja")
+# Where a recipe names files or models: the section, or list of sections, and the keys in it.
+_PATHS = (
+    (("model",), "name_or_path", "tokenizer"),
+    (("teacher",), "name_or_path"),
+    (("critic",), "name_or_path"),
+    (("gold",), "model"),
+    (("rewards",), "model"),
+    (("data", "train"), "path"),
+    (("data", "eval"), "path"),
+)
 
 
 def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
@@ -19,34 +29,30 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
         references: Folders of a pipeline's earlier steps; what lies in them need not exist yet.
     """
     steps = tuple(str(folder) for folder in references.values())
-    model, data, score = (document.value.get(key) for key in ("model", "data", "score"))
-    if isinstance(model, dict):
-        for key in ("name_or_path", "tokenizer"):
-            _find_path(document, ("model",), model, key, steps)
-        _find_template(document, model)
-    for key, name in (("teacher", "name_or_path"), ("critic", "name_or_path"), ("gold", "model")):
-        section = document.value.get(key)
-        if isinstance(section, dict):
-            _find_path(document, (key,), section, name, steps)
-            _find_function(document, (key,), section)
-    rewards = document.value.get("rewards")
-    for index, reward in enumerate(rewards if isinstance(rewards, list) else []):
-        if isinstance(reward, dict):
-            _find_path(document, ("rewards", index), reward, "model", steps)
-            _find_function(document, ("rewards", index), reward)
-    if isinstance(data, dict):
-        for split in ("train", "eval"):
-            sources = data.get(split)
-            if isinstance(sources, dict):
-                _find_path(document, ("data", split), sources, "path", steps)
-            for index, source in enumerate(sources if isinstance(sources, list) else []):
-                if isinstance(source, dict):
-                    _find_path(document, ("data", split, index), source, "path", steps)
+    for key, *names in _PATHS:
+        for place, section in _sections(document, key):
+            for name in names:
+                _find_path(document, place, section, name, steps)
+            if key == ("model",):
+                _find_template(document, section)
+            elif key[0] != "data":
+                _find_function(document, place, section)
     classify = document.value.get("classify")
     if isinstance(classify, dict) and isinstance(classify.get("metrics"), list):
         classify["metrics"] = [_find_metric(document, n, value) for n, value in enumerate(classify["metrics"])]
+    score = document.value.get("score")
     if isinstance(score, dict):
         find_suite(document, score)
+
+
+def _sections(document: Document, key: tuple[str, ...]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yields the section at a key, or each of the sections of its list, with its place."""
+    value: Any = document.value
+    for part in key:
+        value = value.get(part) if isinstance(value, dict) else None
+    places: Any = [(key, value)] if isinstance(value, dict) else []
+    places += [((*key, index), item) for index, item in enumerate(value)] if isinstance(value, list) else []
+    return ((place, section) for place, section in places if isinstance(section, dict))
 
 
 def beside(document: Document, value: str) -> Path | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from posttrain.data_tools.errors import DataError, RowError
-from posttrain.data_tools.formats import canonical, canonicalizer, formats_of, infer, kind_for
+from posttrain.data_tools.formats import canonicalizer, choose, formats_of, infer, kind_for
 from posttrain.data_tools.readers import Row
 from posttrain.data_tools.spec import SourceSpec
 
@@ -19,7 +19,8 @@ def read(row: dict, kind: Any, format_name: str | None = None, **keys: Any) -> d
     before = copy.deepcopy(row)
     source = SourceSpec.model_validate({"path": "x.jsonl", "format": format_name, **keys})
     try:
-        return canonical(Row("x.jsonl:1", row), source, kind)
+        name, _ = choose(source, [Row("x.jsonl:1", row)], (kind,))
+        return canonicalizer(source, name, kind)(row)
     finally:
         assert row == before, "a row must not be changed while it is read"
 

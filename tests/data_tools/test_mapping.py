@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 from posttrain.data_tools.errors import DataError, RowError
-from posttrain.data_tools.mapping import compile_mapping, compile_template
+from posttrain.data_tools.formats import compile_mapping
+from posttrain.data_tools.mapping import compile_template
 from posttrain.data_tools.spec import SourceSpec
 
 ROW = {"question": "2+2?", "answer": "4", "stars": 3, "tags": ["a"], "none": None, "#1 String": "x", "who": "assistant"}
