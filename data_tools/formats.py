@@ -177,13 +177,16 @@ def canonicalizer(
     name = source.mapping_kind or format_name
     if name is None:
         raise ValueError("a source without a mapping needs a format")
-    mapping = compile_mapping(source) if mapped else None if source.system is None else _with_system(source.system)
+    mapping = compile_mapping(source)
     natural = _natural(name)
     prompts = prompt_reader(name) if kind == "prompt" else None
     convert = _CONVERTERS[natural, kind] if natural != kind and prompts is None else None
 
     def run(row: Values) -> Values:
-        given = row if mapping is None else mapping(row)
+        if mapped:
+            given = mapping(row)
+        else:  # without a mapping there can be a system message, for rows that have none
+            given = row if source.system is None or row.get("system") else {**row, **mapping(row)}
         if not mapped and natural not in ("text", "classification"):
             refuse_columns(row, learnt=prompts is None)
             if given.get("functions") and not given.get("tools"):  # OpenAI's layout of 2023
@@ -249,12 +252,6 @@ def _unused_system(row: Values, result: Values) -> bool:
     system = row.get("system")
     talk = result.get("messages") or result.get("prompt")
     return isinstance(system, str) and bool(system.strip()) and isinstance(talk, list) and talk[0]["content"] != system
-
-
-def _with_system(template: str) -> Canonicalize:
-    """Fills in the system column of rows that lack one."""
-    evaluate = compile_template(template)
-    return lambda row: row if row.get("system") else {**row, "system": as_text(evaluate(row), "system")}
 
 
 def _read_text(row: Values) -> Values:

@@ -1,5 +1,6 @@
 """Packing: which pieces of which documents share a training row. Every token lands in exactly one row."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +47,18 @@ class Rows:
         pieces = ranges(self.offsets[:-1][order], counts)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return Rows(self.document[pieces], self.start[pieces], self.length[pieces], offsets, self.joined)
+
+
+def in_batches(parts: Sequence[Rows], tokens: int, most: int) -> Iterator[list[Rows]]:
+    """Yields the rows of every part in batches of about as many tokens, parts together, and of so many rows at most."""
+    ends = np.cumsum(sum(part.row_lengths() for part in parts))
+    begin = 0
+    while begin < len(ends):
+        before = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + tokens, side="right")))
+        numbers = np.arange(begin, min(end, begin + most))
+        yield [part.take(numbers) for part in parts]
+        begin += len(numbers)
 
 
 def ranges(starts: Any, lengths: Any) -> Ints:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import json
@@ -239,22 +240,8 @@ def _read_array(handle: IO[bytes], name: str) -> Iterator[Row]:
         window.position += following == ","
 
 
-def read_csv(path: Path, name: str, source: "SourceSpec") -> Iterator[Row]:
-    """Reads comma-separated values; the first line names the columns unless ``columns`` numbers them."""
-    yield from _read_table(path, name, source, {"delimiter": ","})
-
-
-def read_tsv(path: Path, name: str, source: "SourceSpec") -> Iterator[Row]:
-    """Reads tab-separated values, in which a quotation mark is a character like any other."""
-    yield from _read_table(path, name, source, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
-
-
-def has_no_header(source: "SourceSpec") -> bool:
-    """Whether ``columns`` names the columns of a table by number."""
-    return bool(source.columns) and all(key.isdecimal() for key in source.columns or ())
-
-
-def _read_table(path: Path, name: str, source: "SourceSpec", dialect: dict[str, Any]) -> Iterator[Row]:
+def _read_table(path: Path, name: str, source: "SourceSpec", **dialect: Any) -> Iterator[Row]:
+    """Reads separated values; the first line names the columns unless ``columns`` numbers them."""
     header: list[str] | None = None
     csv.field_size_limit(MAX_ROW)
     with _opened(path) as handle:
@@ -275,7 +262,7 @@ def _read_table(path: Path, name: str, source: "SourceSpec", dialect: dict[str, 
                 return
             if not fields:
                 continue
-            if header is None and not has_no_header(source):
+            if header is None and not source.has_no_header:
                 header = _header(fields, where)
                 continue
             header = header or [str(index) for index in range(len(fields))]
@@ -443,8 +430,8 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".csv": functools.partial(_read_table, delimiter=","),
+    ".tsv": functools.partial(_read_table, delimiter="\t", quoting=csv.QUOTE_NONE),  # a quotation mark is a character
     ".parquet": read_parquet,
     ".arrow": read_arrow,
     ".txt": read_txt,

@@ -1,7 +1,7 @@
 """Tokenised examples to finished rows: long ones decided on, mixed, packed and written to Arrow."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ from .dataset import DataReport, PreparedReport, SourceSummary
 from .errors import DataError
 from .examples import NO_LOSS, PARTS
 from .mix import Mixture, Share, mix
-from .pack import Rows, Strategy, one_per_row, pack, split
+from .pack import Rows, Strategy, in_batches, one_per_row, pack, split
 from .store import Store
 
 if TYPE_CHECKING:
@@ -110,14 +110,13 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
     for source in sources:
         source.report.check(max_bad_share)
     mixture = _order(plan, [_tokens(plan, lengths) for lengths, _ in fitted])
-    if plan.kind == "unpaired" and plan.mixed:
-        _check_labels(mixture, sources)
     sizes = np.empty((len(mixture.source), sources[0].parts), dtype=np.int64)
     for number, (lengths, _) in enumerate(fitted):
         mine = mixture.source == number
         sizes[mine] = lengths[mixture.document[mine]]
     rows = [_lay_out(plan, sizes[:, 0])] if plan.kind is None else [_whole(lengths) for lengths in sizes.T]
-    loss_tokens, without = _write_arrow(plan, rows, mixture, sources, types, path)
+    batches = in_batches(rows, WRITE_TOKENS, most=len(rows[0]) if plan.kind is None else WRITE_ROWS)
+    loss_tokens, without = _write_arrow(plan, batches, mixture, sources, types, path)
     summaries = tuple(
         SourceSummary.of(source.report, plan.kind, source.truncated + cut, loss, share)
         for source, (_, cut), share, loss in zip(sources, fitted, mixture.shares, loss_tokens, strict=True)
@@ -295,35 +294,22 @@ def _arrow_type(types: set[str]) -> Any:
     return pa.json_()
 
 
-def _check_labels(mixture: Mixture, sources: Sequence[Examples]) -> None:
-    """Refuses answers that are all wanted, or all unwanted, which teach nothing about the difference."""
-    seen: set[bool] = set()
-    for number, examples in enumerate(sources):
-        documents = mixture.document[mixture.source == number]
-        for begin in range(0, len(documents), WRITE_ROWS):
-            seen |= {fields["label"] for fields in examples.store.fields(documents[begin : begin + WRITE_ROWS])}
-            if len(seen) == 2:
-                return
-    raise DataError(
-        f"all {len(mixture.source)} training rows have the label {str(seen.pop()).lower()}",
-        where=sources[0].report.source,
-        hint="add rows with the other label; the stage learns from the difference",
-    )
-
-
 def _write_arrow(
     plan: Plan,
-    rows: Sequence[Rows],
+    batches: Iterable[list[Rows]],
     mixture: Mixture,
     sources: Sequence[Examples],
     types: Mapping[str, Any],
     path: Path,
 ) -> tuple[list[int], int]:
-    """Writes rows in batches of about a million tokens.
+    """Writes batches of rows, each a list of the rows of every part of the examples.
 
     Returns:
         For each source its tokens that carry loss, of documents, or else those of its answers; and how many documents
         carry none.
+
+    Raises:
+        DataError: All training labels are the same.
     """
     import pyarrow as pa
 
@@ -332,14 +318,10 @@ def _write_arrow(
         lists += ("labels", "seq_lengths") if plan.packing else ("labels",)
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in lists] + list(types.items()))
     loss_tokens = np.zeros(len(sources), dtype=np.int64)
-    without = begin = 0
-    ends = np.cumsum(sum(part.row_lengths() for part in rows))
+    labels: set[bool] = set()  # answers all wanted, or all unwanted, teach nothing about the difference
+    without = 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        while begin < len(ends):
-            before = int(ends[begin - 1]) if begin else 0
-            end = max(begin + 1, int(np.searchsorted(ends, before + WRITE_TOKENS, side="right")))
-            end = end if plan.kind is None else min(end, begin + WRITE_ROWS)
-            here = [part.take(np.arange(begin, end)) for part in rows]
+        for here in batches:
             owners = [mixture.source[part.document] for part in here]
             if plan.kind is None:
                 columns, with_loss = _document_columns(here[0], mixture, sources)
@@ -354,8 +336,14 @@ def _write_arrow(
                 for part, owner in zip(here[1:], owners[1:], strict=True):
                     np.add.at(loss_tokens, owner, part.length)
                 columns += _field_arrays(sources, owners[0], mixture.document[here[0].document], types)
+                labels |= set(columns[-1].to_pylist()) if plan.kind == "unpaired" else set()
             writer.write_batch(pa.record_batch(columns[: len(schema)], schema=schema))
-            begin = end
+    if plan.mixed and len(labels) == 1:
+        raise DataError(
+            f"all {len(mixture.source)} training rows have the label {str(labels.pop()).lower()}",
+            where=sources[0].report.source,
+            hint="add rows with the other label; the stage learns from the difference",
+        )
     return loss_tokens.tolist(), without
 
 

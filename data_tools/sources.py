@@ -10,7 +10,7 @@ from ..chat_templates.errors import did_you_mean
 from .errors import DataError
 from .files import hash_file, hash_json
 from .mapping import missing_column
-from .readers import READERS, Row, has_no_header, read_batches
+from .readers import READERS, Row, read_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -175,7 +175,7 @@ def _local_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:
         where = show_path(file, base_dir)
         if suffix != ".txt" and "sample_by" in source.model_fields_set:
             raise DataError("`sample_by` is for .txt files", where=where, hint="remove it")
-        if suffix not in (".csv", ".tsv") and has_no_header(source):
+        if suffix not in (".csv", ".tsv") and source.has_no_header:
             raise DataError(
                 "numbered `columns` are for .csv and .tsv files", where=where, hint="use the columns' names"
             )

@@ -166,6 +166,11 @@ class SourceSpec(Section):
         return None
 
     @property
+    def has_no_header(self) -> bool:
+        """Whether ``columns`` names the columns of a table by number."""
+        return bool(self.columns) and all(key.isdecimal() for key in self.columns or ())
+
+    @property
     def title(self) -> str:
         """What reports call the source."""
         return self.name or self.path
