@@ -215,7 +215,7 @@ def test_plain_text_holds_no_control_token_and_begins_once(loaded: LoadedModel):
         assert [i for i in ids if i in control] == [begin]
         assert model.tok_encode(text) == ids  # type: ignore[attr-defined]
         row = Encoder(tokenizer)([{"prompt": text, "completion": f" {text}<|endoftext|>"}, {"text": text}])
-        for part in (row.ids[: row.lengths[0]], row.ids[row.lengths[0] :]):
+        for part in (row.ids[: row.lengths[0, 0]], row.ids[row.lengths[0, 0] :]):
             assert [i for i in part.tolist() if i in control] == [begin, end]
             assert part[: len(ids)].tolist() == ids or text.endswith("<|pad|>")
 
