@@ -508,22 +508,26 @@ class RuleJudge(ValueJudge):
 
     def check(self) -> None:
         """Imports the rule."""
-        load_function(self.model_name, "rule")
+        load_function(self._rule, "rule")
+
+    @property
+    def _rule(self) -> str:
+        return self.settings.rule or ""
 
     @property
     def model_name(self) -> str:
-        """Returns the rule."""
-        return self.settings.rule or ""
+        """Returns the rule, without the folder that its file lies in."""
+        source, _, name = self._rule.rpartition(":")
+        return f"{Path(source).name}:{name}"
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """Returns the rule's path and the content of the file that it stands in."""
         try:
-            file = inspect.getsourcefile(inspect.unwrap(load_function(self.model_name, "rule")))
+            file = inspect.getsourcefile(inspect.unwrap(load_function(self._rule, "rule")))
         except TypeError:  # a built-in
             file = None
-        source, _, name = self.model_name.rpartition(":")
-        return {"rule": {"name": f"{Path(source).name}:{name}", "source": hash_file(Path(file)) if file else ""}}
+        return {"rule": {"name": self.model_name, "source": hash_file(Path(file)) if file else ""}}
 
     def _decides(self, way: str) -> dict[str, Any]:
         return {}
@@ -534,9 +538,9 @@ class RuleJudge(ValueJudge):
         Raises:
             EvalError: The rule fails, or gives no finite number.
         """
-        rule, found = load_function(self.model_name, "rule"), []
+        rule, found = load_function(self._rule, "rule"), []
         for answer in answers:
-            where, hint = f"rule {self.model_name}", f"prompt {answer.prompt_id}: {answer.texts[-1][:120]!r}"
+            where, hint = f"rule {self._rule}", f"prompt {answer.prompt_id}: {answer.texts[-1][:120]!r}"
             prompt = {
                 "id": answer.prompt_id,
                 "system": answer.system,

@@ -245,7 +245,7 @@ def _null_answers(entry: JudgingSpec, baseline: AnswerSet, seed: int) -> AnswerS
     """
     first = {answer.prompt_key: answer for answer in reversed(baseline.answers)}
     size = int(entry.canary or 0)
-    if entry.canary is None or entry.canary is True or size == 1:
+    if entry.canary is None or entry.canary is True:
         size = max(5, min(50, len(first) // 10)) if entry.canary or entry.pairs == "baseline" else 0
     if not size:
         return None

@@ -46,6 +46,18 @@ def test_candidates_are_compared_with_the_baseline_once(tmp_path: Path, runs: Pa
     assert pending_judgments(folders, suite) == 0
 
 
+@pytest.mark.parametrize(("canary", "prompts"), [("true", 5), ("1", 1), ("3", 3), ("false", 0)])
+def test_the_null_answer_is_judged_on_as_many_prompts_as_the_entry_says(
+    tmp_path: Path, runs: Path, canary: str, prompts: int
+):
+    suite = load_suite(write_suite(tmp_path / "s", BASE.replace("canary: false", f"canary: {canary}")))
+    add_answers(runs / "base", suite, lambda prompt: "four")
+    add_answers(runs / "other", suite, lambda prompt: "longer")
+    judge([runs / "base", runs / "other"], suite)
+    assert len(judgments(runs / "base")) + len(judgments(runs / "other")) == 8 + prompts
+    assert {j.judge_model for j in judgments(runs / "other")} == {"rules.py:longer"}  # wherever the file lies
+
+
 def test_equal_answers_are_ties_that_nobody_is_asked_about(tmp_path: Path, runs: Path):
     entry = BASE.replace("longer", "broken")  # a rule that fails whenever it is asked
     suite = load_suite(write_suite(tmp_path / "s", entry))
