@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data_tools.files import append_line
 from ..evals import checkpoints
@@ -25,17 +25,29 @@ class CheckpointKeeper(TrainerCallback):
 
     Args:
         limit: How many checkpoints to keep (``save_total_limit``), or None for all.
+        start: Whether to save the weights before the first step too, as ``checkpoint-0``, for scoring only.
+
+    Attributes:
+        trainer: Set once the trainer, which takes its callbacks first, has been built.
     """
 
-    def __init__(self, limit: int | None):
-        self.limit = limit
+    trainer: Any = None
+
+    def __init__(self, limit: int | None, *, start: bool = False):
+        self.limit, self.start = limit, start
         self._deferred = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ends the rotation that a kill may have cut short."""
-        if state.global_step and PartialState().is_main_process:
+        """Saves the start, or ends the rotation that a kill may have cut short.
+
+        Under DeepSpeed and FSDP a model can be saved only now that training has prepared it.
+        """
+        if state.global_step == 0 and self.start:
+            self.trainer.save_model(str(_folder(args, 0)))
+            self._complete(_folder(args, 0), state, kwargs.get("model"), resumable=False)
+        elif state.global_step and PartialState().is_main_process:
             self._rotate(Path(str(args.output_dir)), state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -73,12 +85,15 @@ class CheckpointKeeper(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the manifest once every process has written its part."""
+        folder = _folder(args, state.global_step)
+        self._complete(folder, state, kwargs.get("model"), resumable=not args.save_only_model)
+
+    def _complete(self, folder: Path, state: TrainerState, model: Any, *, resumable: bool) -> None:
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            folder = _folder(args, state.global_step)
-            save_head(folder, kwargs.get("model"))
+            save_head(folder, model)
             rundir.write_card(folder)
-            checkpoints.write_manifest(folder, step=state.global_step, resumable=not args.save_only_model)
+            checkpoints.write_manifest(folder, step=state.global_step, resumable=resumable)
             self._rotate(folder.parent, state)
         PartialState().wait_for_everyone()
 
@@ -97,31 +112,6 @@ class CheckpointKeeper(TrainerCallback):
 
 def _folder(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{step}"
-
-
-class StartKeeper(TrainerCallback):
-    """Saves the weights before the first step as ``checkpoint-0``, for scoring only.
-
-    It is a callback because under DeepSpeed and FSDP a model can be saved only once training has prepared it.
-
-    Attributes:
-        trainer: Set once the trainer, which takes its callbacks first, has been built.
-    """
-
-    trainer: "Trainer | None" = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Saves, unless the run resumes from a later step."""
-        if state.global_step == 0 and self.trainer is not None:
-            folder = _folder(args, 0)
-            self.trainer.save_model(str(folder))
-            PartialState().wait_for_everyone()
-            if PartialState().is_main_process:
-                save_head(folder, kwargs.get("model"))
-                rundir.write_card(folder)
-                checkpoints.write_manifest(folder, step=0, resumable=False)
 
 
 class ProgressKeeper(TrainerCallback):

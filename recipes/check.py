@@ -183,8 +183,6 @@ def _count(number: float) -> str:
 
 _ROW_TOKENS = 16
 _STEPS_OF_ROWS = 4
-# Settings that a model this small, on this machine and by itself, says nothing about.
-_ELSEWHERE = ("use_vllm",)
 _DROPPED = (
     *("torch_compile", "torch_compile_backend", "torch_compile_mode", "push_to_hub", "report_to", "full_determinism"),
     *("router_aux_loss_coef", "log_completions_hub_repo", "load_best_model_at_end", "save_steps", "logging_steps"),
@@ -201,9 +199,15 @@ def rehearse(ready: Ready) -> None:
     import torch
 
     loaded = ready.job.loaded
-    if any(loaded.recipe.trainer.get(name) for name in _ELSEWHERE):
+    if loaded.recipe.trainer.get("use_vllm"):  # of which a model this small says nothing
         return
-    with tempfile.TemporaryDirectory() as folder, _silently(), placed(loaded):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),  # what trainers print is for the run itself
+        contextlib.redirect_stderr(io.StringIO()),
+        placed(loaded),
+    ):
         trainer = _stand_in(ready, Path(folder))
         trainer.add_callback(_one_step())
         try:
@@ -217,18 +221,6 @@ def rehearse(ready: Ready) -> None:
                 "trainer: the training rows make no step",
                 hint="give more rows, smaller batches, or no dataloader_drop_last",
             )
-
-
-@contextlib.contextmanager
-def _silently() -> Any:
-    """Keeps what trainers print and warn of to the run itself."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _one_step() -> Any:

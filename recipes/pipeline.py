@@ -64,14 +64,6 @@ class Scoring:
     final_only: bool
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How training is launched, as :func:`launch.command` takes it."""
-
-    processes: int | None = None
-    accelerate: str | None = None
-
-
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline, Document]:
     """Reads a pipeline.
 
@@ -130,14 +122,15 @@ def run(
     """
     pipeline, document = load_pipeline(path, overrides)
     output_dir = Path(pipeline.output_dir)
+    how = {"processes": processes, "accelerate": accelerate}
     worked = False
     with locked(output_dir / ".lock"):
         plans: dict[str, Plan] = {}
-        for index in range(len(pipeline.steps)):
-            plans[pipeline.steps[index].name] = plan(document, pipeline, index, plans)
+        for index, step in enumerate(pipeline.steps):
+            plans[step.name] = plan(document, pipeline, index, plans)
         last = _plan_score(document, pipeline, plans)
         for current in plans.values():
-            worked |= _run_step(current, Launch(processes, accelerate), say)
+            worked |= _run_step(current, how, say)
         if last:
             worked |= _score(last, say)
         if pipeline.report:
@@ -277,38 +270,30 @@ def _hash_tree(path: Path) -> str:
     return hash_json([[file.name, hash_file(file)] for file in files])
 
 
-def _run_step(current: Plan, how: Launch, say: Callable[[str], None]) -> bool:
+def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) -> bool:
     """Runs one step if it must; returns whether it did anything."""
-    name = current.step.name
-    worked = False
-    if _is_done(current):
+    name, folder, loaded = current.step.name, current.folder, current.loaded
+    whole = _state_key(folder) == current.key  # made from what the step now depends on, and as it was made
+    whole = whole and (rundir.is_finished(folder) if loaded else not checkpoints.verify(folder))
+    if whole:
         say(f"{name}: unchanged, skipped")
     else:
-        worked = True
         _set_aside(current, say)
         say(f"{name}: running")
-        if current.loaded is None:
-            assert current.tool is not None, "a step has either recipe or tool"
-            current.folder.mkdir(parents=True, exist_ok=True)
-            write_json(current.folder / STATE, {"key": current.key})  # first: a tool that was killed may go on
-            if line := current.tool.run(current.folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STATE, {"key": current.key})  # first: what was killed may go on
+        if loaded:
+            steps = [f"--step={key}={place}" for key, place in loaded.references.items()]
+            command = launch.command(loaded.path, loaded.overrides, flags=["--no-score", *steps], **how)
+            _in_process("training", loaded.name, command)
+        elif current.tool:
+            if line := current.tool.run(folder):
                 say(line)
-            checkpoints.write_manifest(current.folder, step=0, resumable=False)
-        else:
-            write_json(current.folder / STATE, {"key": current.key})
-            _train(current.loaded, how)
-    score = current.loaded.recipe.score if current.loaded else None
-    if current.loaded is None or score is None:
-        return worked
-    references, end = current.loaded.references, score.every == "end"
-    return _score(Scoring(name, (current.folder,), score.suite, references, end), say) or worked
-
-
-def _is_done(current: Plan) -> bool:
-    """Says whether a step's output was made from what it now depends on, and is still whole."""
-    if _state_key(current.folder) != current.key:
-        return False
-    return rundir.is_finished(current.folder) if current.loaded else not checkpoints.verify(current.folder)
+            checkpoints.write_manifest(folder, step=0, resumable=False)
+    score = loaded.recipe.score if loaded else None
+    if loaded is None or score is None:
+        return not whole
+    return _score(Scoring(name, (folder,), score.suite, loaded.references, score.every == "end"), say) or not whole
 
 
 def _state_key(folder: Path) -> str | None:
@@ -330,14 +315,11 @@ def _set_aside(current: Plan, say: Callable[[str], None]) -> None:
     say(f"{current.step.name}: its inputs have changed; the earlier output is now {aside}")
 
 
-def _train(loaded: Loaded, how: Launch) -> None:
-    """Trains a step's recipe in a process of its own, so that its memory is free again for the next."""
-    flags = ["--no-score", *(f"--step={name}={folder}" for name, folder in loaded.references.items())]
-    code = launch.run(
-        launch.command(loaded.path, loaded.overrides, processes=how.processes, accelerate=how.accelerate, flags=flags)
-    )
+def _in_process(what: str, name: str, command: Sequence[str]) -> None:
+    """Trains or scores in a process of its own, so that its memory is free again for the next."""
+    code = launch.run(command)
     if code != 0:
-        raise RunError(f"training ended with exit code {code}", where=loaded.name, hint="what went wrong stands above")
+        raise RunError(f"{what} ended with exit code {code}", where=name, hint="what went wrong stands above")
 
 
 def _score(scoring: Scoring, say: Callable[[str], None]) -> bool:
@@ -346,17 +328,13 @@ def _score(scoring: Scoring, say: Callable[[str], None]) -> bool:
     from ..evals.score import pending
     from ..evals.spec import load_suite
 
-    suite = load_suite(scoring.suite, scoring.references)
-    if not pending(scoring.folders, suite, final_only=scoring.final_only) and not pending_judgments(
-        scoring.folders, suite
-    ):
+    folders, references, final_only = scoring.folders, scoring.references, scoring.final_only
+    suite = load_suite(scoring.suite, references)
+    if not pending(folders, suite, final_only=final_only) and not pending_judgments(folders, suite):
         say(f"{scoring.name}: every checkpoint is scored")
         return False
-    code = launch.run(
-        launch.score_command(scoring.folders, scoring.suite, scoring.references, final_only=scoring.final_only)
-    )
-    if code != 0:
-        raise RunError(f"scoring ended with exit code {code}", where=scoring.name, hint="what went wrong stands above")
+    command = launch.score_command(folders, scoring.suite, references, final_only=final_only)
+    _in_process("scoring", scoring.name, command)
     return True
 
 

@@ -25,7 +25,7 @@ from .job import Job
 from .load import Loaded, load
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import Trainer
 
     from .model import Head
 
@@ -115,40 +115,34 @@ def build(ready: Ready) -> "Trainer":
     """
     from transformers import set_seed
 
-    from .adapters import settle
-    from .callbacks import CheckpointKeeper, ProgressKeeper, StartKeeper
+    from .adapters import lora_config, settle
+    from .callbacks import CheckpointKeeper, ProgressKeeper
     from .model import load_model
 
-    job = ready.job
-    set_seed(ready.args.seed)
-    start, progress = StartKeeper(), ProgressKeeper()
-    with placed(job.loaded):
-        model = load_model(job.loaded.recipe, job.tokenizer, ready.head)
-        keeper = CheckpointKeeper(job.loaded.recipe.trainer.get("save_total_limit"))
-        # The manifest is written last.
-        callbacks = [progress, keeper, *([start] if job.loaded.recipe.score and job.loaded.recipe.score.start else [])]
-        trainer = ready.stage.build(job, ready.args, model, ready.data, _common(ready, model, callbacks))
-        settle(trainer.model)
-    start.trainer = progress.trainer = trainer
-    trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
-    return trainer
-
-
-def _common(ready: Ready, model: "PreTrainedModel", callbacks: list[Any]) -> dict[str, Any]:
-    """Returns what every stage's trainer takes."""
-    from .adapters import lora_config
-
+    job, recipe = ready.job, ready.job.loaded.recipe
     train, held_out = ready.data["train"], ready.data["eval"]
     assert train is not None, "a recipe always has data.train"
-    return {
-        "model": model,
-        "args": ready.args,
-        "train_dataset": train.dataset,
-        "eval_dataset": held_out.dataset if held_out else None,
-        "processing_class": ready.job.tokenizer,
-        "peft_config": lora_config(ready.job, model),
-        "callbacks": callbacks,
-    }
+    set_seed(ready.args.seed)
+    progress = ProgressKeeper()
+    keeper = CheckpointKeeper(
+        recipe.trainer.get("save_total_limit"), start=recipe.score is not None and recipe.score.start
+    )
+    with placed(job.loaded):
+        model = load_model(recipe, job.tokenizer, ready.head)
+        common = {
+            "model": model,
+            "args": ready.args,
+            "train_dataset": train.dataset,
+            "eval_dataset": held_out.dataset if held_out else None,
+            "processing_class": job.tokenizer,
+            "peft_config": lora_config(job, model),
+            "callbacks": [progress, keeper],  # the manifest is written last
+        }
+        trainer = ready.stage.build(job, ready.args, model, ready.data, common)
+        settle(trainer.model)
+    keeper.trainer = progress.trainer = trainer
+    trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
+    return trainer
 
 
 def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:

@@ -154,60 +154,51 @@ class Field:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``.
+    """Numbers as the table writes them: an interval, and what it may be besides.
 
     Attributes:
-        low: The smallest.
-        high: The largest.
-        open_low: Whether the smallest itself is left out.
-        open_high: Whether the largest itself is left out.
-        whole_from: Where whole numbers begin to be asked for, if they do.
-        besides: Numbers outside that mean something else.
-        text: How it is said in messages.
+        text: How they are said in messages.
+        low: The lower end of the interval.
+        high: Its upper end.
+        beside: A number outside of it that means something else.
+        whole_to: Where whole numbers beyond it end, if they are allowed.
     """
 
+    text: str
     low: float
     high: float
-    open_low: bool
-    open_high: bool
-    whole_from: float | None
-    besides: tuple[float, ...]
-    text: str
+    beside: float | None = None
+    whole_to: float | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "Range":
+        """Reads an interval, such as ``(0, 1]``."""
+        match = re.fullmatch(r"[\[(](\S+), (\S+)[\])](?: or (?:(-?\d+)|a whole number up to (\S+)))?", text)
+        assert match is not None, text
+        return cls(text, *(number and float(number) for number in match.groups()))  # type: ignore[arg-type]
 
     def holds(self, value: float) -> bool:
         """Says whether a number is one of them; NaN never is."""
-        if value in self.besides:
-            return True
-        if self.whole_from is not None and value >= self.whole_from:
-            return value <= self.high and value == int(value)
-        above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high)
+        if self.whole_to is not None and value >= self.high:
+            return value <= self.whole_to and value == int(value)
+        inside = self.low <= value <= self.high and value not in self._left_out()
+        return inside or value == self.beside
 
     def schema(self) -> dict[str, float]:
         """Returns the keywords of JSON Schema; of numbers that stand apart only the bounds are told."""
-        low = min(self.low, *self.besides) if self.besides else self.low
-        lower = "exclusiveMinimum" if self.open_low and not self.besides else "minimum"
-        return {lower: low, "exclusiveMaximum" if self.open_high else "maximum": self.high}
+        low, high = self.low if self.beside is None else self.beside, self.whole_to or self.high
+        left_out = self._left_out()
+        return {
+            "exclusiveMinimum" if low in left_out else "minimum": low,
+            "exclusiveMaximum" if high in left_out else "maximum": high,
+        }
+
+    def _left_out(self) -> list[float]:
+        """Returns the ends that a round bracket leaves out."""
+        return [end for end, bracket in ((self.low, "("), (self.high, ")")) if bracket in self.text]
 
 
-def _range(text: str) -> Range:
-    """Reads an interval as the table writes it."""
-    match = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])(?: or (?:(-?\d+)|a whole number up to (\S+)))?", text)
-    assert match is not None, text
-    low, high, beside, whole = float(match[2]), float(match[3]), match[5], match[6]
-    besides = (float(beside),) if beside else ()
-    return Range(
-        low,
-        float(whole or high),
-        match[1] == "(",
-        not whole and match[4] == ")",
-        high if whole else None,
-        besides,
-        text,
-    )
-
-
-_RANGE_OF = {name: _range(text) for text, names in _RANGES.items() for name in names.split()}
+_RANGE_OF = {name: Range.read(text) for text, names in _RANGES.items() for name in names.split()}
 
 
 def _named(table: Mapping[str, Any], classes: tuple[str, ...], name: str) -> Any:
@@ -237,7 +228,7 @@ def _with_values(field: Field, classes: tuple[str, ...]) -> Field:
     found = _named(_RANGE_OF, classes, field.name)
     if found is None and numeric is not None:
         widest = _WIDEST[numeric]
-        found = Range(-widest, widest, False, False, None, (), f"[{-widest:.4g}, {widest:.4g}]")
+        found = Range(f"[{-widest:.4g}, {widest:.4g}]", -widest, widest)
     words = _named(_WORDS, classes, field.name)
     return replace(field, range=found, choices=tuple(words.split()) if words else field.choices)
 
