@@ -159,11 +159,7 @@ def apply_override(document: Document, override: str) -> None:
 
 
 def _apply(document: Document, override: str) -> None:
-    """Sets or unsets one key.
-
-    Raises:
-        ValueError: The override is malformed, or the document has no such place.
-    """
+    """Sets or unsets one key."""
     name, separator, text = override.partition("=")
     parts = name.replace("[", ".").replace("]", "").split(".")
     if not separator:
@@ -192,11 +188,7 @@ def _apply(document: Document, override: str) -> None:
 
 
 def _place(target: Any, part: str, key: KeyPath) -> str | int:
-    """Returns a key of a dict as it is, and an index that a list has as a number.
-
-    Raises:
-        ValueError: The list has no such item.
-    """
+    """Returns a key of a dict as it is, and an index that a list has as a number."""
     if not isinstance(target, list):
         return part
     if not part.isdecimal() or int(part[:9]) >= len(target):

@@ -71,11 +71,7 @@ def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", row: Mappi
 
 
 def _named_specs(recipe: Recipe) -> dict[str, RewardSpec]:
-    """Returns the terms by the name that the logs call them, the gold reward last.
-
-    Raises:
-        RecipeError: Two have one name.
-    """
+    """Returns the terms by the name that the logs call them, the gold reward last."""
     specs = [*recipe.rewards, *([recipe.gold.model_copy(update={"name": GOLD})] if recipe.gold else [])]
     names = [name_of(spec) for spec in specs]
     for name in names:
@@ -153,11 +149,7 @@ def _check_arguments(function: Callable[..., Any], name: str, row: Mapping[str, 
 
 
 def _accepted(function: Callable[..., Any]) -> set[str] | None:
-    """Returns the names of a function's arguments, or None if it takes any.
-
-    Raises:
-        RecipeError: It is asynchronous.
-    """
+    """Returns the names of a function's arguments, or None if it takes any."""
     if inspect.iscoroutinefunction(function):
         raise RecipeError(f"the reward function {function.__name__} is asynchronous", hint="write a plain function")
     try:

@@ -140,10 +140,8 @@ def parent_of(name_or_path: str | None) -> dict[str, Any] | None:
 
 
 def _same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
-    """Says whether two runs start from the same model, wherever it lies, or the same Hub id.
-
-    Records of older versions know a model by its weights alone.
-    """
+    """Says whether two runs start from the same model, wherever it lies, or the same Hub id."""
+    # Records of older versions know a model by its weights alone.
     if old is None or new is None:
         return old is new
     known = next((key for key in ("model_hash", "weights_hash") if new[key] and old.get(key)), None)
@@ -208,10 +206,9 @@ def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool
 
 
 def _unreadable(folder: Path, manifest: checkpoints.Manifest, *, best: bool) -> list[str]:
-    """Names the files of a checkpoint that are as its manifest says and yet no state to go on from.
-
-    Nothing that a file says is run: pickles may hold tensors, plain values and DeepSpeed's own, and no other object.
-    """
+    """Names the files of a checkpoint that are as its manifest says and yet no state to go on from."""
+    # Nothing that a file says is run: pickles may hold tensors, plain values and DeepSpeed's own, and no other
+    # object.
     from safetensors import SafetensorError, safe_open
 
     problems = []
@@ -242,11 +239,7 @@ _DEEPSPEED = {
 
 
 def _read_pickle(path: Path) -> None:
-    """Reads all but the numbers of a file of torch's; of DeepSpeed's, which hold classes of its own, their names alone.
-
-    Raises:
-        ValueError: It is damaged, or holds something else than tensors and plain values.
-    """
+    """Reads all but the numbers of a file of torch's; of DeepSpeed's, which hold its own classes, their names alone."""
     import pickle
 
     import torch

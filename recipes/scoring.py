@@ -99,11 +99,7 @@ def _judge(paths: Sequence[str], suite: "SuiteSpec", output: Path | None) -> int
 
 
 def _suite_of(record: Mapping[str, Any], model: str) -> str | None:
-    """Returns the suite that a run's recipe names, as a path where it is a file beside the recipe.
-
-    Raises:
-        RecipeError: It is neither there, nor in the current directory, nor one that comes with posttrain.
-    """
+    """Returns the suite that a run's recipe names, as a path where it is a file beside the recipe."""
     from ..evals.spec import suite_names
 
     score = record.get("recipe", {}).get("score")

@@ -70,11 +70,7 @@ def _say(text: str) -> None:
 
 
 def _check_processes(expected: int | None) -> Any:
-    """Returns the process state, having made sure that the processes that were started know of each other.
-
-    Raises:
-        RunError: Fewer processes train together than were asked for.
-    """
+    """Returns the process state, having made sure that the processes that were started know of each other."""
     from accelerate import PartialState
 
     state = PartialState()
@@ -146,11 +142,7 @@ def build(ready: Ready) -> "Trainer":
 
 
 def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
-    """Trains to the end, from a checkpoint if there is a whole one.
-
-    Raises:
-        RunError: There was no step to take, or the first one failed.
-    """
+    """Trains to the end, from a checkpoint if there is a whole one."""
     if trainer.is_world_process_zero():
         rundir.rewind_log(job.run_dir, resume)
     try:

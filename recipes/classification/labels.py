@@ -140,6 +140,7 @@ def class_weights(
             hint = "leave it out of classify.labels, or give class_weights by name"
             raise DataError(f"class '{absent[0]}' has no training row to balance", where="data.train", hint=hint)
         weights = len(encoded) / (len(classes) * rows)
+    # Weights of rows average over the rows of the training set, weights inside a row's mean over the classes.
     mean = weights.mean() if multi else (weights * rows).sum() / rows.sum()
     return weights / mean
 

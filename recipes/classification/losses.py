@@ -71,6 +71,7 @@ def soft_losses(
     if problem == "single_label":
         log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
         return temperature**2 * functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+    # KL = cross entropy - entropy of each Bernoulli, both from logits: the logarithm of a sigmoid may be infinite.
     wanted = teacher.sigmoid()
     cross = functional.binary_cross_entropy_with_logits(student, wanted, reduction="none")
     entropy = functional.binary_cross_entropy_with_logits(teacher, wanted, reduction="none")

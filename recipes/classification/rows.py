@@ -145,10 +145,7 @@ class StepSampler(Sampler[int]):
 
 
 def _grouped(order: list[int], lengths: Sequence[int], step_rows: int, generator: torch.Generator) -> list[int]:
-    """Sorts by length within stretches of many steps, cuts those into steps, and shuffles the steps.
-
-    The step with the longest row comes first, so that a batch that does not fit into memory fails at once.
-    """
+    """Sorts by length within stretches of many steps, cuts those into steps, and shuffles the steps."""
     stretch = max(1, min(_MEGABATCH, len(order) // (4 * step_rows))) * step_rows
     steps: list[list[int]] = []
     for start in range(0, len(order), stretch):
@@ -156,7 +153,7 @@ def _grouped(order: list[int], lengths: Sequence[int], step_rows: int, generator
         steps += [part[at : at + step_rows] for at in range(0, len(part), step_rows)]
     last = [steps.pop()] if len(steps[-1]) < step_rows else []  # a step that is not full must stay the last
     steps = [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()]
-    if steps:
+    if steps:  # the longest row comes first, so that a batch that does not fit into memory fails at once
         longest = max(range(len(steps)), key=lambda number: lengths[steps[number][0]])
         steps[0], steps[longest] = steps[longest], steps[0]
     return [row for step in [*steps, *last] for row in step]

@@ -75,11 +75,7 @@ def load_teacher(
 
 
 def _order(spec: TeacherSpec, config: Any, problem: Problem, labels: Sequence[str]) -> list[int]:
-    """Returns which output of the teacher stands for each of the student's.
-
-    Raises:
-        RecipeError: The teacher has other outputs.
-    """
+    """Returns which output of the teacher stands for each of the student's."""
     where = f"teacher {spec.name_or_path}"
     if problem_of(config) != problem:
         raise RecipeError(f"it was trained for {problem_of(config)}, but the student is for {problem}", where=where)

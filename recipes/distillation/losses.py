@@ -101,6 +101,7 @@ def top_k_divergence(
     kept = (log_q.exp() * (log_q - log_p.gather(-1, ids))).sum(-1)
     if ids.shape[-1] == student.shape[-1]:
         return kept
+    # log(1 - sum p) would cancel digits where the k tokens hold almost all, so the rest is added up by itself.
     log_s = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
     rest = log_rest.exp() * (log_rest - log_s)
     return kept + torch.where(log_rest.isneginf(), 0.0, rest)  # 0 log 0 = 0
@@ -136,6 +137,7 @@ def summed(
         correct = (logits.argmax(-1) == labels[part]).sum()
         return torch.stack([cross_entropy, kl, correct.to(kl.dtype)])
 
+    # One call at least: where no token of a batch carries loss, the backward pass still needs a graph.
     count = max(1, chunks, -(-len(labels) // chunk))
     parts = [slice(number * chunk, (number + 1) * chunk) for number in range(count)]
     if count == 1:

@@ -37,6 +37,7 @@ def shaped_rewards(scores: torch.Tensor, kl: torch.Tensor, kl_coef: float, mask:
         kl_coef: Beta.
         mask: [B, T].
     """
+    # The count of tokens reaches its total at the last one and keeps it in the padding, which the mask leaves out.
     last = mask.cumsum(dim=1) == mask.sum(dim=1, keepdim=True)
     return -kl_coef * kl * mask + scores.unsqueeze(1) * (last & mask.bool())
 
@@ -67,7 +68,7 @@ def gae(
     advantage = torch.zeros_like(following)
     advantages = torch.zeros_like(rewards)
     for t in reversed(range(rewards.shape[1])):
-        inside = mask[:, t]
+        inside = mask[:, t]  # zero in the padding, so that each row begins anew at its own last token
         delta = rewards[:, t] + gamma * following - values[:, t]
         advantage = (delta + gamma * lam * advantage) * inside
         following = values[:, t] * inside
@@ -92,6 +93,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, total: Total = alone) -> to
     arXiv:2006.05990); over all processes, so that their number does not change what is learnt.
     """
     mean, variance = masked_moments(values, mask, total)
+    # The small number keeps a batch without any variance, such as one of equal rewards, at zero.
     return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
@@ -120,6 +122,8 @@ def clipped_policy_loss(
     """
     ratio = torch.exp(new - old)
     plain, clipped = ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
+    # The minimum is a bound from below: a step is never rewarded for going further than the clip, yet always pays for
+    # having gone too far the wrong way.
     return -torch.minimum(plain, clipped), clipped < plain
 
 

@@ -72,10 +72,8 @@ class PPOTrainer(RowSamplingGRPOTrainer):
     # --- Sampling: from prompts to advantages ---
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """Leaves out TRL's own pass for the old log-probabilities: they come together with the values.
-
-        vLLM samples with other kernels, and TRL needs that pass to correct for them.
-        """
+        """Leaves out TRL's own pass for the old log-probabilities: they come together with the values."""
+        # vLLM samples with other kernels, and TRL needs that pass to correct for them.
         return super()._get_per_token_logps_and_entropies(*args, **kwargs) if self.use_vllm else (None, None, None)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,13 +161,9 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         return [{name: batch[name][start : start + size] for name in names} for start in range(0, rows, size)]
 
     def _forward(self, model: Any, batch: Batch, *, with_values: bool = False) -> tuple[Any, Any, Any, Any]:
-        """Runs the policy or the reference over prompts and completions.
-
-        Returns:
-            At each token of the completions, [B, T]: its log-probability, the entropy of the distribution it was drawn
-            from, and the value of the state before it (None without ``with_values``); and the auxiliary loss of a
-            mixture of experts.
-        """
+        """Runs the policy or the reference over prompts and completions."""
+        # Gives of each token of the completions, [B, T]: its log-probability, the entropy of the distribution it was
+        # drawn from and the value of the state before it; and the auxiliary loss of a mixture of experts.
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         length = batch["completion_ids"].shape[1]
@@ -188,11 +182,7 @@ class PPOTrainer(RowSamplingGRPOTrainer):
     # --- Learning: from a minibatch to its loss ---
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
-        """Is Schulman et al. 2017, eq 9, negated: policy loss + c1 value loss - c2 entropy, a mean over tokens.
-
-        The mean is over all tokens of the optimizer's step, wherever they are: each small batch is divided by its share
-        of the tokens of the generation batch, so that accumulation and processes do not change what is learnt.
-        """
+        """Is Schulman et al. 2017, eq 9, negated: policy loss + c1 value loss - c2 entropy, a mean over tokens."""
         new, entropy, values, aux_loss = self._forward(model, inputs, with_values=True)
         mask = _mask(inputs)
         old = inputs["old_per_token_logps"]
@@ -212,7 +202,9 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         if mode == "train":
             steps, accumulated = self.args.steps_per_generation or 1, self.current_gradient_accumulation_steps
         tokens = inputs["num_items_in_batch"].clamp(min=1.0)  # of the generation batch, all processes together
-        # The processes' gradients are averaged, those of an optimizer's step added up.
+        # A mean over all tokens of the optimizer's step, wherever they are: each small batch is divided by its share of
+        # the tokens of the generation batch, so that accumulation and processes do not change what is learnt. The
+        # processes' gradients are averaged, those of an optimizer's step added up.
         loss = (per_token * mask).sum() / (tokens / self.accelerator.num_processes * accumulated / steps)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulated

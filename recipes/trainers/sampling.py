@@ -137,10 +137,8 @@ def _says(config: "GenerationConfig", name: str) -> bool:
 
 
 def _generation_key(trainer: Any) -> tuple[int, ...]:
-    """Returns what a generation's numbers depend on besides the row: seed, training or evaluation, and which it is.
-
-    In training the count of small batches says which; an evaluation counts its own.
-    """
+    """Returns what a generation's numbers depend on besides the row: seed, training or evaluation, and which it is."""
+    # In training the count of small batches says which; an evaluation counts its own.
     if trainer.model.training:
         return (trainer.args.seed, 0, trainer._step // _small_batches(trainer))
     trainer.evaluation_calls += 1
@@ -204,11 +202,9 @@ class RowSampling:
             _attach_reference(self, reference)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Returns prompts as the data section counted them, and as supervised stages read them; no images.
-
-        TRL's own way lets a special token written out in a message end the turn, and gives text prompts no BOS where
-        the tokenizer adds none by itself.
-        """
+        """Returns prompts as the data section counted them, and as supervised stages read them; no images."""
+        # TRL's own way lets a special token written out in a message end the turn, and gives text prompts no BOS
+        # where the tokenizer adds none by itself.
         return self.prompt_encoder.prompts(prompts, where="data"), None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
@@ -302,10 +298,8 @@ class RowSamplingDistillationTrainer(RowSampling, DistillationTrainer):
 
 @contextlib.contextmanager
 def _without_reference(args: Any, reference: "PreTrainedModel | None") -> Iterator[None]:
-    """Keeps TRL from loading a reference by the policy's path, while a trainer that has one is built.
-
-    TRL needs one where beta is not 0 and there are no adapters to switch off.
-    """
+    """Keeps TRL from loading a reference by the policy's path, while a trainer that has one is built."""
+    # TRL needs one where beta is not 0 and there are no adapters to switch off.
     if reference is None:
         yield
         return
