@@ -59,7 +59,8 @@ def command(
     arguments = [str(recipe), *overrides, *flags]
     if accelerate is None and (processes or 1) == 1:
         return [sys.executable, "-m", MODULE, *arguments]
-    config = find_config(accelerate or ("ddp" if _has_cuda() else "cpu"))
+    driver = shutil.which("nvidia-smi") is not None  # torch would take seconds to say
+    config = find_config(accelerate or ("ddp" if driver else "cpu"))
     count = ["--num_processes", str(processes)] if processes else []
     check = ["--processes", str(processes)] if processes else []
     # A config of the user's own may span machines, which must agree on its port.
@@ -97,11 +98,6 @@ def find_config(name: str) -> Path:
     raise RecipeError(
         f"no accelerate config '{name}'", hint=did_you_mean(name, names) or f"known: {', '.join(names)}, or a path"
     )
-
-
-def _has_cuda() -> bool:
-    """Says whether this machine has an NVIDIA driver, without the seconds that importing torch takes."""
-    return shutil.which("nvidia-smi") is not None
 
 
 def _free_port() -> int:

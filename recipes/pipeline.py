@@ -273,9 +273,7 @@ def _hash_tree(path: Path) -> str:
 def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) -> bool:
     """Runs one step if it must; returns whether it did anything."""
     name, folder, loaded = current.step.name, current.folder, current.loaded
-    whole = _state_key(folder) == current.key  # made from what the step now depends on, and as it was made
-    whole = whole and (rundir.is_finished(folder) if loaded else not checkpoints.verify(folder))
-    if whole:
+    if done := _is_done(current):
         say(f"{name}: unchanged, skipped")
     else:
         _set_aside(current, say)
@@ -292,8 +290,15 @@ def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) ->
             checkpoints.write_manifest(folder, step=0, resumable=False)
     score = loaded.recipe.score if loaded else None
     if loaded is None or score is None:
-        return not whole
-    return _score(Scoring(name, (folder,), score.suite, loaded.references, score.every == "end"), say) or not whole
+        return not done
+    return _score(Scoring(name, (folder,), score.suite, loaded.references, score.every == "end"), say) or not done
+
+
+def _is_done(current: Plan) -> bool:
+    """Says whether a step's output was made from what it now depends on, and is still whole."""
+    if _state_key(current.folder) != current.key:
+        return False
+    return rundir.is_finished(current.folder) if current.loaded else not checkpoints.verify(current.folder)
 
 
 def _state_key(folder: Path) -> str | None:

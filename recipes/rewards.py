@@ -43,7 +43,13 @@ def load_terms(
     Raises:
         InputError: A model or function cannot be found or used, or two terms have one name.
     """
-    terms = [_load_term(spec, name, tokenizer, args, ends) for name, spec in _named_specs(recipe).items()]
+    terms = []
+    for name, spec in _named_specs(recipe).items():
+        if spec.function:
+            terms.append(function_term(load_function(spec.function, "reward function"), name))
+        else:
+            model = RewardModel(str(spec.model), tokenizer, args.device, args.per_device_eval_batch_size, ends)
+            terms.append(model_term(model, name))
     return terms, [spec.weight for spec in recipe.rewards] + ([0.0] if recipe.gold else [])
 
 
@@ -63,10 +69,9 @@ def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", row: Mappi
         if spec.function:
             _check_arguments(load_function(spec.function, "reward function"), spec.function, row)
         else:
-            assert spec.model is not None, "a term is a model or a function"
             prompt = row["prompt"]
             answer = "." if isinstance(prompt, str) else [{"role": "assistant", "content": "."}]
-            model = RewardModel(spec.model, tokenizer, "meta", 1)
+            model = RewardModel(str(spec.model), tokenizer, "meta", 1)
             model.reader.ids(model.completions([prompt], [answer], [[]]))
 
 
@@ -86,15 +91,6 @@ def name_of(spec: RewardSpec) -> str:
     if spec.name:
         return spec.name
     return spec.function.rpartition(":")[2] if spec.function else Path(spec.model or "").name
-
-
-def _load_term(
-    spec: RewardSpec, name: str, tokenizer: "PreTrainedTokenizerBase", args: Any, ends: Collection[int]
-) -> Term:
-    if spec.function:
-        return function_term(load_function(spec.function, "reward function"), name)
-    assert spec.model is not None, "a term is a model or a function"
-    return model_term(RewardModel(spec.model, tokenizer, args.device, args.per_device_eval_batch_size, ends), name)
 
 
 def function_term(function: Callable[..., Any], name: str) -> Term:

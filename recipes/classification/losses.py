@@ -36,7 +36,7 @@ def hard_losses(
         return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     if problem == "multi_label":
         each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        return _class_mean(each, class_weights)
+        return each.mean(-1) if class_weights is None else (each * class_weights).sum(-1) / class_weights.sum()
     return (logits.squeeze(-1) - labels).square()
 
 
@@ -83,8 +83,3 @@ def row_weights(problem: Problem, labels: torch.Tensor, class_weights: torch.Ten
     if problem == "single_label" and class_weights is not None:
         return class_weights[labels]
     return torch.ones(len(labels), dtype=torch.float32, device=labels.device)
-
-
-def _class_mean(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Averages ``[B, C]`` over classes, by their weights if there are any."""
-    return losses.mean(-1) if weights is None else (losses * weights).sum(-1) / weights.sum()

@@ -113,8 +113,13 @@ def ask(
     assert spec.top_k is not None, "the caller has looked"
     k = min(spec.top_k, tokens)
     question = {"k": k, "temperature": args.temperature, "tokens": tokens, "bf16": bool(args.bf16)}
+    if Path(spec.name_or_path).is_dir():
+        identity = checkpoints.model_hash(Path(spec.name_or_path))
+    else:
+        commit = getattr(pretrained(spec).config(), "_commit_hash", None)
+        identity = f"{spec.name_or_path}@{commit or spec.revision}"
     key = "teacher-" + hash_json(
-        {"version": VERSION, "teacher": _identity(spec), "dtype": spec.dtype, "rows": rows.fingerprint, **question}
+        {"version": VERSION, "teacher": identity, "dtype": spec.dtype, "rows": rows.fingerprint, **question}
     )
 
     def build(folder: Path) -> dict[str, Any]:
@@ -133,14 +138,6 @@ def ask(
     return Answers(starts, ids, log_q, mapped(LOG_REST, np.float32), entry.report["mass"])
 
 
-def _identity(spec: "TeacherSpec") -> str:
-    """Names a teacher."""
-    if Path(spec.name_or_path).is_dir():
-        return checkpoints.model_hash(Path(spec.name_or_path))
-    config = pretrained(spec).config()
-    return f"{spec.name_or_path}@{getattr(config, '_commit_hash', None) or spec.revision}"
-
-
 @torch.no_grad()
 def _write(
     teacher: Any, rows: "Dataset", collate: Collator, args: Any, k: int, tokens: int, folder: Path
@@ -155,7 +152,10 @@ def _write(
             numbers = range(start, min(start + size, len(rows)))
             features = rows.select(numbers).to_list()
             counts += [int((collate([row])["labels"][:, 1:] != IGNORED).sum()) for row in features]
-            batch = {key: _on(args.device, value) for key, value in collate(features).items()}
+            batch = {
+                key: value.to(args.device) if isinstance(value, torch.Tensor) else value
+                for key, value in collate(features).items()
+            }
             hidden, _ = predicting(last_hidden(teacher, model_inputs(batch)), batch["labels"])
             for part in range(0, len(hidden), args.chunk):
                 logits = head(hidden[part : part + args.chunk]).float()[..., :tokens]
@@ -166,10 +166,6 @@ def _write(
     np.save(folder / "starts.npy", np.cumsum(counts))
     places = int(sum(counts))
     return {"places": places, "mass": mass / max(1, places)}
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _progress(steps: range) -> Iterable[int]:

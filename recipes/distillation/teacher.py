@@ -1,5 +1,6 @@
 """The teacher: what it must share with its student, how it is loaded, and how its logits are made."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,9 @@ def check_vocabulary(spec: "TeacherSpec", config: "PretrainedConfig", tokenizer:
         RecipeError: With the tokens that differ.
     """
     where = f"teacher {spec.name_or_path}"
-    theirs: Any = _tokenizer(spec)
+    theirs: Any = None
+    with contextlib.suppress(RecipeError):  # there may be none beside it
+        theirs = pretrained(spec).tokenizer()
     rows = config.get_text_config().vocab_size
     if theirs is not None and (differ := differing_tokens(tokenizer, theirs)):
         raise RecipeError(
@@ -72,14 +75,6 @@ def check_vocabulary(spec: "TeacherSpec", config: "PretrainedConfig", tokenizer:
     read = len(tokenizer) - (tokenizer.pad_token_id == len(tokenizer) - 1)
     if rows < read:
         raise RecipeError(f"it knows {rows} tokens, the student's tokenizer {read}", where=where, hint=_HINT)
-
-
-def _tokenizer(spec: "TeacherSpec") -> "PreTrainedTokenizerBase | None":
-    """Returns the teacher's tokenizer; None if there is none beside it."""
-    try:
-        return pretrained(spec).tokenizer()
-    except RecipeError:
-        return None
 
 
 def load_teacher(

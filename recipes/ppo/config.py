@@ -75,7 +75,20 @@ class PPOConfig(GRPOConfig):
         Raises:
             ValueError: Settings do not go together, or make sampling differ from the policy.
         """
-        _check(self)
+        if self.kl_estimator != "k1":
+            raise ValueError(
+                f"kl_estimator {self.kl_estimator} is refused: only k1 (log policy - log reference) may stand in the "
+                "reward. k3 is a good estimate of the KL, but the expected gradient of a policy that is paid -k3 is "
+                "not that of the KL, and training with it collapses"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target multiplies kl_coef, which is 0 and would stay so: give a kl_coef above 0")
+        found = sorted(set(self.generation_kwargs or ()) & set(_TRUNCATING))
+        if found:
+            raise ValueError(
+                f"generation_kwargs.{found[0]} would sample from another distribution than the policy whose "
+                "probabilities PPO compares; drop it"
+            )
         # GRPOConfig wants groups of two or more that fill the generation batch; PPO has no groups.
         given = self.generation_batch_size
         steps = self.steps_per_generation or self.gradient_accumulation_steps
@@ -95,21 +108,3 @@ class PPOConfig(GRPOConfig):
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}): their ratio is the number of "
                 "minibatches"
             )
-
-
-def _check(config: PPOConfig) -> None:
-    """Raises a ValueError for what would not sample from the policy, or not pay it for staying near the reference."""
-    if config.kl_estimator != "k1":
-        raise ValueError(
-            f"kl_estimator {config.kl_estimator} is refused: only k1 (log policy - log reference) may stand in the "
-            "reward. k3 is a good estimate of the KL, but the expected gradient of a policy that is paid -k3 is not "
-            "that of the KL, and training with it collapses"
-        )
-    if config.kl_target is not None and config.kl_coef == 0:
-        raise ValueError("kl_target multiplies kl_coef, which is 0 and would stay so: give a kl_coef above 0")
-    found = sorted(set(config.generation_kwargs or ()) & set(_TRUNCATING))
-    if found:
-        raise ValueError(
-            f"generation_kwargs.{found[0]} would sample from another distribution than the policy whose "
-            "probabilities PPO compares; drop it"
-        )

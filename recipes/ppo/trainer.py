@@ -96,7 +96,8 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         self._metrics[mode].pop("frac_reward_zero_std", None)  # of groups, which PPO has none of
         checkpointing: Any = self.args.gradient_checkpointing_kwargs
         with torch.no_grad(), disable_gradient_checkpointing(self.model, checkpointing):
-            policy, values = self._before_learning(batch)
+            outputs = [self._forward(self.model, part, with_values=True) for part in self._chunks(batch)]
+            policy, values = (torch.cat([output[place] for output in outputs]) for place in (0, 2))
             reference = self._reference_log_probs(batch)
         mask = _mask(batch)
         kl = objective.k1(policy, reference, mask)
@@ -136,12 +137,6 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         ids, mask = batch["completion_ids"], batch["completion_mask"]
         last = ids.gather(1, (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
         return torch.isin(last, torch.tensor(self.eos_token_ids, device=ids.device))
-
-    def _before_learning(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns log-probabilities and values as they are when the tokens are sampled, both [B, T]."""
-        outputs = [self._forward(self.model, part, with_values=True) for part in self._chunks(batch)]
-        policy = torch.cat([output[0] for output in outputs])
-        return policy, torch.cat([output[2] for output in outputs])
 
     def _reference_log_probs(self, batch: Batch) -> torch.Tensor:
         """Returns the reference's log-probabilities of the sampled tokens, [B, T]."""

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from ...data_tools.prepare import Prepared
     from ..classification.trainer import ClassifyConfig
 
-_PROBLEMS: Mapping[str, Any] = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-
 
 def config(stage: str, values: dict[str, Any]) -> "ClassifyConfig":
     """Builds ``ClassifyConfig``; all columns are kept for the collator."""
@@ -43,7 +37,8 @@ def head(job: Job, data: "dict[str, Prepared | None]") -> Head:
     except DataError:
         _classes(spec, {split: _written(job, split) for split in given})  # the same again, by file and row
         raise
-    return Head(classes, _PROBLEMS[spec.problem], spec.pooling)
+    problem: Any = spec.problem if spec.problem == "regression" else f"{spec.problem}_classification"
+    return Head(classes, problem, spec.pooling)
 
 
 def _refuse_misfits(job: Job, spec: ClassifySpec) -> None:
@@ -118,14 +113,21 @@ def build(
     from ..classification.labels import class_weights, encode
     from ..classification.losses import row_weights
     from ..classification.rows import ClassifyCollator, ClassifyRows
+    from ..classification.teacher import teacher_logits
     from ..classification.trainer import ClassifyTrainer, metrics
 
-    recipe, spec, labels = job.loaded.recipe, _section(job), _labels(model)
+    recipe, spec = job.loaded.recipe, _section(job)
+    config: Any = model.config
+    labels = tuple(config.id2label[number] for number in range(config.num_labels))  # what `head` has said
     assert isinstance(job.tokenizer.pad_token_id, int), "opening a job makes sure of a pad token"
     given = {split: prepared.dataset for split, prepared in data.items() if prepared is not None}
     encoded = {split: encode(rows["label"][:], labels, spec.problem, f"data.{split}") for split, rows in given.items()}
     weights = class_weights(spec.class_weights, labels, encoded["train"])
-    teacher = {"train": _teacher(job, args, labels, given["train"])} if recipe.teacher else {}
+    teacher = {}
+    if recipe.teacher:
+        size = args.per_device_eval_batch_size
+        logits = teacher_logits(recipe.teacher, spec.problem, labels, job.tokenizer, given["train"], size)
+        teacher = {"train": logits}
     rows = {
         split: ClassifyRows(
             tokens, encoded[split], row_weights(spec.problem, encoded[split], weights), teacher.get(split)
@@ -146,18 +148,3 @@ def build(
 
 def _section(job: Job) -> ClassifySpec:
     return job.loaded.recipe.classify or ClassifySpec()
-
-
-def _labels(model: Any) -> tuple[str, ...]:
-    """Reads back what ``head`` has said, from the model that was loaded with it."""
-    return tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-
-
-def _teacher(job: Job, args: "ClassifyConfig", labels: tuple[str, ...], rows: Any) -> Any:
-    """Asks the teacher about the training rows."""
-    from ..classification.teacher import teacher_logits
-
-    spec = job.loaded.recipe.teacher
-    assert spec is not None, "the caller has looked"
-    problem = _section(job).problem
-    return teacher_logits(spec, problem, labels, job.tokenizer, rows, args.per_device_eval_batch_size)
