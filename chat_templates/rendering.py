@@ -173,20 +173,21 @@ def encode(
     rendered = []
     for i, conversation in enumerate(conversations):
         try:
-            made = _render_one(template, tokenizer, conversation, special, variables, whole=whole)
-            rendered.append((in_loss(template, conversation["messages"], made[0], loss_on), made[1]))
+            made, mark = _render_one(template, tokenizer, conversation, special, variables, whole=whole)
+            rendered.append((in_loss(template, conversation["messages"], made, loss_on), mark))
         except TemplateError as error:
             raise ConversationError(error.what, index=i, hint=error.hint) from error
 
-    unmarked = [i for i, (_, mark) in enumerate(rendered) if mark is None]
-    encoded: list[Encoded | None] = [None] * len(rendered)
-    if unmarked:
-        for i, tokens in zip(unmarked, _tokenize(tokenizer, [rendered[i][0].text for i in unmarked]), strict=True):
-            encoded[i] = _with_mask(tokenizer, rendered[i][0], tokens, loss_on)
-    for i, (marked, mark) in enumerate(rendered):
-        if mark is not None and special is not None:
-            encoded[i] = _with_mask(tokenizer, *_tokenize_marked(tokenizer, marked, mark, special), loss_on)
-    return [item for item in encoded if item is not None]
+    unmarked = [made.text for made, mark in rendered if mark is None]
+    tokenized = iter(_tokenize(tokenizer, unmarked) if unmarked else ())
+    encoded = []
+    for made, mark in rendered:
+        if mark is None or special is None:
+            tokens = next(tokenized)
+        else:
+            made, tokens = _tokenize_marked(tokenizer, made, mark, special)
+        encoded.append(_with_mask(tokenizer, made, tokens, loss_on))
+    return encoded
 
 
 def require_generation_marks(template: ChatTemplate) -> None:
@@ -223,21 +224,18 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str], as_text: b
     return [_Tokens(ids, at) for ids, at in zip(batch["input_ids"], batch["offset_mapping"], strict=True)]
 
 
-def _with_mask(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, tokens: _Tokens, loss_on: str) -> Encoded:
-    if loss_on == "all":
-        return Encoded(tokens.ids, [True] * len(tokens.ids))
-    encoded = _masked(tokenizer, rendered, tokens)
-    return _masked(tokenizer, rendered, _byte_by_byte(rendered.text, tokens)) if encoded.straddling else encoded
-
-
-def _masked(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, tokens: _Tokens) -> Encoded:
-    mask = [False] * len(tokens.ids)
+def _with_mask(
+    tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, tokens: _Tokens, loss_on: str, *, by_byte: bool = False
+) -> Encoded:
+    mask = [loss_on == "all"] * len(tokens.ids)
     straddling: list[int] = []
     ends = [end for _, end in tokens.offsets]
-    for span in rendered.spans:
+    for span in rendered.spans if loss_on == "assistant" else ():
         first, last, across = _tokens_inside(tokenizer, rendered.text, tokens, ends, span)
         mask[first:last] = [True] * (last - first)
         straddling += across
+    if straddling and not by_byte:
+        return _with_mask(tokenizer, rendered, _byte_by_byte(rendered.text, tokens), loss_on, by_byte=True)
     return Encoded(tokens.ids, mask, tuple(straddling))
 
 

@@ -206,8 +206,10 @@ def _boundaries(subject: _Subject) -> Iterator[Problem]:
     for case in subject.cases:
         for i in case.encoded.straddling:
             token = _decode(subject.tokenizer, case.encoded.input_ids[i : i + 1])
-            severity = "error" if case.probe.required and not _has_edge_space(case) else "warning"
-            yield severity, f"{case.probe.name}: token {token!r} lies across the edge of the loss, so it carries none"
+            yield (
+                _severity(case),
+                f"{case.probe.name}: token {token!r} lies across the edge of the loss, so it carries none",
+            )
 
 
 def _end_of_turn(subject: _Subject) -> Iterator[Problem]:
@@ -242,8 +244,8 @@ def _prompt_prefix(subject: _Subject) -> Iterator[Problem]:
                 if isinstance(prompt, TemplateError):
                     yield "error", f"{case.probe.name}: no prompt before turn {i + 1}: {prompt}"
                 elif case.encoded.input_ids[: len(prompt)] != prompt:
-                    severity = "error" if case.probe.required and not _has_edge_space(case) else "warning"
-                    yield severity, f"{case.probe.name}: {_divergence(subject, prompt, case)} in the prompt of turn {i}"
+                    what = f"{_divergence(subject, prompt, case)} in the prompt of turn {i}"
+                    yield _severity(case), f"{case.probe.name}: {what}"
 
 
 def _turn_prefix(subject: _Subject) -> Iterator[Problem]:
@@ -305,18 +307,14 @@ def _content(subject: _Subject) -> Iterator[Problem]:
             if words.strip() not in case.rendered.text:
                 yield (
                     "error",
-                    (
-                        f"{case.probe.name}: the {role} message is dropped or changed: write its content in a "
-                        f"branch of its own, `if message.role == '{role}'`"
-                    ),
+                    f"{case.probe.name}: the {role} message is dropped or changed: write its content in a branch of "
+                    f"its own, `if message.role == '{role}'`",
                 )
             elif words not in case.rendered.text:
                 yield (
                     "warning",
-                    (
-                        f"{case.probe.name}: white space at the edges of {role} text is removed; drop `| trim`, or "
-                        "strip the rows if the model was trained so"
-                    ),
+                    f"{case.probe.name}: white space at the edges of {role} text is removed; drop `| trim`, or "
+                    "strip the rows if the model was trained so",
                 )
 
 
@@ -360,17 +358,16 @@ def _own(subject: _Subject) -> Iterator[Problem]:
     """A template that stands for the model's own renders as that does."""
     own = subject.template.stands_for
     for case in subject.cases if own else ():
-        conversation = {"messages": case.messages, "tools": case.tools}
         try:
-            parts = [
-                render(one, conversation["messages"], tokenizer=subject.tokenizer, tools=case.tools).text
-                for one in (own, subject.template)
-                if one is not None
-            ]
+            theirs, ours = (
+                render(template, case.messages, tokenizer=subject.tokenizer, tools=case.tools).text
+                for template in (own, subject.template)
+                if template is not None
+            )
         except TemplateError as error:
             yield "error", f"{case.probe.name}: the model's own template refuses it: {error}"
             continue
-        if parts[0] != parts[1]:
+        if theirs != ours:
             yield "error", f"{case.probe.name}: the model's own template writes it in another way; mark a copy of it"
 
 
@@ -425,9 +422,10 @@ def _same(decoded: str, text: str) -> bool:
     return decoded in (text, text.removeprefix(" "))
 
 
-def _has_edge_space(case: Case) -> bool:
+def _severity(case: Case) -> Severity:
+    """What tokens that differ cost: little where a format may do as it likes, or white space stands at an edge."""
     texts = [message.get("content", "") for message in case.messages]
-    return any(text != text.strip() for text in texts)
+    return "error" if case.probe.required and all(text == text.strip() for text in texts) else "warning"
 
 
 def _count_special(subject: _Subject, ids: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from .files import write_json
+from .files import hash_file, write_json
 
 META = "meta.json"
 WHOLE_FILE = 64 * 2**20
@@ -119,10 +119,10 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     """Hashes a short file whole, a long one by evenly spaced blocks that include its first and last."""
     size = path.stat().st_size
+    if size <= WHOLE_FILE:
+        return hash_file(path)
     digest = hashlib.sha256()
     with path.open("rb") as handle:
-        if size <= WHOLE_FILE:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
         for number in range(BLOCKS):
             handle.seek((size - BLOCK) * number // (BLOCKS - 1))
             digest.update(handle.read(BLOCK))

@@ -201,14 +201,9 @@ def worst_case(body: dict[str, Any]) -> tuple[int, int]:
 def token_counts(raw: Any) -> tuple[int | None, int | None]:
     """Returns how many tokens a server counted in the prompt and the answer; None for what cannot be a count."""
     usage = raw.get("usage") if isinstance(raw, dict) else None
-    if not isinstance(usage, dict):
-        return None, None
-    prompt, answer = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    said = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    prompt, answer = (count if type(count) is int and count >= 0 else None for count in said)
     return prompt or None, answer  # no prompt is of no tokens
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recorded: bool = False) -> Reply:
