@@ -32,6 +32,7 @@ from .prompt_sets import Prompt, PromptsSpec, load_prompts
 from .records import LOCKS, Metric, Result
 from .runs import Target
 from .spec import Chat, SuiteSpec
+from .stats.intervals import grouped_mean
 from .task import Checkpoint, Task
 from .thinking import opened_by, strip_thinking
 
@@ -422,8 +423,6 @@ def figures(answers: Sequence[Answer]) -> tuple[Metric, ...]:
     """Returns the means over answers, each with its standard error over prompts."""
     import numpy as np
 
-    from .perplexity import ratio
-
     columns: dict[str, tuple[list[float | None], bool]] = {
         "answered": ([float(_is_whole(answer)) for answer in answers], True),
         "characters": ([float(answer.characters) for answer in answers], True),
@@ -437,8 +436,7 @@ def figures(answers: Sequence[Answer]) -> tuple[Metric, ...]:
         if known:
             keys, numbers = zip(*known, strict=True)
             groups = np.unique(keys, return_inverse=True)[1]
-            sums, counts = np.bincount(groups, weights=numbers), np.bincount(groups).astype(np.float64)
-            metrics.append(Metric(name, *ratio(sums, counts), len(sums), up))
+            metrics.append(Metric(name, *grouped_mean(np.array(numbers), groups), int(groups.max()) + 1, up))
     return tuple(metrics)
 
 

@@ -24,12 +24,12 @@ from .errors import EvalError, SuiteError
 from .forward import token_sums
 from .heldout import fingerprint, read, written
 from .models import LoadedModel, load_model
-from .perplexity import ratio
 from .records import Metric, Result, parquet
 from .reward import RewardReader
 from .spec import Chat, PairsSpec, SuiteSpec
-from .stats.bootstrap import estimate, midranks
+from .stats.bootstrap import estimate, metric_of, midranks
 from .stats.classification import LOWER_IS_BETTER, correlation, ece, sigmoid
+from .stats.intervals import grouped_mean
 from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ def figures(
     means = {"accuracy": right, "nll": nll, "brier": np.square(1 - p), "margin": margins, "kappa": 2 * right - 1}
     metrics = []
     for name, values in means.items():
-        value, error = ratio(*(np.bincount(groups, weights=w) for w in (values, np.ones(n))))
-        metrics.append(Metric(name, value, error, n, name not in LOWER_IS_BETTER))
+        metrics.append(Metric(name, *grouped_mean(values, groups), n, name not in LOWER_IS_BETTER))
     calibration = ece(np.maximum(p, 1 - p), right)
 
     def bootstrapped(w: "np.ndarray") -> dict[str, "np.ndarray"]:
@@ -166,7 +165,7 @@ def figures(
     ranks = (midranks(margins), midranks(margins if given is None else given))
     for name, item in estimate(bootstrapped, n, seed=seed, cost=16, groups=groups if clustered else None).items():
         if np.isfinite(item.value):
-            metrics.append(item.metric(name, n, higher_is_better=name != "ece"))
+            metrics.append(metric_of(item, name, higher_is_better=name != "ece"))
     ties = int((margins == 0).sum())
     notes = [f"{ties} ties, counted one half each"] if ties else []
     notes += [f"{n} pairs of {groups.max() + 1} prompts: standard errors are those of prompts"] if clustered else []

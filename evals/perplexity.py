@@ -28,6 +28,7 @@ from .heldout import content_of
 from .models import model_length
 from .records import Metric, Result, parquet
 from .spec import PerplexitySpec, SuiteSpec
+from .stats.intervals import ratio
 from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
@@ -181,9 +182,7 @@ def _special_ids(tokens: Sequence[Sequence[int]], tokenizer: Any) -> tuple[set[i
 def figures(table: dict[str, Any], *, by_document: bool) -> list[Metric]:
     """Turns the sums of windows into figures, each with its standard error over documents or windows.
 
-    Each is a ratio of two sums; its standard error is the linearised one of a ratio estimator over clusters (Cochran,
-    Sampling Techniques, 3rd ed., 1977, section 6.4): with residuals ``e = y - R x`` of ``m`` clusters,
-    ``sqrt(m / (m - 1) * sum(e^2)) / sum(x)``.
+    Each is a ratio of two sums over clusters (:func:`~.stats.intervals.ratio`).
     """
     import numpy as np
 
@@ -210,14 +209,3 @@ def figures(table: dict[str, Any], *, by_document: bool) -> list[Metric]:
         error = None if nats_error is None else perplexity * nats_error  # d exp(u) = exp(u) du
         metrics.append(Metric("perplexity", perplexity, error, clusters, False))
     return metrics
-
-
-def ratio(y: "np.ndarray", x: "np.ndarray") -> tuple[float, float | None]:
-    """Returns ``sum(y) / sum(x)`` and its standard error over clusters; None where there is but one cluster."""
-    import numpy as np
-
-    value = float(y.sum() / x.sum())
-    if len(x) < 2:
-        return value, None
-    residuals = y - value * x
-    return value, float(np.sqrt(len(x) / (len(x) - 1) * np.square(residuals).sum()) / x.sum())

@@ -23,7 +23,8 @@ from posttrain.evals.judges import JudgingSpec, load_judges
 from posttrain.evals.judging.backends import OpenJudge, open_judges
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.questions import Pair, questions_of
-from posttrain.evals.stats.intervals import kappa, wilson
+from posttrain.evals.stats.bootstrap import kappa
+from posttrain.evals.stats.intervals import wilson
 
 Labelled = tuple[str, str, str, float]  # prompt, two answers, and how much the first is preferred
 HERE = Path(__file__).parent

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..stats.intervals import Estimate, kappa, mean_estimate, wilson
+from ..stats.bootstrap import kappa
+from ..stats.intervals import Estimate, mean_estimate, wilson
 from .families import Family, family_named, kinship
 from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Battle, Judgment, battles
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EvalError
+from .bootstrap import resample
 from .compare import ALPHA, Difference, from_error
-from .intervals import Z95, codes, t_quantile
+from .intervals import codes, widening
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -120,8 +121,7 @@ class Counts:
         for at in range(0, draws, chunk):
             rows = min(chunk, draws - at)
             if plain:
-                drawn = rng.integers(0, units, (rows, units)) + units * np.arange(rows)[:, None]
-                weights = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
+                weights = resample(rng, units, rows)
             else:  # clusters that hold the same are drawn together
                 weights = rng.multinomial(self.clusters, self.times / self.clusters, size=rows)
             # float32 counts exactly up to 2^24, and halves the time of the product that everything else waits for.
@@ -419,7 +419,7 @@ def _ends(value: "Floats", replicates: "Floats", clusters: int) -> "tuple[Floats
     quantile = np.quantile if np.isfinite(columns).all() else np.nanquantile
     low, high = quantile(columns, (_TAIL, 1 - _TAIL), axis=1)
     few |= high - low <= 1e-9
-    factor = math.sqrt(clusters / (clusters - 1)) * t_quantile(1 - _TAIL, clusters - 1) / Z95
+    factor = widening(clusters)
     low, high = value - factor * (value - low), value + factor * (high - value)
     return np.where(few, np.nan, low), np.where(few, np.nan, high)
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..records import Metric
-from .bootstrap import DRAWS, Estimate, estimate, midranks
+from .bootstrap import DRAWS, estimate, metric_of, midranks
+from .intervals import Estimate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,11 +74,11 @@ class _Sheet:
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
         self.add(name, values.mean(), error, len(values))
 
-    def estimates(self, found: dict[str, Estimate], n: int) -> None:
+    def estimates(self, found: dict[str, Estimate]) -> None:
         """Adds bootstrapped figures; those that are undefined are named in a note."""
         for name, item in found.items():
             if np.isfinite(item.value):
-                self.metrics.append(item.metric(name, n, higher_is_better=name not in LOWER_IS_BETTER))
+                self.metrics.append(metric_of(item, name, higher_is_better=name not in LOWER_IS_BETTER))
         undefined = [name for name, item in found.items() if not np.isfinite(item.value) and "/" not in name]
         if undefined:
             self.notes.append(f"undefined on these rows, so left out: {', '.join(undefined)}")
@@ -149,7 +150,7 @@ def probabilities(problem: str, logits: "NDArray[Any]") -> "Floats":
 def sigmoid(values: "Floats") -> "Floats":
     """Returns the logistic function without overflow."""
     small = np.exp(-np.abs(values))
-    return np.where(values >= 0, 1 / (1 + small), small / (1 + small))
+    return np.where(values >= 0, 1.0, small) / (1 + small)
 
 
 def _single_label(labels: Sequence[str], p: "Floats", y: "NDArray[np.int64]", seed: int, draws: int) -> Measured:
@@ -171,8 +172,7 @@ def _single_label(labels: Sequence[str], p: "Floats", y: "NDArray[np.int64]", se
         macro = {f"{name}_macro": _macro(values) for name, values in found.items()}
         return {**macro, "roc_auc": _macro(auc(w)), "mcc": _mcc(w, truth, chosen), "ece": calibration(w), **single}
 
-    found = estimate(figures, n, seed=seed, draws=draws, cost=8 * classes)
-    sheet.estimates(found, n)
+    sheet.estimates(estimate(figures, n, seed=seed, draws=draws, cost=8 * classes))
     _shares(sheet, labels, truth, chosen)
     _note_classes(sheet, labels, truth, chosen)
     share = truth.mean(axis=0)
@@ -200,7 +200,7 @@ def _multi_label(labels: Sequence[str], p: "Floats", y: "Floats", seed: int, dra
         rest = {"f1_micro": micro, "roc_auc": _macro(auc(w)), "mcc": _macro(_label_mccs(w, y, chosen))}
         return {**macro, **rest, "ece": calibration(w), **single}
 
-    sheet.estimates(estimate(figures, n, seed=seed, draws=draws, cost=8 * classes), n)
+    sheet.estimates(estimate(figures, n, seed=seed, draws=draws, cost=8 * classes))
     _shares(sheet, labels, y, chosen)
     _note_classes(sheet, labels, y, chosen)
     sheet.notes.append(f"a label counts as given from a probability of {THRESHOLD}; accuracy is that of whole rows")
@@ -219,7 +219,7 @@ def _regression(p: "Floats", y: "Floats", seed: int, draws: int) -> Measured:
             "spearman": correlation(w, rank_p(w), rank_y(w)),
         }
 
-    sheet.estimates(estimate(figures, len(y), seed=seed, draws=draws, cost=16), len(y))
+    sheet.estimates(estimate(figures, len(y), seed=seed, draws=draws, cost=16))
     sheet.notes.append(f"always answering the rows' mean has a mean squared error of {y.var():.4g}")
     return Measured(_ordered(sheet.metrics, "pearson"), tuple(sheet.notes))
 

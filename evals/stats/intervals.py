@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..records import Metric
-from .bootstrap import estimate
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -361,6 +360,11 @@ def mean_estimate(
     return Estimate(mean, stderr, low, high, len(scores), count)
 
 
+def widening(clusters: int) -> float:
+    """Returns by how much :func:`widened` stretches an interval."""
+    return math.sqrt(clusters / (clusters - 1)) * t_quantile(0.975, clusters - 1) / Z95
+
+
 def widened(value: float, low: float | None, high: float | None, clusters: int) -> tuple[float | None, float | None]:
     """Widens a percentile interval of the bootstrap to what few clusters allow.
 
@@ -370,79 +374,28 @@ def widened(value: float, low: float | None, high: float | None, clusters: int) 
     """
     if low is None or high is None or clusters < 2:
         return None, None
-    factor = math.sqrt(clusters / (clusters - 1)) * t_quantile(0.975, clusters - 1) / Z95
+    factor = widening(clusters)
     return value - factor * (value - low), value + factor * (high - value)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far two raters agree.
+def ratio(y: "NDArray[Any]", x: "NDArray[Any]") -> tuple[float, float | None]:
+    """Returns ``sum(y) / sum(x)`` and its standard error over clusters; None where there is but one cluster.
 
-    Attributes:
-        kappa: Cohen's kappa: 0 at chance, 1 in full; None where chance alone would agree always.
-        low: Lower end of its 95% interval by cluster bootstrap, or None.
-        high: Upper end.
-        agreement: Share of items on which they agree, with its interval.
-        chance: The share that two raters with these habits would agree on by chance.
-        n: Items rated by both.
-        clusters: Clusters of those.
-    """
-
-    kappa: float | None
-    low: float | None
-    high: float | None
-    agreement: Estimate
-    chance: float
-    n: int
-    clusters: int
-
-
-def kappa(
-    a: Sequence[Hashable],
-    b: Sequence[Hashable],
-    clusters: "Sequence[Hashable] | NDArray[Any] | None" = None,
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> Agreement:
-    """Measures the agreement of two raters beyond chance.
-
-    Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20 (1960), eq. 1,
-    with an interval by resampling whole clusters.
+    The standard error is the linearised one of a ratio estimator (Cochran, Sampling Techniques, 3rd ed., 1977, section
+    6.4): with residuals ``e = y - R x`` of ``m`` clusters, ``sqrt(m / (m - 1) * sum(e^2)) / sum(x)``.
 
     Args:
-        a: The first rater's label of each item, ``[n]``.
-        b: The second's.
-        clusters: The cluster of each item, such as its prompt.
-        draws: Resamples; 0 for no interval.
-        seed: Of the resamples.
-
-    Raises:
-        ValueError: Lengths differ, or there are no items.
+        y: A sum for each cluster, ``[m]``.
+        x: Another.
     """
-    if len(a) != len(b) or not len(a):
-        raise ValueError("needs two labels of each item, and one item or more")
-    labels, kinds = codes([*a, *b], 2 * len(a))
-    first, second = np.eye(kinds)[labels[: len(a)]], np.eye(kinds)[labels[len(a) :]]
-    same = (labels[: len(a)] == labels[len(a) :]).astype(np.float64)
-    cluster, count = codes(clusters, len(a))
+    value = float(y.sum() / x.sum())
+    if len(x) < 2:
+        return value, None
+    residuals = y - value * x
+    return value, float(np.sqrt(len(x) / (len(x) - 1) * np.square(residuals).sum()) / x.sum())
 
-    def figures(weights: "NDArray[np.float64]") -> "dict[str, NDArray[np.float64]]":
-        total = weights.sum(axis=1)
-        chance = ((weights @ first) * (weights @ second)).sum(axis=1) / total**2
-        agreed = weights @ same / total
-        # Where chance agrees always, kappa is 0 / 0; rounding must not make it a number.
-        return {"kappa": np.where(chance < 1 - 1e-12, (agreed - chance) / (1 - chance), np.nan), "chance": chance}
 
-    found = estimate(figures, len(a), seed=seed, draws=draws if count > 1 else 0, groups=cluster)
-    value = found["kappa"].value
-    low, high = widened(value, found["kappa"].low, found["kappa"].high, count)
-    return Agreement(
-        kappa=value if math.isfinite(value) else None,
-        low=None if low is None else max(-1.0, low),
-        high=None if high is None else min(1.0, high),
-        agreement=mean_estimate(same, clusters),
-        chance=found["chance"].value,
-        n=len(a),
-        clusters=count,
-    )
+def grouped_mean(values: "NDArray[np.float64]", groups: "NDArray[np.int64]") -> tuple[float, float | None]:
+    """Returns the mean of values and its standard error over the groups, numbered from 0, that they belong to."""
+    sums = np.bincount(groups, weights=values).astype(np.float64)
+    return ratio(sums, np.bincount(groups).astype(np.float64))

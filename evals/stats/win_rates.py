@@ -5,12 +5,13 @@ All are shares in [0, 1]. The units of resampling are prompts, since battles tha
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .bootstrap import estimate
+from .classification import sigmoid
 from .intervals import Estimate, codes, mean_estimate, widened
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def _refitted(
     low, high = widened(found.value, found.low, found.high, count)
     if low is not None and high is not None:
         low, high = max(0.0, low), min(1.0, high)
-    return Estimate(found.value, found.stderr, low, high, n, count)
+    return replace(found, low=low, high=high, n=n, clusters=count)
 
 
 def pool_difficulty(others: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -473,7 +474,7 @@ def _fit(features: "Floats", labels: "Floats", weights: "Floats", penalty: float
     w, weight, eta = start, weights, start @ features.T
     objective = _loss(eta, labels, weight) + penalty * np.abs(w).sum(axis=1)
     for _ in range(_STEPS):
-        share = _sigmoid(eta)
+        share = sigmoid(eta)
         gradient = (weight * (share - labels)) @ features
         hessian = ((weight * share * (1 - share)) @ products).reshape(-1, k, k)
         target = _proximal_step(w, gradient, hessian, penalty)
@@ -534,11 +535,6 @@ def _halve(
         step[worse] /= 2
 
 
-def _sigmoid(eta: "Floats") -> "Floats":
-    small = np.exp(-np.abs(eta))
-    return np.where(eta >= 0, 1.0, small) / (1 + small)
-
-
 def _loss(eta: "Floats", labels: "Floats", weight: "Floats") -> "Floats":
     """Returns the weighted soft log-loss of each fit, ``[fits]``."""
     return np.einsum("bn,bn->b", weight, np.maximum(eta, 0) - labels * eta + np.log1p(np.exp(-np.abs(eta))))
@@ -556,6 +552,6 @@ def at_equal_length(coefficients: "Floats", others: "Floats", weights: "Floats")
     parts = []
     for at in range(0, len(coefficients), chunk):
         weight = weights[at : at + chunk]
-        share = _sigmoid(coefficients[at : at + chunk] @ others.T)
+        share = sigmoid(coefficients[at : at + chunk] @ others.T)
         parts.append(np.einsum("bn,bn->b", weight, share) / weight.sum(axis=1))
     return np.concatenate(parts)

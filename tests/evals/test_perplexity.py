@@ -10,8 +10,9 @@ import pytest
 import torch
 from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.models import LoadedModel, load_model
-from posttrain.evals.perplexity import Window, define, encode, figures, ratio, score_windows, windows
+from posttrain.evals.perplexity import Window, define, encode, figures, score_windows, windows
 from posttrain.evals.spec import PerplexitySpec, SuiteSpec
+from posttrain.evals.stats.intervals import ratio
 from posttrain.evals.task import Checkpoint
 
 

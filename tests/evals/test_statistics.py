@@ -4,12 +4,12 @@ import random
 import numpy as np
 import pytest
 from posttrain.evals.records import Metric
+from posttrain.evals.stats.bootstrap import kappa
 from posttrain.evals.stats.intervals import (
     Interval,
     binary_successes,
     clustered_stderr,
     interval,
-    kappa,
     mean_estimate,
     normal,
     overlap,
