@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,36 @@ def _in_child(command: Command, events: Path, output: Path, at: int) -> int:
 
 def _call(arguments: list[str]) -> int:
     """Runs a command of posttrain's; ``train`` becomes another process, so its module is called instead."""
+    from posttrain.recipes import cli, launch, train
+
+    launch.run = _forked  # type: ignore[assignment]
     if arguments[0] == "train":
-        from posttrain.recipes.train import main
-
-        return main(arguments[1:])
-    from posttrain.recipes import cli
-
+        return train.main(arguments[1:])
     sys.argv = ["posttrain", *arguments]
     cli.main()
     return 0
+
+
+def _forked(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Stands for ``launch.run``: what a command starts is a fork of it, which has imported everything too."""
+    from posttrain.recipes import launch
+
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code: Any = 70
+    try:
+        os.environ.update(environment or {})
+        code = _call(["train", *command[3:]] if command[2] == launch.MODULE else list(command[3:]))
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def snapshot(root: Path, timed: Sequence[str] = ()) -> dict[str, Any]:
