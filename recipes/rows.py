@@ -1,13 +1,12 @@
 """The rows of a recipe: its data section, read and tokenised as the stage and its trainer's options ask."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from ..data_tools.prepare import Prepared, prepare
 from . import job as jobs
 from .errors import RecipeError
 from .job import Job
 from .stage_table import STAGES
-from .trainer_fields import fields_of
 
 
 def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
@@ -27,13 +26,8 @@ def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
         check_teacher(job)
     if split == "eval" and recipe.data.eval is None:
         return None
-    fields = fields_of(stage.config)
-
-    def option(name: str) -> Any:
-        return job.option(name) if name in fields else None
-
-    packing = option("packing_strategy") if option("packing") else None
-    if packing and option("max_length") is None:
+    packing = job.option("packing_strategy") if job.option("packing") else None
+    if packing and job.option("max_length") is None:
         raise RecipeError("trainer.packing needs trainer.max_length, the length of a packed row")
     return prepare(
         recipe.data,
@@ -42,9 +36,9 @@ def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
         tokenizer=job.tokenizer,
         template=job.template,
         accepts=stage.accepts,
-        max_length=option("max_length"),
+        max_length=job.option("max_length"),
         cache_dir=jobs.cache_dir(),
         packing=packing,
-        loss_on="assistant" if "messages" in stage.accepts and option("assistant_only_loss") else "all",
-        num_proc=option("dataset_num_proc") or 1,
+        loss_on="assistant" if "messages" in stage.accepts and job.option("assistant_only_loss") else "all",
+        num_proc=job.option("dataset_num_proc") or 1,
     )
