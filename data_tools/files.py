@@ -178,25 +178,54 @@ def _cut_torn_line(handle: Any) -> None:
     handle.seek(0, os.SEEK_END)
 
 
-def read_jsonl_log(path: Path) -> list[dict[str, Any]]:
+def read_jsonl_log(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
     """Reads an append-only log; a torn last line (no newline) is dropped, a bad line elsewhere is an error.
 
+    Args:
+        path: The log.
+        problems: Takes a clause for whatever cannot be read, which is then left out instead of raised.
+
     Raises:
-        PosttrainError: A line that was completely written is not a JSON object.
+        PosttrainError: A line that was completely written is not a JSON object, and no problems are collected.
     """
     if not path.exists():
         return []
+    try:
+        *lines, torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        if problems is None:
+            raise
+        problems.append(f"{path.name} cannot be read ({first_line(error)})")
+        return []
+    if torn.strip() and problems is not None:
+        problems.append(f"{path.name}: the last line is torn and was left out (a kill, or a writer still at work)")
     records = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
+        if problems is not None and not line.strip():
+            continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise PosttrainError(f"not JSON: {error}", where=f"{path}:{number}", hint="remove that line") from error
-        if not isinstance(record, dict):
-            raise PosttrainError("not a JSON object", where=f"{path}:{number}", hint="remove that line")
-        records.append(record)
+            if isinstance(record, dict):
+                records.append(record if problems is None else without_surrogates(record))
+                continue
+            what, why = "not a JSON object", ""
+        except (ValueError, RecursionError) as error:
+            what, why = "not JSON", str(error)
+        if problems is None:
+            raise PosttrainError(f"{what}: {why}" if why else what, where=f"{path}:{number}", hint="remove that line")
+        problems.append(f"{path.name}:{number} is {what} and was left out" + (f" ({why})" if why else ""))
     return records
+
+
+def without_surrogates(value: Any) -> Any:
+    """Replaces lone surrogates, which JSON can spell and UTF-8 cannot, in every string of a JSON value."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    return value
 
 
 @contextlib.contextmanager

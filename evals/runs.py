@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import InputError, PosttrainError
-from ..data_tools.files import locked, read_json, write_json
+from ..chat_templates.errors import InputError, PosttrainError, first_line
+from ..data_tools.files import locked, without_surrogates, write_json
 from .checkpoints import (
     FINAL,
     MANIFEST,
@@ -101,27 +101,37 @@ def is_closed(run_dir: Path) -> bool:
     return read_record(run_dir).get("finished") is not None
 
 
-def read_record(run_dir: Path) -> dict[str, Any]:
+def read_record(run_dir: Path, problems: list[str] | None = None) -> dict[str, Any]:
     """Returns a run folder's record; empty if the folder has none.
 
+    Args:
+        run_dir: The run folder.
+        problems: Takes a clause if the record is missing or damaged; a damaged one then counts as none.
+
     Raises:
-        InputError: The record is damaged.
+        InputError: The record is damaged, and no problems are collected.
     """
     file = run_dir / RUN_FILE
     try:
-        value = json.loads(file.read_bytes()) if file.exists() else {}
-        if not isinstance(value, dict):
+        value = json.loads(file.read_bytes()) if file.exists() else None
+        if isinstance(value, dict):
+            return value if problems is None else without_surrogates(value)
+        if file.exists():
             raise ValueError("not a JSON object")
+        what = "is missing"
     except (OSError, ValueError, RecursionError) as error:
-        hint = "restore it, or choose another output folder"
-        raise InputError(f"the run's record is damaged: {error}", where=str(file), hint=hint) from error
-    return value
+        if problems is None:
+            hint = "restore it, or choose another output folder"
+            raise InputError(f"the run's record is damaged: {error}", where=str(file), hint=hint) from error
+        what = f"cannot be read ({first_line(error)})"
+    if problems is not None:
+        problems.append(f"{RUN_FILE} {what}, so stage, parent and provenance are unknown")
+    return {}
 
 
 def known_record(run_dir: Path) -> dict[str, Any]:
     """Returns a run folder's record as :func:`read_record`, but an empty one where it is damaged."""
-    value = read_json(run_dir / RUN_FILE)
-    return value if isinstance(value, dict) else {}
+    return read_record(run_dir, problems=[])
 
 
 def run_of(folder: Path) -> Path:

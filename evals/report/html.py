@@ -181,16 +181,7 @@ def _pairs(spell: Speller) -> str:
         view = spell.difference(item)
         entry = [place[item.column], view["value"], view["interval"], item.verdict, view["p"], view["smallest"]]
         found.setdefault(f"{item.row} {item.against}", []).append([*entry, hows.setdefault(view["how"], len(hows))])
-    columns = [
-        {
-            "id": column.id,
-            "label": plain(column.name),
-            "metric": format.metric_label(column.primary),
-            "arrow": format.arrow(column.primary),
-            "stamp": column.stamp,
-        }
-        for column in board.columns
-    ]
+    columns = [{"label": plain(c.name), "metric": format.metric_label(c.primary)} for c in board.columns]
     whole = bool(board.pairs) or len(board.rows) < 2
     return safe_json({"columns": columns, "all": whole, "hows": list(hows), "glyphs": GLYPHS, "pairs": found})
 

@@ -1,17 +1,17 @@
 """Reads run folders for the report; what cannot be read becomes a notice, and the rest is kept."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...chat_templates.errors import PosttrainError
+from ...chat_templates.errors import PosttrainError, first_line
+from ...data_tools.files import read_jsonl_log
 from ..answers import KIND, Answer, read_answers
 from ..checkpoints import Manifest
 from ..judging.judgments import JUDGMENTS, Judgment, judgment_from, settled
 from ..records import SCORES, superseded
-from ..runs import RUN_FILE, saved_models
+from ..runs import read_record, saved_models
 from .items import samples_path
 from .text import mapping
 
@@ -47,18 +47,18 @@ class RunFolder:
 def read_run(folder: Path) -> RunFolder:
     """Reads one run folder; damaged parts are named in ``problems``."""
     problems: list[str] = []
-    record = _read_record(folder / RUN_FILE, problems)
-    lines = _read_lines(folder / SCORES, problems)
+    record = read_record(folder, problems)
+    lines = read_jsonl_log(folder / SCORES, problems)
     stale = superseded(lines)
     scores = tuple(score for index, score in enumerate(lines) if index not in stale)
-    log = _read_lines(folder / "log.jsonl", problems)
+    log = tuple(read_jsonl_log(folder / "log.jsonl", problems))
     judgments = _judgments(folder / JUDGMENTS, problems)
     answers = _answers(folder, scores, problems)
     return RunFolder(folder, record, scores, log, tuple(saved_models(folder)), judgments, answers, tuple(problems))
 
 
 def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:
-    lines = [_judgment(record) for record in _read_lines(path, problems)]
+    lines = [_judgment(record) for record in read_jsonl_log(path, problems)]
     bad = lines.count(None)
     if bad:
         problems.append(f"{path.name}: {bad} line{'s are' if bad > 1 else ' is'} no judgment and left out")
@@ -88,7 +88,7 @@ def _answers(folder: Path, scores: Sequence[dict[str, Any]], problems: list[str]
         try:
             answers = read_answers(path)
         except PosttrainError as error:
-            problems.append(f"{path.name} cannot be read ({_short(error)})")
+            problems.append(f"{path.name} cannot be read ({first_line(error)})")
             continue
         if all(_is_whole(answer) for answer in answers):
             found.append((score, answers))
@@ -103,57 +103,3 @@ def _is_whole(answer: Answer) -> bool:
         return False
     texts = [answer.prompt_id, answer.prompt_key, *(text for group in lists for text in group)]
     return all(isinstance(text, str) for text in texts)
-
-
-def _read_record(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        value = _clean(json.loads(path.read_bytes()))
-        if isinstance(value, dict):
-            return value
-        what = "is not a JSON object"
-    except FileNotFoundError:
-        what = "is missing"
-    except (OSError, ValueError, RecursionError) as error:
-        what = f"cannot be read ({_short(error)})"
-    problems.append(f"{path.name} {what}, so stage, parent and provenance are unknown")
-    return {}
-
-
-def _read_lines(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
-    """Reads a JSON-lines log; unlike ``read_jsonl_log`` it keeps the other lines when one is damaged."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read ({_short(error)})")
-        return ()
-    if lines[-1].strip():
-        problems.append(f"{path.name}: the last line is torn and was left out (a kill, or a writer still at work)")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            value = _clean(json.loads(line)) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path.name}:{number} is not JSON and was left out ({_short(error)})")
-            continue
-        if isinstance(value, dict):
-            records.append(value)
-        elif value is not None:
-            problems.append(f"{path.name}:{number} is not a JSON object and was left out")
-    return tuple(records)
-
-
-def _clean(value: Any) -> Any:
-    """Replaces lone surrogates, which JSON can spell and UTF-8 cannot, in every string of a JSON value."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    return value
-
-
-def _short(error: BaseException) -> str:
-    return str(error).split("\n")[0][:120]
