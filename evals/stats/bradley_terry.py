@@ -286,7 +286,7 @@ def fit(
 
     A tie counts as half a win for each, and a preference of .7 as .7 of a win: the estimating equations then say that
     each player's expected score is its actual one, which holds whatever ties mean. Intervals are percentiles over
-    resamples of whole prompts, widened for few of them (:func:`~.statistics.widened`). Of two players one is
+    resamples of whole prompts, widened for few of them (:func:`~.intervals.widened`). Of two players one is
     significantly better if their difference is large for its standard error over the same resamples (Student's t,
     corrected for few prompts alike); ranks and tiers follow from that, pair by pair, without a correction for how many
     pairs there are.

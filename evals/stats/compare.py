@@ -103,7 +103,7 @@ def paired_difference(
 
     The standard error is that of the mean of the differences, by cluster (Miller, "Adding error bars to evals" (2024),
     arXiv:2411.00640, section 4.2), the interval and the p-value Student's t as of
-    :func:`~.statistics.clustered_stderr`. Items that are all 0 or 1, one to a cluster, are tested by :func:`mcnemar`;
+    :func:`~.intervals.clustered_stderr`. Items that are all 0 or 1, one to a cluster, are tested by :func:`mcnemar`;
     their interval is Bonett and Price's, "Adjusted Wald confidence interval for a difference of binomial proportions
     based on paired data", Journal of Educational and Behavioral Statistics 37 (2012), which has a width where the two
     never differ. Where it holds 0 and McNemar's p-value is below .05 all the same, the p-value is the interval's own.

@@ -171,7 +171,7 @@ def win_rate(preferences: "ArrayLike", clusters: "Clusters" = None) -> Estimate:
     """Returns the mean preference.
 
     Without clusters the standard error is AlpacaEval's (Li et al., ``alpaca_eval``, ``describe_head2head``): the
-    deviation with divisor n - 1 over the root of n. With them it is :func:`~.statistics.clustered_stderr`.
+    deviation with divisor n - 1 over the root of n. With them it is :func:`~.intervals.clustered_stderr`.
 
     Args:
         preferences: Of the candidate, in [0, 1], ``[n]``.
