@@ -9,6 +9,12 @@ from typing import Any
 from ..chat_templates.errors import InputError, first_line
 
 
+def function_file(reference: str | None) -> str:
+    """Returns the file of ``file.py:name``; empty for anything else."""
+    file = (reference or "").rpartition(":")[0]
+    return file if file.endswith(".py") else ""
+
+
 def load_function(reference: str, what: str = "function") -> Callable[..., Any]:
     """Imports ``package.module:name`` or ``file.py:name``.
 
@@ -24,7 +30,7 @@ def load_function(reference: str, what: str = "function") -> Callable[..., Any]:
     if not (colon and source and name):
         raise InputError("not a function's place", where=where, hint="write `package.module:name` or `file.py:name`")
     try:
-        if source.endswith(".py"):
+        if function_file(reference):
             spec = importlib.util.spec_from_file_location(f"posttrain_user_{Path(source).stem}", source)
             assert spec is not None, "the path ends in .py"
             assert spec.loader is not None, "a .py file has a loader"

@@ -225,22 +225,19 @@ def raise_if_problems(document: Document) -> None:
         raise SpecError(sorted(dict.fromkeys(document.problems), key=line))
 
 
-def replace_references(document: Document, references: Mapping[str, Path]) -> None:
-    """Replaces every value ``@name`` or ``@name/rest`` by the folder that a pipeline's step of that name wrote.
+def with_references(document: Document, value: Any, references: Mapping[str, Path], key: KeyPath = ()) -> Any:
+    """Returns a value in which ``@name`` and ``@name/rest`` are the folder that a pipeline's step of that name wrote.
 
     Args:
-        document: Its value is replaced; a reference to no known step becomes a problem.
+        document: A reference to no known step becomes a problem of it.
+        value: The document's value, or a part of it.
         references: The folders of the steps that may be named.
+        key: Where the value stands in the document.
     """
-    document.value = _with_references(document, document.value, references, ())
-
-
-def _with_references(document: Document, value: Any, references: Mapping[str, Path], key: KeyPath) -> Any:
-    """Returns a copy of a value with its references replaced."""
     if isinstance(value, dict):
-        return {k: _with_references(document, v, references, (*key, k)) for k, v in value.items()}
+        return {k: with_references(document, v, references, (*key, k)) for k, v in value.items()}
     if isinstance(value, list):
-        return [_with_references(document, v, references, (*key, i)) for i, v in enumerate(value)]
+        return [with_references(document, v, references, (*key, i)) for i, v in enumerate(value)]
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     name, _, rest = value[1:].partition("/")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import SpecError
+from ..data_tools.functions import function_file
 from ..data_tools.specfile import Document, KeyPath, load_document, validate
 
 JUDGES = Path(__file__).parent / "judges"
@@ -282,8 +283,9 @@ def _paths(settings: JudgeSettings, base: Path) -> dict[str, str]:
     found = {}
     if settings.model and (base / settings.model).is_dir():
         found["model"] = str((base / settings.model).resolve())
-    source, _, name = (settings.rule or "").rpartition(":")
-    return found | ({"rule": f"{(base / source).resolve()}:{name}"} if source.endswith(".py") else {})
+    if settings.rule and (file := function_file(settings.rule)):
+        found["rule"] = settings.rule.replace(file, str((base / file).resolve()), 1)
+    return found
 
 
 def _short(settings: JudgeSettings) -> str:

@@ -11,7 +11,7 @@ from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError
 from ..data_tools.sources import data_suffix, is_hub, local_files
 from ..data_tools.spec import SourceSpec
-from ..data_tools.specfile import Document, KeyPath, load_document, raise_if_problems, replace_references, validate
+from ..data_tools.specfile import Document, KeyPath, load_document, raise_if_problems, validate, with_references
 from .errors import SuiteError
 from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
@@ -238,7 +238,8 @@ def check_suite(name_or_path: str | Path, references: Mapping[str, Path]) -> Non
 
 def _read(path: Path, references: Mapping[str, Path]) -> tuple[Document, SuiteSpec | None]:
     document = load_document(path)
-    replace_references(document, {name: folder.absolute() for name, folder in references.items()})
+    folders = {name: folder.absolute() for name, folder in references.items()}
+    document.value = with_references(document, document.value, folders)
     document.value.setdefault("name", path.stem)
     return document, validate(SuiteSpec, document, raise_problems=False)
 

@@ -30,11 +30,14 @@ def check_all(
     paths: Sequence[Path], overrides: Sequence[str], references: Mapping[str, Path], *, read_data: bool
 ) -> int:
     """Checks recipes, prints what was found, and returns the exit code: 2 if any recipe is wrong."""
+    from .pipeline import load_pipeline, plan
+
     wrong = 0
     for path in paths:
         try:
             if "steps" in load_document(path).value:
-                print(f"{path}: ok (pipeline of {', '.join(_check_pipeline(path, overrides))})")
+                pipeline, document = load_pipeline(path, overrides)
+                print(f"{path}: ok (pipeline of {', '.join(plan(document, pipeline))})")
                 continue
             loaded = load(path, overrides, references)
             lines = _with_data(loaded) if read_data else _without_data(loaded)
@@ -47,17 +50,6 @@ def check_all(
         for line in lines:
             print(f"  {line}")
     return wrong
-
-
-def _check_pipeline(path: Path, overrides: Sequence[str]) -> list[str]:
-    """Checks a pipeline and each of its recipes, as far as that goes before any step has run; returns the steps."""
-    from .pipeline import Plan, load_pipeline, plan
-
-    pipeline, document = load_pipeline(path, overrides)
-    plans: dict[str, Plan] = {}
-    for index, step in enumerate(pipeline.steps):
-        plans[step.name] = plan(document, pipeline, index, plans)
-    return list(plans)
 
 
 def _without_data(loaded: Loaded) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import TemplateError, did_you_mean
+from ..data_tools.functions import function_file
 from ..data_tools.specfile import Document, KeyPath
 
 _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".yaml", ".yml", ".jinja")
@@ -35,11 +36,14 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
                 _find_path(document, place, section, name, steps)
             if key == ("model",):
                 _find_template(document, section)
-            elif key[0] != "data":
-                _find_function(document, place, section)
+            elif isinstance(function := section.get("function"), str) and (file := function_file(function)):
+                found = _found(document, (*place, "function"), file)
+                section["function"] = function.replace(file, found, 1)
     classify = document.value.get("classify")
     if isinstance(classify, dict) and isinstance(classify.get("metrics"), list):
-        classify["metrics"] = [_find_metric(document, n, value) for n, value in enumerate(classify["metrics"])]
+        for number, value in enumerate(classify["metrics"]):  # each a script, or a metric's name
+            if isinstance(value, str) and (value.endswith(".py") or value.startswith((".", "/", "~"))):
+                classify["metrics"][number] = _found(document, ("classify", "metrics", number), value)
     score = document.value.get("score")
     if isinstance(score, dict):
         find_suite(document, score)
@@ -69,45 +73,24 @@ def _find_path(document: Document, key: KeyPath, section: dict[str, Any], name: 
     value = section.get(name)
     if not isinstance(value, str) or value.startswith("@") or (steps and value.startswith(steps)):
         return
-    found = beside(document, value)
-    if found is not None:
-        section[name] = str(found)
-    elif any(character in value for character in "*?["):
+    if beside(document, value) is None and any(character in value for character in "*?["):
         section[name] = str((document.path.parent / value).absolute())  # a pattern; the reader says if nothing fits
-    elif value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(_FILE_SUFFIXES):
-        document.problem((*key, name), f"no such file or folder: {value}", _similar(document.path.parent / value))
-
-
-def _find_function(document: Document, key: KeyPath, section: dict[str, Any]) -> None:
-    """Resolves the file of a reward function given as ``file.py:name``."""
-    value = section.get("function")
-    file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not file.endswith(".py"):
         return
-    found = beside(document, file)
-    if found is None:
-        document.problem((*key, "function"), f"no such file: {file}", _similar(document.path.parent / file))
-    else:
-        section["function"] = f"{found}:{name}"
+    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(_FILE_SUFFIXES)
+    section[name] = _found(document, (*key, name), value, is_path)
 
 
-def _find_metric(document: Document, number: int, value: Any) -> Any:
-    """Resolves a metric that is a script; anything else is a metric's name."""
-    if not isinstance(value, str) or not (value.endswith(".py") or value.startswith((".", "/", "~"))):
-        return value
+def _found(document: Document, key: KeyPath, value: str, is_path: bool = True) -> str:
+    """Returns the absolute path of what a value names; where that is missing, the value and, of a path, a problem."""
     found = beside(document, value)
-    if found is None:
-        hint = _similar(document.path.parent / value)
-        document.problem(("classify", "metrics", number), f"no such file or folder: {value}", hint)
+    if found is None and is_path:
+        path = document.path.parent / value
+        hint = f"there is no folder {path.parent}"
+        if path.parent.is_dir():
+            close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"looked in {path.parent} and in the current directory"
+        document.problem(key, f"no such file or folder: {value}", hint)
     return value if found is None else str(found)
-
-
-def _similar(path: Path) -> str:
-    """Suggests a file of the same folder with a close name."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"did you mean '{close[0]}'?" if close else f"looked in {path.parent} and in the current directory"
 
 
 def _find_template(document: Document, model: dict[str, Any]) -> None:

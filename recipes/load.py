@@ -15,8 +15,8 @@ from ..data_tools.specfile import (
     load_document,
     parse_scalar,
     raise_if_problems,
-    replace_references,
     validate,
+    with_references,
 )
 from . import trainer_fields
 from .inputs import find_inputs
@@ -129,7 +129,7 @@ def _checked(document: Document, overrides: Sequence[str], references: Mapping[s
     if stage:
         _check_sections(document, stage)
     values = document.value
-    replace_references(document, references)
+    document.value = with_references(document, values, references)
     find_inputs(document, references)
     recipe = validate(Recipe, document, raise_problems=False)
     return recipe and Loaded(recipe, values, document.path, tuple(overrides), dict(references), document)

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
 from ..data_tools.files import hash_file, hash_json, locked, read_json, write_json
+from ..data_tools.functions import function_file
 from ..data_tools.sources import content_hash
-from ..data_tools.specfile import Document, load_document, raise_if_problems, replace_references, validate
+from ..data_tools.specfile import Document, load_document, raise_if_problems, validate, with_references
 from ..data_tools.tool import Tool
 from ..evals import checkpoints
 from ..evals.spec import check_suite
@@ -31,14 +32,14 @@ class Plan:
     """A step that has been checked.
 
     Attributes:
-        step: The step as written.
+        name: Its name.
         folder: Its output folder.
         key: A hash of everything that its output depends on.
         loaded: Its recipe, if it is one.
         tool: Its tool, if it is one.
     """
 
-    step: Step
+    name: str
     folder: Path
     key: str
     loaded: Loaded | None = None
@@ -125,9 +126,7 @@ def run(
     how = {"processes": processes, "accelerate": accelerate}
     worked = False
     with locked(output_dir / ".lock"):
-        plans: dict[str, Plan] = {}
-        for index, step in enumerate(pipeline.steps):
-            plans[step.name] = plan(document, pipeline, index, plans)
+        plans = plan(document, pipeline)
         last = _plan_score(document, pipeline, plans)
         for current in plans.values():
             worked |= _run_step(current, how, say)
@@ -140,58 +139,65 @@ def run(
     return worked
 
 
-def plan(document: Document, pipeline: Pipeline, index: int, before: Mapping[str, Plan]) -> Plan:
-    """Checks one step and works out what its output depends on."""
-    step = pipeline.steps[index]
-    folder = Path(pipeline.output_dir) / step.name
-    references = {name: plan.folder.absolute() for name, plan in before.items()}
-    depends = [before[name].key for name in _referenced(document.value["steps"][index]) if name in before]
-    if step.tool is not None:
-        return _plan_tool(document, index, step, folder, references, depends)
-    assert step.recipe is not None, "a step has either recipe or tool"
+def plan(document: Document, pipeline: Pipeline) -> dict[str, Plan]:
+    """Checks the steps in their order and works out what the output of each depends on.
+
+    Raises:
+        PosttrainError: With every problem of the first step that is wrong.
+    """
+    plans: dict[str, Plan] = {}
+    for index, step in enumerate(pipeline.steps):
+        folder = Path(pipeline.output_dir) / step.name
+        references = {name: before.folder.absolute() for name, before in plans.items()}
+        named = _referenced(document.value["steps"][index])
+        loaded, tool = None, None
+        if step.recipe is not None:
+            loaded = _open_recipe(document, index, step, folder, references)
+            named += _referenced(loaded.values)
+            depends = sorted({plans[name].key for name in named if name in plans})
+            identity = [loaded.hash, depends, _contents(loaded)]
+        else:
+            tool, given, files = _open_tool(document, index, step, references)
+            depends = [plans[name].key for name in named if name in plans]
+            identity = [given[0], rundir.versions()["posttrain"], given[1], files, depends]
+        plans[step.name] = Plan(step.name, folder, hash_json(identity), loaded, tool)
+    return plans
+
+
+def _open_recipe(document: Document, index: int, step: Step, folder: Path, references: Mapping[str, Path]) -> Loaded:
+    """Loads a step's recipe."""
+    assert step.recipe is not None
     recipe = beside(document, step.recipe)
     if recipe is None:
         document.problem(("steps", index, "recipe"), f"no such file: {step.recipe}")
-        raise_if_problems(document)
-        raise AssertionError("unreachable")
-    loaded = load(recipe, [*step.overrides, f"output_dir={folder}", f"name={step.name}"], references)
-    depends += [before[name].key for name in _referenced(loaded.values) if name in before]
-    inputs = _contents(loaded)
-    return Plan(step, folder, hash_json([loaded.hash, sorted(set(depends)), inputs]), loaded)
+    raise_if_problems(document)
+    assert recipe is not None, "no problem was reported, so it is there"
+    return load(recipe, [*step.overrides, f"output_dir={folder}", f"name={step.name}"], references)
 
 
-def _plan_tool(
-    document: Document, index: int, step: Step, folder: Path, references: Mapping[str, Path], depends: list[str]
-) -> Plan:
-    """Checks a tool's arguments."""
+def _open_tool(
+    document: Document, index: int, step: Step, references: Mapping[str, Path]
+) -> tuple[Tool, list[Any], list[str]]:
+    """Checks a tool's arguments; returns it, its name and arguments with files by name alone, and the files' hashes."""
     assert step.tool is not None
+    at = ("steps", index, "args")
     for override in step.overrides:  # from the command line; the file's are refused by its schema
-        document.problem(
-            ("steps", index), f"cannot take {step.name}.{override}", "overrides belong to a recipe, args to a tool"
-        )
-    scratch = Document(document.path, document.value, document.lines)
-    replace_references(scratch, references)
-    document.problems += [p for p in scratch.problems if f"steps[{index}]" in p]
-    name, args = _found(document, [step.tool, scratch.value["steps"][index].get("args", {})])
+        document.problem(at[:2], f"cannot take {step.name}.{override}", "overrides belong to a recipe, args to a tool")
+    name, args = _found(document, [step.tool, with_references(document, step.args, references, at)])
+    document.value["steps"][index]["args"] = args
     tool = None
     try:
-        kind = load_tool(name)
+        tool = validate(load_tool(name), document, at=at, raise_problems=False)
     except InputError as error:
         document.problem(("steps", index, "tool"), error.what, error.hint)
-    else:
-        scratch.value["steps"][index]["args"] = args
-        scratch.problems = document.problems
-        tool = validate(kind, scratch, at=("steps", index, "args"), raise_problems=False)
     raise_if_problems(document)
-    texts = [text for text in _strings([name, args]) if text.startswith("/")]
-    paths = _inputs([text.partition(".py:")[0] + ".py" if ".py:" in text else text for text in texts], references)
+    assert tool is not None, "no problem was reported, so it validated"
+    paths = [function_file(text) or text for text in _strings([name, args]) if text.startswith("/")]
+    paths = _inputs(paths, references)
     written = json.dumps([step.tool, step.args])  # a file counts by its content, so that it may lie anywhere
     for path in sorted(set(paths), key=len, reverse=True):
         written = written.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
-    named, given = json.loads(written)
-    files = [_hash_tree(Path(path)) for path in paths]
-    key = hash_json([named, rundir.versions()["posttrain"], given, files, depends])
-    return Plan(step, folder, key, tool=tool)
+    return tool, json.loads(written), [_hash_tree(Path(path)) for path in paths]
 
 
 def _plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> Scoring | None:
@@ -224,9 +230,9 @@ def _found(document: Document, value: Any) -> Any:
         return [_found(document, item) for item in value]
     if not isinstance(value, str) or not ("/" in value or "." in value):
         return value
-    file, colon, function = value.rpartition(":") if ".py:" in value else (value, "", "")
+    file = function_file(value) or value
     path = beside(document, file)
-    return f"{path}{colon}{function}" if path else value
+    return value.replace(file, str(path), 1) if path else value
 
 
 def _referenced(value: Any) -> list[str]:
@@ -251,7 +257,7 @@ def _contents(loaded: Loaded) -> list[str]:
     for source in (*recipe.data.train, *(recipe.data.eval or ())):
         if not f"{source.path}/".startswith(steps) and Path(source.path).is_absolute():
             found.append(content_hash(source, loaded.path.parent))
-    functions = [(reward.function or "").rpartition(":")[0] for reward in (*recipe.rewards, recipe.gold) if reward]
+    functions = [function_file(reward.function) for reward in (*recipe.rewards, recipe.gold) if reward]
     paths = (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *functions)
     return found + [_hash_tree(Path(path)) for path in _inputs(paths, loaded.references)]
 
@@ -272,7 +278,7 @@ def _hash_tree(path: Path) -> str:
 
 def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) -> bool:
     """Runs one step if it must; returns whether it did anything."""
-    name, folder, loaded = current.step.name, current.folder, current.loaded
+    name, folder, loaded = current.name, current.folder, current.loaded
     if done := _is_done(current):
         say(f"{name}: unchanged, skipped")
     else:
@@ -317,7 +323,7 @@ def _set_aside(current: Plan, say: Callable[[str], None]) -> None:
     while (aside := current.folder.with_name(f"{current.folder.name}.old-{number}")).exists():
         number += 1
     shutil.move(current.folder, aside)
-    say(f"{current.step.name}: its inputs have changed; the earlier output is now {aside}")
+    say(f"{current.name}: its inputs have changed; the earlier output is now {aside}")
 
 
 def _in_process(what: str, name: str, command: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 import typer
 
 from ..chat_templates.errors import InputError, did_you_mean
-from ..data_tools.functions import load_function
+from ..data_tools.functions import function_file, load_function
 
 if TYPE_CHECKING:
     from ..data_tools.tool import Tool
@@ -30,7 +30,7 @@ def load_tool(name: str) -> type["Tool"]:
     """
     from ..data_tools.tool import Tool
 
-    if name not in TOOLS and ".py:" not in name:
+    if name not in TOOLS and not function_file(name):
         hint = did_you_mean(name, TOOLS) or f"known: {', '.join(TOOLS)}, or a tool of your own, file.py:Name"
         raise InputError(f"no tool '{name}'", hint=hint)
     tool: Any = load_function(TOOLS[name][0] if name in TOOLS else name, "tool")

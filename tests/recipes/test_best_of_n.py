@@ -50,7 +50,7 @@ def test_a_function_beside_the_pipeline_is_found_and_its_change_is_a_change(tmp_
 
     def planned() -> Any:
         pipeline, document = load_pipeline(path)
-        return plan(document, pipeline, 0, {})
+        return plan(document, pipeline)["bon"]
 
     first = planned()
     assert first.tool.gold == f"{tmp_path}/gold.py:check"

@@ -10,7 +10,7 @@ import yaml
 from posttrain.data_tools.errors import SpecError
 from posttrain.recipes import launch
 from posttrain.recipes.errors import RecipeError
-from posttrain.recipes.pipeline import STATE, Plan, _is_done, load_pipeline, plan, run
+from posttrain.recipes.pipeline import STATE, _is_done, load_pipeline, plan, run
 from posttrain.recipes.scoring import _suite_of
 
 from . import warm
@@ -118,10 +118,7 @@ def test_only_what_has_changed_is_done_again_and_nothing_is_lost(
 def keys(pipeline: Path) -> dict[str, str]:
     """The keys of all steps, planned in the folder that the pipeline lies in."""
     spec, document = load_pipeline(pipeline)
-    plans: dict[str, Plan] = {}
-    for index, step in enumerate(spec.steps):
-        plans[step.name] = plan(document, spec, index, plans)
-    return {name: planned.key for name, planned in plans.items()}
+    return {name: planned.key for name, planned in plan(document, spec).items()}
 
 
 @pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
@@ -152,7 +149,7 @@ def test_a_pipeline_that_lies_elsewhere_is_the_same_and_one_of_other_files_is_no
 @pytest.mark.parametrize("torn", ["", '{"key": "a', "[]"])
 def test_a_damaged_state_of_a_step_is_that_of_another_step(pipeline: Path, tmp_path: Path, torn: str) -> None:
     spec, document = load_pipeline(pipeline)
-    step = plan(document, spec, 0, {})
+    step = plan(document, spec)["tokenizer"]
     step.folder.mkdir(parents=True)
     (step.folder / STATE).write_text(torn)
     assert not _is_done(step)

@@ -23,7 +23,7 @@ def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.Plan:
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump({"steps": [{"name": "x", "tool": tool, "args": args}], "output_dir": "out"}))
     pipeline, document = pipelines.load_pipeline(path)
-    return pipelines.plan(document, pipeline, 0, {})
+    return pipelines.plan(document, pipeline)["x"]
 
 
 def smallest(name: str) -> dict[str, Any]:
