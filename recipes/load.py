@@ -21,7 +21,7 @@ from ..data_tools.specfile import (
 from . import trainer_fields
 from .inputs import find_inputs
 from .schema import Recipe
-from .stage_table import STAGE_SECTIONS, STAGES, Stage
+from .stage_table import STAGE_SECTIONS, STAGES
 
 # What a run is called, where it lies and how it is scored do not change what is trained.
 _NOT_IDENTITY = ("name", "output_dir", "score")
@@ -125,9 +125,19 @@ def _checked(document: Document, overrides: Sequence[str], references: Mapping[s
     trainer = document.value.setdefault("trainer", {})
     if stage and isinstance(trainer, dict):
         document.value["trainer"] = {**stage.defaults, **trainer}
-        _check_trainer(document, stage.config, stage.owned, trainer)
+        for key in sorted(set(trainer) & set(stage.owned)):
+            document.problem(("trainer", key), "is not for the trainer section", stage.owned[key])
+        rest = {key: value for key, value in trainer.items() if key not in stage.owned}
+        for key, what, hint in trainer_fields.problems(rest, trainer_fields.fields_of(stage.config)):
+            document.problem(("trainer", key), what, hint)
     if stage:
-        _check_sections(document, stage)
+        name = document.value["stage"]
+        for key in sorted(STAGE_SECTIONS & document.value.keys() - stage.sections):
+            having = ", ".join(other for other, its in STAGES.items() if key in its.sections)
+            document.problem((key,), f"is not a section of the stage {name}", f"stages that have it: {having}")
+        for key in sorted(stage.required):
+            if not document.value.get(key):
+                document.problem(("stage",), f"the stage {name} needs the section {key}")
     values = document.value
     document.value = with_references(document, values, references)
     find_inputs(document, references)
@@ -183,7 +193,9 @@ def _apply(document: Document, override: str) -> None:
     if value is None:
         target.pop(last, None)
     else:
-        target[last] = _from_here(value) if last in _PATH_KEYS else value
+        # a path typed on the command line is meant from where the user stands, not from the recipe
+        is_path = last in _PATH_KEYS and isinstance(value, str) and Path(value).exists()
+        target[last] = str(Path(value).absolute()) if is_path else value
     document.overrides[key] = override
 
 
@@ -194,28 +206,3 @@ def _place(target: Any, part: str, key: KeyPath) -> str | int:
     if not part.isdecimal() or int(part[:9]) >= len(target):
         raise ValueError(f"{dotted(key)} is a list of {len(target)}, so there is no {dotted(key)}[{part}]")
     return int(part)
-
-
-def _from_here(value: Any) -> Any:
-    """Makes a path typed on the command line absolute: it is meant from where the user stands, not from the recipe."""
-    return str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
-
-
-def _check_sections(document: Document, stage: Stage) -> None:
-    """Adds a problem for each section that the stage does not have, or needs and lacks."""
-    name = document.value["stage"]
-    for key in sorted(STAGE_SECTIONS & document.value.keys() - stage.sections):
-        having = ", ".join(other for other, its in STAGES.items() if key in its.sections)
-        document.problem((key,), f"is not a section of the stage {name}", f"stages that have it: {having}")
-    for key in sorted(stage.required):
-        if not document.value.get(key):
-            document.problem(("stage",), f"the stage {name} needs the section {key}")
-
-
-def _check_trainer(document: Document, config: str, owned: Mapping[str, str], trainer: dict[str, Any]) -> None:
-    """Adds the problems of the ``trainer`` section."""
-    for key in sorted(set(trainer) & set(owned)):
-        document.problem(("trainer", key), "is not for the trainer section", owned[key])
-    rest = {key: value for key, value in trainer.items() if key not in owned}
-    for key, what, hint in trainer_fields.problems(rest, trainer_fields.fields_of(config)):
-        document.problem(("trainer", key), what, hint)

@@ -279,12 +279,10 @@ def _wrong_state(folder: Path, manifest: checkpoints.Manifest, *, best: bool) ->
 
 def log_line(entry: dict[str, Any]) -> str:
     """Returns a line of the log for what the trainer logged; what is no finite number is written as its name."""
-    step = {"step": entry["step"]}
-    return json.dumps(step | {key: _jsonable(value) for key, value in entry.items() if key != "step"})
-
-
-def _jsonable(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    line = {"step": entry["step"]}  # it comes first
+    for key, value in entry.items():
+        line[key] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(line)
 
 
 def rewind_log(run_dir: Path, checkpoint: Path | None) -> None:

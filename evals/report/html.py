@@ -8,6 +8,7 @@ import base64
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any
 
 from ..judging.audit import AuditRow
 from ..judging.judgments import WITHOUT_VERDICT, Judgment
-from . import details, format
-from .board import Column, ColumnMetric, Leaderboard, Notice, PlayerAnswer, Sample, last_row
+from . import format
+from .board import Cell, Column, ColumnMetric, Figure, Leaderboard, Notice, PlayerAnswer, Row, Run, Sample, last_row
 from .format import GLYPHS, Speller
-from .sections import Detail, sections
+from .sections import SHADES, Detail, Line, Table, TableCell, sections
 from .svg import PALETTE, interval_bar
 from .tables import to_json
-from .text import clean, plain
+from .text import clean, mapping, plain, whole
 from .verdicts import baseline_text
 
 MOST_BYTES = 2_000_000
@@ -85,7 +86,7 @@ def _render(board: Leaderboard, detail: Detail) -> str:
         summary=_summary(board),
         baseline_text=plain(baseline_text(board), 200) if board.differences else "",
         common_n={column.id: _common_n(board, column) for column in board.columns},
-        recipes={run.id: text for run in board.runs if detail.drawers and (text := details.recipe_text(run))},
+        recipes={run.id: text for run in board.runs if detail.drawers and (text := _recipe_text(run))},
         pairs=_pairs(spell),
         # These come from files of this package and hold no value from a record.
         style=style,
@@ -123,7 +124,12 @@ def _templates() -> tuple[Any, str, str]:
         "few_shot": _few_shot,
         "answer_facts": _answer_facts,
         "verdicts_on": _verdicts_on,
-        "details": details,
+        "commands": _commands,
+        "facts": _facts,
+        "how_scored": _how_scored,
+        "notes_of": _notes_of,
+        "classes_of": classes_of,
+        "confusion_of": confusion_of,
     }
     style, script = ("".join(environment.get_template(n).render() for n in names) for names in (_SHEETS, _SCRIPTS))
     return environment, style, script
@@ -182,8 +188,8 @@ def _pairs(spell: Speller) -> str:
         entry = [place[item.column], view["value"], view["interval"], item.verdict, view["p"], view["smallest"]]
         found.setdefault(f"{item.row} {item.against}", []).append([*entry, hows.setdefault(view["how"], len(hows))])
     columns = [{"label": plain(c.name), "metric": format.metric_label(c.primary)} for c in board.columns]
-    whole = bool(board.pairs) or len(board.rows) < 2
-    return safe_json({"columns": columns, "all": whole, "hows": list(hows), "glyphs": GLYPHS, "pairs": found})
+    every = bool(board.pairs) or len(board.rows) < 2
+    return safe_json({"columns": columns, "all": every, "hows": list(hows), "glyphs": GLYPHS, "pairs": found})
 
 
 def _summary(board: Leaderboard) -> str:
@@ -267,3 +273,129 @@ def _outcome(group: Sequence[Judgment]) -> str:
     if sides >= {1, -1}:
         return "turned with the order: a tie"
     return "won" if sides == {1} else "lost" if sides == {-1} else "tied"
+
+
+# --- What the page tells of one row: where it came from, how it was measured, and its recipe ---
+
+_TEXT = 4000  # characters of a command or recipe that the page shows
+_MOST = 20  # classes of the largest confusion matrix that is drawn whole
+_MISTAKES = 12  # of a larger one, the most frequent
+_BY_CLASS = ("precision", "recall", "f1")
+# fmt: off
+_HOW = (
+    "suite", "suite_version", "judge_version", "task_hash", "num_fewshot", "template_fingerprint", "limit", "seconds",
+    "created",
+)
+# fmt: on
+
+
+def _commands(row: Row, run: Run) -> str:
+    """Returns the commands that make a row again: the training's as it was recorded, and the scoring's."""
+    recorded = plain(run.record.get("command") or "", _TEXT)
+    suites = dict.fromkeys(cell.score.get("suite") for cell in row.cells.values())
+    named = [plain(name, 200) for name in suites if isinstance(name, str) and name]
+    scoring = [f"posttrain score {shlex.quote(plain(run.folder, 400))} --suite {shlex.quote(name)}" for name in named]
+    return "\n".join([recorded, *scoring]) if recorded else ""
+
+
+def _facts(row: Row, run: Run) -> list[tuple[str, str]]:
+    """Returns what is known of a row's origin, as name and text; what is unknown says so."""
+    record = run.record
+    template, git = mapping(record.get("template")), mapping(record.get("git"))
+    train = mapping(mapping(record.get("data")).get("train"))
+    counts = {key: whole(train.get(key)) for key in ("rows", "tokens", "loss_tokens")}
+    dropped = [f"{why.replace('_', ' ')} {count}" for why, count in mapping(train.get("dropped")).items() if count]
+    parts = [", ".join(f"{n:,} {key.replace('_', ' ')}" for key, n in counts.items() if n is not None)]
+    parts += [f"dropped: {', '.join(dropped)}"] if dropped else []
+    versions = sorted(mapping(record.get("versions")).items())
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    facts = [
+        ("weights", row.weights_hash),
+        ("model", row.model_hash),
+        ("folders", ", ".join(row.names)),
+        ("run folder", run.folder),
+        ("started from", row.parent or _absent(record, "parent")),
+        ("recipe", record.get("recipe_hash")),
+        ("data", " ".join(filter(None, (str(train.get("fingerprint") or ""), "; ".join(filter(None, parts)))))),
+        ("chat template", " ".join(str(template[key]) for key in ("name", "fingerprint") if template.get(key))
+         or _absent(record, "template")),
+        ("seed", run.seed),
+        ("git", f"{git['revision']}{dirty}" if git.get("revision") else None),
+        ("processes", record.get("processes")),
+        ("started", record.get("created")),
+        ("finished", record.get("finished")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions)),
+    ]  # fmt: skip
+    return [(name, plain(value, 600) if value not in (None, "") else "not recorded") for name, value in facts]
+
+
+def _absent(record: dict[str, Any], key: str) -> str | None:
+    """Returns ``none`` where a record says that there is none, and None where it says nothing."""
+    return "none" if key in record and record[key] is None else None
+
+
+def _how_scored(cell: Cell) -> str:
+    """Returns what a score record says of how it was measured."""
+    known = [f"{key.replace('_', ' ')} {cell.score[key]}" for key in _HOW if cell.score.get(key) is not None]
+    return plain(", ".join(known), 500)
+
+
+def _notes_of(cell: Cell) -> list[str]:
+    """Returns what scoring noted of a score."""
+    return [plain(note, 300) for note in cell.score.get("notes") or () if isinstance(note, str)]
+
+
+def _recipe_text(run: Run) -> str:
+    """Returns a run's recipe, as far as the page shows it."""
+    record = json.dumps(run.record.get("recipe"), indent=2, ensure_ascii=False, default=str)
+    lines = [" " * (len(line) - len(line.lstrip())) + plain(line.strip(), 300) for line in record[:_TEXT].split("\n")]
+    lines += ["… (the rest is in leaderboard.json)"] if len(record) > _TEXT else []
+    return "\n".join(lines) if run.record.get("recipe") else ""
+
+
+def classes_of(figures: Sequence[Figure]) -> Table | None:
+    """Returns a line for each class: how many rows are of it, and precision, recall and F1."""
+    found: dict[str, dict[str, Figure]] = {}
+    for figure in figures:
+        kind, _, name = figure.metric.partition("/")
+        if name and kind in _BY_CLASS:
+            found.setdefault(name, {})[kind] = figure
+    lines = []
+    for name, mine in found.items():
+        values = [figure.value if (figure := mine.get(kind)) else None for kind in _BY_CLASS]
+        shares = ("" if value is None else f"{100 * value:.1f}" for value in values)
+        n = mine["recall"].n if "recall" in mine else 0
+        lines.append(Line((TableCell(plain(name, 60), record=True), str(n), *shares)))
+    heads = ("class", "rows", "precision, %", "recall, %", "F1, %")
+    return Table(heads, tuple(lines), css="mistakes", head=None) if lines else None
+
+
+def confusion_of(score: dict[str, Any]) -> dict[str, Any] | Table | None:
+    """Returns a score's confusion matrix, shaded by the share of the true class; of a large one, its worst mistakes.
+
+    A matrix that is not square, or not of counts, is left out.
+    """
+    confusion = mapping(mapping(score.get("detail")).get("confusion"))
+    labels, counts = confusion.get("labels"), confusion.get("counts")
+    if not isinstance(labels, list) or not isinstance(counts, list) or len(labels) != len(counts) or not labels:
+        return None
+    rows = [[whole(count) for count in row] if isinstance(row, list) else [] for row in counts]
+    if any(len(row) != len(labels) or None in row for row in rows):
+        return None
+    names = [plain(label, 40) for label in labels]
+    known = [[count or 0 for count in row] for row in rows]
+    if len(names) > _MOST:
+        return _mistakes(names, known)
+    shaded = [
+        {"name": name, "n": total, "cells": [(n, round(SHADES * n / total) if total else 0) for n in row]}
+        for name, row in zip(names, known, strict=True)
+        for total in (sum(row),)
+    ]
+    return {"labels": names, "rows": shaded}
+
+
+def _mistakes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
+    wrong = [(-n, i, k) for i, row in enumerate(counts) for k, n in enumerate(row) if i != k and n]
+    cells = ((*(TableCell(names[i], record=True) for i in pair), str(-n)) for n, *pair in sorted(wrong)[:_MISTAKES])
+    caption = f"The most frequent mistakes among {len(names)} classes; the whole matrix is in leaderboard.json"
+    return Table(("true", "predicted", "rows"), tuple(map(Line, cells)), css="mistakes", caption=caption, head=None)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from posttrain.evals.report import build
-from posttrain.evals.report.details import classes_of, confusion_of
-from posttrain.evals.report.html import to_html
+from posttrain.evals.report.html import classes_of, confusion_of, to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.sections import Table
 from posttrain.evals.report.tables import to_json
