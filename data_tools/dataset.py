@@ -2,12 +2,12 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .answer_rows import answer_messages
+from .columns import answer_messages
 from .errors import DataError, RowError
 from .formats import canonicalizer, choose
 from .mix import Share
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 32  # rows whose columns decide the format
 _ALL_BAD = 100  # first rows that, if none is usable, end the reading of a source
 _EXAMPLES = 3
+BATCH_ROWS = 512
+BATCH_CHARACTERS = 4_000_000
 
 
 @dataclass
@@ -174,6 +176,12 @@ class PreparedReport:
     fill: float | None
     rows_without_loss: int
 
+    def check(self, max_bad_share: float) -> None:
+        """Stops a run that lost more than a stated share of a source, as ``DataReport.check`` does."""
+        for source in self.sources:
+            read = DataReport(source.name, None, None, source.rows, source.kept, source.dropped, source.examples)
+            read.check(max_bad_share)
+
     @property
     def dropped(self) -> dict[str, int]:
         """Dropped rows of all sources, by reason."""
@@ -256,6 +264,20 @@ def load(
         del unread["message key name"]
     report.unread = dict(unread)
     report.check(max_bad_share)
+
+
+def batched(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Groups rows by number, and by characters where a row can be a whole book."""
+    batch: list[tuple[str, dict[str, Any]]] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row[1].get("text") or "")
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 class _Shape:

@@ -1,8 +1,9 @@
 """What can be wrong with data and with the files that describe it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from ..chat_templates.errors import InputError, PosttrainError
+from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
 
 
 class DataError(InputError):
@@ -25,6 +26,19 @@ class RowError(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+def listing(names: Iterable[Any]) -> str:
+    """Joins names for a message, cutting a long list short."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def missing_column(name: str, row: dict[str, Any]) -> RowError:
+    """A row lacks a column: says which ones it has."""
+    hint = did_you_mean(name, (str(column) for column in row))
+    have = f"the columns are {listing(row)}" if row else "the row has no columns"
+    return RowError(f"missing column '{name}'", f"{have}; {hint}" if hint else have)
 
 
 class SpecError(InputError):

@@ -4,18 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from .answer_rows import (
-    alpaca_messages,
-    answer_messages,
-    prompt_reader,
-    read_preference,
-    read_prompt_completion,
-    read_unpaired,
-)
-from .columns import Values, column, conversation_column, refuse_columns, text_of, unread
-from .conversations import check_training, conversation, parse_json, tool_list, unmarked
-from .errors import DataError, RowError
-from .mapping import Evaluate, as_text, compile_template, listing
+from .columns import READERS, Values, answer_messages, conversation_column, prompt_reader, refuse_columns, unread
+from .conversations import check_training, parse_json, unmarked
+from .errors import DataError, RowError, listing
+from .mapping import Evaluate, as_text, compile_template
 from .spec import FormatName, Kind
 
 if TYPE_CHECKING:
@@ -191,7 +183,7 @@ def canonicalizer(
             refuse_columns(row, learnt=prompts is None)
             if given.get("functions") and not given.get("tools"):  # OpenAI's layout of 2023
                 given = {**given, "tools": given["functions"], "functions": None}
-        result = prompts(row, given) if prompts else _READERS[name](given)
+        result = prompts(row, given) if prompts else READERS[name](given)
         if ignored is not None:
             ignored.update(found for found in unread(given, name) if found.removeprefix("column ") not in result)
             if not mapped and _unused_system(row, result):
@@ -254,43 +246,6 @@ def _unused_system(row: Values, result: Values) -> bool:
     return isinstance(system, str) and bool(system.strip()) and isinstance(talk, list) and talk[0]["content"] != system
 
 
-def _read_text(row: Values) -> Values:
-    return {"text": text_of(row, "text")}
-
-
-def _read_messages(row: Values, *, sharegpt: bool = False) -> Values:
-    talk = column(row, "messages", "conversations", "conversation")
-    messages = conversation(talk, sharegpt=sharegpt, system=row.get("system"))
-    check_training(messages)
-    return {"messages": messages, "tools": tool_list(row.get("tools"))}
-
-
-def _read_sharegpt(row: Values) -> Values:
-    row = row if row.get("conversations") is None else {**row, "messages": row["conversations"]}
-    return _read_messages(row, sharegpt=True)
-
-
-def _read_alpaca(row: Values) -> Values:
-    return {"messages": alpaca_messages(row), "tools": tool_list(row.get("tools"))}
-
-
-def _read_classification(row: Values) -> Values:
-    result: Values = {"text": text_of(row, "text")}
-    if row.get("text_pair") is not None:
-        result["text_pair"] = text_of(row, "text_pair")
-    label = column(row, "label")
-    parts: Sequence[Any] = label if isinstance(label, list) else (label,)
-    for part in parts:
-        if (
-            not isinstance(part, str | int | float) or part != part
-        ):  # not a number is the one value that differs from itself
-            raise RowError("label is not a number or a name", repr(part)[:60])
-    if any(isinstance(part, str) and not part.strip() for part in parts):
-        raise RowError("empty label")
-    result["label"] = label
-    return result
-
-
 def _as_prompt_completion(row: Values) -> Values:
     messages = row["messages"]
     return {"prompt": unmarked(messages[:-1]), "completion": messages[-1:], "tools": row["tools"]}
@@ -305,17 +260,6 @@ def _as_messages(row: Values) -> Values:
     return {"messages": messages, "tools": row.get("tools")}
 
 
-# `prompt` is read by `prompt_reader`.
-_READERS: dict[FormatName, Canonicalize] = {
-    "text": _read_text,
-    "messages": _read_messages,
-    "sharegpt": _read_sharegpt,
-    "alpaca": _read_alpaca,
-    "prompt_completion": read_prompt_completion,
-    "preference": read_preference,
-    "unpaired": read_unpaired,
-    "classification": _read_classification,
-}
 _CONVERTERS: dict[tuple[Kind, Kind], Canonicalize] = {
     ("messages", "prompt_completion"): _as_prompt_completion,
     ("prompt_completion", "messages"): _as_messages,

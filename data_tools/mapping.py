@@ -2,11 +2,10 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import did_you_mean
-from .errors import DataError, RowError
+from .errors import DataError, RowError, missing_column
 
 if TYPE_CHECKING:
     from ..chat_templates.sandbox import Sandbox
@@ -129,19 +128,6 @@ def _missing(message: str, row: Values) -> RowError:
     if rest or not message.endswith(" is undefined") or name in row:
         return RowError(f"the mapping fails: {message}")
     return missing_column(name, row)
-
-
-def listing(names: Iterable[Any]) -> str:
-    """Joins names for a message, cutting a long list short."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-
-
-def missing_column(name: str, row: Values) -> RowError:
-    """A row lacks a column: says which ones it has."""
-    hint = did_you_mean(name, (str(column) for column in row))
-    have = f"the columns are {listing(row)}" if row else "the row has no columns"
-    return RowError(f"missing column '{name}'", f"{have}; {hint}" if hint else have)
 
 
 def as_text(value: Any, what: str) -> str:

@@ -93,6 +93,18 @@ def mix(lengths: Sequence[Any], weights: Sequence[float] | None, *, tokens: int 
     return Mixture(*_interleave(sizes, drawn), shares)
 
 
+def in_order(lengths: Sequence[Ints]) -> Mixture:
+    """Takes the documents of all sources once, as they come; those of no tokens are left out."""
+    kept = [np.flatnonzero(source) for source in lengths]
+    totals = [int(source.sum()) for source in lengths]
+    shares = [total / sum(totals) for total in totals]
+    return Mixture(
+        np.repeat(np.arange(len(kept)), [len(documents) for documents in kept]),
+        np.concatenate(kept),
+        tuple(Share(len(k), t, 1.0, s, s) for k, t, s in zip(kept, totals, shares, strict=True)),
+    )
+
+
 def _draw(sizes: Ints, target: float, seed: np.random.SeedSequence) -> Ints:
     """Draws whole passes over a source and the part of one more that comes nearest to ``target`` tokens."""
     filled = np.flatnonzero(sizes)

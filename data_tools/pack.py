@@ -71,10 +71,10 @@ def ranges(starts: Any, lengths: Any) -> Ints:
 
 
 def one_per_row(lengths: Any) -> Rows:
-    """Makes every document a row of its own; empty ones vanish."""
+    """Makes every document, or a part of every example, a row of its own."""
     lengths = np.asarray(lengths, dtype=np.int64)
-    document = np.flatnonzero(lengths)
-    return Rows(document, np.zeros_like(document), lengths[document], np.arange(len(document) + 1))
+    numbers = np.arange(len(lengths) + 1)
+    return Rows(numbers[:-1], np.zeros_like(lengths), lengths, numbers)
 
 
 def split(lengths: Any, max_length: int) -> Rows:
@@ -94,7 +94,7 @@ def split(lengths: Any, max_length: int) -> Rows:
     return Rows(document, start, ends - start, np.arange(len(document) + 1))
 
 
-def pack(lengths: Any, max_length: int, strategy: Strategy) -> Rows:
+def pack(lengths: Any, max_length: int, strategy: Strategy, *, seed: int | None = None) -> Rows:
     """Packs documents into rows of at most ``max_length`` tokens.
 
     * ``bfd``: best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv:2404.10830,
@@ -106,6 +106,7 @@ def pack(lengths: Any, max_length: int, strategy: Strategy) -> Rows:
         lengths: Tokens of each document, ``[documents]``; empty ones vanish.
         max_length: Tokens of a full row.
         strategy: One of the above.
+        seed: Shuffles the rows of whole documents or pieces, which packing has sorted by length; None leaves them.
 
     Raises:
         ValueError: With ``bfd``, a document is longer than a row (too-long documents are decided on before packing).
@@ -120,7 +121,8 @@ def pack(lengths: Any, max_length: int, strategy: Strategy) -> Rows:
     order = placed[np.argsort(bins, kind="stable")]
     counts = np.bincount(bins) if len(bins) else np.zeros(0, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Rows(pieces.document[order], pieces.start[order], pieces.length[order], offsets)
+    rows = Rows(pieces.document[order], pieces.start[order], pieces.length[order], offsets)
+    return rows if seed is None else rows.take(np.random.default_rng([seed, len(rows)]).permutation(len(rows)))
 
 
 def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates import ChatTemplate, fingerprint
 from .cache import get_or_build
-from .dataset import DataReport, PreparedReport, load
+from .dataset import DataReport, PreparedReport, batched, load
 from .errors import DataError
 from .examples import PARTS, Encoder, LossOn, encode_batches
 from .files import hash_json
 from .pack import Strategy
-from .rows import Examples, Plan, write_rows
+from .rows import Plan, write_rows
 from .sources import content_hash
-from .store import Store, StoreWriter
+from .store import Examples, Store, StoreWriter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 CACHE_VERSION = 5  # raise it whenever the same input would give other tokens or rows
 ROWS_FILE = "rows.arrow"
 DOCUMENTS: "frozenset[Kind]" = frozenset({"text", "messages", "prompt_completion"})
-BATCH_ROWS = 512
-BATCH_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ def prepare(
     key = hash_json({"version": CACHE_VERSION, "sources": names, "plan": plan.key(), "titles": titles})
     entry = get_or_build(cache_dir, key, build)
     report = PreparedReport.from_dict(entry.report)
-    for source in report.sources:  # again, since the allowed share is no part of the key
-        read = DataReport(source.name, None, None, source.rows, source.kept, source.dropped, source.examples)
-        read.check(spec.max_bad_share)
+    report.check(spec.max_bad_share)  # again, since the allowed share is no part of the key
     return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built)
 
 
@@ -223,7 +219,7 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
         cut = 0
 
         def batches() -> Iterator[list[dict[str, Any]]]:
-            for batch in _row_batches(rows):
+            for batch in batched(rows):
                 places.append([where for where, _ in batch])
                 yield [row for _, row in batch]
 
@@ -251,20 +247,6 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
     report.check(reading.max_bad_share)
     rest: Any = {name: found[name] for name in ("per_row", "types", "truncated") if name in found}
     return Examples(Store.open(entry.folder), report, len(PARTS[kind]), **rest)
-
-
-def _row_batches(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Groups rows by number, and by characters where a row can be a whole book."""
-    batch: list[tuple[str, dict[str, Any]]] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row[1].get("text") or "")
-        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 @contextmanager

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import did_you_mean
-from .errors import DataError
+from .errors import DataError, missing_column
 from .files import hash_file, hash_json
-from .mapping import missing_column
 from .readers import READERS, Row, read_batches
 
 if TYPE_CHECKING:

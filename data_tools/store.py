@@ -1,19 +1,27 @@
-"""Tokenised documents of one source, or parts of its examples, as flat files that are mapped into memory."""
+"""Tokens on the disk: the examples of a source as flat files, mapped into memory, and finished rows made of them."""
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .pack import ranges
+from .examples import PARTS
+from .pack import Rows, ranges
+
+if TYPE_CHECKING:
+    from .dataset import DataReport
+    from .mix import Mixture
+    from .spec import Kind
 
 IDS, LOSS, LENGTHS, WHERE = "ids.int32", "loss.uint8", "lengths.int64", "where.txt"
 FIELDS, ENDS = "fields.json", "fields.int64"
+
+Lengths = NDArray[np.int64]
 
 
 class StoreWriter:
@@ -124,3 +132,139 @@ class Store:
 def _map(path: Path, dtype: str) -> Any:
     """Maps a file of numbers; an empty file, which cannot be mapped, is an empty array."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The tokenised examples of a source.
+
+    Attributes:
+        store: Their tokens; each part of an example is a document of its own.
+        report: What was dropped on the way to them.
+        parts: Parts of an example.
+        per_row: Examples that each row became.
+        types: For each further column the types of value found, with where each was found first.
+        truncated: Examples that have been cut already.
+    """
+
+    store: Store
+    report: "DataReport"
+    parts: int = 1
+    per_row: int = 1
+    types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    truncated: int = 0
+
+    @property
+    def lengths(self) -> Lengths:
+        """Tokens of each part, ``[examples, parts]``."""
+        return self.store.lengths.reshape(-1, self.parts)
+
+    def ids(self, example: int, part: int, length: int) -> NDArray[np.int32]:
+        """Returns the first tokens of a part of an example."""
+        start = int(self.store.starts[example * self.parts + part])
+        return self.store.ids[start : start + length]
+
+
+def write_arrow(
+    path: Path,
+    kind: "Kind | None",
+    batches: Iterable[Sequence[Rows]],
+    mixture: "Mixture",
+    sources: Sequence[Examples],
+    types: Mapping[str, Any],
+    *,
+    packed: bool,
+) -> tuple[list[int], int, set[bool]]:
+    """Writes batches of finished rows, each the rows of every part of the examples of a mixture, as an Arrow stream.
+
+    Returns:
+        For each source its tokens that carry loss, of documents, or else those of its answers; how many documents carry
+        none; and the labels found, of kind ``unpaired``.
+    """
+    import pyarrow as pa
+
+    lists = PARTS[kind] if kind != "prompt" else ()  # prompts are tokenised again where they are answered
+    if kind is None:
+        lists += ("labels", "seq_lengths") if packed else ("labels",)
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in lists] + list(types.items()))
+    loss_tokens = np.zeros(len(sources), dtype=np.int64)
+    labels: set[bool] = set()
+    without = 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for here in batches:
+            owners = [mixture.source[part.document] for part in here]
+            if kind is None:
+                columns, with_loss = _document_columns(here[0], mixture, sources)
+                loss_tokens += np.bincount(np.repeat(owners[0], here[0].length)[with_loss], minlength=len(sources))
+                starts = np.cumsum(here[0].row_lengths()) - here[0].row_lengths()
+                without += int((np.add.reduceat(with_loss, starts, dtype=np.int64) == 0).sum())
+            else:
+                columns = [
+                    _lists(part.length, _gather(part, number, mixture, sources, "ids"))
+                    for number, part in enumerate(here[: len(lists)])
+                ]
+                for part, owner in zip(here[1:], owners[1:], strict=True):
+                    np.add.at(loss_tokens, owner, part.length)
+                columns += _field_arrays(sources, owners[0], mixture.document[here[0].document], types)
+                labels |= set(columns[-1].to_pylist()) if kind == "unpaired" else set()
+            writer.write_batch(pa.record_batch(columns[: len(schema)], schema=schema))
+    return loss_tokens.tolist(), without, labels
+
+
+def _document_columns(
+    part: Rows, mixture: "Mixture", sources: Sequence[Examples]
+) -> tuple[list[Any], NDArray[np.bool_]]:
+    """Makes ``input_ids``, ``labels`` and ``seq_lengths`` of some rows; also says which tokens carry loss."""
+    sequences = part.row_lengths() if part.joined else part.length
+    per_row = np.ones(len(part), dtype=np.int64) if part.joined else np.diff(part.offsets)
+    ids = _gather(part, 0, mixture, sources, "ids")
+    with_loss = _gather(part, 0, mixture, sources, "loss").astype(bool)
+    with_loss[np.cumsum(sequences) - sequences] = False  # what precedes the first token is another sequence
+    labels = np.where(with_loss, ids, np.int32(-100))
+    lists = [_lists(part.row_lengths(), values) for values in (ids, labels)]
+    return [*lists, _lists(per_row, sequences.astype(np.int32))], with_loss
+
+
+def _gather(
+    part: Rows, number: int, mixture: "Mixture", sources: Sequence[Examples], column: Literal["ids", "loss"]
+) -> Any:
+    """Collects ids or loss of the tokens of one part of the examples of some rows, ``[tokens]``."""
+    values = np.empty(int(part.length.sum()), dtype=np.int32)
+    owners, documents = mixture.source[part.document], mixture.document[part.document]
+    for owner, source in enumerate(sources):
+        mine = owners == owner
+        there = source.store.places(documents[mine] * source.parts + number, part.start[mine], part.length[mine])
+        values[np.repeat(mine, part.length)] = getattr(source.store, column)[there]
+    return values
+
+
+def _lists(lengths: Lengths, values: NDArray[np.int32]) -> Any:
+    """Makes an Arrow column of lists."""
+    import pyarrow as pa
+
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def _field_arrays(
+    sources: Sequence[Examples], owner: Lengths, document: Lengths, types: Mapping[str, Any]
+) -> list[Any]:
+    """Collects the further columns of some examples."""
+    import pyarrow as pa
+
+    if not types:
+        return []
+    values: list[dict[str, Any]] = [{}] * len(owner)
+    for number, examples in enumerate(sources):
+        mine = np.flatnonzero(owner == number)
+        for place, fields in zip(mine.tolist(), examples.store.fields(document[mine]), strict=True):
+            values[place] = fields
+    columns = []
+    for name, kind in types.items():
+        column = [fields.get(name) for fields in values]
+        if kind == pa.json_():
+            texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in column]
+            columns.append(pa.ExtensionArray.from_storage(kind, pa.array(texts, pa.string())))
+        else:
+            columns.append(pa.array(column, kind))
+    return columns

@@ -459,7 +459,7 @@ def test_a_changed_share_of_bad_rows_is_asked_again_of_the_cache(run):
 
 
 def test_two_processes_make_the_rows_of_one(run, monkeypatch):
-    monkeypatch.setattr("posttrain.data_tools.prepare.BATCH_ROWS", 4)
+    monkeypatch.setattr("posttrain.data_tools.dataset.BATCH_ROWS", 4)
     rows = [*numbered(9), pair("same", "same")]
     one = run("preference", rows, split="eval")
     monkeypatch.setattr(module, "CACHE_VERSION", 0)  # another key

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from posttrain.data_tools.pack import Rows, best_fit_decreasing, one_per_row, pack, ranges, split
+from posttrain.data_tools.pack import Rows, best_fit_decreasing, pack, ranges, split
 
 
 def tokens_of(rows: Rows) -> list[tuple[int, int]]:
@@ -103,4 +103,3 @@ def test_a_million_documents_pack_tightly():
 def test_nothing_packs_to_nothing(strategy):
     rows = pack([], 8, strategy)
     assert (len(rows), rows.fill(8)) == (0, 0.0)
-    assert len(one_per_row([0, 0])) == 0
