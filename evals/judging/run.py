@@ -122,7 +122,10 @@ def pending_judgments(folders: Sequence[Path], suite: SuiteSpec) -> int:
 def _plans(folders: Sequence[Path], suite: SuiteSpec, device: str | None, report: JudgeReport) -> list[Plan]:
     """Opens every entry; one without answers becomes a problem."""
     judged = {entry.prompts for entry in suite.judges}
-    jobs = {spec.title: define(spec, suite) for spec in suite.prompts if spec.title in judged}
+    jobs = {}
+    for spec in suite.prompts:
+        if spec.title in judged:
+            jobs[spec.title] = define(spec, suite)
     plans = []
     for entry in suite.judges:
         try:
