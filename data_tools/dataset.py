@@ -2,16 +2,16 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .columns import answer_messages
 from .errors import DataError, RowError
 from .formats import canonicalizer, choose
 from .mix import Share
-from .sources import read_rows
+from .sources import Row, read_rows
 
 if TYPE_CHECKING:
     from ..chat_templates import ChatTemplate
@@ -22,6 +22,7 @@ _ALL_BAD = 100  # first rows that, if none is usable, end the reading of a sourc
 _EXAMPLES = 3
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 4_000_000
+_Read = TypeVar("_Read")
 
 
 @dataclass
@@ -241,29 +242,52 @@ def load(
     rows = iter(read_rows(source, base_dir))
     first = list(itertools.islice(rows, _LOOK_AHEAD))
     report.format, report.kind = choose(source, first, accepts)
-    convert = canonicalizer(source, report.format, report.kind, unread) if report.kind else None
+    canonical = canonicalizer(source, report.format, report.kind, unread) if report.kind else None
     shape = _Shape(source, report, template)
-    for row in itertools.chain(first, rows if convert else ()):
-        report.rows += 1
-        try:
-            if row.problem is not None:
-                raise row.problem
-            assert convert is not None, "a row that can be read has a format"
-            example = shape(convert(row.values))
-        except RowError as error:
-            report.drop(error.reason, row.where, error.detail)
-            if report.rows == _ALL_BAD and not report.kept and max_bad_share < 1:
-                break
-            continue
-        report.kept += 1
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        assert canonical is not None, "a row that can be read has a format"
+        return shape(canonical(row))
+
+    for where, example in usable(itertools.chain(first, rows if canonical else ()), convert, report, max_bad_share):
         report.literal += template is not None and _spells(example, template.special_tokens)
-        yield row.where, example
+        yield where, example
         if report.kept == source.limit:
             break
     if template and template.renders_names:
         del unread["message key name"]
     report.unread = dict(unread)
     report.check(max_bad_share)
+
+
+def usable(
+    rows: Iterable[Row], convert: Callable[[dict[str, Any]], _Read], report: DataReport, max_bad_share: float = 1.0
+) -> Iterator[tuple[str, _Read]]:
+    """Converts rows in order; one that cannot be used is left out and counted.
+
+    Args:
+        rows: What was read.
+        convert: Makes of a row's columns what is wanted, or raises RowError.
+        report: Is filled in while rows are read.
+        max_bad_share: The largest share of the rows that may be left out, which is the caller's to check. Unless it is
+            1, the reading ends after the first hundred rows if none of them is usable.
+
+    Yields:
+        Where the row is, and what it became.
+    """
+    for row in rows:
+        report.rows += 1
+        try:
+            if row.problem is not None:
+                raise row.problem
+            read = convert(row.values)
+        except RowError as error:
+            report.drop(error.reason, row.where, error.detail)
+            if report.rows == _ALL_BAD and not report.kept and max_bad_share < 1:
+                return
+            continue
+        report.kept += 1
+        yield row.where, read
 
 
 def batched(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:

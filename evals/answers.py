@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError
 from ..data_tools.ask import TOO_LONG
+from ..data_tools.dataset import DataReport, usable
 from ..data_tools.errors import RowError
 from ..data_tools.files import hash_file
-from ..data_tools.sources import Row, read_rows
+from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
 from .checkpoints import model_hash, read_manifest
 from .errors import EvalError
@@ -143,7 +143,7 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
         raise PosttrainError(f"the answers cannot be read: {error}", where=str(path), hint=hint) from error
 
 
-def _answer_from(row: dict[str, Any]) -> Answer:
+def _answer_from(row: Mapping[str, Any]) -> Answer:
     answer = Answer(**{name: row[name] for name in Answer.__dataclass_fields__ if name in row or name != "system"})
     listed = {name: tuple(value) for name, value in vars(answer).items() if isinstance(value, list)}
     return replace(answer, **listed)
@@ -242,23 +242,23 @@ def answers_from_file(
         known |= {f"id {prompt.id}": prompt, prompt.key: prompt, prompt_key(prompt.turns): prompt}
     found: dict[tuple[str, int], Answer] = {}
     names: set[str] = set()
-    unmatched: Counter[str] = Counter()
-    for row in read_rows(SourceSpec(path=str(path)), Path.cwd()):
-        try:
-            answer = _answer_to(row, known, thinking)
-        except RowError as error:
-            unmatched[error.reason] += 1
-            continue
-        names |= {row.values[name] for name in _MODELS if isinstance(row.values.get(name), str)}
+    report = DataReport(source=str(path))
+
+    def read(row: Mapping[str, Any]) -> Answer:
+        answer = _answer_to(row, known, thinking)
+        names.update(row[name] for name in _MODELS if isinstance(row.get(name), str))
+        return answer
+
+    for where, answer in usable(read_rows(SourceSpec(path=str(path)), Path.cwd()), read, report):
         if found.setdefault((answer.prompt_key, answer.sample), answer) is not answer:
-            unmatched["the prompt is answered already"] += 1
+            report.drop("the prompt is answered already", where)
     if not found:
-        reasons = ", ".join(f"{count} rows: {reason}" for reason, count in unmatched.items()) or "it is empty"
+        reasons = ", ".join(f"{count} rows: {reason}" for reason, count in report.dropped.items()) or "it is empty"
         raise InputError(f"no answer to the prompts: {reasons}", where=str(path), hint="is it of the same prompt set?")
     ordered = [found[key] for prompt in prompts for key in sorted(k for k in found if k[0] == prompt.key)]
     answered = {key for key, _ in found}
     missing = sum(prompt.key not in answered for prompt in prompts)
-    notes = [f"{count} rows of {path.name} left aside: {reason}" for reason, count in unmatched.items()]
+    notes = [f"{count} rows of {path.name} left aside: {reason}" for reason, count in report.dropped.items()]
     notes += [f"{path.name} has no answer to {missing} of {len(prompts)} prompts"] if missing else []
     run = names.pop() if len(names) == 1 else path.name.partition(".")[0]
     weights = f"file:{hash_file(path)[:16]}"
@@ -268,18 +268,11 @@ def answers_from_file(
 _MODELS = ("generator", "model_id", "model")  # where benchmarks name who answered
 
 
-def _answer_to(row: Row, known: Mapping[str, Prompt], thinking: Sequence[tuple[str, str]]) -> Answer:
-    """Reads one row of a file of answers.
-
-    Raises:
-        RowError: It is no answer, or to no prompt of the set.
-    """
-    if row.problem is not None:
-        raise row.problem
-    values = row.values
-    if "prompt_key" in values and "raw" in values:
+def _answer_to(row: Mapping[str, Any], known: Mapping[str, Prompt], thinking: Sequence[tuple[str, str]]) -> Answer:
+    """Reads one row of a file of answers; one that is none, or to no prompt of the set, raises RowError."""
+    if "prompt_key" in row and "raw" in row:
         try:
-            own = _answer_from(values)
+            own = _answer_from(row)
         except KeyError as error:
             raise RowError("a column is missing", str(error)) from error
         if own.prompt_key not in known:
@@ -287,7 +280,7 @@ def _answer_to(row: Row, known: Mapping[str, Prompt], thinking: Sequence[tuple[s
         return own
     identity, texts = answer_of(row)
     try:
-        prompt = known.get(prompt_key(turns_of(values)[0]))
+        prompt = known.get(prompt_key(turns_of(row)[0]))
     except RowError:
         prompt = None
     prompt = prompt or known.get(f"id {identity}")

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -182,6 +183,15 @@ class JudgingSpec(JudgeSettings):
         """Returns what the leaderboard calls the entry."""
         return self.name or f"{self.prompts}-{Path(self.judge).name}"
 
+    @cached_property
+    def members(self) -> tuple["Judge", ...]:
+        """Returns the judge, or the members of its jury, as they were when the suite was read.
+
+        An edit of a judge's folder, like one of the suite itself, counts from the next command on: a watch judges by
+        what it was started with.
+        """
+        return load_judges(self)
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -221,19 +231,13 @@ def judge_names() -> list[str]:
     return sorted(path.parent.name for path in JUDGES.glob(f"*/{FILE}"))
 
 
-def load_judges(entry: JudgingSpec, base: Path = Path()) -> tuple[Judge, ...]:
-    """Reads the judge of an entry, or the members of its jury.
-
-    Args:
-        entry: What the suite says.
-        base: The suite's folder, from which relative paths start.
-
-    Returns:
-        One judge, or each member of the jury.
+def load_judges(entry: JudgingSpec) -> tuple[Judge, ...]:
+    """Reads the judge of an entry, or the members of its jury; see :attr:`JudgingSpec.members`.
 
     Raises:
         SpecError: A judge's folder or file is wrong; every problem.
     """
+    base = Path()
     folder, settings = _read(_find(entry.judge, base))
     settings = _over(settings, entry, base)
     if not settings.jury:
@@ -343,18 +347,19 @@ def resolve_judging(entry: JudgingSpec, base: Path, document: Document, index: i
         if entry.baseline.endswith(DATA_FILES) and not (base / entry.baseline).is_file():
             document.problem((*where, "baseline"), f"there is no file {base / entry.baseline}")
         entry = entry.model_copy(update={"baseline": str((base / entry.baseline).resolve())})
+    # From here on the entry is independent of where its suite lies.
     try:
-        judges = load_judges(entry, base)
+        jury: Any = tuple(j.model_copy(update=_paths(j, base) | _place(j.judge, base)) for j in entry.jury)
+        update = _paths(entry, base) | _place(entry.judge, base) | ({"jury": jury} if jury else {})
+        entry = entry.model_copy(update=update)
+        judges = entry.members
     except SpecError as error:
         for problem in error.problems:
             document.problem((*where, "judge"), problem)
         return entry
     for key, what, hint in problems(entry, judges):
         document.problem((*where, *key), what, hint)
-    # From here on the entry is independent of where its suite lies.
-    jury: Any = tuple(juror.model_copy(update=_paths(juror, base) | _place(juror.judge, base)) for juror in entry.jury)
-    update = _paths(entry, base) | _place(entry.judge, base) | ({"jury": jury} if jury else {})
-    return entry.model_copy(update=update)
+    return entry
 
 
 def _place(judge: str | None, base: Path) -> dict[str, Any]:

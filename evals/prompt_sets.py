@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ..data_tools.conversations import conversation
-from ..data_tools.dataset import DataReport
+from ..data_tools.dataset import DataReport, usable
 from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import hash_json
-from ..data_tools.sources import Row, read_rows
+from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
 from .thinking import TAGS
 
@@ -163,53 +164,56 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
         DataError: The set cannot be read, one id stands for different prompts, or too many rows are unusable.
     """
     source = spec.source()
+    answers, notes = _read_references(spec.references) if spec.references else ({}, [])
     report = DataReport(source=source.title)
     found: dict[str, tuple[Prompt, str]] = {}
     keys: set[str] = set()
     twice, clashes = 0, []
-    for row in read_rows(source, Path.cwd()):
-        report.rows += 1
-        try:
-            if row.problem is not None:
-                raise row.problem
-            prompt = _prompt_of(row.values, spec.system)
-        except RowError as error:
-            report.drop(error.reason, row.where, error.detail)
-            continue
-        report.kept += 1
+    read = partial(_prompt_of, system=spec.system, answers=answers)
+    for where, prompt in usable(read_rows(source, Path.cwd()), read, report, spec.max_bad_share):
         known = found.get(prompt.id)
         if known is not None and known[0].key != prompt.key:
-            clashes.append(f"'{prompt.id}' at {known[1]} and {row.where}")
+            clashes.append(f"'{prompt.id}' at {known[1]} and {where}")
         elif prompt.key in keys:
             twice += 1
         elif spec.limit is None or len(found) < spec.limit:
-            found[prompt.id] = (prompt, row.where)
+            found[prompt.id] = (prompt, where)
             keys.add(prompt.key)
     if clashes:
         more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
         what = f"an id stands for different prompts: {', '.join(clashes[:5])}{more}"
         raise DataError(what, where=source.title, hint="give each prompt an id of its own")
     report.check(spec.max_bad_share)
-    notes = [f"{count} prompts dropped: {reason}" for reason, count in report.dropped.items()]
-    notes += [f"{twice} prompts dropped: there already"] if twice else []
-    prompts = [prompt for prompt, _ in found.values()]
-    if spec.references:
-        prompts, more = _with_references(prompts, spec.references)
-        notes += more
-    return prompts, tuple(notes)
+    if (answers or notes) and not answers.keys() & found.keys():
+        hint = "ids join the two files"
+        raise DataError("no reference there has the id of a prompt", where=str(spec.references), hint=hint)
+    dropped = [f"{count} prompts dropped: {reason}" for reason, count in report.dropped.items()]
+    dropped += [f"{twice} prompts dropped: there already"] if twice else []
+    return [prompt for prompt, _ in found.values()], (*dropped, *notes)
 
 
-def _prompt_of(row: Mapping[str, Any], system: str | None) -> Prompt:
-    """Reads a row of any of the layouts; one that is no prompt raises RowError."""
+def _read_references(path: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Reads a file of reference answers by id, and notes how many rows hold none."""
+    report = DataReport(source=path)
+    rows = read_rows(SourceSpec(path=path), Path.cwd())
+    answers = dict(answer for _, answer in usable(rows, answer_of, report))
+    bad = report.rows - report.kept
+    return answers, [f"{bad} of {report.rows} references cannot be read"] if bad else []
+
+
+def _prompt_of(row: Mapping[str, Any], *, system: str | None, answers: Mapping[str, tuple[str, ...]]) -> Prompt:
+    """Reads a row of any of the layouts, with its own references unless a file has some; else raises RowError."""
     turns, own_system = turns_of(row)
     system = own_system or (system if system and system.strip() else None)
-    key = prompt_key(turns, system)
     given = next((row[name] for name in _IDS if row.get(name) is not None), None)
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise RowError("the id is neither text nor a whole number", type(given).__name__)
     category = next((row[name] for name in _CATEGORIES if isinstance(row.get(name), str) and row[name]), None)
+    references = _references(row, len(turns))
+    key = prompt_key(turns, system)
     identity = key[:12] if given is None or given == "" else str(given)
-    return Prompt(identity, key, turns, category, _references(row, len(turns)), system)
+    references = answers[identity][: len(turns)] if identity in answers else references
+    return Prompt(identity, key, turns, category, references, system)
 
 
 def turns_of(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
@@ -271,37 +275,17 @@ def _references(row: Mapping[str, Any], turns: int) -> tuple[str, ...] | None:
     return found + ("",) * (turns - len(found)) if any(text.strip() for text in found) else None
 
 
-def _with_references(prompts: list[Prompt], path: str) -> tuple[list[Prompt], list[str]]:
-    """Joins a file of reference answers by id; a prompt that is not in it keeps its own."""
-    known: dict[str, tuple[str, ...]] = {}
-    rows = bad = 0
-    for row in read_rows(SourceSpec(path=path), Path.cwd()):
-        rows += 1
-        try:
-            identity, texts = answer_of(row)
-            known[identity] = texts
-        except RowError:
-            bad += 1
-    found = [replace(p, references=known[p.id][: len(p.turns)]) if p.id in known else p for p in prompts]
-    if rows and not any(prompt.id in known for prompt in prompts):
-        raise DataError("no reference there has the id of a prompt", where=path, hint="ids join the two files")
-    return found, [f"{bad} of {rows} references cannot be read"] if bad else []
-
-
-def answer_of(row: Row) -> tuple[str, tuple[str, ...]]:
+def answer_of(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """Reads the id, empty if there is none, and the answer to each turn from a row of any benchmark's layout.
 
     Raises:
         RowError: There is no answer.
     """
-    if row.problem is not None:
-        raise row.problem
-    values = row.values
-    identity = next((values[name] for name in _IDS if isinstance(values.get(name), str | int)), "")
+    identity = next((row[name] for name in _IDS if isinstance(row.get(name), str | int)), "")
     texts: Any = None
     for read in _ANSWERS:
         try:
-            texts = read(values)
+            texts = read(row)
             break
         except (KeyError, TypeError, IndexError):
             continue

@@ -59,6 +59,7 @@ class ScoreReport:
         failed: What could not be scored; the rest went on.
         unfinished: Checkpoint folders without a manifest, whose save has not ended.
         interrupted: Whether Ctrl-C ended a watch.
+        prompts: The prompt sets of the suite as they were read, for its judges.
     """
 
     done: tuple[Score, ...] = ()
@@ -66,6 +67,7 @@ class ScoreReport:
     failed: tuple[Failure, ...] = ()
     unfinished: tuple[Unfinished, ...] = ()
     interrupted: bool = False
+    prompts: tuple[generations.Prompts, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -161,8 +163,14 @@ def score(
         if not watch:
             raise
         interrupted = True
-    skipped = len(scoring.skipped - scoring.written)
-    return ScoreReport(tuple(scoring.done), skipped, tuple(scoring.failed.values()), tuple(unfinished), interrupted)
+    return ScoreReport(
+        tuple(scoring.done),
+        len(scoring.skipped - scoring.written),
+        tuple(scoring.failed.values()),
+        tuple(unfinished),
+        interrupted,
+        tuple(task for task in scoring.tasks if isinstance(task, generations.Prompts)),
+    )
 
 
 def pending(paths: Sequence[Path | str], suite: SuiteSpec, *, final_only: bool = False) -> int:

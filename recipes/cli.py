@@ -117,7 +117,10 @@ def score(
     suite: Annotated[
         str | None, typer.Option(help="A suite's name or file; default: what the run's recipe says.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Wait for new checkpoints until the run ends.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Wait for new checkpoints until the run ends; suite and judges as at the start."),
+    ] = False,
     final_only: Annotated[
         bool, typer.Option("--final-only", help="Leave the checkpoints, score the final model.")
     ] = False,

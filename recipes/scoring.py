@@ -9,6 +9,7 @@ from ..evals.runs import read_record
 from .errors import RecipeError
 
 if TYPE_CHECKING:
+    from ..evals.generations import Prompts
     from ..evals.score import ScoreReport
     from ..evals.spec import SuiteSpec
 
@@ -56,6 +57,7 @@ def score_models(
         wanted.setdefault((key, _metrics_of(record)), []).append(model)
     code = 0
     judged: dict[str, list[str]] = {}
+    prompts: dict[str, tuple[Prompts, ...]] = {}
     for (key, metrics), paths in wanted.items():
         report = score(
             paths,
@@ -68,9 +70,10 @@ def score_models(
         _tell(report)
         code = max(code, report.exit_code)
         judged.setdefault(key, []).extend([] if report.interrupted else paths)
+        prompts[key] = report.prompts
     for key, paths in judged.items():
         if suites[key].judges and paths:
-            code = max(code, _judge(paths, suites[key], output))
+            code = max(code, _judge(paths, suites[key], prompts[key], output))
     return code
 
 
@@ -84,14 +87,14 @@ def _tell(report: "ScoreReport") -> None:
         print(failure.detail, end="", file=sys.stderr)
 
 
-def _judge(paths: Sequence[str], suite: "SuiteSpec", output: Path | None) -> int:
+def _judge(paths: Sequence[str], suite: "SuiteSpec", prompts: Sequence["Prompts"], output: Path | None) -> int:
     """Judges the answers of all models together, since some are compared with others."""
     from ..evals.judging.run import judge
     from ..evals.runs import find_targets
 
     targets, _ = find_targets(paths, output, offline=suite.offline)
     stores = list(dict.fromkeys(target.store for target in targets))
-    report = judge(stores, suite, progress=lambda line: print(line, flush=True))
+    report = judge(stores, suite, prompts=prompts, progress=lambda line: print(line, flush=True))
     print(report.lines[0])
     for problem in report.problems:
         print(f"not judged: {problem}", file=sys.stderr)

@@ -10,7 +10,7 @@ from ...chat_templates.errors import InputError
 from ...data_tools.files import hash_json
 from ..answers import AnswerSet, answer_scores, answers_of, find_answers
 from ..errors import EvalError
-from ..judges import JudgingSpec, PairBudget, load_judges
+from ..judges import JudgingSpec, PairBudget
 from ..records import Score, ScoreStore
 from .backends import OpenJudge, open_judges
 from .judgments import NULL, Judgment, JudgmentStore
@@ -214,9 +214,10 @@ def open_plan(entry: JudgingSpec, job: "Prompts", folders: Sequence[Path], devic
         path = Path(entry.baseline).resolve()  # one folder must not be two, whatever its paths: each is locked once
         asked = {"task": entry.prompts, "task_hash": job.task_hash, "thinking": job.spec.thinking}
         baseline, notes = answers_of(path, job.prompts, **asked)
-    members = load_judges(entry)
-    null = _null_answers(entry, baseline, members[0].settings.seed) if baseline else None
-    judges = open_judges(entry.title, members, _homes(sets, baseline.folder if baseline and null else None), device)
+    null = _null_answers(entry, baseline, entry.members[0].settings.seed) if baseline else None
+    judges = open_judges(
+        entry.title, entry.members, _homes(sets, baseline.folder if baseline and null else None), device
+    )
     sets, problems = _impartial(entry, judges, sets, baseline)
     # The null answer's judgments lie beside the baseline's, if it is a run's.
     pair = Pair(null, baseline, baseline.folder or home_of(sets[0])) if baseline and null else None

@@ -12,7 +12,7 @@ from ...data_tools.ask import ask
 from ...data_tools.errors import BusyError
 from ...data_tools.files import locked, write_atomic
 from ..answers import AnswerSet
-from ..generations import define
+from ..generations import Prompts, define
 from ..records import LOCKS, Score, ScoreStore
 from ..spec import SuiteSpec
 from ..stats.intervals import spelt
@@ -58,7 +58,12 @@ class JudgeReport:
 
 
 def judge(
-    folders: Sequence[Path], suite: SuiteSpec, *, device: str | None = None, progress: Progress = lambda line: None
+    folders: Sequence[Path],
+    suite: SuiteSpec,
+    *,
+    prompts: Sequence[Prompts] | None = None,
+    device: str | None = None,
+    progress: Progress = lambda line: None,
 ) -> JudgeReport:
     """Judges the answers that lie in run folders by every entry of a suite's ``judges:``.
 
@@ -70,6 +75,7 @@ def judge(
     Args:
         folders: Run folders whose answers were saved by ``score``.
         suite: The suite.
+        prompts: Its prompt sets as ``score`` has just read them; by default they are read.
         device: Where models in this process run; the first GPU if there is one.
         progress: Takes a line for each thing done.
 
@@ -81,23 +87,28 @@ def judge(
             been asked then.
     """
     report = JudgeReport()
-    plans = _plans(folders, suite, device, report)
-    for plan in plans:
-        for one in plan.judges:
-            one.check()
-    for plan in plans:
-        report.problems += plan.problems
-        try:
-            with _alone(plan, suite, progress):
-                plan.load()
-                _ask_all(plan, report, progress)
-                if all(one.known_version() for one in plan.judges):
-                    for candidate in plan.ranked:
-                        _score(plan, candidate, report, progress)
-        except PosttrainError as error:
-            report.problems.append(f"{plan.entry.title}: {error}")
-        for one in plan.judges:
-            one.close()
+    plans = _plans(folders, suite, prompts, device, report)
+    judges = [one for plan in plans for one in plan.judges]
+    for one in judges:
+        one.check()
+    with contextlib.ExitStack() as stack:
+        if any(one.settings.backend in ("model", "reward") for one in judges):  # a server needs no such libraries
+            from ..models import hub_access
+
+            stack.enter_context(hub_access(suite.offline))
+        for plan in plans:
+            report.problems += plan.problems
+            try:
+                with _alone(plan, progress):
+                    plan.load()
+                    _ask_all(plan, report, progress)
+                    if all(one.known_version() for one in plan.judges):
+                        for candidate in plan.ranked:
+                            _score(plan, candidate, report, progress)
+            except PosttrainError as error:
+                report.problems.append(f"{plan.entry.title}: {error}")
+            for one in plan.judges:
+                one.close()
     return report
 
 
@@ -111,7 +122,7 @@ def pending_judgments(folders: Sequence[Path], suite: SuiteSpec) -> int:
     """
     report = JudgeReport()
     count = 0
-    for plan in _plans(folders, suite, None, report):
+    for plan in _plans(folders, suite, None, None, report):
         missing = sum(_left(plan, one) for one in plan.judges)
         known = all(one.known_version() for one in plan.judges)
         unscored = sum(not plan.has_score(answers) for answers in plan.ranked) if known else 0
@@ -119,12 +130,18 @@ def pending_judgments(folders: Sequence[Path], suite: SuiteSpec) -> int:
     return count + len(report.problems)
 
 
-def _plans(folders: Sequence[Path], suite: SuiteSpec, device: str | None, report: JudgeReport) -> list[Plan]:
+def _plans(
+    folders: Sequence[Path],
+    suite: SuiteSpec,
+    prompts: Sequence[Prompts] | None,
+    device: str | None,
+    report: JudgeReport,
+) -> list[Plan]:
     """Opens every entry; one without answers becomes a problem."""
     judged = {entry.prompts for entry in suite.judges}
-    jobs = {}
+    jobs = {job.spec.title: job for job in prompts or ()}
     for spec in suite.prompts:
-        if spec.title in judged:
+        if spec.title in judged and spec.title not in jobs:
             jobs[spec.title] = define(spec, suite)
     plans = []
     for entry in suite.judges:
@@ -147,8 +164,8 @@ def _left(plan: Plan, judge: OpenJudge) -> int:
 
 
 @contextlib.contextmanager
-def _alone(plan: Plan, suite: SuiteSpec, progress: Progress) -> Iterator[None]:
-    """Holds a lock in every run folder that an entry writes to, always in the same order, and the Hub as it may be.
+def _alone(plan: Plan, progress: Progress) -> Iterator[None]:
+    """Holds a lock in every run folder that an entry writes to, always in the same order.
 
     It is one lock for all entries: two of them, or two suites, may ask the same judge the same.
     """
@@ -160,10 +177,6 @@ def _alone(plan: Plan, suite: SuiteSpec, progress: Progress) -> Iterator[None]:
             except BusyError:
                 progress(f"waiting for another process that judges {plan.entry.title}")
                 stack.enter_context(locked(path, wait=True))
-        if any(one.settings.backend in ("model", "reward") for one in plan.judges):  # a server needs no such libraries
-            from ..models import hub_access
-
-            stack.enter_context(hub_access(suite.offline))
         yield
 
 

@@ -148,3 +148,14 @@ def test_everything_wrong_with_an_entry_is_said_with_its_line(tmp_path: Path):
         assert re.search(rf"suite.yaml:{line}: [^\n]*{re.escape(what)}", text), what
     with pytest.raises(InputError, match=r"suite.yaml:5: judges\[1\].pairs: must be `baseline`, `all` or {budget: N}"):
         load_suite(write_suite(tmp_path / "s", entries))
+
+
+def test_an_edit_of_a_judge_counts_from_the_next_reading_of_its_suite(tmp_path: Path):
+    own = tmp_path / "s" / "mine"
+    own.mkdir(parents=True)
+    (own / "judge.yaml").write_text("kind: pairwise\nmodel: m\nbase_url: http://127.0.0.1:9/v1\n")
+    (own / "prompt.jinja").write_text("old")
+    path = write_suite(tmp_path / "s", "  - {judge: mine, prompts: chat, baseline: ../runs/base}\n")
+    suite = load_suite(path)
+    (own / "prompt.jinja").write_text("new")
+    assert [entry.members[0].prompt for entry in (suite.judges[0], load_suite(path).judges[0])] == ["old", "new"]

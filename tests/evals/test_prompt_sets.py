@@ -222,3 +222,14 @@ def test_answers_of_other_models_are_joined_by_what_was_asked(tmp_path: Path):
     assert answers_from_file(tmp_path / "own.parquet", mt)[0].answers == found.answers
     with pytest.raises(InputError, match="same prompt set"):
         answers_from_file(other, mt)
+
+
+def test_references_that_join_no_prompt_or_cannot_be_read_are_told(tmp_path: Path):
+    path = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "Hi", "reference": "own"}])
+    joined = write_rows(tmp_path / "r.jsonl", [{"id": "a", "reference": "theirs"}, {"id": "b"}])
+    (prompt,), notes = load(path, references=str(joined))
+    assert prompt.references == ("theirs",)
+    assert notes == ("1 of 2 references cannot be read",)
+    for rows in ([{"id": "z", "reference": "x"}], [{"id": "a"}]):
+        with pytest.raises(DataError, match="no reference there has the id of a prompt"):
+            load(path, references=str(write_rows(tmp_path / "other.jsonl", rows)))
