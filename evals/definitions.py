@@ -19,14 +19,13 @@ import yaml
 
 from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
 from ..data_tools.files import hash_file, hash_json, write_json
-from ..data_tools.sources import read_rows
-from ..data_tools.spec import SourceSpec
 from . import harness
 from .errors import EvalError, SuiteError
 from .gold import check_gold
 from .records import Result
 from .spec import TASKS, Chat, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
+from .task_data import TaskRows, read_task_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 _SPLITS = ("training_split", "validation_split", "test_split")
 _LOCAL_READERS = ("json", "csv", "parquet")
+_AS_THEY_ARE = TaskRows()
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
         "suite": suite.model_dump(include={"seed", "max_length", "dtype"}),
         "lm_eval": version("lm-eval"),
     }
+    if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
+        content["rows"] = rows
     return HarnessTask(spec, hash_json(content), path, config, data_files)
 
 
@@ -203,7 +205,7 @@ def _local_data(definition: HarnessTask) -> dict[str, Any]:
     """Returns the keys that replace a task's data set by local files; splits without a file cease to exist."""
     from datasets import DatasetDict
 
-    tables: Any = {split: read_table(file) for split, file in definition.data_files.items()}
+    tables: Any = {split: read_table(file, definition.spec) for split, file in definition.data_files.items()}
 
     def from_memory(**_: Any) -> DatasetDict:
         return DatasetDict(tables)
@@ -215,8 +217,8 @@ def _local_data(definition: HarnessTask) -> dict[str, Any]:
     return keys
 
 
-def read_table(path: Path) -> "Dataset":
-    """Reads a data file into memory; a key that a row lacks is None.
+def read_table(path: Path, how: TaskRows = _AS_THEY_ARE) -> "Dataset":
+    """Reads the rows of a data file that are a task's into memory; a key that a row lacks is None.
 
     Hugging Face's own reader would leave a copy in a cache that is keyed by path and time, not by content.
 
@@ -227,13 +229,7 @@ def read_table(path: Path) -> "Dataset":
     import pyarrow
     from datasets import Dataset
 
-    rows = []
-    for row in read_rows(SourceSpec(path=str(path)), path.parent):
-        if row.problem is not None:
-            raise SuiteError(str(row.problem), where=row.where)
-        rows.append(row.values)
-    if not rows:
-        raise SuiteError("the file holds no rows", where=str(path))
+    rows = [row.values for row in read_task_rows(path, how)]
     keys = dict.fromkeys(key for row in rows for key in row)
     try:
         return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
@@ -455,7 +451,8 @@ def origin(definition: HarnessTask) -> dict[str, Any]:
     }
     split = config.get("test_split") or config.get("validation_split")
     dataset = {"path": config.get("dataset_path"), "name": config.get("dataset_name"), "split": split}
-    return {
+    coverage = {"coverage": spec.coverage} if spec.coverage else {}
+    return coverage | {
         "kind": "lm-eval",
         "task": spec.task,
         "changes": [name for name, changed in changes.items() if changed],

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import first_line
-from ..data_tools.sources import Row, read_rows
-from ..data_tools.spec import SourceSpec
+from ..data_tools.sources import Row
 from .errors import SuiteError
 from .spec import TaskSpec
+from .task_data import TaskRows, read_task_rows
 
 _SHOWN = 5
 _COLUMN = re.compile(r"[A-Za-z_]\w*")
@@ -33,9 +33,9 @@ def check_gold(task: Any, spec: TaskSpec, data_files: Mapping[str, Path]) -> Non
     _check_columns(task, where)
     config = task.config
     split = config.test_split or config.validation_split
-    found = _wrong(task, task.task_docs, spec.limit, split, data_files)
+    found = _wrong(task, task.task_docs, spec.limit, split, data_files, spec)
     if config.num_fewshot and (examples := config.fewshot_split or config.training_split) not in (None, split):
-        found += _wrong(task, task.fewshot_docs(), None, examples, data_files)
+        found += _wrong(task, task.fewshot_docs(), None, examples, data_files, spec)
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         text = f"{len(found)} row{'s have' if len(found) > 1 else ' has'} no right answer that could be given: "
@@ -57,7 +57,12 @@ _PARTS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 def _wrong(
-    task: Any, docs: Iterable[Any], limit: int | None, split: str | None, data_files: Mapping[str, Path]
+    task: Any,
+    docs: Iterable[Any],
+    limit: int | None,
+    split: str | None,
+    data_files: Mapping[str, Path],
+    how: TaskRows,
 ) -> list[str]:
     """Says what is wrong with the rows of a split that take part, a clause each."""
     docs, file = list(docs), data_files.get(split or "")
@@ -65,7 +70,7 @@ def _wrong(
     if not found:
         return []
     # As they are written; none of a data set of the task's own.
-    rows = list(read_rows(SourceSpec(path=str(file)), file.parent)) if file else []
+    rows = read_task_rows(file, how) if file else []
     if len(rows) == len(docs) and task.config.process_docs is None:
         # A number with a point or a gap turns a whole column into such numbers: the rows as written tell which it was.
         said = {p: _problem(task, dict.fromkeys(task.features) | rows[p].values, own=False) for p in found}

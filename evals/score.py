@@ -144,6 +144,10 @@ def score(
     """
     spec = suite if isinstance(suite, SuiteSpec) else load_suite(suite)
     scoring = _Scoring(spec, define_all(spec), device, progress)
+    if spec.left_out:
+        count = len(spec.tasks) + len(spec.left_out)
+        told = f"{spec.name}: {len(spec.tasks)} of {count} tasks, from {spec.data_dir}"
+        progress(f"{told}; it does not hold {', '.join(spec.left_out)}")
     unfinished: list[Unfinished] = []
     interrupted = False
     try:

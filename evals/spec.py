@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError
@@ -16,6 +16,7 @@ from .errors import SuiteError
 from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
 from .prompt_sets import PROMPTS, PromptsSpec
+from .task_data import DataFolder, TaskRows, field_problems, open_folder
 
 SUITES = Path(__file__).parent / "suites"
 TASKS = Path(__file__).parent / "tasks"
@@ -27,7 +28,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
-class TaskSpec(_Strict):
+class TaskSpec(TaskRows):
     """One lm-eval task, and how it is asked."""
 
     task: str
@@ -35,10 +36,10 @@ class TaskSpec(_Strict):
     built-in. Groups and tags are refused: list their tasks."""
     name: Annotated[str, Field(pattern=_NAME)] | None = None
     """What the leaderboard calls it; the task's own name by default. A task may stand twice under two names."""
-    data_files: dict[str, str] = {}
+    data_files: dict[str, str] = Field(default={})
     """A file for each split (relative to the suite; of any type that a data source may have), read instead of the
-    task's own data set. Splits that are not listed do not exist."""
-    overrides: dict[str, Any] = {}
+    task's own data set. Splits that are not listed do not exist. The suite's ``data_dir`` gives what is not named."""
+    overrides: dict[str, Any] = Field(default={})
     """Keys of the task's YAML to replace, for files whose columns differ from the task's own."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Worked examples in the prompt; None leaves the task's own number."""
@@ -46,7 +47,7 @@ class TaskSpec(_Strict):
     """Score the first so many documents only; None is all."""
     metric: str | None = None
     """The metric that stands for the task; the task's first by default."""
-    gen_kwargs: dict[str, Any] = {}
+    gen_kwargs: dict[str, Any] = Field(default={})
     """Generation settings that replace the task's own, such as ``max_gen_toks``."""
     chat: Chat | None = None
     """Overrides the suite's ``chat``."""
@@ -155,6 +156,12 @@ class SuiteSpec(_Strict):
 
     name: Annotated[str, Field(pattern=_NAME)]
     """The suite; its file's name by default."""
+    data_dir: str | None = None
+    """A folder of benchmarks (relative to the suite), read instead of the tasks' own data sets. Tasks that it does not
+    hold are left out, and the suite is then called ``<name>-local``."""
+    layout: str | None = None
+    """Which files of that folder are a task's: a layout of ``evals/layouts`` or a YAML file; told from the folder by
+    default."""
     tasks: list[TaskSpec] = []
     """Tasks for lm-eval."""
     perplexity: list[PerplexitySpec] = []
@@ -180,6 +187,12 @@ class SuiteSpec(_Strict):
     """What the weights are loaded as; ``auto`` is what the checkpoint says."""
     offline: bool = True
     """Whether the Hub is out of bounds; a built-in task then needs ``data_files`` or a filled cache."""
+    _left_out: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Returns the tasks that the suite names and its folder does not hold."""
+        return self._left_out
 
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
@@ -201,12 +214,15 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
-def load_suite(name_or_path: str | Path, references: Mapping[str, Path] | None = None) -> SuiteSpec:
+def load_suite(
+    name_or_path: str | Path, references: Mapping[str, Path] | None = None, *, data_dir: Path | None = None
+) -> SuiteSpec:
     """Reads a suite by name or path; its relative paths become absolute, and local files must exist.
 
     Args:
         name_or_path: A suite that comes with posttrain, or a YAML file.
         references: Folders of a pipeline's steps, which ``@name`` stands for in the suite's paths.
+        data_dir: A folder of benchmarks that replaces the suite's own ``data_dir``.
 
     Raises:
         SpecError: The file does not fit the schema; every problem with its line.
@@ -215,6 +231,8 @@ def load_suite(name_or_path: str | Path, references: Mapping[str, Path] | None =
     path = _find(str(name_or_path))
     document, spec = _read(path, references or {})
     if spec is not None:
+        if data_dir is not None:
+            spec = spec.model_copy(update={"data_dir": str(data_dir.absolute())})
         spec = _resolve(spec, path.parent.resolve(), document)
     raise_if_problems(document)
     assert spec is not None  # a suite that does not validate leaves problems
@@ -257,6 +275,7 @@ def _find(name: str) -> Path:
 
 def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     """Makes paths absolute and notes files that are missing and names that stand twice."""
+    spec, places = _take_from_folder(spec, base, document)
     sections = {
         "tasks": _resolve_task,
         "perplexity": _resolve_text,
@@ -267,6 +286,8 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     found: dict[str, list[Any]] = {}
     for section, resolve in sections.items():
         items = enumerate(getattr(spec, section))
+        if section == "tasks":
+            items = zip(places, spec.tasks, strict=True)
         found[section] = [resolve(item, base, partial(_note, document, (section, index))) for index, item in items]
     names = [prompts.title for prompts in found["prompts"]]
     found["judges"] = [resolve_judging(entry, base, document, index, names) for index, entry in enumerate(spec.judges)]
@@ -278,6 +299,35 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
                 document.problem((section, index), f"the name '{item.title}' stands twice", hint)
             seen.add(item.title)
     return spec.model_copy(update=found)
+
+
+def _take_from_folder(spec: SuiteSpec, base: Path, document: Document) -> tuple[SuiteSpec, list[int]]:
+    """Gives the tasks the files of the suite's folder; with the places in the suite of those that it holds."""
+    places = list(range(len(spec.tasks)))
+    if spec.data_dir is None:
+        return spec, places
+    layout = str(base / spec.layout) if spec.layout and spec.layout.endswith((".yaml", ".yml")) else spec.layout
+    folder = open_folder(base / Path(spec.data_dir).expanduser(), layout)
+    given = [task if task.data_files else _from_folder(task, folder) for task in spec.tasks]
+    held = [(place, task) for place, task in enumerate(given) if task is not None]
+    missing = tuple(spec.tasks[place].title for place, task in enumerate(given) if task is None)
+    if spec.tasks and not held:
+        hint = f"its layout knows: {', '.join(folder.layout.tasks)}"
+        document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)
+    name = f"{spec.name}-local" if missing else spec.name
+    local = spec.model_copy(update={"name": name, "data_dir": str(folder.path), "tasks": [task for _, task in held]})
+    local._left_out = missing
+    return local, [place for place, _ in held]
+
+
+def _from_folder(task: TaskSpec, folder: DataFolder) -> TaskSpec | None:
+    """Returns a task with the files that a folder holds of it; what the suite says of rows stands before the layout."""
+    entry = folder.entry(Path(task.task).stem)
+    if entry is None:
+        return None
+    taken = {key: getattr(entry, key) for key in TaskRows.model_fields if key not in task.model_fields_set}
+    overrides = entry.overrides | task.overrides
+    return task.model_copy(update={"data_files": entry.files, "overrides": overrides, **taken})
 
 
 def _note(document: Document, where: KeyPath, what: str, *key: str) -> None:
@@ -294,6 +344,10 @@ def _resolve_task(task: TaskSpec, base: Path, note: Note) -> TaskSpec:
     for split, file in files.items():
         if not Path(file).is_file():
             note(f"there is no file {file}", "data_files", split)
+    for column, problem in field_problems(task):
+        note(problem, "fields", column)
+    if not files and task.model_fields_set & {"fields", "where", "records"}:
+        note("`fields`, `where` and `records` are of the rows of files: give `data_files`, or the suite a `data_dir`")
     return task.model_copy(update={"task": name, "data_files": files})
 
 

@@ -125,6 +125,9 @@ def score(
         bool, typer.Option("--final-only", help="Leave the checkpoints, score the final model.")
     ] = False,
     output: Annotated[Path | None, typer.Option("-o", help="Where scores of a model that is no run go.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of benchmarks to read in place of the tasks' own data.")
+    ] = None,
     step: Steps = None,
 ) -> None:
     """Score checkpoints that are not scored yet."""
@@ -132,7 +135,13 @@ def score(
     from .train import parse_steps
 
     code = score_models(
-        models, suite=suite, watch=watch, final_only=final_only, output=output, references=parse_steps(step or [])
+        models,
+        suite=suite,
+        watch=watch,
+        final_only=final_only,
+        output=output,
+        references=parse_steps(step or []),
+        data_dir=data_dir,
     )
     raise typer.Exit(code)
 

@@ -22,6 +22,7 @@ def score_models(
     final_only: bool,
     output: Path | None,
     references: Mapping[str, Path],
+    data_dir: Path | None = None,
 ) -> int:
     """Scores models that are not scored yet, has their answers judged, and prints a line for each score.
 
@@ -32,6 +33,7 @@ def score_models(
         final_only: Leave the checkpoints of a run.
         output: Where the scores of models that are no runs go.
         references: What ``@name`` stands for in the suite; None known takes what the run was given.
+        data_dir: A folder of benchmarks that replaces the tasks' own data.
 
     Returns:
         1 if anything failed, else 0.
@@ -51,7 +53,7 @@ def score_models(
             hint = f"say --suite with one of {', '.join(suite_names())}, or a suite's file"
             raise RecipeError("no suite is named", where=model, hint=hint)
         known = {name: Path(folder) for name, folder in (record.get("references") or {}).items()} | dict(references)
-        spec = load_suite(named, known)
+        spec = load_suite(named, known, data_dir=data_dir)
         key = spec.model_dump_json()
         suites[key] = spec
         wanted.setdefault((key, _metrics_of(record)), []).append(model)

@@ -212,7 +212,9 @@ def _column(
     task, task_hash, few, limit, template = key
     siblings = [other for other in keys if other[0] == task]
     several = [len(set(values)) > 1 for values in zip(*siblings, strict=True)]
+    coverage = text(mapping(score.get("detail")).get("coverage"))
     parts = [f"{few or '?'}-shot"] if several[2] else []
+    parts += [coverage] if coverage else []
     parts += [f"limit {limit}"] if limit else []
     parts += [f"task {task_hash[:8] or '?'}"] if several[1] else []
     parts += ["no template" if template in ("", "none") else f"template {template[:8]}"] if several[4] else []
