@@ -9,7 +9,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
 from ..data_tools.files import hash_file, hash_json, write_json
 from . import harness
+from .canaries import Canaries, canaries
 from .errors import EvalError, SuiteError
 from .gold import check_gold
 from .records import Result
@@ -52,20 +53,36 @@ class HarnessTask(Task):
     path: Path
     config: dict[str, Any]
     data_files: dict[str, Path]
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when the chat template is applied."""
         return self.spec.chat or suite.chat
 
     def check(self, folder: Path | None = None) -> None:
-        """Builds the task and looks at the right answers of its rows.
+        """Builds the task, looks at the right answers of its rows, and scores answers known beforehand.
 
         Raises:
-            SuiteError: As :func:`build`, or a row has no right answer that could be given.
+            SuiteError: As :func:`build`, or a row has no right answer that could be given, or none that counts.
             EvalError: As :func:`build`.
         """
         with harness.noted():
-            check_gold(build(self), self.spec, self.data_files)
+            task = build(self)
+            check_gold(task, self.spec, self.data_files)
+            self.canaries(task)
+
+    @property
+    def primary(self) -> str | None:
+        """Returns the metric that stands for the task where the suite names none: the first of its YAML."""
+        declared = self.config.get("metric_list") or []
+        names = [entry.get("metric") for entry in declared if isinstance(entry, dict)]
+        return next((name for name in names if isinstance(name, str)), None)
+
+    def canaries(self, task: "LmEvalTask") -> Canaries | None:
+        """Returns what answers known beforehand score on the task, once built."""
+        if "canaries" not in self._kept:
+            self._kept["canaries"] = canaries(task, self.spec, self.primary)
+        return self._kept["canaries"]
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Scores a model on the task, as :meth:`Task.run`."""
@@ -77,11 +94,24 @@ class HarnessTask(Task):
                 checkpoint.progress(f"{checkpoint.target.name}: {note}")
         with harness.noted() as notes:
             task = build(self)
-        declared = [entry.get("metric") for entry in self.config.get("metric_list") or [] if isinstance(entry, dict)]
-        primary = next((name for name in declared if isinstance(name, str)), None)
         suite, templated = checkpoint.suite, template is not None
-        result = harness.run_task(task, self.spec, primary, checkpoint.lm, suite, templated=templated, notes=notes)
-        return replace(result, detail=origin(self))
+        result = harness.run_task(task, self.spec, self.primary, checkpoint.lm, suite, templated=templated, notes=notes)
+        known = self.canaries(task)
+        detail = origin(self) | ({"canaries": asdict(known)} if known else {})
+        notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
+        if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
+            notes_of_task.append(f"always {known.answer!r} would score {known.majority:.3f} on {known.metric}")
+        return replace(result, detail=detail, notes=(*result.notes, *notes_of_task))
+
+
+_SHARED_SHOTS = "worked examples come from the scored rows, each row's own left out: labels of other rows are seen"
+
+
+def _shots_are_scored(task: Any) -> bool:
+    """Says whether a task's worked examples are drawn from the split that is scored."""
+    config, shots = task.config, getattr(task, "fewshot_cfg", None)
+    scored = config.test_split or config.validation_split
+    return shots is not None and shots.samples is None and (shots.split or config.training_split) == scored
 
 
 def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
