@@ -25,7 +25,7 @@ _WEIGHTS = re.compile(r"^(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(saf
 # What decides an answer beside the weights, of the files that transformers, tokenizers, sentencepiece and peft read:
 # an unknown JSON file counts, so that at worst a model is scored once more.
 _DECISIVE = re.compile(
-    r"^(?!(manifest|run|trainer_state|leaderboard|best_of_n|.*results)\.json$)[^/]+\.json$"
+    r"^(?!(manifest|run|trainer_state|leaderboard|best_of_n|parity|.*results)\.json$)[^/]+\.json$"
     r"|^[^/]+\.(py|jinja|model|spm|tiktoken|vocab|codes|bpe)(\.v\d+)?$|^[^/]*(vocab|merges|dict|tokens|bpe)[^/]*\.txt$"
     r"|^(additional_)?chat_templates/[^/]+\.jinja$"
 )
@@ -73,7 +73,16 @@ def write_manifest(folder: Path, *, step: int, resumable: bool) -> Manifest:
 def _belongs_to_run(name: str) -> bool:
     """Says whether a file of a run folder is not part of the final model that lies beside it."""
     top = name.split("/")[0]
-    run_files = (MANIFEST, "run.json", "log.jsonl", "scores.jsonl", "judgments.jsonl", "samples", "README.md")
+    run_files = (
+        MANIFEST,
+        "run.json",
+        "parity.json",
+        "log.jsonl",
+        "scores.jsonl",
+        "judgments.jsonl",
+        "samples",
+        "README.md",
+    )
     return top in run_files or top.startswith((".", "checkpoint-"))
 
 

@@ -241,6 +241,42 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     return LoadedModel(model.to(device).eval(), tokenizer, template)
 
 
+def load_gguf(path: Path) -> LoadedModel:
+    """Loads a GGUF file back into transformers, in float32, with the tokenizer and the template that it holds.
+
+    Raises:
+        EvalError: The package ``gguf`` is not installed, or the file cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    from ..chat_templates.templates import fingerprint, from_tokenizer
+
+    gguf_types(path)
+    source = Pretrained(str(path.parent), what="the GGUF file in")
+    tokenizer: Any = source._load(AutoTokenizer, gguf_file=path.name)
+    model = source._load(auto_class(False), gguf_file=path.name, dtype="float32")
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # that of the file: what is loaded is whole
+    template = fingerprint(from_tokenizer(tokenizer), tokenizer) if tokenizer.chat_template else None
+    return LoadedModel(model.eval(), tokenizer, template)
+
+
+def gguf_types(path: Path) -> set[str]:
+    """Returns the types in which a GGUF file holds its tensors, such as ``F16``.
+
+    Raises:
+        EvalError: The package ``gguf`` is not installed, or the file cannot be read.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise EvalError("a GGUF file needs the package gguf", hint="pip install 'posttrain[gguf]'") from error
+    try:
+        return {tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    except (OSError, ValueError, IndexError) as error:
+        raise EvalError(f"cannot read the GGUF file: {first_line(error)}", where=str(path)) from error
+
+
 def load_language_model(source: str) -> LoadedModel:
     """Loads a checkpoint that is to write text onto the accelerator, if there is one.
 

@@ -193,6 +193,27 @@ def arena(
     serve(runs, task=prompts, port=port, voter=voter, seed=seed, progress=lambda line: print(line, flush=True))
 
 
+@app.command()
+def parity(
+    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|GGUF",
+            help="What it is compared with.",
+            show_default="the run's adapter with its merged model",
+        ),
+    ] = None,
+) -> None:
+    """Prove that two forms of a model are one: template, tokens, log-probabilities, greedy answers."""
+    from ..evals.parity import check_run
+    from .parity import parity_lines
+
+    found = check_run(model, against)
+    print(*parity_lines(found), sep="\n")
+    raise typer.Exit(0 if found.passed else 1)
+
+
 @app.command(
     options_metavar="TOOL [ARGUMENTS]...",
     no_args_is_help=True,

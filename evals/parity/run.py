@@ -1,0 +1,180 @@
+"""Compares two forms of a model of this machine, or one with a server, and keeps what came of it beside the run."""
+
+import gc
+import importlib.metadata
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ...chat_templates.errors import InputError
+from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
+from ..runs import is_run, locate, read_record, run_of
+from .compare import TOLERANCES, Check, FirstDifference, compare_behaviour, compare_logs, compare_tokens
+from .portrait import Material, Portrait, gather, portray, score
+from .record import Comparison, Form, hash_of, write_comparison
+from .weights import compare_weights, merge, stored, type_of
+
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared with what.
+
+    Attributes:
+        one: The folder of the form that is taken to be right.
+        other: The folder or GGUF file of the other.
+        record: The run's record; empty for a plain model.
+        store: The folder beside which the result is kept; None to keep none.
+    """
+
+    one: Path
+    other: Path
+    record: dict[str, Any]
+    store: Path | None
+
+
+def find_sides(model: str, against: str | None) -> Sides:
+    """Finds two forms of a model on this machine.
+
+    Args:
+        model: A run folder, a checkpoint, a model folder or a Hub id.
+        against: Another folder, a Hub id or a GGUF file; None for a run's adapter against the merged model.
+
+    Raises:
+        InputError: There is no such model, or nothing to compare it with.
+    """
+    folder = locate(model)
+    run_dir = run_of(folder)
+    record = read_record(run_dir) if is_run(run_dir) else {}
+    store = run_dir if record else None
+    if against is not None:
+        path = Path(against)
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise InputError("no such file", where=against)
+            return Sides(folder, path, record, store)
+        files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
+        return Sides(folder, files[0] if files else locate(against), record, store)
+    adapter = folder if (folder / ADAPTER).is_file() else folder / "adapter"
+    merged = run_dir if adapter == folder else folder
+    if not (adapter / ADAPTER).is_file() or not (merged / "config.json").is_file():
+        hint = "say --against FOLDER, a .gguf file or the URL of a server"
+        raise InputError("there is no adapter with its merged model here to compare", where=model, hint=hint)
+    return Sides(adapter, merged, record, store)
+
+
+def check_run(model: str, against: str | None = None) -> Comparison:
+    """Compares the forms of a run's model, and keeps the result beside the run.
+
+    Raises:
+        PosttrainError: A form cannot be found or loaded.
+    """
+    return compare_sides(find_sides(model, against))
+
+
+def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None = None) -> Comparison:
+    """Compares two forms of a model on this machine, one after the other, in float32.
+
+    Args:
+        sides: The two.
+        quick: Whether a few texts are enough.
+        live: The model that a trainer holds, which is compared with the second form too.
+
+    Raises:
+        PosttrainError: A form cannot be loaded.
+    """
+    one, other = (_form(place, sides.store) for place in (sides.one, sides.other))
+    first = load_model(str(sides.one), dtype="float32")
+    material = gather(first, sides.record, quick=quick)
+    ours = portray(one.name, first, material)
+    weights = None
+    if sides.other.is_dir() and hasattr(first.model, "merge_and_unload"):
+        merged, changed, before = merge(first.model)
+        weights = compare_weights(dict(merged.state_dict()), lambda: stored(sides.other), changed, before)
+    elif sides.other.is_dir():
+        weights = compare_weights(dict(first.model.state_dict()), lambda: stored(sides.other))
+    del first
+    gc.collect()
+    second = _load(sides.other)
+    theirs = portray(other.name, second, material)
+    kind = type_of(sides.other) if sides.other.is_dir() else None
+    if sides.other.suffix == ".gguf":
+        weights, kind = _gguf_weights(sides, second)
+    found = [*compare_tokens(ours, theirs), *([weights] if weights else [])]
+    kind = "exact" if weights is not None and weights.status == "same" else kind or "float32"
+    decode = lambda token: str(second.tokenizer.decode([token]))  # noqa: E731
+    behaviour, parted = compare_behaviour(ours, theirs, kind, found, decode)
+    checks = [*found, *behaviour]
+    if live is not None:
+        checks.append(_trainer(live, theirs, material, kind, decode))
+    return _keep(sides, one, other, checks, parted, kind, material.notes)
+
+
+def _keep(
+    sides: Sides,
+    one: Form,
+    other: Form,
+    checks: list[Check],
+    first: FirstDifference | None,
+    kind: str,
+    notes: tuple[str, ...],
+) -> Comparison:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    made = Comparison(one, other, tuple(checks), first, kind, notes, now, versions)
+    if sides.store is not None:
+        write_comparison(sides.store, made)
+    return made
+
+
+def _form(place: Path, store: Path | None) -> Form:
+    name = "GGUF read back"
+    if place.is_dir():
+        name = "adapter on its base" if (place / ADAPTER).is_file() else "merged model"
+    whole = place.absolute()
+    inside = store is not None and whole.is_relative_to(store.absolute())
+    return Form(name, str(whole.relative_to(store.absolute()) if inside and store else whole), hash_of(place))
+
+
+def _load(place: Path) -> LoadedModel:
+    return load_model(str(place), dtype="float32") if place.is_dir() else load_gguf(place)
+
+
+def _gguf_weights(sides: Sides, second: LoadedModel) -> tuple[Check | None, str]:
+    """Compares a GGUF file's weights with those of the folder that it was made of, and returns the file's type."""
+    types = gguf_types(sides.other)
+    coarse = sorted(types - {"F32", "F16", "BF16"})
+    if coarse:
+        return Check("weights", "not compared", f"quantised to {', '.join(coarse)}"), "quantized"
+    own = type_of(sides.one)
+    names = [name for name, short in (("bfloat16", "BF16"), ("float16", "F16")) if short in types]
+    kind = names[0] if names else "float32"
+    if (sides.one / ADAPTER).is_file() or own is None:
+        return None, kind
+    expected = dict(second.model.state_dict())
+    return compare_weights(expected, lambda: stored(sides.one), rounded_to=None if kind == "float32" else kind), kind
+
+
+def _trainer(live: LoadedModel, theirs: Portrait, material: Material, kind: str, decode: Any) -> Check:
+    """Compares what the trainer's own model says with the second form."""
+    import torch
+
+    name = "the trainer's own log-probabilities"
+    types = {weight.dtype for weight in live.model.parameters() if weight.is_floating_point()}
+    coarse = next((str(kind).split(".")[-1] for kind in (torch.bfloat16, torch.float16) if kind in types), kind)
+    quantized = getattr(live.model.config, "quantization_config", None) is not None
+    training = live.model.training
+    live.model.eval()
+    try:
+        scored = score(live, material.rows)
+    finally:
+        live.model.train(training)
+    most, mean = TOLERANCES["quantized" if quantized else coarse]
+    found, _ = compare_logs(replace(theirs, scored=scored), theirs, most, mean, None, decode)
+    assert found is not None, "both have scored the same rows"
+    if quantized:
+        detail = f"trained on quantised weights, merged into whole ones: {found.detail.partition(';')[0]}"
+        return Check(name, "not compared", detail, found.largest)
+    return replace(found, name=name)

@@ -1,0 +1,128 @@
+"""Weights of two forms compared number by number, and what explains a difference between them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .compare import Check
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK = 64  # weights that share a scale in 4-bit formats: QLoRA's NF4 (arXiv:2305.14314); GGUF's have 32
+_FOUR_BITS = 16  # levels
+_BLOCKS = 64  # blocks of a tensor that are looked at
+_WITNESSES = 4  # adapted layers whose base weights are kept, to see what was quantised
+
+
+def stored(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Yields the tensors of a model folder one by one, as they are stored."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # not a dict
+                yield name, tensors.get_tensor(name)
+
+
+def type_of(folder: Path) -> str | None:
+    """Returns the coarsest floating type in which a folder holds its weights; None if they cannot be read here."""
+    from safetensors import safe_open
+
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
+    found = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            found |= {names.get(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+    return next((name for name in ("bfloat16", "float16", "float32") if name in found), None)
+
+
+def merge(model: Any) -> tuple[Any, set[str], dict[str, "torch.Tensor"]]:
+    """Merges an adapter into its base in memory.
+
+    Returns:
+        The merged model, the names of the weights that the adapter changes, and what some of those were before.
+    """
+    base = model.get_base_model()
+    adapted = {name: weight for name, weight in base.named_parameters() if name.endswith(".base_layer.weight")}
+    plain = {name: name.replace(".base_layer.", ".") for name in adapted}
+    before = {plain[name]: adapted[name].detach().clone() for name in sorted(adapted)[:_WITNESSES]}
+    config = next(iter(model.peft_config.values()))
+    whole = {*(config.modules_to_save or ()), *(getattr(config, "trainable_token_indices", None) or ())}
+    whole |= {"embed_tokens", "lm_head"} if getattr(config, "trainable_token_indices", None) else set()
+    changed = set(plain.values())
+    changed |= {name for name, _ in base.named_parameters() if any(f".{part}." in f".{name}" for part in whole)}
+    return model.merge_and_unload(), changed, before
+
+
+def compare_weights(
+    expected: Mapping[str, "torch.Tensor"],
+    found: Callable[[], Iterator[tuple[str, "torch.Tensor"]]],
+    changed: set[str] | None = None,
+    before: Mapping[str, "torch.Tensor"] | None = None,
+    rounded_to: str | None = None,
+) -> Check:
+    """Compares weights with what they should be, up to the rounding of the type that they are stored in.
+
+    A weight may differ by twice the spacing of its type at its own size and at the mean size of its tensor: peft rounds
+    what an adapter adds, and then the sum.
+
+    Args:
+        expected: What they should be, by name.
+        found: Yields the weights with their names.
+        changed: The names of those that an adapter changes; None where there is none.
+        before: What some of these were without the adapter.
+        rounded_to: The coarsest type that the weights have been through, where it is not the one that they are in.
+    """
+    import torch
+
+    through = 0.0 if rounded_to is None else torch.finfo(getattr(torch, rounded_to)).eps
+
+    wrong: dict[str, float] = {}
+    count, largest, rounded = 0, 0.0, False
+    coarse: list[bool] = []
+    for name, tensor in found():
+        should = expected.get(name)
+        if should is None or should.shape != tensor.shape or not tensor.is_floating_point():
+            continue
+        count += 1
+        should, own = should.detach().float().cpu(), tensor.detach().float().cpu()
+        gap = (own - should).abs()
+        spacing = max(torch.finfo(tensor.dtype).eps, through, 1e-6)
+        over = gap > 2 * spacing * (should.abs() + should.abs().mean())
+        largest, rounded = max(largest, float(gap.max())), rounded or bool(gap.max() > 0)
+        if bool(over.any()) or not bool(torch.isfinite(gap).all()):
+            wrong[name] = float(gap.max())
+            if own.ndim == 2:
+                base = (before or {}).get(name)
+                kinds = [own] if base is None else [own, own - (should - base.float().cpu())]
+                coarse.append(any(_has_few_levels(kind) for kind in kinds))
+    if not count:
+        return Check("weights", "not compared", "no tensor of the two has the same name and shape")
+    if not wrong:
+        what = f"{count} tensors" + (", up to the rounding of their type" if rounded else "")
+        return Check("weights", "close" if rounded else "same", what, largest)
+    worst = max(wrong, key=lambda name: wrong[name])
+    cause = _cause(set(wrong), changed, coarse)
+    return Check("weights", "differs", f"{len(wrong)} of {count} tensors, most in {worst}", largest, cause)
+
+
+def _has_few_levels(weight: "torch.Tensor") -> bool:
+    """Says whether the blocks of a matrix hold no more values than four bits can tell apart."""
+    flat = weight.reshape(-1)
+    blocks = flat[: len(flat) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)[:: max(1, len(flat) // _BLOCK // _BLOCKS)]
+    if not len(blocks):
+        return False
+    ordered = blocks.sort(dim=-1).values
+    steps = ordered.diff(dim=-1) > 0.01 * ordered.abs().amax(dim=-1, keepdim=True)  # rounding is no level
+    return float((steps.sum(-1) + 1).float().quantile(0.9)) <= _FOUR_BITS
+
+
+def _cause(wrong: set[str], changed: set[str] | None, coarse: list[bool]) -> str:
+    if coarse and sum(coarse) >= len(coarse) / 2:
+        return "quantised weights: their blocks hold sixteen values at most, as 4-bit formats do"
+    if changed is None:
+        return "other weights"
+    if wrong <= changed:
+        return "a stale adapter: only what the adapter changes differs, so another state of it was merged"
+    return "another base: weights differ that the adapter does not touch"

@@ -1,0 +1,85 @@
+"""A right merge is told from eight wrong ones, each by its cause and by the first token that differs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from posttrain.chat_templates.errors import InputError
+from posttrain.evals.checkpoints import model_hash
+from posttrain.evals.parity import PARITY, check_run, read_comparisons
+
+from . import parity_fixtures as planted
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted.make_run(tmp_path_factory.mktemp("parity"))
+
+
+def test_a_right_merge_passes_and_its_record_says_of_which_models(right: Path, tmp_path: Path) -> None:
+    run = planted.copy_run(right, tmp_path / "copy")
+    identity = model_hash(run)
+    found = check_run(str(run))
+    assert model_hash(run) == identity == found.other.hash  # the record is no part of the model
+    assert found.passed, [check for check in found.checks if check.status == "differs"]
+    assert found.first is None
+    assert 0 < (found.largest or 0) < 1e-3
+    (kept,) = read_comparisons(run)
+    assert kept.passed
+    assert not kept.stale
+    check_run(str(run))
+    assert len(json.loads((run / PARITY).read_text())["comparisons"]) == 1
+    planted.stale_adapter(run)
+    (kept,) = read_comparisons(run)
+    assert kept.stale
+
+
+def test_a_merge_into_sixteen_bits_passes_by_the_rounding_of_its_type(tmp_path: Path) -> None:
+    found = check_run(str(planted.make_run(tmp_path, "bfloat16")))
+    assert found.passed, found.checks
+    assert found.tolerance == "bfloat16"
+    weights = found.check("weights")
+    assert weights
+    assert weights.status == "close"
+
+
+@pytest.mark.parametrize(
+    ("plant", "names", "cause"),
+    [
+        (planted.other_template, {"chat template", "greedy answers"}, "another chat template"),
+        (planted.missing_bos, {"BOS of each request", "tokenisation"}, "missing BOS"),
+        (planted.four_bits, {"weights", "log-probabilities"}, "quantised weights"),
+        (planted.other_eos, {"special tokens", "stop tokens"}, "another EOS token"),
+        (planted.lost_token, {"added tokens", "tokenisation"}, "a lost added token"),
+        (planted.wrong_rope, {"RoPE", "log-probabilities"}, "wrong RoPE parameters"),
+        (planted.stale_adapter, {"weights", "log-probabilities"}, "a stale adapter"),
+    ],
+)
+def test_a_planted_fault_is_found_and_named(
+    right: Path, tmp_path: Path, plant: Callable[[Path], None], names: set[str], cause: str
+) -> None:
+    if plant is planted.four_bits:
+        pytest.importorskip("bitsandbytes")
+    run = planted.copy_run(right, tmp_path / "copy")
+    plant(run)
+    found = check_run(str(run))
+    assert not found.passed
+    wrong = {check.name: check for check in found.checks if check.status == "differs"}
+    assert names <= set(wrong)
+    first = next(check.cause for check in found.checks if check.cause)
+    assert first.startswith(cause)
+    if names & {"log-probabilities", "greedy answers"}:
+        assert found.first is not None
+        assert (found.first.cause or "").startswith(cause)
+    if "log-probabilities" in names:
+        assert found.first is not None
+        assert found.first.position >= 1
+        assert None not in found.first.margins
+
+
+def test_what_cannot_be_compared_is_said(right: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--against"):
+        check_run(str(right.parent / "base"))
+    with pytest.raises(InputError, match="no such file"):
+        check_run(str(right), str(tmp_path / "none.gguf"))
