@@ -97,7 +97,7 @@ class HarnessTask(Task):
         suite, templated = checkpoint.suite, template is not None
         result = harness.run_task(task, self.spec, self.primary, checkpoint.lm, suite, templated=templated, notes=notes)
         known = self.canaries(task)
-        detail = origin(self) | ({"canaries": asdict(known)} if known else {})
+        detail = origin(self) | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
         notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
         if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
             notes_of_task.append(f"always {known.answer!r} would score {known.majority:.3f} on {known.metric}")

@@ -49,11 +49,11 @@ def run(
     keep = not headed and _takes_logits_to_keep(model)
     starts = [0] * len(rows) if first is None or not keep else first
     if headed:
-        batches = _batches(rows, starts, 1 if pad is None else batch_size)
+        parts = batches(rows, starts, 1 if pad is None else batch_size)
     else:
-        batches = _batches(rows, starts, batch_size, _LOGITS // getattr(config, "vocab_size", 1))
+        parts = batches(rows, starts, batch_size, _LOGITS // getattr(config, "vocab_size", 1))
     found: dict[int, T] = {}
-    for batch in batches:
+    for batch in parts:
         inputs = {"input_ids": _padded([rows[i] for i in batch], pad or 0)}
         inputs |= {name: _padded([values[i] for i in batch], 0) for name, values in (columns or {}).items()}
         options: dict[str, Any] = {}
@@ -74,8 +74,18 @@ def run(
     return [found[i] for i in range(len(rows))]
 
 
-def _batches(rows: Rows, starts: Sequence[int], size: int, most: float = float("inf")) -> Iterator[list[int]]:
-    """Cuts rows, longest first, into batches of so many, and of so many places behind the first start, at most."""
+def batches(rows: Rows, starts: Sequence[int], size: int, most: float = float("inf")) -> Iterator[list[int]]:
+    """Cuts rows, longest first, into batches.
+
+    Args:
+        rows: Token ids, ``[rows][tokens]``.
+        starts: The first place of each row that counts.
+        size: Rows of a batch at most.
+        most: Places of a batch at most, padding included, behind the first start of its rows; a row may have more.
+
+    Yields:
+        The numbers of a batch's rows.
+    """
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), starts[i])):
         places = len(rows[batch[0]]) - min(starts[k] for k in (*batch, i)) if batch else 0

@@ -9,7 +9,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -18,6 +18,7 @@ from ..data_tools.encode import TextEncoder
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
+from .shared_context import Scorer
 from .spec import SuiteSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _PLAIN_SAMPLE_KEYS |= {"doc_hash", "prompt_hash", "target_hash"}
 def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     """Returns the model as lm-eval's. Log-probabilities are taken in float32 whatever the weights are."""
     from lm_eval.models import huggingface
+    from tqdm import tqdm
 
     model: Any = loaded.model
     tokenizer: Any = loaded.tokenizer
@@ -40,7 +42,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     encoder = TextEncoder.of(tokenizer)
 
     class Model(hflm):
-        """HFLM with prompts that are made as everywhere in this project, and not with ``tokenizer(text)``.
+        """HFLM with shared contexts, and with prompts that are made as everywhere in this project.
 
         lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So
         the text of a chat begins with a mark, and has it around each that is text.
@@ -79,20 +81,35 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
                 continuation = with_strings(continuation, encoder.special, rf"{context[0]}\g<0>{context[0]}")
             return super()._encode_pair(context, continuation)
 
-    return Model(
+        def _loglikelihood_tokens(
+            self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> list[tuple[float, bool]]:
+            def plain(numbers: Sequence[int]) -> list[tuple[float, bool]]:
+                some = [requests[i] for i in numbers]
+                quiet = disable_tqdm or self.shared.refused is None
+                return super(Model, self)._loglikelihood_tokens(some, quiet, override_bs)
+
+            if override_bs is not None:  # windows of a text, of which every token is scored
+                return plain(range(len(requests)))
+            with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring continuations") as bar:
+                return self.shared.logs([(context, rest) for _, context, rest in requests], plain, bar.update)
+
+    lm = Model(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,
         max_length=suite.max_length,
         softmax_dtype="float32",
     )
+    lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
+    return lm
 
 
 def run_task(
     task: Any,
     spec: TaskSpec,
     primary: str | None,
-    lm: "LM",
+    lm: Any,
     suite: SuiteSpec,
     *,
     templated: bool,
@@ -107,7 +124,7 @@ def run_task(
         task: lm-eval's, built.
         spec: What the suite says of it.
         primary: The metric that stands for it where the suite names none.
-        lm: The model, as of :func:`wrap`.
+        lm: The model, as of :func:`wrap`. The result's ``detail`` says how it scored options, if there were any.
         suite: The suite.
         templated: Whether the chat template is applied.
         notes: What was warned of while the task was built.
@@ -120,6 +137,7 @@ def run_task(
     from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
+    lm.shared.record = None
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
@@ -140,7 +158,9 @@ def run_task(
     metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
     metrics = _primary_first(metrics, spec, primary)
     table = samples_to_parquet(samples)
-    return Result(metrics, table, results["n-shot"][name], (*summary(told), *_constant(task, samples)))
+    refused = [f"scored without shared contexts: {lm.shared.refused}"] if lm.shared.record and lm.shared.refused else []
+    told = (*summary(told), *_constant(task, samples), *refused)
+    return Result(metrics, table, results["n-shot"][name], told, lm.shared.record)
 
 
 def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:

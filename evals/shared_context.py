@@ -1,0 +1,395 @@
+"""Log-probabilities of many continuations from as few tokens as there are, each computed once.
+
+Tasks of multiple choice ask for one context with each option behind it, and few-shot tasks begin every context alike.
+Here what many contexts begin with is run once and kept as keys and values. The rest of some requests is laid out as a
+tree in one row, where what they begin with in common stands once: the attention mask lets a token see the tokens that
+lead to it, and its position is its depth (the mask of tree decoding, Miao et al. 2024, arXiv:2305.09781, section 4.2).
+Logits are computed where a token is asked for, and nowhere else.
+
+The result is that of one row a request, layers with a sliding window included: their masks go by position. Models that
+mix tokens otherwise (state spaces, linear attention, ALiBi) are told by :func:`unsupported`; :class:`Scorer` also
+compares some of its answers with plain passes.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..chat_templates.errors import first_line
+from .forward import batches
+
+if TYPE_CHECKING:
+    import torch
+
+Request = tuple[Sequence[int], Sequence[int]]  # a context and what may follow it, each at least one token
+Log = tuple[float, bool]
+
+BUDGET = 2048  # tokens of a pass: as fast a token as more are on a CPU, whose caches then hold a layer's activations
+_LEAST_PREFIX = 32  # tokens that contexts share at least for a cache of their own
+_PREFIX_COST = 256  # tokens that a cache costs: a pass that fills less, and smaller batches for what follows
+_TOKEN_COST = 1024  # masked places of attention that cost as much as one token more
+_LOGIT_CHUNK = 1 << 25  # log-probabilities held at a time
+
+
+def unsupported(model: Any) -> str | None:
+    """Returns why a model cannot be run with masks and positions of our own, or None if nothing speaks against it."""
+    import inspect
+
+    config = model.config.get_text_config()
+    kinds = _layers(config)
+    takes = inspect.signature(_plain(model).forward).parameters
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it is an encoder with a decoder"
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return f"its layers are {', '.join(sorted(kinds))}"
+    if getattr(config, "alibi", False) or not {"attention_mask", "position_ids", "past_key_values"} <= takes.keys():
+        return "its positions cannot be given"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention ({config._attn_implementation}) takes no mask of each token's own"
+    return None if model.get_output_embeddings() is not None else "it has no output layer of its own"
+
+
+class Scorer:
+    """Scores continuations with shared contexts, and with plain passes once those are found to differ on this model.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        limit: Tokens that it takes at once.
+        batch_size: Sequences in a plain pass; an accelerator runs as many tokens at a time as those would have.
+
+    Attributes:
+        refused: Why plain passes do it all, or None.
+        record: How the last call was done: the ``backend``, with the ``reason`` why not this one, or with the
+            ``largest_difference`` from plain passes, in nats, None where nothing was left to compare.
+    """
+
+    def __init__(self, model: Any, limit: int, batch_size: int):
+        self.model, self.limit, self.batch_size = model, limit, batch_size
+        self.refused = unsupported(model)
+        self.record: dict[str, Any] | None = None
+
+    def logs(
+        self,
+        requests: Sequence[Request],
+        plain: Callable[[Sequence[int]], Sequence[Log]],
+        progress: Callable[[int], Any] = lambda count: None,
+    ) -> list[Log]:
+        """Scores continuations, and compares some of the results with those of plain passes.
+
+        Three of the :func:`_telling` requests are compared. In float32 their sums may differ by 1e-4 for up to 16
+        tokens, and in proportion for more. In half precision a batch's shape alone moves them: SmolLM2-135M's by .16 in
+        bfloat16 and .03 in float16, over 9 tokens. So .5 and .1 are allowed there, which a wrong mask goes beyond.
+
+        Args:
+            requests: Token ids of contexts and continuations.
+            plain: Scores the requests of some numbers, one row each. It gets what cannot be shared: requests without a
+                continuation, and those of more tokens than the model takes.
+            progress: Takes how many requests have been scored.
+
+        Returns:
+            As :func:`continuation_logs`.
+        """
+        found: dict[int, Log] = {}
+        largest: float | None = None
+        if self.refused is None:
+            fitting = [i for i, (context, rest) in enumerate(requests) if self._fits(context, rest)]
+            try:
+                logs = continuation_logs(self.model, [requests[i] for i in fitting], self._budget(requests), progress)
+            except Exception as error:  # a model of unknown make may take no such masks, and raise what it likes
+                self.refused = f"{type(error).__name__}: {first_line(error)}"
+            else:
+                found = dict(zip(fitting, logs, strict=True))
+                largest = self._compare(requests, found, plain)
+        if self.refused is None:
+            self.record = {"backend": "shared_context", "largest_difference": largest}
+        else:
+            self.record = {"backend": "lm-eval", "reason": self.refused}
+            found = {}
+        others = [i for i in range(len(requests)) if i not in found]
+        found |= zip(others, plain(others) if others else (), strict=True)
+        return [found[i] for i in range(len(requests))]
+
+    def _fits(self, context: Sequence[int], continuation: Sequence[int]) -> bool:
+        """Says whether a request can be shared; a continuation's last token is only predicted."""
+        return bool(context and continuation) and len(context) + len(continuation) <= self.limit + 1
+
+    def _budget(self, requests: Sequence[Request]) -> int:
+        if self.model.device.type == "cpu":
+            return BUDGET
+        return max(BUDGET, self.batch_size * max(len(context) + len(rest) for context, rest in requests))
+
+    def _compare(
+        self, requests: Sequence[Request], found: Mapping[int, Log], plain: Callable[[Sequence[int]], Sequence[Log]]
+    ) -> float | None:
+        """Returns the largest difference from plain passes; one that is too large refuses the model."""
+        import torch
+
+        chosen = _telling(requests, found)
+        if not chosen:
+            return None
+        bound = {torch.bfloat16: 0.5, torch.float16: 0.1}.get(self.model.dtype, 1e-4)
+        differences = []
+        for i, (expected, _) in zip(chosen, plain(chosen), strict=True):
+            differences.append(0.0 if found[i][0] == expected else abs(found[i][0] - expected))  # both may be -inf
+            if not differences[-1] <= bound * max(1, len(requests[i][1]) / 16):  # nor is NaN
+                self.refused = f"shared contexts were off by {differences[-1]:.2g}"
+        return max(differences)
+
+
+def continuation_logs(
+    model: Any,
+    requests: Sequence[Request],
+    budget: int = BUDGET,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> list[Log]:
+    """Scores continuations.
+
+    Args:
+        model: A causal language model for which :func:`unsupported` is None, in evaluation mode.
+        requests: Token ids of contexts and continuations, at least one of each.
+        budget: Tokens of a pass, if one row has not more.
+        progress: Takes how many requests a pass has scored.
+
+    Returns:
+        For each request the sum of the log-probabilities of its continuation's tokens, in nats, taken in float32, and
+        whether each of them is the likeliest.
+    """
+    import torch
+
+    by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, (context, _) in enumerate(requests):
+        by_context[tuple(context)].append(number)
+    found: dict[int, Log] = {}
+    with torch.inference_mode():
+        for shared, contexts in _clusters(sorted(by_context)):
+            members = [number for context in contexts for number in by_context[context]]
+            rows = _rows(requests, members, shared, budget)
+            prefix = _Prefix(model, contexts[0][:shared])
+            for batch in batches([row.tokens for row in rows], [0] * len(rows), len(rows), budget):
+                logs = _run(model, prefix, [rows[i] for i in batch], requests)
+                found |= logs
+                progress(len(logs))
+    return [found[number] for number in range(len(requests))]
+
+
+def _telling(requests: Sequence[Request], numbers: Iterable[int]) -> list[int]:
+    """Chooses the two shortest requests whose continuation has another before it in its row, and the longest of all."""
+    by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i in numbers:
+        by_context[tuple(requests[i][0])].append(i)
+
+    def size(i: int) -> int:
+        return sum(map(len, requests[i]))
+
+    last, behind_others = [], []
+    for members in by_context.values():
+        run = [i for i in members if len(requests[i][1]) > 1]  # a single token is only predicted
+        last.append(max(run or members, key=lambda i: list(requests[i][1])))
+        if any(requests[i][1][0] != requests[last[-1]][1][0] for i in run):
+            behind_others.append(last[-1])
+    return sorted({*sorted(behind_others or last, key=size)[:2], *sorted(last, key=size)[-1:]})
+
+
+# --- which tokens stand where ---
+
+
+@dataclass
+class _Row:
+    """The tokens of some sequences, depth first, so that each beginning that several have in common stands once.
+
+    Attributes:
+        tokens: Their ids.
+        depths: How far behind the prefix each stands in its sequences.
+        ends: Where the tokens that it leads to end: it is seen from its own place up to there.
+        path: The places of the last sequence's tokens.
+        reads: For each request the places whose logits predict its continuation's tokens.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)
+    reads: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, sequence: Sequence[int], kept: int) -> None:
+        """Adds a sequence that shares its first so many tokens with the last one, and no more with any other."""
+        start, end = len(self.tokens), len(self.tokens) + len(sequence) - kept
+        self.path[kept:] = range(start, end)
+        self.tokens += sequence[kept:]
+        self.depths += range(kept, len(sequence))
+        self.ends += [end] * (end - start)
+        for place in self.path[:kept]:
+            self.ends[place] = end
+
+
+def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budget: int) -> list[_Row]:
+    """Lays some requests, whose first tokens are in the prefix, out in rows.
+
+    A sequence stands in the row of the one before it, in the order of their tokens, where that costs less than a row
+    of its own: it saves the tokens that the two share, but attention passes over the row's other tokens in vain.
+    """
+    sequences = {i: [*requests[i][0][shared:], *requests[i][1][:-1]] for i in members}  # the last is only predicted
+    rows: list[_Row] = []
+    last: Sequence[int] = []
+    for i in sorted(members, key=sequences.__getitem__):
+        kept = _common(last, sequences[i])
+        size, new = (len(rows[-1].tokens) if rows else 0), len(sequences[i]) - kept
+        joins = size * new <= _TOKEN_COST * kept or size + new <= shared // 4  # the prefix is copied for each row
+        if not rows or not joins or (new and size + new > budget):
+            rows.append(_Row())
+            kept = 0
+        rows[-1].add(sequences[i], kept)
+        rows[-1].reads[i] = rows[-1].path[len(requests[i][0]) - shared - 1 :]
+        last = sequences[i]
+    return rows
+
+
+def _clusters(contexts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+    """Parts sorted contexts by what they begin with, so that keeping that saves most.
+
+    Yields:
+        How many tokens a part's contexts share (never a whole context: its last token is run to be read), and those
+        contexts. The part that shares none comes last.
+    """
+    common = [_common(a, b) for a, b in itertools.pairwise(contexts)]
+    most, best = 0, []
+    least = _LEAST_PREFIX
+    while least <= max(common, default=0):
+        cuts = [0, *(place + 1 for place, length in enumerate(common) if length < least), len(contexts)]
+        parts = []
+        for start, end in itertools.pairwise(cuts):
+            shared = min(common[start : end - 1] + [len(context) - 1 for context in contexts[start:end]])
+            if shared * (end - start - 1) > _PREFIX_COST:
+                parts.append((shared, contexts[start:end]))
+        saved = sum(shared * (len(part) - 1) - _PREFIX_COST for shared, part in parts)
+        if saved > most:
+            most, best = saved, parts
+        least *= 2
+    for shared, part in best:
+        yield shared, list(part)
+    kept = {context for _, part in best for context in part}
+    if rest := [context for context in contexts if context not in kept]:
+        yield 0, rest
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Returns how many tokens two sequences begin with in common."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+# --- running them ---
+
+
+class _Prefix:
+    """The keys and values of what some contexts begin with."""
+
+    def __init__(self, model: Any, tokens: Sequence[int]):
+        import torch
+
+        self.length = len(tokens)
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if tokens:
+            cache = self.cache(1)
+            _logits(model, [0], [0], input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache)
+            self.layers = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def cache(self, rows: int) -> Any:
+        """Returns them as a cache for so many rows, which a pass may add to; None for no tokens."""
+        from transformers import DynamicCache
+
+        if not self.length:
+            return None
+        cache = DynamicCache()  # made without the configuration, all of its layers keep more than their window
+        for number, (keys, values) in enumerate(self.layers):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+        return cache
+
+
+def _run(model: Any, prefix: _Prefix, rows: Sequence[_Row], requests: Sequence[Request]) -> dict[int, Log]:
+    """Runs a batch of rows behind a prefix."""
+    import torch
+
+    width = max(len(row.tokens) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    depths = torch.zeros(len(rows), width, dtype=torch.long)
+    ends = torch.arange(1, width + 1).repeat(len(rows), 1)  # what lies behind a row's end sees itself alone
+    for line, row in enumerate(rows):
+        size = len(row.tokens)
+        ids[line, :size] = torch.tensor(row.tokens)
+        depths[line, :size] = torch.tensor(row.depths)
+        ends[line, :size] = torch.tensor(row.ends)
+    asked = [(line, i, places) for line, row in enumerate(rows) for i, places in row.reads.items()]
+    logits = _logits(
+        model,
+        [line for line, _, places in asked for _ in places],
+        [place for _, _, places in asked for place in places],
+        input_ids=ids.to(model.device),
+        position_ids=(depths + prefix.length).to(model.device),
+        attention_mask=_masks(model, prefix.length, depths, ends),
+        past_key_values=prefix.cache(len(rows)),
+    )
+    targets = torch.tensor([token for _, i, _ in asked for token in requests[i][1]], device=model.device)
+    log_p, likeliest = _read(logits, targets)
+    sizes = [len(places) for _, _, places in asked]
+    parts = zip(asked, log_p.split(sizes), likeliest.split(sizes), strict=True)
+    return {i: (float(part.double().sum()), bool(greedy.all())) for (_, i, _), part, greedy in parts}
+
+
+def _logits(model: Any, lines: Sequence[int], places: Sequence[int], **inputs: Any) -> "torch.Tensor":
+    """Runs a model and returns its logits at some places only, ``[places, vocabulary]``.
+
+    What comes between the output layer and the logits (a cap, a scale) is the model's own.
+    """
+    with model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][lines, places][None],)):
+        return model(**inputs, use_cache=inputs.get("past_key_values") is not None).logits[0]
+
+
+def _masks(model: Any, shared: int, depths: "torch.Tensor", ends: "torch.Tensor") -> Any:
+    """Returns what is added to attention, ``[rows, 1, tokens, shared + tokens]``; one for each kind of layer if mixed.
+
+    A layer with a window sees what is nearer than that in the sequence, wherever it stands in the row.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    count, width = ends.shape
+    places = torch.arange(width)
+    seen = (places <= places[:, None]) & (places[:, None] < ends[:, None, :])
+    seen = torch.cat([torch.ones(count, width, shared, dtype=torch.bool), seen], -1)
+
+    def added(allowed: "torch.Tensor") -> "torch.Tensor":
+        mask = torch.zeros(allowed.shape, dtype=model.dtype)
+        return mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)[:, None].to(model.device)
+
+    kinds = _layers(config)
+    masks = {"full_attention": added(seen)} if "full_attention" in kinds else {}
+    if "sliding_attention" in kinds:
+        keys = torch.cat([torch.arange(-shared, 0).expand(count, -1), depths], 1)
+        near = depths[:, :, None] - keys[:, None, :] < config.sliding_window
+        masks["sliding_attention"] = added(seen & near)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _read(logits: "torch.Tensor", targets: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Returns each target's log-probability and whether it is the likeliest, a part of the places at a time."""
+    import torch
+
+    size = max(1, _LOGIT_CHUNK // logits.shape[-1])
+    log_p, likeliest = [], []
+    for part, wanted in zip(logits.split(size), targets.split(size), strict=True):
+        log_p.append(part.float().log_softmax(-1).gather(-1, wanted[:, None])[:, 0])
+        likeliest.append(part.argmax(-1) == wanted)
+    return torch.cat(log_p), torch.cat(likeliest)
+
+
+def _layers(config: Any) -> set[str]:
+    """Returns the kinds of attention that a model's layers have."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    return set(kinds or ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"])
+
+
+def _plain(model: Any) -> Any:
+    """Returns the model under an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
