@@ -18,7 +18,7 @@ def parity_lines(found: Comparison) -> Iterator[str]:
         yield f"  note: {note}"
     most, mean = TOLERANCES[found.tolerance]
     said = f"{'PASS' if found.passed else 'FAIL'}: {found.name}; tolerance of a log-probability {most:g} nats, "
-    yield f"{said}of their mean {mean:g} ({found.tolerance} weights, computed in float32)"
+    yield f"{said}of their mean {mean:g} ({found.tolerance} weights)"
     if found.passed:
         return
     causes = list(dict.fromkeys(check.cause for check in found.checks if check.cause))

@@ -184,8 +184,37 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
         job.tokenizer.save_pretrained(job.run_dir)
         rundir.write_card(job.run_dir)
         checkpoints.write_manifest(job.run_dir, step=step, resumable=False)
+        if adapter:
+            _check_merge(job, trainer)
         write_json(job.run_dir / rundir.RUN_FILE, {**rundir.read_record(job.run_dir), "finished": rundir.now()})
     PartialState().wait_for_everyone()
+
+
+def _check_merge(job: Job, trainer: "Trainer") -> None:
+    """Compares what was merged with the adapter and with the trainer's own model; all of them are saved by now.
+
+    Raises:
+        RunError: They are not one model. The run counts as unfinished, so that the same command merges once more.
+    """
+    from ..evals.models import LoadedModel
+    from ..evals.parity import check_merge
+    from .parity import parity_lines
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    whole = trainer.accelerator.num_processes == 1 and hasattr(model, "peft_config")
+    live = LoadedModel(model, job.tokenizer, None) if whole else None
+    try:
+        found = check_merge(job.run_dir, live)
+    except (PosttrainError, RuntimeError, MemoryError) as error:  # too little memory for a second model, most likely
+        _say(f"the merged model was not compared with the adapter: {first_line(error)}; posttrain parity does it later")
+        return
+    if found.passed:
+        largest = "" if found.largest is None else f", largest difference of a log-probability {found.largest:.2g} nats"
+        _say(f"{job.run_dir}: the merged model is the adapter on its base ({found.tolerance} weights{largest})")
+        return
+    print(*parity_lines(found), sep="\n", file=sys.stderr)
+    hint = f"the adapter and the checkpoints are whole: mend the cause and run again, or take {job.run_dir / 'adapter'}"
+    raise RunError("the merged model is not the adapter on its base", where=str(job.run_dir), hint=hint)
 
 
 def score_after(loaded: Loaded) -> int:

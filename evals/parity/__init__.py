@@ -1,6 +1,15 @@
 """Is the model that is served the model that was trained? Compares two forms of one model by what they do."""
 
 from .record import PARITY, Comparison, read_comparisons
-from .run import Sides, check_run, compare_sides, find_sides
+from .run import Sides, check_merge, check_run, compare_sides, find_sides
 
-__all__ = ["PARITY", "Comparison", "Sides", "check_run", "compare_sides", "find_sides", "read_comparisons"]
+__all__ = [
+    "PARITY",
+    "Comparison",
+    "Sides",
+    "check_merge",
+    "check_run",
+    "compare_sides",
+    "find_sides",
+    "read_comparisons",
+]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...chat_templates.errors import InputError
+from ...data_tools.files import read_json
+from ..checkpoints import base_of
 from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
 from ..runs import is_run, locate, read_record, run_of
 from .compare import TOLERANCES, Check, FirstDifference, compare_behaviour, compare_logs, compare_tokens
@@ -15,6 +17,7 @@ from .portrait import Material, Portrait, gather, portray, score
 from .record import Comparison, Form, hash_of, write_comparison
 from .weights import compare_weights, merge, stored, type_of
 
+_LARGE = 8 << 30  # bytes of weights: twice that in float32 is more than many machines have
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 
 
@@ -74,8 +77,21 @@ def check_run(model: str, against: str | None = None) -> Comparison:
     return compare_sides(find_sides(model, against))
 
 
+def check_merge(run_dir: Path, live: LoadedModel | None = None) -> Comparison:
+    """Compares a run's adapter with the model that it was just merged into, on a few texts.
+
+    Args:
+        run_dir: The run folder.
+        live: The trainer's own model, if it is whole in this process.
+
+    Raises:
+        PosttrainError: A form cannot be loaded.
+    """
+    return compare_sides(find_sides(str(run_dir), None), quick=True, live=live)
+
+
 def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None = None) -> Comparison:
-    """Compares two forms of a model on this machine, one after the other, in float32.
+    """Compares two forms of a model on this machine, one after the other, in float32 unless they are large.
 
     Args:
         sides: The two.
@@ -86,18 +102,23 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
         PosttrainError: A form cannot be loaded.
     """
     one, other = (_form(place, sides.store) for place in (sides.one, sides.other))
-    first = load_model(str(sides.one), dtype="float32")
+    dtype, size = "float32", sum(path.stat().st_size for path in sides.other.glob("model*.safetensors"))
+    notes = ()
+    if size > _LARGE:
+        dtype, notes = "auto", ("computed in the type of the weights, which are many to be held in float32",)
+    first = load_model(str(sides.one), dtype=dtype)
     material = gather(first, sides.record, quick=quick)
     ours = portray(one.name, first, material)
     weights = None
     if sides.other.is_dir() and hasattr(first.model, "merge_and_unload"):
-        merged, changed, before = merge(first.model)
-        weights = compare_weights(dict(merged.state_dict()), lambda: stored(sides.other), changed, before)
+        merged = merge(first.model, _rows_of_base(sides.one))
+        weights = compare_weights(merged.weights, lambda: stored(sides.other), merged)
+        del merged
     elif sides.other.is_dir():
         weights = compare_weights(dict(first.model.state_dict()), lambda: stored(sides.other))
     del first
     gc.collect()
-    second = _load(sides.other)
+    second = load_model(str(sides.other), dtype=dtype) if sides.other.is_dir() else load_gguf(sides.other)
     theirs = portray(other.name, second, material)
     kind = type_of(sides.other) if sides.other.is_dir() else None
     if sides.other.suffix == ".gguf":
@@ -109,7 +130,7 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     checks = [*found, *behaviour]
     if live is not None:
         checks.append(_trainer(live, theirs, material, kind, decode))
-    return _keep(sides, one, other, checks, parted, kind, material.notes)
+    return _keep(sides, one, other, checks, parted, kind, (*notes, *material.notes))
 
 
 def _keep(
@@ -132,14 +153,18 @@ def _keep(
 def _form(place: Path, store: Path | None) -> Form:
     name = "GGUF read back"
     if place.is_dir():
-        name = "adapter on its base" if (place / ADAPTER).is_file() else "merged model"
+        merged = "merged model" if (place / "adapter" / ADAPTER).is_file() else "model"
+        name = "adapter on its base" if (place / ADAPTER).is_file() else merged
     whole = place.absolute()
     inside = store is not None and whole.is_relative_to(store.absolute())
     return Form(name, str(whole.relative_to(store.absolute()) if inside and store else whole), hash_of(place))
 
 
-def _load(place: Path) -> LoadedModel:
-    return load_model(str(place), dtype="float32") if place.is_dir() else load_gguf(place)
+def _rows_of_base(adapter: Path) -> int | None:
+    """Returns how many tokens the configuration of an adapter's base names; None where it is not known."""
+    base = base_of(adapter)
+    config = read_json(base.folder / "config.json") if base is not None and base.folder is not None else None
+    return config.get("vocab_size") if isinstance(config, dict) else None
 
 
 def _gguf_weights(sides: Sides, second: LoadedModel) -> tuple[Check | None, str]:

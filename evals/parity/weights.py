@@ -1,6 +1,7 @@
 """Weights of two forms compared number by number, and what explains a difference between them."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,29 +38,54 @@ def type_of(folder: Path) -> str | None:
     return next((name for name in ("bfloat16", "float16", "float32") if name in found), None)
 
 
-def merge(model: Any) -> tuple[Any, set[str], dict[str, "torch.Tensor"]]:
+@dataclass(frozen=True)
+class Merged:
+    """An adapter merged into its base in memory.
+
+    Attributes:
+        weights: All weights, by name.
+        changed: The names of those that the adapter changes.
+        before: What some of these were without it.
+        tables: The names of the embeddings.
+        drawn: Their rows that neither base nor adapter holds: a pad token's, drawn at random and never read.
+    """
+
+    weights: dict[str, "torch.Tensor"]
+    changed: set[str]
+    before: dict[str, "torch.Tensor"]
+    tables: set[str]
+    drawn: list[int]
+
+
+def merge(model: Any, rows_of_base: int | None) -> Merged:
     """Merges an adapter into its base in memory.
 
-    Returns:
-        The merged model, the names of the weights that the adapter changes, and what some of those were before.
+    Args:
+        model: A peft model.
+        rows_of_base: How many tokens the base has embeddings for, before it was given more.
     """
     base = model.get_base_model()
     adapted = {name: weight for name, weight in base.named_parameters() if name.endswith(".base_layer.weight")}
     plain = {name: name.replace(".base_layer.", ".") for name in adapted}
     before = {plain[name]: adapted[name].detach().clone() for name in sorted(adapted)[:_WITNESSES]}
     config = next(iter(model.peft_config.values()))
-    whole = {*(config.modules_to_save or ()), *(getattr(config, "trainable_token_indices", None) or ())}
-    whole |= {"embed_tokens", "lm_head"} if getattr(config, "trainable_token_indices", None) else set()
-    changed = set(plain.values())
-    changed |= {name for name, _ in base.named_parameters() if any(f".{part}." in f".{name}" for part in whole)}
-    return model.merge_and_unload(), changed, before
+    rows = getattr(config, "trainable_token_indices", None) or {}
+    rows = rows if isinstance(rows, dict) else {"embed_tokens": rows}
+    layers = [base.get_input_embeddings(), base.get_output_embeddings() if base.can_generate() else None]
+    tables = {f"{name}.weight" for name, module in base.named_modules() if any(module is layer for layer in layers)}
+    whole = {*(config.modules_to_save or ())}
+    changed = {name for name, _ in base.named_parameters() if any(f".{part}." in f".{name}" for part in whole)}
+    changed |= set(plain.values()) | (tables if rows else set())
+    trained = {row for places in rows.values() for row in places}
+    size = layers[0].weight.shape[0]
+    drawn = [] if changed & tables and not rows else sorted(set(range(rows_of_base or size, size)) - trained)
+    return Merged(dict(model.merge_and_unload().state_dict()), changed, before, tables, drawn)
 
 
 def compare_weights(
     expected: Mapping[str, "torch.Tensor"],
     found: Callable[[], Iterator[tuple[str, "torch.Tensor"]]],
-    changed: set[str] | None = None,
-    before: Mapping[str, "torch.Tensor"] | None = None,
+    merged: Merged | None = None,
     rounded_to: str | None = None,
 ) -> Check:
     """Compares weights with what they should be, up to the rounding of the type that they are stored in.
@@ -70,8 +96,7 @@ def compare_weights(
     Args:
         expected: What they should be, by name.
         found: Yields the weights with their names.
-        changed: The names of those that an adapter changes; None where there is none.
-        before: What some of these were without the adapter.
+        merged: How an adapter made what is expected; None where there is none.
         rounded_to: The coarsest type that the weights have been through, where it is not the one that they are in.
     """
     import torch
@@ -88,13 +113,15 @@ def compare_weights(
         count += 1
         should, own = should.detach().float().cpu(), tensor.detach().float().cpu()
         gap = (own - should).abs()
+        if merged is not None and name in merged.tables:
+            gap[merged.drawn] = 0
         spacing = max(torch.finfo(tensor.dtype).eps, through, 1e-6)
         over = gap > 2 * spacing * (should.abs() + should.abs().mean())
         largest, rounded = max(largest, float(gap.max())), rounded or bool(gap.max() > 0)
         if bool(over.any()) or not bool(torch.isfinite(gap).all()):
             wrong[name] = float(gap.max())
             if own.ndim == 2:
-                base = (before or {}).get(name)
+                base = merged.before.get(name) if merged is not None else None
                 kinds = [own] if base is None else [own, own - (should - base.float().cpu())]
                 coarse.append(any(_has_few_levels(kind) for kind in kinds))
     if not count:
@@ -103,7 +130,7 @@ def compare_weights(
         what = f"{count} tensors" + (", up to the rounding of their type" if rounded else "")
         return Check("weights", "close" if rounded else "same", what, largest)
     worst = max(wrong, key=lambda name: wrong[name])
-    cause = _cause(set(wrong), changed, coarse)
+    cause = _cause(set(wrong), None if merged is None else merged.changed, coarse)
     return Check("weights", "differs", f"{len(wrong)} of {count} tensors, most in {worst}", largest, cause)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,33 @@ def test_tokens_that_the_template_adds_are_trained_with_the_adapter(
     assert not torch.equal(rows[0][added], rows[1][added])
     for folder in (run_dir, start):
         assert AutoModelForCausalLM.from_pretrained(folder).config.tie_word_embeddings
+
+
+def test_a_merge_that_is_not_the_adapter_fails_loudly_and_loses_nothing(
+    make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from posttrain.evals.parity import read_comparisons
+    from posttrain.recipes import adapters
+    from posttrain.recipes.errors import RunError
+    from posttrain.recipes.rundir import is_finished
+
+    recipe = make_recipe(learning_rate=0.02)
+    run_dir = recipe.parent / "run"
+
+    def forgets(job: Any, adapter: Path, head: Any = None) -> Any:
+        return adapters.load_model(job.loaded.recipe, job.tokenizer, head)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "merge_adapter", forgets)
+        with pytest.raises(RunError, match="not the adapter on its base"):
+            adapted(recipe)
+    assert "a stale adapter" in capsys.readouterr().err
+    assert not is_finished(run_dir)
+    assert (run_dir / "adapter" / "adapter_model.safetensors").exists()
+    adapted(recipe)  # goes on from the last checkpoint, and merges once more
+    assert is_finished(run_dir)
+    (kept,) = read_comparisons(run_dir)
+    assert kept.passed
+    assert not kept.stale
+    assert kept.check("the trainer's own log-probabilities")
+    assert "is the adapter on its base" in capsys.readouterr().out
