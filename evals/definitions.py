@@ -1,32 +1,30 @@
-"""lm-eval task definitions: found without indexing 14,000 files, pointed at local data, and hashed by content.
+"""lm-eval task definitions: read without running them, pointed at local data, and hashed by content.
 
-Private names of lm-eval 0.4.13 used here, each named in ``tests/evals/test_definitions.py``:
+Private names of lm-eval 0.4.13 used here and in ``task_index``, each named in ``tests/evals/test_definitions.py``:
 ``lm_eval.tasks._yaml_loader.load_yaml`` and ``lm_eval.tasks._index.TaskIndex``.
 """
 
-import json
-import os
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
-from ..data_tools.files import hash_file, hash_json, write_json
+from ..data_tools.files import hash_file, hash_json
 from . import harness
 from .canaries import Canaries, canaries
 from .errors import EvalError, SuiteError
 from .gold import check_gold
 from .records import Result
-from .spec import TASKS, Chat, SuiteSpec, TaskSpec
+from .spec import Chat, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, read_task_rows
+from .task_index import find, lm_eval_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -302,6 +300,8 @@ def _data_files(spec: TaskSpec, config: dict[str, Any], path: Path) -> dict[str,
     if config.get("dataset_path") not in _LOCAL_READERS or not named:
         return {}
     files = named if isinstance(named, dict) else {"train": named}
+    if any("://" in str(file) for file in files.values()):  # a data set of the task's own, like one of the Hub
+        return {}
     found = {}
     for split, file in files.items():
         found[split] = (path.parent / str(file)).resolve()
@@ -348,67 +348,6 @@ def _config_keys() -> set[str]:
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "TaskConfig"]
     fields = [node.target for node in classes[0].body if isinstance(node, ast.AnnAssign)]
     return {field.id for field in fields if isinstance(field, ast.Name)}
-
-
-def lm_eval_folder() -> Path:
-    """Returns where lm-eval is installed, without importing it."""
-    spec = find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        raise SuiteError("lm-eval is not installed", hint="pip install lm-eval")
-    return Path(spec.origin).parent
-
-
-def find(name: str) -> Path:
-    """Returns the YAML file of a task: a path, one of ``evals/tasks``, or a built-in of lm-eval.
-
-    Raises:
-        SuiteError: There is none, or the name stands for several tasks.
-    """
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    own = TASKS / f"{name}.yaml"
-    if own.is_file():
-        return own
-    index = _index()
-    if name in index["tasks"]:
-        return lm_eval_folder() / "tasks" / index["tasks"][name]
-    if name in index["several"]:
-        members = index["several"][name]
-        shown = ", ".join(members[:8]) + (f" and {len(members) - 8} more" if len(members) > 8 else "")
-        raise SuiteError(f"'{name}' stands for {len(members)} tasks", hint=f"list those you want: {shown}")
-    names = [*index["tasks"], *(path.stem for path in TASKS.glob("*.yaml"))]
-    hint = did_you_mean(name, names) or "a task of your own is a path that ends in .yaml"
-    raise SuiteError(f"lm-eval has no task '{name}'", hint=hint)
-
-
-def _index() -> dict[str, Any]:
-    """Returns lm-eval's task names and files, from the user's cache; the first call scans for some 20 seconds."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "posttrain" / f"lm-eval-{version('lm-eval')}-tasks.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # absent, or torn by an older version's write: built again
-        index = _scan()
-        write_json(path, index)
-        return index
-
-
-def _scan() -> dict[str, Any]:
-    from lm_eval.tasks._index import Kind, TaskIndex
-
-    root = lm_eval_folder() / "tasks"
-    tasks: dict[str, str] = {}
-    several: dict[str, list[str]] = {}
-    for name, entry in TaskIndex.build([root]).items():
-        if entry.kind in (Kind.TASK, Kind.PY_TASK) and entry.yaml_path is not None:
-            tasks[name] = entry.yaml_path.relative_to(root.resolve()).as_posix()
-        elif entry.kind is Kind.TAG:
-            several[name] = sorted(entry.tags)
-        elif entry.kind is Kind.GROUP:
-            members = (entry.cfg or {}).get("task") or []
-            members = members if isinstance(members, list) else [members]
-            several[name] = [str(m.get("task") or m.get("group")) if isinstance(m, dict) else str(m) for m in members]
-    return {"tasks": tasks, "several": several}
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ from typing import Any
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import hash_json, locked, write_atomic
-from . import classification, definitions, generations, pairs, perplexity
+from . import classification, definitions, generations, groups, pairs, perplexity
 from .checkpoints import base_of, is_unchanged, verify
 from .errors import SuiteError
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
@@ -98,6 +98,8 @@ def define_all(suite: SuiteSpec) -> list[Task]:
                 tasks.append(define(spec, suite))
             except SuiteError as error:
                 problems.append(error)
+    if not problems:
+        tasks += [groups.define(group, suite, tasks) for group in suite.groups]
     if len(problems) == 1:
         raise problems[0]
     if problems:

@@ -17,9 +17,9 @@ from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
 from .prompt_sets import PROMPTS, PromptsSpec
 from .task_data import DataFolder, TaskRows, field_problems, open_folder
+from .task_index import members_of
 
 SUITES = Path(__file__).parent / "suites"
-TASKS = Path(__file__).parent / "tasks"
 Chat = Literal["auto", "always", "never"]
 _BATCH_AUTO = 8
 
@@ -33,7 +33,7 @@ class TaskSpec(TaskRows):
 
     task: str
     """A task file (``*.yaml``, relative to the suite), the name of one in ``evals/tasks``, or the name of an lm-eval
-    built-in. Groups and tags are refused: list their tasks."""
+    built-in. The name of a group or a tag, such as ``mmlu``, stands for all its tasks and for their mean."""
     name: Annotated[str, Field(pattern=_NAME)] | None = None
     """What the leaderboard calls it; the task's own name by default. A task may stand twice under two names."""
     data_files: dict[str, str] = Field(default={})
@@ -51,6 +51,8 @@ class TaskSpec(TaskRows):
     """Generation settings that replace the task's own, such as ``max_gen_toks``."""
     chat: Chat | None = None
     """Overrides the suite's ``chat``."""
+    baseline: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """What guessing scores, for the ``centred`` mean of a group."""
 
     @property
     def title(self) -> str:
@@ -151,6 +153,25 @@ class ClassificationSpec(RowsSpec):
     suite)."""
 
 
+class GroupSpec(_Strict):
+    """Tasks whose means stand in a column of their own."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    """What the leaderboard calls it; ``<name>-local`` where the suite's folder does not hold all its tasks."""
+    tasks: list[str] = []
+    """The tasks by what the leaderboard calls them; all of the suite by default."""
+    mean: Literal["macro", "micro", "centred"] = "macro"
+    """The mean that stands for the group: of the tasks' figures, of all items, or of ``(a - b) / (1 - b)`` with ``b``
+    the ``baseline`` of each task. The macro and micro means are there in any case."""
+    coverage: str | None = None
+    """What part of the group is there; it stands in the column's title."""
+
+    @property
+    def title(self) -> str:
+        """Returns what the leaderboard calls the group."""
+        return self.name
+
+
 class SuiteSpec(_Strict):
     """A named list of things to score, with the settings that hold for all of them."""
 
@@ -164,6 +185,8 @@ class SuiteSpec(_Strict):
     default."""
     tasks: list[TaskSpec] = []
     """Tasks for lm-eval."""
+    groups: list[GroupSpec] = []
+    """Means over tasks."""
     perplexity: list[PerplexitySpec] = []
     """Texts for perplexity."""
     pairs: list[PairsSpec] = []
@@ -275,7 +298,8 @@ def _find(name: str) -> Path:
 
 def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     """Makes paths absolute and notes files that are missing and names that stand twice."""
-    spec, places = _take_from_folder(spec, base, document)
+    spec, places = _expand(spec, document)
+    spec, places = _take_from_folder(spec, base, document, places)
     sections = {
         "tasks": _resolve_task,
         "perplexity": _resolve_text,
@@ -290,6 +314,7 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
             items = zip(places, spec.tasks, strict=True)
         found[section] = [resolve(item, base, partial(_note, document, (section, index))) for index, item in items]
     names = [prompts.title for prompts in found["prompts"]]
+    found["groups"] = _resolve_groups(spec, document)
     found["judges"] = [resolve_judging(entry, base, document, index, names) for index, entry in enumerate(spec.judges)]
     seen: set[str] = set()
     for section, items in found.items():
@@ -301,16 +326,34 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     return spec.model_copy(update=found)
 
 
-def _take_from_folder(spec: SuiteSpec, base: Path, document: Document) -> tuple[SuiteSpec, list[int]]:
+def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[int]]:
+    """Puts the tasks of lm-eval's groups and tags in the place of their names; with the place of each in the suite."""
+    tasks, places, groups = [], [], list(spec.groups)
+    for place, entry in enumerate(spec.tasks):
+        members = members_of(entry.task)
+        if members:
+            for key in entry.model_fields_set & {"data_files", "overrides", "baseline"}:
+                what = f"'{entry.task}' stands for {len(members)} tasks, which have none in common: list those you want"
+                document.problem(("tasks", place, key), what)
+            tasks += [entry.model_copy(update={"task": member, "name": None}) for member in members]
+            groups.append(GroupSpec(name=entry.title, tasks=members))
+        else:
+            tasks.append(entry)
+        places += [place] * max(1, len(members))
+    return spec.model_copy(update={"tasks": tasks, "groups": groups}), places
+
+
+def _take_from_folder(
+    spec: SuiteSpec, base: Path, document: Document, places: list[int]
+) -> tuple[SuiteSpec, list[int]]:
     """Gives the tasks the files of the suite's folder; with the places in the suite of those that it holds."""
-    places = list(range(len(spec.tasks)))
     if spec.data_dir is None:
         return spec, places
     layout = str(base / spec.layout) if spec.layout and spec.layout.endswith((".yaml", ".yml")) else spec.layout
     folder = open_folder(base / Path(spec.data_dir).expanduser(), layout)
     given = [task if task.data_files else _from_folder(task, folder) for task in spec.tasks]
-    held = [(place, task) for place, task in enumerate(given) if task is not None]
-    missing = tuple(spec.tasks[place].title for place, task in enumerate(given) if task is None)
+    held = [(place, task) for place, task in zip(places, given, strict=True) if task is not None]
+    missing = tuple(task.title for task, found in zip(spec.tasks, given, strict=True) if found is None)
     if spec.tasks and not held:
         hint = f"its layout knows: {', '.join(folder.layout.tasks)}"
         document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)
@@ -318,6 +361,28 @@ def _take_from_folder(spec: SuiteSpec, base: Path, document: Document) -> tuple[
     local = spec.model_copy(update={"name": name, "data_dir": str(folder.path), "tasks": [task for _, task in held]})
     local._left_out = missing
     return local, [place for place, _ in held]
+
+
+def _resolve_groups(spec: SuiteSpec, document: Document) -> list[GroupSpec]:
+    """Names the tasks of each group, and says of a group with tasks that are left out how many it has."""
+    tasks = {task.title: task for task in spec.tasks}
+    known = [*tasks, *spec.left_out]
+    found = []
+    for index, group in enumerate(spec.groups):
+        wanted = group.tasks or known
+        for name in wanted:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                document.problem(("groups", index, "tasks"), f"the suite has no task '{name}'", hint)
+        members = [name for name in wanted if name in tasks]
+        bare = [name for name in members if tasks[name].baseline is None]
+        if group.mean == "centred" and bare:
+            document.problem(("groups", index, "mean"), f"a centred mean needs the `baseline` of {', '.join(bare)}")
+        update: dict[str, Any] = {"tasks": members}
+        if len(members) < len(wanted):
+            update |= {"name": f"{group.name}-local", "coverage": f"{len(members)} of {len(wanted)} tasks"}
+        found += [group.model_copy(update=update)] if members else []
+    return found
 
 
 def _from_folder(task: TaskSpec, folder: DataFolder) -> TaskSpec | None:

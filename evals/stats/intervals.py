@@ -103,6 +103,7 @@ _SCALES = (
     (r"bits_per_(byte|token)|entropy_.*|tokens_per_byte|nll|.*loss|r?mse|mae|ter", Scale(0.0)),
     (r"mcc|matthews_corrcoef|.*pearson.*|.*spearman.*", Scale(-1.0, 1.0, of_items=False)),
     (r"kappa", Scale(-1.0, 1.0)),
+    (r"centred_accuracy", Scale(None, 1.0, of_items=False)),
     (r"brier(_score)?", Scale(0.0, 2.0)),
     (r"bleu|chrf", Scale(0.0, 100.0, of_items=False)),
     (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", Scale(0.0, 1.0, of_items=False)),

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from posttrain.evals.canaries import Canaries, canaries
-from posttrain.evals.definitions import build, define, lm_eval_folder
+from posttrain.evals.definitions import build, define
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.score import score
 from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.task_index import lm_eval_folder
 
 from .conftest import CHOICES, PROMPTS, write_rows
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates.errors import InputError
-from posttrain.evals import definitions
-from posttrain.evals.definitions import build, define, find, lm_eval_folder, read_table, read_yaml
+from posttrain.evals import definitions, task_index
+from posttrain.evals.definitions import build, define, read_table, read_yaml
 from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.spec import SuiteSpec, TaskSpec, load_suite
+from posttrain.evals.task_index import find, lm_eval_folder, members_of
 
 ARC = {
     "id": "1",
@@ -195,11 +196,16 @@ def test_a_data_set_that_is_not_here_is_refused_offline():
 def test_the_index_is_built_once_and_knows_tasks_groups_and_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert find("arc_easy") == lm_eval_folder() / "tasks" / "arc" / "arc_easy.yaml"
-    monkeypatch.setattr(definitions, "_scan", lambda: pytest.fail("scanned again"))
+    monkeypatch.setattr(task_index, "_scan", lambda: pytest.fail("scanned again"))
     with pytest.raises(SuiteError, match=r"stands for \d+ tasks"):
         find("mmlu")
     with pytest.raises(SuiteError, match="did you mean 'hellaswag'"):
         find("helaswag")
+    for group in ("mmlu", "mmlu_continuation"):  # of groups of tags; the second writes its groups inside itself
+        members = members_of(group)
+        assert len(members) == len(set(members)) == 57
+        assert all(find(member).is_file() for member in members)
+    assert members_of("arc_easy") == []
     for name in ("base", "chat"):
         for task in load_suite(name).tasks:
             assert find(task.task).is_file()

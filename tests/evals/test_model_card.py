@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from posttrain.chat_templates.errors import InputError
-from posttrain.evals.definitions import define, lm_eval_folder, origin
+from posttrain.evals.definitions import define, origin
 from posttrain.evals.model_card import write_card
 from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.task_index import lm_eval_folder
 
 from .report_fixtures import EVIL, make_run, score, share
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals import spec as specs
+from posttrain.evals import task_index
 from posttrain.evals.definitions import build, define, origin
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.report import build as build_board
@@ -57,14 +58,12 @@ def suite_of(folder: Path, *tasks: str, more: str = "") -> SuiteSpec:
 @pytest.fixture(autouse=True)
 def _built_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Knows three of lm-eval's tasks without scanning all of them."""
-    from posttrain.evals import definitions
-
     tasks = {
         "boolq": "super_glue/boolq/default.yaml",
         "piqa": "piqa/piqa.yaml",
         "mmlu_anatomy": "mmlu/default/mmlu_anatomy.yaml",
     }
-    monkeypatch.setattr(definitions, "_index", lambda: {"tasks": tasks, "several": {}})
+    monkeypatch.setattr(task_index, "_index", lambda: {"tasks": tasks, "several": {}})
 
 
 def built(suite: SuiteSpec, index: int = 0) -> Any:
