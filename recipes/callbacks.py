@@ -3,11 +3,13 @@
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data_tools.files import append_line
@@ -15,6 +17,8 @@ from ..evals import checkpoints
 from ..evals.models import save_head
 from . import rundir
 from .errors import RunError
+from .load import Loaded
+from .monitor import Monitor
 
 
 class CheckpointKeeper(TrainerCallback):
@@ -23,18 +27,29 @@ class CheckpointKeeper(TrainerCallback):
     Old checkpoints are removed here rather than by the Trainer, which would do it before the new one's manifest is
     written, so that a kill between the two would leave no whole checkpoint at all.
 
+    Scores while the run trains (``score.every: N``) belong here too: a checkpoint is scored once it is whole, and none
+    is removed before its scores have been looked at.
+
     Args:
-        limit: How many checkpoints to keep (``save_total_limit``), or None for all.
-        start: Whether to save the weights before the first step too, as ``checkpoint-0``, for scoring only.
+        loaded: The recipe: ``trainer.save_total_limit`` says how many checkpoints to keep, ``score.start`` whether to
+            save the weights before the first step, as ``checkpoint-0``, for scoring only.
+        progress: What ends a run that has come to its end.
+        say: Takes a line for the user.
 
     Attributes:
         trainer: Set once the trainer, which takes its callbacks first, has been built.
+        monitor: What is scored and decided while the run trains; None where nothing is.
     """
 
     trainer: Any = None
+    monitor: Monitor | None = None
 
-    def __init__(self, limit: int | None, *, start: bool = False):
-        self.limit, self.start = limit, start
+    def __init__(self, loaded: Loaded, progress: "ProgressKeeper", *, say: Callable[[str], None] = print):
+        score = loaded.recipe.score
+        self._loaded, self._progress, self._say = loaded, progress, say
+        self.limit: int | None = loaded.recipe.trainer.get("save_total_limit")
+        self.start = score is not None and score.start
+        self._every = score.every if score is not None and isinstance(score.every, int) else None
         self._deferred = False
 
     def on_train_begin(
@@ -44,6 +59,10 @@ class CheckpointKeeper(TrainerCallback):
 
         Under DeepSpeed and FSDP a model can be saved only now that training has prepared it.
         """
+        if self._every:
+            self.monitor = Monitor(self._loaded, state.max_steps, self._say)
+        if state.global_step and self._look(state):
+            self._progress.end()
         if state.global_step == 0 and self.start:
             self.trainer.save_model(str(_folder(args, 0)))
             self._complete(_folder(args, 0), state, kwargs.get("model"), resumable=False)
@@ -56,6 +75,8 @@ class CheckpointKeeper(TrainerCallback):
         What is evaluated and logged at the end of an epoch belongs to the step that ended it: had that step been saved
         before, a run resumed from there would leave it out.
         """
+        if self._every and (state.global_step % self._every == 0 or state.global_step >= state.max_steps):
+            control.should_save = True
         self._deferred = control.should_save and (control.should_training_stop or (state.epoch or 0.5) % 1 == 0)
         if self._deferred:
             control.should_save = False
@@ -87,6 +108,32 @@ class CheckpointKeeper(TrainerCallback):
         """Writes the manifest once every process has written its part."""
         folder = _folder(args, state.global_step)
         self._complete(folder, state, kwargs.get("model"), resumable=not args.save_only_model)
+        if self._stops():
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Waits for scores that are made beside the training, and removes what they kept."""
+        if self.monitor and PartialState().is_main_process:
+            self.monitor.finish(state.global_step)
+            self._rotate(Path(str(args.output_dir)), state)
+        PartialState().wait_for_everyone()
+
+    def _look(self, state: TrainerState) -> bool:
+        """Scores and decides what is due; returns, in every process, whether the run ends here."""
+        if self.monitor and PartialState().is_main_process:
+            told = self.monitor.stop
+            self.monitor.look(state.global_step)
+            if self.monitor.stop and not told:
+                self._say(self.monitor.stop)
+        return self._stops()
+
+    def _stops(self) -> bool:
+        """Says in every process what the first one has decided."""
+        if self.monitor is None:
+            return False
+        return bool(broadcast_object_list([self.monitor.stop])[0])
 
     def _complete(self, folder: Path, state: TrainerState, model: Any, *, resumable: bool) -> None:
         PartialState().wait_for_everyone()
@@ -94,6 +141,8 @@ class CheckpointKeeper(TrainerCallback):
             save_head(folder, model)
             rundir.write_card(folder)
             checkpoints.write_manifest(folder, step=state.global_step, resumable=resumable)
+        self._look(state)
+        if PartialState().is_main_process:
             self._rotate(folder.parent, state)
         PartialState().wait_for_everyone()
 
@@ -102,9 +151,10 @@ class CheckpointKeeper(TrainerCallback):
         if self.limit is None:
             return
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
-        made = [path for path in checkpoints.list_checkpoints(run_dir) if path.name not in (best, "checkpoint-0")]
-        kept = [path for path in made if (checkpoints.step_of(path) or 0) <= state.global_step]
-        for folder in kept[: -self.limit]:
+        kept = {best, "checkpoint-0"} | (self.monitor.kept if self.monitor else set())
+        made = [path for path in checkpoints.list_checkpoints(run_dir) if path.name not in kept]
+        made = [path for path in made if (checkpoints.step_of(path) or 0) <= state.global_step]
+        for folder in made[: -self.limit]:
             # Without its manifest a half-removed folder is never taken for a whole one.
             (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
@@ -160,7 +210,11 @@ class ProgressKeeper(TrainerCallback):
             trainer.model.train(kept["training"])  # TRL's log asks it which metrics are meant
         stopped = bool(kept) and kept["stopped"] and kept["max_steps"] == state.max_steps
         if state.global_step >= state.max_steps or stopped:
-            trainer._run_epoch = self._stop
+            self.end()
+
+    def end(self) -> None:
+        """Ends a resumed run before it takes a step."""
+        self.trainer._run_epoch = self._stop
 
     def _stop(self, **_: Any) -> None:
         self.trainer.control.should_training_stop = True

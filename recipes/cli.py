@@ -128,6 +128,7 @@ def score(
     data_dir: Annotated[
         Path | None, typer.Option(help="A folder of benchmarks to read in place of the tasks' own data.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; the first GPU if there is one.")] = None,
     step: Steps = None,
 ) -> None:
     """Score checkpoints that are not scored yet."""
@@ -142,6 +143,7 @@ def score(
         output=output,
         references=parse_steps(step or []),
         data_dir=data_dir,
+        device=device,
     )
     raise typer.Exit(code)
 

@@ -20,6 +20,7 @@ from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
 from .model import head_modules, load_model, whole_weights
+from .monitor import check_columns
 from .rows import prepare_rows
 from .schema import ClassifySpec, Recipe
 from .stage_table import STAGES
@@ -95,7 +96,10 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     with placed(loaded), whole_weights():
         stage = STAGES[loaded.recipe.stage].module()
         if loaded.recipe.score:  # files that it names may have yet to be written by a pipeline's steps
-            (check_suite if loaded.references else load_suite)(loaded.recipe.score.suite, loaded.references)
+            if loaded.references:
+                check_suite(loaded.recipe.score.suite, loaded.references)
+            else:
+                check_columns(loaded, load_suite(loaded.recipe.score.suite))
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: prepare_rows(job, split) for split in ("train", "eval")}

@@ -70,7 +70,12 @@ def command(
 
 
 def score_command(
-    folders: Sequence[Path | str], suite: str, references: Mapping[str, Path], *, final_only: bool
+    folders: Sequence[Path | str],
+    suite: str,
+    references: Mapping[str, Path],
+    *,
+    final_only: bool,
+    device: str | None = None,
 ) -> list[str]:
     """Returns the command that scores run folders by a suite.
 
@@ -79,10 +84,19 @@ def score_command(
         suite: The suite's name or file.
         references: The folders that ``@name`` stands for in the suite.
         final_only: Whether to leave the checkpoints.
+        device: Where the models run; the first GPU if there is one.
     """
     command = [sys.executable, "-m", "posttrain.recipes.cli", "score", *map(str, folders), "--suite", suite]
     command += [f"--step={name}={folder}" for name, folder in references.items()]
+    command += [f"--device={device}"] if device else []
     return [*command, "--final-only"] if final_only else command
+
+
+def alone() -> dict[str, str]:
+    """Returns this process's environment without what a launcher set for its workers, whom a scorer would wait for."""
+    own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    theirs = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_")
+    return {key: value for key, value in os.environ.items() if key not in own and not key.startswith(theirs)}
 
 
 def find_config(name: str) -> Path:

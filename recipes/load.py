@@ -23,7 +23,7 @@ from .inputs import find_inputs
 from .schema import Recipe
 from .stage_table import STAGE_SECTIONS, STAGES
 
-# What a run is called, where it lies and how it is scored do not change what is trained.
+# What a run is called, where it lies and how it is scored do not change what is trained, unless scores end it.
 _NOT_IDENTITY = ("name", "output_dir", "score")
 # Keys of what has a fingerprint of its own in a run's record.
 _FINGERPRINTED = ("path", "name_or_path", "chat_template", "model")
@@ -85,7 +85,11 @@ def recipe_hash(values: Mapping[str, Any]) -> str:
     Of what has a fingerprint of its own (data, models, templates) an absolute path counts by its last part alone: the
     same files may lie elsewhere, and others at the same place.
     """
-    return hash_json(_placeless({key: value for key, value in values.items() if key not in _NOT_IDENTITY}))
+    trained = {key: value for key, value in values.items() if key not in _NOT_IDENTITY}
+    score = values.get("score") or {}
+    if score.get("early_stop"):  # where the run ends
+        trained["score"] = {key: score.get(key) for key in ("suite", "every", "start", "device", "early_stop")}
+    return hash_json(_placeless(trained))
 
 
 def _placeless(value: Any, key: str = "") -> Any:

@@ -297,7 +297,9 @@ def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) ->
     score = loaded.recipe.score if loaded else None
     if loaded is None or score is None:
         return not done
-    return _score(Scoring(name, (folder,), score.suite, loaded.references, score.every == "end"), say) or not done
+    return (
+        _score(Scoring(name, (folder,), score.suite, loaded.references, score.every != "checkpoint"), say) or not done
+    )
 
 
 def _is_done(current: Plan) -> bool:

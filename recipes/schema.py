@@ -163,15 +163,51 @@ class ClassifySpec(Section):
         return self
 
 
+class ColumnSpec(Section):
+    """A column of the board by which checkpoints are compared while the run trains."""
+
+    column: Annotated[str, Field(min_length=1)]
+    """The task's name in the suite, or `task/metric`; by default the metric that stands for the task."""
+    direction: Literal["max", "min"] | None = None
+    """Which way is better; by default as the metric says."""
+
+
+class EarlyStopSpec(ColumnSpec):
+    """When a run ends before its last step: by a verdict (`evals/stats/stopping.py`), not by noise."""
+
+    min_delta: Annotated[float, Field(gt=0)]
+    """The smallest gain worth having, in the column's unit. The run ends where each of the last checkpoints is shown to
+    be better than the best by less than this."""
+    patience: Annotated[int, Field(ge=1)] = 2
+    """How many checkpoints after the best the verdict is about."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The share of runs that may be ended in error; it is spent over all looks."""
+
+
 class ScoreSpec(Section):
     """Which checkpoints of the run are scored, and by what."""
 
     suite: str
     """The name of a suite, or the path of its YAML file."""
-    every: Literal["checkpoint", "end"] = "end"
-    """Every save, or the final model only."""
+    every: Literal["checkpoint", "end"] | Annotated[int, Field(ge=1)] = "end"
+    """Every save, once the run has ended; the final model only; or every so many steps while the run trains, each of
+    which is saved for it, and the last step."""
     start: bool = False
     """Also the weights before the first step, as `checkpoint-0`."""
+    device: Annotated[str, Field(min_length=1)] | None = None
+    """Where checkpoints are scored beside the training, such as `cpu` or `cuda:1`; with `every: N`. By default the
+    training waits for its scores. A decision by scores made beside it comes one look later."""
+    keep_best: ColumnSpec | None = None
+    """The best checkpoint of a column, which `trainer.save_total_limit` never removes; with `every: N`."""
+    early_stop: EarlyStopSpec | None = None
+    """When the run ends early; with `every: N`."""
+
+    @model_validator(mode="after")
+    def _while_training(self) -> Self:
+        given = [key for key in ("device", "keep_best", "early_stop") if getattr(self, key) is not None]
+        if given and not isinstance(self.every, int):
+            raise ValueError(f"{given[0]} is for scores while the run trains: say every: N (steps)")
+        return self
 
 
 class Recipe(Section):

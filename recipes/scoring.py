@@ -23,6 +23,7 @@ def score_models(
     output: Path | None,
     references: Mapping[str, Path],
     data_dir: Path | None = None,
+    device: str | None = None,
 ) -> int:
     """Scores models that are not scored yet, has their answers judged, and prints a line for each score.
 
@@ -34,6 +35,7 @@ def score_models(
         output: Where the scores of models that are no runs go.
         references: What ``@name`` stands for in the suite; None known takes what the run was given.
         data_dir: A folder of benchmarks that replaces the tasks' own data.
+        device: Where models run; the first GPU if there is one.
 
     Returns:
         1 if anything failed, else 0.
@@ -66,6 +68,7 @@ def score_models(
             _with_metrics(suites[key], metrics),
             watch=watch,
             final_only=final_only,
+            device=device,
             output=output,
             progress=lambda line: print(line, flush=True),
         )
@@ -75,7 +78,7 @@ def score_models(
         prompts[key] = report.prompts
     for key, paths in judged.items():
         if suites[key].judges and paths:
-            code = max(code, _judge(paths, suites[key], prompts[key], output))
+            code = max(code, _judge(paths, suites[key], prompts[key], output, device))
     return code
 
 
@@ -89,14 +92,16 @@ def _tell(report: "ScoreReport") -> None:
         print(failure.detail, end="", file=sys.stderr)
 
 
-def _judge(paths: Sequence[str], suite: "SuiteSpec", prompts: Sequence["Prompts"], output: Path | None) -> int:
+def _judge(
+    paths: Sequence[str], suite: "SuiteSpec", prompts: Sequence["Prompts"], output: Path | None, device: str | None
+) -> int:
     """Judges the answers of all models together, since some are compared with others."""
     from ..evals.judging.run import judge
     from ..evals.runs import find_targets
 
     targets, _ = find_targets(paths, output, offline=suite.offline)
     stores = list(dict.fromkeys(target.store for target in targets))
-    report = judge(stores, suite, prompts=prompts, progress=lambda line: print(line, flush=True))
+    report = judge(stores, suite, prompts=prompts, device=device, progress=lambda line: print(line, flush=True))
     print(report.lines[0])
     for problem in report.problems:
         print(f"not judged: {problem}", file=sys.stderr)

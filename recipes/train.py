@@ -120,9 +120,7 @@ def build(ready: Ready) -> "Trainer":
     assert train is not None, "a recipe always has data.train"
     set_seed(ready.args.seed)
     progress = ProgressKeeper()
-    keeper = CheckpointKeeper(
-        recipe.trainer.get("save_total_limit"), start=recipe.score is not None and recipe.score.start
-    )
+    keeper = CheckpointKeeper(job.loaded, progress, say=_say)
     with placed(job.loaded):
         model = load_model(recipe, job.tokenizer, ready.head)
         common = {
@@ -223,12 +221,9 @@ def score_after(loaded: Loaded) -> int:
     if score is None:
         return 0
     command = launch.score_command(
-        [loaded.recipe.output_dir], score.suite, loaded.references, final_only=score.every == "end"
+        [loaded.recipe.output_dir], score.suite, loaded.references, final_only=score.every != "checkpoint"
     )
-    # What a launcher set for its workers would make the scorer wait for them.
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    drop = (*launcher, *(key for key in os.environ if key.startswith(("ACCELERATE_", "TORCHELASTIC_", "FSDP_"))))
-    return launch.run(command, {key: value for key, value in os.environ.items() if key not in drop})
+    return launch.run(command, launch.alone())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ class Difference:
     Attributes:
         value: Mean of the one minus mean of the other.
         stderr: Its paired standard error, clustered where clusters were given; None with fewer than two clusters.
-        low: Lower end of the 95% interval; None where nothing supports one.
+        low: Lower end of the interval, 95% unless another was asked for; None where nothing supports one.
         high: Upper end.
         p: Two-sided p-value of no difference; 1 where there is nothing to test with.
         n: Items that both have.
@@ -97,7 +97,11 @@ class Question:
 
 
 def paired_difference(
-    a: "ArrayLike", b: "ArrayLike", clusters: "Sequence[Hashable] | NDArray[Any] | None" = None
+    a: "ArrayLike",
+    b: "ArrayLike",
+    clusters: "Sequence[Hashable] | NDArray[Any] | None" = None,
+    *,
+    level: float = 1 - ALPHA,
 ) -> Difference:
     """Estimates how much ``a`` scores above ``b``, item by item.
 
@@ -112,6 +116,7 @@ def paired_difference(
         a: Scores of the one, ``[n]``.
         b: Scores of the other on the same items in the same order, ``[n]``.
         clusters: The cluster of each item, ``[n]``; None takes each by itself.
+        level: Of the interval.
 
     Raises:
         ValueError: Lengths differ, there are no items, or a score is not finite.
@@ -127,18 +132,23 @@ def paired_difference(
     stderr, df = clustered_stderr(differences, cluster, count)
     zeros_and_ones = np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all()
     if zeros_and_ones and (count == len(first) or not stderr):
-        return _binary(differences, value, stderr, cluster, count)
+        return _binary(differences, value, stderr, cluster, count, level)
     if stderr is None:
         return Difference(value, None, None, None, 1.0, len(first), count, "none")
     if stderr == 0:
         # Marks on a coarse scale can differ by the same amount on each of a few prompts: they are signs, no more.
         p = _mid_p(count, 0) if value else 1.0
         return Difference(value, 0.0, None, None, p, len(first), count, "sign")
-    return replace(from_error(value, stderr, count, df, "t"), n=len(first))
+    return replace(from_error(value, stderr, count, df, "t", level), n=len(first))
 
 
 def _binary(
-    differences: "NDArray[np.float64]", value: float, stderr: float | None, cluster: "NDArray[np.int64]", count: int
+    differences: "NDArray[np.float64]",
+    value: float,
+    stderr: float | None,
+    cluster: "NDArray[np.int64]",
+    count: int,
+    level: float,
 ) -> Difference:
     """Compares 0/1 items that are independent, or that clusters repeat without any spread between clusters."""
     n = len(differences)
@@ -150,16 +160,18 @@ def _binary(
     p = _mid_p(wins, losses)
     up, down = (wins + 1) / (count + 2), (losses + 1) / (count + 2)
     spread = math.sqrt((up + down - (up - down) ** 2) / (count + 2))
-    half = t_quantile(0.975, count - 1) * spread
+    half = t_quantile((1 + level) / 2, count - 1) * spread
     low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
     if low <= 0 <= high:  # at the edge the two may disagree, and no verdict should contradict the interval beside it
         p = max(p, _t_p(up - down, spread, count - 1))
     return Difference(value, stderr, min(low, value), max(high, value), p, n, count, "mcnemar", count - 1)
 
 
-def from_error(value: float, stderr: float, clusters: int, df: float, test: str) -> Difference:
+def from_error(
+    value: float, stderr: float, clusters: int, df: float, test: str, level: float = 1 - ALPHA
+) -> Difference:
     """Returns a difference of which a standard error above zero is known, by Student's t."""
-    half = t_quantile(0.975, df) * stderr
+    half = t_quantile((1 + level) / 2, df) * stderr
     return Difference(value, stderr, value - half, value + half, _t_p(value, stderr, df), clusters, clusters, test, df)
 
 

@@ -44,6 +44,27 @@ def first_half(unit: Hashable, seed: int = 0) -> bool:
     return hashlib.blake2b(f"{seed}\0{unit}".encode("utf-8", "surrogatepass"), digest_size=8).digest()[0] < 128
 
 
+def halved(
+    scores: Mapping[str, Mapping[Hashable, float]], clusters: Mapping[Hashable, Hashable] | None = None, seed: int = 0
+) -> tuple[dict[Hashable, Hashable], list[Hashable], list[Hashable]]:
+    """Splits the items that all checkpoints have into those that are chosen on and those that are measured on.
+
+    Args:
+        scores: As of :func:`select`.
+        clusters: Likewise.
+        seed: Likewise.
+
+    Returns:
+        The cluster of each item (the item itself where it has none), the first half and the second.
+    """
+    finite = [{item for item, score in by.items() if math.isfinite(score)} for by in scores.values()]
+    # Sorted, so that sums do not depend on the order of a file.
+    items = sorted(set.intersection(*finite), key=str) if finite else []
+    unit = {item: item if clusters is None else clusters.get(item, item) for item in items}
+    first = [item for item in items if first_half(unit[item], seed)]
+    return unit, first, [item for item in items if not first_half(unit[item], seed)]
+
+
 def select(
     scores: Mapping[str, Mapping[Hashable, float]],
     clusters: Mapping[Hashable, Hashable] | None = None,
@@ -64,16 +85,7 @@ def select(
     Returns:
         None where there is nothing to choose from: no checkpoint, or a half without items.
     """
-    if not scores:
-        return None
-    shared = set.intersection(*({item for item, score in by.items() if math.isfinite(score)} for by in scores.values()))
-    # Sorted, so that sums do not depend on the order of a file.
-    items = sorted(shared, key=str)
-    unit = {item: item if clusters is None else clusters.get(item, item) for item in items}
-    halves = (
-        [item for item in items if first_half(unit[item], seed)],
-        [item for item in items if not first_half(unit[item], seed)],
-    )
+    unit, *halves = halved(scores, clusters, seed)
     if not all(halves):
         return None
     sign = 1 if higher_is_better else -1
@@ -89,7 +101,7 @@ def select(
         f"the best of {len(scores)} on {len(halves[0])} items, measured on {len(halves[1])} others; a best figure on "
         "the items that chose it is too good by luck"
     )
-    return Selection(best, means[best], reported, _mean(chosen, items), len(scores), len(items), note)
+    return Selection(best, means[best], reported, _mean(chosen, list(unit)), len(scores), len(unit), note)
 
 
 def _mean(scores: Mapping[Hashable, float], items: list[Hashable]) -> float:
