@@ -11,6 +11,7 @@ mix tokens otherwise (state spaces, linear attention, ALiBi) are told by :func:`
 compares some of its answers with plain passes.
 """
 
+import bisect
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 Request = tuple[Sequence[int], Sequence[int]]  # a context and what may follow it, each at least one token
 Log = tuple[float, bool]
 
-BUDGET = 2048  # tokens of a pass: as fast a token as more are on a CPU, whose caches then hold a layer's activations
+BUDGET = 1024  # tokens of a pass: more are no faster on a CPU, whose caches hold the activations of so many
 _LEAST_PREFIX = 32  # tokens that contexts share at least for a cache of their own
 _PREFIX_COST = 256  # tokens that a cache costs: a pass that fills less, and smaller batches for what follows
 _TOKEN_COST = 1024  # masked places of attention that cost as much as one token more
+_WIDTH = 256  # tokens up to which rows are filled
 _LOGIT_CHUNK = 1 << 25  # log-probabilities held at a time
 
 
@@ -223,6 +225,14 @@ class _Row:
         for place in self.path[:kept]:
             self.ends[place] = end
 
+    def join(self, other: "_Row") -> None:
+        """Adds another row's sequences, which none of its own sees."""
+        start = len(self.tokens)
+        self.tokens += other.tokens
+        self.depths += other.depths
+        self.ends += [start + end for end in other.ends]
+        self.reads |= {i: [start + place for place in places] for i, places in other.reads.items()}
+
 
 def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budget: int) -> list[_Row]:
     """Lays some requests, whose first tokens are in the prefix, out in rows.
@@ -236,14 +246,30 @@ def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budg
     for i in sorted(members, key=sequences.__getitem__):
         kept = _common(last, sequences[i])
         size, new = (len(rows[-1].tokens) if rows else 0), len(sequences[i]) - kept
-        joins = size * new <= _TOKEN_COST * kept or size + new <= shared // 4  # the prefix is copied for each row
-        if not rows or not joins or (new and size + new > budget):
+        if not rows or size * new > _TOKEN_COST * kept or (new and size + new > budget):
             rows.append(_Row())
             kept = 0
         rows[-1].add(sequences[i], kept)
         rows[-1].reads[i] = rows[-1].path[len(requests[i][0]) - shared - 1 :]
         last = sequences[i]
-    return rows
+    return _filled(rows, max(_WIDTH, shared // 4))  # the prefix is copied for each row
+
+
+def _filled(rows: Sequence[_Row], width: int) -> list[_Row]:
+    """Joins rows up to a width, each with the fullest that has room for it, so that batches need no padding."""
+    filled: list[_Row] = []
+    room: list[tuple[int, int]] = []  # of each row that is filled, and its number, in order
+    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+        size = len(row.tokens)
+        place = bisect.bisect_left(room, (size, 0))
+        if place < len(room):
+            free, number = room.pop(place)
+            filled[number].join(row)
+        else:
+            free, number = max(size, width), len(filled)
+            filled.append(row)
+        bisect.insort(room, (free - size, number))
+    return filled
 
 
 def _clusters(contexts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
@@ -320,21 +346,27 @@ def _run(model: Any, prefix: _Prefix, rows: Sequence[_Row], requests: Sequence[R
         ids[line, :size] = torch.tensor(row.tokens)
         depths[line, :size] = torch.tensor(row.depths)
         ends[line, :size] = torch.tensor(row.ends)
-    asked = [(line, i, places) for line, row in enumerate(rows) for i, places in row.reads.items()]
+    # What predicts the first tokens of a context's options is one place, whose logits are computed once.
+    asked = [
+        (i, [(line, place) for place in places]) for line, row in enumerate(rows) for i, places in row.reads.items()
+    ]
+    read = {place: number for number, place in enumerate(dict.fromkeys(place for _, some in asked for place in some))}
+    lines, places = zip(*read, strict=True)
     logits = _logits(
         model,
-        [line for line, _, places in asked for _ in places],
-        [place for _, _, places in asked for place in places],
+        lines,
+        places,
         input_ids=ids.to(model.device),
         position_ids=(depths + prefix.length).to(model.device),
         attention_mask=_masks(model, prefix.length, depths, ends),
         past_key_values=prefix.cache(len(rows)),
     )
-    targets = torch.tensor([token for _, i, _ in asked for token in requests[i][1]], device=model.device)
-    log_p, likeliest = _read(logits, targets)
-    sizes = [len(places) for _, _, places in asked]
+    where = torch.tensor([read[place] for _, some in asked for place in some], device=model.device)
+    targets = torch.tensor([token for i, _ in asked for token in requests[i][1]], device=model.device)
+    log_p, likeliest = _read(logits, where, targets)
+    sizes = [len(some) for _, some in asked]
     parts = zip(asked, log_p.split(sizes), likeliest.split(sizes), strict=True)
-    return {i: (float(part.double().sum()), bool(greedy.all())) for (_, i, _), part, greedy in parts}
+    return {i: (float(part.double().sum()), bool(greedy.all())) for (i, _), part, greedy in parts}
 
 
 def _logits(model: Any, lines: Sequence[int], places: Sequence[int], **inputs: Any) -> "torch.Tensor":
@@ -372,16 +404,21 @@ def _masks(model: Any, shared: int, depths: "torch.Tensor", ends: "torch.Tensor"
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _read(logits: "torch.Tensor", targets: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Returns each target's log-probability and whether it is the likeliest, a part of the places at a time."""
+def _read(
+    logits: "torch.Tensor", where: "torch.Tensor", targets: "torch.Tensor"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Returns each target's log-probability in one of the rows of logits, and whether it is the likeliest there."""
     import torch
 
+    log_p = torch.empty(len(targets), device=logits.device)
+    likeliest = torch.empty(len(targets), dtype=torch.bool, device=logits.device)
     size = max(1, _LOGIT_CHUNK // logits.shape[-1])
-    log_p, likeliest = [], []
-    for part, wanted in zip(logits.split(size), targets.split(size), strict=True):
-        log_p.append(part.float().log_softmax(-1).gather(-1, wanted[:, None])[:, 0])
-        likeliest.append(part.argmax(-1) == wanted)
-    return torch.cat(log_p), torch.cat(likeliest)
+    for start, part in zip(range(0, len(logits), size), logits.split(size), strict=True):
+        own = (where >= start) & (where < start + size)
+        at = where[own] - start
+        log_p[own] = part.float().log_softmax(-1)[at, targets[own]]
+        likeliest[own] = part.argmax(-1)[at] == targets[own]
+    return log_p, likeliest
 
 
 def _layers(config: Any) -> set[str]:
