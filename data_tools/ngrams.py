@@ -1,0 +1,230 @@
+"""Words and n-grams of many texts at once: what decontamination and clean scores match on.
+
+A word is a run of letters, digits and ``_``, lower-cased; what stands between words, line breaks too, does not count,
+so a text that is wrapped, indented or punctuated anew keeps its words. Numbers are words like any other. A sign of a
+script without spaces (Han, kana, Thai, …) is a word of its own.
+
+Words are 64-bit polynomial hashes over a chunk's bytes by prefix sums, n-grams the same over words: the work does not
+depend on n, and no text is looped over in Python. Two different n-grams of 10⁹ share a hash with probability
+10¹⁸ / 2⁶⁵ < 0.03 (birthday bound), so what removes a row or a score is compared word by word before it counts.
+"""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Hashes = NDArray[np.uint64]
+    Integers = NDArray[np.int64]
+
+CHUNK = 1 << 19  # bytes hashed at a time: what prefix sums of it need stays in the cache of a core
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
+_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
+_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_NEEDS_CARE = re.compile(rf"([{_SPACELESS}])|[^\w\x00-\x7f]")  # ASCII is told apart by its bytes, later
+
+
+def _lookup() -> "NDArray[np.uint8]":
+    """Returns what a byte is inside a word: itself, its lower case, or 0 between words."""
+    table = np.zeros(256, np.uint8)
+    for byte in range(256):
+        if byte >= 128 or chr(byte) == "_" or chr(byte).isalnum():
+            table[byte] = ord(chr(byte).lower()) if byte < 128 else byte
+    return table
+
+
+_LOOKUP = _lookup()
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of several texts, one after the other.
+
+    Attributes:
+        hashes: Of the words, shape (words,).
+        bounds: Where each text begins, and where the last ends, shape (texts + 1,).
+    """
+
+    hashes: "Hashes"
+    bounds: "Integers"
+
+    def __len__(self) -> int:
+        """Returns how many texts there are."""
+        return len(self.bounds) - 1
+
+    @property
+    def counts(self) -> "Integers":
+        """Returns how many words each text has."""
+        return np.diff(self.bounds)
+
+    @functools.cached_property
+    def sums(self) -> "Hashes":
+        """Returns for each word the sum of ``w[i] B^i`` over those before it, shape (words + 1,)."""
+        sums = np.zeros(len(self.hashes) + 1, np.uint64)
+        np.cumsum(self.hashes * _powers(len(sums))[0, : len(self.hashes)], out=sums[1:])
+        return sums
+
+
+def normalise(text: str) -> str:
+    """Returns a text whose words can be told by their bytes; one of ASCII is left as it is."""
+    if text.isascii():
+        return text
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _NEEDS_CARE.sub(lambda found: f" {found[1]} " if found[1] else " ", folded)
+
+
+def words_in(text: str) -> list[str]:
+    """Returns the words of one text: what ``split_words`` hashes, to be read or compared."""
+    return re.findall(r"[\w]+", normalise(text).lower())
+
+
+def split_words(texts: Sequence[str]) -> Words:
+    """Splits texts into words and hashes each.
+
+    Args:
+        texts: Any strings; a lone surrogate is a word's character like another.
+
+    Returns:
+        Their words, in order.
+    """
+    hashes, counts = [], []
+    for chunk in _chunks(texts):
+        starts = bounds_of(np.array([len(part) + 1 for part in chunk]))
+        found, begins = _hash_words(np.frombuffer(b"\n".join([b"", *chunk, b""]), np.uint8))
+        hashes.append(found)
+        counts.append(np.diff(np.searchsorted(begins, starts)))
+    if not counts:
+        return Words(np.zeros(0, np.uint64), np.zeros(1, np.int64))
+    return Words(np.concatenate(hashes), bounds_of(np.concatenate(counts)))
+
+
+def ngrams(words: Words, n: int) -> tuple["Hashes", "Integers"]:
+    """Hashes every n-gram of each text; a text of fewer than n words has none.
+
+    Args:
+        words: The texts.
+        n: Words of an n-gram.
+
+    Returns:
+        The hashes, shape (n-grams,), and where each text's begin and the last's end, shape (texts + 1,). The i-th of a
+        text starts at its i-th word.
+    """
+    counts = np.maximum(words.counts - n + 1, 0)
+    bounds = bounds_of(counts)
+    total = int(bounds[-1])
+    if not total:
+        return np.zeros(0, np.uint64), bounds
+    starts = np.arange(total) + np.repeat(words.bounds[:-1] - bounds[:-1], counts)
+    sums = words.sums
+    # sum_{k<n} w[i+k] B^(i+k), divided by B^i, which is a product with its inverse modulo 2^64.
+    return _mix((sums[starts + n] - sums[starts]) * _powers(len(sums))[1, starts] + np.uint64(n)), bounds
+
+
+@dataclass(frozen=True)
+class NgramIndex:
+    """Where each n-gram of some items stands.
+
+    Attributes:
+        n: Words of an n-gram.
+        hashes: Sorted, shape (n-grams,); one that stands at several places is there as often.
+        items: Whose each is.
+        positions: At which word of the item it begins.
+        maybe: Whether any hash has these upper bits: a quick no for most of what is looked up, shape (2^22,).
+    """
+
+    n: int
+    hashes: "Hashes"
+    items: "Integers"
+    positions: "Integers"
+    maybe: "NDArray[np.bool_]"
+
+    @classmethod
+    def build(cls, items: Words, n: int) -> "NgramIndex":
+        """Indexes every n-gram of the items."""
+        hashes, bounds = ngrams(items, n)
+        counts = np.diff(bounds)
+        owner = np.repeat(np.arange(len(items)), counts)
+        positions = np.arange(len(hashes)) - np.repeat(bounds[:-1], counts)
+        order = np.argsort(hashes, kind="stable")
+        maybe = np.zeros(1 << 22, bool)
+        maybe[hashes >> np.uint64(42)] = True
+        return cls(n, hashes[order], owner[order], positions[order], maybe)
+
+    def find(self, rows: Words) -> tuple["Integers", "Integers", "Integers", "Integers"]:
+        """Looks every n-gram of the rows up.
+
+        Returns:
+            For each match the row, its first word there, the item, and its first word there; each of shape (matches,).
+        """
+        hashes, bounds = ngrams(rows, self.n)
+        near = np.flatnonzero(self.maybe[hashes >> np.uint64(42)])
+        first = np.searchsorted(self.hashes, hashes[near], "left")
+        count = np.searchsorted(self.hashes, hashes[near], "right") - first
+        near, first, count = near[count > 0], first[count > 0], count[count > 0]
+        row = np.searchsorted(bounds, near, "right") - 1
+        entries = np.arange(int(count.sum())) + np.repeat(first - bounds_of(count)[:-1], count)
+        at = np.repeat(near - bounds[row], count)
+        return np.repeat(row, count), at, self.items[entries], self.positions[entries]
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[bytes]]:
+    """Yields the texts' bytes, about ``CHUNK`` of them at a time."""
+    chunk: list[bytes] = []
+    size = 0
+    for text in texts:
+        chunk.append(normalise(text).encode("utf-8", "surrogatepass"))
+        size += len(chunk[-1])
+        if size > CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _hash_words(data: "NDArray[np.uint8]") -> tuple["Hashes", "Integers"]:
+    """Hashes the words of a buffer that begins and ends between words; returns where each begins too."""
+    letters = _LOOKUP[data]
+    inside = letters != 0
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    begins, ends = edges[0::2], edges[1::2]
+    power = _powers(len(data) + 1)
+    prefix = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum(letters * power[0, : len(data)], out=prefix[1:])
+    hashes = (prefix[ends] - prefix[begins]) * power[1, begins]
+    return _mix(hashes + (ends - begins).astype(np.uint64)), begins
+
+
+_cache: list["Hashes"] = []
+
+
+def _powers(count: int) -> "Hashes":
+    """Returns the first powers of the base and of its inverse, shape (2, at least count)."""
+    if not _cache or _cache[0].shape[1] < count:
+        powers = np.empty((2, max(count, CHUNK + (CHUNK >> 2))), np.uint64)
+        powers[:, 0] = 1
+        powers[0, 1:], powers[1, 1:] = _BASE, _INVERSE
+        _cache[:] = [np.cumprod(powers, axis=1, out=powers)]
+    return _cache[0]
+
+
+def _mix(values: "Hashes") -> "Hashes":
+    """Spreads each value's bits over all 64 (the finaliser of SplitMix64, Steele et al. 2014, section 5)."""
+    values = values ^ (values >> np.uint64(30))
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def bounds_of(counts: "Integers") -> "Integers":
+    """Returns where parts of these sizes begin, and where the last ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
