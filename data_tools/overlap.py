@@ -113,6 +113,7 @@ class Overlap:
     Attributes:
         short: Which items have fewer than n words and are found as a whole only, shape (items,).
         lost: Which items are too short to be found at all, shape (items,).
+        rows: How many rows have been shown.
     """
 
     def __init__(self, rule: Rule, items: Sequence[Item], n: int | None = None):
@@ -130,7 +131,7 @@ class Overlap:
         self._held = np.zeros(int(self._bounds[-1]), bool)  # by any row
         self._most = np.zeros(len(items), np.int64)  # units that one row holds
         self._evidence: dict[int, Match] = {}
-        self._rows = 0
+        self.rows = 0
 
     def look(self, rows: Words) -> list[Match]:
         """Looks for the items in the next rows.
@@ -161,17 +162,17 @@ class Overlap:
             number, run = int(item[pair]), longest[pair]
             share = float(units[pair] / self._units[number])
             span = self._span(number, int(begin[run]), int(end[run]))
-            match = Match(self._rows + int(row[pair]), number, share, span, bool(counts[pair]))
+            match = Match(self.rows + int(row[pair]), number, share, span, bool(counts[pair]))
             if units[pair] > self._most[number]:
                 self._most[number] = units[pair]
                 self._evidence[number] = match
             found += [match] if match.counts else []
         for there, number in dict.fromkeys(self._whole.find(rows)):
-            match = Match(self._rows + there, number, 1.0, self._span(number, 0, None), True)
+            match = Match(self.rows + there, number, 1.0, self._span(number, 0, None), True)
             self._held[self._bounds[number]], self._most[number] = True, 1
             self._evidence.setdefault(number, match)
             found.append(match)
-        self._rows += len(rows)
+        self.rows += len(rows)
         return sorted(found, key=lambda match: (match.row, match.item))
 
     def seen(self) -> "NDArray[np.bool_]":
@@ -204,7 +205,9 @@ class Overlap:
         row, at, item, begin, end = row[first], at[first], item[first], position[first], position[last] + self.n
         if self.rule.skips:
             for run in range(len(row)):
-                end[run] = self._stretched(rows, int(row[run]), int(at[run] - begin[run]), int(item[run]), int(end[run]))
+                end[run] = self._stretched(
+                    rows, int(row[run]), int(at[run] - begin[run]), int(item[run]), int(end[run])
+                )
         order = np.lexsort((begin, item, row))
         return row[order], item[order], begin[order], end[order]
 

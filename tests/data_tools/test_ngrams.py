@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 from posttrain.data_tools import ngrams as module
 from posttrain.data_tools.ngrams import NgramIndex, ngrams, normalise, split_words, words_in

@@ -150,5 +150,10 @@ def test_no_items_and_no_rows_are_no_trouble() -> None:
 
 
 def test_the_text_of_a_row_is_all_that_it_holds_in_order() -> None:
-    row = {"id": 3, "messages": [{"role": "user", "content": "Why?"}, {"content": None}], "ok": True, "more": ["b", 1.5]}
+    row = {
+        "id": 3,
+        "messages": [{"role": "user", "content": "Why?"}, {"content": None}],
+        "ok": True,
+        "more": ["b", 1.5],
+    }
     assert text_of(row).split("\n") == ["3", "user", "Why?", "b", "1.5"]
