@@ -49,7 +49,7 @@ class DecontaminateSpec(Tool):
 
     sources: Sources
     """The rows. All texts of a row count, whichever column they are in. A clean file is written for each source."""
-    items: Annotated[list[Source], BeforeValidator(_as_list)] = Field([])
+    items: Annotated[list[Source] | None, BeforeValidator(_as_list)] = None
     """Files of test items: prompts and completions, prompts or texts, with `columns` or a mapping for those of other
     names."""
     rule: Literal["gpt3", "palm", "llama2", "llama3", "tulu3"] = "tulu3"
@@ -257,10 +257,7 @@ class _Search:
         self.items = [item for items in benchmarks.values() for item in items]
         self.findings: list[Finding] = []
         self.chance: dict[str, Any] = {}
-        self.sizes = {
-            name: self.rule.n or usual_n(split_words([item.text for item in items]))
-            for name, items in benchmarks.items()
-        }
+        self.sizes = {name: self.rule.n or usual_n(items) for name, items in benchmarks.items()}
         self.overlaps = []  # one for each n, with the numbers of its items
         for n in sorted(set(self.sizes.values())):
             numbers = np.flatnonzero([self.sizes[name] == n for name in self.names])

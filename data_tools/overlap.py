@@ -2,8 +2,9 @@
 
 Each definition is a ``Rule`` under its paper's name. They differ in n, in what of an item must be found (any n-gram, a
 share of its n-grams, a share of its words) and in whether one row must hold it. Matching is exact, by words, across
-line breaks; numbers are kept. An item shorter than n, which none of the papers can find, counts as seen where a row
-has the whole of it. What is too short even for that is counted, never called clean.
+line breaks; numbers are kept. What is looked for is the question, and where that is shorter than n, question and
+answer. An item that is shorter still, which none of the papers can find, counts as seen where a row has the whole of
+it. What is too short even for that is counted, never called clean.
 
 Sources: GPT-3, arXiv:2005.14165, appendix C; PaLM, arXiv:2204.02311, section 8; Llama 2, arXiv:2307.09288, appendix
 A.6; Llama 3, arXiv:2407.21783, section 5.1.4; Tulu 3, arXiv:2411.15124, section 3.2.
@@ -118,9 +119,10 @@ class Overlap:
 
     def __init__(self, rule: Rule, items: Sequence[Item], n: int | None = None):
         self.rule, self.items = rule, items
-        words = split_words([item.text for item in items])
-        self.n = n or rule.n or usual_n(words)
-        self._words = words
+        self.n = n or rule.n or usual_n(items)
+        enough = split_words([item.question for item in items]).counts >= self.n
+        self._texts = [item.question if alone else item.text for item, alone in zip(items, enough, strict=True)]
+        self._words = words = split_words(self._texts)
         self._index = NgramIndex.build(words, self.n)
         self.short = words.counts < self.n
         self.lost = words.counts < min(SHORTEST, self.n)
@@ -226,7 +228,7 @@ class Overlap:
         return end
 
     def _span(self, item: int, begin: int, end: int | None) -> str:
-        return " ".join(words_in(self.items[item].text)[begin:end])
+        return " ".join(words_in(self._texts[item])[begin:end])
 
 
 class _WholeItems:
@@ -253,9 +255,12 @@ class _WholeItems:
                     yield there, int(self._numbers[number])
 
 
-def usual_n(items: Words) -> int:
+def usual_n(items: Sequence[Item]) -> int:
     """Returns the n of a benchmark: its items' 5th percentile of words, from 8 to 13 (GPT-3, appendix C)."""
-    return int(np.clip(np.percentile(items.counts, 5, method="lower"), 8, 13)) if len(items) else 13
+    if not items:
+        return 13
+    counts = split_words([item.text for item in items]).counts
+    return int(np.clip(np.percentile(counts, 5, method="lower"), 8, 13))
 
 
 def text_of(row: Any) -> str:

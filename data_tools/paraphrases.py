@@ -66,7 +66,7 @@ class Nearest:
     def __init__(self, items: Sequence[Item], frequencies: "Integers"):
         questions = split_words([item.question for item in items])
         self.numbers = np.flatnonzero(questions.counts >= _WORDS)
-        sets = _sets(split_words([items[number].question for number in self.numbers]))[1]
+        sets = _sets(split_words([items[number].question for number in self.numbers.tolist()]))[1]
         seen = np.maximum(frequencies, np.asarray(sets.sum(0), np.int64).ravel())
         self._weights = np.log(max(int(seen.max()), 2) + 1) - np.log(np.maximum(seen, 1))
         self._items = sets.multiply(self._weights).tocsr()

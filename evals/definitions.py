@@ -16,10 +16,12 @@ import yaml
 
 from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
 from ..data_tools.files import hash_file, hash_json
+from ..data_tools.overlap import Item
 from . import harness
 from .canaries import Canaries, canaries
 from .errors import EvalError, SuiteError
 from .gold import check_gold
+from .items import items_of
 from .records import Result
 from .spec import Chat, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
@@ -68,6 +70,11 @@ class HarnessTask(Task):
             task = build(self)
             check_gold(task, self.spec, self.data_files)
             self.canaries(task)
+
+    def items(self) -> list[Item]:
+        """Returns what the task asks, as :meth:`Task.items`."""
+        with harness.noted():
+            return items_of(build(self), self.spec.limit)
 
     @property
     def primary(self) -> str | None:

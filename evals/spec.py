@@ -1,6 +1,6 @@
 """What to score: a suite of tasks, texts, preference pairs, labelled rows and prompts to answer, read from YAML."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -253,10 +253,29 @@ def load_suite(
     """
     path = _find(str(name_or_path))
     document, spec = _read(path, references or {})
+    return _finished(document, spec, path.parent.resolve(), data_dir)
+
+
+def suite_of_tasks(tasks: Sequence[str], *, data_dir: Path | None = None) -> SuiteSpec:
+    """Makes a suite of some tasks on the spot; paths are relative to the current directory.
+
+    Args:
+        tasks: As :attr:`TaskSpec.task` names them.
+        data_dir: A folder of benchmarks that replaces the tasks' own data.
+
+    Raises:
+        SpecError: A task's file is not there, or the folder holds none of the tasks.
+    """
+    document = Document(Path("tasks"), {"name": "tasks", "tasks": [{"task": task} for task in tasks]})
+    return _finished(document, validate(SuiteSpec, document, raise_problems=False), Path.cwd(), data_dir)
+
+
+def _finished(document: Document, spec: SuiteSpec | None, base: Path, data_dir: Path | None) -> SuiteSpec:
+    """Resolves the paths of a suite, and raises all that is wrong with it."""
     if spec is not None:
         if data_dir is not None:
             spec = spec.model_copy(update={"data_dir": str(data_dir.absolute())})
-        spec = _resolve(spec, path.parent.resolve(), document)
+        spec = _resolve(spec, base, document)
     raise_if_problems(document)
     assert spec is not None  # a suite that does not validate leaves problems
     return spec

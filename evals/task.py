@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data_tools.overlap import Item
 from .models import LoadedModel
 from .records import Result
 from .runs import Target
@@ -72,6 +73,14 @@ class Task:
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when its prompts are templated; texts never are."""
         return "never"
+
+    def items(self) -> list[Item] | None:
+        """Returns what it asks, with the right answers, for the search of them in training data; None if it cannot.
+
+        Raises:
+            PosttrainError: Its rows cannot be read.
+        """
+        return None
 
     def check_targets(self, targets: Sequence[Target]) -> None:
         """Refuses checkpoints that cannot be scored together.

@@ -1,4 +1,4 @@
-"""The data tools that ask models, whose arguments are what the other rooms need to load them."""
+"""The data tools that need more than rows: models that are asked, tasks whose items are looked for."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
+from ..data_tools.decontaminate import DecontaminateSpec, decontaminate, read_items
+from ..data_tools.overlap import Item
 from ..data_tools.tool import Source, Tool
 
 
@@ -34,6 +36,56 @@ class Answers(AnswersSpec):
         )
         dropped = f", dropped: {report.reasons()}" if report.dropped else ""
         return f"{output_dir / ANSWERS}: {report.kept} answers{dropped}"
+
+
+class Decontaminate(DecontaminateSpec):
+    """Takes the rows out of a training set that hold items of tests, and says which, why and where.
+
+    The items come from tasks and suites, as they are asked there, and from files. Writes a clean file for each source,
+    ``evidence.jsonl``, ``report.json`` and ``report.html``.
+    """
+
+    tasks: list[str] = Field([])
+    """Tasks of lm-eval or of your own, as a suite names them."""
+    suites: list[str] = Field([])
+    """Suites, by name or file."""
+    data_dir: str | None = None
+    """A folder of benchmarks to read in place of the tasks' own data."""
+    references: dict[str, str] = Field({})
+    """Folders that `@name` stands for in the suites, as in `{world: runs/world}`."""
+
+    def run(self, output_dir: Path) -> str:
+        """Looks for the items and writes the rows without them; returns what was found.
+
+        Raises:
+            PosttrainError: Items or rows cannot be read, there are none, or what was planted was not found.
+        """
+        benchmarks = read_items(self.items or []) | self._items_of_tasks()
+        return decontaminate(self, benchmarks, output_dir)
+
+    def _items_of_tasks(self) -> dict[str, list[Item]]:
+        from ..evals.models import hub_access
+        from ..evals.score import define_all
+        from ..evals.spec import load_suite, suite_of_tasks
+
+        places = {name: Path(folder) for name, folder in self.references.items()}
+        folder = Path(self.data_dir) if self.data_dir else None
+        suites = [load_suite(name, places, data_dir=folder) for name in self.suites]
+        if self.tasks:
+            suites.append(suite_of_tasks(self.tasks, data_dir=folder))
+        found: dict[str, list[Item]] = {}
+        for suite in suites:
+            if suite.left_out:
+                print(f"{suite.name}: {suite.data_dir} does not hold {', '.join(suite.left_out)}")
+            for task in define_all(suite):
+                with hub_access(suite.offline):
+                    items = task.items()
+                title = task.spec.title
+                if items is None:
+                    print(f"{suite.name}: {title} has no items that could be looked for")
+                else:
+                    found[title if title not in found else f"{suite.name}/{title}"] = items
+        return found
 
 
 class BestOfN(Tool):

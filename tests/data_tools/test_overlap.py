@@ -137,9 +137,18 @@ def test_all_rows_at_once_or_a_few_at_a_time_are_what_plain_loops_find(rule: Rul
 
 
 def test_a_benchmarks_n_is_the_5th_percentile_of_its_lengths_within_8_and_13() -> None:
-    assert usual_n(split_words([words(0, 10)] * 3 + [words(0, 40)] * 17)) == 10
-    assert usual_n(split_words([words(0, 3)] * 20)) == 8
-    assert usual_n(split_words([words(0, 99)] * 20)) == 13
+    lengths = [[10] * 3 + [40] * 17, [3] * 20, [99] * 20]
+    items = [[Item("x", words(0, length - 2), "the answer") for length in some] for some in lengths]
+    assert [usual_n(some) for some in items] == [10, 8, 13]
+
+
+def test_a_question_is_looked_for_alone_where_it_is_long_enough_and_else_with_its_answer() -> None:
+    items = [Item("a", words(0, 20), words(100, 150)), Item("b", words(200, 206), words(300, 306))]
+    overlap = Overlap(RULES["tulu3"], items)
+    overlap.look(split_words([words(0, 20), words(200, 206), f"{words(100, 150)} {words(300, 306)}"]))
+    assert overlap.seen().tolist() == [True, False]
+    overlap.look(split_words([f"{words(200, 206)}\n{words(300, 306)}"]))
+    assert overlap.seen().tolist() == [True, True]
 
 
 def test_no_items_and_no_rows_are_no_trouble() -> None:
