@@ -13,7 +13,7 @@ from typing import Any
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import hash_json, locked, write_atomic
-from . import classification, definitions, generations, groups, pairs, perplexity
+from . import classification, definitions, generations, groups, own_metrics, pairs, perplexity
 from .checkpoints import base_of, is_unchanged, verify
 from .errors import SuiteError
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
@@ -88,6 +88,7 @@ def define_all(suite: SuiteSpec) -> list[Task]:
         (perplexity.define, suite.perplexity),
         (pairs.define, suite.pairs),
         (classification.define, suite.classification),
+        (own_metrics.define, suite.functions),
         (generations.define, suite.prompts),
     ]
     tasks: list[Task] = []

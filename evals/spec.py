@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError
+from ..data_tools.functions import function_file
 from ..data_tools.sources import data_suffix, is_hub, local_files
 from ..data_tools.spec import SourceSpec
 from ..data_tools.specfile import Document, KeyPath, load_document, raise_if_problems, validate, with_references
@@ -153,6 +154,34 @@ class ClassificationSpec(RowsSpec):
     suite)."""
 
 
+class FunctionSpec(_Strict):
+    """A metric of your own: a Python function of a checkpoint."""
+
+    function: str
+    """``package.module:name``, or ``file.py:name`` (relative to the suite), of ``f(model, tokenizer, step)``; see
+    ``evals/own_metrics.py`` for what it may return."""
+    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    """What the leaderboard calls it; the function's name by default."""
+    higher_is_better: bool = True
+    """Which way is up."""
+    files: tuple[str, ...] = Field(default=(), strict=False)
+    """Files that the function reads (relative to the suite): a change of one is a change of the metric."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return {"function": value} if isinstance(value, str) else value
+
+    @property
+    def title(self) -> str:
+        """Returns what the leaderboard calls the metric."""
+        return self.name or self.function.rpartition(":")[2]
+
+    @property
+    def limit(self) -> None:
+        """Returns None: how many items there are is the function's to say."""
+
+
 class GroupSpec(_Strict):
     """Tasks whose means stand in a column of their own."""
 
@@ -193,6 +222,8 @@ class SuiteSpec(_Strict):
     """Preference rows for reward models and policies."""
     classification: list[ClassificationSpec] = []
     """Labelled rows for classifiers."""
+    functions: list[FunctionSpec] = []
+    """Metrics of your own: Python functions of a checkpoint."""
     prompts: list[PromptsSpec] = []
     """Prompts whose answers are saved, for judges and people to compare."""
     judges: list[JudgingSpec] = []
@@ -219,8 +250,10 @@ class SuiteSpec(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
-        if not (self.tasks or self.perplexity or self.pairs or self.classification or self.prompts):
-            raise ValueError("the suite scores nothing: it has no tasks, perplexity, pairs, classification or prompts")
+        sections = (self.tasks, self.perplexity, self.pairs, self.classification, self.functions, self.prompts)
+        if not any(sections):
+            names = "tasks, perplexity, pairs, classification, functions or prompts"
+            raise ValueError(f"the suite scores nothing: it has no {names}")
         return self
 
     def size_of_batch(self, given: int | None = None) -> int:
@@ -324,6 +357,7 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
         "perplexity": _resolve_text,
         "pairs": _resolve_pairs,
         "classification": _resolve_classification,
+        "functions": _resolve_function,
         "prompts": _resolve_prompts,
     }
     found: dict[str, list[Any]] = {}
@@ -456,6 +490,16 @@ def _resolve_classification(rows: ClassificationSpec, base: Path, note: Note) ->
         if name.endswith(".py") and not Path(name).is_file():
             note(f"there is no file {name}", "metrics")
     return _resolve_path(rows.model_copy(update={"metrics": metrics}), base, note)
+
+
+def _resolve_function(metric: FunctionSpec, base: Path, note: Note) -> FunctionSpec:
+    source, files = function_file(metric.function), tuple(str((base / file).resolve()) for file in metric.files)
+    place = (base / source).resolve()
+    for file, key in ((place, "function"), *((Path(file), "files") for file in files)):
+        if not file.exists():
+            note(f"there is no file {file}", key)
+    function = metric.function.replace(source, str(place), 1) if source else metric.function
+    return metric.model_copy(update={"function": function, "files": files})
 
 
 def _resolve_prompts(prompts: PromptsSpec, base: Path, note: Note) -> PromptsSpec:

@@ -1,7 +1,8 @@
 """What all things that a suite scores have in common, and the checkpoint that they are scored on.
 
 Each kind has a module with a subclass of :class:`Task` and a ``define`` that makes it from what the suite says:
-``harness`` (lm-eval's tasks), ``perplexity``, ``pairs``, ``classification`` and ``generations`` (prompts to answer).
+``harness`` (lm-eval's tasks), ``perplexity``, ``pairs``, ``classification``, ``own_metrics`` (functions of the user's)
+and ``generations`` (prompts to answer).
 """
 
 from collections.abc import Callable, Sequence

@@ -223,7 +223,10 @@ def check_columns(loaded: Loaded, suite: SuiteSpec) -> None:
     """
     score = loaded.recipe.score
     assert score is not None, "the caller has looked"
-    sections = (suite.tasks, suite.perplexity, suite.pairs, suite.classification, suite.prompts, suite.judges)
+    sections = (
+        *(suite.tasks, suite.groups, suite.perplexity, suite.pairs),
+        *(suite.classification, suite.functions, suite.prompts, suite.judges),
+    )
     titles = [item.title for section in sections for item in section]
     for key, column in (("keep_best", score.keep_best), ("early_stop", score.early_stop)):
         task = column.column.partition("/")[0] if column else None

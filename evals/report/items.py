@@ -175,6 +175,17 @@ def _judged(path: Path, names: set[str], metric: str) -> Items | None:
     return Items(keys, np.array([row[3] for row in rows], dtype=np.float64), tuple(row[0] for row in rows))
 
 
+def _own(path: Path, names: set[str], metric: str) -> Items | None:
+    """Reads what a function of the user's said of each item; one number is no item."""
+    import numpy as np
+
+    figures, items, values = _columns(path, "figure", "item", "value")
+    rows = [(item, value) for figure, item, value in zip(figures, items, values, strict=True) if figure == metric]
+    if len(rows) < 2:
+        return None
+    return Items(tuple(str(item) for item, _ in rows), np.array([value for _, value in rows], dtype=np.float64))
+
+
 def _digest(*texts: object) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -185,5 +196,6 @@ _READERS: Sequence[tuple[set[str], _Reader]] = (
     ({"prompt", "chosen", "rejected", "margin"}, _pairs),
     ({"text", "label", "prediction"}, _labelled),
     ({"prompt_key", "sample", "category"}, _judged),
+    ({"figure", "item", "value"}, _own),
     ({"document", "first_token", "nll", "bytes", "tokens"}, _perplexity),
 )
