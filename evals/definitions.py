@@ -4,11 +4,14 @@ Private names of lm-eval 0.4.13 used here and in ``task_index``, each named in `
 ``lm_eval.tasks._yaml_loader.load_yaml`` and ``lm_eval.tasks._index.TaskIndex``.
 """
 
+import ast
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +62,22 @@ class HarnessTask(Task):
         """Returns when the chat template is applied."""
         return self.spec.chat or suite.chat
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether its rows are on the Hub or at an address."""
+        return not self.data_files
+
+    def needs(self) -> list[str]:
+        """Returns its files or its data set, and the packages that its modules import."""
+        spec, config = self.spec, self.config
+        if self.data_files:
+            found = [f"{split} from {file.name}" for split, file in self.data_files.items()]
+            found += [f"only the {spec.coverage}"] if spec.coverage else []
+        else:
+            named = [config.get("dataset_path"), config.get("dataset_name")]
+            found = [f"data set {' '.join(str(name) for name in named if name)} of the Hub"]
+        return found + [f"package {package}" for package in packages(self.path)]
+
     def check(self, folder: Path | None = None) -> None:
         """Builds the task, looks at the right answers of its rows, and scores answers known beforehand.
 
@@ -83,10 +102,10 @@ class HarnessTask(Task):
         names = [entry.get("metric") for entry in declared if isinstance(entry, dict)]
         return next((name for name in names if isinstance(name, str)), None)
 
-    def canaries(self, task: "LmEvalTask") -> Canaries | None:
-        """Returns what answers known beforehand score on the task, once built."""
+    def canaries(self, task: "LmEvalTask | None" = None) -> Canaries | None:
+        """Returns what answers known beforehand score on the task, which need be built for the first call only."""
         if "canaries" not in self._kept:
-            self._kept["canaries"] = canaries(task, self.spec, self.primary)
+            self._kept["canaries"] = canaries(task or build(self), self.spec, self.primary)
         return self._kept["canaries"]
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
@@ -349,8 +368,6 @@ def _check_overrides(spec: TaskSpec, config: dict[str, Any]) -> None:
 
 def _config_keys() -> set[str]:
     """Returns the keys of a task's YAML, from the source of lm-eval (importing it takes seconds)."""
-    import ast
-
     source = (lm_eval_folder() / "config" / "task.py").read_text()
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "TaskConfig"]
     fields = [node.target for node in classes[0].body if isinstance(node, ast.AnnAssign)]
@@ -396,6 +413,39 @@ def _read_yaml(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
         included.pop("task_list", None)
         merged |= included
     return merged | config
+
+
+def packages(path: Path) -> list[str]:
+    """Returns what the modules that a task names import, but for Python's own and what lm-eval cannot do without.
+
+    One that is not installed is marked so.
+    """
+    found: set[str] = set()
+    for module in _modules(path.resolve()):
+        for node in ast.walk(ast.parse(module.read_bytes())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found |= {name.partition(".")[0] for name in names}
+    found -= {"", "lm_eval", "datasets", "numpy", "transformers", *sys.stdlib_module_names}
+    return [name if find_spec(name) else f"{name}, which is not installed" for name in sorted(found)]
+
+
+def _modules(path: Path) -> set[Path]:
+    """Returns the Python files that a task's YAML and its includes name."""
+    config = yaml.load(path.read_bytes(), Loader=_Loader)  # read before, so known to be a mapping
+    includes = config.pop("include", [])
+    found: set[Path] = set()
+    for include in includes if isinstance(includes, list) else [includes]:
+        found |= _modules((path.parent / include).resolve())
+    values = [config]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict) and set(value) == {"!function"}:
+            module = str(value["!function"]).rpartition(".")[0]
+            found.add(path.parent / f"{module.replace('.', '/')}.py")
+        elif isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    return {module for module in found if module.is_file()}
 
 
 def _hash_functions(value: Any, folder: Path) -> Any:

@@ -49,6 +49,10 @@ class GroupTask(Task):
         """It reads the scores of its tasks."""
         return False
 
+    def needs(self) -> list[str]:
+        """Returns the tasks that are averaged."""
+        return [f"the {self.group.mean} mean of {len(self.members)} tasks"]
+
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns ``auto`` if a task of it may apply the template."""
         return "never" if all(member.chat(suite) == "never" for member in self.members) else "auto"

@@ -18,7 +18,7 @@ from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
 from .prompt_sets import PROMPTS, PromptsSpec
 from .task_data import DataFolder, TaskRows, field_problems, open_folder
-from .task_index import members_of
+from .task_index import find, members_of
 
 SUITES = Path(__file__).parent / "suites"
 Chat = Literal["auto", "always", "never"]
@@ -271,7 +271,11 @@ def suite_names() -> list[str]:
 
 
 def load_suite(
-    name_or_path: str | Path, references: Mapping[str, Path] | None = None, *, data_dir: Path | None = None
+    name_or_path: str | Path,
+    references: Mapping[str, Path] | None = None,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
 ) -> SuiteSpec:
     """Reads a suite by name or path; its relative paths become absolute, and local files must exist.
 
@@ -279,6 +283,7 @@ def load_suite(
         name_or_path: A suite that comes with posttrain, or a YAML file.
         references: Folders of a pipeline's steps, which ``@name`` stands for in the suite's paths.
         data_dir: A folder of benchmarks that replaces the suite's own ``data_dir``.
+        limit: Score the first so many documents of each task only, whatever the suite says.
 
     Raises:
         SpecError: The file does not fit the schema; every problem with its line.
@@ -286,47 +291,70 @@ def load_suite(
     """
     path = _find(str(name_or_path))
     document, spec = _read(path, references or {})
-    return _finished(document, spec, path.parent.resolve(), data_dir)
+    return _finished(document, spec, path.parent.resolve(), data_dir, limit)
 
 
-def suite_of_tasks(tasks: Sequence[str], *, data_dir: Path | None = None) -> SuiteSpec:
-    """Makes a suite of some tasks on the spot; paths are relative to the current directory.
+def suite_of_tasks(
+    tasks: Sequence[str], *, data_dir: Path | None = None, limit: int | None = None, chat: Chat = "never"
+) -> SuiteSpec:
+    """Makes a suite of names of tasks and groups, asked as lm-eval asks them: each with its own number of examples.
 
     Args:
-        tasks: As :attr:`TaskSpec.task` names them.
-        data_dir: A folder of benchmarks that replaces the tasks' own data.
+        tasks: As the ``task`` of a suite's entries.
+        data_dir: A folder of benchmarks that holds all of them; without one their data sets may come from the Hub.
+        limit: Score the first so many documents of each task only.
+        chat: As of a suite; without a template by default, as lm-eval does.
 
     Raises:
-        SpecError: A task's file is not there, or the folder holds none of the tasks.
+        SpecError: There are no such tasks, or the folder does not hold one.
+        SuiteError: There is no such folder, or its layout is not known.
     """
-    document = Document(Path("tasks"), {"name": "tasks", "tasks": [{"task": task} for task in tasks]})
-    return _finished(document, validate(SuiteSpec, document, raise_problems=False), Path.cwd(), data_dir)
+    entries = [{"task": name} for name in tasks]
+    value = {"name": "tasks", "chat": chat, "offline": data_dir is not None, "tasks": entries}
+    document = Document(Path("--tasks"), value)
+    spec = validate(SuiteSpec, document)
+    found = _finished(document, spec, Path().resolve(), data_dir, limit)
+    lost = [name for name in found.left_out if name in tasks]
+    if lost:
+        hint = "drop it, or leave out --data-dir to have its own data set"
+        raise SuiteError(f"{found.data_dir} does not hold {', '.join(lost)}", where="--tasks", hint=hint)
+    return found
 
 
-def _finished(document: Document, spec: SuiteSpec | None, base: Path, data_dir: Path | None) -> SuiteSpec:
-    """Resolves the paths of a suite, and raises all that is wrong with it."""
+def _finished(
+    document: Document, spec: SuiteSpec | None, base: Path, data_dir: Path | None, limit: int | None
+) -> SuiteSpec:
+    """Resolves a suite that was read, with what the command line says of it."""
     if spec is not None:
         if data_dir is not None:
             spec = spec.model_copy(update={"data_dir": str(data_dir.absolute())})
+        if limit is not None:
+            limited = [task.model_copy(update={"limit": limit}) for task in spec.tasks]
+            spec = spec.model_copy(update={"tasks": limited})
         spec = _resolve(spec, base, document)
     raise_if_problems(document)
     assert spec is not None  # a suite that does not validate leaves problems
     return spec
 
 
-def check_suite(name_or_path: str | Path, references: Mapping[str, Path]) -> None:
+def check_suite(name_or_path: str | Path, references: Mapping[str, Path]) -> bool:
     """Checks a suite whose files need not be there yet, since steps of a pipeline have still to write them.
 
     Args:
         name_or_path: As of :func:`load_suite`.
         references: As of :func:`load_suite`.
 
+    Returns:
+        Whether it names steps, so that its files cannot be looked at before those have run.
+
     Raises:
         SpecError: The file does not fit the schema, or names a step that is not there.
         SuiteError: There is no suite of that name.
     """
-    document, _ = _read(_find(str(name_or_path)), references)
+    path = _find(str(name_or_path))
+    document, _ = _read(path, references)
     raise_if_problems(document)
+    return document.value != load_document(path).value | {"name": document.value["name"]}
 
 
 def _read(path: Path, references: Mapping[str, Path]) -> tuple[Document, SuiteSpec | None]:
@@ -406,7 +434,13 @@ def _take_from_folder(
     folder = open_folder(base / Path(spec.data_dir).expanduser(), layout)
     given = [task if task.data_files else _from_folder(task, folder) for task in spec.tasks]
     held = [(place, task) for place, task in zip(places, given, strict=True) if task is not None]
-    missing = tuple(task.title for task, found in zip(spec.tasks, given, strict=True) if found is None)
+    lost = [(place, task) for place, task, found in zip(places, spec.tasks, given, strict=True) if found is None]
+    for place, task in lost:
+        try:
+            find(task.task)  # a folder without it is one thing, a name that nobody knows another
+        except SuiteError as error:
+            document.problem(("tasks", place, "task"), str(error))
+    missing = tuple(task.title for _, task in lost)
     if spec.tasks and not held:
         hint = f"its layout knows: {', '.join(folder.layout.tasks)}"
         document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)

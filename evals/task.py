@@ -71,6 +71,15 @@ class Task:
         """Whether :meth:`check` depends on the checkpoint."""
         return False
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether :meth:`check` would fetch data from a network."""
+        return False
+
+    def needs(self) -> list[str]:
+        """Returns what it reads and what packages it needs, in words."""
+        return []
+
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when its prompts are templated; texts never are."""
         return "never"

@@ -1,4 +1,4 @@
-"""``posttrain check``: everything that can be known before training, in one pass."""
+"""``posttrain check``: everything that can be known before training and scoring, in one pass."""
 
 import contextlib
 import io
@@ -22,34 +22,151 @@ from .stage_table import STAGES
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
+    from ..evals.spec import SuiteSpec
     from .job import Job
     from .model import Head
 
 
 def check_all(
-    paths: Sequence[Path], overrides: Sequence[str], references: Mapping[str, Path], *, read_data: bool
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    references: Mapping[str, Path],
+    *,
+    read_data: bool,
+    data_dir: Path | None = None,
 ) -> int:
-    """Checks recipes, prints what was found, and returns the exit code: 2 if any recipe is wrong."""
-    from .pipeline import load_pipeline, plan
+    """Checks recipes, pipelines, suites and judges, and prints what was found.
 
+    Args:
+        paths: Their files; a judge's folder, and the names of suites and judges that come with posttrain, too.
+        overrides: Of recipes and pipelines.
+        references: What ``@name`` stands for.
+        read_data: Whether data, template and loss mask are read, and the tasks of suites built.
+        data_dir: A folder of benchmarks that suites read in place of their own.
+
+    Returns:
+        The exit code: 2 if any of them is wrong.
+    """
     wrong = 0
     for path in paths:
         try:
-            if "steps" in load_document(path).value:
-                pipeline, document = load_pipeline(path, overrides)
-                print(f"{path}: ok (pipeline of {', '.join(plan(document, pipeline))})")
-                continue
-            loaded = load(path, overrides, references)
-            lines = _with_data(loaded) if read_data else _without_data(loaded)
+            what, lines = _check(path, overrides, references, read_data=read_data, data_dir=data_dir)
         except PosttrainError as error:
             wrong = max(wrong, error.exit_code)
             for line in str(error).splitlines():
                 print(line if str(path) in line else f"{path}: {line}", file=sys.stderr)
             continue
-        print(f"{path}: ok ({loaded.recipe.stage}, recipe {loaded.hash})")
+        print(f"{path}: ok ({what})")
         for line in lines:
             print(f"  {line}")
     return wrong
+
+
+def _check(
+    path: Path, overrides: Sequence[str], references: Mapping[str, Path], *, read_data: bool, data_dir: Path | None
+) -> tuple[str, list[str]]:
+    """Returns what a file is, and what there is to say of it."""
+    from ..evals.judges import FILE, judge_names
+    from ..evals.spec import load_suite, suite_names
+    from .pipeline import load_pipeline, plan, plan_score
+
+    is_judge = (path / FILE).is_file() or path.name == FILE or (not path.exists() and str(path) in judge_names())
+    is_suite = not is_judge and ((not path.exists() and str(path) in suite_names()) or _reads_as_suite(path))
+    if (is_judge or is_suite) and overrides:
+        raise RecipeError(f"overrides are for recipes: {' '.join(overrides)}", where=str(path))
+    if is_judge:
+        return _judge(path.parent if path.name == FILE else path)
+    if is_suite:
+        suite = load_suite(path, references, data_dir=data_dir)
+        return f"suite {suite.name}", _suite_lines(suite, read_data=read_data)
+    if "steps" in load_document(path).value:
+        pipeline, document = load_pipeline(path, overrides)
+        plans = plan(document, pipeline)
+        suites = [(name, _suite_of(one.loaded)) for name, one in plans.items() if one.loaded]
+        last = plan_score(document, pipeline, plans)
+        suites += [("all steps", (last.suite, last.references))] if last else []
+        lines = [line for name, suite in suites if suite for line in _score_lines(name, *suite, read_data=read_data)]
+        return f"pipeline of {', '.join(plans)}", lines
+    loaded = load(path, overrides, references)
+    lines = _with_data(loaded) if read_data else _without_data(loaded)
+    if suite := _suite_of(loaded):
+        lines += _score_lines("score", *suite, read_data=read_data)
+    return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
+
+
+def _suite_of(loaded: Loaded) -> tuple[str, Mapping[str, Path]] | None:
+    """Returns the suite that a recipe's ``score`` names, and what ``@name`` stands for in it."""
+    score = loaded.recipe.score
+    return (score.suite, loaded.references) if score else None
+
+
+def _score_lines(name: str, suite: str, references: Mapping[str, Path], *, read_data: bool) -> list[str]:
+    """Checks a suite that is scored once steps have run; its tasks too, unless it reads what they have yet to write."""
+    from ..evals.spec import check_suite, load_suite
+
+    if check_suite(suite, references):
+        return [f"{name}: suite {suite}, whose files steps have yet to write"]
+    return [f"{name}: {line}" for line in _suite_lines(load_suite(suite, references), read_data=read_data)]
+
+
+_SUITE_KEYS = {"tasks", "perplexity", "pairs", "classification", "prompts", "judges", "groups", "data_dir"}
+
+
+def _reads_as_suite(path: Path) -> bool:
+    """Tells a suite from a recipe or a pipeline by its keys."""
+    keys = set(load_document(path).value)
+    return bool(keys & _SUITE_KEYS) and not keys & {"stage", "model", "steps", "trainer"}
+
+
+def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:
+    """Says what each task of a suite reads and needs, and builds those whose rows are here.
+
+    Raises:
+        SuiteError: With everything that is wrong.
+    """
+    from ..evals.definitions import HarnessTask
+    from ..evals.errors import SuiteError
+    from ..evals.score import define_all
+
+    lines = [f"left out, not in {suite.data_dir}: {', '.join(suite.left_out)}"] if suite.left_out else []
+    problems = []
+    for task in define_all(suite):
+        said = task.needs()
+        lacking = [need for need in said if need.endswith("not installed")]
+        if lacking:
+            problems.append(f"{task.spec.title}: needs the {', '.join(lacking)}")
+        if read_data and not task.reads_checkpoint and not task.is_remote:
+            try:
+                task.check(Path())
+            except PosttrainError as error:
+                problems.append(str(error))
+                continue
+            known = task.canaries() if isinstance(task, HarnessTask) else None
+            if known and known.majority is not None:
+                always = repr(known.answer) if isinstance(known.answer, str) else f"option {known.answer}"
+                said.append(f"always {always} scores {known.majority:.3f} on {known.metric}")
+        lines.append(f"{task.spec.title}: {'; '.join(said)}" if said else task.spec.title)
+    if problems:
+        raise SuiteError("\n".join(problems))
+    return lines
+
+
+def _judge(folder: Path) -> tuple[str, list[str]]:
+    """Reads a judge's folder and renders its prompt."""
+    from ..evals.judges import JudgingSpec, load_judges
+    from ..evals.judging.prompt import JudgePrompt
+
+    judges = load_judges(JudgingSpec(judge=str(folder), prompts="any"))
+    for judge in judges:
+        if judge.ordered:
+            for by in ("text", "logprobs"):
+                JudgePrompt(judge, by)
+    kinds = {judge.settings.kind for judge in judges}
+    backends = ", ".join(dict.fromkeys(judge.settings.backend for judge in judges))
+    return f"{' and '.join(kinds)} judge", [
+        f"asks: {backends}",
+        *(f"prompt: {judge.where}" for judge in judges if judge.prompt),
+    ]
 
 
 def _without_data(loaded: Loaded) -> list[str]:

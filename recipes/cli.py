@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,14 +30,21 @@ Accelerate = Annotated[str | None, typer.Option(help="An accelerate config: cpu,
 
 @app.command()
 def check(
-    recipes: Annotated[list[str] | None, typer.Argument(metavar="RECIPE... [a.b=c]...", show_default=False)] = None,
-    data: Annotated[bool, typer.Option(help="Also read data, template and loss mask.")] = True,
+    recipes: Annotated[list[str] | None, typer.Argument(metavar="FILE... [a.b=c]...", show_default=False)] = None,
+    data: Annotated[bool, typer.Option(help="Also read data, template and loss mask; build the tasks.")] = True,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of benchmarks that suites read in place of their tasks' data.")
+    ] = None,
     json_schema: Annotated[
         bool, typer.Option("--json-schema", help="Print the JSON Schema of recipes, or of: suite, judge.")
     ] = False,
     step: Steps = None,
 ) -> None:
-    """Check recipes: schema, data columns, template, loss mask; estimate memory, FLOPs and tokens. Trains nothing."""
+    """Check recipes, pipelines, suites and judges: all that can be known before a model is trained or scored.
+
+    Of a recipe: schema, data columns, template, loss mask, and an estimate of memory, FLOPs and tokens. Of a suite:
+    what files and packages each task needs, and whether its right answers count.
+    """
     from . import check as checking
     from . import schema
     from .train import parse_steps
@@ -52,7 +59,8 @@ def check(
     overrides = [argument for argument in recipes or [] if "=" in argument]
     if not paths:
         raise typer.BadParameter("give at least one recipe", param_hint="RECIPE")
-    raise typer.Exit(checking.check_all(paths, overrides, parse_steps(step or []), read_data=data))
+    code = checking.check_all(paths, overrides, parse_steps(step or []), read_data=data, data_dir=data_dir)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -125,10 +133,18 @@ def score(
         bool, typer.Option("--final-only", help="Leave the checkpoints, score the final model.")
     ] = False,
     output: Annotated[Path | None, typer.Option("-o", help="Where scores of a model that is no run go.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="TASK,...", help="Tasks and groups by name, in place of a suite.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="A folder of benchmarks to read in place of the tasks' own data.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; the first GPU if there is one.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many items of each task.")] = None,
+    chat: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(help="Whether --tasks are asked under the chat template.", show_default="never"),
+    ] = None,
     step: Steps = None,
 ) -> None:
     """Score checkpoints that are not scored yet."""
@@ -142,8 +158,11 @@ def score(
         final_only=final_only,
         output=output,
         references=parse_steps(step or []),
+        tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
         data_dir=data_dir,
         device=device,
+        limit=limit,
+        chat=chat,
     )
     raise typer.Exit(code)
 

@@ -127,7 +127,7 @@ def run(
     worked = False
     with locked(output_dir / ".lock"):
         plans = plan(document, pipeline)
-        last = _plan_score(document, pipeline, plans)
+        last = plan_score(document, pipeline, plans)
         for current in plans.values():
             worked |= _run_step(current, how, say)
         if last:
@@ -200,7 +200,7 @@ def _open_tool(
     return tool, json.loads(written), [_hash_tree(Path(path)) for path in paths]
 
 
-def _plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> Scoring | None:
+def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> Scoring | None:
     """Checks what is scored when all steps have ended."""
     score = pipeline.score
     if score is None:

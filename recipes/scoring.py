@@ -11,7 +11,7 @@ from .errors import RecipeError
 if TYPE_CHECKING:
     from ..evals.generations import Prompts
     from ..evals.score import ScoreReport
-    from ..evals.spec import SuiteSpec
+    from ..evals.spec import Chat, SuiteSpec
 
 
 def score_models(
@@ -22,8 +22,11 @@ def score_models(
     final_only: bool,
     output: Path | None,
     references: Mapping[str, Path],
+    tasks: Sequence[str] = (),
     data_dir: Path | None = None,
     device: str | None = None,
+    limit: int | None = None,
+    chat: "Chat | None" = None,
 ) -> int:
     """Scores models that are not scored yet, has their answers judged, and prints a line for each score.
 
@@ -34,28 +37,39 @@ def score_models(
         final_only: Leave the checkpoints of a run.
         output: Where the scores of models that are no runs go.
         references: What ``@name`` stands for in the suite; None known takes what the run was given.
+        tasks: Names of tasks and groups, in the place of a suite.
         data_dir: A folder of benchmarks that replaces the tasks' own data.
         device: Where models run; the first GPU if there is one.
+        limit: Score the first so many documents of each task only.
+        chat: When ``tasks`` are templated; never by default.
 
     Returns:
         1 if anything failed, else 0.
 
     Raises:
-        RecipeError: No suite is named, neither here nor by the recipes.
+        RecipeError: No suite is named, neither here nor by the recipes; or a suite and tasks are.
     """
     from ..evals.score import score
-    from ..evals.spec import load_suite, suite_names
+    from ..evals.spec import load_suite, suite_names, suite_of_tasks
+
+    if tasks and suite:
+        raise RecipeError("--suite and --tasks are two ways to say what is scored", hint="give one of them")
+    if chat and not tasks:
+        raise RecipeError("--chat is for --tasks", hint="a suite says `chat:` itself")
 
     suites: dict[str, SuiteSpec] = {}  # runs of which the same is asked go together, whatever steps each was made of
     wanted: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for model in models:
         record = read_record(Path(model)) or read_record(Path(model).parent)
-        named = suite or _suite_of(record, model)
-        if named is None:
-            hint = f"say --suite with one of {', '.join(suite_names())}, or a suite's file"
+        named = None if tasks else suite or _suite_of(record, model)
+        if named is None and not tasks:
+            hint = f"say --suite with one of {', '.join(suite_names())}, or a suite's file; or --tasks"
             raise RecipeError("no suite is named", where=model, hint=hint)
-        known = {name: Path(folder) for name, folder in (record.get("references") or {}).items()} | dict(references)
-        spec = load_suite(named, known, data_dir=data_dir)
+        if named is None:
+            spec = suite_of_tasks(tasks, data_dir=data_dir, limit=limit, chat=chat or "never")
+        else:
+            known = {name: Path(folder) for name, folder in (record.get("references") or {}).items()}
+            spec = load_suite(named, known | dict(references), data_dir=data_dir, limit=limit)
         key = spec.model_dump_json()
         suites[key] = spec
         wanted.setdefault((key, _metrics_of(record)), []).append(model)
