@@ -395,18 +395,16 @@ def _verdict(said: str, stopped: str, last: str, code: int) -> tuple[Any, str]:
     if not told:
         return "failed", "it killed its checker"
     how, _, what = told.partition(" ")
-    if how != "exit":
-        return how, what
-    code = int(what)
-    if -code in (signal.SIGXCPU, signal.SIGKILL):
-        return "stopped", "cpu" if -code == signal.SIGXCPU else "killed"
-    if code < 0:
-        return "failed", signal.Signals(-code).name
-    if last.startswith("MemoryError"):
-        return "failed", "memory"
-    if last.startswith(("BlockingIOError: [Errno 11]", "RuntimeError: can't start new thread")):
-        return "failed", "processes"
-    return "failed", last or f"exit {code} before its last line"
+    if how == "exit":
+        code = int(what)
+        if -code in (signal.SIGXCPU, signal.SIGKILL):
+            return "stopped", "cpu" if -code == signal.SIGXCPU else "killed"
+        how, what = "failed", signal.Signals(-code).name if code < 0 else last or f"exit {code} before its last line"
+    if what.startswith("MemoryError"):
+        return how, "memory"
+    if what.startswith(("BlockingIOError: [Errno 11]", "RuntimeError: can't start new thread")):
+        return how, "processes"
+    return how, what
 
 
 def _last_line(text: str) -> str:

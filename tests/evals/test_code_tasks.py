@@ -1,0 +1,123 @@
+"""HumanEval and MBPP: asked as lm-eval asks them, run within walls, failures told apart."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from posttrain.data_tools.sandbox import Limits, Outcome, ProgramSandbox, SandboxError, find_sandbox
+from posttrain.evals.definitions import read_yaml
+from posttrain.evals.errors import EvalError
+from posttrain.evals.score import score
+from posttrain.evals.task_index import TASKS, lm_eval_folder
+
+from .conftest import write_rows
+
+FUNCTION = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def double(x: int) -> int:\n    """Twice a number."""\n',
+    "entry_point": "double",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "\nMETADATA = {}\n\n\ndef check(candidate):\n    assert candidate(2) == 4\n    assert candidate(0) == 0\n",
+}
+TREE = {
+    "task_id": 11,
+    "text": "Write a function to sum a tree.",
+    "code": "class Node:\r\n  def __init__(self, n):\r\n    self.n = n\r\n    self.left = None\r\ndef sum(t):\r\n"
+    "  return t.n + (sum(t.left) if t.left else 0)",
+    "test_setup_code": "root = Node(1)\r\nroot.left = Node(2)",
+    "test_list": ["assert sum(root) == 3", "assert sum(root.left) == 2", "assert sum(Node(7)) == 7"],
+}
+
+
+@pytest.fixture(scope="module")
+def tasks() -> ModuleType:
+    try:
+        find_sandbox()
+    except SandboxError as error:
+        pytest.skip(str(error))
+    spec = importlib.util.spec_from_file_location("code_tasks", TASKS / "code_tasks.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_instruct", "mbpp", "mbpp_instruct"])
+def test_prompts_and_stops_are_those_of_lm_eval(name: str) -> None:
+    own = read_yaml(TASKS / f"{name}.yaml")
+    theirs = read_yaml(lm_eval_folder() / "tasks" / name.partition("_")[0] / f"{name}.yaml")
+    for key in ("doc_to_text", "doc_to_target", "gen_prefix", "target_delimiter", "generation_kwargs", "num_fewshot"):
+        assert own.get(key) == theirs.get(key), key
+    for key in ("dataset_path", "dataset_name", "test_split", "output_type"):
+        assert own.get(key) == theirs.get(key), key
+
+
+def test_the_worked_examples_are_those_of_lm_eval() -> None:
+    source = (lm_eval_folder() / "tasks" / "mbpp" / "utils.py").read_text()
+    names: dict[str, Any] = {}
+    exec(source[source.index("def list_fewshot_samples") :], names)
+    assert read_yaml(TASKS / "mbpp.yaml")["fewshot_config"]["samples"] == names["list_fewshot_samples"]()
+
+
+def test_failures_are_told_apart(tasks: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "LIMITS", Limits(wall=10, cpu=1))
+    answers = {
+        "    return 2 * x": "passed",
+        "    return 3 * x": "wrong",
+        "    raise KeyError": "wrong",
+        "    return 2 *": "syntax_error",
+        "    while True: pass": "timeout",
+        "    return 'x' * (1 << 40)": "limit",
+        " \n": "no_code",
+    }
+    [outcomes] = tasks.run_humaneval([list(answers)], [FUNCTION])
+    assert [outcome["kind"] for outcome in outcomes] == list(answers.values())
+    figures = [tasks.count(FUNCTION, [[outcome]]) for outcome in outcomes]
+    assert [figure["pass@1"] for figure in figures] == [1, 0, 0, 0, 0, 0, 0]
+    assert all(sum(figure.values()) == 1 for figure in figures)
+
+
+def test_chat_answers_end_with_their_code_block(tasks: ModuleType) -> None:
+    answers = ["    return 2 * x\n```\nThis doubles x.", "I cannot do that."]
+    [outcomes] = tasks.run_humaneval_instruct([answers], [FUNCTION])
+    assert [outcome["kind"] for outcome in outcomes] == ["passed", "syntax_error"]
+    code = TREE["code"]
+    answers = [f"{code}\n```\nIt adds.", code, f"```python\n{code}```", "```", "It adds.\n```"]
+    [outcomes] = tasks.run_mbpp_instruct([answers], [TREE])
+    assert [outcome["kind"] for outcome in outcomes] == ["passed", "passed", "passed", "no_code", "syntax_error"]
+
+
+def test_rows_that_need_their_set_up_and_a_builtin_redefined_have_a_right_answer(tasks: ModuleType) -> None:
+    [[right, wrong]] = tasks.run_mbpp([[TREE["code"], "def sum(t):\n  return 3"]], [TREE])
+    assert (right["kind"], right["reason"]) == ("passed", "")
+    assert (wrong["kind"], wrong["reason"]) == ("wrong", "NameError: name 'Node' is not defined")
+
+
+def test_a_sandbox_that_fails_is_reported_and_no_wrong_answer(
+    tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProgramSandbox, "run", lambda *_: Outcome("unknown", "no room", "", "", 0.0))
+    with pytest.raises(EvalError, match="failed on 2 of 2 programs, which are no wrong answers: no room"):
+        tasks.run_humaneval([["    return 2 * x", "    return 1"]], [FUNCTION])
+
+
+def test_a_suite_scores_programs_from_files(tasks: ModuleType, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    write_rows(tmp_path / "functions.jsonl", [FUNCTION])
+    write_rows(tmp_path / "trees.jsonl", [TREE | {"task_id": 600}, TREE])
+    suite = tmp_path / "code.yaml"
+    suite.write_text(
+        "tasks:\n"
+        "  - {task: humaneval, data_files: {test: functions.jsonl}, gen_kwargs: {max_gen_toks: 8}}\n"
+        "  - {task: mbpp, data_files: {test: trees.jsonl}, gen_kwargs: {max_gen_toks: 8}, num_fewshot: 0}\n"
+    )
+    report = score([make_run((1,))], suite)
+    assert not report.failed
+    for line in report.done:
+        figures = {metric.name: metric.value for metric in line.metrics}
+        assert line.metrics[0].name == "pass@1"
+        assert line.metrics[0].n == 1
+        assert sum(figures.values()) == pytest.approx(1)
