@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..data_tools.dataset import load
 from ..data_tools.encode import TextEncoder
+from ..data_tools.errors import RowError
 from ..data_tools.files import hash_json
+from ..data_tools.mapping import as_text, compile_template
+from ..data_tools.sources import read_rows
 from .errors import EvalError, SuiteError
 from .forward import token_sums
 from .heldout import content_of
@@ -30,6 +33,7 @@ from .records import Metric, Result, parquet
 from .spec import PerplexitySpec, SuiteSpec
 from .stats.intervals import ratio
 from .task import Checkpoint, Task
+from .task_data import choose_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,13 +66,18 @@ class Text(Task):
 
     spec: PerplexitySpec
 
+    def check(self, folder: Path) -> None:
+        """Chooses the rows of a text that is a part of a file, as :meth:`Task.check`."""
+        if self.spec.where:
+            documents(self.spec)
+
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Measures a model on the text, as :meth:`Task.run`."""
         import numpy as np
 
         spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.language_model(self.spec.title)
-        documents = [(where, str(row["text"])) for where, row in load(spec.source(), Path.cwd(), ("text",))]
-        tokens = encode([content for _, content in documents], loaded.tokenizer)
+        texts = documents(spec)
+        tokens = encode([content for _, content in texts], loaded.tokenizer)
         max_length = spec.max_length or suite.max_length or model_length(loaded.model)
         stride = spec.stride or max(1, max_length // 2)
         if stride >= max_length:
@@ -79,13 +88,32 @@ class Text(Task):
         nll, entropy = score_windows(loaded.model, tokens, cut, suite.size_of_batch())
         if not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
             raise EvalError("the log-likelihood is not finite", where=spec.title, hint="do the weights hold NaN?")
-        table = _table(documents, tokens, cut, loaded.tokenizer) | {"nll": nll, "entropy": entropy}
+        table = _table(texts, tokens, cut, loaded.tokenizer) | {"nll": nll, "entropy": entropy}
         by_document = len(np.unique(table["document"])) >= _MIN_CLUSTERS
         metrics = sorted(figures(table, by_document=by_document), key=lambda metric: metric.name != spec.metric)
         if metrics[0].name != spec.metric:
             raise EvalError(f"the {spec.metric} is too large for a number", where=spec.title)
         notes = () if by_document else (f"fewer than {_MIN_CLUSTERS} documents, so the interval is over windows",)
         return Result(tuple(metrics), parquet(table), None, notes)  # a row for each window; sums are in nats
+
+
+def documents(spec: PerplexitySpec) -> list[tuple[str, str]]:
+    """Reads the documents of a text, each with where it stands.
+
+    Raises:
+        DataError: They cannot be read.
+        SuiteError: A row lacks a column, or none is of the text.
+    """
+    source = spec.source()
+    if not spec.where:
+        return [(where, str(row["text"])) for where, row in load(source, Path.cwd(), ("text",))]
+    rows = choose_rows(list(read_rows(source, Path.cwd())), spec.where, spec.path)
+    text_of = compile_template(spec.text or "{{ text }}")
+    try:
+        texts = [(row.where, as_text(text_of(row.values), "the text")) for row in rows]
+    except RowError as error:
+        raise SuiteError(str(error), where=spec.title) from error
+    return [(where, text) for where, text in texts if text][: spec.limit]
 
 
 def define(spec: PerplexitySpec, suite: SuiteSpec) -> Text:
@@ -96,6 +124,8 @@ def define(spec: PerplexitySpec, suite: SuiteSpec) -> Text:
     """
     keys = {"split", "text", "columns", "sample_by", "limit", "max_length", "stride", "metric"}
     content = {"data": content_of(spec, suite), "spec": spec.model_dump(include=keys), "method": _METHOD}
+    if spec.where:
+        content["where"] = spec.where
     return Text(spec, hash_json(content | suite.model_dump(include={"max_length", "dtype"})))
 
 

@@ -75,6 +75,8 @@ class PerplexitySpec(_Strict):
     text: str | None = None
     columns: dict[str, str] | None = None
     sample_by: Literal["line", "paragraph", "document"] = "document"
+    where: dict[str, str | int | bool] = {}
+    """Only rows whose columns hold these values are part of the text: ``{lang: es}``."""
     limit: Annotated[int, Field(ge=1)] | None = None
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens per window; the suite's, or else what the model can take."""
@@ -188,7 +190,8 @@ class GroupSpec(_Strict):
     name: Annotated[str, Field(pattern=_NAME)]
     """What the leaderboard calls it; ``<name>-local`` where the suite's folder does not hold all its tasks."""
     tasks: list[str] = []
-    """The tasks by what the leaderboard calls them; all of the suite by default."""
+    """The tasks by what the leaderboard calls them. By default those of the entry of ``tasks`` of that name, if that is
+    a group of lm-eval, or else all of the suite."""
     mean: Literal["macro", "micro", "centred"] = "macro"
     """The mean that stands for the group: of the tasks' figures, of all items, or of ``(a - b) / (1 - b)`` with ``b``
     the ``baseline`` of each task. The macro and micro means are there in any case."""
@@ -207,8 +210,9 @@ class SuiteSpec(_Strict):
     name: Annotated[str, Field(pattern=_NAME)]
     """The suite; its file's name by default."""
     data_dir: str | None = None
-    """A folder of benchmarks (relative to the suite), read instead of the tasks' own data sets. Tasks that it does not
-    hold are left out, and the suite is then called ``<name>-local``."""
+    """A folder of benchmarks (relative to the suite), read instead of the tasks' own data sets; the paths of
+    ``perplexity`` texts start from it. What it does not hold is left out, and the suite is then called
+    ``<name>-local``."""
     layout: str | None = None
     """Which files of that folder are a task's: a layout of ``evals/layouts`` or a YAML file; told from the folder by
     default."""
@@ -283,7 +287,7 @@ def load_suite(
         name_or_path: A suite that comes with posttrain, or a YAML file.
         references: Folders of a pipeline's steps, which ``@name`` stands for in the suite's paths.
         data_dir: A folder of benchmarks that replaces the suite's own ``data_dir``.
-        limit: Score the first so many documents of each task only, whatever the suite says.
+        limit: Score the first so many documents of each task and text only, whatever the suite says.
 
     Raises:
         SpecError: The file does not fit the schema; every problem with its line.
@@ -329,8 +333,9 @@ def _finished(
         if data_dir is not None:
             spec = spec.model_copy(update={"data_dir": str(data_dir.absolute())})
         if limit is not None:
-            limited = [task.model_copy(update={"limit": limit}) for task in spec.tasks]
-            spec = spec.model_copy(update={"tasks": limited})
+            tasks = [task.model_copy(update={"limit": limit}) for task in spec.tasks]
+            texts = [text.model_copy(update={"limit": limit}) for text in spec.perplexity]
+            spec = spec.model_copy(update={"tasks": tasks, "perplexity": texts})
         spec = _resolve(spec, base, document)
     raise_if_problems(document)
     assert spec is not None  # a suite that does not validate leaves problems
@@ -409,7 +414,7 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
 
 def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[int]]:
     """Puts the tasks of lm-eval's groups and tags in the place of their names; with the place of each in the suite."""
-    tasks, places, groups = [], [], list(spec.groups)
+    tasks, places, groups = [], [], {group.name: group for group in spec.groups}
     for place, entry in enumerate(spec.tasks):
         members = members_of(entry.task)
         if members:
@@ -417,11 +422,12 @@ def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[int]]:
                 what = f"'{entry.task}' stands for {len(members)} tasks, which have none in common: list those you want"
                 document.problem(("tasks", place, key), what)
             tasks += [entry.model_copy(update={"task": member, "name": None}) for member in members]
-            groups.append(GroupSpec(name=entry.title, tasks=members))
+            given = groups.get(entry.title, GroupSpec(name=entry.title))
+            groups[entry.title] = given if given.tasks else given.model_copy(update={"tasks": members})
         else:
             tasks.append(entry)
         places += [place] * max(1, len(members))
-    return spec.model_copy(update={"tasks": tasks, "groups": groups}), places
+    return spec.model_copy(update={"tasks": tasks, "groups": list(groups.values())}), places
 
 
 def _take_from_folder(
@@ -430,6 +436,8 @@ def _take_from_folder(
     """Gives the tasks the files of the suite's folder; with the places in the suite of those that it holds."""
     if spec.data_dir is None:
         return spec, places
+    if not spec.tasks:
+        return _texts_from_folder(spec, base, document), places
     layout = str(base / spec.layout) if spec.layout and spec.layout.endswith((".yaml", ".yml")) else spec.layout
     folder = open_folder(base / Path(spec.data_dir).expanduser(), layout)
     given = [task if task.data_files else _from_folder(task, folder) for task in spec.tasks]
@@ -447,7 +455,24 @@ def _take_from_folder(
     name = f"{spec.name}-local" if missing else spec.name
     local = spec.model_copy(update={"name": name, "data_dir": str(folder.path), "tasks": [task for _, task in held]})
     local._left_out = missing
-    return local, [place for place, _ in held]
+    return _texts_from_folder(local, base, document), [place for place, _ in held]
+
+
+def _texts_from_folder(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
+    """Points the texts of a suite at the folder, and leaves out those that it does not hold."""
+    folder = base / Path(spec.data_dir or "").expanduser()
+    if not folder.is_dir():
+        document.problem(("data_dir",), f"there is no folder {folder}")
+    held = [text.model_copy(update={"path": str(folder / text.path)}) for text in spec.perplexity]
+    held = [text for text in held if Path(text.path).exists() or "*" in text.path]
+    there = {text.title for text in held}
+    missing = tuple(text.title for text in spec.perplexity if text.title not in there)
+    if spec.perplexity and not held:
+        document.problem(("data_dir",), f"{folder} holds none of the suite's texts")
+    name = f"{spec.name}-local" if missing and not spec.left_out else spec.name
+    local = spec.model_copy(update={"name": name, "data_dir": str(folder), "perplexity": held})
+    local._left_out = (*spec.left_out, *missing)
+    return local
 
 
 def _resolve_groups(spec: SuiteSpec, document: Document) -> list[GroupSpec]:
@@ -556,5 +581,6 @@ def _resolve_path(item: _Rows, base: Path, note: Note) -> _Rows:
     try:
         local_files(source, base)
     except DataError as error:
-        note(str(error), "path")
+        hint = "; `data_dir:` or --data-dir names the folder" if isinstance(item, PerplexitySpec) else ""
+        note(f"{error}{hint}", "path")
     return item.model_copy(update={"path": str(base / item.path)})

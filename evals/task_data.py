@@ -6,7 +6,7 @@ which files are its splits and where their columns differ from those that the ta
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,15 +183,24 @@ def read_task_rows(path: Path, how: TaskRows) -> list[Row]:
         DataError: The file cannot be read or is of no known type.
         SuiteError: A row cannot be read or lacks a column, or none is left.
     """
-    rows = _whole_file(path, how.records, hash_file(path))
-    chosen = [row for row in rows if _belongs(row, how.where)]
-    if not chosen:
-        wanted = ", ".join(f"{column} {value!r}" for column, value in how.where.items())
-        raise SuiteError(f"none of its {len(rows)} rows has {wanted}", where=str(path))
+    chosen = choose_rows(_whole_file(path, how.records, hash_file(path)), how.where, str(path))
     if not how.fields:
         return chosen
     templates = {column: compile_template(template) for column, template in how.fields.items()}
     return [_mapped(row, templates) for row in chosen]
+
+
+def choose_rows(rows: Sequence[Row], where: Mapping[str, Any], source: str) -> list[Row]:
+    """Returns the rows whose columns hold some values.
+
+    Raises:
+        SuiteError: A row cannot be read or lacks a column, or none is left.
+    """
+    chosen = [row for row in rows if _belongs(_usable(row), where)]
+    if not chosen:
+        wanted = ", ".join(f"{column} {value!r}" for column, value in where.items())
+        raise SuiteError(f"none of its {len(rows)} rows has {wanted}", where=source)
+    return chosen
 
 
 @functools.lru_cache(maxsize=2)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from posttrain.data_tools.errors import SpecError
+from posttrain.evals.definitions import define
 from posttrain.evals.errors import SuiteError
-from posttrain.evals.spec import SUITES, load_suite, suite_names
+from posttrain.evals.spec import SUITES, check_suite, load_suite, suite_names
 
 
 def test_every_mistake_has_its_line_and_a_suggestion(tmp_path: Path):
@@ -66,8 +67,21 @@ def test_a_suite_that_scores_nothing_is_refused(tmp_path: Path):
         load_suite(path)
 
 
+def test_a_suite_of_texts_asks_for_their_folder():
+    with pytest.raises(SpecError, match="--data-dir names the folder"):
+        load_suite("perplexity")
+
+
 def test_every_suite_that_comes_with_posttrain_loads():
     assert suite_names()
     for name in suite_names():
-        assert load_suite(name).name == name
+        check_suite(name, {})
     assert {path.stem for path in SUITES.glob("*.yaml")} == set(suite_names())
+
+
+@pytest.mark.slow  # lm-eval's tasks are looked up, which takes their index
+def test_every_task_of_a_suite_that_comes_with_posttrain_is_there():
+    for name in set(suite_names()) - {"perplexity"}:
+        suite = load_suite(name)
+        assert suite.name == name
+        assert all(define(task, suite).path.is_file() for task in suite.tasks)

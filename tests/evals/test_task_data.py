@@ -201,3 +201,46 @@ def test_a_map_without_files_is_refused(tmp_path: Path):
     path.write_text("tasks: [{task: boolq, fields: {label: '{{ answer | int }}'}}]\n")
     with pytest.raises(SpecError, match="of the rows of files"):
         load_suite(path)
+
+
+def texts_of(folder: Path, *entries: dict[str, Any]) -> Path:
+    write(folder / "talk.jsonl", [{"lang": lang, "text": f"{lang} {n} words here"} for lang in "ab" for n in range(3)])
+    path = folder.parent / "texts.yaml"
+    path.write_text(json.dumps({"data_dir": "data", "perplexity": list(entries)}))
+    return path
+
+
+def test_texts_of_a_folder_need_no_layout_and_may_be_of_one_language(folder: Path):
+    from posttrain.evals import perplexity
+
+    (folder / "layout.yaml").unlink()
+    whole = {"name": "all", "path": "talk.jsonl"}
+    path = texts_of(
+        folder, whole, {**whole, "name": "a", "where": {"lang": "a"}, "limit": 2}, {"name": "c", "path": "c.txt"}
+    )
+    suite = load_suite(path)
+    assert (suite.name, suite.left_out) == ("texts-local", ("c",))
+    every, some = suite.perplexity
+    assert len(perplexity.documents(every)) == 6
+    assert [text for _, text in perplexity.documents(some)] == ["a 0 words here", "a 1 words here"]
+    hashes = {perplexity.define(text, suite).task_hash for text in (every, some)}
+    assert len(hashes) == 2
+    other = some.model_copy(update={"where": {"lang": "b"}})
+    assert perplexity.define(other, suite).task_hash not in hashes
+
+
+def test_a_language_that_is_not_there_is_refused_before_a_model_is_loaded(folder: Path):
+    from posttrain.evals import perplexity
+
+    suite = load_suite(texts_of(folder, {"name": "z", "path": "talk.jsonl", "where": {"lang": "z"}}))
+    with pytest.raises(SuiteError, match="none of its 6 rows has lang 'z'"):
+        perplexity.define(suite.perplexity[0], suite).check(Path())
+
+
+def test_a_mean_of_the_suites_choosing_stands_for_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tasks = {"mmlu_anatomy": "a.yaml"}
+    monkeypatch.setattr(task_index, "_index", lambda: {"tasks": tasks, "several": {"mmlu": ["mmlu_anatomy"]}})
+    path = tmp_path / "mine.yaml"
+    path.write_text("tasks: [{task: mmlu}]\ngroups: [{name: mmlu, mean: micro}]\n")
+    [group] = load_suite(path).groups
+    assert (group.tasks, group.mean) == (["mmlu_anatomy"], "micro")

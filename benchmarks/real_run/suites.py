@@ -1,0 +1,139 @@
+"""Scores the nine local tasks of ``core`` with posttrain and with stock lm-eval, and compares them item by item.
+
+Stock reads files that are converted here by hand, not by the layout's field map, through lm-eval's own readers, task
+files and HFLM. Prints a Markdown table: per task both figures, the largest difference of a log-probability, and what
+answers known beforehand score.
+
+    python benchmarks/real_run/suites.py MODEL FOLDER_OF_BENCHMARKS [ITEMS] [TASK=SHOTS ...]
+"""
+
+import gzip
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import yaml
+from posttrain.evals.records import Score, ScoreStore
+from posttrain.evals.score import score
+from posttrain.evals.spec import SuiteSpec, load_suite
+from posttrain.evals.task_index import find
+
+FILES = {
+    "arc_easy": "olmo_hf_validation/ai2_arc__ARC-Easy",
+    "arc_challenge": "olmo_hf_validation/ai2_arc__ARC-Challenge",
+    "copa": "olmo_hf_validation/super_glue__copa",
+    "commonsense_qa": "olmo_hf_validation/tau__commonsense_qa",
+    "piqa": "olmo_hf_validation/piqa__plain_text",
+    "openbookqa": "olmo_hf_validation/openbookqa__main",
+    "winogrande": "olmo_hf_validation/winogrande__winogrande_xl",
+    "boolq": "olmo_hf_validation/boolq",
+    "lambada_openai": "lambada_openai/lambada_openai",
+}
+
+
+def convert(task: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with the columns of the task's data set on the Hub."""
+    if task == "boolq":
+        row["label"] = 1 if row["answer"] else 0
+    if task == "lambada_openai":
+        row = {"text": row["context"] + " " + row["continuation"]}
+    return row
+
+
+def write_stock(task: str, data: Path, folder: Path, shots: int) -> None:
+    """Writes a task's rows and a YAML that includes lm-eval's own."""
+    path = data / f"{FILES[task]}{'' if task == 'lambada_openai' else '.validation'}.jsonl.gz"
+    with gzip.open(path, "rt") as lines:
+        rows = [convert(task, json.loads(line)) for line in lines]
+    file = folder / f"{task}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {
+        "include": str(find(task)),
+        "task": f"stock_{task}",
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"validation": str(file)}},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "validation",  # lm-eval leaves a row out of its own examples only where the test split is theirs
+        "fewshot_split": "validation",
+        "num_fewshot": shots,
+    }
+    (folder / f"stock_{task}.yaml").write_text(yaml.safe_dump(keys))
+
+
+def stock(model: str, tasks: dict[str, int], folder: Path, items: int) -> dict[str, Any]:
+    """Runs stock lm-eval."""
+    import lm_eval
+    from lm_eval.models import huggingface
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    names = [f"stock_{task}" for task in tasks]
+    hflm: Any = huggingface.HFLM
+    lm = hflm(pretrained=model, dtype="float32", device="cpu", batch_size=8)
+    evaluate: Any = lm_eval.simple_evaluate
+    return evaluate(
+        lm, tasks=names, task_manager=manager, limit=items, random_seed=0, numpy_random_seed=0, torch_random_seed=0,
+        fewshot_random_seed=0, fewshot_as_multiturn=False, bootstrap_iters=0, log_samples=True, cache_requests=False,
+    )  # fmt: skip
+
+
+def ours(model: str, tasks: dict[str, int], data: Path, items: int, output: Path) -> tuple[dict[str, Score], Path]:
+    """Runs posttrain."""
+    entries = [{"task": task, "num_fewshot": shots, "limit": items} for task, shots in tasks.items()]
+    path = output / "suite.yaml"
+    path.write_text(yaml.safe_dump({"chat": "never", "dtype": "float32", "data_dir": str(data), "tasks": entries}))
+    suite: SuiteSpec = load_suite(path)
+    report = score([model], suite, device="cpu", output=output, progress=lambda line: print(line, file=sys.stderr))
+    assert not report.failed, report.failed
+    [store] = {folder.parent for folder in output.glob("*/scores.jsonl")}
+    return {found.task: found for found in ScoreStore(store).load()}, store
+
+
+def largest(task: str, found: Score, store: Path, samples: list[dict[str, Any]]) -> float:
+    """Returns the largest difference of an option's log-probability; the rows must be the same."""
+    mine = {row["doc_id"]: row for row in pyarrow.parquet.read_table(store / found.samples_name).to_pylist()}
+    worst = 0.0
+    assert len(mine) == len(samples), task
+    for sample in samples:
+        row = mine[sample["doc_id"]]
+        assert row["prompt"] == sample["arguments"][0][0], (task, sample["doc_id"])
+        theirs = [float(answers[0][0]) for answers in sample["resps"]]
+        here = [float(json.loads(answers)[0][0]) for answers in row["responses"]]
+        worst = max(worst, *(abs(a - b) for a, b in zip(theirs, here, strict=True)))
+    return worst
+
+
+def main(model: str, data: str, items: str = "25", *shots: str) -> None:
+    """Compares and prints."""
+    tasks = {name: int(count) for name, count in (pair.split("=") for pair in shots)} or dict.fromkeys(FILES, 0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for task, count in tasks.items():
+            write_stock(task, Path(data), folder, count)
+        theirs = stock(model, tasks, folder, int(items))
+        scores, store = ours(model, tasks, Path(data), int(items), folder)
+        print("| task | shots | n | metric | posttrain | lm-eval | largest difference | oracle | constant answer |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for task, count in tasks.items():
+            found, name = scores[task], f"stock_{task}"
+            gap = largest(task, found, store, theirs["samples"][name])
+            known = (found.detail or {})["canaries"]
+            constant = "" if known["majority"] is None else f"{known['majority']:.3f} ({known['answer']})"
+            for metric in found.metrics:
+                other = theirs["results"][name][f"{metric.name},none"]
+                print(
+                    f"| {task} | {count} | {metric.n} | {metric.name} | {metric.value:.4f} | {other:.4f} | {gap:.1e} "
+                    f"| {known['oracle']:.1f} | {constant} |"
+                )
+                assert abs(metric.value - other) < 1e-4 * max(1, abs(other)), (task, metric.name)
+            assert gap < 1e-4, task
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
