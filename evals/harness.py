@@ -18,7 +18,7 @@ from ..data_tools.encode import TextEncoder
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
-from .shared_context import Scorer
+from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -94,6 +94,22 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring continuations") as bar:
                 return self.shared.logs([(context, rest) for _, context, rest in requests], plain, bar.update)
 
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
+            texts = super().generate_until(requests, disable_tqdm)
+            if self.prompts.refused is not None:
+                self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
+            elif self.prompts.shared:
+                self.shared.record = {"backend": "shared_context", "shared_tokens": self.prompts.shared}
+            return texts
+
+        def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
+            greedy_or_drawn = options.get("num_beams", 1) == 1
+            if greedy_or_drawn and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
+                options["past_key_values"] = cache
+            with mock.patch.object(huggingface, "stop_sequences_criteria", lambda *how: [Stops(*how)]):
+                return super()._model_generate(context, max_length, stop, **options)
+
     lm = Model(
         pretrained=model,
         tokenizer=tokenizer,
@@ -158,8 +174,9 @@ def run_task(
     metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
     metrics = _primary_first(metrics, spec, primary)
     table = samples_to_parquet(samples)
-    refused = [f"scored without shared contexts: {lm.shared.refused}"] if lm.shared.record and lm.shared.refused else []
-    told = (*summary(told), *_constant(task, samples), *refused)
+    refused = (lm.shared.record or {}).get("reason")
+    refusal = [f"scored without shared contexts: {refused}"] if refused else []
+    told = (*summary(told), *_constant(task, samples), *refusal)
     return Result(metrics, table, results["n-shot"][name], told, lm.shared.record)
 
 

@@ -31,7 +31,7 @@ BUDGET = 1024  # tokens of a pass: more are no faster on a CPU, whose caches hol
 _LEAST_PREFIX = 32  # tokens that contexts share at least for a cache of their own
 _PREFIX_COST = 256  # tokens that a cache costs: a pass that fills less, and smaller batches for what follows
 _TOKEN_COST = 1024  # masked places of attention that cost as much as one token more
-_WIDTH = 256  # tokens up to which rows are filled
+_WIDTH = 192  # tokens up to which rows are filled
 _LOGIT_CHUNK = 1 << 25  # log-probabilities held at a time
 
 
@@ -126,16 +126,13 @@ class Scorer:
         self, requests: Sequence[Request], found: Mapping[int, Log], plain: Callable[[Sequence[int]], Sequence[Log]]
     ) -> float | None:
         """Returns the largest difference from plain passes; one that is too large refuses the model."""
-        import torch
-
         chosen = _telling(requests, found)
         if not chosen:
             return None
-        bound = {torch.bfloat16: 0.5, torch.float16: 0.1}.get(self.model.dtype, 1e-4)
         differences = []
         for i, (expected, _) in zip(chosen, plain(chosen), strict=True):
             differences.append(0.0 if found[i][0] == expected else abs(found[i][0] - expected))  # both may be -inf
-            if not differences[-1] <= bound * max(1, len(requests[i][1]) / 16):  # nor is NaN
+            if not differences[-1] <= _bound(self.model) * max(1, len(requests[i][1]) / 16):  # nor is NaN
                 self.refused = f"shared contexts were off by {differences[-1]:.2g}"
         return max(differences)
 
@@ -192,6 +189,116 @@ def _telling(requests: Sequence[Request], numbers: Iterable[int]) -> list[int]:
         if any(requests[i][1][0] != requests[last[-1]][1][0] for i in run):
             behind_others.append(last[-1])
     return sorted({*sorted(behind_others or last, key=size)[:2], *sorted(last, key=size)[-1:]})
+
+
+# --- text that is written ---
+
+
+class Prompts:
+    """Prompts that a model is to go on from: what all of them begin with is run once.
+
+    The keys and values of that beginning are put where a prompt that is padded on the left has it. So every pass sees
+    what a plain one sees, at the same places, layers with a window too. Of a prompt that is padded by k tokens the last
+    k of the beginning are run again.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        prompts: Token ids, ``[prompts][tokens]``.
+
+    Attributes:
+        shared: How many tokens are run once; 0 where that would not pay or cannot be done.
+        refused: Why it cannot be done where it would pay, or None.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]):
+        self.model = model
+        first, last = min(prompts), max(prompts)
+        shared = min(_common(first, last), min(map(len, prompts)) - 1)
+        pays = shared >= _LEAST_PREFIX and shared * (len(prompts) - 1) > _PREFIX_COST
+        self.refused = unsupported(model) if pays else None
+        self.shared = shared if pays and self.refused is None else 0
+        self._tokens, self._prefix = list(first[:shared]), _Prefix(model, [])
+
+    def cache(self, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
+        """Returns a cache of what a batch begins with, for ``generate``, or None if its prompts begin otherwise.
+
+        The first time one prompt is run with it and without; if the likeliest token's log-probabilities differ,
+        nothing is shared any more.
+
+        Args:
+            ids: Prompts, padded on the left, ``[prompts, tokens]``.
+            mask: 0 where there is padding, else 1.
+        """
+        import torch
+
+        pads = (mask == 0).sum(-1).tolist()
+        begin = [row[pad : pad + self.shared] for row, pad in zip(ids.tolist(), pads, strict=True)]
+        if not self.shared or any(tokens != self._tokens for tokens in begin):
+            return None
+        if not self._prefix.length:
+            most = max(range(len(pads)), key=pads.__getitem__)
+            try:
+                with torch.inference_mode():
+                    self._prefix = _Prefix(self.model, self._tokens)
+                plain = self._likeliest(ids[most, None], mask[most, None])
+                shared = self._likeliest(ids[most, None], mask[most, None], past_key_values=self._placed([pads[most]]))
+                if not (plain - shared).abs().max() <= _bound(self.model):
+                    self.refused = f"shared prompts were off by {float((plain - shared).abs().max()):.2g}"
+            except Exception as error:  # as in Scorer.logs
+                self.refused = f"{type(error).__name__}: {first_line(error)}"
+            if self.refused is not None:
+                self.shared = 0
+                return None
+        return self._placed(pads)
+
+    def _likeliest(self, ids: "torch.Tensor", mask: "torch.Tensor", **options: Any) -> "torch.Tensor":
+        """Returns the log-probability of the token that each prompt goes on with."""
+        how = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        found = self.model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **how, **options)
+        return found.logits[0].float().log_softmax(-1).amax(-1)
+
+    def _placed(self, pads: Sequence[int]) -> Any:
+        """Returns the beginning's keys and values behind so many places of padding, as the model itself caches them."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        for number, layer in enumerate(self._prefix.layers):
+            placed = []
+            for states in layer:  # keys and values, [1, heads, tokens, size of a head]
+                rows = states.new_zeros(len(pads), *states.shape[1:])
+                for row, pad in zip(rows, pads, strict=True):
+                    row[:, pad:] = states[0, :, : max(self.shared - pad, 0)]
+                placed.append(rows)
+            cache.update(*placed, number)
+        return cache
+
+
+class Stops:
+    """A stopping criterion that ends each row at its first stop string, whichever that is.
+
+    So a row writes what it writes alone. lm-eval's own ends a batch when all of its rows have come to the same string,
+    and keeps what one has written behind the tokenizer's end of text if the model's configuration names another.
+
+    Args:
+        tokenizer: Of the model.
+        stops: The strings.
+        start: Where in a row its answer begins.
+        rows: How many rows there are.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], start: int, rows: int):
+        self.tokenizer, self.stops, self.start = tokenizer, stops, start
+        sizes = [len(tokenizer.encode(stop, add_special_tokens=False)) for stop in stops]
+        self.reach = max(sizes, default=0) + 2  # the model may write a stop string in other tokens
+        self.done = [False] * rows
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: Any) -> "torch.Tensor":
+        """Takes the rows so far and says which have ended."""
+        import torch
+
+        ends = self.tokenizer.batch_decode(input_ids[:, self.start :][:, -self.reach :])
+        self.done = [done or any(stop in end for stop in self.stops) for done, end in zip(self.done, ends, strict=True)]
+        return torch.tensor(self.done, device=input_ids.device)
 
 
 # --- which tokens stand where ---
@@ -419,6 +526,13 @@ def _read(
         log_p[own] = part.float().log_softmax(-1)[at, targets[own]]
         likeliest[own] = part.argmax(-1)[at] == targets[own]
     return log_p, likeliest
+
+
+def _bound(model: Any) -> float:
+    """Returns by how much log-probabilities may differ that are the same but for the order of sums."""
+    import torch
+
+    return {torch.bfloat16: 0.5, torch.float16: 0.1}.get(model.dtype, 1e-4)
 
 
 def _layers(config: Any) -> set[str]:

@@ -9,17 +9,16 @@ import pytest
 import torch
 from posttrain.evals import shared_context
 from posttrain.evals.harness import wrap
-from posttrain.evals.models import load_model
+from posttrain.evals.models import LoadedModel, load_model
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
-from posttrain.evals.shared_context import Request, Scorer, continuation_logs, unsupported
+from posttrain.evals.shared_context import Request, Scorer, Stops, continuation_logs, unsupported
 from posttrain.evals.spec import SuiteSpec
 
 from ..conftest import build_tokenizer
 
 VOCABULARY = 300
 SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
@@ -30,24 +29,25 @@ SIZES: dict[str, Any] = {
 }
 
 
-def build(kind: str) -> Any:
+def build(kind: str, vocabulary: int = VOCABULARY) -> Any:
     """Builds a tiny model of a family whose attention differs."""
     import transformers
 
     torch.manual_seed(0)
+    sizes = SIZES | {"vocab_size": vocabulary}
     if kind == "gpt2":
-        config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=256, n_embd=32, n_layer=2, n_head=2)
+        config = transformers.GPT2Config(vocab_size=vocabulary, n_positions=256, n_embd=32, n_layer=2, n_head=2)
     elif kind == "gemma3":  # three layers of four see 16 tokens
         kinds = ["sliding_attention"] * 3 + ["full_attention"]
-        config = transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=16, layer_types=kinds)
+        config = transformers.Gemma3TextConfig(**sizes, head_dim=8, sliding_window=16, layer_types=kinds)
     elif kind == "gemma2":  # a cap on logits and on attention
-        config = transformers.Gemma2Config(**SIZES, head_dim=8, sliding_window=16)
+        config = transformers.Gemma2Config(**sizes, head_dim=8, sliding_window=16)
     elif kind == "mistral":  # all layers see 16 tokens, and nothing says so by layer
-        config = transformers.MistralConfig(**SIZES, sliding_window=16)
+        config = transformers.MistralConfig(**sizes, sliding_window=16)
     elif kind == "granite":  # logits are scaled behind the output layer
-        config = transformers.GraniteConfig(**SIZES, logits_scaling=3.0)
+        config = transformers.GraniteConfig(**sizes, logits_scaling=3.0)
     else:
-        config = transformers.LlamaConfig(**SIZES)
+        config = transformers.LlamaConfig(**sizes)
     how = {"attn_implementation": "eager"} if kind == "gemma2" else {}
     model = transformers.AutoModelForCausalLM.from_config(config, **how).eval()
     for weight in model.parameters():  # so that the likeliest token depends on what was read
@@ -154,7 +154,7 @@ def test_it_agrees_with_lm_eval_whose_requests_it_takes(tiny_model_dir: Path) ->
 class Instance:
     """A request as lm-eval hands it over."""
 
-    def __init__(self, *args: str):
+    def __init__(self, *args: Any):
         self.args = args
         self.task_name = "task"
 
@@ -206,6 +206,81 @@ def test_a_model_that_takes_the_masks_otherwise_is_found_out_and_scored_by_plain
     assert scorer.refused is not None
     assert ("only masks of two dimensions" if fault == "raises" else "off by") in scorer.refused
     assert scorer.record == {"backend": "lm-eval", "reason": scorer.refused}
+
+
+STOPS = ["Q:", "fox", "4"]
+
+
+def written(lm: Any, prompts: list[str]) -> list[str]:
+    how = {"until": STOPS, "max_gen_toks": 24, "do_sample": False}
+    return lm.generate_until([Instance(prompt, how) for prompt in prompts], disable_tqdm=True)
+
+
+@pytest.fixture(params=["llama", "gemma3", "mistral"])
+def writers(request: Any) -> tuple[Any, Any]:
+    """One model as ours and as lm-eval's own, which in a batch keeps what a row writes behind its end."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = build_tokenizer()
+    model = build(request.param, len(tokenizer))
+    suite = SuiteSpec(name="toy", batch_size=3, max_length=250, tasks=[{"task": "x.yaml"}])  # pyright: ignore
+    own = wrap(LoadedModel(model, tokenizer, None), suite)
+    return own, HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=250)
+
+
+SHOTS = "Q: Numbers such as 17, 42 and 1001?\nA: hello goodbye thanks please sorry\n\n" * 4
+ENDS = ["The", "Two and two make", "A fox jumps over the lazy dog. Numbers", "x", "hello goodbye thanks", "system tool"]
+
+
+def test_texts_behind_a_shared_beginning_are_those_of_lm_eval(writers: tuple[Any, Any], monkeypatch: Any) -> None:
+    own, stock = writers
+    prompts = [f"{SHOTS}Q: {end}?\nA:" for end in ENDS]
+    expected = written(stock, prompts)
+    assert len(set(expected)) > 1
+    run = 0
+    plain = type(own.model).forward
+
+    def count(self: Any, input_ids: Any, **options: Any) -> Any:
+        nonlocal run
+        run += input_ids.numel()
+        return plain(self, input_ids, **options)
+
+    count.__signature__ = __import__("inspect").signature(plain)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(own.model), "forward", count)
+    assert written(own, prompts) == expected
+    shared = own.shared.record["shared_tokens"]
+    assert shared > 64  # more than any window
+    assert own.shared.record["backend"] == "shared_context"
+    rest = max(len(own.tok_encode(prompt)) for prompt in prompts) - shared
+    assert run < 2 * shared + 8 * rest + 24 * len(prompts)  # the beginning once, and once to compare
+
+
+def test_a_cache_that_changes_what_is_written_is_not_used(writers: tuple[Any, Any], monkeypatch: Any) -> None:
+    own, stock = writers
+    prompts = [f"{SHOTS}Q: {end}?\nA:" for end in ENDS]
+    placed = shared_context.Prompts._placed
+
+    def spoilt(self: Any, pads: Any) -> Any:
+        cache = placed(self, pads)
+        cache.layers[-1].values *= 0.5
+        return cache
+
+    monkeypatch.setattr(shared_context.Prompts, "_placed", spoilt)
+    assert written(own, prompts) == written(stock, prompts)
+    assert own.shared.record["backend"] == "lm-eval"
+    assert "off by" in own.shared.record["reason"]
+
+
+def test_a_batch_ends_when_each_row_has_come_to_a_stop_string_of_its_own() -> None:
+    tokenizer = build_tokenizer()
+    prompt, ends = [1, 2, 3], ("so Q: and and and", "the fox jumps and and and", "hello 17 and and and")
+    rows = [[*prompt, *tokenizer.encode(end)] for end in ends]
+    stops = Stops(tokenizer, ["Q:", "fox"], len(prompt), 3)
+    found = []
+    for size in range(len(prompt) + 1, min(map(len, rows)) + 1):
+        found.append(stops(torch.tensor([row[:size] for row in rows]), torch.empty(0)).tolist())
+    assert found[0] == [False, False, False]
+    assert found[-1] == [True, True, False]
 
 
 def state_space() -> Any:
