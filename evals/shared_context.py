@@ -212,12 +212,12 @@ class Prompts:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]):
         self.model = model
-        first, last = min(prompts), max(prompts)
+        first, last = min(map(list, prompts)), max(map(list, prompts))
         shared = min(_common(first, last), min(map(len, prompts)) - 1)
         pays = shared >= _LEAST_PREFIX and shared * (len(prompts) - 1) > _PREFIX_COST
         self.refused = unsupported(model) if pays else None
         self.shared = shared if pays and self.refused is None else 0
-        self._tokens, self._prefix = list(first[:shared]), _Prefix(model, [])
+        self._tokens, self._prefix = first[:shared], _Prefix(model, [])
 
     def cache(self, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
         """Returns a cache of what a batch begins with, for ``generate``, or None if its prompts begin otherwise.

@@ -34,7 +34,7 @@ def build(kind: str, vocabulary: int = VOCABULARY) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    sizes = SIZES | {"vocab_size": vocabulary}
+    sizes: dict[str, Any] = SIZES | {"vocab_size": vocabulary}
     if kind == "gpt2":
         config = transformers.GPT2Config(vocab_size=vocabulary, n_positions=256, n_embd=32, n_layer=2, n_head=2)
     elif kind == "gemma3":  # three layers of four see 16 tokens
@@ -219,13 +219,14 @@ def written(lm: Any, prompts: list[str]) -> list[str]:
 @pytest.fixture(params=["llama", "gemma3", "mistral"])
 def writers(request: Any) -> tuple[Any, Any]:
     """One model as ours and as lm-eval's own, which in a batch keeps what a row writes behind its end."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
+    stock: Any = huggingface.HFLM  # its registering decorator hides its type
     tokenizer = build_tokenizer()
     model = build(request.param, len(tokenizer))
-    suite = SuiteSpec(name="toy", batch_size=3, max_length=250, tasks=[{"task": "x.yaml"}])  # pyright: ignore
+    suite = SuiteSpec(name="toy", batch_size=3, max_length=250, tasks=[{"task": "x.yaml"}])
     own = wrap(LoadedModel(model, tokenizer, None), suite)
-    return own, HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=250)
+    return own, stock(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=250)
 
 
 SHOTS = "Q: Numbers such as 17, 42 and 1001?\nA: hello goodbye thanks please sorry\n\n" * 4

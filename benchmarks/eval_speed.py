@@ -1,0 +1,187 @@
+"""What scoring costs beside lm-eval's own HFLM, and beside the forward passes that cannot be saved.
+
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz [--items 24]
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --prompts gsm8k.jsonl [--items 8]
+
+``--options`` takes ARC's rows (``question``, ``choices``, ``answerKey``) and scores the task arc_easy with five worked
+examples that are the same for all items, with five drawn for each, and with none. ``--prompts`` takes GSM8K's rows and
+writes answers to gsm8k_cot with its eight examples, in batches of eight, once in full and once the first token only,
+which is what reading the prompts costs.
+
+Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
+scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts, comparison with plain
+passes included. So do two limits, with as many tokens a pass: the model without its output layer on the tokens that
+some request holds behind others of its beginning, each counted once; and the same with the output layer at the places
+that are read.
+"""
+
+# Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
+import argparse
+import datetime
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from posttrain.data_tools.sources import read_rows
+from posttrain.data_tools.spec import SourceSpec
+from posttrain.evals.definitions import build, define
+from posttrain.evals.harness import noted, wrap
+from posttrain.evals.models import LoadedModel, load_model
+from posttrain.evals.shared_context import BUDGET
+from posttrain.evals.spec import SuiteSpec, TaskSpec
+
+SHOTS = 5
+PARTS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model's folder")
+    parser.add_argument("--options", type=Path, help="rows of ARC")
+    parser.add_argument("--prompts", type=Path, help="rows of GSM8K")
+    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--new-tokens", type=int, default=64, help="of an answer, at most")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded = load_model(given.model, device="cpu", dtype="float32")
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "lm_eval"))
+    print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {packages}")
+    print(f"{Path(given.model).name}, {given.items} items, CPU seconds\n", flush=True)
+    with noted():
+        if given.options:
+            options(loaded, given.options, given.items)
+        if given.prompts:
+            prompts(loaded, given.prompts, given.items, given.new_tokens)
+
+
+def options(loaded: LoadedModel, path: Path, items: int) -> None:
+    """Compares times, log-likelihoods and metrics of multiple choice."""
+    columns = ("examples", "HFLM", "suite", "ratio", "body once", "of it", "with output layer", "of it")
+    print(f"| {' | '.join(columns)} | largest difference | metrics equal |")
+    print("|---" * (len(columns) + 2) + "|", flush=True)
+    rows = [row.values for row in read_rows(SourceSpec(path=str(path)), path.parent)]
+    for kind in ("fixed", "varying", "none"):
+        how: dict[str, Any] = {"num_fewshot": 0 if kind == "none" else SHOTS}
+        if kind == "fixed":
+            how["overrides"] = {"fewshot_config": {"sampler": "first_n", "samples": rows[-SHOTS:]}}
+        task, suite = make("arc_easy", {"validation": str(path)}, items, how)
+        asked = task.instances
+        stock, own = models(loaded, suite)
+        expected, found, times = interleaved(stock.loglikelihood, own.loglikelihood, asked)
+        requests = [own._encode_pair(*request.args) for request in asked]
+        body, full = limits(loaded.model, requests)
+        difference = max(abs(a - b) for (a, _), (b, _) in zip(expected, found, strict=True))
+        equal = metrics(task, expected) == metrics(task, found)
+        hflm, suite_s = times
+        print(
+            f"| {kind} | {hflm:.1f} | {suite_s:.2f} | {hflm / suite_s:.1f} | {body:.2f} | {suite_s / body:.2f} "
+            f"| {full:.2f} | {suite_s / full:.2f} | {difference:.1e} | {equal} |",
+            flush=True,
+        )
+
+
+def prompts(loaded: LoadedModel, path: Path, items: int, new_tokens: int) -> None:
+    """Compares times and texts of answers."""
+    how = {"gen_kwargs": {"max_gen_toks": new_tokens, "do_sample": False, "temperature": 0.0}}
+    task, suite = make("gsm8k_cot", {"test": str(path)}, items, how)
+    stock, own = models(loaded, suite)
+    asked = task.instances
+    lengths = [len(own.tok_encode(request.args[0])) for request in asked]
+    print(f"prompts of {min(lengths)} to {max(lengths)} tokens, answers of up to {new_tokens}\n")
+    spent: dict[str, list[float]] = {}
+    texts: dict[str, list[str]] = {}
+    for count in (new_tokens, 1):
+        for request in asked:
+            request.arguments[1]["max_gen_toks"] = count
+        for name, lm in (("HFLM", stock), ("suite", own)):
+            begun = time.process_time()
+            found = lm.generate_until(asked, disable_tqdm=True)
+            spent.setdefault(name, []).append(time.process_time() - begun)
+            texts.setdefault(name, found)  # the whole ones
+    print("| | in all | prompts | answers |")
+    print("|---|---|---|---|")
+    for name, (whole, first) in spent.items():
+        print(f"| {name} | {whole:.1f} | {first:.1f} | {whole - first:.1f} |")
+    ratios = [a / b for a, b in zip(*spent.values(), strict=True)]
+    rest = (spent["HFLM"][0] - spent["HFLM"][1]) / (spent["suite"][0] - spent["suite"][1])
+    print(f"| ratio | {ratios[0]:.2f} | {ratios[1]:.2f} | {rest:.2f} |\n")
+    differ = [number for number, (a, b) in enumerate(zip(*texts.values(), strict=True)) if a != b]
+    print(f"texts equal: {items - len(differ)} of {items}{'; others: ' + str(differ) if differ else ''}", flush=True)
+
+
+def make(name: str, files: dict[str, str], items: int, how: dict[str, Any]) -> tuple[Any, SuiteSpec]:
+    """Builds a task as a suite does, and its requests."""
+    spec = TaskSpec(task=name, data_files=files, limit=items, **how)
+    suite = SuiteSpec(name="speed", tasks=[spec], batch_size=8)
+    task: Any = build(define(spec, suite))
+    task.set_fewshot_seed(suite.seed)
+    task.build_all_requests(limit=items, rank=0, world_size=1)
+    return task, suite
+
+
+def models(loaded: LoadedModel, suite: SuiteSpec) -> tuple[Any, Any]:
+    """Returns the model as lm-eval's own and as the suite's."""
+    from lm_eval.models import huggingface
+
+    hflm: Any = huggingface.HFLM  # its registering decorator hides its type
+    how = {"batch_size": suite.size_of_batch(), "softmax_dtype": "float32"}
+    return hflm(pretrained=loaded.model, tokenizer=loaded.tokenizer, **how), wrap(loaded, suite)
+
+
+def interleaved(stock: Callable[..., Any], own: Callable[..., Any], asked: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Scores requests both ways; returns both results, and the CPU seconds of each."""
+    expected: list[Any] = []
+    found: list[Any] = []
+    spent, times = 0.0, []
+    for part in range(PARTS):
+        begun = time.process_time()
+        found = own(asked, disable_tqdm=True)
+        times.append(time.process_time() - begun)
+        begun = time.process_time()
+        expected += stock(asked[len(asked) * part // PARTS : len(asked) * (part + 1) // PARTS], disable_tqdm=True)
+        spent += time.process_time() - begun
+    return expected, found, (spent, statistics.median(times))
+
+
+def limits(model: Any, requests: Sequence[tuple[list[int], list[int]]]) -> tuple[float, float]:
+    """Returns the CPU seconds of the passes that no sharing can save: the body's, and with the output layer."""
+    run, read = set(), set()
+    for context, rest in requests:
+        whole = (*context, *rest)
+        run |= {whole[:end] for end in range(1, len(whole))}
+        read |= {whole[:end] for end in range(len(context), len(whole))}
+    body, head = model.base_model, model.get_output_embeddings()
+    ids = torch.randint(0, head.weight.shape[0], (BUDGET // 256, 256))
+    with torch.inference_mode():
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[0]
+        body_s = [clock(lambda: body(input_ids=ids, use_cache=False)) for _ in range(PARTS)]
+        head_s = [clock(lambda: head(hidden)) for _ in range(PARTS)]
+    bare = statistics.median(body_s) * len(run) / ids.numel()
+    return bare, bare + statistics.median(head_s) * len(read) / len(hidden)
+
+
+def clock(function: Callable[[], Any]) -> float:
+    """Returns the CPU seconds of a call."""
+    begun = time.process_time()
+    function()
+    return time.process_time() - begun
+
+
+def metrics(task: Any, results: Sequence[tuple[float, bool]]) -> list[dict[str, Any]]:
+    """Returns what lm-eval makes of the results, item by item."""
+    by_item: dict[int, list[tuple[float, bool]]] = {}
+    for request, result in zip(task.instances, results, strict=True):
+        by_item.setdefault(request.doc_id, []).append(result)
+    documents = {request.doc_id: request.doc for request in task.instances}
+    return [task.process_results(documents[number], results) for number, results in sorted(by_item.items())]
+
+
+if __name__ == "__main__":
+    main()
