@@ -42,12 +42,14 @@ class Prepared:
         report: What is in it, and what had to be dropped.
         fingerprint: 16 hexadecimal digits that change with anything that could change the rows.
         cached: Whether the rows were found rather than made.
+        contents: The hash of each source's content (:func:`~.sources.content_hash`), in the order of the recipe.
     """
 
     dataset: "Dataset"
     report: PreparedReport
     fingerprint: str
     cached: bool = False
+    contents: tuple[str, ...] = ()
 
 
 def prepare(
@@ -116,7 +118,8 @@ def prepare(
         loss_on = "completion"
     encoder = Encoder(tokenizer, template, loss_on, kind, _cut_to(plan, tokenizer))
     reading = _Reading(base_dir, tuple(accepts), spec.max_bad_share, encoder, cache_dir, num_proc)
-    names = [_source_key(source, reading) for source in sources]
+    contents = tuple(content_hash(source, base_dir) for source in sources)
+    names = [_source_key(source, content, reading) for source, content in zip(sources, contents, strict=True)]
 
     def build(folder: Path) -> dict[str, Any]:
         examples = [_tokenised(source, name, reading) for source, name in zip(sources, names, strict=True)]
@@ -127,7 +130,7 @@ def prepare(
     entry = get_or_build(cache_dir, key, build)
     report = PreparedReport.from_dict(entry.report)
     report.check(spec.max_bad_share)  # again, since the allowed share is no part of the key
-    return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built)
+    return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built, contents=contents)
 
 
 def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strategy | None, kind: "Kind | None") -> Plan:
@@ -167,12 +170,12 @@ class _Reading:
     num_proc: int
 
 
-def _source_key(source: "SourceSpec", reading: _Reading) -> str:
+def _source_key(source: "SourceSpec", content: str, reading: _Reading) -> str:
     """Names the tokens of one source; weight and name change none of them."""
     encoder = reading.encoder
     decides = {
         "version": CACHE_VERSION,
-        "content": content_hash(source, reading.base_dir),
+        "content": content,
         "source": source.model_dump(mode="json", exclude={"weight", "name"}),
         "tokenizer": _tokenizer_hash(encoder.tokenizer),
         "template": fingerprint(encoder.template, encoder.tokenizer) if encoder.template else None,

@@ -90,6 +90,11 @@ class HarnessTask(Task):
             check_gold(task, self.spec, self.data_files)
             self.canaries(task)
 
+    @property
+    def has_items(self) -> bool:
+        """They are texts with right answers."""
+        return True
+
     def items(self) -> list[Item]:
         """Returns what the task asks, as :meth:`Task.items`."""
         with harness.noted():

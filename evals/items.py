@@ -9,6 +9,7 @@ from ..data_tools.ngrams import words_in
 from ..data_tools.overlap import Item
 
 _ENOUGH = 10  # items from which on words that all begin or end with are the task's and not the items' own
+_LEFT = 3  # words that nine of ten questions must keep
 _LETTER = 2  # characters of an answer that may only name an option, as "B" and "(B" do
 
 
@@ -76,7 +77,9 @@ def _frame(questions: Sequence[Sequence[str]]) -> tuple[int, int]:
         return 0, 0
     first = _alike(questions)
     last = _alike([words[::-1] for words in questions])
-    return (first, last) if first + last < min(map(len, questions)) else (0, 0)
+    left = sorted(len(words) - first - last for words in questions)
+    is_frame = left[0] >= 0 and left[len(left) // 10] >= _LEFT  # of sums in words, say, it would be half of each
+    return (first, last) if is_frame else (0, 0)
 
 
 def _alike(lists: Sequence[Sequence[str]]) -> int:

@@ -12,6 +12,7 @@ from ..chat_templates.errors import PosttrainError
 from ..data_tools.files import append_line, locked, read_jsonl_log
 
 SCORES = "scores.jsonl"
+CONTAMINATION = "contamination.jsonl"
 LOCKS = ".scoring"  # a folder of lock files; hidden, so that no manifest lists it
 Key = tuple[str, str, str, str | None]
 _OLD_KEY = ("weights_hash", "task", "task_hash", "template_fingerprint")  # of lines that name no model

@@ -15,6 +15,7 @@ from ..data_tools.errors import BusyError
 from ..data_tools.files import hash_json, locked, write_atomic
 from . import classification, definitions, generations, groups, own_metrics, pairs, perplexity
 from .checkpoints import base_of, is_unchanged, verify
+from .contamination import MOST_BYTES, find_touched
 from .errors import SuiteError
 from .models import LoadedModel, applies_template, hub_access, load_model, template_of
 from .records import LOCKS, Result, Score, ScoreStore, versions
@@ -151,6 +152,7 @@ def score(
         count = len(spec.tasks) + len(spec.left_out)
         told = f"{spec.name}: {len(spec.tasks)} of {count} tasks, from {spec.data_dir}"
         progress(f"{told}; it does not hold {', '.join(spec.left_out)}")
+    targets: list[Target] = []
     unfinished: list[Unfinished] = []
     interrupted = False
     try:
@@ -170,6 +172,11 @@ def score(
         if not watch:
             raise
         interrupted = True
+    if spec.contamination != "never" and not interrupted:
+        bound = None if spec.contamination == "always" else MOST_BYTES
+        for store in dict.fromkeys(target.store for target in targets):
+            with hub_access(spec.offline):
+                find_touched(store, scoring.tasks, most_bytes=bound, progress=progress)
     return ScoreReport(
         tuple(scoring.done),
         len(scoring.skipped - scoring.written),

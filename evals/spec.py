@@ -245,6 +245,9 @@ class SuiteSpec(_Strict):
     """What the weights are loaded as; ``auto`` is what the checkpoint says."""
     offline: bool = True
     """Whether the Hub is out of bounds; a built-in task then needs ``data_files`` or a filled cache."""
+    contamination: Literal["auto", "always", "never"] = "auto"
+    """Whether the items of the tasks are looked for in the training data of each run and its ancestors, once; the board
+    then has the scores on the others too. ``auto`` looks through a gigabyte at most, about a minute's work."""
     _left_out: tuple[str, ...] = PrivateAttr(())
 
     @property

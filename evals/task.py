@@ -84,6 +84,11 @@ class Task:
         """Returns when its prompts are templated; texts never are."""
         return "never"
 
+    @property
+    def has_items(self) -> bool:
+        """Whether :meth:`items` says what it asks."""
+        return False
+
     def items(self) -> list[Item] | None:
         """Returns what it asks, with the right answers, for the search of them in training data; None if it cannot.
 

@@ -88,7 +88,8 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
     from .. import chat_templates
 
     described = {
-        split: prepared and {"fingerprint": prepared.fingerprint, **prepared.report.to_dict()}
+        split: prepared
+        and {"fingerprint": prepared.fingerprint, "contents": [*prepared.contents], **prepared.report.to_dict()}
         for split, prepared in data.items()
     }
     template = job.template and {

@@ -12,6 +12,7 @@ from ..runs import find_runs
 from . import samples
 from .board import Leaderboard, Notice
 from .charts import best_of_n_curves, training_curve
+from .clean import with_clean
 from .columns import is_fact, select_ranked, tabulate
 from .html import to_html
 from .items import item_finder
@@ -45,7 +46,8 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     runs, scored, held, doubled = arrange(folders)
     judged = [judgment for folder in folders for judgment in folder.judgments]
     ranked = select_ranked(scored, judged)
-    rows, columns, footnotes, notices = tabulate(ranked.scored, ranked.rules)
+    with_clean_ones, contamination = with_clean(ranked.scored, held)
+    rows, columns, footnotes, notices = tabulate(with_clean_ones, ranked.rules)
     best, damaged = best_of_n_curves([folder.path for folder in folders])
     curves = [curve for run in runs if (curve := training_curve(run, held[run.id].log))]
     first = [Notice("error", f"{plain(run.name)}: {problem}") for run in runs for problem in run.problems]
@@ -59,6 +61,7 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
         curves=(*curves, *best),
         baseline=find_baseline(runs, rows, baseline),
         chosen=baseline is not None,
+        contamination=contamination,
     )
     all_notices = [*notices, *damaged, *first, *ranked.notices, *_same_model(board), *_unscored(board, scored)]
     all_notices.sort(key=lambda notice: notice.level != "error")

@@ -169,6 +169,7 @@ class Column:
         judge: Name and version of the judge, where one took part.
         opponent: Weights hash of the one that all were judged against, where there is just one.
         stamp: What a reader must know of the judge at every figure, such as "rules, not a judge".
+        clean: Whether each row's figure is over the items that its training data does not touch.
     """
 
     id: str
@@ -181,6 +182,7 @@ class Column:
     judge: str | None = None
     opponent: str | None = None
     stamp: str | None = None
+    clean: bool = False
 
     @property
     def name(self) -> str:
@@ -512,6 +514,50 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TouchedItem:
+    """An item of a task that training data holds.
+
+    Attributes:
+        id: The item's.
+        question: Its beginning.
+        run: Name of the run whose data holds it, which may be an ancestor.
+        row: The row that holds most of it.
+        words: The longest run of its words there.
+    """
+
+    id: str
+    question: str
+    run: str
+    row: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """Which items of a task the training data of a run and its ancestors holds.
+
+    Attributes:
+        run: Id of the run.
+        task: The task.
+        task_hash: Its hash.
+        items: How many items were looked for.
+        rows: In how many rows.
+        lost: How many items are too short to be found.
+        unseen: What training data could not be looked through, a clause each.
+        touched: The items that were found.
+    """
+
+    run: str
+    task: str
+    task_hash: str
+    items: int
+    rows: int
+    lost: int
+    unseen: tuple[str, ...]
+    touched: tuple[TouchedItem, ...]
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """Everything on the page.
 
@@ -532,6 +578,7 @@ class Leaderboard:
         picks: The best row of each column, measured on items that did not choose it.
         judgings: What each judge said of each prompt set.
         usage: Answers' length, finish and latency, for each row and prompt set.
+        contamination: What is known of test items in training data.
         samples: Prompts with every row's answer and the judges' verdicts; not part of ``leaderboard.json``.
         items: Items of tasks on which rows differ most; not part of ``leaderboard.json`` either.
         schema: Version of these fields.
@@ -553,6 +600,7 @@ class Leaderboard:
     picks: tuple[Pick, ...] = ()
     judgings: tuple[Judging, ...] = ()
     usage: tuple[Usage, ...] = ()
+    contamination: tuple[Contamination, ...] = ()
     samples: tuple[Sample, ...] = ()
     items: tuple[Sample, ...] = ()
     schema: int = SCHEMA

@@ -72,8 +72,8 @@ def is_fact(score: dict[str, Any]) -> bool:
     return mapping(score.get("detail")).get("kind") == KIND
 
 
-_Measure = tuple[str, str, str, str]  # task, task hash, few-shot count, limit
-_Key = tuple[str, str, str, str, str]  # and the template where it must split
+_Measure = tuple[str, str, str, str, str]  # task, task hash, few-shot count, limit, whether over clean items alone
+_Key = tuple[str, str, str, str, str, str]  # and the template where it must split
 
 
 def tabulate(
@@ -127,7 +127,7 @@ def _notices(columns: Sequence[Column], mixed: dict[str, list[str]]) -> list[Not
     limited = ", ".join(plain(column.name) for column in columns if column.limit is not None)
     texts = [f"LIMITED, so not full results, only the first items were scored: {limited}"] if limited else []
     texts += [f"rows differ in {kind} (see the marks): {', '.join(names)}" for kind, names in mixed.items()]
-    tasks = [column.task for column in columns]
+    tasks = [column.task for column in columns if not column.clean]
     several = ", ".join(plain(task) for task in dict.fromkeys(tasks) if tasks.count(task) > 1)
     what = "measured in several ways, each with a column of its own, not to be compared across"
     return [Notice("warning", text) for text in [*texts, *([f"{what}: {several}"] if several else [])]]
@@ -187,7 +187,7 @@ def _measure(score: dict[str, Any]) -> _Measure:
     task_hash = f"all {judge}" if against_all else score.get("task_hash")
     fields = (score.get("task"), task_hash, score.get("num_fewshot"), score.get("limit"))
     task, hashed, few, limit = ("" if value is None else str(value) for value in fields)
-    return task, hashed, few, limit
+    return task, hashed, few, limit, "clean" if score.get("clean") else ""
 
 
 def _tasks_with_several_templates(scored: Sequence[Scored]) -> set[_Measure]:
@@ -209,7 +209,7 @@ def _column(
     score: dict[str, Any],
     rules: Collection[str],
 ) -> Column:
-    task, task_hash, few, limit, template = key
+    task, task_hash, few, limit, clean, template = key
     siblings = [other for other in keys if other[0] == task]
     several = [len(set(values)) > 1 for values in zip(*siblings, strict=True)]
     coverage = text(mapping(score.get("detail")).get("coverage"))
@@ -217,7 +217,8 @@ def _column(
     parts += [coverage] if coverage else []
     parts += [f"limit {limit}"] if limit else []
     parts += [f"task {task_hash[:8] or '?'}"] if several[1] else []
-    parts += ["no template" if template in ("", "none") else f"template {template[:8]}"] if several[4] else []
+    parts += ["no template" if template in ("", "none") else f"template {template[:8]}"] if several[5] else []
+    parts += [clean] if clean else []
     metrics = []
     figures = [figure for mine in cells if key in mine for figure in mine[key].figures]
     for name in dict.fromkeys(figure.metric for figure in figures):
@@ -238,6 +239,7 @@ def _column(
         " ".join(filter(None, (text(detail.get("judge")), version[:8]))) if version else None,
         alone if version else None,
         STAMP if version in rules else None,
+        bool(clean),
     )
 
 
@@ -312,4 +314,15 @@ def _judge(cell: Cell) -> str:
     return f"judge {version}" if version else "no judge"
 
 
-_CONDITIONS = {"chat template": _template, "suite version": _suite, "judge": _judge, "number of items": _items}
+def _unseen(cell: Cell) -> str:
+    clauses = mapping(cell.score.get("clean")).get("unseen")
+    return f"clean as far as known: {'; '.join(map(str, clauses))}" if clauses else "all training data looked through"
+
+
+_CONDITIONS = {
+    "chat template": _template,
+    "suite version": _suite,
+    "judge": _judge,
+    "number of items": _items,
+    "known training data": _unseen,
+}

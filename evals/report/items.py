@@ -6,14 +6,14 @@ whose mean is not the figure (a figure that is no mean, or samples of another sc
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..records import model_of
 from .board import Column, Row
-from .text import text
+from .text import mapping, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,12 @@ class Items:
     values: "np.ndarray"
     clusters: tuple[str, ...] | None = None
 
+    def without(self, keys: Collection[str | None]) -> "Items | None":
+        """Returns the items that are not among some; None if none is left."""
+        kept = [place for place, key in enumerate(self.keys) if key not in keys]
+        clusters = tuple(self.clusters[place] for place in kept) if self.clusters else None
+        return Items(tuple(self.keys[place] for place in kept), self.values[kept], clusters) if kept else None
+
 
 ItemsOf = Callable[[Row, Column], Items | None]
 """From a row and a column to the items behind its primary figure."""
@@ -54,8 +60,10 @@ def item_finder(folders: Mapping[str, Path]) -> ItemsOf:
         if key not in known:
             figure = row.figure(column)
             path = samples_path(folders[row.run], row.cells[column.id].score) if figure else None
-            value = figure.value if figure else None
-            known[key] = read_items(path, column.primary.name, value) if path and value is not None else None
+            clean = mapping(row.cells[column.id].score.get("clean")) if figure else {}
+            value = clean.get("value", figure.value) if figure else None
+            without = clean.get("without", ())
+            known[key] = read_items(path, column.primary.name, value, without) if path and value is not None else None
         return known[key]
 
     return find
@@ -73,8 +81,15 @@ def samples_path(folder: Path, score: dict[str, Any]) -> Path | None:
         return None
 
 
-def read_items(path: Path, metric: str, value: float) -> Items | None:
-    """Reads the items of a figure; None where the file cannot be read or does not hold them."""
+def read_items(path: Path, metric: str, value: float, without: Collection[str | None] = ()) -> Items | None:
+    """Reads the items of a figure; None where the file cannot be read or does not hold them.
+
+    Args:
+        path: The samples.
+        metric: The figure's name.
+        value: The figure, over all items.
+        without: Keys of items that are left out; None of the others is left gives None.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -86,7 +101,9 @@ def read_items(path: Path, metric: str, value: float) -> Items | None:
         return None
     if found is None or not len(found.values) or len(set(found.keys)) < len(found.keys):
         return None
-    return found if abs(float(found.values.mean()) - value) <= _CLOSE * max(1.0, abs(value)) else None
+    if abs(float(found.values.mean()) - value) > _CLOSE * max(1.0, abs(value)):
+        return None
+    return found.without(set(without)) if without else found
 
 
 def _columns(path: Path, *names: str) -> list[list[Any]]:

@@ -10,7 +10,7 @@ from ...data_tools.files import read_jsonl_log
 from ..answers import KIND, Answer, read_answers
 from ..checkpoints import Manifest
 from ..judging.judgments import JUDGMENTS, Judgment, judgment_from, settled
-from ..records import SCORES, superseded
+from ..records import CONTAMINATION, SCORES, superseded
 from ..runs import read_record, saved_models
 from .items import samples_path
 from .text import mapping
@@ -31,6 +31,7 @@ class RunFolder:
         saved: Name (``final`` for the root) and manifest of each checkpoint that has one.
         judgments: The lines of ``judgments.jsonl``, those that hold.
         answers: What the scores of prompt sets stand for.
+        contamination: The lines of ``contamination.jsonl``, in order.
         problems: What could not be read, a clause each.
     """
 
@@ -41,6 +42,7 @@ class RunFolder:
     saved: tuple[tuple[str, Manifest], ...] = ()
     judgments: tuple[Judgment, ...] = ()
     answers: AnswerSets = ()
+    contamination: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -54,7 +56,9 @@ def read_run(folder: Path) -> RunFolder:
     log = tuple(read_jsonl_log(folder / "log.jsonl", problems))
     judgments = _judgments(folder / JUDGMENTS, problems)
     answers = _answers(folder, scores, problems)
-    return RunFolder(folder, record, scores, log, tuple(saved_models(folder)), judgments, answers, tuple(problems))
+    contamination = tuple(read_jsonl_log(folder / CONTAMINATION, problems))
+    saved = tuple(saved_models(folder))
+    return RunFolder(folder, record, scores, log, saved, judgments, answers, contamination, tuple(problems))
 
 
 def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:

@@ -102,7 +102,7 @@ def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) 
     rows = _rows_shown(board)
     found: list[Sample] = []
     for column in board.columns:
-        if column.judge is None:
+        if column.judge is None and not column.clean:
             found += _of_column(column, rows, items, folders)
     return tuple(found)
 

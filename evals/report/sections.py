@@ -21,6 +21,7 @@ SHADES = 8
 """Classes h0 to h8 of the style sheet."""
 _PLAYERS = 16  # of the largest matrix that is drawn
 _MEANS = "Means of an answer at the first and last point, of a long log averaged over neighbouring steps; KL in nats."
+_TOUCHED = 100  # items in training data that a page shows
 _PAIRS = 40  # of players that the audit's table names
 
 
@@ -196,6 +197,7 @@ def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
         Section("judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]),
         _answers(spell, detail.samples),
         _usage(spell),
+        _contamination(spell.board),
         _rewards(spell.board),
         _training(spell, detail),
     ]
@@ -284,6 +286,45 @@ def _ledger(spell: Speller) -> Section:
     lead = "A run's last row less the row of its parent that it started from."
     title = "What each stage gained and lost"
     return Section("ledger", "Stages", title, [Ledger(columns, tuple(lines))] if lines else [], lead)
+
+
+def _contamination(board: Leaderboard) -> Section:
+    """Returns which test items are in the training data of which run, and where; unseen data is said once a run."""
+    if not any(entry.rows for entry in board.contamination):
+        return Section("contamination", "", "", [])
+    names = {run.id: plain(run.name) for run in board.runs}
+    lines, evidence = [], {}
+    for entry in board.contamination:
+        counts = (f"{len(entry.touched):,}", f"{entry.items:,}", f"{entry.lost:,}", f"{entry.rows:,}")
+        unseen = TableCell("; ".join(plain(clause) for clause in entry.unseen) or "nothing", most=400)
+        lines.append(Line((TableCell(names[entry.run]), TableCell(plain(entry.task)), *counts, unseen)))
+        for item in entry.touched:
+            evidence.setdefault((entry.task, item.id, item.run, item.row), (plain(entry.task), item))
+    heads = (
+        "run",
+        "task",
+        "items in its training data",
+        "of",
+        "too short to be found",
+        "rows looked through",
+        "not seen",
+    )
+    caption = "An item is in the training data where 70% of its 8-grams are (PaLM's rule), case, punctuation and line "
+    caption += "breaks aside; a shorter one where a row has all of it with its answer. Ancestors' data counts."
+    blocks = [Table(heads, tuple(lines), heads, caption=caption, words=2)]
+    shown = list(evidence.values())[:_TOUCHED]
+    if shown:
+        found = tuple(
+            Line((TableCell(task), TableCell(plain(item.question, 300), record=True),
+                  TableCell(plain(item.words, 300), record=True), TableCell(f"{plain(item.run)}: {plain(item.row)}")))
+            for task, item in shown
+        )  # fmt: skip
+        more = f" The first {_TOUCHED} of {len(evidence):,}; " if len(evidence) > _TOUCHED else " "
+        more = f"The items.{more}Each run's contamination.jsonl has all."
+        columns = ("task", "item", "its words in training data", "run and row")
+        blocks.append(Table(columns, found, columns, caption=more, words=4))
+    lead = "Columns named clean hold each row's score on the items that its training data does not touch."
+    return Section("contamination", "Test items", "Test items in training data", blocks, lead if shown else "")
 
 
 def _judge(spell: Speller, judging: Judging) -> JudgeReport:

@@ -176,8 +176,11 @@ class _Family:
         if a.metric.startswith("win_rate") and column.opponent is None:
             return None, None  # a win rate against all others: one row's wins are the other's losses
         ours, others = self.items(row, column), self.items(other, column)
-        if ours and others and (paired := _paired(ours, others)):
+        # Rows leave out different items of a clean column, and may be compared on those that both keep, and no others.
+        if ours and others and (paired := _paired(ours, others, 0.0 if column.clean else _SHARED)):
             return paired, "paired"
+        if column.clean:
+            return None, None
         n = min(a.n or 0, b.n or 0)
         return compare.unpaired_difference(a.value, a.stderr, b.value, b.stderr, n), "unpaired"
 
@@ -284,13 +287,13 @@ class _Family:
         return replace(judging, matches=tuple(matches), ranking=ranking)
 
 
-def _paired(mine: Items, theirs: Items) -> compare.Difference | None:
-    """Compares two rows on the items that both have; None where those are too few."""
+def _paired(mine: Items, theirs: Items, share: float = _SHARED) -> compare.Difference | None:
+    """Compares two rows on the items that both have; None where those are less than a share of either's."""
     if mine.keys == theirs.keys:  # as a rule, and much faster than looking each one up
         return compare.paired_difference(mine.values, theirs.values, mine.clusters)
     place = {key: i for i, key in enumerate(theirs.keys)}
     both = [i for i, key in enumerate(mine.keys) if key in place]
-    if len(both) < _SHARED * max(len(mine.keys), len(theirs.keys)):
+    if len(both) < max(2, share * max(len(mine.keys), len(theirs.keys))):
         return None
     order = np.array([place[mine.keys[i]] for i in both])
     clusters = [mine.clusters[i] for i in both] if mine.clusters else None

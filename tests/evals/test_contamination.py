@@ -1,0 +1,182 @@
+"""Test items in the training data of a run and its ancestors are found, and the clean score is over the others."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from posttrain.data_tools.sources import content_hash
+from posttrain.data_tools.spec import SourceSpec
+from posttrain.evals.contamination import training_data
+from posttrain.evals.report import build
+from posttrain.evals.report.html import to_html
+from posttrain.evals.report.markdown import to_markdown
+from posttrain.evals.score import score
+
+from .conftest import write_rows
+
+MakeRun = Callable[..., Path]
+NOUNS = "apple boat chair dog elm fish goat hat ink jar kite lamp moon nest oven pig quilt rope star tree".split()  # noqa: SIM905
+
+
+def item(number: int) -> dict[str, Any]:
+    draw = random.Random(number)
+    first, second, third = draw.sample(NOUNS, 3)
+    question = (
+        f"Mr {chr(65 + number % 26)}{number} has {number} of the {first}s. Where is his {second}, and which {third}?"
+    )
+    return {"question": question, "choices": ["red", "blue"], "answer": number % 2}
+
+
+ITEMS = [item(number) for number in range(60)]
+SHORT = [{"prompt": f"What is {number} times 7?", "answer": str(7 * number)} for number in range(20, 40)]
+FILLER = [
+    {"messages": [{"role": "user", "content": f"Hello {n}, what is new with the {NOUNS[n % 20]}?"}]} for n in range(99)
+]
+LEAKS = {
+    3: lambda text: text,
+    17: str.upper,
+    31: lambda text: text.replace(" ", " -- ").replace("?", "!"),
+    44: lambda text: text.replace(" ", "\n\t"),
+}  # 4 of 80 items of both tasks, 5%, and a short one
+
+
+def suite_file(folder: Path, contamination: str = "auto") -> Path:
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "choices.jsonl", ITEMS)
+    write_rows(folder / "sums.jsonl", SHORT)
+    path = folder / "quiz.yaml"
+    path.write_text(
+        f"contamination: {contamination}\n"
+        "tasks:\n"
+        "  - {task: multiple_choice, name: places, data_files: {test: choices.jsonl}}\n"
+        "  - {task: exact_match, name: sums, data_files: {test: sums.jsonl}, gen_kwargs: {max_gen_toks: 2}}\n"
+    )
+    return path
+
+
+def trained_on(run: Path, trained: Path, origin: Path | None = None, **more: Any) -> None:
+    """Writes the part of a run's record that says what it was trained on, and what it came from."""
+    record = json.loads((run / "run.json").read_text())
+    hashes = [content_hash(SourceSpec(path=str(trained)), Path())] if trained.is_file() else ["0" * 16]
+    record |= {
+        "recipe": {"data": {"train": {"path": str(trained), "format": "messages"}}},
+        "data": {"train": {"contents": hashes}},
+        "parent": origin and {"name": origin.name, "path": str(origin)},
+    }
+    (run / "run.json").write_text(json.dumps(record | more))
+
+
+def leaky(path: Path) -> Path:
+    rows = list(FILLER)
+    for place, (number, change) in enumerate(LEAKS.items()):
+        said = change(ITEMS[number]["question"])
+        rows.insert(
+            20 * place, {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "red"}]}
+        )
+    answer = {"role": "assistant", "content": f"Answer: {SHORT[5]['answer']}"}
+    rows.append({"messages": [{"role": "user", "content": SHORT[5]["prompt"].lower()}, answer]})
+    return write_rows(path, rows)
+
+
+def lines_of(run: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "contamination.jsonl").read_text().splitlines()]
+    return {line["task"]: line for line in found}
+
+
+def numbers(line: dict[str, Any]) -> list[int]:
+    return sorted(int(touched["id"].split(":")[0]) for touched in line["touched"])
+
+
+@pytest.fixture
+def family(tmp_path: Path, make_run: MakeRun) -> tuple[Path, Path]:
+    """A run whose data holds items, and a child of it, trained on clean data."""
+    base, child = make_run((1,), name="base"), make_run((2,), name="child")
+    trained_on(base, leaky(tmp_path / "sft.jsonl"))
+    trained_on(child, write_rows(tmp_path / "more.jsonl", FILLER), base)
+    return base, child
+
+
+def test_a_planted_leak_is_found_whole_and_the_clean_score_is_over_the_rest(
+    tmp_path: Path, family: tuple[Path, Path], make_run: MakeRun
+) -> None:
+    base, child = family
+    clean = make_run((3,), name="unrelated")
+    trained_on(clean, tmp_path / "more.jsonl")
+    said: list[str] = []
+    score([base, child, clean], suite_file(tmp_path / "suite"), device="cpu", progress=said.append)
+    for run in family:
+        lines = lines_of(run)
+        assert numbers(lines["places"]) == list(LEAKS)
+        assert numbers(lines["sums"]) == [5]
+        assert lines["places"]["touched"][0]["row"].endswith("sft.jsonl:1")
+        assert {touched["run"] for touched in lines["places"]["touched"]} == {"base"}
+        assert lines["places"]["unseen"] == []
+    assert lines_of(child)["places"]["runs"] == ["child", "base"]
+    assert not lines_of(clean)["places"]["touched"]
+    assert "base: places: 4 of 60 items are in the training data" in said
+
+    board = build([base, child, clean])
+    whole, left = (column for column in board.columns if column.task == "places")
+    assert (whole.name, left.name) == ("places", "places (clean)")
+    for row in board.rows:
+        cell = row.cells[left.id]
+        [file] = (tmp_path / board.run_of(row).name / "samples").glob(f"{str(row.model_hash)[:12]}-places*")
+        table = pq.read_table(file)
+        values = np.array(table.column(f"metric.{left.primary.name}").to_pylist())
+        kept = [n for n in range(60) if n not in LEAKS or board.run_of(row).name == "unrelated"]
+        figure = cell.figures[0]
+        assert (figure.value, figure.n) == (pytest.approx(values[kept].mean()), len(kept))
+        assert figure.interval is not None
+    # Rows with other items left out are compared on those that both keep.
+    assert {d.n for d in board.differences if d.column == left.id} == {56}
+    for text in (to_html(board), to_markdown(board)):
+        assert "Test items in training data" in text
+        assert "r17 has 17 of the" in text
+    assert not any("several ways" in notice.text for notice in board.notices)
+
+
+def test_what_was_found_once_is_not_looked_for_again_until_data_or_task_change(
+    tmp_path: Path, family: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, child = family
+    suite = suite_file(tmp_path / "suite")
+    score([child], suite, device="cpu")
+    before = (child / "contamination.jsonl").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("posttrain.evals.contamination._look", None)
+        score([child], suite, device="cpu")
+    assert (child / "contamination.jsonl").read_bytes() == before
+    write_rows(tmp_path / "sft.jsonl", FILLER)  # no longer what base was trained on
+    score([child], suite, device="cpu")
+    line = lines_of(child)["places"]
+    assert line["unseen"] == [f"{tmp_path}/sft.jsonl has changed since base was trained on it"]
+    assert not line["touched"]
+    trained_on(child, tmp_path / "more.jsonl", None, parent={"name": "org/model", "path": None})
+    assert training_data(child).unseen == ("what org/model was trained on is unknown",)
+
+
+def test_what_cannot_be_seen_is_said_and_never_called_clean(tmp_path: Path, make_run: MakeRun) -> None:
+    run, data = make_run((1,), name="run"), write_rows(tmp_path / "more.jsonl", FILLER)
+    assert training_data(run).unseen == ("what run was trained on is unknown",)
+    trained_on(run, tmp_path / "gone.jsonl")
+    assert training_data(run).unseen[0].startswith(f"{tmp_path}/gone.jsonl of run cannot be read")
+    trained_on(run, data, None, data={"train": {"fingerprint": "x"}})
+    found = training_data(run)
+    assert found.unseen == (f"that {data} is what run was trained on cannot be proved",)
+    assert len(found.sources) == 1
+    trained_on(run, data)
+    found = training_data(run, most_bytes=10)
+    assert (found.sources, found.unseen[0][:6]) == ((), "0.0 GB")
+    moved = {"recipe": {"data": {"train": [{"path": "@step/more.jsonl"}]}}, "references": {"step": str(tmp_path)}}
+    trained_on(run, data, None, **moved)
+    assert training_data(run).unseen == ()
+
+
+def test_a_suite_that_says_never_looks_for_nothing(tmp_path: Path, family: tuple[Path, Path]) -> None:
+    score([family[0]], suite_file(tmp_path / "suite", "never"), device="cpu")
+    assert not (family[0] / "contamination.jsonl").exists()
