@@ -18,6 +18,7 @@ from ..data_tools.encode import TextEncoder
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
+from .sampling import Draws, Samples, check_drawn, generation_settings
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
 
@@ -104,10 +105,18 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             return texts
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            greedy_or_drawn = options.get("num_beams", 1) == 1
-            if greedy_or_drawn and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
+            beams = options.get("num_beams", 1) > 1
+            if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
                 options["past_key_values"] = cache
-            with mock.patch.object(huggingface, "stop_sequences_criteria", lambda *how: [Stops(*how)]):
+            if self.draws is not None:
+                most = max_length - context.shape[1]
+                options["logits_processor"] = self.draws.processors(context, options["attention_mask"], most)
+
+            def stops(*how: Any) -> list[Any]:
+                # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
+                return [] if beams else [Stops(*how)]
+
+            with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
                 return super()._model_generate(context, max_length, stop, **options)
 
     lm = Model(
@@ -117,6 +126,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         max_length=suite.max_length,
         softmax_dtype="float32",
     )
+    lm.draws = None
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
     return lm
 
@@ -156,6 +166,12 @@ def run_task(
     lm.shared.record = None
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
+    setting, several = spec.sampling, None
+    lm.draws = None
+    if setting is not None:
+        task.set_config("generation_kwargs", generation_settings(setting, task.config.generation_kwargs), update=True)
+        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 else None
+        several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
     with quiet_bars(), noted(notes) as told, no_pool, no_prints:
@@ -167,12 +183,16 @@ def run_task(
             apply_chat_template=templated,
             fewshot_as_multiturn=templated,
         )
+    if setting is not None and lm.draws is not None:
+        check_drawn(lm.draws, task, setting)
+        lm.draws = None
     name, samples = spec.title, results["samples"][spec.title]
     for sample in samples if templated else ():
         sample["arguments"] = [(_unmarked(first), *rest) for first, *rest in sample["arguments"]]
         sample["prompt_hash"] = hash_string(sample["arguments"][0][0])
     metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
     metrics = _primary_first(metrics, spec, primary)
+    metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
     table = samples_to_parquet(samples)
     refused = (lm.shared.record or {}).get("reason")
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
