@@ -171,6 +171,12 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
         "suite": suite.model_dump(include={"seed", "max_length", "dtype"}),
         "lm_eval": version("lm-eval"),
     }
+    if suite.template_variables and content["chat"] != "never":
+        if suite.template_variables.get("enable_thinking") and config.get("output_type") != "generate_until":
+            hint = "say `chat: never` for the task, or leave `enable_thinking` out"
+            what = "the likelihood of an option is asked before any thought: `enable_thinking` cannot go with it"
+            raise SuiteError(what, where=spec.title, hint=hint)
+        content["template_variables"] = dict(suite.template_variables)
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
         content["rows"] = rows
     if spec.sampling is not None:

@@ -125,6 +125,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         batch_size=suite.batch_size,
         max_length=suite.max_length,
         softmax_dtype="float32",
+        chat_template_args=dict(suite.template_variables),
     )
     lm.draws = None
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())

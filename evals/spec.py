@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError
@@ -273,6 +273,8 @@ class SuiteSpec(_Strict):
     chat: Chat = "auto"
     """``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification never do;
     conversations of ``pairs`` always do."""
+    template_variables: dict[str, str | int | float | bool] = {}
+    """Variables of the chat template for tasks and prompt sets, such as ``enable_thinking: false``."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
     """Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, the others take 8."""
     seed: int = 0
@@ -292,6 +294,13 @@ class SuiteSpec(_Strict):
     def left_out(self) -> tuple[str, ...]:
         """Returns the tasks that the suite names and its folder does not hold."""
         return self._left_out
+
+    @field_validator("template_variables")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if ours := sorted(value.keys() & {"messages", "tools", "add_generation_prompt", "continue_final_message"}):
+            raise ValueError(f"`{ours[0]}` is set by what is asked: drop it")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
