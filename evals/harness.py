@@ -10,6 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from .records import Metric, Result, parquet
 from .sampling import Draws, Samples, check_drawn, generation_settings
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
+from .thinking import answer_in, may_think
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -97,7 +99,11 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
-            texts = super().generate_until(requests, disable_tqdm)
+            thinks = is_mark(requests[0].args[0][:1]) and may_think(str(tokenizer.chat_template))
+            asked = [_without_stops(request) for request in requests] if thinks else requests
+            texts = super().generate_until(asked, disable_tqdm)
+            if thinks:
+                texts, self.thinking = _answers(requests, texts)
             if self.prompts.refused is not None:
                 self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
             elif self.prompts.shared:
@@ -129,6 +135,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     )
     lm.draws = None
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
+    lm.thinking = None
     return lm
 
 
@@ -164,7 +171,7 @@ def run_task(
     from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
-    lm.shared.record = None
+    lm.shared.record = lm.thinking = None
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
     setting, several = spec.sampling, None
@@ -198,7 +205,27 @@ def run_task(
     refused = (lm.shared.record or {}).get("reason")
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
     told = (*summary(told), *_constant(task, samples), *refusal)
-    return Result(metrics, table, results["n-shot"][name], told, lm.shared.record)
+    detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
+    if lm.thinking and lm.thinking["cut"]:
+        told = (*told, f"{lm.thinking['cut']} of {lm.thinking['answers']} never ended their thoughts: no answer")
+    return Result(metrics, table, results["n-shot"][name], told, detail or None)
+
+
+def _without_stops(request: Any) -> Any:
+    """Returns a request that goes on to the end of the answer: its stop strings may stand in thoughts."""
+    prompt, settings = request.args
+    return replace(request, arguments=(prompt, {**settings, "until": []}))
+
+
+def _answers(requests: Sequence[Any], raw: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Takes the thoughts out of texts; with how many there were, held thoughts, and never ended them."""
+    found = []
+    for request, text in zip(requests, raw, strict=True):
+        prompt, settings = request.args
+        until = settings.get("until") or []
+        found.append(answer_in(text, _unmarked(prompt), [until] if isinstance(until, str) else until))
+    counts = {"thought": sum(answer.thought for answer in found), "cut": sum(answer.cut for answer in found)}
+    return [answer.text for answer in found], {"answers": len(found), **counts}
 
 
 def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:

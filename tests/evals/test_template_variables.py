@@ -106,3 +106,31 @@ def test_what_cannot_take_them_is_refused(tmp_path: Path):
     found = load_suite(suite(tmp_path, {"effort": "low"}, prompts=server))
     with pytest.raises(SuiteError, match=r"do not reach a server; say `extra: \{chat_template_kwargs"):
         define_prompts(found.prompts[0], found)
+
+
+def test_what_a_task_scores_is_the_answer_without_thoughts(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The texts of a model that thinks, since no tiny one does: with a blank line, a stop string, in its thoughts."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    folder = run / "checkpoint-1"
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE + "{# <think> #}"
+    tokenizer.save_pretrained(folder)
+    write_manifest(folder, step=1, resumable=True)
+    stops = []
+
+    def generate_until(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        stops.extend(request.args[1]["until"] for request in requests)
+        right = [f"<think>so\n\n{n}?</think>\n\n{2 * n}\n\nnext" for n in range(len(requests) - 1)]
+        return [*right, "<think>so\n\nit goes on"]
+
+    monkeypatch.setattr(HFLM, "generate_until", generate_until)
+    path = suite(tmp_path, {}, prompts=[])
+    score([run], path, device="cpu")
+    [found] = [record for record in ScoreStore(run).load() if record.task == "sums"]
+    assert stops == [[]] * len(PROMPTS)
+    assert found.metrics[0].value == 0.75
+    assert found.detail is not None
+    assert found.detail["thinking"] == {"answers": 4, "thought": 4, "cut": 1}
+    assert "1 of 4 never ended their thoughts: no answer" in found.notes
