@@ -5,6 +5,7 @@ then an answer that is always right does not score 1. Both answers go through th
 made-up log-probabilities or texts.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .spec import TaskSpec
 _ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info")
 _CERTAIN, _RULED_OUT = 0.0, -1000.0  # log-probabilities; no option is so long that its length hides the difference
 _SHOWN = 3
+_PHRASES = ("{}", "The answer is {}.", "So the answer is {}.", "#### {}")  # what filters of worked answers look for
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,11 @@ def _text(task: Any, doc: Any) -> str:
 
 
 def _written(task: Any, docs: Sequence[Any], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the figures of texts under the filter that reads them best."""
+    """Returns the figures of texts in the phrase and under the filter that read them best."""
     readings = []
-    for ensemble in task._filters:
-        read: Any = [[text] for text in texts]
+    ways: Any = itertools.product(_PHRASES, task._filters)
+    for phrase, ensemble in ways:
+        read: Any = [[phrase.format(text)] for text in texts]
         for make in ensemble.filters:
             read = list(make().apply(read, list(docs)))
         readings.append([task.process_results(doc, [one]) for doc, one in zip(docs, read, strict=True)])

@@ -10,7 +10,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -19,10 +18,8 @@ from ..data_tools.encode import TextEncoder
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
-from .sampling import Draws, Samples, check_drawn, generation_settings
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
-from .thinking import answer_in, may_think
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
 _BOOTSTRAP = 500
 _PLAIN_SAMPLE_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
 _ENOUGH = 20  # rows, of which one option is right by chance in one of a million
+_NOTHING_READ = "[invalid]"  # what lm-eval's filters give where their pattern finds nothing
 _PLAIN_SAMPLE_KEYS |= {"doc_hash", "prompt_hash", "target_hash"}
 
 
@@ -99,11 +97,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
-            thinks = is_mark(requests[0].args[0][:1]) and may_think(str(tokenizer.chat_template))
-            asked = [_without_stops(request) for request in requests] if thinks else requests
-            texts = super().generate_until(asked, disable_tqdm)
-            if thinks:
-                texts, self.thinking = _answers(requests, texts)
+            texts = super().generate_until(requests, disable_tqdm)
             if self.prompts.refused is not None:
                 self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
             elif self.prompts.shared:
@@ -111,18 +105,10 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             return texts
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            beams = options.get("num_beams", 1) > 1
-            if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
+            greedy_or_drawn = options.get("num_beams", 1) == 1
+            if greedy_or_drawn and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
                 options["past_key_values"] = cache
-            if self.draws is not None:
-                most = max_length - context.shape[1]
-                options["logits_processor"] = self.draws.processors(context, options["attention_mask"], most)
-
-            def stops(*how: Any) -> list[Any]:
-                # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
-                return [] if beams else [Stops(*how)]
-
-            with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
+            with mock.patch.object(huggingface, "stop_sequences_criteria", lambda *how: [Stops(*how)]):
                 return super()._model_generate(context, max_length, stop, **options)
 
     lm = Model(
@@ -131,11 +117,8 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         batch_size=suite.batch_size,
         max_length=suite.max_length,
         softmax_dtype="float32",
-        chat_template_args=dict(suite.template_variables),
     )
-    lm.draws = None
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
-    lm.thinking = None
     return lm
 
 
@@ -171,15 +154,9 @@ def run_task(
     from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
-    lm.shared.record = lm.thinking = None
+    lm.shared.record = None
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
-    setting, several = spec.sampling, None
-    lm.draws = None
-    if setting is not None:
-        task.set_config("generation_kwargs", generation_settings(setting, task.config.generation_kwargs), update=True)
-        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 else None
-        several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
     with quiet_bars(), noted(notes) as told, no_pool, no_prints:
@@ -191,41 +168,20 @@ def run_task(
             apply_chat_template=templated,
             fewshot_as_multiturn=templated,
         )
-    if setting is not None and lm.draws is not None:
-        check_drawn(lm.draws, task, setting)
-        lm.draws = None
     name, samples = spec.title, results["samples"][spec.title]
     for sample in samples if templated else ():
         sample["arguments"] = [(_unmarked(first), *rest) for first, *rest in sample["arguments"]]
         sample["prompt_hash"] = hash_string(sample["arguments"][0][0])
-    metrics = _metrics(results["results"][name], results["higher_is_better"].get(name, {}), samples)
+    figures, up = results["results"][name], {"unparsed": False} | results["higher_is_better"].get(name, {})
+    if task.OUTPUT_TYPE == "generate_until":
+        _count_unread(task, samples, figures)
+    metrics = _metrics(figures, up, samples)
     metrics = _primary_first(metrics, spec, primary)
-    metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
     table = samples_to_parquet(samples)
     refused = (lm.shared.record or {}).get("reason")
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
     told = (*summary(told), *_constant(task, samples), *refusal)
-    detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
-    if lm.thinking and lm.thinking["cut"]:
-        told = (*told, f"{lm.thinking['cut']} of {lm.thinking['answers']} never ended their thoughts: no answer")
-    return Result(metrics, table, results["n-shot"][name], told, detail or None)
-
-
-def _without_stops(request: Any) -> Any:
-    """Returns a request that goes on to the end of the answer: its stop strings may stand in thoughts."""
-    prompt, settings = request.args
-    return replace(request, arguments=(prompt, {**settings, "until": []}))
-
-
-def _answers(requests: Sequence[Any], raw: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-    """Takes the thoughts out of texts; with how many there were, held thoughts, and never ended them."""
-    found = []
-    for request, text in zip(requests, raw, strict=True):
-        prompt, settings = request.args
-        until = settings.get("until") or []
-        found.append(answer_in(text, _unmarked(prompt), [until] if isinstance(until, str) else until))
-    counts = {"thought": sum(answer.thought for answer in found), "cut": sum(answer.cut for answer in found)}
-    return [answer.text for answer in found], {"answers": len(found), **counts}
+    return Result(metrics, table, results["n-shot"][name], told, lm.shared.record)
 
 
 def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:
@@ -266,6 +222,25 @@ def _metrics(results: dict[str, Any], up: dict[str, Any], samples: list[dict[str
         label = f"{metric},{filter_name}" if len(filters) > 1 else metric
         metrics.append(Metric(label, float(value), error, count, up.get(metric) is not False))
     return metrics
+
+
+def _count_unread(task: Any, samples: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    """Adds to samples and results the share of answers in which a filter by pattern found nothing.
+
+    A model that forgets the format then differs from one whose answers are wrong, which lm-eval's figures do not tell.
+    """
+    from lm_eval.api.metrics import mean, mean_stderr
+
+    for entry in getattr(task.config, "filter_list", None) or ():
+        if not any(step["function"] == "regex" for step in entry["filter"]):
+            continue
+        mine = [sample for sample in samples if sample["filter"] == entry["name"]]
+        for sample in mine:
+            read = [text for one in sample["filtered_resps"] for text in (one if isinstance(one, list) else [one])]
+            sample["unparsed"] = float(all(text == _NOTHING_READ for text in read))
+        values = [sample["unparsed"] for sample in mine]
+        results[f"unparsed,{entry['name']}"] = mean(values)
+        results[f"unparsed_stderr,{entry['name']}"] = mean_stderr(values) if len(values) > 1 else "N/A"
 
 
 def _primary_first(metrics: list[Metric], spec: TaskSpec, primary: str | None) -> tuple[Metric, ...]:

@@ -84,9 +84,8 @@ def define_all(suite: SuiteSpec) -> list[Task]:
     Raises:
         SuiteError: With every task that is wrong.
     """
-    harness_tasks, means = definitions.each_setting(suite)
     kinds: list[tuple[Callable[..., Task], Sequence[Any]]] = [
-        (definitions.define, harness_tasks),
+        (definitions.define, suite.tasks),
         (perplexity.define, suite.perplexity),
         (pairs.define, suite.pairs),
         (classification.define, suite.classification),
@@ -102,7 +101,7 @@ def define_all(suite: SuiteSpec) -> list[Task]:
             except SuiteError as error:
                 problems.append(error)
     if not problems:
-        tasks += [groups.define(group, suite, tasks) for group in means]
+        tasks += [groups.define(group, suite, tasks) for group in suite.groups]
     if len(problems) == 1:
         raise problems[0]
     if problems:

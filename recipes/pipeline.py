@@ -18,7 +18,6 @@ from ..evals import checkpoints
 from ..evals.spec import check_suite
 from . import launch, rundir
 from .errors import RunError
-from .forks import Forks
 from .inputs import beside, find_suite
 from .load import Loaded, apply_override, load
 from .schema import Pipeline, Step
@@ -126,15 +125,13 @@ def run(
     output_dir = Path(pipeline.output_dir)
     how = {"processes": processes, "accelerate": accelerate}
     worked = False
-    single = accelerate is None and (processes or 1) == 1
-    trains = any(step.recipe is not None for step in pipeline.steps)
-    with locked(output_dir / ".lock"), Forks(wanted=single and trains) as forks:
+    with locked(output_dir / ".lock"):
         plans = plan(document, pipeline)
         last = plan_score(document, pipeline, plans)
         for current in plans.values():
-            worked |= _run_step(current, how, forks, say)
+            worked |= _run_step(current, how, say)
         if last:
-            worked |= _score(last, forks, say)
+            worked |= _score(last, say)
         if pipeline.report:
             worked |= _report(output_dir, list(plans.values()), say)
     if not worked:
@@ -279,7 +276,7 @@ def _hash_tree(path: Path) -> str:
     return hash_json([[file.name, hash_file(file)] for file in files])
 
 
-def _run_step(current: Plan, how: dict[str, Any], forks: Forks, say: Callable[[str], None]) -> bool:
+def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) -> bool:
     """Runs one step if it must; returns whether it did anything."""
     name, folder, loaded = current.name, current.folder, current.loaded
     if done := _is_done(current):
@@ -287,13 +284,12 @@ def _run_step(current: Plan, how: dict[str, Any], forks: Forks, say: Callable[[s
     else:
         _set_aside(current, say)
         say(f"{name}: running")
-        forks.prepare()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STATE, {"key": current.key})  # first: what was killed may go on
         if loaded:
             steps = [f"--step={key}={place}" for key, place in loaded.references.items()]
             command = launch.command(loaded.path, loaded.overrides, flags=["--no-score", *steps], **how)
-            _in_process("training", loaded.name, command, forks)
+            _in_process("training", loaded.name, command)
         elif current.tool:
             if line := current.tool.run(folder):
                 say(line)
@@ -301,8 +297,9 @@ def _run_step(current: Plan, how: dict[str, Any], forks: Forks, say: Callable[[s
     score = loaded.recipe.score if loaded else None
     if loaded is None or score is None:
         return not done
-    scoring = Scoring(name, (folder,), score.suite, loaded.references, score.every != "checkpoint")
-    return _score(scoring, forks, say) or not done
+    return (
+        _score(Scoring(name, (folder,), score.suite, loaded.references, score.every != "checkpoint"), say) or not done
+    )
 
 
 def _is_done(current: Plan) -> bool:
@@ -331,14 +328,14 @@ def _set_aside(current: Plan, say: Callable[[str], None]) -> None:
     say(f"{current.name}: its inputs have changed; the earlier output is now {aside}")
 
 
-def _in_process(what: str, name: str, command: Sequence[str], forks: Forks) -> None:
+def _in_process(what: str, name: str, command: Sequence[str]) -> None:
     """Trains or scores in a process of its own, so that its memory is free again for the next."""
-    code = forks.run(command)
+    code = launch.run(command)
     if code != 0:
         raise RunError(f"{what} ended with exit code {code}", where=name, hint="what went wrong stands above")
 
 
-def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
+def _score(scoring: Scoring, say: Callable[[str], None]) -> bool:
     """Scores and judges what is not yet, in a process of its own; returns whether there was anything."""
     from ..evals.judging.run import pending_judgments
     from ..evals.score import pending
@@ -350,7 +347,7 @@ def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
         say(f"{scoring.name}: every checkpoint is scored")
         return False
     command = launch.score_command(folders, scoring.suite, references, final_only=final_only)
-    _in_process("scoring", scoring.name, command, forks)
+    _in_process("scoring", scoring.name, command)
     return True
 
 

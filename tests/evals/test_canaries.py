@@ -77,7 +77,7 @@ def test_texts_go_through_the_filters(tmp_path: Path):
 
 def test_texts_that_no_filter_lets_through_are_refused(tmp_path: Path):
     filters = [
-        {"name": "n", "filter": [{"function": "regex", "regex_pattern": "#### (.*)"}, {"function": "take_first"}]}
+        {"name": "n", "filter": [{"function": "regex", "regex_pattern": "Antwort: (.*)"}, {"function": "take_first"}]}
     ]
     with pytest.raises(SuiteError, match="right answers score 0 on exact_match"):
         on(tmp_path, PROMPTS, "exact_match", overrides={"filter_list": filters})

@@ -1,0 +1,124 @@
+"""Whether two answers to a question of mathematics are equal, by ``math-verify`` in a process that can be killed.
+
+math-verify (Kydlíček, 2024) reads LaTeX and numbers into sympy, which may simplify an expression for hours or exhaust
+the stack. So it works in a process of its own: one that says nothing in time is killed and another begun. What cannot
+be decided is told as such and is no wrong answer of the library's making.
+"""
+
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Self
+
+from .errors import EvalError
+
+SECONDS = 10.0
+"""How long one comparison may take."""
+
+Verdict = Literal["equal", "different", "unread", "undecided"]
+"""``unread``: the answer is no expression that math-verify reads. ``undecided``: it took too long or broke."""
+
+
+class MathVerifier:
+    """Compares answers, one after the other, in a process of its own that is begun with the first.
+
+    Attributes:
+        seconds: How long a comparison may take.
+        restarts: How many processes were lost.
+    """
+
+    def __init__(self, seconds: float = SECONDS):
+        self.seconds = seconds
+        self.restarts = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def compare(self, pairs: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
+        """Yields for each right answer and given answer, as LaTeX or plain text, whether they are equal.
+
+        Raises:
+            EvalError: math-verify is not installed, or its process cannot be begun.
+        """
+        for pair in pairs:
+            yield self._compare(*pair)
+
+    def _compare(self, gold: str, answer: str) -> Verdict:
+        if self._process is None:
+            self._process = self._begin()
+        told = self._ask(self._process, {"gold": gold, "answer": answer}, self.seconds)
+        if told is None:
+            self._end()
+            self.restarts += 1
+            return "undecided"
+        return told
+
+    def _begin(self) -> subprocess.Popen[str]:
+        """Starts a worker and waits until its imports are done, which take longer than a comparison may."""
+        command = [sys.executable, "-m", __name__]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        said = self._ask(process, None, 120.0)
+        if said != "ready":
+            process.kill()
+            process.wait()
+            hint = "pip install 'posttrain[reasoning]'"
+            raise EvalError(f"math-verify cannot be used: {said or 'its process ended'}", hint=hint)
+        return process
+
+    @staticmethod
+    def _ask(process: subprocess.Popen[str], question: Any, seconds: float) -> Any:
+        """Returns what the worker says, or None if it says nothing in time or is gone."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if question is not None:
+                process.stdin.write(json.dumps(question) + "\n")
+                process.stdin.flush()
+            if not select.select([process.stdout], [], [], seconds)[0]:
+                return None
+            return json.loads(process.stdout.readline() or "null")
+        except (BrokenPipeError, ValueError):
+            return None
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _work() -> None:
+    """Answers comparisons line by line; what sympy prints goes to the other stream."""
+    out, sys.stdout = sys.stdout, sys.stderr
+
+    def say(value: Any) -> None:
+        print(json.dumps(value), file=out, flush=True)
+
+    try:
+        import logging
+
+        from math_verify import parse, verify
+    except ImportError as error:
+        say(str(error))
+        return
+    logging.disable()  # it warns that nothing but this process's end bounds its time, which is so
+    say("ready")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            gold = parse(asked["gold"], parsing_timeout=0, raise_on_error=True)
+            answer = parse(asked["answer"], parsing_timeout=0, raise_on_error=True)
+            same = bool(answer) and verify(gold, answer, timeout_seconds=0, raise_on_error=True)
+            say("unread" if not answer else "equal" if same else "different")
+        except Exception:  # whatever sympy raises of what a model wrote; it is counted as undecided
+            say("undecided")
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,152 @@
+"""How the answer is read from reasoning, and what it is compared by: the functions that YAML files name."""
+
+import ast
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from posttrain.evals.math_answers import MathVerifier
+from posttrain.evals.task_index import lm_eval_folder
+
+Answers = list[list[str]]
+
+_NUMBER = r"-?\$?\s?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+"
+_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?\s*\$?\s*({_NUMBER})")
+_LAST = re.compile(_NUMBER)
+
+
+def cot_shots() -> list[dict[str, str]]:
+    """Returns the eight worked examples of Wei et al. (2022, arXiv:2201.11903, table 20) from lm-eval's GSM8K."""
+    import yaml
+
+    path = lm_eval_folder() / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
+    samples = yaml.safe_load(path.read_text())["fewshot_config"]["samples"]
+    return [{"context": sample["question"], "target": sample["target"]} for sample in samples]
+
+
+def minerva_shots() -> list[dict[str, str]]:
+    """Returns the four worked examples of Minerva (Lewkowycz et al. 2022, arXiv:2206.14858, appendix D.1) from lm-eval.
+
+    They are read from its source: importing it needs an older runtime of antlr than math-verify does.
+    """
+    source = (lm_eval_folder() / "tasks" / "minerva_math" / "utils.py").read_text()
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    [listed] = [node for node in functions if node.name == "list_fewshot_samples"]
+    [returned] = [node.value for node in ast.walk(listed) if isinstance(node, ast.Return) and node.value]
+    return ast.literal_eval(returned)
+
+
+def read_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, str | None]]]:
+    """Reads the last number that an answer calls its answer, and the last number of all."""
+    return [[{"strict": _last(_SAID, text), "flexible": last_number(text)} for text in texts] for texts in resps]
+
+
+def last_number(text: str) -> str | None:
+    """Returns what an answer says last after "the answer is", or else its last number; None without one."""
+    return _last(_SAID, text) or _last(_LAST, text)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.findall(text)
+    return re.sub(r"[$,\s]", "", found[-1]) if found else None
+
+
+def count_numbers(doc: dict[str, Any], results: list[list[dict[str, str | None]]]) -> dict[str, float]:
+    """Compares as numbers, so that 18 is 18.00."""
+    read, gold = results[0][0], Decimal(str(doc["answer"]).replace(",", ""))
+    right = {name: text is not None and Decimal(text) == gold for name, text in read.items()}
+    return {
+        "exact_match": float(right["flexible"]),
+        "strict_match": float(right["strict"]),
+        "unparsed": float(read["flexible"] is None),
+    }
+
+
+def with_answer(docs: Any) -> Any:
+    """Adds to the rows of MATH the right answer: what stands in the last box of the solution, where there is one."""
+
+    def add(doc: dict[str, Any]) -> dict[str, Any]:
+        gold = last_boxed(doc["solution"]) if doc.get("solution") else None
+        return {"answer": gold if gold is not None else doc["answer"]}
+
+    return docs.map(add)
+
+
+def verify_math(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Reads each answer in two ways and compares it with the right one."""
+    read = [[(boxed_or_final(text), said_last(text)) for text in texts] for texts in resps]
+    wanted = {
+        (f"${doc['answer']}$", f"${text}$")
+        for texts, doc in zip(read, docs, strict=True)
+        for pair in texts
+        for text in pair
+        if text
+    }
+    with MathVerifier() as verifier:
+        ordered = sorted(wanted)
+        verdicts = dict(zip(ordered, verifier.compare(ordered), strict=True))
+    return [
+        [
+            {
+                name: {"text": text, "verdict": verdicts[f"${doc['answer']}$", f"${text}$"] if text else "unread"}
+                for name, text in zip(("strict", "flexible"), pair, strict=True)
+            }
+            for pair in texts
+        ]
+        for texts, doc in zip(read, docs, strict=True)
+    ]
+
+
+def count_math(doc: dict[str, Any], results: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """Counts what was equal; what could not be read or decided stands beside it."""
+    read = results[0][0]
+    return {
+        "exact_match": float(read["flexible"]["verdict"] == "equal"),
+        "strict_match": float(read["strict"]["verdict"] == "equal"),
+        "unparsed": float(read["flexible"]["verdict"] == "unread"),
+        "undecided": float(read["flexible"]["verdict"] == "undecided"),
+    }
+
+
+_FINAL = re.compile(r"[Ff]inal [Aa]nswer is:?\s*\$?(.+?)\$?\.?(?:\s*I hope it is correct|\n|$)")
+_ANSWER = re.compile(r"[Aa]nswer(?: is)?:?\s*(.+?)(?:\.\s|\.?$)", re.MULTILINE)
+_DOLLARS = re.compile(r"\$([^$]+)\$")
+
+
+def boxed_or_final(text: str) -> str | None:
+    r"""Returns what stands in the last ``\boxed{}``, or else in the last sentence "the final answer is"."""
+    if (boxed := last_boxed(text)) is not None:
+        return boxed
+    found = _FINAL.findall(text)
+    return found[-1].strip("$ ") if found else None
+
+
+def said_last(text: str) -> str | None:
+    """Returns :func:`boxed_or_final`, or else what follows the last "answer", the last formula, the last number.
+
+    math-verify itself takes the first number of a text that says none of these, and all boxes as one set.
+    """
+    if (strict := boxed_or_final(text)) is not None:
+        return strict
+    for pattern in (_ANSWER, _DOLLARS):
+        if found := pattern.findall(text):
+            return found[-1].strip("$ ")
+    return _last(_LAST, text)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Returns what stands in the last ``\boxed{}`` or ``\fbox{}`` whose braces close, or after a bare ``\boxed``."""
+    for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)", text)]):
+        if text[start : start + 1] != "{":
+            bare = re.match(r"\s+([^\s$]+)", text[start:])
+            if bare:
+                return bare[1]
+            continue
+        depth = 0
+        for place in range(start, len(text)):
+            escaped = text[place - 1] == "\\"
+            depth += (text[place] == "{" and not escaped) - (text[place] == "}" and not escaped)
+            if depth == 0:
+                return text[start + 1 : place]
+    return None
