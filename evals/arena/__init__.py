@@ -1,5 +1,6 @@
 """The arena: a local page on which people vote on saved answers, blind and side by side."""
 
+import functools
 import getpass
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 from ...chat_templates.errors import InputError, did_you_mean
 from ..answers import AnswerSet, answer_scores, find_answers
 from ..judging.judgments import Order
+from ..stats.compare import votes_for_verdict
 from .page import question_view
 from .schedule import Matchup, Schedule, match
 from .server import open_server
@@ -108,6 +110,14 @@ class Arena:
                 self._shown = (matchup, vote.order if straight else turned, time.monotonic())
             return self._view("The last vote is taken back.")
 
+    @functools.cached_property
+    def _suffice(self) -> str:
+        """Says how many votes a verdict of the report takes, before anybody votes for an hour in vain."""
+        pairs = self._schedule.pairs
+        counts = [f"{votes_for_verdict(tenths / 10, pairs):,} where {tenths} of 10 go one way" for tenths in (6, 7, 8)]
+        among = f" among {pairs} pairs of models" if pairs > 1 else ""
+        return f"A verdict{among} mostly takes about {', '.join(counts)} (votes a pair, ties aside)."
+
     def _view(self, said: str) -> dict[str, Any]:
         """Puts a question on the table if there is none, and describes the table."""
         if self._shown is None:
@@ -124,6 +134,7 @@ class Arena:
             "identical": self._identical,
             "undo": self._votes.undoable,
             "said": said,
+            "suffice": self._suffice,
         }
         return progress | ({} if self._shown is None else question_view(*self._shown[:2]))
 

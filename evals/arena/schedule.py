@@ -101,6 +101,11 @@ class Schedule:
         return len(self.matchups)
 
     @property
+    def pairs(self) -> int:
+        """Returns how many pairs of models there are."""
+        return len(self._lots)
+
+    @property
     def remaining(self) -> int:
         """Returns how many the voter has not voted on."""
         return sum(map(len, self._open.values()))

@@ -3,14 +3,15 @@
 The same folders always give the same bytes: no time, host name or absolute path enters but those in the records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ...data_tools.files import write_atomic
+from ..parity.record import Comparison
 from ..runs import find_runs
 from . import samples
-from .board import Leaderboard, Notice
+from .board import Badge, Leaderboard, Notice, Row, last_row
 from .charts import best_of_n_curves, training_curve
 from .clean import with_clean
 from .columns import is_fact, select_ranked, tabulate
@@ -19,7 +20,7 @@ from .items import item_finder
 from .judged import with_judgings
 from .lineage import Scored, arrange
 from .markdown import to_markdown
-from .read import read_run
+from .read import RunFolder, read_run
 from .tables import to_csv, to_json
 from .text import plain
 from .verdicts import find_baseline, with_verdicts
@@ -55,7 +56,7 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     board = Leaderboard(
         title,
         tuple(runs),
-        tuple(rows),
+        tuple(_with_parity(rows, held)),
         tuple(columns),
         footnotes,
         curves=(*curves, *best),
@@ -98,6 +99,29 @@ def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:
     if not leaderboard.samples:
         beside.unlink(missing_ok=True)  # of an earlier report; beside this page it would be taken for its own
     return list(contents)
+
+
+def _with_parity(rows: Sequence[Row], held: Mapping[str, RunFolder]) -> list[Row]:
+    """Gives the last row of each run a badge that says whether its model's other forms are the same model."""
+    found = list(rows)
+    for run, folder in held.items():
+        mine = [row for row in rows if row.run == run]
+        if mine and folder.parity:
+            last = last_row(mine)
+            badges = (*last.badges, *map(_parity_badge, folder.parity))
+            found[found.index(last)] = replace(last, badges=badges)
+    return found
+
+
+def _parity_badge(comparison: Comparison) -> Badge:
+    differ = [check for check in comparison.checks if check.status == "differs"]
+    clauses = [f"{check.name}: {check.detail}{f' ({check.cause})' if check.cause else ''}" for check in differ]
+    if comparison.stale:
+        return Badge("parity: out of date", "neutral", f"{comparison.name}: one of them has changed since")
+    if differ:
+        return Badge("parity: differs", "bad", f"{comparison.name}: {'; '.join(clauses)}")
+    compared = ", ".join(check.name for check in comparison.checks if check.status in ("same", "close"))
+    return Badge("parity: the same", "good", f"{comparison.name}: {compared}")
 
 
 def _same_model(board: Leaderboard) -> list[Notice]:

@@ -146,6 +146,44 @@ class Pick:
 
 
 @dataclass(frozen=True)
+class Badge:
+    """A fact about a row that is no figure, such as whether its merged model is the one that was trained.
+
+    Attributes:
+        text: What stands at the row's name.
+        kind: Whether that is good, bad, or neither.
+        detail: What a pointer shows, and the row's details say.
+    """
+
+    text: str
+    kind: Literal["good", "bad", "neutral"] = "neutral"
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a busy reader is told first: the best row by one column, and how it stands to one other row in all.
+
+    Attributes:
+        column: Id of the column that rows are ordered by: the mean of a group of tasks where there is one.
+        row: Id of the best row there.
+        level: Ids of the other rows that could not be told from it there.
+        against: Id of the row that it is compared with: the baseline, or where it is that itself the second best.
+        better: Ids of the columns in which it is better.
+        worse: In which it is worse.
+        undecided: In which both have a figure and nothing can be said.
+    """
+
+    column: str
+    row: str
+    level: tuple[str, ...] = ()
+    against: str | None = None
+    better: tuple[str, ...] = ()
+    worse: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ColumnMetric:
     """A metric that a column can show; ``unit`` is ``"%"`` for shares of 0/1 items (shown times 100)."""
 
@@ -170,6 +208,7 @@ class Column:
         opponent: Weights hash of the one that all were judged against, where there is just one.
         stamp: What a reader must know of the judge at every figure, such as "rules, not a judge".
         clean: Whether each row's figure is over the items that its training data does not touch.
+        group: The tasks that it is the mean of; empty for a task.
     """
 
     id: str
@@ -183,6 +222,7 @@ class Column:
     opponent: str | None = None
     stamp: str | None = None
     clean: bool = False
+    group: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -262,6 +302,7 @@ class Row:
         weights_hash: What identifies the weights.
         cells: Cell by column id.
         flags: What a reader must know about the row.
+        badges: Facts about it that are no figures.
         tag: What tells the row from another of its run with the same step and names: the beginning of ``model_hash``.
         model_hash: What identifies the model, as judgments name it; the weights where an older version scored it.
     """
@@ -277,6 +318,7 @@ class Row:
     flags: tuple[str, ...] = ()
     model_hash: str | None = None
     tag: str = ""
+    badges: tuple[Badge, ...] = ()
 
     @property
     def label(self) -> str:
@@ -565,6 +607,8 @@ class Leaderboard:
         title: The heading.
         runs: Parents before children.
         rows: Along the lineage: parents before children, then by step.
+        order: Ids of the rows, the best first by the headline's column, then those without a figure there.
+        headline: What stands first; None without scores.
         columns: In the order in which the tasks were first scored; variants of a task side by side.
         footnotes: Text by letter.
         notices: What to know before comparing.
@@ -598,6 +642,8 @@ class Leaderboard:
     ledger: tuple[Transition, ...] = ()
     compared: int = 0
     picks: tuple[Pick, ...] = ()
+    order: tuple[str, ...] = ()
+    headline: Headline | None = None
     judgings: tuple[Judging, ...] = ()
     usage: tuple[Usage, ...] = ()
     contamination: tuple[Contamination, ...] = ()
@@ -608,6 +654,11 @@ class Leaderboard:
     def row(self, identity: str) -> Row:
         """Returns the row of an id."""
         return next(row for row in self.rows if row.id == identity)
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """Returns the rows, the best first."""
+        return tuple(map(self.row, self.order)) or self.rows
 
     def fork(self, run: Run) -> Row | None:
         """Returns the row of its parent that a run started from, if it is there."""

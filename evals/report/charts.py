@@ -40,17 +40,20 @@ class Chart:
     index: int | None = None
 
 
-def training_charts(spell: Speller, *, every_metric: bool) -> list[Chart]:
-    """Draws each column's metrics (or only the primary one) over training, and the losses, where there is a curve."""
+def training_charts(spell: Speller, *, every_metric: bool, lines_only: bool = False) -> list[Chart]:
+    """Draws each column's metrics (or only the primary one) over training, and the losses, where there is a curve.
+
+    With ``lines_only`` without intervals and points to rest on: of hundreds of rows they would be most of a page.
+    """
     layout = _layout(spell.board)
     charts = [
         Chart(plain(column.name), f"{arrow(metric)} {_described(metric)}", svg, place, index)
         for place, column in enumerate(spell.board.columns)
         for index, metric in enumerate(column.main if every_metric else column.main[:1])
-        if (svg := _task_chart(spell, column, metric, layout))
+        if (svg := _task_chart(spell, column, metric, layout, lines_only=lines_only))
     ]
     loss = _loss_chart(spell.board, layout)
-    return [*charts, loss] if loss else charts
+    return [loss, *charts] if loss else charts
 
 
 def _described(metric: ColumnMetric) -> str:
@@ -58,7 +61,9 @@ def _described(metric: ColumnMetric) -> str:
     return f"{plain(metric.name, 40)}{unit}, {'higher' if metric.higher_is_better else 'lower'} is better"
 
 
-def _task_chart(spell: Speller, column: Column, metric: ColumnMetric, layout: _Layout) -> str | None:
+def _task_chart(
+    spell: Speller, column: Column, metric: ColumnMetric, layout: _Layout, *, lines_only: bool
+) -> str | None:
     board, (generation, segments) = spell.board, layout
     points = {row.id: _point(spell, row, column, metric, segments[generation[row.run]]) for row in board.rows}
     series = []
@@ -67,7 +72,9 @@ def _task_chart(spell: Speller, column: Column, metric: ColumnMetric, layout: _L
         fork = board.fork(run)
         if mine:
             drawn = tuple(sorted(mine, key=lambda point: point.x))
-            series.append(Series(run.id, index, drawn, points.get(fork.id) if fork else None))
+            if lines_only:
+                drawn = tuple(replace(point, low=None, high=None) for point in drawn)
+            series.append(Series(run.id, index, drawn, points.get(fork.id) if fork else None, dots=not lines_only))
     name = f"{plain(column.name)}, {plain(metric.name, 40)}, over training steps"
     return chart(series, segments, name=name, x_label=X_LABEL)
 

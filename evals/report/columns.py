@@ -110,7 +110,11 @@ def tabulate(
         cells.append(mine)
     # As the tasks were first scored, with the variants of a task side by side, whole ones first.
     tasks = list(dict.fromkeys(str(score.get("task")) for item in scored for score in item.scores))
-    keys = sorted(seen, key=lambda key: (tasks.index(key[0]), key[3] != "", list(seen).index(key)))
+    first = {task: float(place) for place, task in enumerate(tasks)}
+    for key in reversed(seen):  # the mean of a group stands before the first of its tasks
+        first[key[0]] = min([first[key[0]], *(first[task] - 0.5 for task in _group(seen[key]) if task in first)])
+    places = {key: place for place, key in enumerate(seen)}
+    keys = sorted(seen, key=lambda key: (first[key[0]], key[3] != "", places[key]))
     columns = [_column(f"c{i}", key, keys, cells, seen[key], rules) for i, key in enumerate(keys, start=1)]
     footnotes: dict[str, str] = {}
     mixed: dict[str, list[str]] = {}
@@ -240,7 +244,14 @@ def _column(
         alone if version else None,
         STAMP if version in rules else None,
         bool(clean),
+        _group(score),
     )
+
+
+def _group(score: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the tasks that a score is the mean of; none of a task's own score."""
+    detail = mapping(score.get("detail"))
+    return tuple(mapping(detail.get("tasks"))) if detail.get("kind") == "group" else ()
 
 
 def _stand(cells: dict[int, Cell], column: Column) -> dict[int, Cell]:

@@ -153,6 +153,36 @@ class Speller:
         found = ((column, self.verdicts.get((row.id, column.id))) for column in self.board.columns)
         return [(column, verdict) for column, verdict in found if verdict]
 
+    def headline(self) -> dict[str, Any] | None:
+        """Returns the sentence that the report opens with, in parts: the best row, its figure, and how it stands."""
+        told = self.board.headline
+        figure = self.board.row(told.row).figure(self.columns[told.column]) if told else None
+        if told is None or figure is None or figure.value is None:
+            return None
+        column = self.columns[told.column]
+        unit = " %" if column.primary.unit else f" {plain(column.primary.name, 40)}"
+        ends = f" (95% interval {self.interval(figure, column)})" if figure.interval else ""
+        level = f"{len(told.level)} other row{'s' if len(told.level) > 1 else ''} cannot be told from it there"
+        kinds = (("better", told.better), ("worse", told.worse), ("no verdict", told.undecided))
+        counts = [f"{word} on {self._tasks(ids)}" for word, ids in kinds if ids]
+        return {
+            "task": plain(column.name, 60),
+            "best": self.name(told.row),
+            "value": f"{self.number(figure.value, column)}{unit}",
+            "interval": ends,
+            "level": f"{level}. " if told.level else "",
+            "against": self.name(told.against) if told.against and counts else None,
+            "baseline": told.against == self.board.baseline,
+            "stands": ", ".join(counts),
+        }
+
+    def _tasks(self, ids: Sequence[str]) -> str:
+        """Returns the names of few columns, or of many how many they are."""
+        if len(ids) > 3:
+            return f"{len(ids)} tasks"
+        names = [plain(self.columns[identity].name, 40) for identity in ids]
+        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
     def difference(self, found: Difference) -> dict[str, Any]:
         """Spells a difference in the unit of its column."""
         column = self.columns[found.column]

@@ -9,18 +9,30 @@ import functools
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..judging.audit import AuditRow
-from ..judging.judgments import WITHOUT_VERDICT, Judgment
+from ..judging.judgments import Judgment
 from . import format
-from .board import Cell, Column, ColumnMetric, Figure, Leaderboard, Notice, PlayerAnswer, Row, Run, Sample, last_row
+from .board import (
+    Cell,
+    Column,
+    ColumnMetric,
+    Figure,
+    Headline,
+    Leaderboard,
+    Notice,
+    PlayerAnswer,
+    Row,
+    Run,
+    Sample,
+    last_row,
+)
 from .format import GLYPHS, Speller
 from .sections import SHADES, Detail, Line, Table, TableCell, sections
-from .svg import PALETTE, interval_bar
+from .svg import PALETTE
 from .tables import to_json
 from .text import clean, mapping, plain, whole
 from .verdicts import baseline_text
@@ -37,8 +49,12 @@ _STEPS = (  # each is tried when the one above is too large
     Detail(8, False),
     Detail(8, False, False),
     Detail(4, False, False, False),
-    Detail(0, False, False, False, False),
+    Detail(4, False, False, False, False),
+    Detail(4, False, False, False, False, False),
+    Detail(0, False, False, False, False, False),
 )
+_ROOMY = 450  # bytes of a figure with its interval and difference, at least
+_DENSE = (12, 40)  # columns and rows from which on a page opens with one line a row
 
 
 def to_html(board: Leaderboard) -> str:
@@ -49,7 +65,12 @@ def to_html(board: Leaderboard) -> str:
     notice on the page says so, and the heading of the answers how many are shown.
     """
     page = ""
+    figures = sum(len(column.main) for row in board.rows for column in board.columns if column.id in row.cells)
+    cells = sum(len(row.cells) for row in board.rows)
     for detail in _STEPS:
+        least = _ROOMY * (figures if detail.every_metric else cells) if detail.roomy else 0
+        if least >= MOST_BYTES:
+            continue  # to draw it would take long and tell nothing
         page = _render(board, detail)
         if len(page.encode()) < MOST_BYTES:
             return page
@@ -68,6 +89,9 @@ def _render(board: Leaderboard, detail: Detail) -> str:
     def metrics_of(column: Column) -> Sequence[ColumnMetric]:
         return column.main if detail.every_metric else column.main[:1]
 
+    common_n = {column.id: _common_n(board, column) for column in board.columns}
+    labels = {format.metric_label(metric) for column in board.columns for metric in metrics_of(column)}
+    counts = set(common_n.values())
     mine = {run.id: [row for row in board.rows if row.run == run.id] for run in board.runs}
     answered = {given.player for sample in board.samples for given in sample.answers} if detail.samples else set()
     return environment.get_template("report.html.jinja").render(
@@ -84,10 +108,17 @@ def _render(board: Leaderboard, detail: Detail) -> str:
         answered=answered,
         metrics_of=metrics_of,
         summary=_summary(board),
+        told=spell.headline(),
+        shades=_shades(board),
+        row_marks={row.id: _row_marks(row) for row in board.rows},
+        one_label=labels.pop() if len(labels) == 1 and len(board.columns) > 1 else "",
+        one_n=counts.pop() if len(counts) == 1 and len(board.columns) > 1 else None,
+        dense=not detail.roomy or len(board.columns) >= _DENSE[0] or len(board.rows) >= _DENSE[1],
+        lineage={row.id: place for place, row in enumerate(board.rows)},
         baseline_text=plain(baseline_text(board), 200) if board.differences else "",
-        common_n={column.id: _common_n(board, column) for column in board.columns},
+        common_n=common_n,
         recipes={run.id: text for run in board.runs if detail.drawers and (text := _recipe_text(run))},
-        pairs=_pairs(spell),
+        pairs=_pairs(spell, detail),
         # These come from files of this package and hold no value from a record.
         style=style,
         script=script,
@@ -118,9 +149,6 @@ def _templates() -> tuple[Any, str, str]:
     environment.globals |= {
         "METHODS": format.METHODS,
         "PALETTE": PALETTE,
-        "interval_bar": interval_bar,
-        "audit_kinds": _audit_kinds,
-        "estimate_ends": _estimate_ends,
         "few_shot": _few_shot,
         "answer_facts": _answer_facts,
         "verdicts_on": _verdicts_on,
@@ -142,6 +170,8 @@ def _cut(board: Leaderboard, detail: Detail) -> Leaderboard:
         lost.append("metrics other than each task's first")
     if not detail.drawers:
         lost.append("the details of each row")
+    if not detail.roomy:
+        lost.append("the size of differences from the baseline")
     if not detail.pairs and board.pairs:
         lost.append("the differences between rows other than the baseline")
         board = replace(board, pairs=())
@@ -149,11 +179,13 @@ def _cut(board: Leaderboard, detail: Detail) -> Leaderboard:
         lost.append("all answers")
     if detail.rows is not None:
         lost.append(f"all but the first {detail.rows} of {len(board.rows)} rows")
-        rows = board.rows[: detail.rows]
-        left = {row.id for row in rows}
+        left = set(board.order[: detail.rows] or [row.id for row in board.rows[: detail.rows]])
+        rows = tuple(row for row in board.rows if row.id in left)
         board = replace(
             board,
             rows=rows,
+            order=tuple(identity for identity in board.order if identity in left),
+            headline=_headline_among(board, left),
             baseline=board.baseline if board.baseline in left else None,
             differences=tuple(d for d in board.differences if {d.row, d.against} <= left),
             picks=tuple(pick for pick in board.picks if pick.row in left),
@@ -167,6 +199,15 @@ def _cut(board: Leaderboard, detail: Detail) -> Leaderboard:
     return replace(board, notices=(*board.notices, Notice("warning", text)))
 
 
+def _headline_among(board: Leaderboard, left: set[str]) -> Headline | None:
+    """Returns what is said first, of rows that are left."""
+    told = board.headline
+    if told is None or told.row not in left:
+        return None
+    level = tuple(row for row in told.level if row in left)
+    return replace(told, level=level, against=told.against if told.against in left else None)
+
+
 def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -177,19 +218,44 @@ def safe_json(value: Any) -> str:
     return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 
-def _pairs(spell: Speller) -> str:
-    """Returns the differences between any two rows as JSON for the page's script, spelt as they are to be shown."""
+def _pairs(spell: Speller, detail: Detail) -> str:
+    """Returns what tells any two rows apart as JSON for the page's script, spelt as it is to be shown.
+
+    That is their differences, and the keys in which the recipes of their runs differ.
+    """
     board = spell.board
     place = {column.id: i for i, column in enumerate(board.columns)}
     found: dict[str, list[list[Any]]] = {}
     hows: dict[str, int] = {}
-    for item in board.pairs or board.differences:
+    for item in (board.pairs or board.differences) if detail.roomy else ():
         view = spell.difference(item)
         entry = [place[item.column], view["value"], view["interval"], item.verdict, view["p"], view["smallest"]]
         found.setdefault(f"{item.row} {item.against}", []).append([*entry, hows.setdefault(view["how"], len(hows))])
     columns = [{"label": plain(c.name), "metric": format.metric_label(c.primary)} for c in board.columns]
-    every = bool(board.pairs) or len(board.rows) < 2
-    return safe_json({"columns": columns, "all": every, "hows": list(hows), "glyphs": GLYPHS, "pairs": found})
+    every = "all" if board.pairs or len(board.rows) < 2 else "baseline" if detail.roomy else "none"
+    told = {"columns": columns, "told": every, "hows": list(hows), "glyphs": GLYPHS, "pairs": found}
+    return safe_json(told | {"recipes": _recipes_apart(board)})
+
+
+def _recipes_apart(board: Leaderboard) -> dict[str, dict[str, str]]:
+    """Returns each run's values of the keys of recipes that are not the same in all runs, by the run's id."""
+    flat = {run.id: dict(_leaves(mapping(run.record.get("recipe")))) for run in board.runs}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    apart = [key for key in keys if len({values.get(key) for values in flat.values()}) > 1]
+    return {
+        run: {plain(key, 80): plain(values.get(key, "not set"), 160) for key in apart[:_KEYS]}
+        for run, values in flat.items()
+    }
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Walks through a recipe: each value as JSON, with its dotted key; those of lists with their place."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None or not value:
+        yield key, json.dumps(value, ensure_ascii=False, default=str)
+        return
+    for name, below in inner:
+        yield from _leaves(below, f"{key}.{name}" if key else str(name))
 
 
 def _summary(board: Leaderboard) -> str:
@@ -209,20 +275,30 @@ def _common_n(board: Leaderboard, column: Column) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def _shades(board: Leaderboard) -> dict[tuple[str, str], int]:
+    """Returns where each primary figure lies between the worst (0) and the best of its column, by row and column."""
+    found = {}
+    for column in board.columns:
+        figures = ((row.id, row.figure(column)) for row in board.rows)
+        values = {name: figure.value for name, figure in figures if figure and figure.value is not None}
+        low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
+        worst, best = (low, high) if column.primary.higher_is_better else (high, low)
+        for name, value in values.items():
+            place = (value - worst) / (best - worst) if best != worst else 0.5
+            found[name, column.id] = round(SHADES * place)
+    return found
+
+
+def _row_marks(row: Row) -> tuple[str, ...]:
+    """Returns the footnotes that all of a row's marked figures share: they are said once, at its name."""
+    marks = [cell.marks for cell in row.cells.values() if cell.marks]
+    return marks[0] if len(marks) > 1 and len(set(marks)) == 1 else ()
+
+
 def _few_shot(column: Column) -> str:
     """Returns a column's few-shot number with what else tells it from others of its task."""
     few = f"{column.num_fewshot}-shot" if column.num_fewshot else ""
     return column.variant if few and few in column.variant else ", ".join(filter(None, (few, column.variant)))
-
-
-def _audit_kinds(row: AuditRow) -> str:
-    return ", ".join(f"{count} {kind}" for kind in WITHOUT_VERDICT if (count := getattr(row, kind)))
-
-
-def _estimate_ends(estimate: Any, form: str, scale: float = 1) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "no interval"
-    return f"{form.format(scale * estimate.low)} to {form.format(scale * estimate.high)}"
 
 
 def _answer_facts(given: PlayerAnswer) -> str:
@@ -278,6 +354,7 @@ def _outcome(group: Sequence[Judgment]) -> str:
 # --- What the page tells of one row: where it came from, how it was measured, and its recipe ---
 
 _TEXT = 4000  # characters of a command or recipe that the page shows
+_KEYS = 200  # of recipes that differ
 _MOST = 20  # classes of the largest confusion matrix that is drawn whole
 _MISTAKES = 12  # of a larger one, the most frequent
 _BY_CLASS = ("precision", "recall", "f1")
@@ -370,7 +447,7 @@ def classes_of(figures: Sequence[Figure]) -> Table | None:
     return Table(heads, tuple(lines), css="mistakes", head=None) if lines else None
 
 
-def confusion_of(score: dict[str, Any]) -> dict[str, Any] | Table | None:
+def confusion_of(score: dict[str, Any]) -> Table | None:
     """Returns a score's confusion matrix, shaded by the share of the true class; of a large one, its worst mistakes.
 
     A matrix that is not square, or not of counts, is left out.
@@ -386,12 +463,14 @@ def confusion_of(score: dict[str, Any]) -> dict[str, Any] | Table | None:
     known = [[count or 0 for count in row] for row in rows]
     if len(names) > _MOST:
         return _mistakes(names, known)
-    shaded = [
-        {"name": name, "n": total, "cells": [(n, round(SHADES * n / total) if total else 0) for n in row]}
-        for name, row in zip(names, known, strict=True)
-        for total in (sum(row),)
-    ]
-    return {"labels": names, "rows": shaded}
+    lines = []
+    for name, row in zip(names, known, strict=True):
+        total = sum(row)
+        cells = (TableCell(str(n), css=f"h{round(SHADES * n / total) if total else 0}") for n in row)
+        lines.append(Line((TableCell(name, record=True), *cells, str(total))))
+    heads = ("true ↓ predicted →", *(TableCell(name, record=True) for name in names), "rows")
+    caption = "Confusion matrix: a row for each true class, a column for each predicted one. Shade: share of the row."
+    return Table(heads, tuple(lines), css="confusion", caption=caption)
 
 
 def _mistakes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:

@@ -17,6 +17,7 @@ from .text import mapping, text
 
 if TYPE_CHECKING:
     import numpy as np
+    from pyarrow.parquet import ParquetFile
 
 _CLOSE = 1e-6  # how far, relative to its size, a mean may lie from the figure that it is to reproduce
 _CLUSTERS = 8  # documents from which on a perplexity's interval is over documents, as where it was scored
@@ -94,9 +95,10 @@ def read_items(path: Path, metric: str, value: float, without: Collection[str | 
     import pyarrow.parquet
 
     try:
-        names = set(pyarrow.parquet.read_schema(path).names)
-        read = next((reader for needed, reader in _READERS if needed <= names), None)
-        found = read(path, names, metric) if read else None
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = set(file.schema_arrow.names)
+            read = next((reader for needed, reader in _READERS if needed <= names), None)
+            found = read(file, names, metric) if read else None
     except (OSError, pyarrow.ArrowException, ValueError, TypeError):
         return None
     if found is None or not len(found.values) or len(set(found.keys)) < len(found.keys):
@@ -106,21 +108,19 @@ def read_items(path: Path, metric: str, value: float, without: Collection[str | 
     return found.without(set(without)) if without else found
 
 
-def _columns(path: Path, *names: str) -> list[list[Any]]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path, columns=list(names))
+def _columns(file: "ParquetFile", *names: str) -> list[list[Any]]:
+    table = file.read(columns=list(names), use_threads=False)  # thousands of small files: threads cost more
     return [table.column(name).to_pylist() for name in names]
 
 
-def _harness(path: Path, names: set[str], metric: str) -> Items | None:
+def _harness(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads lm-eval's samples, of one filter where there are several."""
     import numpy as np
 
     name, _, wanted = metric.partition(",")
     if f"metric.{name}" not in names:
         return None
-    ids, hashes, filters, values = _columns(path, "doc_id", "doc_hash", "filter", f"metric.{name}")
+    ids, hashes, filters, values = _columns(file, "doc_id", "doc_hash", "filter", f"metric.{name}")
     kept = [i for i, used in enumerate(filters) if used == wanted or not wanted]
     if any(not isinstance(values[i], int | float) for i in kept):
         return None
@@ -128,11 +128,11 @@ def _harness(path: Path, names: set[str], metric: str) -> Items | None:
     return Items(keys, np.array([values[i] for i in kept], dtype=np.float64))
 
 
-def _pairs(path: Path, names: set[str], metric: str) -> Items | None:
+def _pairs(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads pairs of a preference set; those of one prompt are not independent."""
     import numpy as np
 
-    prompts, chosen, rejected, margins = _columns(path, "prompt", "chosen", "rejected", "margin")
+    prompts, chosen, rejected, margins = _columns(file, "prompt", "chosen", "rejected", "margin")
     margin = np.array(margins, dtype=np.float64)
     right = np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
     kinds = {"accuracy": right, "kappa": 2 * right - 1, "margin": margin, "nll": np.logaddexp(0.0, -margin)}
@@ -142,10 +142,10 @@ def _pairs(path: Path, names: set[str], metric: str) -> Items | None:
     return Items(keys, kinds[metric], tuple(_digest(prompt) for prompt in prompts))
 
 
-def _labelled(path: Path, names: set[str], metric: str) -> Items | None:
+def _labelled(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     import numpy as np
 
-    texts, labels, predictions = _columns(path, "text", "label", "prediction")
+    texts, labels, predictions = _columns(file, "text", "label", "prediction")
     keys = tuple(f"{i}:{_digest(item)}" for i, item in enumerate(texts))
     if metric == "accuracy":
         right = [label == prediction for label, prediction in zip(labels, predictions, strict=True)]
@@ -156,7 +156,7 @@ def _labelled(path: Path, names: set[str], metric: str) -> Items | None:
     return Items(keys, np.square(errors) if metric == "mse" else np.abs(errors))
 
 
-def _perplexity(path: Path, names: set[str], metric: str) -> Items | None:
+def _perplexity(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Returns what each document adds to a ratio of two sums, so that the mean is the ratio.
 
     ``R + (y - R x) / mean(x)`` are the linearised values of a ratio estimator (Cochran, Sampling Techniques, 3rd ed.,
@@ -167,7 +167,7 @@ def _perplexity(path: Path, names: set[str], metric: str) -> Items | None:
     over = {"bits_per_byte": "bytes", "bits_per_token": "tokens"}.get(metric)
     if over is None:
         return None
-    documents, first, nll, size = _columns(path, "document", "first_token", "nll", over)
+    documents, first, nll, size = _columns(file, "document", "first_token", "nll", over)
     keys = [str(document) for document in documents]
     if len(set(keys)) < _CLUSTERS:
         keys = [f"{document}:{token}" for document, token in zip(documents, first, strict=True)]
@@ -178,25 +178,25 @@ def _perplexity(path: Path, names: set[str], metric: str) -> Items | None:
     return Items(tuple(order.tolist()), ratio + (y - ratio * x) / x.mean())
 
 
-def _judged(path: Path, names: set[str], metric: str) -> Items | None:
+def _judged(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads a judge's preferences or marks; those on one prompt are not independent."""
     import numpy as np
 
     wanted = {"win_rate": "preference", "rating": "rating"}.get(metric)
     if wanted is None or wanted not in names:
         return None
-    prompts, samples, values = _columns(path, "prompt_key", "sample", wanted)
-    opponents = _columns(path, "opponent")[0] if "opponent" in names else [""] * len(values)
+    prompts, samples, values = _columns(file, "prompt_key", "sample", wanted)
+    opponents = _columns(file, "opponent")[0] if "opponent" in names else [""] * len(values)
     rows = [row for row in zip(prompts, samples, opponents, values, strict=True) if row[3] is not None]
     keys = tuple(f"{prompt}:{sample}:{opponent}" for prompt, sample, opponent, _ in rows)
     return Items(keys, np.array([row[3] for row in rows], dtype=np.float64), tuple(row[0] for row in rows))
 
 
-def _own(path: Path, names: set[str], metric: str) -> Items | None:
+def _own(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads what a function of the user's said of each item; one number is no item."""
     import numpy as np
 
-    figures, items, values = _columns(path, "figure", "item", "value")
+    figures, items, values = _columns(file, "figure", "item", "value")
     rows = [(item, value) for figure, item, value in zip(figures, items, values, strict=True) if figure == metric]
     if len(rows) < 2:
         return None
@@ -207,7 +207,7 @@ def _digest(*texts: object) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-_Reader = Callable[[Path, set[str], str], Items | None]
+_Reader = Callable[["ParquetFile", set[str], str], Items | None]
 _READERS: Sequence[tuple[set[str], _Reader]] = (
     ({"doc_id", "doc_hash", "filter"}, _harness),
     ({"prompt", "chosen", "rejected", "margin"}, _pairs),

@@ -51,8 +51,11 @@ def with_judgings(
         models = dict.fromkeys(judgment.judge_model for judgment in said if judgment.backend != "human")
         audited = audit(said, families=families_of([folder.path for folder in held.values()], models))
     for row in audited:
+        asked = dict.fromkeys(judgment.task for judgment in said if judgment.judge_version == row.judge_version)
+        on = ", ".join(plain(task, 40) for task in asked)
+        who = f"judge {plain(row.judge, 40)} ({plain(row.backend, 20)} {plain(row.judge_model)}) on {on}"
         warnings = row.warnings if row.is_sum else ()
-        notices += [Notice("warning", f"judge {plain(row.judge, 40)}: {plain(warning, 300)}") for warning in warnings]
+        notices += [Notice("warning", f"{who}: {plain(warning, 300)}") for warning in warnings]
     summed, tested = judgings(said, players, dict.fromkeys(rules, STAMP), audited)
     board = replace(
         board,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from .board import Column, Leaderboard, Row
 from .format import Name, Speller, metric_label
-from .sections import JudgeReport, Ledger, Note, Section, Table, TableCell, sections
+from .sections import JudgeReport, Note, Section, Table, TableCell, sections
 from .text import plain
 from .verdicts import baseline_text
 
@@ -18,7 +18,7 @@ STANDINGS = (
 def to_markdown(board: Leaderboard) -> str:
     """Returns a GitHub table of the primary metrics with intervals, notices above and footnotes below."""
     spell = Speller(board)
-    lines = [f"# {md(board.title)}", ""]
+    lines = [f"# {md(board.title)}", "", *_headline(spell)]
     for notice in board.notices:
         lines += [f"> **{'Error' if notice.level == 'error' else 'Warning'}:** {md(notice.text, 400)}", ""]
     if board.columns:
@@ -32,9 +32,28 @@ def to_markdown(board: Leaderboard) -> str:
         lines += [against, ""]
     lines += [f"- <sup>{letter}</sup> {md(note, 400)}" for letter, note in board.footnotes.items()]
     lines += [f"- {md(board.label(row), 200)}: {md(flag, 400)}" for row in board.rows for flag in row.flags]
+    lines += [
+        f"- {md(board.label(row), 200)}: **{md(badge.text)}** {md(badge.detail, 600)}".rstrip()
+        for row in board.rows
+        for badge in row.badges
+    ]
     for section in sections(spell):
         lines += _section(section)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _headline(spell: Speller) -> list[str]:
+    told = spell.headline()
+    if told is None:
+        return []
+    best = (
+        f"Best on {md(told['task'])}: **{md(told['best'].label, 200)}** with **{md(told['value'])}**{told['interval']}."
+    )
+    against = (
+        f"{'the baseline ' if told['baseline'] else ''}{md(told['against'].label, 200)}" if told["against"] else ""
+    )
+    stands = f"Against {against}: {md(told['stands'], 400)}." if against else ""
+    return [" ".join(filter(None, (best, told["level"].strip(), stands))), ""]
 
 
 def _board(spell: Speller) -> list[str]:
@@ -44,7 +63,7 @@ def _board(spell: Speller) -> list[str]:
         for column in board.columns
     ]
     lines = [_line(["checkpoint", "stage", *heads]), "|:---|:---|" + "---:|" * len(heads)]
-    for row in board.rows:
+    for row in board.ranked:
         cells = (_figure(spell, row, column) + _standing(spell, row, column) for column in board.columns)
         lines.append(_line([md(board.label(row), 200), md(board.run_of(row).stage or "?"), *cells]))
     return lines
@@ -79,8 +98,6 @@ def _section(section: Section) -> list[str]:
             lines += _judge(block)
         elif isinstance(block, Table) and block.markdown:
             lines += ["", *_table(block)]
-        elif isinstance(block, Ledger):
-            lines += ["", *_ledger(block)]
         elif isinstance(block, Note):
             lines += ["", block.text]
     titled = lines and not isinstance(section.blocks[0], JudgeReport)
@@ -90,27 +107,17 @@ def _section(section: Section) -> list[str]:
 def _table(table: Table) -> list[str]:
     shown = [place for place, head in enumerate(table.markdown) if head is not None]
     rule = "|" + "|".join(":---" if place < table.words else "---:" for place in shown) + "|"
-    lines = [_line([str(table.markdown[place]) for place in shown]), rule]
+    lines = [_line([_cell(table.markdown[place] or "") for place in shown]), rule]
     return lines + [_line([_cell(line.cells[place]) for place in shown]) for line in table.lines]
 
 
 def _cell(cell: str | Name | TableCell) -> str:
     if isinstance(cell, str):
         return cell
-    return md(cell.label, 200) if isinstance(cell, Name) else md(cell.text, cell.most)
-
-
-def _ledger(ledger: Ledger) -> list[str]:
-    heads = [f"{md(column.name)}<br>{md(metric_label(column.primary))}" for column in ledger.columns]
-    lines = [_line(["stage", "from → to", *heads]), "|:---|" + "---:|" * (len(heads) + 1)]
-    for entry in ledger.lines:
-        way = f"{md(entry['before'].label, 200)} → {md(entry['after'].label, 200)}"
-        cells = (
-            f"{cell['value']}<br><sub>{cell['interval']}, {cell['glyph']} {cell['ledger']}</sub>" if cell else "–"
-            for cell in entry["cells"]
-        )
-        lines.append(_line([md(entry["stage"]), way, *cells]))
-    return lines
+    if isinstance(cell, Name):
+        return md(cell.label, 200)
+    below = f"<br><sub>{', '.join(md(line, 200) for line in cell.below)}</sub>" if cell.below else ""
+    return md(cell.text, cell.most) + below
 
 
 def _judge(report: JudgeReport) -> list[str]:
@@ -126,7 +133,7 @@ def _judge(report: JudgeReport) -> list[str]:
         why = "" if report.ranking else "No ranking: "
         lines += [f"{why}{md(plain(judging.ranking_note, 600), 600)}.", ""]
     lines += _table(report.matches) if report.matches else []
-    warnings = [f"- {md(warning, 400)}" for row in report.audit if row.is_sum for warning in row.warnings]
+    warnings = [f"- {md(warning, 400)}" for warning in report.warnings]
     return lines + (["", *warnings] if warnings else [])
 
 

@@ -10,6 +10,7 @@ from ...data_tools.files import read_jsonl_log
 from ..answers import KIND, Answer, read_answers
 from ..checkpoints import Manifest
 from ..judging.judgments import JUDGMENTS, Judgment, judgment_from, settled
+from ..parity.record import Comparison, read_comparisons
 from ..records import CONTAMINATION, SCORES, superseded
 from ..runs import read_record, saved_models
 from .items import samples_path
@@ -32,6 +33,7 @@ class RunFolder:
         judgments: The lines of ``judgments.jsonl``, those that hold.
         answers: What the scores of prompt sets stand for.
         contamination: The lines of ``contamination.jsonl``, in order.
+        parity: Forms of its model that were compared with each other.
         problems: What could not be read, a clause each.
     """
 
@@ -43,6 +45,7 @@ class RunFolder:
     judgments: tuple[Judgment, ...] = ()
     answers: AnswerSets = ()
     contamination: tuple[dict[str, Any], ...] = ()
+    parity: tuple[Comparison, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -58,7 +61,8 @@ def read_run(folder: Path) -> RunFolder:
     answers = _answers(folder, scores, problems)
     contamination = tuple(read_jsonl_log(folder / CONTAMINATION, problems))
     saved = tuple(saved_models(folder))
-    return RunFolder(folder, record, scores, log, saved, judgments, answers, contamination, tuple(problems))
+    parity = tuple(read_comparisons(folder))
+    return RunFolder(folder, record, scores, log, saved, judgments, answers, contamination, parity, tuple(problems))
 
 
 def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:

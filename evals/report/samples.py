@@ -94,17 +94,24 @@ def _verdict(judgment: Judgment, stamps: Mapping[str, str | None]) -> dict[str, 
 def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) -> tuple[Sample, ...]:
     """Returns, for each task with samples of lm-eval, a few items with what the last row of each run made of them.
 
+    An item that several tasks share stands under the one with the fewest items, which says most of what it is.
+
     Args:
         board: With its rows and columns.
         items: The items behind a figure.
         folders: Of the runs, by the run's id.
     """
     rows = _rows_shown(board)
-    found: list[Sample] = []
-    for column in board.columns:
-        if column.judge is None and not column.clean:
-            found += _of_column(column, rows, items, folders)
-    return tuple(found)
+    figures = {column.id: [f for row in rows if (f := row.figure(column))] for column in board.columns}
+    sizes = {column: max((figure.n or 0 for figure in mine), default=0) for column, mine in figures.items()}
+    found: dict[tuple[str, ...], tuple[int, Sample]] = {}
+    for place, column in enumerate(board.columns):
+        if column.judge is None and not column.clean and not column.group:
+            for sample in _of_column(column, rows, items, folders):
+                found.setdefault(sample.prompt.turns, (place, sample))
+                if sizes[column.id] < sizes[board.columns[found[sample.prompt.turns][0]].id]:
+                    found[sample.prompt.turns] = (place, sample)
+    return tuple(sample for _, sample in sorted(found.values(), key=lambda pair: pair[0]))
 
 
 def _rows_shown(board: Leaderboard) -> list[Row]:

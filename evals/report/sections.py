@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..judging.audit import AuditRow
-from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Row, Sample
+from ..judging.judgments import WITHOUT_VERDICT
+from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample
 from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
-from .svg import PALETTE, difference_bar, interval_bar
+from .svg import PALETTE
 from .text import plain
 
 SHADES = 8
@@ -27,13 +28,24 @@ _PAIRS = 40  # of players that the audit's table names
 
 @dataclass(frozen=True)
 class Detail:
-    """How much a page shows: prompts of a set, the embedded data, pairs of rows, metrics, each row's details, rows."""
+    """How much a page shows.
+
+    Attributes:
+        samples: Prompts of a set.
+        data: Whether the page holds its own data.
+        pairs: The differences between any two rows.
+        every_metric: All metrics of a task, or only the first.
+        drawers: What is known of each row.
+        roomy: A cell's interval and difference as lines of their own, or as what a pointer shows.
+        rows: At most so many rows.
+    """
 
     samples: int = 60
     data: bool = True
     pairs: bool = True
     every_metric: bool = True
     drawers: bool = True
+    roomy: bool = True
     rows: int | None = None
 
 
@@ -45,23 +57,39 @@ class TableCell:
         text: What it says; Markdown shows at most ``most`` characters.
         record: Whether that is a record's text alone, which may run from right to left.
         strong: Whether the page stresses it.
-        bar: A drawing before it.
+        glyph: A sign after it.
+        unseen: What the sign and the colour say, for those who do not see them.
+        below: Lines under it, smaller.
+        css: Classes of the style sheet.
+        title: What a pointer shows.
     """
 
     text: str
     record: bool = False
     strong: bool = False
-    bar: str | None = None
+    glyph: str = ""
+    unseen: str = ""
+    below: tuple[str, ...] = ()
+    css: str = ""
+    title: str = ""
     most: int = 200
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table; ``row`` is the id of the row that it is about, ``css`` a class of the style sheet."""
+    """A line of a table.
+
+    Attributes:
+        cells: From the left.
+        row: Id of the row that it is about.
+        css: Classes of the style sheet.
+        notes: Sentences under it, over the whole width; Markdown does not have them.
+    """
 
     cells: tuple[str | Name | TableCell, ...]
     row: str = ""
     css: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,9 +106,9 @@ class Table:
         words: How many of the first columns hold words; numbers stand to the right.
     """
 
-    heads: tuple[str, ...]
+    heads: tuple[str | Name | TableCell, ...]
     lines: tuple[Line, ...]
-    markdown: tuple[str | None, ...] = ()
+    markdown: tuple[str | TableCell | None, ...] = ()
     css: str = "plain"
     caption: str = ""
     head: int | None = 0
@@ -119,34 +147,16 @@ class Charts:
 
 
 @dataclass(frozen=True)
-class HeatMap:
-    """Each row's place between the worst and the best of every column, in shades, with the figure as text."""
-
-    columns: tuple[Column, ...]
-    lines: tuple[tuple[Name, list[dict[str, Any]]], ...]
-    baseline: str | None
-    kind = "heat"
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """A line for each stage with its name, its counts, the rows before and after, and a difference for each column."""
-
-    columns: tuple[Column, ...]
-    lines: tuple[dict[str, Any], ...]
-    kind = "ledger"
-
-
-@dataclass(frozen=True)
 class JudgeReport:
     """What one judge said: ranking, win matrix, audit and cost, and its matches as a list."""
 
     judging: Judging
     ranking: Table | None
-    matrix: dict[str, Any] | None
+    matrix: Table | None
     matches: Table | None
     spent: Table | None
-    audit: tuple[AuditRow, ...]
+    audit: Table | None
+    warnings: tuple[str, ...]
     left_out: str
     kind = "judge"
 
@@ -191,46 +201,16 @@ class Section:
 def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
     """Returns all sections that have something to show, in the order in which they stand."""
     found = [
-        _heat(spell),
-        _picks(spell),
         _ledger(spell),
-        Section("judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]),
-        _answers(spell, detail.samples),
-        _usage(spell),
-        _contamination(spell.board),
-        _rewards(spell.board),
         _training(spell, detail),
+        _rewards(spell.board),
+        _picks(spell),
+        _contamination(spell.board),
+        Section("judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]),
+        _usage(spell),
+        _answers(spell, detail.samples),
     ]
     return [section for section in found if section.blocks]
-
-
-def _heat(spell: Speller) -> Section:
-    board = spell.board
-    ends = {}
-    for column in board.columns:
-        values = [f.value for row in board.rows if (f := row.figure(column)) and f.value is not None] or [0.0]
-        low, high = min(values), max(values)
-        ends[column.id] = (low, high) if column.primary.higher_is_better else (high, low)
-    lines = tuple(
-        (spell.name(row), [_heat_cell(spell, row, column, *ends[column.id]) for column in board.columns])
-        for row in board.rows
-        if row.cells
-    )
-    marks = "▲ better than the baseline ◇, ▼ worse, ≈ no verdict. " if board.baseline else ""
-    lead = f"Shade: where a figure lies between the worst and the best of its column. {marks}"
-    lead += "Small figures: tiers; rows of a tier could not be told from its best row."
-    blocks = [HeatMap(board.columns, lines, board.baseline)] if len(lines) > 1 and board.columns else []
-    return Section("heat", "At a glance", "At a glance", blocks, lead)
-
-
-def _heat_cell(spell: Speller, row: Row, column: Column, worst: float, best: float) -> dict[str, Any]:
-    figure = row.figure(column)
-    verdict = spell.verdicts.get((row.id, column.id))
-    if figure is None or figure.value is None:
-        return {"text": "", "shade": None, "tier": None, "verdict": verdict}
-    place = (figure.value - worst) / (best - worst) if best != worst else 0.5
-    text = spell.number(figure.value, column)
-    return {"text": text, "shade": round(SHADES * place), "tier": row.cells[column.id].tier, "verdict": verdict}
 
 
 def _picks(spell: Speller) -> Section:
@@ -249,43 +229,38 @@ def _picks(spell: Speller) -> Section:
     lead = "The best of many rows looks better than it is on the items that it was best on. So each task's items are "
     lead += "halved: one half chooses, the other measures."
     blocks = [Table((*heads, "on all items", "items"), tuple(lines), markdown)] if lines else []
-    return Section("best", "", "The best, measured on items that did not choose it", blocks, lead)
+    return Section("best", "Best, re-measured", "The best, measured on items that did not choose it", blocks, lead)
 
 
 def _ledger(spell: Speller) -> Section:
     board = spell.board
-    found = [entry.differences for entry in board.ledger]
-    columns = tuple(c for c in board.columns if any(d.column == c.id for ds in found for d in ds))
-    widest = {
-        column.id: max(
-            abs(end)
-            for differences in found
-            for d in differences
-            if d.column == column.id
-            for end in (d.value, d.low, d.high)
-            if end is not None
-        )
-        for column in columns
-    }
+    known = {d.column for entry in board.ledger for d in entry.differences}
+    columns = [column for column in board.columns if column.id in known]
     lines = []
     for entry in board.ledger:
         run = next(run for run in board.runs if run.id == entry.run)
-        cells = {d.column: spell.difference(d) | {"bar": difference_bar(d.value, d.low, d.high, widest[d.column])}
-                 for d in entry.differences}  # fmt: skip
+        cells = {d.column: _gain(spell.difference(d)) for d in entry.differences}
         verdicts = [d.verdict for d in entry.differences]
         counts = {word: verdicts.count(verdict) for verdict, word in LEDGER.items()}
-        line = {
-            "run": run.id,
-            "stage": plain(run.stage or "unknown", 30),
-            "before": spell.name(entry.before),
-            "after": spell.name(entry.after),
-            "cells": [cells.get(column.id) for column in columns],
-            "sums": ", ".join(f"{count} {word}" for word, count in counts.items() if count),
-        }
-        lines.append(line)
-    lead = "A run's last row less the row of its parent that it started from."
+        sums = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        stage = TableCell(plain(run.stage or "unknown", 30), strong=True, below=(sums,))
+        mine = (cells.get(column.id, "–") for column in columns)
+        lines.append(Line((stage, spell.name(entry.before), spell.name(entry.after), *mine)))
+    heads = ("stage", "from", "to", *(_head(column) for column in columns))
+    lead = "A run's last row less the row of its parent that it started from, with the difference's 95% interval."
     title = "What each stage gained and lost"
-    return Section("ledger", "Stages", title, [Ledger(columns, tuple(lines))] if lines else [], lead)
+    blocks = [Table(heads, tuple(lines), heads, "plain ledger", words=3)] if lines else []
+    return Section("ledger", "Stages", title, blocks, lead)
+
+
+def _head(column: Column) -> TableCell:
+    return TableCell(plain(column.name), below=(metric_label(column.primary),))
+
+
+def _gain(found: dict[str, Any]) -> TableCell:
+    """Returns a difference as a cell of the ledger."""
+    below = (found["interval"], f"{found['glyph']} {found['ledger']}, {found['p']}")
+    return TableCell(found["value"], below=below, css=found["kind"])
 
 
 def _contamination(board: Leaderboard) -> Section:
@@ -330,6 +305,7 @@ def _contamination(board: Leaderboard) -> Section:
 def _judge(spell: Speller, judging: Judging) -> JudgeReport:
     names = {player.id: spell.player(player) for player in judging.players}
     hidden = []
+    audit = judging.audit[: _PAIRS + 1]
     if len(judging.players) > _PLAYERS:
         hidden.append(f"the win rates of {len(judging.matches)} pairs of {len(judging.players)} players")
     if len(judging.audit) > _PAIRS + 1:
@@ -340,35 +316,24 @@ def _judge(spell: Speller, judging: Judging) -> JudgeReport:
         _matrix(judging, names) if len(judging.players) <= _PLAYERS else None,
         _matches(judging),
         _spent(judging, names),
-        judging.audit[: _PAIRS + 1],
+        _audit(audit) if audit else None,
+        tuple(warning for row in audit if row.is_sum for warning in row.warnings),
         f"In leaderboard.json alone: {'; '.join(hidden)}." if hidden else "",
     )
 
 
 def _ranking(judging: Judging, names: dict[str, Name]) -> Table | None:
-    rated = [row.rating for row in judging.ranking if math.isfinite(row.rating)]
-    ends = [end for row in judging.ranking for end in (row.low, row.high) if end is not None] + rated or [0.0]
     lines = []
     for place, row in enumerate(judging.ranking):
         ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
-        rating = f"{row.rating:.0f}" if math.isfinite(row.rating) else "beyond any"
-        bar = TableCell(rating, bar=_rating_bar(row, min(ends), max(ends)))
+        rating = TableCell(f"{row.rating:.0f}" if math.isfinite(row.rating) else "beyond any", strong=True)
         css = "next-tier" if place and row.tier != judging.ranking[place - 1].tier else ""
-        lines.append(Line((str(row.tier), ranks, names[row.player], bar, _bounds(row)), css=css))
+        lines.append(Line((str(row.tier), ranks, names[row.player], rating, _bounds(row)), css=css))
     heads = ("tier", "rank", "model", "rating", "95% interval")
     caption = "Bradley-Terry ratings with 95% intervals by resampling prompts. Players of a tier cannot be told from "
     caption += "its first; tiers and ranks follow from the verdicts of this page: of a match where two met, else of "
     caption += "their ratings."
     return Table(heads, tuple(lines), heads, "plain ranking", caption, head=2) if lines else None
-
-
-def _rating_bar(row: Ranked, start: float, end: float) -> str:
-    """Draws a rating; where nothing bounds it, its bar reaches the edge."""
-    if not math.isfinite(row.rating):
-        return ""
-    low, high = (start if row.low is None else row.low, end if row.high is None else row.high)
-    known = row.low is not None or row.high is not None
-    return interval_bar(row.rating, low if known else None, high if known else None, start, end)
 
 
 def _bounds(row: Ranked) -> str:
@@ -379,13 +344,36 @@ def _bounds(row: Ranked) -> str:
     return f"at least {row.low:.0f}" if row.high is None else f"{row.low:.0f} to {row.high:.0f}"
 
 
-def _matrix(judging: Judging, names: dict[str, Name]) -> dict[str, Any] | None:
+def _matrix(judging: Judging, names: dict[str, Name]) -> Table | None:
     """Returns the matrix of win rates, each match in both its places; None where nobody met anybody."""
     known = {(match.opponent, match.candidate): match_text(match, turned=True) for match in judging.matches}
     known |= {(match.candidate, match.opponent): match_text(match) for match in judging.matches}
     players = [player.id for player in judging.players if any(player.id in pair for pair in known)]
-    lines = [(names[one], [known.get((one, other)) for other in players]) for one in players]
-    return {"heads": [names[name] for name in players], "lines": lines} if players else None
+    lines = tuple(Line((names[one], *(_met(known.get((one, other))) for other in players))) for one in players)
+    caption = f"{judging.stamp}. " if judging.stamp else ""
+    caption += "Win rate of the row against the column, %, ties half; 95% interval over prompts"
+    caption += "; a pair stands in both its places. " if len(players) > 2 else ". "
+    caption += (
+        "LC: at equal length. ▲ won, ▼ lost: a verdict of this page, so an interval may leave out 50 without one."
+    )
+    heads = ("candidate", *(names[name] for name in players))
+    return Table(heads, lines, css="plain matrix", caption=caption) if players else None
+
+
+def _met(match: dict[str, Any] | None) -> str | TableCell:
+    """Returns a match as a cell of the matrix."""
+    if match is None:
+        return "–"
+    below = [match["interval"], f"n = {match['n']}" + (f", {match['ties']} tied" if match["ties"] else "")]
+    if match["controlled"]:
+        below.append(f"LC {match['controlled']}")
+    elif match["note"] and not match["turned"]:
+        below.append("LC unknown")
+    below += [f"{match['missing']} without a verdict: {match['bounds']}"] if match["missing"] else []
+    unseen = f"{match['side']}, {match['p']}" if match["glyph"] else ""
+    css = f"{match['side']} m{match['shade']}{' turned' if match['turned'] else ''}"
+    title = match["note"] if "LC unknown" in below else ""
+    return TableCell(match["rate"], True, True, match["glyph"], unseen, tuple(below), css, title)
 
 
 def match_text(match: Match, *, turned: bool = False) -> dict[str, Any]:
@@ -433,6 +421,47 @@ def _matches(judging: Judging) -> Table | None:
     return Table(heads, tuple(lines), heads) if lines else None
 
 
+def _audit(rows: Sequence[AuditRow]) -> Table:
+    """Returns what a judge's verdicts depend on besides the answers: the judge as a whole, then pair by pair."""
+    heads = ("pair", "n", "flips with the order, %", "shown first wins, %", "without a verdict", "slope on length")
+    lines = tuple(map(_audited, rows))
+    return Table((*heads, "agreement, kappa", "null answer wins, %"), lines, css="plain audit")
+
+
+def _audited(row: AuditRow) -> Line:
+    pair = f"{plain(row.candidate_name, 60)}{f' against {plain(row.opponent_name, 60)}' if row.opponent_name else ''}"
+    kinds = ", ".join(f"{count} {kind}" for kind in WITHOUT_VERDICT if (count := getattr(row, kind)))
+    bounds = (
+        f"win rate {percent(row.bounds[0])} to {percent(row.bounds[1])}" if row.bounds and row.missing.count else ""
+    )
+    flips, first, slope, nulls = row.flip_rate, row.first_wins, row.length_slope, row.null_wins
+    agreements = []
+    for other in row.agreements:
+        agreements.append(f"{_ends(other.kappa, '{:.2f}')} with {plain(other.other, 40)}")
+        rates = f"agree on {percent(other.observed)}% of {other.n}, by chance {percent(other.chance)}%"
+        turned = f"; {other.contradictions} of them turn with the order" if other.contradictions else ""
+        agreements.append(rates + turned)
+    cells = (
+        "all it was asked" if row.is_sum else TableCell(pair, record=True),
+        str(row.n),
+        f"{percent(flips.value)} ({percent(flips.low)}–{percent(flips.high)}) of {flips.n}" if flips else "–",
+        _ends(first, "{:.1f}", 100) if first else "–",
+        TableCell(f"{row.missing.count} of {row.missing.n}", below=tuple(filter(None, (kinds, bounds)))),
+        _ends(slope, "{:+.2f}").replace("-", "−") if slope else "–",
+        TableCell(agreements[0], below=tuple(agreements[1:])) if agreements else "–",
+        f"{percent(nulls.value)} of {nulls.n}" if nulls else "–",
+    )
+    return Line(cells, css="sum" if row.is_sum else "", notes=tuple(plain(text, 400) for text in row.warnings))
+
+
+def _ends(estimate: Any, form: str, scale: float = 1) -> str:
+    """Returns an estimate with its interval."""
+    ends = "no interval"
+    if estimate.low is not None and estimate.high is not None:
+        ends = f"{form.format(scale * estimate.low)} to {form.format(scale * estimate.high)}"
+    return f"{form.format(scale * estimate.value)} ({ends})"
+
+
 def _spent(judging: Judging, names: dict[str, Name]) -> Table | None:
     lines = []
     for spent in judging.spent:
@@ -451,7 +480,8 @@ def _answers(spell: Speller, most: int) -> Section:
     items = board.items if most else ()
     names = {p.id: spell.player(p) for judging in board.judgings for p in judging.players}
     names |= {model: spell.player(player) for model, player in board.players().items() if model not in names}
-    shown = (*prompts, *items)
+    tasks = list(dict.fromkeys(sample.task for sample in (*prompts, *items)))
+    shown = tuple(sorted((*prompts, *items), key=lambda sample: tasks.index(sample.task)))
     answered = {given.player for sample in shown for given in sample.answers}
     block = Answers(
         len(board.samples),
@@ -510,7 +540,7 @@ def _rewards(board: Leaderboard) -> Section:
 
 def _training(spell: Speller, detail: Detail) -> Section:
     legend = (Legend(plain(r.name, 60), i % PALETTE, run=r.id) for i, r in enumerate(spell.board.runs))
-    charts = training_charts(spell, every_metric=detail.every_metric)
-    hint = "band and whisker: 95% interval; dotted: from the parent's checkpoint"
+    charts = training_charts(spell, every_metric=detail.every_metric, lines_only=not detail.roomy)
+    hint = "band and whisker: 95% interval; dotted: from the parent's checkpoint" if detail.roomy else ""
     blocks = [Charts("Runs", tuple(legend), hint, tuple(charts))] if charts else []
-    return Section("training", "Over training", "Over training", blocks)
+    return Section("training", "Curves", "Over training", blocks)

@@ -4,7 +4,7 @@ Colours come from the classes ``s0`` to ``s7`` of the page that holds the chart;
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -218,28 +218,6 @@ def _dot(axes: _Axes, point: Point) -> str:
     title = f"<title>{escape(point.label)}</title>"
     centre = f'cx="{x}" cy="{y}"'
     return f'<g class="point">{title}{whisker}<circle class="hit" {centre} r="9"/><circle {centre} r="3"/></g>'
-
-
-def interval_bar(value: float, low: float | None, high: float | None, start: float, end: float) -> str:
-    """Draws an interval and its value as a bar 60 units wide over the range ``start``..``end`` of its column."""
-    span = end - start
-    return _bar(60, lambda at: 3 + (at - start) / span * 54 if span > 0 else 30, value, low, high)
-
-
-def difference_bar(value: float, low: float | None, high: float | None, widest: float) -> str:
-    """Draws a difference and its interval as a bar 80 units wide, zero in its middle, over ``±widest``."""
-    zero = '<path class="zero" d="M40 0V10"/>'
-    return _bar(80, lambda at: 40 + (at / widest * 36 if widest > 0 else 0), value, low, high, zero)
-
-
-def _bar(
-    width: int, place: Callable[[float], float], value: float, low: float | None, high: float | None, behind: str = ""
-) -> str:
-    ends = ""
-    if low is not None and high is not None:
-        ends = f'<path d="M{_short(place(low))} 5H{_short(place(high))}"/>'
-    dot = f'<circle cx="{_short(place(value))}" cy="5" r="2.4"/>'
-    return f'<svg class="bar" viewBox="0 0 {width} 10" aria-hidden="true">{behind}{ends}{dot}</svg>'
 
 
 def thin(points: Sequence[tuple[int, float]], most: int = 300) -> list[tuple[float, float]]:

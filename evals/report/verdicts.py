@@ -13,7 +13,20 @@ from ..stats import compare
 from ..stats.bradley_terry import standing
 from ..stats.intervals import scale_of
 from ..stats.selection import select
-from .board import Column, Difference, Figure, Judging, Leaderboard, Match, Pick, Row, Run, Transition, last_row
+from .board import (
+    Column,
+    Difference,
+    Figure,
+    Headline,
+    Judging,
+    Leaderboard,
+    Match,
+    Pick,
+    Row,
+    Run,
+    Transition,
+    last_row,
+)
 from .items import Items, ItemsOf
 from .text import mapping, text
 
@@ -97,9 +110,12 @@ def with_verdicts(board: Leaderboard, items: ItemsOf, tested: Mapping[_Key, comp
     """
     family = _Family(board, items, tested)
     rows = family.rows_with_tiers()
+    board = replace(board, rows=rows)
+    order, headline = family.headline(board)
     return replace(
         board,
-        rows=rows,
+        order=order,
+        headline=headline,
         differences=family.differences(family.against),
         pairs=family.differences(family.pairs) if family.few else (),
         ledger=tuple(
@@ -243,6 +259,33 @@ class _Family:
             left = left[end:]
         return tiers
 
+    def headline(self, board: Leaderboard) -> tuple[tuple[str, ...], Headline | None]:
+        """Returns the rows from the best, and what is to be said of that one first.
+
+        Args:
+            board: With tiers.
+        """
+        column = _leading(board)
+        if column is None:
+            return tuple(row.id for row in board.rows), None
+        values = {row.id: f.value for row in board.rows if (f := row.figure(column)) and f.value is not None}
+        if not values:
+            return tuple(row.id for row in board.rows), None
+        sign = -1 if column.primary.higher_is_better else 1
+        ranked = sorted(board.rows, key=lambda row: (row.id not in values, sign * values.get(row.id, 0.0)))
+        best, second = ranked[0], ranked[1] if len(values) > 1 else None
+        tier = best.cells[column.id].tier
+        level = tuple(row.id for row in ranked[1:] if row.id in values and tier and row.cells[column.id].tier == tier)
+        against = second if best.id == board.baseline else next((r for r in ranked if r.id == board.baseline), None)
+        found: dict[compare.Verdict, list[str]] = {"better": [], "worse": [], "no verdict": []}
+        for other in board.columns if against else ():
+            answer = self.answer(best, against, other) if against else None
+            if answer:
+                found[answer.verdict].append(other.id)
+        words = (tuple(found[verdict]) for verdict in ("better", "worse", "no verdict"))
+        headline = Headline(column.id, best.id, level, against.id if against else None, *words)
+        return tuple(row.id for row in ranked), headline
+
     def _column_of(self, judging: Judging, match: Match) -> tuple[Row, Row, Column] | None:
         """Returns the rows and the column of a match whose win rate stands in one."""
         rows = {player.id: player.row for player in judging.players}
@@ -285,6 +328,18 @@ class _Family:
         places = zip(judging.ranking, *standing(better), strict=True) if players else ()
         ranking = tuple(replace(r, tier=t, rank_low=low, rank_high=high) for r, t, low, high in places)
         return replace(judging, matches=tuple(matches), ranking=ranking)
+
+
+def _leading(board: Leaderboard) -> Column | None:
+    """Returns the column that rows are ordered by: of groups if there are any, the one that most rows have, the first.
+
+    A rule that is no judge, items that some training data touches left out, and a task of which only the first items
+    were scored: such columns lead only where there is nothing else.
+    """
+    filled = {column.id: sum(row.figure(column) is not None for row in board.rows) for column in board.columns}
+    whole = [c for c in board.columns if not c.stamp and not c.clean and c.limit is None] or list(board.columns)
+    some = [column for column in whole if column.group] or whole
+    return max(some, key=lambda column: filled[column.id], default=None)
 
 
 def _paired(mine: Items, theirs: Items, share: float = _SHARED) -> compare.Difference | None:

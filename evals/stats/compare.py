@@ -292,6 +292,24 @@ def smallest_difference(stderr: float, *, alpha: float = ALPHA, power: float = P
     return (t_quantile(1 - alpha / 2, df) + t_quantile(power, df)) * stderr
 
 
+def votes_for_verdict(share: float, comparisons: int = 1, *, alpha: float = ALPHA, power: float = POWER) -> int:
+    """Returns how many wins and losses show, with the given probability, that one side wins more than half.
+
+    The sample size of a test of one proportion against a half (Fleiss, Levin and Paik, Statistical Methods for Rates
+    and Proportions, 3rd ed., 2003, section 2.5), at the level that a lone difference of a family has to pass.
+
+    Args:
+        share: The true share of the better side, above .5 and below 1.
+        comparisons: How many comparisons there are.
+        alpha: Two-sided level of the family.
+        power: The probability.
+    """
+    from scipy.special import ndtri
+
+    tail, found = float(ndtri(1 - alpha / comparisons / 2)), float(ndtri(power))
+    return math.ceil(((tail * 0.5 + found * math.sqrt(share * (1 - share))) / (share - 0.5)) ** 2)
+
+
 def verdict(value: float, p_adjusted: float, *, higher_is_better: bool = True) -> Verdict:
     """Says better or worse where the adjusted p-value is at most .05, else nothing.
 

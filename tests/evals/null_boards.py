@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ ITEMS, PROMPTS = 120, 30
 
 
 def board(
-    rng: np.random.Generator, runs: int, steps: int, tasks: int, judged: str = "", lead: float = 0.0
+    rng: np.random.Generator,
+    runs: int,
+    steps: int,
+    tasks: int,
+    judged: str = "",
+    lead: float = 0.0,
+    kin: bool = False,
 ) -> Leaderboard:
     """Returns runs, each the first one's child, on tasks of 0/1 items and, where asked for, before a judge.
 
@@ -34,6 +41,8 @@ def board(
         tasks: Of items whose difficulty varies; 0 leaves a board of judges alone, which has no baseline.
         judged: Whom the final models meet: ``all`` others, or the first ``one``.
         lead: How much better the last run is than all others, in standard deviations of what models differ by.
+        kin: Whether each task has two more columns that are no news: asked again with other words, which turns some
+            answers, and without the items that a run's training data touches.
     """
     finals = [Player(f"{run}-weights", f"run{run}", f"r{(run + 1) * steps}") for run in range(runs)]
     values: dict[tuple[str, str], np.ndarray] = {}
@@ -43,6 +52,20 @@ def board(
             skill = lead if place >= (runs - 1) * steps else 0.0
             values[f"r{place + 1}", f"c{task + 1}"] = (hard + skill + rng.normal(size=ITEMS) > 0).astype(float)
     columns = [Column(f"c{task + 1}", f"task{task}", "", (ColumnMetric("acc", True, "%"),)) for task in range(tasks)]
+    places: dict[tuple[str, str], np.ndarray] = {}
+    for column in columns[: tasks if kin else 0]:
+        columns += [
+            replace(column, id=f"{column.id}r", variant="rephrased"),
+            replace(column, id=f"{column.id}k", variant="clean", clean=True),
+        ]
+        touched = [rng.random(ITEMS) < 0.15 for _ in range(runs)]
+        for place in range(runs * steps):
+            row = f"r{place + 1}"
+            asked = values[row, column.id]
+            turned = rng.random(ITEMS) < 0.2
+            values[row, f"{column.id}r"] = np.where(turned, rng.permutation(asked), asked)
+            places[row, f"{column.id}k"] = np.flatnonzero(~touched[place // steps])
+            values[row, f"{column.id}k"] = asked[places[row, f"{column.id}k"]]
     said: list[Judgment] = []
     if judged:
         said, rates = _judge(rng, finals, judged, lead)
@@ -66,7 +89,10 @@ def board(
 
     def items(row: Row, column: Column) -> Items | None:
         found = values.get((row.id, column.id))
-        return None if found is None else Items(keys[len(found)], found, None)
+        if found is None:
+            return None
+        left = places.get((row.id, column.id))
+        return Items(keys[len(found)] if left is None else tuple(map(str, left)), found, None)
 
     return with_verdicts(bare, items, tested)
 
@@ -96,10 +122,12 @@ def _judge(
 
 def page_claims(page: str) -> set[str]:
     """Returns whatever a page says of one row beside another, as its words and marks stand there."""
+    told = re.search(r'<p class="told">(.*?)</p>', page, re.DOTALL)
     body = page[page.index("<main>") : page.index('id="reading"')]
     body = re.sub(r'<section id="samples".*?</section>', "", body, flags=re.DOTALL)  # verdicts on single answers
     body = re.sub(r'<(p|caption|h2)( class="lead"| id="[a-z-]*")?>.*?</\1>', "", body, flags=re.DOTALL)  # legends
     found = set(re.findall(r'class="verdict (better|worse)"', body)) | set(re.findall(r"[▲▼]", body))
+    found |= {f"{word} than" for word in re.findall(r"\b(better|worse) on\b", told[1] if told else "")}
     found |= set(re.findall(r"\b(better than|worse than|gained|lost|won)\b", re.sub(r"<[^>]+>", " ", body)))
     tiers = re.findall(r'tier </span>(\d+)|<tr[^>]*><td>(\d+)</td><td>[\d to]+</td><th scope="row"', body)
     found |= {f"tier {number}" for pair_ in tiers for number in pair_ if number and number != "1"}

@@ -181,6 +181,7 @@ def test_votes_of_others_count_for_the_order_and_are_asked_again(tmp_path: Path)
     vote_all(arena(folders, "anna"), most=5)
     other = arena(folders, "ben")
     assert (other.done, other.total) == (0, 12)
+    assert "among 3 pairs of models mostly takes about 259 where 6 of 10 go one way" in other.question()["suffice"]
     vote_all(other)
     assert Counter(vote.judge_model for vote in votes(folders)) == {"anna": 5, "ben": 12}
     assert len({vote.judge_version for vote in votes(folders)}) == 2

@@ -12,6 +12,7 @@ from posttrain.evals.stats.compare import (
     smallest_difference,
     unpaired_difference,
     verdict,
+    votes_for_verdict,
 )
 from posttrain.evals.stats.intervals import mean_estimate
 
@@ -230,3 +231,14 @@ def test_95_percent_intervals_of_differences_cover_the_truth_93_to_97_times_in_1
         naive += plain.low <= 0 <= plain.high
     assert 0.93 <= hits / 3000 <= 0.97
     assert kind == "binary" or naive / 3000 < 0.93
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.6, 194), (0.7, 47)])
+def test_so_many_votes_show_four_times_of_five_who_wins(share: float, n: int):
+    from scipy.stats import binomtest
+
+    assert votes_for_verdict(share) == n
+    won = np.random.default_rng(0).binomial(n, share, 2000)
+    shown = {wins: float(binomtest(int(wins), n).pvalue) <= 0.05 for wins in set(won.tolist())}
+    assert 0.75 < sum(shown[wins] for wins in won.tolist()) / 2000 < 0.83
+    assert votes_for_verdict(share, 10) > 1.5 * n

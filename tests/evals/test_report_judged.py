@@ -66,7 +66,7 @@ def test_the_audit_stands_beside_what_it_audits_and_warns_before_the_reader_comp
     flips = board.judgings[0].audit[0].flip_rate
     assert flips is not None
     assert (flips.value, flips.n) == (1.0, 40)
-    assert "judge helpful: it leans to what is shown first" in notices(board)
+    assert "judge helpful (endpoint qwen3-32b) on chat: it leans to what is shown first" in notices(board)
 
 
 def test_judgments_without_a_verdict_are_counted_and_bound_the_win_rate(tmp_path: Path):

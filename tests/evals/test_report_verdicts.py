@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.records import parquet
 from posttrain.evals.report import build
+from posttrain.evals.report.board import Headline
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.verdicts import baseline_text
@@ -128,6 +130,53 @@ def test_tiers_part_rows_only_where_they_can_be_told_apart(tmp_path: Path):
     assert [cell.tier for row in board.rows for cell in row.cells.values()] == [2, 2, 1, 1]
 
 
+def test_the_page_opens_with_the_best_row_and_how_it_stands_to_the_baseline(tmp_path: Path):
+    board = build([run_of_two(tmp_path, HARD, better_by(60), better_by(58))])
+    told = board.headline
+    assert told is not None
+    assert (told.row, told.level, told.against) == ("r2", ("r3",), "r1")
+    assert (told.better, told.worse, told.undecided) == (("c1",), (), ())
+    assert board.order == ("r2", "r3", "r1")
+    for shown in (to_html(board), to_markdown(board)):
+        text = re.sub(r"<[^>]+>|[*]", "", shown)
+        assert "1 other row cannot be told from it there" in text
+        assert re.search(r"Best on arc: .{1,9} step 2 with 63\.5 % \(95% interval \d\d\.\d to \d\d\.\d\)", text)
+        assert re.search(r"Against the baseline .{1,9} step 1: better on arc\.", text)
+
+
+def test_a_baseline_that_is_best_itself_is_compared_with_the_second_best(tmp_path: Path):
+    board = build([run_of_two(tmp_path, better_by(60), HARD, better_by(2))])
+    assert board.headline == Headline("c1", "r1", (), "r3", better=("c1",))
+
+
+def test_the_mean_of_a_group_leads_and_stands_before_its_tasks(tmp_path: Path):
+    tasks = {"arc": share(3, 9), "piqa": share(4, 9)}
+    records = [
+        score(f"checkpoint-{step}", step, task, share(hits + step, 40))
+        for step in (1, 2)
+        for task, hits in (("other", 30), ("arc", 20), ("piqa", 9 - 2 * step))
+    ]
+    detail = {"kind": "group", "mean": "macro", "tasks": {task: figure["value"] for task, figure in tasks.items()}}
+    records += [
+        score(f"checkpoint-{step}", step, "core", share(20 - step, 40, "acc_macro"), detail=detail) for step in (1, 2)
+    ]
+    board = build([make_run(tmp_path / "run", "run", records)])
+    assert [column.task for column in board.columns] == ["other", "core", "arc", "piqa"]
+    assert board.columns[1].group == ("arc", "piqa")
+    assert board.headline is not None
+    assert (board.headline.column, board.headline.row) == ("c2", "r1")
+
+
+def test_two_rows_are_compared_by_what_differs_in_their_recipes(tmp_path: Path):
+    for name, rate in (("slow", 1e-5), ("fast", 1e-4)):
+        recipe = {"stage": "sft", "trainer": {"learning_rate": rate, "seed": 1}, "data": {"train": [{"path": name}]}}
+        make_run(tmp_path / name, name, [score("final", 1, "arc", share(3, 9), weights_hash=name)], recipe=recipe)
+    data = json.loads(to_html(build([tmp_path])).split('id="pairs">')[1].split("</script>")[0])
+    fast, slow = data["recipes"]["run1"], data["recipes"]["run2"]
+    assert fast == {"trainer.learning_rate": "0.0001", "data.train.0.path": '"fast"'}
+    assert slow == {"trainer.learning_rate": "1e-05", "data.train.0.path": '"slow"'}
+
+
 def test_the_ledger_says_what_each_stage_gained_and_lost(tmp_path: Path):
     rights = {"arc": (HARD, better_by(50)), "piqa": (better_by(50), HARD), "boolq": (HARD, HARD)}
     parent = {"name": "base", "weights_hash": "1-base"}
@@ -142,8 +191,8 @@ def test_the_ledger_says_what_each_stage_gained_and_lost(tmp_path: Path):
     board = build([tmp_path])
     (entry,) = board.ledger
     assert [d.verdict for d in entry.differences] == ["better", "worse", "no verdict"]
-    (line,) = [line for line in to_markdown(board).splitlines() if line.startswith("| sft | base")]
-    assert ["gained" in cell or "lost" in cell for cell in line.split("|")[3:6]] == [True, True, False]
+    (line,) = [line for line in to_markdown(board).splitlines() if line.startswith("| sft<br>")]
+    assert ["gained" in cell or "lost" in cell for cell in line.split("|")[4:7]] == [True, True, False]
 
 
 def test_any_two_rows_can_be_compared_until_they_are_too_many(tmp_path: Path, monkeypatch):
@@ -153,7 +202,7 @@ def test_any_two_rows_can_be_compared_until_they_are_too_many(tmp_path: Path, mo
     board = build([run])
     assert board.pairs == ()
     data = to_html(board).split('id="pairs">')[1].split("</script>")[0]
-    assert json.loads(data)["all"] is False
+    assert json.loads(data)["told"] == "baseline"
     assert set(json.loads(data)["pairs"]) == {"r2 r1", "r3 r1"}
 
 
