@@ -25,6 +25,7 @@ from ..data_tools.endpoint_client import Endpoint
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
 from ..data_tools.generate import VLLM_BATCH, Sampling, generate, load_vllm, room
+from ..data_tools.overlap import Item
 from .answers import FAILED, KIND, Answer, to_parquet
 from .errors import EvalError, SuiteError
 from .models import ADAPTER, load_tokenizer
@@ -78,6 +79,15 @@ class Prompts(Task):
     def needs_model(self) -> bool:
         """Whether the checkpoint answers by the model that transformers loads."""
         return self.spec.backend == "transformers"
+
+    @property
+    def has_items(self) -> bool:
+        """They are the prompts."""
+        return True
+
+    def items(self) -> list[Item]:
+        """Returns the prompts with their references, as :meth:`Task.items`."""
+        return [Item(one.key, "\n".join(one.turns), "\n".join(one.references or ())) for one in self.prompts]
 
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when the chat template is applied; a server does that itself."""

@@ -86,7 +86,7 @@ class Task:
 
     @property
     def has_items(self) -> bool:
-        """Whether :meth:`items` says what it asks."""
+        """Whether :meth:`items` can say what it asks."""
         return False
 
     def items(self) -> list[Item] | None:

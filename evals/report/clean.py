@@ -33,7 +33,7 @@ def with_clean(
     known = {run: _newest(folder) for run, folder in folders.items()}
     found = []
     for run, lines in known.items():
-        asked = {_task(score) for item in scored if item.row.run == run for score in item.scores}
+        asked = {_task(score) for score in folders[run].scores}
         found += [_contamination(run, lines[task]) for task in lines if task in asked]
     of_interest = {(entry.task, entry.task_hash) for entry in found if entry.touched}
     rows = []

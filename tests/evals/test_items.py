@@ -58,6 +58,17 @@ def test_of_beginnings_the_right_one_is_the_question(tmp_path: Path) -> None:
     assert (found[1].question, found[1].answer.strip()) == ("that of ann", "is the oldest of them")
 
 
+def test_prompts_are_items_with_their_references(tmp_path: Path) -> None:
+    rows = [{"prompt": "Who is there?", "reference": "Ann"}, {"prompt": "Is it late?"}]
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "suite.yaml").write_text("prompts: [{name: ask, path: ask.jsonl}]\n")
+    [task] = define_all(load_suite(tmp_path / "suite.yaml"))
+    assert [(item.question, item.answer) for item in task.items() or ()] == [
+        ("Who is there?", "Ann"),
+        ("Is it late?", ""),
+    ]
+
+
 def test_items_bear_the_ids_of_the_samples_and_other_kinds_have_none(suite_file: Path) -> None:
     suite = load_suite(suite_file)
     found = {task.spec.title: task.items() for task in define_all(suite)}
