@@ -108,7 +108,8 @@ def _table(table: Table) -> list[str]:
     shown = [place for place, head in enumerate(table.markdown) if head is not None]
     rule = "|" + "|".join(":---" if place < table.words else "---:" for place in shown) + "|"
     lines = [_line([_cell(table.markdown[place] or "") for place in shown]), rule]
-    return lines + [_line([_cell(line.cells[place]) for place in shown]) for line in table.lines]
+    lines += [_line([_cell(line.cells[place]) for place in shown]) for line in table.lines]
+    return [md(table.caption, 600), "", *lines] if "In every line:" in table.caption else lines
 
 
 def _cell(cell: str | Name | TableCell) -> str:

@@ -6,7 +6,7 @@ nothing else.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..judging.audit import AuditRow
@@ -210,7 +210,34 @@ def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
         _usage(spell),
         _answers(spell, detail.samples),
     ]
-    return [section for section in found if section.blocks]
+    return [
+        replace(section, blocks=[_said_once(block) for block in section.blocks]) for section in found if section.blocks
+    ]
+
+
+def _said_once(block: Any) -> Any:
+    """Returns a table with its constant columns said once, over it; other blocks as they are."""
+    if not isinstance(block, Table) or len(block.lines) < 3:
+        return block
+    kept, said = [], []
+    for place, head in enumerate(block.heads):
+        cell = block.lines[0].cells[place]
+        same = all(line.cells[place] == cell for line in block.lines)
+        if same and isinstance(head, str) and isinstance(cell, str) and place != block.head:
+            said.append(f"{head}: {cell}")
+        else:
+            kept.append(place)
+    if not said:
+        return block
+    return replace(
+        block,
+        heads=tuple(block.heads[place] for place in kept),
+        lines=tuple(replace(line, cells=tuple(line.cells[place] for place in kept)) for line in block.lines),
+        markdown=tuple(block.markdown[place] for place in kept) if block.markdown else (),
+        caption=f"{block.caption} In every line: {'; '.join(said)}.".strip(),
+        head=None if block.head is None else kept.index(block.head),
+        words=sum(place < block.words for place in kept),
+    )
 
 
 def _picks(spell: Speller) -> Section:

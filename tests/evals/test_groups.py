@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from posttrain.evals.report import build as build_board
 from posttrain.evals.score import score
 from posttrain.evals.spec import SUITES, SuiteSpec, load_suite
 from posttrain.evals.stats.compare import paired_difference
+from posttrain.evals.stats.intervals import interval, scale_of
 from posttrain.evals.stats.strata import centred_mean, macro_mean, micro_mean
 from posttrain.evals.task_index import find
 
@@ -64,6 +65,20 @@ def test_the_error_of_a_macro_mean_is_its_spread_over_samples():
     means = [macro_mean(draw) for draw in draws]
     spread = np.std([mean.value for mean in means])
     assert math.sqrt(np.mean([(mean.stderr or 0) ** 2 for mean in means])) == pytest.approx(spread, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rights"), [((60, 100, 200), (0.2, 0.5, 0.9)), ((40,) * 22, np.linspace(0.05, 0.95, 22))]
+)
+def test_the_interval_of_a_mean_of_tasks_holds_the_truth_19_times_of_20(sizes: Sequence[int], rights: Sequence[float]):
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        mean = macro_mean([(rng.random(n) < right).astype(float) for n, right in zip(sizes, rights, strict=True)])
+        ends = interval(mean.value, mean.stderr, sum(sizes), scale_of("acc_macro"))
+        assert ends is not None
+        held += ends.low <= float(np.mean(rights)) <= ends.high
+    assert 0.935 < held / 2000 < 0.965  # 95% of samples of 2,000 lie within .01 of the truth
 
 
 def test_a_task_of_one_item_has_no_spread():

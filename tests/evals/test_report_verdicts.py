@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.parity.compare import Check
+from posttrain.evals.parity.record import Comparison, Form, write_comparison
 from posttrain.evals.records import parquet
 from posttrain.evals.report import build
 from posttrain.evals.report.board import Headline
+from posttrain.evals.report.format import Speller
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
+from posttrain.evals.report.sections import sections
+from posttrain.evals.report.tables import to_json
 from posttrain.evals.report.verdicts import baseline_text
 
 from .judged_fixtures import harness_samples
@@ -175,6 +180,40 @@ def test_two_rows_are_compared_by_what_differs_in_their_recipes(tmp_path: Path):
     fast, slow = data["recipes"]["run1"], data["recipes"]["run2"]
     assert fast == {"trainer.learning_rate": "0.0001", "data.train.0.path": '"fast"'}
     assert slow == {"trainer.learning_rate": "1e-05", "data.train.0.path": '"slow"'}
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"), [("close", "parity: the same", "good"), ("differs", "parity: differs", "bad")]
+)
+def test_a_row_says_whether_its_other_forms_are_the_same_model(tmp_path: Path, status: Any, text: str, kind: str):
+    run = make_run(tmp_path / "run", "run", [score("final", 1, "arc", share(3, 9))])
+    forms = Form("adapter on its base", ".", None), Form("merged model", "merged", None)
+    checks = (Check("tokens", "same", "all alike"), Check("weights", status, "7 of 9", cause="a stale adapter"))
+    write_comparison(run, Comparison(*forms, checks, None, "exact", versions={}))
+    board = build([run])
+    ((badge,),) = [row.badges for row in board.rows]
+    assert (badge.text, badge.kind) == (text, kind)
+    assert ("a stale adapter" in badge.detail) == (status == "differs")
+    assert all(text in shown for shown in (to_html(board), to_markdown(board), to_json(board)))
+
+
+def test_a_column_that_is_the_same_in_every_line_is_said_once(tmp_path: Path):
+    tasks = ("arc", "piqa", "boolq")
+    rights = (HARD, better_by(20), better_by(60))
+    records = [
+        score(f"checkpoint-{i}", i, task, share(sum(right), 200), weights_hash=f"{i}-weights")
+        for i, right in enumerate(rights, start=1)
+        for task in tasks
+    ]
+    run = make_run(tmp_path / "run", "run", records)
+    for place, record in enumerate(records):
+        harness_samples(run, record, rights[place // 3])
+    board = build([run])
+    (table,) = next(section for section in sections(Speller(board)) if section.id == "best").blocks
+    assert "out of" not in table.heads
+    assert "In every line: out of: 3" in table.caption
+    assert {len(line.cells) for line in table.lines} == {len(table.heads)} == {len(table.markdown)}
+    assert "In every line: out of: 3" in to_markdown(board)
 
 
 def test_the_ledger_says_what_each_stage_gained_and_lost(tmp_path: Path):
