@@ -173,6 +173,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
     }
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
         content["rows"] = rows
+    if spec.change:
+        content["change"] = spec.change.model_dump()
     return HarnessTask(spec, hash_json(content), path, config, data_files)
 
 
@@ -196,6 +198,10 @@ def build(definition: HarnessTask) -> "LmEvalTask":
         config |= _fewshot_source(config)
     config["task"] = definition.spec.title
     task = _load(definition, config)
+    if definition.spec.change:
+        scored = task.config.test_split or task.config.validation_split
+        task.dataset[scored] = definition.spec.change.apply(task.dataset[scored], definition.spec.title)
+        task.task_docs = task.eval_docs
     if definition.spec.gen_kwargs:
         task.set_config("generation_kwargs", definition.spec.gen_kwargs, update=True)
     return task

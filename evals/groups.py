@@ -11,6 +11,7 @@ from .records import Metric, Result, Score, ScoreStore, parquet
 from .report.items import Items, read_items
 from .runs import Target
 from .spec import Chat, GroupSpec, SuiteSpec
+from .stats.robustness import robustness
 from .stats.strata import StratifiedMean, centred_mean, macro_mean, micro_mean
 from .task import Checkpoint, Task
 
@@ -61,6 +62,8 @@ class GroupTask(Task):
         """Averages the scores of the tasks, as :meth:`Task.run`."""
         scores = [self._score(checkpoint, member, template) for member in self.members]
         items = [_items(checkpoint.target, score) for score in scores]
+        if self.group.mean == "robust":
+            return self._robust(scores, items, checkpoint.suite.seed)
         values = [item.values for item in items]
         names = {score.metrics[0].name.split(",")[0] for score in scores}
         name = names.pop() if len(names) == 1 else "mean"
@@ -87,6 +90,25 @@ class GroupTask(Task):
             shots.pop() if len(shots) == 1 else None,
             detail=detail | coverage,
         )
+
+    def _robust(self, scores: Sequence[Score], items: Sequence[Items], seed: int) -> Result:
+        """Compares the ways in which the same items were asked; their rows stand in the same order."""
+        import numpy as np
+
+        if len({len(held.keys) for held in items}) != 1:
+            raise EvalError("its ways to ask do not have the same items", where=self.spec.title)
+        metrics, least = robustness(np.stack([held.values for held in items]), seed=seed)
+        figures = {score.task: score.metrics[0].value for score in scores}
+        detail = {"kind": "group", "mean": "robust", "tasks": figures, "metric": scores[0].metrics[0].name}
+        samples = parquet(
+            {
+                "doc_id": list(range(len(least))),
+                "doc_hash": list(items[0].keys),  # as the task stands
+                "filter": ["none"] * len(least),
+                f"metric.{metrics[0].name}": least.tolist(),
+            }
+        )
+        return Result(tuple(metrics), samples, scores[0].num_fewshot, detail=detail)
 
     def _score(self, checkpoint: Checkpoint, member: HarnessTask, template: str | None) -> Score:
         """Returns the score of a task on the checkpoint."""

@@ -17,6 +17,7 @@ from .errors import SuiteError
 from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
 from .prompt_sets import PROMPTS, PromptsSpec
+from .row_changes import OptionOrder, RowChange, TypingErrors
 from .task_data import DataFolder, TaskRows, field_problems, open_folder
 from .task_index import find, members_of
 
@@ -54,11 +55,48 @@ class TaskSpec(TaskRows):
     """Overrides the suite's ``chat``."""
     baseline: Annotated[float, Field(ge=0, lt=1)] | None = None
     """What guessing scores, for the ``centred`` mean of a group."""
+    change: RowChange | None = None
+    """A change of the scored rows that leaves their right answers as they are; ``robustness`` makes these."""
 
     @property
     def title(self) -> str:
         """Returns what the leaderboard calls the task."""
         return self.name or Path(self.task).stem
+
+
+class RobustnessSpec(TaskSpec):
+    """A task that is asked in several ways: what all of them have right, their mean, the worst, how far they spread."""
+
+    phrasings: list[str] = Field(default=[])
+    """Templates that take turns in place of the task's ``doc_to_text``."""
+    typing_errors: TypingErrors | None = None
+    """Errors of typing in a column, drawn anew for each seed."""
+    options: OptionOrder | None = None
+    """The options of a question in another order for each seed; for tasks whose prompt lists them."""
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
+    """Of typing errors and orders."""
+
+    @model_validator(mode="after")
+    def _varies(self) -> Self:
+        if self.change is not None:
+            raise ValueError("`change` is made of `typing_errors` and `options`")
+        if not (self.phrasings or self.typing_errors or self.options):
+            raise ValueError("nothing is varied: give phrasings, typing_errors or options")
+        return self
+
+    def variants(self) -> list[TaskSpec]:
+        """Returns the task as it stands, then each way to ask it."""
+        changes = [
+            (f"phrasing{n}", {"overrides": self.overrides | {"doc_to_text": text}})
+            for n, text in enumerate(self.phrasings, 1)
+        ]
+        for seed in self.seeds:
+            for name, how in (("typing", self.typing_errors), ("options", self.options)):
+                changes += [(f"{name}{seed}", {"change": RowChange(seed=seed, how=how)})] if how else []
+        given = self.model_dump(include=self.model_fields_set & TaskSpec.model_fields.keys())
+        return [
+            TaskSpec(**given | {"name": f"{self.title}-{name}"} | update) for name, update in [("plain", {}), *changes]
+        ]
 
 
 class PerplexitySpec(_Strict):
@@ -192,9 +230,10 @@ class GroupSpec(_Strict):
     tasks: list[str] = []
     """The tasks by what the leaderboard calls them. By default those of the entry of ``tasks`` of that name, if that is
     a group of lm-eval, or else all of the suite."""
-    mean: Literal["macro", "micro", "centred"] = "macro"
+    mean: Literal["macro", "micro", "centred", "robust"] = "macro"
     """The mean that stands for the group: of the tasks' figures, of all items, or of ``(a - b) / (1 - b)`` with ``b``
-    the ``baseline`` of each task. The macro and micro means are there in any case."""
+    the ``baseline`` of each task. The macro and micro means are there in any case. ``robust`` is for tasks of the same
+    items, asked in several ways: the share of items that are right in all of them."""
     coverage: str | None = None
     """What part of the group is there; it stands in the column's title."""
 
@@ -218,6 +257,8 @@ class SuiteSpec(_Strict):
     default."""
     tasks: list[TaskSpec] = []
     """Tasks for lm-eval."""
+    robustness: list[RobustnessSpec] = []
+    """Tasks for lm-eval that are asked in several ways."""
     groups: list[GroupSpec] = []
     """Means over tasks."""
     perplexity: list[PerplexitySpec] = []
@@ -257,7 +298,15 @@ class SuiteSpec(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
-        sections = (self.tasks, self.perplexity, self.pairs, self.classification, self.functions, self.prompts)
+        sections = (
+            self.tasks,
+            self.robustness,
+            self.perplexity,
+            self.pairs,
+            self.classification,
+            self.functions,
+            self.prompts,
+        )
         if not any(sections):
             names = "tasks, perplexity, pairs, classification, functions or prompts"
             raise ValueError(f"the suite scores nothing: it has no {names}")
@@ -398,10 +447,10 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     }
     found: dict[str, list[Any]] = {}
     for section, resolve in sections.items():
-        items = enumerate(getattr(spec, section))
-        if section == "tasks":
-            items = zip(places, spec.tasks, strict=True)
-        found[section] = [resolve(item, base, partial(_note, document, (section, index))) for index, item in items]
+        items = getattr(spec, section)
+        where = places if section == "tasks" else [(section, index) for index in range(len(items))]
+        noted = [partial(_note, document, key) for key in where]
+        found[section] = [resolve(item, base, note) for item, note in zip(items, noted, strict=True)]
     names = [prompts.title for prompts in found["prompts"]]
     found["groups"] = _resolve_groups(spec, document)
     found["judges"] = [resolve_judging(entry, base, document, index, names) for index, entry in enumerate(spec.judges)]
@@ -415,9 +464,14 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     return spec.model_copy(update=found)
 
 
-def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[int]]:
+def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[KeyPath]]:
     """Puts the tasks of lm-eval's groups and tags in the place of their names; with the place of each in the suite."""
     tasks, places, groups = [], [], {group.name: group for group in spec.groups}
+    for place, entry in enumerate(spec.robustness):
+        variants = entry.variants()
+        tasks += variants
+        places += [("robustness", place)] * len(variants)
+        groups[entry.title] = GroupSpec(name=entry.title, mean="robust", tasks=[variant.title for variant in variants])
     for place, entry in enumerate(spec.tasks):
         members = members_of(entry.task)
         if members:
@@ -429,13 +483,13 @@ def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[int]]:
             groups[entry.title] = given if given.tasks else given.model_copy(update={"tasks": members})
         else:
             tasks.append(entry)
-        places += [place] * max(1, len(members))
+        places += [("tasks", place)] * max(1, len(members))
     return spec.model_copy(update={"tasks": tasks, "groups": list(groups.values())}), places
 
 
 def _take_from_folder(
-    spec: SuiteSpec, base: Path, document: Document, places: list[int]
-) -> tuple[SuiteSpec, list[int]]:
+    spec: SuiteSpec, base: Path, document: Document, places: list[KeyPath]
+) -> tuple[SuiteSpec, list[KeyPath]]:
     """Gives the tasks the files of the suite's folder; with the places in the suite of those that it holds."""
     if spec.data_dir is None:
         return spec, places
@@ -450,7 +504,7 @@ def _take_from_folder(
         try:
             find(task.task)  # a folder without it is one thing, a name that nobody knows another
         except SuiteError as error:
-            document.problem(("tasks", place, "task"), str(error))
+            document.problem((*place, "task"), str(error))
     missing = tuple(task.title for _, task in lost)
     if spec.tasks and not held:
         hint = f"its layout knows: {', '.join(folder.layout.tasks)}"

@@ -106,6 +106,7 @@ _SCALES = (
     (r"centred_accuracy", Scale(None, 1.0, of_items=False)),
     (r"brier(_score)?", Scale(0.0, 2.0)),
     (r"bleu|chrf", Scale(0.0, 100.0, of_items=False)),
+    (r"acc_(worst|spread)", Scale(0.0, 1.0, of_items=False)),
     (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", Scale(0.0, 1.0, of_items=False)),
     (r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+", Scale(0.0, 1.0)),
     (r"rating|reward|margin|gold|characters", Scale()),
