@@ -199,7 +199,7 @@ def _check_merge(job: Job, trainer: "Trainer") -> None:
     from ..evals.parity import check_merge
     from .parity import parity_lines
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)  # type: ignore[arg-type]
     whole = trainer.accelerator.num_processes == 1 and hasattr(model, "peft_config")
     live = LoadedModel(model, job.tokenizer, None) if whole else None
     try:

@@ -12,14 +12,15 @@ Status = Literal["same", "close", "differs", "not compared"]
 TOLERANCES: dict[str, tuple[float, float]] = {
     "exact": (1e-3, 1e-4),
     "float32": (1e-3, 1e-4),
-    "float16": (0.03, 0.003),
-    "bfloat16": (0.25, 0.02),
+    "float16": (0.1, 0.01),
+    "bfloat16": (1.0, 0.1),
     "quantized": (2.0, 0.1),
 }
 """The largest and the mean difference of a token's log-probability, in nats, that two forms may have whose weights are
-rounded to a type. Both are computed in float32, so that what is left between equal weights is the order of sums. For
-bfloat16 see `benchmarks/real_run/parity.md`: rounding a merged SmolLM2 gives a fifth of it, 4-bit weights several times
-as much. Only a file that is meant to be quantised is allowed what quantisation does."""
+rounded to a type. What is stored is computed in float32, so that between equal weights only the order of sums is left.
+Merging SmolLM2-135M in bfloat16 changes a log-probability by .015 in the mean and .19 at most (182 tokens), and a
+trainer that computes in bfloat16 is .045 away: the tolerance is there to tell such noise from a fault, while the check of
+the weights is exact up to the rounding of each number, and finds another adapter or 4-bit weights whatever their effect."""
 
 
 _INNER = ("RoPE", "configuration", "quantisation", "weights")  # what makes log-probabilities of the same tokens differ
