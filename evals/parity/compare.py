@@ -19,8 +19,8 @@ TOLERANCES: dict[str, tuple[float, float]] = {
 """The largest and the mean difference of a token's log-probability, in nats, that two forms may have whose weights are
 rounded to a type. What is stored is computed in float32, so that between equal weights only the order of sums is left.
 Merging SmolLM2-135M in bfloat16 changes a log-probability by .015 in the mean and .19 at most (182 tokens), and a
-trainer that computes in bfloat16 is .045 away: the tolerance is there to tell such noise from a fault, while the check of
-the weights is exact up to the rounding of each number, and finds another adapter or 4-bit weights whatever their effect."""
+trainer that computes in bfloat16 is .045 away: the tolerance tells such noise from a fault, while the check of the
+weights is exact up to the rounding of each number, and finds another adapter or 4-bit weights whatever they do."""
 
 
 _INNER = ("RoPE", "configuration", "quantisation", "weights")  # what makes log-probabilities of the same tokens differ
