@@ -16,6 +16,7 @@ from . import estimate
 from .decisions import Ready, decide, placed, trainer_config
 from .errors import RecipeError
 from .load import Loaded, load
+from .monitor import described
 from .rewards import name_of
 from .schema import RewardSpec
 from .stage_table import STAGES
@@ -257,6 +258,7 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
         f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
         f"{'at most ' if sampled else ''}{_count(tokens)} tokens",
         f"compute: {flops:.2e} FLOPs, attention scores {'and sampling ' if sampled else ''}left out",
+        *(described(recipe.score, steps) if recipe.score else []),
     ]
 
 

@@ -235,6 +235,21 @@ def check_columns(loaded: Loaded, suite: SuiteSpec) -> None:
             raise RecipeError(f"score.{key}.column: the suite has no task '{task}'", hint=hint)
 
 
+def described(spec: ScoreSpec, last: int) -> list[str]:
+    """Says how often a run of so many steps is scored while it trains, and at how many of these looks it may end."""
+    if not isinstance(spec.every, int):
+        return []
+    looks = len(looks_of(spec, last))
+    where = f"on {spec.device}, beside the training" if spec.device else "between steps"
+    lines = [f"score: {looks} looks while the run trains, {where}"]
+    if spec.early_stop:
+        able = looks - 1 - spec.early_stop.patience
+        few = "warning: score.early_stop can end nothing: there are too few looks; lower score.every or patience"
+        error = f"each with an error of {spec.early_stop.alpha / max(1, able):.2g} at most"
+        lines.append(f"score.early_stop: the run may end at {able} of them, {error}" if able > 0 else few)
+    return lines
+
+
 def looks_of(spec: ScoreSpec, last: int) -> list[int]:
     """Returns the steps after which a run of so many steps is scored: every N, the last, and the start if asked for."""
     assert isinstance(spec.every, int), "a run is scored every N steps"

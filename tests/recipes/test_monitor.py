@@ -154,6 +154,19 @@ def test_a_decision_by_what_is_not_scored_is_refused(make: Callable[..., Path], 
     assert "did you mean 'lines'" in error
 
 
+def test_a_check_says_how_often_a_run_is_looked_at_and_where_it_may_end(
+    make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    assert (
+        check_all([make(early_stop=STOP), make("few", every=6, start=False, early_stop=STOP)], [], {}, read_data=True)
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "score: 5 looks while the run trains, between steps" in said
+    assert "the run may end at 2 of them, each with an error of 0.025 at most" in said
+    assert "warning: score.early_stop can end nothing" in said
+
+
 def test_decisions_need_scores_while_the_run_trains(make: Callable[..., Path]):
     with pytest.raises(SpecError, match="early_stop is for scores while the run trains: say every: N"):
         load(make(every="end", start=False, early_stop=STOP))
