@@ -160,7 +160,7 @@ class Speller:
         if told is None or figure is None or figure.value is None:
             return None
         column = self.columns[told.column]
-        unit = " %" if column.primary.unit else f" {plain(column.primary.name, 40)}"
+        unit = "%" if column.primary.unit else f" {plain(column.primary.name, 40)}"
         ends = f" (95% interval {self.interval(figure, column)})" if figure.interval else ""
         level = f"{len(told.level)} other row{'s' if len(told.level) > 1 else ''} cannot be told from it there"
         kinds = (("better", told.better), ("worse", told.worse), ("no verdict", told.undecided))
