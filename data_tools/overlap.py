@@ -3,8 +3,9 @@
 Each definition is a ``Rule`` under its paper's name. They differ in n, in what of an item must be found (any n-gram, a
 share of its n-grams, a share of its words) and in whether one row must hold it. Matching is exact, by words, across
 line breaks; numbers are kept. What is looked for is the question, and where that is shorter than n, question and
-answer. An item that is shorter still, which none of the papers can find, counts as seen where a row has the whole of
-it. What is too short even for that is counted, never called clean.
+answer; these also count as seen where a row has all of the question and, soon after, all of the answer, which is the
+only way to find items shorter than n, for which no paper has a rule. What is too short even for that is counted, never
+called clean.
 
 Sources: GPT-3, arXiv:2005.14165, appendix C; PaLM, arXiv:2204.02311, section 8; Llama 2, arXiv:2307.09288, appendix
 A.6; Llama 3, arXiv:2407.21783, section 5.1.4; Tulu 3, arXiv:2411.15124, section 3.2.
@@ -126,7 +127,8 @@ class Overlap:
         self._index = NgramIndex.build(words, self.n)
         self.short = words.counts < self.n
         self.lost = words.counts < min(SHORTEST, self.n)
-        self._whole = _WholeItems(items, np.flatnonzero(self.short & ~self.lost))
+        # An answer may stand apart from its question, behind "Answer:" or another's name, which no n-gram spans.
+        self._whole = _WholeItems(items, np.flatnonzero(~enough & ~self.lost))
         # Of each item as many units, n-grams or words, as the rule counts.
         self._units = np.where(self.short, 1, words.counts - (self.n - 1 if rule.of == "ngrams" else 0))
         self._bounds = bounds_of(self._units)
@@ -169,11 +171,14 @@ class Overlap:
                 self._most[number] = units[pair]
                 self._evidence[number] = match
             found += [match] if match.counts else []
+        known = {(match.row, match.item) for match in found}
         for there, number in dict.fromkeys(self._whole.find(rows)):
             match = Match(self.rows + there, number, 1.0, self._span(number, 0, None), True)
-            self._held[self._bounds[number]], self._most[number] = True, 1
-            self._evidence.setdefault(number, match)
-            found.append(match)
+            self._held[self._bounds[number] : self._bounds[number + 1]] = True
+            if self._most[number] < self._units[number]:
+                self._most[number], self._evidence[number] = self._units[number], match
+            if (match.row, number) not in known:
+                found.append(match)
         self.rows += len(rows)
         return sorted(found, key=lambda match: (match.row, match.item))
 
@@ -232,7 +237,7 @@ class Overlap:
 
 
 class _WholeItems:
-    """Finds items that are shorter than n: all of the question in a row, and all of the answer soon after."""
+    """Finds items of short questions: all of the question in a row, and all of the answer soon after."""
 
     def __init__(self, items: Sequence[Item], numbers: "Integers"):
         questions = split_words([items[number].question for number in numbers])

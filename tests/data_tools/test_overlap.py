@@ -151,6 +151,16 @@ def test_a_question_is_looked_for_alone_where_it_is_long_enough_and_else_with_it
     assert overlap.seen().tolist() == [True, True]
 
 
+@pytest.mark.parametrize("rule", list(RULES))
+def test_an_answer_may_stand_apart_from_a_question_that_is_too_short_alone(rule: str) -> None:
+    overlap = Overlap(RULES[rule], [Item("a", words(0, 7), words(100, 107))])
+    found = overlap.look(
+        split_words([f"user\n{words(0, 7)}\nassistant\n{words(100, 107)}", words(0, 7), words(100, 107)])
+    )
+    assert [(match.row, match.share) for match in found] == [(0, 1.0)]
+    assert overlap.seen().all()
+
+
 def test_no_items_and_no_rows_are_no_trouble() -> None:
     overlap = Overlap(RULES["gpt3"], [])
     assert overlap.look(split_words(["a b c"])) == []
