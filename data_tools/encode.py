@@ -11,7 +11,7 @@ A server tokenises what it is sent by itself; what it makes of such text is out 
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,17 +61,20 @@ class TextEncoder:
         tokenizer: The tokenizer.
         template: For conversations; None if there are none.
         whole: Whether a text that the template leaves out spoils a conversation, as it does one to learn from.
+        variables: Further variables of the template, such as ``enable_thinking``.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate | None = None
     whole: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
     _border: str | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "TextEncoder":
+    def of(cls, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> "TextEncoder":
         """Returns the encoder of a tokenizer and the template that it carries, if it does."""
-        return cls(tokenizer, from_tokenizer(tokenizer) if tokenizer.chat_template else None)
+        template = from_tokenizer(tokenizer) if tokenizer.chat_template else None
+        return cls(tokenizer, template, variables=variables or {})
 
     def prompts(self, prompts: Sequence[str | Messages], *, where: str | None = None) -> list[Ids]:
         """Returns the tokens of prompts, text or messages.
@@ -244,13 +247,13 @@ class TextEncoder:
                     [{"messages": messages, "tools": talk.tools}],
                     "all",
                     whole=self.whole,
-                    add_generation_prompt=open_ended,
+                    **{**self.variables, "add_generation_prompt": open_ended},
                 )[0].input_ids
                 for messages, open_ended in whole
             ]
         texts = []
         for messages, open_ended in whole:
-            options: dict[str, Any] = {"tools": talk.tools, "add_generation_prompt": open_ended}
+            options: dict[str, Any] = {**self.variables, "tools": talk.tools, "add_generation_prompt": open_ended}
             texts.append(render(template, messages, tokenizer=self.tokenizer, **options).text)
             if self.whole:
                 require_whole(template, messages, texts[-1])

@@ -74,7 +74,7 @@ def generate(
         The answers, as soon as their batch is done.
     """
     asked = zip(keys, map(list, prompts), strict=True)
-    seeds = [int(hash_json([sampling.seed, key, prompt]), 16) % 2**31 for key, prompt in asked]
+    seeds = [seed_of(sampling.seed, key, prompt) for key, prompt in asked]
     answer, size = _with_transformers, sampling.batch_size
     if hasattr(model, "llm_engine"):
         answer, size = _with_vllm, max(size, VLLM_BATCH)
@@ -85,6 +85,11 @@ def generate(
         seconds = (time.perf_counter() - begun) / len(batch)
         for prompt, (text, ended, tokens) in zip(batch, answers, strict=True):
             yield Reply("", text, "stop" if ended else "length", len(prompt), tokens, seconds=seconds)
+
+
+def seed_of(seed: int, key: str, prompt: Sequence[int]) -> int:
+    """Returns the seed of a prompt's own stream of random numbers, from that of all draws and the prompt's key."""
+    return int(hash_json([seed, key, list(prompt)]), 16) % 2**31
 
 
 def _with_transformers(
@@ -148,7 +153,7 @@ def draw(
         pad_token_id=pad,
         bos_token_id=model.generation_config.bos_token_id,
     )
-    processors = LogitsProcessorList([_Draw(sampling, seeds)] if sampling.temperature > 0 else [])
+    processors = LogitsProcessorList([Draw(sampling, seeds)] if sampling.temperature > 0 else [])
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
@@ -166,11 +171,15 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
     return {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
 
 
-class _Draw:
+class Draw:
     """A logits processor that leaves each row one token, drawn by inverting the distribution function.
 
     The smallest set of likeliest tokens that holds ``top_p`` of the mass is drawn from (Holtzman et al. 2020,
     arXiv:1904.09751, section 3.1).
+
+    Args:
+        sampling: How tokens are drawn.
+        seeds: One for each row.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int]):

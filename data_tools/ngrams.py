@@ -78,7 +78,7 @@ def normalise(text: str) -> str:
     if text.isascii():
         return text
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NEEDS_CARE.sub(lambda found: f" {found[1]} " if found[1] else " ", folded)
+    return _NEEDS_CARE.sub(r" \1 ", folded)
 
 
 def words_in(text: str) -> list[str]:

@@ -76,12 +76,16 @@ class Nearest:
         """Returns how many items are long enough to be told."""
         return len(self.numbers)
 
-    def of(self, rows: Words) -> Near:
-        """Returns the items that the passages of rows are nearest to."""
+    def alike(self, rows: Words) -> tuple["Integers", "Floats"]:
+        """Returns whose each passage of some rows is, and how alike it is to each item, shape (passages, items)."""
         owner, sets = _sets(rows)
         whole = np.asarray(sets @ self._weights).ravel()
         shared = (sets @ self._items.T).toarray()
-        alike = 2 * shared / np.maximum(whole[:, None] + self._whole, 1e-9)
+        return owner, 2 * shared / np.maximum(whole[:, None] + self._whole, 1e-9)
+
+    def of(self, rows: Words) -> Near:
+        """Returns the items that the passages of rows are nearest to."""
+        owner, alike = self.alike(rows)
         order = np.argpartition(-alike, 2, axis=1)[:, :3]
         first = np.take_along_axis(alike, order, 1)
         order = np.take_along_axis(order, np.argsort(-first, axis=1, kind="stable"), 1)

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.errors import DataError
 from ..data_tools.files import append_line, hash_json, locked, read_jsonl_log
@@ -79,14 +81,18 @@ def training_data(run_dir: Path, *, most_bytes: int | None = MOST_BYTES) -> Trai
     for folder, record in lineage(run_dir):
         name, parent = str(record.get("name") or folder.name), record.get("parent")
         given = ((record.get("recipe") or {}).get("data") or {}).get("train")
-        if given is None or not record.get("data"):
+        trained = (record.get("data") or {}).get("train")
+        if not given or not trained:
             unseen.append(f"what {name} was trained on is unknown")
             continue
         given = given if isinstance(given, list) else [given]
-        contents = record["data"]["train"].get("contents") or [None] * len(given)
-        for values, content in zip(given, contents, strict=True):
-            place = _place(values["path"], record, folder)
-            found.append((name, SourceSpec.model_validate(values | {"path": place, "name": values["path"]}), content))
+        contents = trained.get("contents") or [None] * len(given)
+        for values, content in zip(given, contents, strict=False):
+            try:
+                place = {"path": _place(values["path"], record, folder), "name": values["path"]}
+                found.append((name, SourceSpec.model_validate(values | place), content))
+            except ValidationError as error:  # the recipe of a version with other keys
+                unseen.append(f"what {name} was trained on cannot be read: {first_line(error)}")
     if parent:  # no run that could be followed further
         unseen.append(f"what {parent.get('name')} was trained on is unknown")
     weight = sum(_weight(source) for _, source, _ in found)
@@ -151,7 +157,7 @@ def find_touched(
         progress: Takes a line for each task.
 
     Raises:
-        PosttrainError: The file cannot be written, or the data is damaged.
+        PosttrainError: The file cannot be written.
     """
     scored = {score.task_hash for score in ScoreStore(store).load()}
     wanted = [task for task in tasks if task.task_hash in scored and task.has_items]
@@ -168,7 +174,11 @@ def find_touched(
             asked[key] = (task, task.items() or [])
         except PosttrainError as error:
             progress(f"{store.name}: {task.spec.title}: its items cannot be looked for in the training data: {error}")
-    lines = _look(data, asked) if asked else {}
+    try:
+        lines = _look(data, asked) if asked else {}
+    except DataError as error:
+        progress(f"{store.name}: its training data cannot be looked through: {error}")
+        return
     with locked(store / LOCKS / "contamination", wait=True):
         for key, line in lines.items():
             append_line(store / CONTAMINATION, json.dumps({"key": key} | line, ensure_ascii=False))

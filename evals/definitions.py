@@ -27,7 +27,7 @@ from .gold import check_gold
 from .items import items_of
 from .models import quiet_bars
 from .records import Result
-from .spec import Chat, SuiteSpec, TaskSpec
+from .spec import Chat, GroupSpec, SamplingSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, read_task_rows
 from .task_index import find, lm_eval_folder
@@ -127,7 +127,8 @@ class HarnessTask(Task):
         suite, templated = checkpoint.suite, template is not None
         result = harness.run_task(task, self.spec, self.primary, checkpoint.lm, suite, templated=templated, notes=notes)
         known = self.canaries(task)
-        detail = origin(self) | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
+        sampling = {"sampling": self.spec.sampling.model_dump()} if self.spec.sampling else {}
+        detail = origin(self) | sampling | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
         notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
         if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
             notes_of_task.append(f"always {known.answer!r} would score {known.majority:.3f} on {known.metric}")
@@ -171,11 +172,54 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
         "suite": suite.model_dump(include={"seed", "max_length", "dtype"}),
         "lm_eval": version("lm-eval"),
     }
+    if suite.template_variables and content["chat"] != "never":
+        if suite.template_variables.get("enable_thinking") and config.get("output_type") != "generate_until":
+            hint = "say `chat: never` for the task, or leave `enable_thinking` out"
+            what = "the likelihood of an option is asked before any thought: `enable_thinking` cannot go with it"
+            raise SuiteError(what, where=spec.title, hint=hint)
+        content["template_variables"] = dict(suite.template_variables)
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
         content["rows"] = rows
     if spec.change:
         content["change"] = spec.change.model_dump()
+    if spec.sampling is not None:
+        if config.get("output_type") != "generate_until":
+            raise SuiteError("`sampling` goes with tasks that generate text", where=spec.title)
+        content["sampling"] = spec.sampling.model_dump(exclude={"name"})
     return HarnessTask(spec, hash_json(content), path, config, data_files)
+
+
+def each_setting(suite: SuiteSpec) -> tuple[list[TaskSpec], list[GroupSpec]]:
+    """Returns the tasks and groups of a suite, those that generate text once for each of its sampling settings."""
+    tasks, generating = [], set()
+    for spec in suite.tasks:
+        if suite.sampling and spec.sampling is None and _generates(spec):
+            generating.add(spec.title)
+            tasks += [_under(spec, setting) for setting in suite.sampling]
+        else:
+            tasks.append(spec)
+    groups = []
+    for group in suite.groups:
+        if not generating & set(group.tasks):
+            groups.append(group)
+            continue
+        for setting in suite.sampling:
+            members = [f"{name}-{setting.name}" if name in generating else name for name in group.tasks]
+            groups.append(group.model_copy(update={"name": f"{group.name}-{setting.name}", "tasks": members}))
+    return tasks, groups
+
+
+def _under(spec: TaskSpec, setting: SamplingSpec) -> TaskSpec:
+    return spec.model_copy(update={"name": f"{spec.title}-{setting.name}", "sampling": setting})
+
+
+def _generates(spec: TaskSpec) -> bool:
+    """Says whether a task generates text; one that cannot be read is left to :func:`define` to refuse."""
+    try:
+        config = read_yaml(find(spec.task)) | spec.overrides
+    except SuiteError:
+        return False
+    return config.get("output_type") == "generate_until"
 
 
 def build(definition: HarnessTask) -> "LmEvalTask":

@@ -137,7 +137,7 @@ class Prompts(Task):
         else:
             loaded = checkpoint.language_model(spec.title)
             model, tokenizer = loaded.model, loaded.tokenizer
-        encoder, engine = TextEncoder.of(tokenizer), partial(generate, model, tokenizer)
+        encoder, engine = TextEncoder.of(tokenizer, suite.template_variables), partial(generate, model, tokenizer)
         return local(encoder, engine, suite.max_length or room(model), sampling, spec, templated=templated)
 
     def sampling(self, suite: SuiteSpec) -> Sampling:
@@ -169,6 +169,11 @@ def define(spec: PromptsSpec, suite: SuiteSpec) -> Prompts:
         "chat": "server" if spec.backend == "endpoint" else spec.chat or suite.chat,
     }
     settings |= suite.model_dump(include={"max_length", "dtype"})
+    if suite.template_variables and settings["chat"] != "never":
+        if spec.backend == "endpoint":
+            hint = "say `extra: {chat_template_kwargs: {…}}` to a server that knows it, such as vLLM"
+            raise SuiteError("`template_variables` do not reach a server", where=spec.title, hint=hint)
+        settings["template_variables"] = dict(suite.template_variables)
     asked = [[prompt.id, prompt.key, prompt.category, prompt.references] for prompt in prompts]
     digest = hash_json({"prompts": asked, "settings": settings, "method": _METHOD})
     return Prompts(spec, digest, tuple(prompts), notes, settings)

@@ -10,6 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -18,8 +19,10 @@ from ..data_tools.encode import TextEncoder
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
+from .sampling import Draws, Samples, check_drawn, generation_settings
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
+from .thinking import answer_in, may_think
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -97,7 +100,11 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
-            texts = super().generate_until(requests, disable_tqdm)
+            thinks = is_mark(requests[0].args[0][:1]) and may_think(str(tokenizer.chat_template))
+            asked = [_without_stops(request) for request in requests] if thinks else requests
+            texts = super().generate_until(asked, disable_tqdm)
+            if thinks:
+                texts, self.thinking = _answers(requests, texts)
             if self.prompts.refused is not None:
                 self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
             elif self.prompts.shared:
@@ -105,10 +112,18 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             return texts
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            greedy_or_drawn = options.get("num_beams", 1) == 1
-            if greedy_or_drawn and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
+            beams = options.get("num_beams", 1) > 1
+            if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
                 options["past_key_values"] = cache
-            with mock.patch.object(huggingface, "stop_sequences_criteria", lambda *how: [Stops(*how)]):
+            if self.draws is not None:
+                most = max_length - context.shape[1]
+                options["logits_processor"] = self.draws.processors(context, options["attention_mask"], most)
+
+            def stops(*how: Any) -> list[Any]:
+                # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
+                return [] if beams else [Stops(*how)]
+
+            with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
                 return super()._model_generate(context, max_length, stop, **options)
 
     lm = Model(
@@ -117,8 +132,11 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         batch_size=suite.batch_size,
         max_length=suite.max_length,
         softmax_dtype="float32",
+        chat_template_args=dict(suite.template_variables),
     )
+    lm.draws = None
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
+    lm.thinking = None
     return lm
 
 
@@ -154,9 +172,15 @@ def run_task(
     from lm_eval.utils import hash_string
 
     evaluate: Any = evaluator.evaluate
-    lm.shared.record = None
+    lm.shared.record = lm.thinking = None
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
+    setting, several = spec.sampling, None
+    lm.draws = None
+    if setting is not None:
+        task.set_config("generation_kwargs", generation_settings(setting, task.config.generation_kwargs), update=True)
+        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 else None
+        several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
     with quiet_bars(), noted(notes) as told, no_pool, no_prints:
@@ -168,6 +192,9 @@ def run_task(
             apply_chat_template=templated,
             fewshot_as_multiturn=templated,
         )
+    if setting is not None and lm.draws is not None:
+        check_drawn(lm.draws, task, setting)
+        lm.draws = None
     name, samples = spec.title, results["samples"][spec.title]
     for sample in samples if templated else ():
         sample["arguments"] = [(_unmarked(first), *rest) for first, *rest in sample["arguments"]]
@@ -177,11 +204,32 @@ def run_task(
         _count_unread(task, samples, figures)
     metrics = _metrics(figures, up, samples)
     metrics = _primary_first(metrics, spec, primary)
+    metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
     table = samples_to_parquet(samples)
     refused = (lm.shared.record or {}).get("reason")
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
     told = (*summary(told), *_constant(task, samples), *refusal)
-    return Result(metrics, table, results["n-shot"][name], told, lm.shared.record)
+    detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
+    if lm.thinking and lm.thinking["cut"]:
+        told = (*told, f"{lm.thinking['cut']} of {lm.thinking['answers']} never ended their thoughts: no answer")
+    return Result(metrics, table, results["n-shot"][name], told, detail or None)
+
+
+def _without_stops(request: Any) -> Any:
+    """Returns a request that goes on to the end of the answer: its stop strings may stand in thoughts."""
+    prompt, settings = request.args
+    return replace(request, arguments=(prompt, {**settings, "until": []}))
+
+
+def _answers(requests: Sequence[Any], raw: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Takes the thoughts out of texts; with how many there were, held thoughts, and never ended them."""
+    found = []
+    for request, text in zip(requests, raw, strict=True):
+        prompt, settings = request.args
+        until = settings.get("until") or []
+        found.append(answer_in(text, _unmarked(prompt), [until] if isinstance(until, str) else until))
+    counts = {"thought": sum(answer.thought for answer in found), "cut": sum(answer.cut for answer in found)}
+    return [answer.text for answer in found], {"answers": len(found), **counts}
 
 
 def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:

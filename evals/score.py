@@ -84,8 +84,9 @@ def define_all(suite: SuiteSpec) -> list[Task]:
     Raises:
         SuiteError: With every task that is wrong.
     """
+    harness_tasks, means = definitions.each_setting(suite)
     kinds: list[tuple[Callable[..., Task], Sequence[Any]]] = [
-        (definitions.define, suite.tasks),
+        (definitions.define, harness_tasks),
         (perplexity.define, suite.perplexity),
         (pairs.define, suite.pairs),
         (classification.define, suite.classification),
@@ -101,7 +102,7 @@ def define_all(suite: SuiteSpec) -> list[Task]:
             except SuiteError as error:
                 problems.append(error)
     if not problems:
-        tasks += [groups.define(group, suite, tasks) for group in suite.groups]
+        tasks += [groups.define(group, suite, tasks) for group in means]
     if len(problems) == 1:
         raise problems[0]
     if problems:

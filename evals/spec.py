@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError
@@ -30,6 +30,40 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
+class SamplingSpec(_Strict):
+    """A named way to generate, under which each task that generates text is scored in a column of its own."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    """What the column is called, behind the task: ``gsm8k-nucleus``."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy, or a beam search."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The mass of the likeliest tokens that are drawn from."""
+    beams: Annotated[int, Field(ge=1)] = 1
+    """Beams of a beam search."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Answers to each item; more than one needs a temperature."""
+    k: list[Annotated[int, Field(ge=1)]] = []
+    """Of pass@k and maj@k; the number of samples by default."""
+
+    @property
+    def ks(self) -> list[int]:
+        """Returns the k of pass@k and maj@k; none of a single sample."""
+        return (self.k or [self.samples]) if self.samples > 1 else []
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples of greedy answers are all the same: give a `temperature` above 0")
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("a beam search draws nothing: drop `beams` or `temperature`")
+        if self.top_p < 1 and self.temperature == 0:
+            raise ValueError("`top_p` does nothing to greedy answers: give a `temperature` above 0")
+        if max(self.k, default=1) > self.samples:
+            raise ValueError(f"pass@{max(self.k)} needs as many `samples`; there are {self.samples}")
+        return self
+
+
 class TaskSpec(TaskRows):
     """One lm-eval task, and how it is asked."""
 
@@ -51,6 +85,8 @@ class TaskSpec(TaskRows):
     """The metric that stands for the task; the task's first by default."""
     gen_kwargs: dict[str, Any] = Field(default={})
     """Generation settings that replace the task's own, such as ``max_gen_toks``."""
+    sampling: SamplingSpec | None = None
+    """How this task is sampled, where the suite's ``sampling`` does not say it."""
     chat: Chat | None = None
     """Overrides the suite's ``chat``."""
     baseline: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -261,6 +297,8 @@ class SuiteSpec(_Strict):
     """Tasks for lm-eval that are asked in several ways."""
     groups: list[GroupSpec] = []
     """Means over tasks."""
+    sampling: list[SamplingSpec] = []
+    """Settings under which each task that generates text is scored; by default once, as the task says."""
     perplexity: list[PerplexitySpec] = []
     """Texts for perplexity."""
     pairs: list[PairsSpec] = []
@@ -276,6 +314,8 @@ class SuiteSpec(_Strict):
     chat: Chat = "auto"
     """``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification never do;
     conversations of ``pairs`` always do."""
+    template_variables: dict[str, str | int | float | bool] = {}
+    """Variables of the chat template for tasks and prompt sets, such as ``enable_thinking: false``."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
     """Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, the others take 8."""
     seed: int = 0
@@ -296,6 +336,13 @@ class SuiteSpec(_Strict):
         """Returns the tasks that the suite names and its folder does not hold."""
         return self._left_out
 
+    @field_validator("template_variables")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if ours := sorted(value.keys() & {"messages", "tools", "add_generation_prompt", "continue_final_message"}):
+            raise ValueError(f"`{ours[0]}` is set by what is asked: drop it")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> "SuiteSpec":
         sections = (
@@ -310,6 +357,13 @@ class SuiteSpec(_Strict):
         if not any(sections):
             names = "tasks, perplexity, pairs, classification, functions or prompts"
             raise ValueError(f"the suite scores nothing: it has no {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> "SuiteSpec":
+        names = [setting.name for setting in self.sampling]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the setting '{twice}' of `sampling` stands twice")
         return self
 
     def size_of_batch(self, given: int | None = None) -> int:

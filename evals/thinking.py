@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Tags = tuple[str, str]
 
@@ -23,10 +23,12 @@ class Stripped:
     Attributes:
         text: The answer, without white space around it if thoughts were taken out.
         cut: Whether its thoughts never ended, so that there is no answer.
+        thought: Whether there were thoughts.
     """
 
     text: str
     cut: bool
+    thought: bool = False
 
 
 def strip_thinking(raw: str, tags: Sequence[Tags] = TAGS, *, opened: Tags | None = None) -> Stripped:
@@ -53,7 +55,7 @@ def strip_thinking(raw: str, tags: Sequence[Tags] = TAGS, *, opened: Tags | None
             end = ends.search(text, start.end())
             if end is None:
                 if not any(part.strip() for part in kept) and not text[at : start.start()].strip():
-                    return Stripped("", True)
+                    return Stripped("", True, True)
                 break
             kept.append(text[at : start.start()])
             at = end.end()
@@ -62,10 +64,25 @@ def strip_thinking(raw: str, tags: Sequence[Tags] = TAGS, *, opened: Tags | None
         spoken_of = stray is not None and opening.lower() in text[: stray.start()].lower()
         if stray is not None and starts.search(text) is None and not spoken_of:
             text, thought = text[stray.end() :], True
-    return Stripped(text.strip() if thought else text, False)
+    return Stripped(text.strip() if thought else text, False, thought)
 
 
 def opened_by(prompt: str, tags: Sequence[Tags] = TAGS) -> Tags | None:
     """Returns the tags that a rendered prompt has opened at its end, as some chat templates do."""
     end = prompt.rstrip().lower()
     return next((pair for pair in tags if end.endswith(pair[0].lower())), None)
+
+
+def answer_in(raw: str, prompt: str, stops: Sequence[str], tags: Sequence[Tags] = TAGS) -> Stripped:
+    """Returns the answer to a rendered prompt: thoughts are taken out first, and then it ends at the first stop string.
+
+    In the other order a stop string such as a blank line ends the thoughts, and no answer is ever seen.
+    """
+    found = strip_thinking(raw, tags, opened=opened_by(prompt, tags))
+    ends = [at for stop in stops if stop and (at := found.text.find(stop)) >= 0]
+    return replace(found, text=found.text[: min(ends)]) if ends else found
+
+
+def may_think(template: str, tags: Sequence[Tags] = TAGS) -> bool:
+    """Says whether a chat template knows of thoughts, so that a model that it is of may write some."""
+    return any(opening in template for opening, _ in tags)

@@ -15,6 +15,7 @@ from typing import Any
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.files import write_json
 from ..evals import checkpoints
+from ..evals.definitions import each_setting
 from ..evals.records import Metric, Score, ScoreStore
 from ..evals.report.items import read_items
 from ..evals.runs import RUN_FILE, read_record
@@ -224,7 +225,7 @@ def check_columns(loaded: Loaded, suite: SuiteSpec) -> None:
     score = loaded.recipe.score
     assert score is not None, "the caller has looked"
     sections = (
-        *(suite.tasks, suite.groups, suite.perplexity, suite.pairs),
+        *(*each_setting(suite), suite.perplexity, suite.pairs),
         *(suite.classification, suite.functions, suite.prompts, suite.judges),
     )
     titles = [item.title for section in sections for item in section]

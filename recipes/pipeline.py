@@ -18,6 +18,7 @@ from ..evals import checkpoints
 from ..evals.spec import check_suite
 from . import launch, rundir
 from .errors import RunError
+from .forks import Forks
 from .inputs import beside, find_suite
 from .load import Loaded, apply_override, load
 from .schema import Pipeline, Step
@@ -125,13 +126,15 @@ def run(
     output_dir = Path(pipeline.output_dir)
     how = {"processes": processes, "accelerate": accelerate}
     worked = False
-    with locked(output_dir / ".lock"):
+    single = accelerate is None and (processes or 1) == 1
+    trains = any(step.recipe is not None for step in pipeline.steps)
+    with locked(output_dir / ".lock"), Forks(wanted=single and trains) as forks:
         plans = plan(document, pipeline)
         last = plan_score(document, pipeline, plans)
         for current in plans.values():
-            worked |= _run_step(current, how, say)
+            worked |= _run_step(current, how, forks, say)
         if last:
-            worked |= _score(last, say)
+            worked |= _score(last, forks, say)
         if pipeline.report:
             worked |= _report(output_dir, list(plans.values()), say)
     if not worked:
@@ -276,7 +279,7 @@ def _hash_tree(path: Path) -> str:
     return hash_json([[file.name, hash_file(file)] for file in files])
 
 
-def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) -> bool:
+def _run_step(current: Plan, how: dict[str, Any], forks: Forks, say: Callable[[str], None]) -> bool:
     """Runs one step if it must; returns whether it did anything."""
     name, folder, loaded = current.name, current.folder, current.loaded
     if done := _is_done(current):
@@ -284,12 +287,13 @@ def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) ->
     else:
         _set_aside(current, say)
         say(f"{name}: running")
+        forks.prepare()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STATE, {"key": current.key})  # first: what was killed may go on
         if loaded:
             steps = [f"--step={key}={place}" for key, place in loaded.references.items()]
             command = launch.command(loaded.path, loaded.overrides, flags=["--no-score", *steps], **how)
-            _in_process("training", loaded.name, command)
+            _in_process("training", loaded.name, command, forks)
         elif current.tool:
             if line := current.tool.run(folder):
                 say(line)
@@ -297,9 +301,8 @@ def _run_step(current: Plan, how: dict[str, Any], say: Callable[[str], None]) ->
     score = loaded.recipe.score if loaded else None
     if loaded is None or score is None:
         return not done
-    return (
-        _score(Scoring(name, (folder,), score.suite, loaded.references, score.every != "checkpoint"), say) or not done
-    )
+    scoring = Scoring(name, (folder,), score.suite, loaded.references, score.every != "checkpoint")
+    return _score(scoring, forks, say) or not done
 
 
 def _is_done(current: Plan) -> bool:
@@ -328,14 +331,14 @@ def _set_aside(current: Plan, say: Callable[[str], None]) -> None:
     say(f"{current.name}: its inputs have changed; the earlier output is now {aside}")
 
 
-def _in_process(what: str, name: str, command: Sequence[str]) -> None:
+def _in_process(what: str, name: str, command: Sequence[str], forks: Forks) -> None:
     """Trains or scores in a process of its own, so that its memory is free again for the next."""
-    code = launch.run(command)
+    code = forks.run(command)
     if code != 0:
         raise RunError(f"{what} ended with exit code {code}", where=name, hint="what went wrong stands above")
 
 
-def _score(scoring: Scoring, say: Callable[[str], None]) -> bool:
+def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
     """Scores and judges what is not yet, in a process of its own; returns whether there was anything."""
     from ..evals.judging.run import pending_judgments
     from ..evals.score import pending
@@ -347,7 +350,7 @@ def _score(scoring: Scoring, say: Callable[[str], None]) -> bool:
         say(f"{scoring.name}: every checkpoint is scored")
         return False
     command = launch.score_command(folders, scoring.suite, references, final_only=final_only)
-    _in_process("scoring", scoring.name, command)
+    _in_process("scoring", scoring.name, command, forks)
     return True
 
 

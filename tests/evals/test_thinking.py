@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from posttrain.evals.thinking import TAGS, opened_by, strip_thinking
+from posttrain.evals.thinking import TAGS, Stripped, answer_in, opened_by, strip_thinking
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,19 @@ def test_a_megabyte_of_tags_is_read_in_no_time(unit: str):
     started = time.process_time()
     strip_thinking(unit * (1_000_000 // len(unit)))
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "prompt", "text", "cut", "thought"),
+    [
+        ("<think>\nfirst\n\nthen\n</think>\n\n4\n\nQuestion: 5", "", "4", False, True),
+        ("first\n\nthen</think>4\n\nmore", "assistant\n<think>\n", "4", False, True),
+        ("<think>first\n\nthen", "", "", True, True),
+        ("4\n\nQuestion: 5", "", "4", False, False),
+        ("4", "", "4", False, False),
+    ],
+)
+def test_thoughts_are_taken_out_before_stop_strings_are_looked_for(
+    raw: str, prompt: str, text: str, cut: bool, thought: bool
+):
+    assert answer_in(raw, prompt, ["Question:", "\n\n"]) == Stripped(text, cut, thought)

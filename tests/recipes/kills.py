@@ -124,8 +124,10 @@ def _in_child(command: Command, events: Path, output: Path, at: int) -> int:
 def _call(arguments: list[str]) -> int:
     """Runs a command of posttrain's; ``train`` becomes another process, so its module is called instead."""
     from posttrain.recipes import cli, launch, train
+    from posttrain.recipes.forks import Forks
 
     launch.run = _forked  # type: ignore[assignment]
+    Forks.prepare = lambda self: None  # type: ignore[method-assign]  # forks of its own would import again
     if arguments[0] == "train":
         return train.main(arguments[1:])
     sys.argv = ["posttrain", *arguments]

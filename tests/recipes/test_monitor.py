@@ -9,6 +9,7 @@ import pytest
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals import checkpoints
 from posttrain.evals.records import ScoreStore
+from posttrain.evals.report import build
 from posttrain.recipes import launch
 from posttrain.recipes.check import check_all
 from posttrain.recipes.load import load
@@ -99,6 +100,11 @@ def test_a_run_that_gains_nothing_ends_with_what_it_has(make: Callable[..., Path
     last = run_dir / f"checkpoint-{found['early_stop']['step']}"
     assert checkpoints.weights_hash(run_dir) == checkpoints.weights_hash(last)
     assert max(line["step"] for line in log(run_dir)) == found["early_stop"]["step"]
+    flags = {row.step: row.flags for row in build([run_dir]).rows}
+    assert "the best of" in flags[found["best"]["step"]][-1]
+    assert (
+        f"training ended here, at {found['early_stop']['step']} of 12 steps" in flags[found["early_stop"]["step"]][-1]
+    )
 
 
 @pytest.mark.parametrize("scored_before", [False, True])

@@ -10,6 +10,7 @@ import yaml
 from posttrain.data_tools.errors import SpecError
 from posttrain.recipes import launch
 from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.forks import Forks
 from posttrain.recipes.pipeline import STATE, _is_done, load_pipeline, plan, run
 from posttrain.recipes.scoring import _suite_of
 
@@ -88,6 +89,7 @@ def test_only_what_has_changed_is_done_again_and_nothing_is_lost(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "run", warm.launched)
+    monkeypatch.setattr(Forks, "prepare", lambda self: None)
     said: list[str] = []
     assert run(pipeline, say=said.append)
     board = json.loads((tmp_path / "out" / "leaderboard.json").read_text())

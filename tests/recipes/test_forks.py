@@ -1,0 +1,67 @@
+"""A pipeline's processes are forks of one that has imported everything, and behave as processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from posttrain.recipes import launch
+from posttrain.recipes.forks import Forks
+
+from .conftest import command
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Commands that were started as anywhere else."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(launch, "run", lambda arguments: commands.append(list(arguments)) or 3)
+    return commands
+
+
+def test_without_anything_imported_a_command_is_started_as_anywhere_else(ran: list[list[str]]):
+    with Forks(wanted=False) as forks:
+        forks.prepare()
+        assert forks.run(command("score", "x")) == 3
+    assert ran == [command("score", "x")]
+
+
+@pytest.mark.slow
+def test_forks_end_as_processes_do_and_what_they_come_from_may_be_killed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], ran: list[list[str]]
+):
+    (tmp_path / "bad.yaml").write_text("stage: sfft\n")
+    run = tmp_path / "run"  # it has not ended, so a watch waits
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"name": "run", "finished": None}))
+    (tmp_path / "text.txt").write_text("one\n")
+    (tmp_path / "suite.yaml").write_text("perplexity: [{name: t, path: text.txt}]\n")
+    with Forks() as forks:
+        forks.prepare()
+        assert forks.run(command("check", tmp_path / "bad.yaml")) == 2
+        assert forks.run(command("check", "--json-schema", "suite")) == 0
+        assert forks.run([*command()[:2], launch.MODULE, str(tmp_path / "bad.yaml")]) == 2
+        said = capfd.readouterr()
+        assert said.err.count("did you mean 'sft'") == 2
+        assert '"$schema"' in said.out
+        assert forks._server is not None
+        threading.Thread(target=_kill_child_of, args=(forks._server.pid,)).start()
+        assert forks.run(command("score", run, "--suite", tmp_path / "suite.yaml", "--watch")) == -signal.SIGKILL
+        assert ran == []
+        forks._server.kill()
+        forks._server.wait()
+        assert forks.run(command("check", tmp_path / "bad.yaml")) == 3
+        assert len(ran) == 1
+
+
+def _kill_child_of(pid: int) -> None:
+    for _ in range(200):
+        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+        if found:
+            os.kill(int(found[0]), signal.SIGKILL)
+            return
+        time.sleep(0.02)
