@@ -178,6 +178,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
             what = "the likelihood of an option is asked before any thought: `enable_thinking` cannot go with it"
             raise SuiteError(what, where=spec.title, hint=hint)
         content["template_variables"] = dict(suite.template_variables)
+    if suite.too_long != "cut":
+        content["too_long"] = suite.too_long
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
         content["rows"] = rows
     if spec.change:

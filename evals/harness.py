@@ -52,6 +52,8 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         the text of a chat begins with a mark, and has it around each that is text.
         """
 
+        thinking: dict[str, int] | None = None  # of the task at work: answers, those with thoughts, those without end
+
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             marked, mark = mark_special(chat_history, encoder.special)
             return mark + super().apply_chat_template(marked, add_generation_prompt)
@@ -136,7 +138,6 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     )
     lm.draws = None
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
-    lm.thinking = None
     return lm
 
 
@@ -166,7 +167,7 @@ def run_task(
 
     Raises:
         SuiteError: The task has no such metric.
-        EvalError: The primary figure is not a number.
+        EvalError: The primary figure is not a number, or items are too long and are not to be cut.
     """
     from lm_eval import evaluator
     from lm_eval.utils import hash_string
@@ -183,6 +184,7 @@ def run_task(
         several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
+    long = _leave_out_long_items(task, lm, suite, spec.title)
     with quiet_bars(), noted(notes) as told, no_pool, no_prints:
         results = evaluate(
             lm,
@@ -210,9 +212,54 @@ def run_task(
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
     told = (*summary(told), *_constant(task, samples), *refusal)
     detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
+    if long:
+        detail["too_long"] = len(long)
+        told = (*told, f"{len(long)} of {len(long) + metrics[0].n} items are longer than the model takes: left out")
     if lm.thinking and lm.thinking["cut"]:
         told = (*told, f"{lm.thinking['cut']} of {lm.thinking['answers']} never ended their thoughts: no answer")
     return Result(metrics, table, results["n-shot"][name], told, detail or None)
+
+
+def _leave_out_long_items(task: Any, lm: Any, suite: SuiteSpec, where: str) -> set[int]:
+    """Has a task leave out the items that the model cannot take whole, or refuse them.
+
+    The others keep their numbers and their worked examples, whatever is left out.
+
+    Returns:
+        The numbers of what is left out, once the task has built its requests.
+    """
+    long: set[int] = set()
+    if suite.too_long == "cut":
+        return long
+    build, iterate = task.build_all_requests, task.doc_iterator
+
+    def build_all_requests(**options: Any) -> None:
+        build(**options)
+        found = {request.doc_id for request in task.instances if _is_too_long(request, lm)}
+        several = {request.doc_id for request in task.instances}
+        if found and (suite.too_long == "error" or found == several):
+            what = f"{len(found)} of {len(several)} items are longer than the model takes ({lm.max_length} tokens)"
+            raise EvalError(what, where=where, hint="say `too_long: cut` or `skip`, or ask with fewer examples")
+        task._instances = [request for request in task.instances if request.doc_id not in found]
+        long.update(found)
+
+    def doc_iterator(**options: Any) -> Iterator[tuple[int, Any]]:
+        return ((number, doc) for number, doc in iterate(**options) if number not in long)
+
+    task.build_all_requests, task.doc_iterator = build_all_requests, doc_iterator
+    return long
+
+
+def _is_too_long(request: Any, lm: Any) -> bool:
+    """Says whether lm-eval would cut a request's beginning."""
+    first, *rest = request.args
+    if request.request_type == "generate_until":
+        room = lm.max_length - int(rest[0].get("max_gen_toks", lm.max_gen_toks))
+        return len(lm.tok_encode(first)) > room
+    if request.request_type != "loglikelihood":  # windows of a whole text
+        return False
+    context, continuation = lm._encode_pair(first, rest[0]) if first else ([0], lm.tok_encode(rest[0]))
+    return len(context) + len(continuation) > lm.max_length + 1
 
 
 def _without_stops(request: Any) -> Any:

@@ -314,6 +314,9 @@ class SuiteSpec(_Strict):
     chat: Chat = "auto"
     """``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification never do;
     conversations of ``pairs`` always do."""
+    too_long: Literal["cut", "skip", "error"] = "cut"
+    """What happens to an item of a task that is longer than the model takes: its beginning is cut, as lm-eval does, or
+    it is left out and counted, or the task is not scored."""
     template_variables: dict[str, str | int | float | bool] = {}
     """Variables of the chat template for tasks and prompt sets, such as ``enable_thinking: false``."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
