@@ -27,6 +27,7 @@ from .gold import check_gold
 from .items import items_of
 from .models import quiet_bars
 from .records import Result
+from .saved_answers import saved_model
 from .spec import Chat, GroupSpec, SamplingSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, read_task_rows
@@ -108,6 +109,11 @@ class HarnessTask(Task):
         names = [entry.get("metric") for entry in declared if isinstance(entry, dict)]
         return next((name for name in names if isinstance(name, str)), None)
 
+    @property
+    def takes_answers(self) -> bool:
+        """Whether its answers are texts."""
+        return self.config.get("output_type") == "generate_until"
+
     def canaries(self, task: "LmEvalTask | None" = None) -> Canaries | None:
         """Returns what answers known beforehand score on the task, which need be built for the first call only."""
         if "canaries" not in self._kept:
@@ -116,8 +122,10 @@ class HarnessTask(Task):
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Scores a model on the task, as :meth:`Task.run`."""
-        loaded = checkpoint.language_model(self.spec.title)
-        if checkpoint.lm is None:
+        if checkpoint.target.is_answers:
+            checkpoint.lm = checkpoint.lm or saved_model(checkpoint.target.folder)
+        elif checkpoint.lm is None:
+            loaded = checkpoint.language_model(self.spec.title)
             with harness.noted() as notes:
                 checkpoint.lm = harness.wrap(loaded, checkpoint.suite)
             for note in harness.summary(notes):

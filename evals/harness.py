@@ -20,6 +20,7 @@ from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
 from .sampling import Draws, Samples, check_drawn, generation_settings
+from .saved_answers import notes_of
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
 from .thinking import answer_in, may_think
@@ -136,7 +137,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         softmax_dtype="float32",
         chat_template_args=dict(suite.template_variables),
     )
-    lm.draws = None
+    lm.draws, lm.saved = None, False
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
     return lm
 
@@ -180,7 +181,7 @@ def run_task(
     lm.draws = None
     if setting is not None:
         task.set_config("generation_kwargs", generation_settings(setting, task.config.generation_kwargs), update=True)
-        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 else None
+        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 and not lm.saved else None
         several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
@@ -210,7 +211,8 @@ def run_task(
     table = samples_to_parquet(samples)
     refused = (lm.shared.record or {}).get("reason")
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
-    told = (*summary(told), *_constant(task, samples), *refusal)
+    foreign = (lm.shared.record or {}).get("foreign")
+    told = (*(notes_of(foreign) if foreign else ()), *summary(told), *_constant(task, samples), *refusal)
     detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
     if long:
         detail["too_long"] = len(long)

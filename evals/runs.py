@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError, first_line
-from ..data_tools.files import locked, without_surrogates, write_json
+from ..data_tools.files import hash_file, locked, without_surrogates, write_json
+from ..data_tools.sources import data_suffix
 from .checkpoints import (
     FINAL,
     MANIFEST,
@@ -62,6 +63,11 @@ class Target:
         """Returns ``run/checkpoint``, for messages."""
         return f"{self.run}/{self.checkpoint}"
 
+    @property
+    def is_answers(self) -> bool:
+        """Says whether it is no model but a file of answers that others gave."""
+        return self.folder.is_file()
+
 
 @dataclass(frozen=True)
 class Unfinished:
@@ -86,6 +92,8 @@ def find_targets(
             _add_run(path, [*([] if final_only else list_checkpoints(path)), path], targets, unfinished)
         elif step_of(path) is not None and is_run(path.absolute().parent):
             _add_run(path.absolute().parent, [path], targets, unfinished)
+        elif path.is_file() and data_suffix(path.name):
+            targets.append(_answers_file(path, output))
         else:
             targets.append(_plain_model(str(item), output, offline))
     return list({(target.store, target.folder): target for target in targets}.values()), unfinished
@@ -253,6 +261,17 @@ def locate(item: str, *, offline: bool = False) -> Path:
     return folder
 
 
+def _answers_file(path: Path, output: Path | None) -> Target:
+    """Returns a file of answers as a target of its own, in a run folder that is marked as foreign."""
+    if output is None:
+        raise InputError("the scores of answers need a place", where=str(path), hint="say -o FOLDER")
+    digest = hash_file(path)
+    with locked(output / LOCKS / "names", wait=True):
+        store = _store_of(str(path), path, digest, output, stage="foreign")
+    name = str(read_record(store).get("name") or store.name)
+    return Target(store, name, "", FINAL, None, path, digest, digest, has_manifest=False)
+
+
 def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
     folder = locate(item, offline=offline)
     if output is None:
@@ -265,12 +284,12 @@ def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
     return Target(store, name, "", FINAL, None, folder, weights_hash(folder), digest, (folder / MANIFEST).is_file())
 
 
-def _store_of(item: str, folder: Path, digest: str, output: Path) -> Path:
+def _store_of(item: str, folder: Path, digest: str, output: Path, stage: str = "external") -> Path:
     """Returns the run folder of a plain model, made if need be: one model, one folder, whatever else is called like it.
 
     It is named as the model's folder is; where that name is taken, by its parent too, and last by what identifies it.
     """
-    is_local = Path(item).is_dir()
+    is_local = Path(item).exists()
     place = Path(os.path.normpath(Path(item).absolute()))  # links keep their names, ``..`` has none of its own
     first, source = (place.name, str(place)) if is_local else (item.replace("/", "--"), item)
     names = [first, f"{first}-{digest[:8]}"]
@@ -286,7 +305,7 @@ def _store_of(item: str, folder: Path, digest: str, output: Path) -> Path:
     run = read_record(store)
     if run.get("model_hash") != digest:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        new: dict[str, Any] = {"schema": 1, "name": store.name, "stage": "external", "recipe": {"model": item}}
+        new: dict[str, Any] = {"schema": 1, "name": store.name, "stage": stage, "recipe": {"model": item}}
         new |= {"recipe_hash": "", "data": None, "template": None, "versions": {}, "git": None, "parent": None}
         new |= {"processes": 1, "created": now, "finished": now, "command": ""}
         write_json(store / RUN_FILE, new | run | {"source": source, "model_hash": digest})

@@ -255,13 +255,13 @@ class _Scoring:
             if new in known or (old in known and self.is_unchanged(target.folder, target.model_hash)):
                 self.skipped.add((folder, task.spec.title))
                 task.clean(target)
-            elif (folder, task.spec.title) not in self.failed:
+            elif (folder, task.spec.title) not in self.failed and (task.takes_answers or not target.is_answers):
                 todo.append(task)
         return todo
 
     def _fingerprint(self, target: Target, tasks: Sequence[Task]) -> str | None:
         """Returns that of a checkpoint's chat template, if a task may apply it."""
-        asked = any(task.chat(self.suite) != "never" for task in tasks)
+        asked = not target.is_answers and any(task.chat(self.suite) != "never" for task in tasks)
         return self.template_of(target.folder) if asked else None
 
     def _name_model(self, target: Target) -> None:
@@ -283,7 +283,7 @@ class _Scoring:
         with _model(target, self.device, self.suite.dtype) as load:
             checkpoint = Checkpoint(target, self.suite, load, self.progress)
             for task in todo:
-                if task.needs_model:
+                if task.needs_model and not target.is_answers:
                     load()  # no task's failure but the checkpoint's
                 started = time.perf_counter()
                 try:

@@ -67,6 +67,11 @@ class Task:
         return True
 
     @property
+    def takes_answers(self) -> bool:
+        """Whether it can be scored on a file of answers, without a model."""
+        return False
+
+    @property
     def reads_checkpoint(self) -> bool:
         """Whether :meth:`check` depends on the checkpoint."""
         return False

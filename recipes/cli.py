@@ -121,7 +121,10 @@ def run(
 
 @app.command()
 def score(
-    models: Annotated[list[str], typer.Argument(help="Run folders, model folders or Hub ids.", show_default=False)],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, model folders, Hub ids, or files of answers.", show_default=False),
+    ],
     suite: Annotated[
         str | None, typer.Option(help="A suite's name or file; default: what the run's recipe says.")
     ] = None,
