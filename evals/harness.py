@@ -129,7 +129,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
                 return super()._model_generate(context, max_length, stop, **options)
 
-    lm = Model(
+    lm: Any = Model(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,
