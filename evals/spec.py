@@ -442,9 +442,13 @@ def _finished(
         if data_dir is not None:
             spec = spec.model_copy(update={"data_dir": str(data_dir.absolute())})
         if limit is not None:
-            tasks = [task.model_copy(update={"limit": limit}) for task in spec.tasks]
-            texts = [text.model_copy(update={"limit": limit}) for text in spec.perplexity]
-            spec = spec.model_copy(update={"tasks": tasks, "perplexity": texts})
+            sections: dict[str, list[Any]] = {
+                name: getattr(spec, name) for name in ("tasks", "robustness", "perplexity")
+            }
+            update = {
+                name: [entry.model_copy(update={"limit": limit}) for entry in sections[name]] for name in sections
+            }
+            spec = spec.model_copy(update=update)
         spec = _resolve(spec, base, document)
     raise_if_problems(document)
     assert spec is not None  # a suite that does not validate leaves problems

@@ -108,6 +108,11 @@ def test_each_way_is_a_task_of_its_own_and_the_group_compares_them(make_run: Cal
     assert figures["acc_in_all"] <= min(ways)
 
 
+def test_a_limit_of_the_command_line_holds_for_every_way(tmp_path: Path):
+    suite = load_suite(suite_of(tmp_path, options={}, limit=9), limit=3)
+    assert [task.limit for task in suite.tasks] == [3] * 3
+
+
 def test_a_task_that_is_not_varied_is_refused(tmp_path: Path):
     with pytest.raises(SpecError, match="nothing is varied"):
         load_suite(suite_of(tmp_path))
