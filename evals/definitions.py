@@ -122,8 +122,8 @@ class HarnessTask(Task):
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Scores a model on the task, as :meth:`Task.run`."""
-        if checkpoint.target.is_answers:
-            checkpoint.lm = checkpoint.lm or saved_model(checkpoint.target.folder)
+        if checkpoint.lm is None and checkpoint.target.is_answers:
+            checkpoint.lm = saved_model(checkpoint.target.folder)
         elif checkpoint.lm is None:
             loaded = checkpoint.language_model(self.spec.title)
             with harness.noted() as notes:

@@ -40,7 +40,9 @@ class RowChange(_Strict):
     """A change, the same for a row whatever rows stand beside it."""
 
     seed: int
+    """What is drawn depends on it and on the row alone."""
     how: TypingErrors | OptionOrder
+    """Errors of typing, or options in another order."""
 
     def apply(self, rows: "Dataset", where: str) -> "Dataset":
         """Returns rows with the change made.

@@ -205,7 +205,7 @@ def _check_merge(job: Job, trainer: "Trainer") -> None:
     try:
         found = check_merge(job.run_dir, live)
     except (PosttrainError, RuntimeError, MemoryError) as error:  # too little memory for a second model, most likely
-        _say(f"the merged model was not compared with the adapter: {first_line(error)}; posttrain parity does it later")
+        _say(f"the merged model was not compared with the adapter: {first_line(error)}")
         return
     if found.passed:
         largest = "" if found.largest is None else f", largest difference of a log-probability {found.largest:.2g} nats"

@@ -65,6 +65,11 @@ def find_sides(model: str, against: str | None) -> Sides:
     if not (adapter / ADAPTER).is_file() or not (merged / "config.json").is_file():
         hint = "say --against FOLDER, a .gguf file or the URL of a server"
         raise InputError("there is no adapter with its merged model here to compare", where=model, hint=hint)
+    made = (record.get("recipe") or {}).get("model")
+    for key in ("layers", "config"):
+        if isinstance(made, dict) and made.get(key):
+            what = f"the base of the adapter is in no folder: the run made it by model.{key}"
+            raise InputError(what, where=model, hint="--against FOLDER compares the merged model with another")
     return Sides(adapter, merged, record, store)
 
 

@@ -62,7 +62,7 @@ def suite(folder: Path, variables: dict[str, Any], **more: Any) -> Path:
 
 
 def test_they_reach_tasks_and_prompt_sets(run: Path, tmp_path: Path):
-    def asked(variables: dict[str, Any]) -> tuple[list[str], list[int]]:
+    def asked(variables: dict[str, Any]) -> tuple[list[str], list[Any]]:
         report = score([run], suite(tmp_path, variables), device="cpu")
         assert report.failed == ()
         found = {record.task: run / record.samples_name for record in ScoreStore(run).load()[-3:]}

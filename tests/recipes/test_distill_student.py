@@ -115,6 +115,7 @@ def test_a_recipe_trains_a_student_of_half_the_layers(
     assert f"model: {total / 1e3:.3g} k parameters" in capsys.readouterr().out
     lora = make_recipe("distill", "adapted", sections={**sections, "lora": {"r": 2}}, max_steps=2)
     train(load(lora))
+    assert "was not compared with the adapter: " in capsys.readouterr().out
     merged: Any = AutoModelForCausalLM.from_pretrained(Path(load(lora).recipe.output_dir))
     assert len(merged.model.layers) == 1
 
