@@ -9,10 +9,10 @@ writes answers to gsm8k_cot with its eight examples, in batches of eight, once i
 which is what reading the prompts costs.
 
 Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
-scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts, comparison with plain
-passes included. So do two limits, with as many tokens a pass: the model without its output layer on the tokens that
-some request holds behind others of its beginning, each counted once; and the same with the output layer at the places
-that are read.
+scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
+requests of a task with plain passes, however many items there are; the time without that stands beside two limits, in
+passes of as many tokens: the model without its output layer on every distinct beginning of a request once, and the same
+with the output layer at the places that are read.
 """
 
 # Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
@@ -34,7 +34,7 @@ from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.definitions import build, define
 from posttrain.evals.harness import noted, wrap
 from posttrain.evals.models import LoadedModel, load_model
-from posttrain.evals.shared_context import BUDGET
+from posttrain.evals.shared_context import BUDGET, continuation_logs
 from posttrain.evals.spec import SuiteSpec, TaskSpec
 
 SHOTS = 5
@@ -63,7 +63,17 @@ def main() -> None:
 
 def options(loaded: LoadedModel, path: Path, items: int) -> None:
     """Compares times, log-likelihoods and metrics of multiple choice."""
-    columns = ("examples", "HFLM", "suite", "ratio", "body once", "of it", "with output layer", "of it")
+    columns = (
+        "examples",
+        "HFLM",
+        "suite",
+        "ratio",
+        "less comparison",
+        "body once",
+        "of it",
+        "with output layer",
+        "of it",
+    )
     print(f"| {' | '.join(columns)} | largest difference | metrics equal |")
     print("|---" * (len(columns) + 2) + "|", flush=True)
     rows = [row.values for row in read_rows(SourceSpec(path=str(path)), path.parent)]
@@ -74,15 +84,14 @@ def options(loaded: LoadedModel, path: Path, items: int) -> None:
         task, suite = make("arc_easy", {"validation": str(path)}, items, how)
         asked = task.instances
         stock, own = models(loaded, suite)
-        expected, found, times = interleaved(stock.loglikelihood, own.loglikelihood, asked)
         requests = [own._encode_pair(*request.args) for request in asked]
+        expected, found, (hflm, whole, alone) = interleaved(stock, own, asked, requests)
         body, full = limits(loaded.model, requests)
         difference = max(abs(a - b) for (a, _), (b, _) in zip(expected, found, strict=True))
         equal = metrics(task, expected) == metrics(task, found)
-        hflm, suite_s = times
         print(
-            f"| {kind} | {hflm:.1f} | {suite_s:.2f} | {hflm / suite_s:.1f} | {body:.2f} | {suite_s / body:.2f} "
-            f"| {full:.2f} | {suite_s / full:.2f} | {difference:.1e} | {equal} |",
+            f"| {kind} | {hflm:.1f} | {whole:.2f} | {hflm / whole:.1f} | {alone:.2f} | {body:.2f} | {alone / body:.2f} "
+            f"| {full:.2f} | {alone / full:.2f} | {difference:.1e} | {equal} |",
             flush=True,
         )
 
@@ -135,19 +144,21 @@ def models(loaded: LoadedModel, suite: SuiteSpec) -> tuple[Any, Any]:
     return hflm(pretrained=loaded.model, tokenizer=loaded.tokenizer, **how), wrap(loaded, suite)
 
 
-def interleaved(stock: Callable[..., Any], own: Callable[..., Any], asked: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """Scores requests both ways; returns both results, and the CPU seconds of each."""
+def interleaved(stock: Any, own: Any, asked: Sequence[Any], requests: Any) -> tuple[Any, Any, tuple[float, ...]]:
+    """Scores requests both ways; returns both results, and the CPU seconds of each and of sharing alone."""
     expected: list[Any] = []
     found: list[Any] = []
-    spent, times = 0.0, []
+    spent, times, alone = 0.0, [], []
     for part in range(PARTS):
         begun = time.process_time()
-        found = own(asked, disable_tqdm=True)
+        found = own.loglikelihood(asked, disable_tqdm=True)
         times.append(time.process_time() - begun)
+        alone.append(clock(lambda: continuation_logs(own.model, requests)))
         begun = time.process_time()
-        expected += stock(asked[len(asked) * part // PARTS : len(asked) * (part + 1) // PARTS], disable_tqdm=True)
+        some = asked[len(asked) * part // PARTS : len(asked) * (part + 1) // PARTS]
+        expected += stock.loglikelihood(some, disable_tqdm=True)
         spent += time.process_time() - begun
-    return expected, found, (spent, statistics.median(times))
+    return expected, found, (spent, statistics.median(times), statistics.median(alone))
 
 
 def limits(model: Any, requests: Sequence[tuple[list[int], list[int]]]) -> tuple[float, float]:

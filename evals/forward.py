@@ -174,13 +174,3 @@ def _sums(logits: "torch.Tensor", targets: "torch.Tensor") -> tuple[float, float
         p = log_p.exp()
         entropy -= (p * log_p.masked_fill(p == 0, 0.0)).sum(-1).double().sum().item()  # 0 log 0 = 0
     return nll, entropy
-
-
-def next_logs(model: Any, rows: Rows, wanted: Sequence[Sequence[int]], batch_size: int) -> list[dict[int, float]]:
-    """Returns the log-probabilities, in nats, of some tokens after each row."""
-
-    def read(i: int, logits: "torch.Tensor") -> dict[int, float]:
-        log_p = logits[0].float().log_softmax(-1)
-        return {token: float(log_p[token]) for token in wanted[i]}
-
-    return run(model, rows, batch_size, read, first=[len(row) - 1 for row in rows])

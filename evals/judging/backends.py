@@ -21,9 +21,10 @@ from ...data_tools.generate import Sampling, ends_of, generate
 from ..answers import Answer, AnswerSet
 from ..checkpoints import model_hash, weights_hash
 from ..errors import EvalError, SuiteError
-from ..forward import next_logs
+from ..forward import token_sums
 from ..judges import Judge
 from ..runs import known_record, lineage, rewards_of, run_of
+from ..shared_context import Scorer
 from .parse import PARSER, Verdict, from_labels, from_tokens, labels_of, parse
 from .prompt import JudgePrompt
 from .questions import Question
@@ -368,30 +369,24 @@ def label_logs(
 ) -> list[list[float]]:
     """Returns the log-probability of each label as the continuation of each prompt, ``[prompts][labels]``, in nats.
 
-    Labels of one token take one forward pass of the prompt. Where one label begins another (``1`` and ``10``), each
-    also has to be followed by the end of the answer.
+    Where one label begins another (``1`` and ``10``), each also has to be followed by the end of the answer, by
+    whichever token. What the prompts begin with in common is run once.
     """
+    import numpy as np
+
     parts = [tuple(label) for label in labels]
     ended = any(a != b and b[: len(a)] == a for a in parts for b in parts)
-    ends = sorted(ends_of(loaded.model, loaded.tokenizer)) if ended else []
-    reach = 1 if ended else 0  # whether what follows the whole label is read too
-    prefixes = sorted({part[:k] for part in parts for k in range(len(part) + reach)})
-    rows = [[*prompt, *prefix] for prompt in prompts for prefix in prefixes]
-    needed = [sorted({part[len(p)] for part in parts if part[: len(p)] == p and len(part) > len(p)}) for p in prefixes]
-    wanted = [[*tokens, *ends] for tokens in needed] * len(prompts)
-    logs = next_logs(loaded.model, rows, wanted, batch_size)
-    found = []
-    for number in range(len(prompts)):
-        by_prefix = dict(zip(prefixes, logs[number * len(prefixes) : (number + 1) * len(prefixes)], strict=True))
-        found.append([_log_of(part, by_prefix, ends) for part in parts])
-    return found
+    ends = [[end] for end in sorted(ends_of(loaded.model, loaded.tokenizer))] if ended else [[]]
+    requests = [(prompt, [*label, *end]) for prompt in prompts for label in parts for end in ends]
 
+    def plain(numbers: Sequence[int]) -> list[tuple[float, bool]]:
+        rows = [[*requests[i][0], *requests[i][1]] for i in numbers]
+        nll, _ = token_sums(loaded.model, rows, [len(requests[i][0]) for i in numbers], batch_size)
+        return [(-value, False) for value in nll]
 
-def _log_of(part: tuple[int, ...], by_prefix: dict[tuple[int, ...], dict[int, float]], ends: Sequence[int]) -> float:
-    total = sum(by_prefix[part[:k]][part[k]] for k in range(len(part)))
-    if ends:
-        total += math.log(max(sum(math.exp(by_prefix[part][end]) for end in ends), 1e-300))
-    return total
+    scorer = Scorer(loaded.model, max(len(prompt) + len(label) for prompt, label in requests), batch_size)
+    logs = np.array([log for log, _ in scorer.logs(requests, plain)])
+    return np.logaddexp.reduce(logs.reshape(len(prompts), len(parts), len(ends)), axis=-1).tolist()
 
 
 # --- judges that give each answer a value ---
