@@ -164,11 +164,16 @@ def find_touched(
     if not wanted:
         return
     data = training_data(store, most_bytes=most_bytes)
-    known = {line.get("key") for line in read_jsonl_log(store / CONTAMINATION, [])}
+    log = read_jsonl_log(store / CONTAMINATION, [])
+    known = {line.get("key"): line for line in log}
+    newest = {line.get("task_hash"): line.get("key") for line in log}
+    again = {}  # data that is back as it was: what was found in it counts again, for which it must be the last line
     asked: dict[str, tuple[Task, list[Item]]] = {}
     for task in wanted:
         key = hash_json([VERSION, RULE.name, task.task_hash, data.key])
         if key in known:
+            if newest.get(task.task_hash) != key:
+                again[key] = {name: value for name, value in known[key].items() if name != "key"}
             continue
         try:
             asked[key] = (task, task.items() or [])
@@ -180,7 +185,7 @@ def find_touched(
         progress(f"{store.name}: its training data cannot be looked through: {error}")
         return
     with locked(store / LOCKS / "contamination", wait=True):
-        for key, line in lines.items():
+        for key, line in (again | lines).items():
             append_line(store / CONTAMINATION, json.dumps({"key": key} | line, ensure_ascii=False))
     for line in lines.values():
         if data.sources:

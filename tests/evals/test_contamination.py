@@ -151,11 +151,15 @@ def test_what_was_found_once_is_not_looked_for_again_until_data_or_task_change(
         patched.setattr("posttrain.evals.contamination._look", None)
         score([child], suite, device="cpu")
     assert (child / "contamination.jsonl").read_bytes() == before
+    trained = (tmp_path / "sft.jsonl").read_bytes()
     write_rows(tmp_path / "sft.jsonl", FILLER)  # no longer what base was trained on
     score([child], suite, device="cpu")
     line = lines_of(child)["places"]
     assert line["unseen"] == [f"{tmp_path}/sft.jsonl has changed since base was trained on it"]
     assert not line["touched"]
+    (tmp_path / "sft.jsonl").write_bytes(trained)
+    score([child], suite, device="cpu")
+    assert lines_of(child)["places"]["touched"], "data that is back counts again"
     trained_on(child, tmp_path / "more.jsonl", None, parent={"name": "org/model", "path": None})
     assert training_data(child).unseen == ("what org/model was trained on is unknown",)
 
