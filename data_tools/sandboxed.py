@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
+_IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
 MOST = 1 << 28  # bytes of one value
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 NAMES = {("builtins", kind.__name__) for kind in (*PLAIN, range, slice)} | {
@@ -127,7 +128,9 @@ class Remote:
             def find_class(self, module: str, name: str) -> Any:
                 if (module, name) not in NAMES:
                     raise ValueError(f"{module}.{name} is no plain value")
-                return getattr(__import__(module), name)
+                kind = getattr(__import__(module), name)
+                # What arrives may set attributes of what it names: a type that allows it is only to be called.
+                return kind if kind.__flags__ & _IMMUTABLE else lambda *args: kind(*args)  # noqa: PLW0108
 
             def persistent_load(self, place: Any) -> Any:
                 return StandIn(place, remote) if remote.program is not None else remote.mine[place]

@@ -188,3 +188,20 @@ def test_where_nothing_can_build_walls_nothing_is_run(monkeypatch: pytest.Monkey
             find_sandbox()
     finally:
         find_sandbox.cache_clear()
+
+
+def test_an_answer_cannot_change_the_types_that_checks_compare(sandbox: ProgramSandbox) -> None:
+    program = """
+import os, sys
+def f(x):
+    frame = sys._getframe()
+    while "remote" not in frame.f_locals:
+        frame = frame.f_back
+    change = b"cfractions\\nFraction\\n(N(V__eq__\\ncbuiltins\\nstr\\ndtb"
+    data = b"(Vvalue\\n" + change + b"(I1\\ntRt."
+    remote = frame.f_locals["remote"]
+    os.write(remote.writing, len(data).to_bytes(8, "big") + data)
+    os.read(remote.reading, 1)
+"""
+    outcome = sandbox.run(program, Checks("assert f(2) == 4", ("f",)))
+    assert outcome.status == "failed", outcome
