@@ -238,6 +238,25 @@ def parity(
     raise typer.Exit(0 if found.passed else 1)
 
 
+@app.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or an adapter.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", help="The new folder.", show_default=False)],
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="The type of the weights; auto is that of the base."),
+    ] = "auto",
+) -> None:
+    """Merge an adapter into its base: a plain model folder, proved to be what the adapter was."""
+    from .merge import merge_to
+    from .parity import parity_lines
+
+    found = merge_to(model, output, dtype=dtype)
+    print(*parity_lines(found), sep="\n")
+    print(output)
+    raise typer.Exit(0 if found.passed else 1)
+
+
 @app.command(
     options_metavar="TOOL [ARGUMENTS]...",
     no_args_is_help=True,

@@ -106,7 +106,7 @@ def load_model(
         model = _trained_model(spec, dtype, options, head, empty=empty)
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
-    _agree(model, tokenizer)
+    agree(model, tokenizer)
     return model
 
 
@@ -301,7 +301,7 @@ def _new_model(
     return auto_class(head is not None).from_config(config, dtype=weights, **options)
 
 
-def _agree(model: "PreTrainedModel", tokenizer: Any) -> None:
+def agree(model: "PreTrainedModel", tokenizer: Any) -> None:
     """Gives the model room for the tokenizer's tokens and its special ids; generation stops at either end token."""
     make_room(model, tokenizer)
     config: Any = model.config.get_text_config()

@@ -1,7 +1,7 @@
 """Is the model that is served the model that was trained? Compares two forms of one model by what they do."""
 
 from .record import PARITY, Comparison, read_comparisons
-from .run import Sides, check_merge, check_run, compare_sides, find_sides
+from .run import Sides, check_merge, check_run, compare_sides, find_sides, require_base
 
 __all__ = [
     "PARITY",
@@ -12,4 +12,5 @@ __all__ = [
     "compare_sides",
     "find_sides",
     "read_comparisons",
+    "require_base",
 ]

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,12 +66,21 @@ def find_sides(model: str, against: str | None) -> Sides:
     if not (adapter / ADAPTER).is_file() or not (merged / "config.json").is_file():
         hint = "say --against FOLDER, a .gguf file or the URL of a server"
         raise InputError("there is no adapter with its merged model here to compare", where=model, hint=hint)
+    require_base(record, model, "--against FOLDER compares the merged model with another")
+    return Sides(adapter, merged, record, store)
+
+
+def require_base(record: Mapping[str, Any], where: str, hint: str) -> None:
+    """Refuses the adapter of a run whose base lies in no folder.
+
+    Raises:
+        InputError: The run made the base itself: some layers of a model, or a new one.
+    """
     made = (record.get("recipe") or {}).get("model")
     for key in ("layers", "config"):
         if isinstance(made, dict) and made.get(key):
             what = f"the base of the adapter is in no folder: the run made it by model.{key}"
-            raise InputError(what, where=model, hint="--against FOLDER compares the merged model with another")
-    return Sides(adapter, merged, record, store)
+            raise InputError(what, where=where, hint=hint)
 
 
 def check_run(model: str, against: str | None = None) -> Comparison:
