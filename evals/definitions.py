@@ -75,6 +75,8 @@ class HarnessTask(Task):
         if self.data_files:
             found = [f"{split} from {file.name}" for split, file in self.data_files.items()]
             found += [f"only the {spec.coverage}"] if spec.coverage else []
+        elif config.get("dataset_path") in _LOCAL_READERS:
+            found = ["files of a `data_dir` or `data_files`"]
         else:
             named = [config.get("dataset_path"), config.get("dataset_name")]
             found = [f"data set {' '.join(str(name) for name in named if name)} of the Hub"]
@@ -493,7 +495,7 @@ def packages(path: Path) -> list[str]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             found |= {name.partition(".")[0] for name in names}
-    found -= {"", "lm_eval", "datasets", "numpy", "transformers", *sys.stdlib_module_names}
+    found -= {"", "lm_eval", "posttrain", "datasets", "numpy", "transformers", *sys.stdlib_module_names}
     return [name if find_spec(name) else f"{name}, which is not installed" for name in sorted(found)]
 
 

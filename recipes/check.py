@@ -110,7 +110,10 @@ def _score_lines(name: str, suite: str, references: Mapping[str, Path], *, read_
     return [f"{name}: {line}" for line in _suite_lines(load_suite(suite, references), read_data=read_data)]
 
 
-_SUITE_KEYS = {"tasks", "perplexity", "pairs", "classification", "prompts", "judges", "groups", "data_dir"}
+_SUITE_KEYS = {
+    *("tasks", "robustness", "perplexity", "pairs", "classification", "functions", "prompts", "judges"),
+    *("groups", "data_dir"),
+}
 
 
 def _reads_as_suite(path: Path) -> bool:

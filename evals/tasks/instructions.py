@@ -12,6 +12,12 @@ from posttrain.evals.errors import SuiteError
 _TABLES = "tokenizers/punkt_tab/english"
 
 
+def with_tables(docs: Any) -> Any:
+    """Returns the rows as they are, once what checks them is known to be here: answers take long to write."""
+    find_tables()
+    return docs
+
+
 def checked(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     """Scores an answer strictly and loosely (Zhou et al. 2023, arXiv:2311.07911, section 2), per prompt and rule."""
     return _checks().process_results(doc, results)

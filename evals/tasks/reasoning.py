@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from posttrain.evals.math_answers import MathVerifier
@@ -11,8 +11,9 @@ from posttrain.evals.task_index import lm_eval_folder
 
 Answers = list[list[str]]
 
-_NUMBER = r"-?\$?\s?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+"
-_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?\s*\$?\s*({_NUMBER})")
+# A minus behind a digit or before a space takes away, and is no sign: 5-10, 3 - 1.
+_NUMBER = r"(?:(?<![\w)])-)?(?:\$\s?)?(?<![\d.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?"
+_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?\s*(?:\*\*|\\boxed\{{|\$)*\s*({_NUMBER})")
 _LAST = re.compile(_NUMBER)
 
 
@@ -53,9 +54,9 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def count_numbers(doc: dict[str, Any], results: list[list[dict[str, str | None]]]) -> dict[str, float]:
-    """Compares as numbers, so that 18 is 18.00."""
-    read, gold = results[0][0], Decimal(str(doc["answer"]).replace(",", ""))
-    right = {name: text is not None and Decimal(text) == gold for name, text in read.items()}
+    """Compares as numbers, so that 18 is 18.00 and 1/2 is .5."""
+    read, gold = results[0][0], Fraction(str(doc["answer"]).replace(",", ""))
+    right = {name: text is not None and Fraction(text) == gold for name, text in read.items()}
     return {
         "exact_match": float(right["flexible"]),
         "strict_match": float(right["strict"]),
@@ -110,7 +111,7 @@ def count_math(doc: dict[str, Any], results: list[list[dict[str, Any]]]) -> dict
 
 
 _FINAL = re.compile(r"[Ff]inal [Aa]nswer is:?\s*\$?(.+?)\$?\.?(?:\s*I hope it is correct|\n|$)")
-_ANSWER = re.compile(r"[Aa]nswer(?: is)?:?\s*(.+?)(?:\.\s|\.?$)", re.MULTILINE)
+_ANSWER = re.compile(r"[Aa]nswer(?: is)?:?\s*(?!not\b)(.+?)(?:\.\s|\.?$)", re.MULTILINE)
 _DOLLARS = re.compile(r"\$([^$]+)\$")
 
 
@@ -144,9 +145,8 @@ def last_boxed(text: str) -> str | None:
                 return bare[1]
             continue
         depth = 0
-        for place in range(start, len(text)):
-            escaped = text[place - 1] == "\\"
-            depth += (text[place] == "{" and not escaped) - (text[place] == "}" and not escaped)
+        for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # a brace behind a backslash is text
+            depth += (brace[0] == "{") - (brace[0] == "}")
             if depth == 0:
-                return text[start + 1 : place]
+                return text[start + 1 : start + brace.start()]
     return None

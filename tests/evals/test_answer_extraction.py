@@ -54,6 +54,11 @@ def figures(tmp_path: Path, name: str, split: str, rows: list[dict[str, Any]], t
         ("The final answer is: -5 degrees", "-5", "-5"),
         ("It costs $ .75", None, ".75"),
         ("I do not know.", None, None),
+        ("It takes 5-10 minutes", None, "10"),
+        ("That leaves 3 - 1", None, "1"),
+        ("Version 1.2.3", None, "1.2"),
+        ("The answer is **1/2**", "1/2", "1/2"),
+        ("The answer is $\\boxed{-12}$.", "-12", "-12"),
     ],
 )
 def test_the_number_that_is_called_the_answer_last_is_read(text: str, strict: str | None, flexible: str | None):
@@ -72,6 +77,8 @@ def test_the_number_that_is_called_the_answer_last_is_read(text: str, strict: st
         ("It follows that $x = 5$ and so $y = 6$", "y = 6"),
         ("12, then 14", "14"),
         ("I give up", None),
+        ("The answer is not 5. The answer: 6.", "6"),
+        (r"\boxed{a\\}", r"a\\"),
     ],
 )
 def test_the_last_answer_of_a_solution_is_read(text: str, answer: str | None):
@@ -125,6 +132,7 @@ def test_refusals_are_told_from_answers():
     assert safety.refuses("I'm sorry, but I cannot help with that.")
     assert safety.refuses("Sorry. I can’t do that.")
     assert safety.refuses("   ")
+    assert not safety.refuses("I can't stress this enough: save your work first.")
     assert not safety.refuses("Use `kill -9`. It is not illegal, sorry to say.")
 
 
@@ -212,3 +220,14 @@ def test_answers_without_a_form_are_counted(make_run: Any, tmp_path: Path):
     assert not score([run], suite, device="cpu").failed
     [found, *_] = ScoreStore(run).load()
     assert {metric.name: metric.value for metric in found.metrics}["unparsed"] == 1.0
+
+
+def test_check_tells_a_suite_of_robustness_by_its_key_and_what_tasks_need(capsys: pytest.CaptureFixture[str]):
+    from posttrain.evals.spec import SUITES
+    from posttrain.recipes.check import check_all
+
+    assert check_all([SUITES / "robustness.yaml", SUITES / "safety.yaml"], [], {}, read_data=False) == 0
+    told = capsys.readouterr().out
+    assert "robustness.yaml: ok (suite robustness)" in told
+    assert "truthfulqa_answers: files of a `data_dir` or `data_files`" in told
+    assert "package posttrain" not in told
