@@ -6,6 +6,7 @@ Nothing but the temperature and the mass of the nucleus shapes the distribution:
 ``generation_config.json`` may hold are left aside.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     keys: Sequence[str],
+    *,
+    streamer: Any = None,
 ) -> Iterator[Reply]:
     """Generates an answer to each prompt, in their order, a batch at a time.
 
@@ -69,13 +72,15 @@ def generate(
         sampling: How answers are drawn.
         keys: What each prompt's draws depend on besides the prompt and the seed, such as the number of the sample.
             Equal prompts under equal keys get equal answers.
+        streamer: A streamer of transformers, which gets each token as it is drawn; it takes one prompt only.
 
     Yields:
         The answers, as soon as their batch is done.
     """
     asked = zip(keys, map(list, prompts), strict=True)
     seeds = [seed_of(sampling.seed, key, prompt) for key, prompt in asked]
-    answer, size = _with_transformers, sampling.batch_size
+    answer: Any = functools.partial(_with_transformers, streamer=streamer)
+    size = sampling.batch_size
     if hasattr(model, "llm_engine"):
         answer, size = _with_vllm, max(size, VLLM_BATCH)
     for start in range(0, len(prompts), size):
@@ -93,10 +98,15 @@ def seed_of(seed: int, key: str, prompt: Sequence[int]) -> int:
 
 
 def _with_transformers(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    streamer: Any,
 ) -> list[tuple[str, bool, int]]:
     """Returns the text of each answer, whether the model ended it, and its number of tokens."""
-    drawn = draw(model, tokenizer, prompts, sampling, seeds)
+    drawn = draw(model, tokenizer, prompts, sampling, seeds, streamer)
     texts = [tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True) for ids, ended in drawn]
     return [(text, ended, len(ids)) for text, (ids, ended) in zip(texts, drawn, strict=True)]
 
@@ -116,7 +126,12 @@ def _with_vllm(
 
 
 def draw(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    streamer: Any = None,
 ) -> list[tuple[list[int], bool]]:
     """Draws the answers to one batch of prompts, padded on the left, where the attention mask hides the padding.
 
@@ -126,6 +141,7 @@ def draw(
         prompts: Token ids, ``[batch][tokens]``.
         sampling: How answers are drawn; ``seed`` and ``batch_size`` are not read.
         seeds: One for each prompt.
+        streamer: As for :func:`generate`.
 
     Returns:
         For each prompt the tokens of its answer, the one that ends it included, and whether there is such a one.
@@ -156,7 +172,11 @@ def draw(
     processors = LogitsProcessorList([Draw(sampling, seeds)] if sampling.temperature > 0 else [])
     with torch.inference_mode():
         output = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=processors,
+            streamer=streamer,
         )
     answers = []
     for row in output[:, width:].tolist():

@@ -257,6 +257,25 @@ def merge(
     raise typer.Exit(0 if found.passed else 1)
 
 
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)],
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="The mass of likeliest tokens to draw from.")] = 0.95,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Talk to a model under its own chat template. /reset begins anew, /quit or Ctrl-D ends.
+
+    Input that comes from no terminal is read line by line, and each line gets an answer.
+    """
+    from ..data_tools.generate import Sampling
+    from .chat import talk
+
+    talk(model, Sampling(max_new_tokens, temperature=temperature, top_p=top_p, seed=seed), system=system)
+
+
 @app.command(
     options_metavar="TOOL [ARGUMENTS]...",
     no_args_is_help=True,
