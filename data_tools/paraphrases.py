@@ -66,7 +66,8 @@ class Nearest:
     def __init__(self, items: Sequence[Item], frequencies: "Integers"):
         questions = split_words([item.question for item in items])
         self.numbers = np.flatnonzero(questions.counts >= _WORDS)
-        sets = _sets(split_words([items[number].question for number in self.numbers.tolist()]))[1]
+        owner, sets = _sets(split_words([items[number].question for number in self.numbers.tolist()]))
+        self._starts = np.flatnonzero(np.diff(owner, prepend=-1))  # the first passage of each item
         seen = np.maximum(frequencies, np.asarray(sets.sum(0), np.int64).ravel())
         self._weights = np.log(max(int(seen.max()), 2) + 1) - np.log(np.maximum(seen, 1))
         self._items = sets.multiply(self._weights).tocsr()
@@ -81,7 +82,9 @@ class Nearest:
         owner, sets = _sets(rows)
         whole = np.asarray(sets @ self._weights).ravel()
         shared = (sets @ self._items.T).toarray()
-        return owner, 2 * shared / np.maximum(whole[:, None] + self._whole, 1e-9)
+        by_passage = 2 * shared / np.maximum(whole[:, None] + self._whole, 1e-9)
+        # A long question is as alike as the likest of its passages.
+        return owner, np.maximum.reduceat(by_passage, self._starts, axis=1)
 
     def of(self, rows: Words) -> Near:
         """Returns the items that the passages of rows are nearest to."""

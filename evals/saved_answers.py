@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..chat_templates.errors import InputError
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
 from .errors import EvalError
@@ -67,7 +68,7 @@ def join(rows: Sequence[Mapping[str, Any]], requests: Sequence[Any], file: str) 
         The texts, empty where there is none, and what could not be joined, counted and named.
 
     Raises:
-        EvalError: No row answers any request.
+        InputError: No row answers any request.
     """
     task = requests[0].task_name
     wanted = Counter(id(request) for request in requests)
@@ -98,9 +99,8 @@ def join(rows: Sequence[Mapping[str, Any]], requests: Sequence[Any], file: str) 
     missing = [_named(items[name].doc, items[name].doc_id) for name in items if len(texts[name]) < wanted[name]]
     if len(missing) == len(items):
         hint = "rows need an `id`, a `prompt` or a `doc_id`, and a `completion`"
-        raise EvalError(
-            f"no row of {file} answers an item: {unread} hold no answer, {len(unknown)} fit none", hint=hint
-        )
+        what = f"no row of {file} answers an item: {unread} hold no answer, {len(unknown)} are to no item of the task"
+        raise InputError(what, hint=hint)
     record = {"file": file, "rows": len(rows), "unread": unread}
     for kind, names in (("missing", missing), ("unknown", unknown), ("double", double)):
         record |= {kind: len(names), f"{kind}_first": names[:_SHOWN]}

@@ -163,6 +163,10 @@ def score(
             targets, unfinished = find_targets(paths, output, offline=spec.offline, final_only=final_only)
             for task in scoring.tasks:
                 task.check_targets(targets)
+            files = [target.name for target in targets if target.is_answers]
+            if files and not any(task.takes_answers for task in scoring.tasks):
+                hint = "answers are written to tasks that generate text, such as gsm8k_cot or humaneval"
+                raise SuiteError("no task of the suite asks for written answers", where=files[0], hint=hint)
             busy = [target for target in targets if not scoring.score(target)]
             if not busy and (over or not watch):
                 break

@@ -167,3 +167,20 @@ def test_items_are_read_from_files_of_any_known_layout(tmp_path: Path) -> None:
     assert [(item.question, item.answer) for item in found["quiz"]] == [("Why?", "So."), ("How?", "Thus.")]
     text = write(tmp_path / "text.jsonl", [{"text": "All of it."}])
     assert [item.question for item in read_items([SourceSpec(path=text)])[text]] == ["All of it."]
+
+
+def test_a_long_item_is_told_by_its_passages_and_not_taken_for_another() -> None:
+    from posttrain.data_tools.ngrams import split_words
+    from posttrain.data_tools.overlap import Item
+    from posttrain.data_tools.paraphrases import Nearest, count_words
+
+    def words(n: int, count: int) -> str:
+        return " ".join(f"word{n}x{place}" for place in range(count))
+
+    items = [Item(str(n), words(n, 450 if n == 0 else 12), "") for n in range(12)]
+    rows = split_words([words(0, 450), *(words(n, 12) for n in range(1, 12))])
+    near = Nearest(items, count_words(rows)).of(rows)
+    assert {(int(row), int(item)) for row, item in zip(near.rows, near.items, strict=True)} == {
+        (n, n) for n in range(12)
+    }
+    assert (near.margins > 0.9).all()

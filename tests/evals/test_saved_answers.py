@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.errors import SuiteError
 from posttrain.evals.runs import find_targets
 from posttrain.evals.score import ScoreReport, score
 
@@ -75,9 +76,23 @@ def test_several_answers_to_an_item_are_its_samples(tmp_path: Path) -> None:
     assert (figures["pass@2"], figures["pass@3"], figures["maj@3"]) == (1, 1, 1)
 
 
+def test_answers_to_a_suite_that_asks_for_none_are_refused(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "gpt.jsonl", [{"id": 1, "completion": "1"}])
+    choices = {"question": "q", "choices": ["a", "b"], "answer": 1}
+    write_rows(tmp_path / "choices.jsonl", [choices])
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("tasks: [{task: multiple_choice, data_files: {test: choices.jsonl}}]")
+    with pytest.raises(SuiteError, match="no task of the suite asks for written answers"):
+        score([rows], suite, output=tmp_path / "board")
+
+
 def test_answers_to_something_else_are_refused(tmp_path: Path) -> None:
-    [failure] = scored(tmp_path, [{"id": "x", "completion": "1"}]).failed
-    assert failure.reason.startswith("no row of gpt.jsonl answers an item: 0 hold no answer, 1 fit none")
+    report = scored(tmp_path, [{"id": "x", "completion": "1"}])
+    [failure] = report.failed
+    assert report.exit_code == 2
+    assert failure.reason.startswith(
+        "no row of gpt.jsonl answers an item: 0 hold no answer, 1 are to no item of the task"
+    )
     with pytest.raises(InputError, match="the scores of answers need a place"):
         find_targets([tmp_path / "gpt.jsonl"], None)
 
