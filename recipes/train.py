@@ -199,7 +199,8 @@ def _check_merge(job: Job, trainer: "Trainer") -> None:
     from ..evals.parity import check_merge
     from .parity import parity_lines
 
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)  # type: ignore[arg-type]
+    # Without the wrapper that rounds passes of mixed precision to 16 bits: what is compared is the weights' own say.
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # type: ignore[arg-type]
     whole = trainer.accelerator.num_processes == 1 and hasattr(model, "peft_config")
     live = LoadedModel(model, job.tokenizer, None) if whole else None
     try:

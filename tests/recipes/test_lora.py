@@ -107,3 +107,12 @@ def test_a_merge_that_is_not_the_adapter_fails_loudly_and_loses_nothing(
     assert not kept.stale
     assert kept.check("the trainer's own log-probabilities")
     assert "is the adapter on its base" in capsys.readouterr().out
+
+
+def test_a_trainer_of_mixed_precision_ends_with_a_merge_that_is_its_adapter(make_recipe: Callable[..., Path]) -> None:
+    """Its passes are rounded to 16 bits while its weights have 32, and no run may end for that."""
+    recipe = load(make_recipe("orpo", sections={"lora": {"r": 4}}, max_steps=3, bf16=True, learning_rate=0.003))
+    train(recipe)
+    kept = (Path(recipe.recipe.output_dir) / "parity.json").read_text()
+    assert '"differs"' not in kept
+    assert "the trainer's own log-probabilities" in kept
