@@ -86,8 +86,10 @@ def training_data(run_dir: Path, *, most_bytes: int | None = MOST_BYTES) -> Trai
             unseen.append(f"what {name} was trained on is unknown")
             continue
         given = given if isinstance(given, list) else [given]
-        contents = trained.get("contents") or [None] * len(given)
-        for values, content in zip(given, contents, strict=False):
+        contents = trained.get("contents") or []
+        if len(contents) != len(given):  # of a version that kept none: each source counts, and none is proved
+            contents = [None] * len(given)
+        for values, content in zip(given, contents, strict=True):
             try:
                 place = {"path": _place(values["path"], record, folder), "name": values["path"]}
                 found.append((name, SourceSpec.model_validate(values | place), content))
