@@ -1,12 +1,15 @@
-"""Scores the nine local tasks of ``core`` with posttrain and with stock lm-eval, and compares them item by item.
+"""Scores tasks of ``core`` and ``safety`` with posttrain and with stock lm-eval, and compares them item by item.
 
 Stock reads files that are converted here by hand, not by the layout's field map, through lm-eval's own readers, task
 files and HFLM. Prints a Markdown table: per task both figures, the largest difference of a log-probability, and what
 answers known beforehand score.
 
     python benchmarks/real_run/suites.py MODEL FOLDER_OF_BENCHMARKS [ITEMS] [TASK=SHOTS ...]
+
+Without tasks: the nine of ``core`` that the folder holds, and the five of ``safety`` that are lm-eval's own, zero-shot.
 """
 
+import csv
 import gzip
 import json
 import sys
@@ -22,36 +25,48 @@ from posttrain.evals.spec import SuiteSpec, load_suite
 from posttrain.evals.task_index import find
 
 FILES = {
-    "arc_easy": "olmo_hf_validation/ai2_arc__ARC-Easy",
-    "arc_challenge": "olmo_hf_validation/ai2_arc__ARC-Challenge",
-    "copa": "olmo_hf_validation/super_glue__copa",
-    "commonsense_qa": "olmo_hf_validation/tau__commonsense_qa",
-    "piqa": "olmo_hf_validation/piqa__plain_text",
-    "openbookqa": "olmo_hf_validation/openbookqa__main",
-    "winogrande": "olmo_hf_validation/winogrande__winogrande_xl",
-    "boolq": "olmo_hf_validation/boolq",
-    "lambada_openai": "lambada_openai/lambada_openai",
+    "arc_easy": "olmo_hf_validation/ai2_arc__ARC-Easy.validation.jsonl.gz",
+    "arc_challenge": "olmo_hf_validation/ai2_arc__ARC-Challenge.validation.jsonl.gz",
+    "copa": "olmo_hf_validation/super_glue__copa.validation.jsonl.gz",
+    "commonsense_qa": "olmo_hf_validation/tau__commonsense_qa.validation.jsonl.gz",
+    "piqa": "olmo_hf_validation/piqa__plain_text.validation.jsonl.gz",
+    "openbookqa": "olmo_hf_validation/openbookqa__main.validation.jsonl.gz",
+    "winogrande": "olmo_hf_validation/winogrande__winogrande_xl.validation.jsonl.gz",
+    "boolq": "olmo_hf_validation/boolq.validation.jsonl.gz",
+    "lambada_openai": "lambada_openai/lambada_openai.jsonl.gz",
+    "crows_pairs_english": "crows_pairs/crows_pairs_anonymized.csv",
+    "bbq_disability_status": "bbq/Disability_status.jsonl.gz",
+    "bbq_physical_appearance": "bbq/Physical_appearance.jsonl.gz",
+    "bbq_religion": "bbq/Religion.jsonl.gz",
+    "bbq_sexual_orientation": "bbq/Sexual_orientation.jsonl.gz",
 }
 
 
-def convert(task: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Returns a row with the columns of the task's data set on the Hub."""
+def upstream(task: str) -> str:
+    """Returns lm-eval's task: BBQ's categories are one there."""
+    return "bbq" if task.startswith("bbq_") else task
+
+
+def rows_of(task: str, path: Path) -> list[dict[str, Any]]:
+    """Reads a task's rows, with the columns of its data set on the Hub."""
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    with gzip.open(path, "rt") as lines:
+        rows = [json.loads(line) for line in lines]
     if task == "boolq":
-        row["label"] = 1 if row["answer"] else 0
+        return [{**row, "label": 1 if row["answer"] else 0} for row in rows]
     if task == "lambada_openai":
-        row = {"text": row["context"] + " " + row["continuation"]}
-    return row
+        return [{"text": row["context"] + " " + row["continuation"]} for row in rows]
+    return rows
 
 
 def write_stock(task: str, data: Path, folder: Path, shots: int) -> None:
     """Writes a task's rows and a YAML that includes lm-eval's own."""
-    path = data / f"{FILES[task]}{'' if task == 'lambada_openai' else '.validation'}.jsonl.gz"
-    with gzip.open(path, "rt") as lines:
-        rows = [convert(task, json.loads(line)) for line in lines]
     file = folder / f"{task}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(task, data / FILES[task])))
     keys = {
-        "include": str(find(task)),
+        "include": str(find(upstream(task))),
         "task": f"stock_{task}",
         "tag": None,
         "dataset_path": "json",
@@ -85,7 +100,11 @@ def stock(model: str, tasks: dict[str, int], folder: Path, items: int) -> dict[s
 
 def ours(model: str, tasks: dict[str, int], data: Path, items: int, output: Path) -> tuple[dict[str, Score], Path]:
     """Runs posttrain."""
-    entries = [{"task": task, "num_fewshot": shots, "limit": items} for task, shots in tasks.items()]
+    entries: list[dict[str, Any]] = []
+    for task, shots in tasks.items():
+        entries.append({"task": upstream(task), "name": task, "num_fewshot": shots, "limit": items})
+        if upstream(task) != task:
+            entries[-1]["overrides"] = {"dataset_name": task.removeprefix("bbq_").capitalize()}
     path = output / "suite.yaml"
     path.write_text(yaml.safe_dump({"chat": "never", "dtype": "float32", "data_dir": str(data), "tasks": entries}))
     suite: SuiteSpec = load_suite(path)
@@ -123,13 +142,14 @@ def main(model: str, data: str, items: str = "25", *shots: str) -> None:
         for task, count in tasks.items():
             found, name = scores[task], f"stock_{task}"
             gap = largest(task, found, store, theirs["samples"][name])
-            known = (found.detail or {})["canaries"]
-            constant = "" if known["majority"] is None else f"{known['majority']:.3f} ({known['answer']})"
+            known = (found.detail or {}).get("canaries", {})  # CrowS-Pairs has no right answer
+            oracle = f"{known['oracle']:.1f}" if known else ""
+            constant = f"{known['majority']:.3f} ({known['answer']})" if known.get("majority") is not None else ""
             for metric in found.metrics:
                 other = theirs["results"][name][f"{metric.name},none"]
                 print(
                     f"| {task} | {count} | {metric.n} | {metric.name} | {metric.value:.4f} | {other:.4f} | {gap:.1e} "
-                    f"| {known['oracle']:.1f} | {constant} |"
+                    f"| {oracle} | {constant} |"
                 )
                 assert abs(metric.value - other) < 1e-4 * max(1, abs(other)), (task, metric.name)
             assert gap < 1e-4, task
