@@ -24,21 +24,32 @@ if TYPE_CHECKING:
     Hashes = NDArray[np.uint64]
     Integers = NDArray[np.int64]
 
+_SPARSE = 5  # bits by which the table of an index is larger than it has n-grams
 CHUNK = 1 << 19  # bytes hashed at a time: what prefix sums of it need stays in the cache of a core
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_NEEDS_CARE = re.compile(rf"([{_SPACELESS}])|[^\w\x00-\x7f]")  # ASCII is told apart by its bytes, later
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")  # ASCII is told apart by its bytes, later
 
 
-def _lookup() -> "NDArray[np.uint8]":
-    """Returns what a byte is inside a word: itself, its lower case, or 0 between words."""
-    table = np.zeros(256, np.uint8)
-    for byte in range(256):
-        if byte >= 128 or chr(byte) == "_" or chr(byte).isalnum():
-            table[byte] = ord(chr(byte).lower()) if byte < 128 else byte
-    return table
+class _Signs(dict[str, str]):
+    """What stands for a sign beyond ASCII: itself in a word, itself between spaces, or a space."""
+
+    def __missing__(self, sign: str) -> str:
+        self[sign] = f" {sign} " if _SPACELESS.match(sign) else sign if re.match(r"\w", sign) else " "
+        return self[sign]
+
+
+_SIGNS = _Signs()
+
+
+def _lookup() -> bytes:
+    """Returns what each byte is inside a word: itself, its lower case, or 0 between words."""
+    ascii_ = (ord(chr(byte).lower()) if chr(byte) == "_" or chr(byte).isalnum() else 0 for byte in range(128))
+    return bytes([*ascii_, *range(128, 256)])
 
 
 _LOOKUP = _lookup()
@@ -72,13 +83,17 @@ class Words:
         np.cumsum(self.hashes * _powers(len(sums))[0, : len(self.hashes)], out=sums[1:])
         return sums
 
+    def sums_of(self, starts: "Integers", counts: "Integers") -> "Hashes":
+        """Returns a hash of so many words from each place on, the same for the same words, shape (places,)."""
+        return (self.sums[starts + counts] - self.sums[starts]) * _powers(len(self.sums))[1, starts]
+
 
 def normalise(text: str) -> str:
     """Returns a text whose words can be told by their bytes; one of ASCII is left as it is."""
     if text.isascii():
         return text
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NEEDS_CARE.sub(r" \1 ", folded)
+    return _NOT_ASCII.sub(lambda sign: _SIGNS[sign[0]], folded)
 
 
 def words_in(text: str) -> list[str]:
@@ -98,7 +113,7 @@ def split_words(texts: Sequence[str]) -> Words:
     hashes, counts = [], []
     for chunk in _chunks(texts):
         starts = bounds_of(np.array([len(part) + 1 for part in chunk]))
-        found, begins = _hash_words(np.frombuffer(b"\n".join([b"", *chunk, b""]), np.uint8))
+        found, begins = _hash_words(b"\n".join([b"", *chunk, b""]))
         hashes.append(found)
         counts.append(np.diff(np.searchsorted(begins, starts)))
     if not counts:
@@ -119,13 +134,19 @@ def ngrams(words: Words, n: int) -> tuple["Hashes", "Integers"]:
     """
     counts = np.maximum(words.counts - n + 1, 0)
     bounds = bounds_of(counts)
-    total = int(bounds[-1])
-    if not total:
-        return np.zeros(0, np.uint64), bounds
-    starts = np.arange(total) + np.repeat(words.bounds[:-1] - bounds[:-1], counts)
+    starts = np.arange(int(bounds[-1])) + np.repeat(words.bounds[:-1] - bounds[:-1], counts)
+    return _windows(words, n)[starts], bounds
+
+
+def _windows(words: Words, n: int) -> "Hashes":
+    """Hashes every n words in a row, those that stand in two texts too: ``w[i] + w[i+1] B + ...``."""
     sums = words.sums
+    if len(sums) <= n:
+        return np.zeros(0, np.uint64)
     # sum_{k<n} w[i+k] B^(i+k), divided by B^i, which is a product with its inverse modulo 2^64.
-    return _mix((sums[starts + n] - sums[starts]) * _powers(len(sums))[1, starts] + np.uint64(n)), bounds
+    hashes = sums[n:] - sums[:-n]
+    hashes *= _powers(len(sums))[1, : len(hashes)]
+    return hashes
 
 
 @dataclass(frozen=True)
@@ -134,14 +155,16 @@ class NgramIndex:
 
     Attributes:
         n: Words of an n-gram.
-        hashes: Sorted, shape (n-grams,); one that stands at several places is there as often.
-        items: Whose each is.
-        positions: At which word of the item it begins.
-        maybe: Whether any hash has these upper bits: a quick no for most of what is looked up, shape (2^22,).
+        hashes: Of the distinct n-grams, sorted, shape (n-grams,).
+        bounds: Where the places of each begin, and those of the last end, shape (n-grams + 1,).
+        items: Whose the n-gram is at each place, shape (places,).
+        positions: At which word of the item it begins there, likewise.
+        maybe: Whether any hash has these upper bits: a quick no for most of what is looked up; a power of two.
     """
 
     n: int
     hashes: "Hashes"
+    bounds: "Integers"
     items: "Integers"
     positions: "Integers"
     maybe: "NDArray[np.bool_]"
@@ -154,9 +177,11 @@ class NgramIndex:
         owner = np.repeat(np.arange(len(items)), counts)
         positions = np.arange(len(hashes)) - np.repeat(bounds[:-1], counts)
         order = np.argsort(hashes, kind="stable")
-        maybe = np.zeros(1 << 22, bool)
-        maybe[hashes >> np.uint64(42)] = True
-        return cls(n, hashes[order], owner[order], positions[order], maybe)
+        distinct, first = np.unique(hashes[order], return_index=True)
+        bits = min(max(len(distinct).bit_length() + _SPARSE, 16), 26)
+        maybe = np.zeros(1 << bits, bool)
+        maybe[distinct >> np.uint64(64 - bits)] = True
+        return cls(n, distinct, np.append(first, len(order)), owner[order], positions[order], maybe)
 
     def find(self, rows: Words) -> tuple["Integers", "Integers", "Integers", "Integers"]:
         """Looks every n-gram of the rows up.
@@ -164,14 +189,16 @@ class NgramIndex:
         Returns:
             For each match the row, its first word there, the item, and its first word there; each of shape (matches,).
         """
-        hashes, bounds = ngrams(rows, self.n)
-        near = np.flatnonzero(self.maybe[hashes >> np.uint64(42)])
-        first = np.searchsorted(self.hashes, hashes[near], "left")
-        count = np.searchsorted(self.hashes, hashes[near], "right") - first
-        near, first, count = near[count > 0], first[count > 0], count[count > 0]
-        row = np.searchsorted(bounds, near, "right") - 1
-        entries = np.arange(int(count.sum())) + np.repeat(first - bounds_of(count)[:-1], count)
-        at = np.repeat(near - bounds[row], count)
+        hashes = _windows(rows, self.n)
+        near = np.flatnonzero(self.maybe.take(hashes >> np.uint64(65 - len(self.maybe).bit_length())))
+        place = np.searchsorted(self.hashes, hashes[near])
+        row = np.searchsorted(rows.bounds, near, "right") - 1
+        is_found = near + self.n <= rows.bounds[row + 1]
+        is_found &= np.append(self.hashes, 0)[place] == hashes[near]
+        near, place, row = near[is_found], place[is_found], row[is_found]
+        count = self.bounds[place + 1] - self.bounds[place]
+        entries = np.arange(int(count.sum())) + np.repeat(self.bounds[place] - bounds_of(count)[:-1], count)
+        at = np.repeat(near - rows.bounds[row], count)
         return np.repeat(row, count), at, self.items[entries], self.positions[entries]
 
 
@@ -189,17 +216,18 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[bytes]]:
         yield chunk
 
 
-def _hash_words(data: "NDArray[np.uint8]") -> tuple["Hashes", "Integers"]:
-    """Hashes the words of a buffer that begins and ends between words; returns where each begins too."""
-    letters = _LOOKUP[data]
+def _hash_words(text: bytes) -> tuple["Hashes", "Integers"]:
+    """Hashes the words of a text that begins and ends between words; returns where each begins too."""
+    letters = np.frombuffer(text.translate(_LOOKUP), np.uint8)
     inside = letters != 0
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    begins, ends = edges[0::2], edges[1::2]
-    power = _powers(len(data) + 1)
-    prefix = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum(letters * power[0, : len(data)], out=prefix[1:])
-    hashes = (prefix[ends] - prefix[begins]) * power[1, begins]
-    return _mix(hashes + (ends - begins).astype(np.uint64)), begins
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # where words begin and end, in turns
+    begins = edges[0::2]
+    power = _powers(len(letters) + 1)
+    sums = np.zeros(len(letters) + 1, np.uint64)
+    np.cumsum(letters * power[0, : len(letters)], out=sums[1:])
+    at_edges = sums[edges]
+    hashes = (at_edges[1::2] - at_edges[0::2]) * power[1, begins]
+    return _mix(hashes + np.diff(edges)[0::2].astype(np.uint64)), begins
 
 
 _cache: list["Hashes"] = []

@@ -146,10 +146,7 @@ class Overlap:
         row, item, begin, end = self._runs(rows)
         begin_of_item = self._bounds[item]
         last = end - (self.n - 1 if self.rule.of == "ngrams" else 0)  # where its units end
-        edges = np.zeros(len(self._held) + 1, np.int64)
-        np.add.at(edges, begin_of_item + begin, 1)
-        np.add.at(edges, begin_of_item + last, -1)
-        self._held |= np.cumsum(edges[:-1]) > 0
+        self._held[_places(begin_of_item + begin, last - begin)] = True
 
         firsts = np.flatnonzero(np.diff(row, prepend=-1) | np.diff(item, prepend=-1))  # of each row and item
         units = _union(begin, last, firsts)
@@ -237,25 +234,40 @@ class Overlap:
 
 
 class _WholeItems:
-    """Finds items of short questions: all of the question in a row, and all of the answer soon after."""
+    """Finds items of short questions: all of the question in a row, and all of the answer soon after.
+
+    Questions are looked up by their last words, as many as the largest power of two that all of them have: a few passes
+    over the rows and not one for each length.
+    """
 
     def __init__(self, items: Sequence[Item], numbers: "Integers"):
-        questions = split_words([items[number].question for number in numbers])
+        self._questions = split_words([items[number].question for number in numbers])
         self._answers = split_words([items[number].answer for number in numbers])
         self._numbers = numbers
-        self._indices = []  # one for each length
-        for length in np.unique(questions.counts[questions.counts > 0]).tolist():
-            those = np.flatnonzero(questions.counts == length)
-            texts = [items[numbers[place]].question for place in those]
-            self._indices.append((those, NgramIndex.build(split_words(texts), length)))
+        counts = self._questions.counts
+        sizes = np.where(counts > 0, 1 << np.log2(np.maximum(counts, 1)).astype(np.int64), 0)
+        self._tails = []  # those of one size, and the index of their last words
+        for size in np.unique(sizes[sizes > 0]).tolist():
+            those = np.flatnonzero(sizes == size)
+            last = self._questions.bounds[those + 1]
+            tails = self._questions.hashes[_places(last - size, np.full(len(those), size))]
+            self._tails.append((those, NgramIndex.build(Words(tails, np.arange(len(those) + 1) * size), size)))
 
     def find(self, rows: Words) -> Iterator[tuple[int, int]]:
         """Yields row and item of each match, some perhaps twice."""
-        for those, index in self._indices:
+        for those, index in self._tails:
             row, at, place, _ = index.find(rows)
-            for there, begin, number in zip(row.tolist(), (at + index.n).tolist(), those[place].tolist(), strict=True):
+            place = those[place]
+            count = self._questions.counts[place]
+            begin = at + index.n - count
+            row, place, begin, count = (array[begin >= 0] for array in (row, place, begin, count))
+            is_whole = rows.sums_of(rows.bounds[row] + begin, count) == self._questions.sums_of(
+                self._questions.bounds[place], count
+            )
+            row, place, end = row[is_whole], place[is_whole], (begin + count)[is_whole]
+            for there, after, number in zip(row.tolist(), end.tolist(), place.tolist(), strict=True):
                 answer = self._answers.hashes[self._answers.bounds[number] : self._answers.bounds[number + 1]]
-                rest = rows.hashes[rows.bounds[there] + begin : rows.bounds[there + 1]][: len(answer) + _GAP]
+                rest = rows.hashes[rows.bounds[there] + after : rows.bounds[there + 1]][: len(answer) + _GAP]
                 if any(np.array_equal(rest[skip : skip + len(answer)], answer) for skip in range(_GAP + 1)):
                     yield there, int(self._numbers[number])
 
@@ -286,6 +298,12 @@ def _collect(value: Any, parts: list[str]) -> None:
             _collect(part, parts)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         parts.append(str(value))
+
+
+def _places(begins: "Integers", counts: "Integers") -> "Integers":
+    """Returns the numbers from each beginning on, as many as are wanted there."""
+    bounds = bounds_of(counts)
+    return np.arange(int(bounds[-1])) + np.repeat(begins - bounds[:-1], counts)
 
 
 def _union(begin: "Integers", end: "Integers", firsts: "Integers") -> "Integers":

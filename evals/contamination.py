@@ -1,15 +1,17 @@
 """Which items of scored tasks the training data of a run holds, its ancestors' data included.
 
 The data is read again, from where the recipes of the run and of the runs that it came from say; what is not there any
-more, has changed since, or was never known (a model from elsewhere) is said as such, and what it holds is unknown. An
-item counts as touched by PaLM's rule, whose paper gives scores on the items that it leaves (Chowdhery et al. 2022,
-arXiv:2204.02311, section 8): 70% of its 8-grams are in the data. Rows that training dropped or did not come to count,
-and so does the whole data of a run at each of its checkpoints: touched means at most that a model has seen an item.
+more, has changed since, or was never known (a model from elsewhere) is said as such, and what it holds is unknown but
+for what was found in it before. An item counts as touched by PaLM's rule, whose paper gives scores on the items that it
+leaves (Chowdhery et al. 2022, arXiv:2204.02311, section 8): 70% of its 8-grams are in the data. Rows that training
+dropped or did not come to count, and so does the whole data of a run at each of its checkpoints: touched means at most
+that a model has seen an item.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from .runs import lineage
 from .task import Task
 
 RULE = RULES["palm"]
-VERSION = 2  # raise it whenever the same data would touch other items
+VERSION = 3  # raise it whenever the same data would touch other items
 MOST_BYTES = 1_000_000_000
 """Training data that is read without being asked to: about a minute's work."""
 _BATCH = 2048
@@ -41,7 +43,7 @@ class Touched:
     Attributes:
         id: The item's, as the samples of its scores have it.
         question: Its beginning.
-        run: The run whose data holds it.
+        run: Name of the run whose data holds it, which may be an ancestor.
         row: Where the row is that holds most of it.
         words: The longest run of its words there.
     """
@@ -54,18 +56,38 @@ class Touched:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """The sources that a run and its ancestors were trained on.
+class TrainingSource:
+    """Rows that a run was trained on.
 
     Attributes:
-        sources: With the name of the run that read each; paths are absolute.
-        unseen: What cannot be read, a clause each.
-        key: Changes with anything of this.
+        run: Name of the run that read them.
+        source: Where they are; the path is absolute.
+        identity: Tells these rows, as they were for training, from all others, wherever they lie now.
+        problem: Why they cannot be read now, a clause; None if they can.
     """
 
-    sources: tuple[tuple[str, SourceSpec], ...]
+    run: str
+    source: SourceSpec
+    identity: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run and its ancestors were trained on.
+
+    Attributes:
+        sources: What is known of it.
+        unseen: What is not known, a clause each.
+    """
+
+    sources: tuple[TrainingSource, ...]
     unseen: tuple[str, ...]
-    key: str
+
+    @property
+    def readable(self) -> list[TrainingSource]:
+        """Returns the sources that can be read now."""
+        return [source for source in self.sources if source.problem is None]
 
 
 def training_data(run_dir: Path, *, most_bytes: int | None = MOST_BYTES) -> TrainingData:
@@ -75,7 +97,7 @@ def training_data(run_dir: Path, *, most_bytes: int | None = MOST_BYTES) -> Trai
         run_dir: The run folder.
         most_bytes: What all files together may weigh to be read; None for no bound.
     """
-    found: list[tuple[str, SourceSpec, str | None]] = []  # with the hash of what was read
+    found: list[tuple[TrainingSource, str | None]] = []  # with the hash of what was read
     unseen: list[str] = []
     parent: dict[str, Any] | None = None
     for folder, record in lineage(run_dir):
@@ -90,34 +112,34 @@ def training_data(run_dir: Path, *, most_bytes: int | None = MOST_BYTES) -> Trai
         if len(contents) != len(given):  # of a version that kept none: each source counts, and none is proved
             contents = [None] * len(given)
         for values, content in zip(given, contents, strict=True):
+            told = {key: value for key, value in values.items() if key != "weight"}
             try:
                 place = {"path": _place(values["path"], record, folder), "name": values["path"]}
-                found.append((name, SourceSpec.model_validate(values | place), content))
+                source = SourceSpec.model_validate(values | place)
             except ValidationError as error:  # the recipe of a version with other keys
                 unseen.append(f"what {name} was trained on cannot be read: {first_line(error)}")
+                continue
+            found.append((TrainingSource(name, source, hash_json([name, told, content])), content))
     if parent:  # no run that could be followed further
         unseen.append(f"what {parent.get('name')} was trained on is unknown")
-    weight = sum(_weight(source) for _, source, _ in found)
+    weight = sum(_weight(one.source) for one, _ in found)
     if most_bytes is not None and weight > most_bytes:
-        unseen.append(f"{weight / 1e9:.1f} GB of training data are not looked through without `contamination: always`")
-        found = []
-    sources: list[tuple[str, SourceSpec]] = []
-    hashes: list[str] = []
-    for name, source, content in found:
+        problem = f"{weight / 1e9:.1f} GB of training data are not looked through without `contamination: always`"
+        return TrainingData(tuple(replace(one, problem=problem) for one, _ in found), tuple(unseen))
+    sources = []
+    for one, content in found:
+        title, problem = one.source.title, None
         try:
-            now = content_hash(source, Path())
+            now = content_hash(one.source, Path())
         except DataError as error:
-            unseen.append(f"{source.title} of {name} cannot be read: {first_line(error)}")
-            continue
-        if content is None:
-            unseen.append(f"that {source.title} is what {name} was trained on cannot be proved")
-        elif content != now:
-            unseen.append(f"{source.title} has changed since {name} was trained on it")
-            continue
-        sources.append((name, source))
-        hashes.append(now)
-    told = [[name, source.model_dump(mode="json", exclude={"path", "weight"})] for name, source in sources]
-    return TrainingData(tuple(sources), tuple(unseen), hash_json([told, hashes, unseen]))
+            problem = f"{title} of {one.run} cannot be read: {first_line(error)}"
+        else:
+            if content is None:
+                unseen.append(f"that {title} is what {one.run} was trained on cannot be proved")
+            elif content != now:
+                problem = f"{title} has changed since {one.run} was trained on it"
+        sources.append(replace(one, problem=problem))
+    return TrainingData(tuple(sources), tuple(unseen))
 
 
 def _weight(source: SourceSpec) -> int:
@@ -150,7 +172,10 @@ def find_touched(
     most_bytes: int | None = MOST_BYTES,
     progress: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes which items of scored tasks the training data of a run holds, unless that is known.
+    """Writes which items of scored tasks the training data of a run holds, as far as that is not known.
+
+    What was found once stands for as long as the run's record says that it was trained on the rows that it was found
+    in, whether they can be read now or not; the newest line of a task says all that is known.
 
     Args:
         store: The run folder, with its scores.
@@ -167,82 +192,143 @@ def find_touched(
         return
     data = training_data(store, most_bytes=most_bytes)
     log = read_jsonl_log(store / CONTAMINATION, [])
-    known = {line.get("key"): line for line in log}
-    newest = {line.get("task_hash"): line.get("key") for line in log}
-    again = {}  # data that is back as it was: what was found in it counts again, for which it must be the last line
-    asked: dict[str, tuple[Task, list[Item]]] = {}
+    known = {task.task_hash: _known(log, task, data) for task in wanted}
+    asked: list[tuple[Task, list[Item]]] = []
+    problems: dict[str, str] = {}  # why a task's items cannot be looked for
     for task in wanted:
-        key = hash_json([VERSION, RULE.name, task.task_hash, data.key])
-        if key in known:
-            if newest.get(task.task_hash) != key:
-                again[key] = {name: value for name, value in known[key].items() if name != "key"}
+        found = known[task.task_hash]
+        if found.items and all(found.rows.get(source.identity) is not None for source in data.readable):
             continue
         try:
-            asked[key] = (task, task.items() or [])
+            asked.append((task, task.items() or []))
         except PosttrainError as error:
-            progress(f"{store.name}: {task.spec.title}: its items cannot be looked for in the training data: {error}")
-    try:
-        lines = _look(data, asked) if asked else {}
-    except DataError as error:
-        progress(f"{store.name}: its training data cannot be looked through: {error}")
-        return
+            problems[task.task_hash] = f"the items of {task.spec.title} cannot be read: {first_line(error)}"
+            progress(f"{store.name}: {problems[task.task_hash]}")
+    looked, torn = _look(data.readable, asked) if asked else ({}, {})
+    sources = tuple(replace(source, problem=torn.get(source.identity, source.problem)) for source in data.sources)
+    lines = []
+    for task in wanted:
+        found = known[task.task_hash].with_newer(looked.get(task.task_hash, _Found()))
+        problem = problems.get(task.task_hash)
+        lines.append(_line(task, found, sources, (*data.unseen, *([problem] if problem else []))))
+    newest = {line.get("task_hash"): line for line in log}
     with locked(store / LOCKS / "contamination", wait=True):
-        for key, line in (again | lines).items():
-            append_line(store / CONTAMINATION, json.dumps({"key": key} | line, ensure_ascii=False))
-    for line in lines.values():
-        if data.sources:
+        for line in lines:
+            if line != newest.get(line["task_hash"]):
+                append_line(store / CONTAMINATION, json.dumps(line, ensure_ascii=False))
+    for problem in torn.values():
+        progress(f"{store.name}: {problem}")
+    for line in lines:
+        if line["task_hash"] in looked and line["sources"]:
             short = f", {len(line['lost'])} too short to be found" if line["lost"] else ""
             told = f"{len(line['touched'])} of {line['items']} items are in the training data{short}"
             progress(f"{store.name}: {line['task']}: {told}")
 
 
-def _look(data: TrainingData, asked: dict[str, tuple[Task, list[Item]]]) -> dict[str, dict[str, Any]]:
-    """Looks for the items of all tasks at once; returns the line of each."""
-    items = [item for _, mine in asked.values() for item in mine]
-    overlap = Overlap(RULE, items)
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a task's items.
+
+    Attributes:
+        items: How many there are.
+        lost: Ids of those too short to be found.
+        rows: How many rows each source has that was looked through; None of one that broke off.
+        touched: What was found, by the item's id.
+    """
+
+    items: int = 0
+    lost: tuple[str, ...] = ()
+    rows: dict[str, int | None] = field(default_factory=dict)
+    touched: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def with_newer(self, newer: "_Found") -> "_Found":
+        """Returns both: nothing that was found is given up."""
+        rows = {key: rows for key, rows in newer.rows.items() if rows is not None or not self.rows.get(key)}
+        last = newer if newer.items else self
+        return _Found(
+            last.items,
+            last.lost,
+            self.rows | rows,
+            newer.touched | {key: item for key, item in self.touched.items() if key not in newer.touched},
+        )
+
+
+def _known(log: Sequence[dict[str, Any]], task: Task, data: TrainingData) -> _Found:
+    """Returns what is known of a task's items in the rows that a run was trained on."""
+    trained = {source.identity for source in data.sources}
+    found = _Found()
+    for line in log:
+        of_task = (line.get("version"), line.get("rule"), line.get("task_hash")) == (VERSION, RULE.name, task.task_hash)
+        if of_task and line["sources"].keys() <= trained:
+            touched = {item["id"]: item for item in line["touched"]}
+            found = found.with_newer(_Found(line["items"], tuple(line["lost"]), line["sources"], touched))
+    return found
+
+
+def _line(task: Task, found: _Found, sources: Sequence[TrainingSource], unseen: Sequence[str]) -> dict[str, Any]:
+    """Returns the line that says what is known of a task, and what is not."""
+    hidden: dict[bool, list[str]] = {True: [], False: []}  # clauses, by whether the rows were looked through before
+    for source in sources:
+        if source.problem:
+            hidden[found.rows.get(source.identity) is not None].append(source.problem)
+    return {
+        "version": VERSION,
+        "rule": RULE.name,
+        "task": task.spec.title,
+        "task_hash": task.task_hash,
+        "items": found.items,
+        "rows": sum(filter(None, found.rows.values())),
+        "sources": found.rows,
+        "unseen": list(dict.fromkeys([*unseen, *hidden[False]])),
+        "seen_before": list(dict.fromkeys(hidden[True])),
+        "lost": list(found.lost),
+        "touched": list(found.touched.values()),
+    }
+
+
+def _look(
+    sources: Sequence[TrainingSource], asked: Sequence[tuple[Task, list[Item]]]
+) -> tuple[dict[str, _Found], dict[str, str]]:
+    """Looks for the items of all tasks at once.
+
+    Returns:
+        What was found of each task, and why sources broke off.
+    """
+    overlap = Overlap(RULE, [item for _, mine in asked for item in mine])
     places: dict[int, tuple[str, str]] = {}  # of the rows that are evidence
-    rows = 0
-    for run, batch in _batches(data):
-        overlap.look(split_words([text_of(row.values) for row in batch]))
-        for match in overlap.evidence().values():
-            if match.row >= rows:
-                places[match.row] = (run, batch[match.row - rows].where)
-        rows += len(batch)
+    rows: dict[str, int | None] = {}
+    torn: dict[str, str] = {}
+    for source in sources:
+        before = overlap.rows
+        try:
+            for batch in _batches(source.source):
+                first = overlap.rows
+                overlap.look(split_words([text_of(row.values) for row in batch]))
+                for match in overlap.evidence().values():
+                    if match.row >= first:
+                        places[match.row] = (source.run, batch[match.row - first].where)
+            rows[source.identity] = overlap.rows - before
+        except DataError as error:
+            rows[source.identity] = None
+            torn[source.identity] = f"{source.source.title} of {source.run} cannot be read whole: {first_line(error)}"
     seen, evidence = overlap.seen(), overlap.evidence()
-    lines, first = {}, 0
-    for key, (task, mine) in asked.items():
-        touched = []
-        for number, item in enumerate(mine, start=first):
+    found, first = {}, 0
+    for task, mine in asked:
+        numbers = range(first, first + len(mine))
+        touched = {}
+        for item, number in zip(mine, numbers, strict=True):
             if seen[number]:
                 match = evidence[number]
-                touched.append(asdict(Touched(item.id, item.question[:_SHOWN], *places[match.row], match.span)))
-        lines[key] = {
-            "task": task.spec.title,
-            "task_hash": task.task_hash,
-            "rule": RULE.name,
-            "items": len(mine),
-            "rows": rows,
-            "runs": list(dict.fromkeys(run for run, _ in data.sources)),
-            "unseen": list(data.unseen),
-            "lost": [item.id for number, item in enumerate(mine, start=first) if overlap.lost[number]],
-            "touched": touched,
-        }
+                touched[item.id] = asdict(Touched(item.id, item.question[:_SHOWN], *places[match.row], match.span))
+        lost = tuple(item.id for item, number in zip(mine, numbers, strict=True) if overlap.lost[number])
+        found[task.task_hash] = _Found(len(mine), lost, rows, touched)
         first += len(mine)
-    return lines
+    return found, torn
 
 
-def _batches(data: TrainingData) -> Iterator[tuple[str, list[Row]]]:
-    """Yields the rows of each source, some at a time, with the run that read them."""
-    for run, source in data.sources:
-        batch: list[Row] = []
-        good = 0
-        for row in read_rows(source, Path()):
-            if row.problem is None:
-                batch.append(row)
-                good += 1
-            if len(batch) == _BATCH:
-                yield run, batch
-                batch = []
-            if good == source.limit:
-                break
-        yield run, batch
+def _batches(source: SourceSpec) -> Iterator[list[Row]]:
+    """Yields the rows of a source, some at a time."""
+    rows = (row for row in read_rows(source, Path()) if row.problem is None)
+    rows = islice(rows, source.limit)
+    while batch := list(islice(rows, _BATCH)):
+        yield batch

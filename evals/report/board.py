@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..answers import Answer
 from ..checkpoints import FINAL
+from ..contamination import Touched
 from ..judging.audit import AuditRow
 from ..judging.judgments import Judgment
 from ..stats.compare import Verdict
@@ -556,25 +557,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class TouchedItem:
-    """An item of a task that training data holds.
-
-    Attributes:
-        id: The item's.
-        question: Its beginning.
-        run: Name of the run whose data holds it, which may be an ancestor.
-        row: The row that holds most of it.
-        words: The longest run of its words there.
-    """
-
-    id: str
-    question: str
-    run: str
-    row: str
-    words: str
-
-
-@dataclass(frozen=True)
 class Contamination:
     """Which items of a task the training data of a run and its ancestors holds.
 
@@ -586,6 +568,7 @@ class Contamination:
         rows: In how many rows.
         lost: How many items are too short to be found.
         unseen: What training data could not be looked through, a clause each.
+        seen_before: What was looked through before and cannot be read any more, likewise.
         touched: The items that were found.
     """
 
@@ -596,7 +579,8 @@ class Contamination:
     rows: int
     lost: int
     unseen: tuple[str, ...]
-    touched: tuple[TouchedItem, ...]
+    seen_before: tuple[str, ...]
+    touched: tuple[Touched, ...]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .board import Contamination, TouchedItem
+from ..contamination import Touched
+from .board import Contamination
 from .items import read_items, samples_path
 from .lineage import Scored
 from .read import RunFolder
@@ -60,13 +61,13 @@ def _newest(folder: RunFolder) -> dict[_Task, dict[str, Any]]:
 
 def _contamination(run: str, line: dict[str, Any]) -> Contamination:
     touched = tuple(
-        TouchedItem(*(text(item.get(key)) or "" for key in ("id", "question", "run", "row", "words")))
+        Touched(*(text(item.get(key)) or "" for key in ("id", "question", "run", "row", "words")))
         for item in map(mapping, line["touched"])
     )
-    unseen = tuple(text(clause) or "" for clause in line.get("unseen") or ())
+    unseen, before = (tuple(text(one) or "" for one in line.get(key) or ()) for key in ("unseen", "seen_before"))
     items, rows = (value if isinstance(value, int) else 0 for value in (line.get("items"), line.get("rows")))
     task, task_hash = _task(line)
-    return Contamination(run, task, task_hash, items, rows, len(line.get("lost") or ()), unseen, touched)
+    return Contamination(run, task, task_hash, items, rows, len(line.get("lost") or ()), unseen, before, touched)
 
 
 def _clean_score(score: dict[str, Any], line: dict[str, Any], folder: Path) -> dict[str, Any] | None:

@@ -298,7 +298,8 @@ def _contamination(board: Leaderboard) -> Section:
     lines, evidence = [], {}
     for entry in board.contamination:
         counts = (f"{len(entry.touched):,}", f"{entry.items:,}", f"{entry.lost:,}", f"{entry.rows:,}")
-        unseen = TableCell("; ".join(plain(clause) for clause in entry.unseen) or "nothing", most=400)
+        clauses = [*entry.unseen, *(f"looked through before: {clause}" for clause in entry.seen_before)]
+        unseen = TableCell("; ".join(plain(clause, 300) for clause in clauses) or "nothing", most=900)
         lines.append(Line((TableCell(names[entry.run]), TableCell(plain(entry.task)), *counts, unseen)))
         for item in entry.touched:
             evidence.setdefault((entry.task, item.id, item.run, item.row), (plain(entry.task), item))

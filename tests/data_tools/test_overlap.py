@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from posttrain.data_tools.ngrams import split_words, words_in
-from posttrain.data_tools.overlap import RULES, Item, Match, Overlap, Rule, text_of, usual_n
+from posttrain.data_tools.overlap import RULES, SHORTEST, Item, Match, Overlap, Rule, text_of, usual_n
 
 
 def words(first: int, last: int) -> str:
@@ -176,3 +176,24 @@ def test_the_text_of_a_row_is_all_that_it_holds_in_order() -> None:
         "more": ["b", 1.5],
     }
     assert text_of(row).split("\n") == ["3", "user", "Why?", "b", "1.5"]
+
+
+def test_short_questions_of_any_length_are_found_as_a_loop_finds_them() -> None:
+    draw = np.random.default_rng(1)
+    lists = [[f"v{word}" for word in draw.integers(0, 3, length)] for length in draw.integers(1, 12, 40)]
+    items = [Item(str(number), " ".join(found), "so it is") for number, found in enumerate(lists)]
+    rows = [[f"v{word}" for word in draw.integers(0, 3, draw.integers(0, 12))] + ["so", "it", "is"] for _ in range(80)]
+    overlap = Overlap(RULES["gpt3"], items, 13)
+    found = {(match.row, match.item) for match in overlap.look(split_words([" ".join(row) for row in rows]))}
+    expected = {
+        (there, number)
+        for there, row in enumerate(rows)
+        for number, mine in enumerate(lists)
+        if len(mine) + 3 >= SHORTEST
+        and any(
+            row[at : at + len(mine)] == mine and len(row) - at - len(mine) <= 3 + 4
+            for at in range(len(row) - 2 - len(mine))
+        )
+    }
+    assert found == expected
+    assert 20 < len(found) < 3000

@@ -2,14 +2,16 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from posttrain.data_tools.sources import content_hash
+from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.sources import Row, content_hash, read_rows
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.contamination import training_data
 from posttrain.evals.report import build
@@ -83,6 +85,10 @@ def leaky(path: Path) -> Path:
     return write_rows(path, rows)
 
 
+def leak(number: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": ITEMS[number]["question"]}]}
+
+
 def lines_of(run: Path) -> dict[str, dict[str, Any]]:
     found = [json.loads(line) for line in (run / "contamination.jsonl").read_text().splitlines()]
     return {line["task"]: line for line in found}
@@ -116,7 +122,7 @@ def test_a_planted_leak_is_found_whole_and_the_clean_score_is_over_the_rest(
         assert lines["places"]["touched"][0]["row"].endswith("sft.jsonl:1")
         assert {touched["run"] for touched in lines["places"]["touched"]} == {"base"}
         assert lines["places"]["unseen"] == []
-    assert lines_of(child)["places"]["runs"] == ["child", "base"]
+    assert len(lines_of(child)["places"]["sources"]) == 2
     assert not lines_of(clean)["places"]["touched"]
     assert "base: places: 4 of 60 items are in the training data" in said
 
@@ -151,34 +157,94 @@ def test_what_was_found_once_is_not_looked_for_again_until_data_or_task_change(
         patched.setattr("posttrain.evals.contamination._look", None)
         score([child], suite, device="cpu")
     assert (child / "contamination.jsonl").read_bytes() == before
-    trained = (tmp_path / "sft.jsonl").read_bytes()
-    write_rows(tmp_path / "sft.jsonl", FILLER)  # no longer what base was trained on
+    write_rows(tmp_path / "more.jsonl", [*FILLER, leak(7)])  # what child was trained on is there in part
+    trained_on(child, tmp_path / "more.jsonl", family[0])
     score([child], suite, device="cpu")
+    assert numbers(lines_of(child)["places"]) == sorted([7, *LEAKS]), "data that is new is looked through"
+
+
+def test_what_was_found_once_stands_when_the_data_is_gone(tmp_path: Path, family: tuple[Path, Path]) -> None:
+    _, child = family
+    suite, sft, more = suite_file(tmp_path / "suite"), tmp_path / "sft.jsonl", tmp_path / "more.jsonl"
+    score([child], suite, device="cpu")
+    before, trained = lines_of(child), sft.read_bytes()
+    write_rows(sft, FILLER)  # no longer what base was trained on
+    more.unlink()
+    said: list[str] = []
+    score([child], suite, device="cpu", progress=said.append)
     line = lines_of(child)["places"]
-    assert line["unseen"] == [f"{tmp_path}/sft.jsonl has changed since base was trained on it"]
-    assert not line["touched"]
-    (tmp_path / "sft.jsonl").write_bytes(trained)
+    assert line["touched"] == before["places"]["touched"]
+    assert [line[key] for key in ("unseen", "items", "rows")] == [[], 60, before["places"]["rows"]]
+    gone, changed = line["seen_before"]
+    assert gone.startswith(f"{more} of child cannot be read")
+    assert changed == f"{sft} has changed since base was trained on it"
+    page = to_html(build([child]))
+    assert f"looked through before: {more} of child cannot be read" in page
+    assert "places (clean)" in page
+    sft.write_bytes(trained)
+    write_rows(more, FILLER)
     score([child], suite, device="cpu")
-    assert lines_of(child)["places"]["touched"], "data that is back counts again"
-    trained_on(child, tmp_path / "more.jsonl", None, parent={"name": "org/model", "path": None})
-    assert training_data(child).unseen == ("what org/model was trained on is unknown",)
+    assert lines_of(child) == before, "data that is back leaves nothing to be said"
+    # Trained anew on other rows, the run has not seen what its former self had.
+    trained_on(child, write_rows(tmp_path / "other.jsonl", FILLER[:50]))
+    score([child], suite, device="cpu")
+    assert not lines_of(child)["places"]["touched"]
+
+
+def test_data_that_breaks_off_is_named_and_looked_through_again(
+    tmp_path: Path, family: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = family
+    suite = suite_file(tmp_path / "suite")
+
+    def broken(source: SourceSpec, folder: Path) -> Iterator[Row]:
+        yield from islice(read_rows(source, folder), 50)
+        raise DataError("the disk is sick")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("posttrain.evals.contamination.read_rows", broken)
+        patched.setattr("posttrain.evals.contamination._BATCH", 25)
+        score([base], suite, device="cpu")
+        torn = lines_of(base)["places"]
+        score([base], suite, device="cpu")
+        assert lines_of(base)["places"] == torn
+    assert torn["unseen"] == [f"{tmp_path}/sft.jsonl of base cannot be read whole: the disk is sick"]
+    assert (numbers(torn), torn["rows"]) == ([3, 17, 31], 0)
+    score([base], suite, device="cpu")
+    line = lines_of(base)["places"]
+    assert (numbers(line), line["unseen"]) == (list(LEAKS), [])
+
+
+def test_each_source_counts_whatever_hashes_the_record_lacks(tmp_path: Path, make_run: MakeRun) -> None:
+    run = make_run((1,), name="run")
+    files = [write_rows(tmp_path / name, FILLER) for name in ("a.jsonl", "b.jsonl")]
+    recipe = {"recipe": {"data": {"train": [{"path": str(file), "format": "messages"} for file in files]}}}
+    for contents in ([], [content_hash(SourceSpec(path=str(files[0])), Path())]):
+        trained_on(run, files[0], None, **recipe, data={"train": {"contents": contents}})
+        found = training_data(run)
+        assert [source.source.path for source in found.readable] == [str(file) for file in files]
+        assert found.unseen == tuple(f"that {file} is what run was trained on cannot be proved" for file in files)
 
 
 def test_what_cannot_be_seen_is_said_and_never_called_clean(tmp_path: Path, make_run: MakeRun) -> None:
     run, data = make_run((1,), name="run"), write_rows(tmp_path / "more.jsonl", FILLER)
     assert training_data(run).unseen == ("what run was trained on is unknown",)
     trained_on(run, tmp_path / "gone.jsonl")
-    assert training_data(run).unseen[0].startswith(f"{tmp_path}/gone.jsonl of run cannot be read")
+    [gone] = training_data(run).sources
+    assert str(gone.problem).startswith(f"{tmp_path}/gone.jsonl of run cannot be read")
     trained_on(run, data, None, data={"train": {"fingerprint": "x"}})
     found = training_data(run)
     assert found.unseen == (f"that {data} is what run was trained on cannot be proved",)
     assert len(found.sources) == 1
     trained_on(run, data)
     found = training_data(run, most_bytes=10)
-    assert (found.sources, found.unseen[0][:6]) == ((), "0.0 GB")
+    assert (found.readable, str(found.sources[0].problem)[:6]) == ([], "0.0 GB")
     moved = {"recipe": {"data": {"train": [{"path": "@step/more.jsonl"}]}}, "references": {"step": str(tmp_path)}}
     trained_on(run, data, None, **moved)
     assert training_data(run).unseen == ()
+    assert len(training_data(run).readable) == 1
+    trained_on(run, data, None, parent={"name": "org/model", "path": None})
+    assert training_data(run).unseen == ("what org/model was trained on is unknown",)
 
 
 def test_a_suite_that_says_never_looks_for_nothing(tmp_path: Path, family: tuple[Path, Path]) -> None:
