@@ -20,7 +20,7 @@ from .dataset import load
 from .errors import DataError
 from .files import explain_full_disk, write_atomic, write_json
 from .ngrams import split_words, words_in
-from .overlap import RULES, SHORTEST, Item, Overlap, text_of, usual_n
+from .overlap import RULES, SHORTEST, Item, Overlap, text_of, text_of_turns, usual_n
 from .paraphrases import FEWEST, Near, Nearest, count_words, margin_of_chance
 from .sources import Row, read_rows
 from .spec import SourceSpec
@@ -106,13 +106,9 @@ def read_items(sources: Sequence[SourceSpec]) -> dict[str, list[Item]]:
     for source in sources:
         items = found.setdefault(source.title, [])
         for where, row in load(source, Path(), ("prompt_completion", "prompt", "text")):
-            question = row["text"] if "text" in row else _text_of_turns(row["prompt"])
-            items.append(Item(where, question, _text_of_turns(row.get("completion") or "")))
+            question = row["text"] if "text" in row else text_of_turns(row["prompt"])
+            items.append(Item(where, question, text_of_turns(row.get("completion") or "")))
     return found
-
-
-def _text_of_turns(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
 
 
 def decontaminate(spec: DecontaminateSpec, benchmarks: Benchmarks, output_dir: Path) -> str:

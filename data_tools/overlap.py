@@ -287,6 +287,11 @@ def text_of(row: Any) -> str:
     return "\n".join(parts)
 
 
+def text_of_turns(value: Any) -> str:
+    """Returns what is said in a prompt or an answer, be it a text or messages."""
+    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
+
+
 def _collect(value: Any, parts: list[str]) -> None:
     if isinstance(value, str):
         parts.append(value)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
 from .evaluate_metrics import compute_metrics
 from .forward import outputs
-from .heldout import fingerprint, read, written
+from .heldout import fingerprint, items_of_rows, read, written
 from .labels import encode, problem_of
 from .models import LoadedModel, head_config
 from .records import Result, parquet
@@ -34,6 +35,15 @@ class Labelled(Task):
     def reads_checkpoint(self) -> bool:
         """Its head decides which labels there are."""
         return True
+
+    @property
+    def has_items(self) -> bool:
+        """They are the rows."""
+        return True
+
+    def items(self) -> list[Item]:
+        """Returns them, as :meth:`Task.items`."""
+        return items_of_rows(self.spec, "classification")
 
     def check(self, folder: Path) -> None:
         """Refuses a checkpoint that is no classifier, and labels that its head does not know, as :meth:`Task.check`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
+from ..data_tools.overlap import Item, text_of_turns
 from ..data_tools.sources import content_hash
 from .errors import SuiteError
 from .models import LoadedModel, hub_access, load_tokenizer, model_length
@@ -59,6 +60,26 @@ def written(spec: RowsSpec, folder: Path, kind: "Kind") -> Iterator[tuple[str, d
     tokenizer, fingerprint = load_tokenizer(str(folder))
     template = from_tokenizer(tokenizer) if fingerprint else None
     return load(spec.source(), Path.cwd(), (kind,), template=template, max_bad_share=spec.max_bad_share)
+
+
+def items_of_rows(spec: RowsSpec, kind: "Kind") -> list[Item]:
+    """Returns what held-out rows ask, with the right answer or label, to be looked for in training data.
+
+    An item is known by its number: a score's samples say which it is where no row was dropped.
+
+    Raises:
+        DataError: The rows cannot be read, or too many are unusable.
+    """
+    from ..data_tools.dataset import load
+
+    found = []
+    for _, row in load(spec.source(), Path.cwd(), (kind,), max_bad_share=spec.max_bad_share):
+        question = "\n".join(
+            filter(None, (row.get("text") or text_of_turns(row.get("prompt") or ""), row.get("text_pair")))
+        )
+        answer = text_of_turns(row["chosen"]) if "chosen" in row else str(row.get("label", ""))
+        found.append(Item(str(len(found)), question, answer))
+    return found
 
 
 def read(

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
 from .forward import token_sums
-from .heldout import fingerprint, read, written
+from .heldout import fingerprint, items_of_rows, read, written
 from .models import LoadedModel, load_model
 from .records import Metric, Result, parquet
 from .reward import RewardReader
@@ -57,6 +58,15 @@ class Pairs(Task):
     def reads_checkpoint(self) -> bool:
         """Its template decides which rows can be used."""
         return True
+
+    @property
+    def has_items(self) -> bool:
+        """They are the rows."""
+        return True
+
+    def items(self) -> list[Item]:
+        """Returns them, as :meth:`Task.items`."""
+        return items_of_rows(self.spec, "preference")
 
     def chat(self, suite: SuiteSpec) -> Chat:
         """Pairs that are conversations have to be templated."""

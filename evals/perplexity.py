@@ -24,6 +24,7 @@ from ..data_tools.encode import TextEncoder
 from ..data_tools.errors import RowError
 from ..data_tools.files import hash_json
 from ..data_tools.mapping import as_text, compile_template
+from ..data_tools.overlap import Item
 from ..data_tools.sources import read_rows
 from .errors import EvalError, SuiteError
 from .forward import token_sums
@@ -65,6 +66,15 @@ class Text(Task):
     """A perplexity text of a suite, found and hashed."""
 
     spec: PerplexitySpec
+
+    @property
+    def has_items(self) -> bool:
+        """They are the documents."""
+        return True
+
+    def items(self) -> list[Item]:
+        """Returns them, as :meth:`Task.items`."""
+        return [Item(str(number), text) for number, (_, text) in enumerate(documents(self.spec))]
 
     def check(self, folder: Path) -> None:
         """Chooses the rows of a text that is a part of a file, as :meth:`Task.check`."""

@@ -69,7 +69,7 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     board = replace(board, notices=tuple(dict.fromkeys(all_notices)))
     shown = [judgment for judgment in judged if judgment.judge_version not in ranked.off]
     paths_of = {run: folder.path for run, folder in held.items()}
-    items = item_finder(paths_of)
+    items = item_finder(paths_of, columns)
     board, tested = with_judgings(board, held, shown, ranked.rules)
     board = with_verdicts(board, items, tested)
     return replace(board, items=samples.task_items(board, items, paths_of))

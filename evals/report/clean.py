@@ -1,6 +1,6 @@
 """Scores on the items that a run's training data does not touch, as columns beside those on all items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..contamination import Touched
 from .board import Contamination
-from .items import read_items, samples_path
+from .items import Items, group_items, read_items, samples_path
 from .lineage import Scored
 from .read import RunFolder
 from .text import mapping, text
@@ -37,15 +37,18 @@ def with_clean(
         asked = {_task(score) for score in folders[run].scores}
         found += [_contamination(run, lines[task]) for task in lines if task in asked]
     of_interest = {(entry.task, entry.task_hash) for entry in found if entry.touched}
+    # The mean of a group is of interest where one of its tasks is.
+    groups = {_task(s): _members(s, item.scores) for item in scored for s in item.scores if _is_group(s)}
+    of_interest |= {group for group, members in groups.items() if of_interest & {_task(score) for score in members}}
     rows = []
     for item in scored:
         lines, path = known.get(item.row.run, {}), folders[item.row.run].path
-        clean = [
-            made
-            for score in item.scores
-            if _task(score) in of_interest and _task(score) in lines
-            if (made := _clean_score(score, lines[_task(score)], path)) is not None
-        ]
+        clean: list[dict[str, Any]] = []
+        for score in item.scores:
+            if _task(score) in of_interest:
+                made = _clean_mean(score, item.scores, lines, path) if _is_group(score) else None
+                made = made or (_clean_score(score, lines[_task(score)], path) if _task(score) in lines else None)
+                clean += [made] if made else []
         rows.append(replace(item, scores=(*item.scores, *clean)))
     return tuple(rows), tuple(found)
 
@@ -72,17 +75,74 @@ def _contamination(run: str, line: dict[str, Any]) -> Contamination:
 
 def _clean_score(score: dict[str, Any], line: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """Returns a score over the items that are left; None where single items are not known, or none is left."""
+    touched = _touched(line)
+    items = _items(score, line, folder)
+    return _with(score, items, touched, line.get("unseen") or []) if items else None
+
+
+def _items(score: dict[str, Any], line: dict[str, Any], folder: Path) -> Items | None:
+    """Returns the items of a score that are left.
+
+    Items of rows are known by their number, which says which they are only where no row was dropped.
+    """
     metric = mapping(next(iter(score.get("metrics") or ()), None))
     path, name, value = samples_path(folder, score), text(metric.get("name")), metric.get("value")
     if path is None or name is None or not isinstance(value, int | float):
         return None
-    touched = {text(mapping(item).get("id")) for item in line["touched"]}
-    items = read_items(path, name, value, without=touched)
-    if items is None:
+    whole, touched = read_items(path, name, value), _touched(line)
+    if whole is None:
         return None
+    numbered = any(key.isdigit() for key in touched)
+    if numbered and len({key.partition(":")[0] for key in whole.keys}) != line.get("items"):
+        return None
+    return whole.without(touched)
+
+
+def _clean_mean(
+    score: dict[str, Any], scores: Sequence[dict[str, Any]], lines: Mapping[_Task, dict[str, Any]], folder: Path
+) -> dict[str, Any] | None:
+    """Returns a group's score over the items of its tasks that are left; None where those of a task are not known."""
+    members, detail = _members(score, scores), mapping(score.get("detail"))
+    if len(members) != len(mapping(detail.get("tasks"))) or any(_task(member) not in lines for member in members):
+        return None
+    unseen = [clause for member in members for clause in lines[_task(member)].get("unseen") or ()]
+    touched = {(text(m.get("task")), key) for m in members for key in _touched(lines[_task(m)])}
+    if detail.get("mean") == "robust":  # one task asked in several ways: an item is the number it has in all of them
+        metric, path = mapping(next(iter(score.get("metrics") or ()), None)), samples_path(folder, score)
+        name, value = text(metric.get("name")), metric.get("value")
+        whole = read_items(path, name, value) if path and name and isinstance(value, int | float) else None
+        numbers = {key.partition(":")[0] for _, key in touched}
+        items = whole.without(numbers) if whole else None
+        return _with(score, items, numbers, unseen) if items else None
+    parts = {str(member["task"]): _items(member, lines[_task(member)], folder) for member in members}
+    items = group_items(detail, {task: held for task, held in parts.items() if held})
+    return _with(score, items, {f"{task}:{key}" for task, key in touched}, unseen) if items else None
+
+
+def _with(score: dict[str, Any], items: Items, touched: Collection[str], unseen: Sequence[Any]) -> dict[str, Any]:
+    """Returns a score with the figure of some items, and the key ``clean``."""
+    metric = mapping(next(iter(score.get("metrics") or ()), None))
     n = len(items.values)
     stderr = float(np.std(items.values, ddof=1) / np.sqrt(n)) if n > 1 else None
-    figure = {"name": name, "value": float(items.values.mean()), "stderr": stderr, "n": n}
+    figure = {"name": metric["name"], "value": float(items.values.mean()), "stderr": stderr, "n": n}
     figure["higher_is_better"] = metric.get("higher_is_better")
-    clean = {"without": sorted(key for key in touched if key), "value": value, "unseen": line.get("unseen") or []}
+    clean = {"without": sorted(touched), "value": metric["value"], "unseen": list(dict.fromkeys(unseen))}
     return {**score, "metrics": [figure], "clean": clean}
+
+
+def _touched(line: dict[str, Any]) -> set[str]:
+    return {key for item in line["touched"] if (key := text(mapping(item).get("id")))}
+
+
+def _is_group(score: Mapping[str, Any]) -> bool:
+    return mapping(score.get("detail")).get("kind") == "group"
+
+
+def _members(group: dict[str, Any], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the scores of a row that a group's score is the mean of."""
+    found = []
+    for task, value in mapping(mapping(group.get("detail")).get("tasks")).items():
+        mine = (score for score in scores if score.get("task") == task and not _is_group(score))
+        same = (s for s in mine if mapping(next(iter(s.get("metrics") or ()), None)).get("value") == value)
+        found += [score] if (score := next(same, None)) else []
+    return found

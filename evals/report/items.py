@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..records import model_of
+from ..stats.strata import group_mean
 from .board import Column, Row
 from .text import mapping, text
 
@@ -31,43 +32,114 @@ class Items:
         keys: What tells items apart, the same for every row that was asked the same.
         values: Whose mean is the figure, float64 ``[n]``.
         clusters: For each item what it shares with items that are not independent of it, or None.
+        recompute: Gives the values of some of the items, by their places, where what an item adds to a figure depends
+            on which others there are; None where they have no such figure.
     """
 
     keys: tuple[str, ...]
     values: "np.ndarray"
     clusters: tuple[str, ...] | None = None
+    recompute: "Callable[[np.ndarray], np.ndarray | None] | None" = None
 
-    def without(self, keys: Collection[str | None]) -> "Items | None":
-        """Returns the items that are not among some; None if none is left."""
-        kept = [place for place, key in enumerate(self.keys) if key not in keys]
-        clusters = tuple(self.clusters[place] for place in kept) if self.clusters else None
-        return Items(tuple(self.keys[place] for place in kept), self.values[kept], clusters) if kept else None
+    def only(self, places: "np.ndarray") -> "Items | None":
+        """Returns some of the items, by their places; None where those have no such figure."""
+        if not len(places):
+            return None
+        keys = tuple(self.keys[place] for place in places)
+        clusters = tuple(self.clusters[place] for place in places) if self.clusters else None
+        recompute = self.recompute
+        if recompute is None:
+            return Items(keys, self.values[places], clusters)
+        values = recompute(places)
+        return None if values is None else Items(keys, values, clusters, lambda some: recompute(places[some]))
+
+    def without(self, ids: Collection[str | None]) -> "Items | None":
+        """Returns the items that are not among some; None where those have no such figure.
+
+        Args:
+            ids: Whole keys, or what stands in them before a colon: a window's document, a row's number.
+        """
+        import numpy as np
+
+        left = [i for i, key in enumerate(self.keys) if key not in ids and key.partition(":")[0] not in ids]
+        return self.only(np.array(left, dtype=np.int64))
 
 
 ItemsOf = Callable[[Row, Column], Items | None]
 """From a row and a column to the items behind its primary figure."""
 
 
-def item_finder(folders: Mapping[str, Path]) -> ItemsOf:
+def item_finder(folders: Mapping[str, Path], columns: Sequence[Column] = ()) -> ItemsOf:
     """Returns a function from a row and a column to the items behind its primary figure, which remembers them.
 
     Args:
         folders: Of the runs, by the run's id.
+        columns: All of the page: the mean of a group over clean items is made of those of its tasks.
     """
     known: dict[tuple[str, str], Items | None] = {}
 
     def find(row: Row, column: Column) -> Items | None:
         key = (row.id, column.id)
         if key not in known:
-            figure = row.figure(column)
-            path = samples_path(folders[row.run], row.cells[column.id].score) if figure else None
-            clean = mapping(row.cells[column.id].score.get("clean")) if figure else {}
-            value = clean.get("value", figure.value) if figure else None
-            without = clean.get("without", ())
-            known[key] = read_items(path, column.primary.name, value, without) if path and value is not None else None
+            known[key] = look(row, column)
         return known[key]
 
+    def look(row: Row, column: Column) -> Items | None:
+        figure = row.figure(column)
+        if figure is None:
+            return None
+        score = row.cells[column.id].score
+        clean, detail = mapping(score.get("clean")), mapping(score.get("detail"))
+        if clean and column.group and detail.get("mean") != "robust":
+            tasks = mapping(detail["tasks"])
+            return group_items(detail, {task: held for task in tasks if (held := part(row, task, tasks[task]))})
+        path, value = samples_path(folders[row.run], score), clean.get("value", figure.value)
+        if path is None or value is None:
+            return None
+        return read_items(path, column.primary.name, value, clean.get("without", ()))
+
+    def part(row: Row, task: str, value: Any) -> Items | None:
+        """Returns the items of a group's task: those that are clean, where some are not."""
+        mine = [column for column in columns if column.task == task and column.id in row.cells]
+        for column in sorted(mine, key=lambda column: not column.clean):
+            clean, figure = mapping(row.cells[column.id].score.get("clean")), row.figure(column)
+            if figure and value == (clean.get("value") if column.clean else figure.value):
+                return find(row, column)
+        return None
+
     return find
+
+
+def group_items(detail: Mapping[str, Any], parts: Mapping[str, Items]) -> Items | None:
+    """Joins the items of a group's tasks to those of its mean.
+
+    Args:
+        detail: What the group's score says of it.
+        parts: The items of its tasks.
+
+    Returns:
+        The items; None where those of a task are unknown.
+    """
+    import numpy as np
+
+    tasks = list(mapping(detail.get("tasks")))
+    if not tasks or any(task not in parts for task in tasks):
+        return None
+    strata = [parts[task].values for task in tasks]
+    stratum = np.repeat(np.arange(len(tasks)), [len(values) for values in strata])
+    values, given = np.concatenate(strata), mapping(detail.get("baselines"))
+    baselines = [float(given.get(task) or 0.0) for task in tasks]
+
+    def compute(places: "np.ndarray") -> "np.ndarray | None":
+        left = [values[places[stratum[places] == number]] for number in range(len(tasks))]
+        try:
+            return group_mean(str(detail.get("mean")), left, baselines).items
+        except ValueError:  # no item of a task is left
+            return None
+
+    found = compute(np.arange(len(values)))
+    keys = tuple(f"{task}:{key}" for task in tasks for key in parts[task].keys)
+    return None if found is None else Items(keys, found, None, compute)
 
 
 def samples_path(folder: Path, score: dict[str, Any]) -> Path | None:
@@ -174,8 +246,13 @@ def _perplexity(file: "ParquetFile", names: set[str], metric: str) -> Items | No
     order, groups = np.unique(keys, return_inverse=True)
     y, x = (np.bincount(groups, weights=np.array(w, dtype=np.float64)) for w in (nll, size))
     y = y / math.log(2)
-    ratio = y.sum() / x.sum()
-    return Items(tuple(order.tolist()), ratio + (y - ratio * x) / x.mean())
+
+    def linearised(places: "np.ndarray") -> "np.ndarray":
+        some, size = y[places], x[places]
+        ratio = some.sum() / size.sum()
+        return ratio + (some - ratio * size) / size.mean()
+
+    return Items(tuple(order.tolist()), linearised(np.arange(len(y))), None, linearised)
 
 
 def _judged(file: "ParquetFile", names: set[str], metric: str) -> Items | None:

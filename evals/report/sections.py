@@ -292,17 +292,21 @@ def _gain(found: dict[str, Any]) -> TableCell:
 
 def _contamination(board: Leaderboard) -> Section:
     """Returns which test items are in the training data of which run, and where; unseen data is said once a run."""
-    if not any(entry.rows for entry in board.contamination):
-        return Section("contamination", "", "", [])
     names = {run.id: plain(run.name) for run in board.runs}
+    blind = [run for run in names if not any(entry.rows for entry in board.contamination if entry.run == run)]
     lines, evidence = [], {}
     for entry in board.contamination:
-        counts = (f"{len(entry.touched):,}", f"{entry.items:,}", f"{entry.lost:,}", f"{entry.rows:,}")
         clauses = [*entry.unseen, *(f"looked through before: {clause}" for clause in entry.seen_before)]
         unseen = TableCell("; ".join(plain(clause, 300) for clause in clauses) or "nothing", most=900)
-        lines.append(Line((TableCell(names[entry.run]), TableCell(plain(entry.task)), *counts, unseen)))
+        task, counts = plain(entry.task), (len(entry.touched), entry.items, entry.lost, entry.rows)
+        shown = tuple(f"{count:,}" for count in counts)
+        if entry.run in blind:  # the same of each task
+            task, shown = "each", ("unknown", "", "", "0")
+        lines.append(Line((TableCell(names[entry.run]), TableCell(task), *shown, unseen)))
         for item in entry.touched:
             evidence.setdefault((entry.task, item.id, item.run, item.row), (plain(entry.task), item))
+    if not lines:
+        return Section("contamination", "", "", [])
     heads = (
         "run",
         "task",
@@ -314,7 +318,8 @@ def _contamination(board: Leaderboard) -> Section:
     )
     caption = "An item is in the training data where 70% of its 8-grams are (PaLM's rule), case, punctuation and line "
     caption += "breaks aside; a shorter one where a row has all of it with its answer. Ancestors' data counts."
-    blocks = [Table(heads, tuple(lines), heads, caption=caption, words=2)]
+    caption += _left_out(board)
+    blocks = [Table(heads, tuple(dict.fromkeys(lines)), heads, caption=caption, words=2)]
     shown = list(evidence.values())[:_TOUCHED]
     if shown:
         found = tuple(
@@ -328,6 +333,22 @@ def _contamination(board: Leaderboard) -> Section:
         blocks.append(Table(columns, found, columns, caption=more, words=4))
     lead = "Columns named clean hold each row's score on the items that its training data does not touch."
     return Section("contamination", "Test items", "Test items in training data", blocks, lead if shown else "")
+
+
+def _left_out(board: Leaderboard) -> str:
+    """Says for which columns items were not looked for, and which have no score on clean ones though some are not."""
+    looked = {(entry.task, entry.task_hash) for entry in board.contamination}
+    touched = {(entry.task, entry.task_hash) for entry in board.contamination if entry.touched}
+    clean = {(column.task, column.task_hash) for column in board.columns if column.clean}
+    tasks = {(column.task, column.task_hash): plain(column.name) for column in board.columns if not column.group}
+    never = [name for task, name in tasks.items() if task not in looked]
+    without = [name for task, name in tasks.items() if task in touched - clean]
+    leaky = {task for task, _ in touched}
+    groups = [column for column in board.columns if column.group and not column.clean and leaky & set(column.group)]
+    without += [plain(column.name) for column in groups if (column.task, column.task_hash) not in clean]
+    said = f" Not looked for: the items of {', '.join(never)}." if never else ""
+    what = "single items are not known, or none is left"
+    return said + (f" Without a clean score, since {what}: {', '.join(without)}." if without else "")
 
 
 def _judge(spell: Speller, judging: Judging) -> JudgeReport:

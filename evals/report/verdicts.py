@@ -347,12 +347,11 @@ def _paired(mine: Items, theirs: Items, share: float = _SHARED) -> compare.Diffe
     if mine.keys == theirs.keys:  # as a rule, and much faster than looking each one up
         return compare.paired_difference(mine.values, theirs.values, mine.clusters)
     place = {key: i for i, key in enumerate(theirs.keys)}
-    both = [i for i, key in enumerate(mine.keys) if key in place]
+    both = np.array([i for i, key in enumerate(mine.keys) if key in place], dtype=np.int64)
     if len(both) < max(2, share * max(len(mine.keys), len(theirs.keys))):
         return None
-    order = np.array([place[mine.keys[i]] for i in both])
-    clusters = [mine.clusters[i] for i in both] if mine.clusters else None
-    return compare.paired_difference(mine.values[both], theirs.values[order], clusters)
+    ours, others = mine.only(both), theirs.only(np.array([place[mine.keys[i]] for i in both]))
+    return compare.paired_difference(ours.values, others.values, ours.clusters) if ours and others else None
 
 
 def _against_half(
@@ -370,11 +369,9 @@ def _against_half(
 
 def _pick(column: Column, rows: Sequence[Row], items: ItemsOf) -> Pick | None:
     """Chooses the best row of a column on one half of its items; None of fewer than three rows, or of ratios."""
-    if column.primary.name.startswith("bits_per_"):
-        return None  # a half's ratio of sums is no mean of what each document adds to the whole's
     held = {row.id: found for row in rows if (found := items(row, column)) is not None}
-    if len(held) < _FEWEST:
-        return None
+    if len(held) < _FEWEST or any(found.recompute for found in held.values()):
+        return None  # a half's ratio of sums is no mean of what each document adds to the whole's
     scores: dict[str, dict[Hashable, float]] = {
         name: dict(zip(found.keys, found.values.tolist(), strict=True)) for name, found in held.items()
     }

@@ -79,3 +79,21 @@ def centred_mean(strata: Sequence["ArrayLike"], baselines: Sequence[float]) -> S
     count = len(strata)
     weights = [1 / (count * (1 - baseline)) for baseline in baselines]
     return stratified_mean(strata, weights, -sum(w * b for w, b in zip(weights, baselines, strict=True)))
+
+
+def group_mean(mean: str, strata: Sequence["ArrayLike"], baselines: Sequence[float]) -> StratifiedMean:
+    """Returns the mean of a group by the name that suites give it: ``macro``, ``micro`` or ``centred``.
+
+    Args:
+        mean: The name.
+        strata: The values of each task's items.
+        baselines: What guessing scores on each.
+
+    Raises:
+        ValueError: There is no such mean, or a task has no item.
+    """
+    if mean == "centred":
+        return centred_mean(strata, baselines)
+    if mean not in ("macro", "micro"):
+        raise ValueError(f"there is no mean called {mean}")
+    return macro_mean(strata) if mean == "macro" else micro_mean(strata)

@@ -18,8 +18,10 @@ from posttrain.evals.report import build
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.score import score
+from posttrain.evals.stats.strata import group_mean
 
 from .conftest import write_rows
+from .headed import headed_model, save_run
 
 MakeRun = Callable[..., Path]
 NOUNS = "apple boat chair dog elm fish goat hat ink jar kite lamp moon nest oven pig quilt rope star tree".split()  # noqa: SIM905
@@ -250,3 +252,119 @@ def test_what_cannot_be_seen_is_said_and_never_called_clean(tmp_path: Path, make
 def test_a_suite_that_says_never_looks_for_nothing(tmp_path: Path, family: tuple[Path, Path]) -> None:
     score([family[0]], suite_file(tmp_path / "suite", "never"), device="cpu")
     assert not (family[0] / "contamination.jsonl").exists()
+
+
+LONG = [{"text": f"{item(number)['question']} {item(number + 1)['question']}"} for number in range(20)]
+
+
+@pytest.mark.parametrize("mean", ["centred", "micro"])
+def test_the_mean_of_a_group_and_a_text_have_clean_scores_of_what_is_left(
+    tmp_path: Path, make_run: MakeRun, mean: str
+) -> None:
+    base, other = make_run((1,), name="base"), make_run((2,), name="other")
+    texts = {"role": "user", "content": LONG[7]["text"]}
+    leaks = [leak(3), leak(17), leak(55), {"messages": [texts]}]  # 7 and 8 are parts of the text
+    trained_on(base, write_rows(tmp_path / "sft.jsonl", [*FILLER, *leaks]))
+    trained_on(other, write_rows(tmp_path / "more.jsonl", [*FILLER, leak(17)]))
+    write_rows(tmp_path / "first.jsonl", ITEMS[:40])
+    write_rows(tmp_path / "second.jsonl", ITEMS[40:])
+    write_rows(tmp_path / "texts.jsonl", LONG)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "tasks:\n"
+        "  - {task: multiple_choice, name: first, data_files: {test: first.jsonl}, baseline: 0.25}\n"
+        "  - {task: multiple_choice, name: second, data_files: {test: second.jsonl}, baseline: 0.5}\n"
+        "perplexity:\n"
+        "  - {name: texts, path: texts.jsonl}\n"
+        f"groups: [{{name: both, tasks: [first, second], mean: {mean}}}]\n"
+    )
+    said: list[str] = []
+    assert score([base, other], suite, device="cpu", progress=said.append).exit_code == 0
+    board = build([base, other])
+    clean = {column.task: column for column in board.columns if column.clean}
+    assert set(clean) == {"first", "second", "both", "texts"}
+    touched = {"base": {3, 7, 8, 17, 55}, "other": {17}}
+    kept: dict[str, list[np.ndarray]] = {}
+    for row in board.rows:
+        run = board.run_of(row).name
+        kept[run] = []
+        for task, numbers_ in (("first", range(40)), ("second", range(40, 60))):
+            values = values_of(tmp_path / run, task, "metric.acc")
+            left = [number not in touched[run] for number in numbers_]
+            kept[run].append(values[left])
+        figure = row.cells[clean["both"].id].figures[0]
+        expected = group_mean(mean, kept[run], [0.25, 0.5])
+        assert (figure.value, figure.n) == (pytest.approx(expected.value), 60 - len(touched[run]))
+        assert figure.stderr == pytest.approx(expected.stderr, rel=0.05)
+        nll, size, document = (values_of(tmp_path / run, "texts", key) for key in ("nll", "bytes", "document"))
+        left = document != 7 if run == "base" else document >= 0
+        figure = row.cells[clean["texts"].id].figures[0]
+        assert figure.value == pytest.approx(nll[left].sum() / size[left].sum() / np.log(2))
+    # Two rows that leave out different items are compared by the mean over those that both keep.
+    [found] = [one for one in board.pairs if one.column == clean["both"].id]
+    first, second = board.row(found.row), board.row(found.against)
+    shared = [
+        group_mean(
+            mean,
+            [
+                values_of(tmp_path / board.run_of(row).name, task, "metric.acc")[
+                    [number not in touched["base"] for number in numbers_]
+                ]
+                for task, numbers_ in (("first", range(40)), ("second", range(40, 60)))
+            ],
+            [0.25, 0.5],
+        )
+        for row in (first, second)
+    ]
+    assert (found.value, found.n) == (pytest.approx(shared[0].value - shared[1].value), 55)
+
+
+def values_of(run: Path, task: str, column: str) -> np.ndarray:
+    [file] = (run / "samples").glob(f"*-{task}-*")
+    return np.array(pq.read_table(file).column(column).to_pylist())
+
+
+def test_rows_of_classifiers_and_reward_models_are_items_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pairs = [{"prompt": row["question"], "chosen": " red.", "rejected": " a fish."} for row in ITEMS[:20]]
+    labelled = [{"text": row["question"], "label": "ab"[n % 2]} for n, row in enumerate(ITEMS[:20])]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    write_rows(tmp_path / "rows.jsonl", labelled)
+    runs = {
+        "pairs": save_run(tmp_path / "rm", headed_model(tiny_model_dir, 1), tiny_model_dir),
+        "classification": save_run(
+            tmp_path / "topics", headed_model(tiny_model_dir, 2, names=["a", "b"]), tiny_model_dir
+        ),
+    }
+    for (kind, run), file in zip(runs.items(), ("pairs.jsonl", "rows.jsonl"), strict=True):
+        suite = tmp_path / f"{kind}.yaml"
+        suite.write_text(f"{kind}: [{{name: {kind}, path: {file}}}]\n")
+        trained_on(run, write_rows(tmp_path / "sft.jsonl", [*FILLER, leak(4), leak(9)]))
+        assert score([run], suite, device="cpu").exit_code == 0
+        board = build([run])
+        whole, clean = board.columns
+        [row] = board.rows
+        margins = values_of(run, kind, "margin") > 0 if kind == "pairs" else None
+        right = values_of(run, kind, "label") == values_of(run, kind, "prediction") if margins is None else margins
+        left = [number not in (4, 9) for number in range(20)]
+        assert row.cells[clean.id].figures[0].value == pytest.approx(right[left].mean())
+        assert row.cells[whole.id].figures[0].value == pytest.approx(right.mean())
+        # Where rows were dropped, a number tells no item.
+        samples = next((run / "samples").iterdir())
+        pq.write_table(pq.read_table(samples).slice(0, 10), samples)
+        [only] = build([run]).columns
+        assert f"none is left: {only.task}." in to_html(build([run]))
+
+
+def test_what_was_not_looked_for_is_said(tmp_path: Path, family: tuple[Path, Path]) -> None:
+    base, _ = family
+    suite = suite_file(tmp_path / "suite")
+    (tmp_path / "suite" / "own.py").write_text("def length(model, tokenizer, step):\n    return 3.0\n")
+    with suite.open("a") as file:
+        file.write("functions: [{name: own, function: own.py:length}]\n")
+    score([base], suite, device="cpu")
+    assert "Not looked for: the items of own." in to_html(build([base]))
+    trained_on(base, tmp_path / "gone.jsonl")
+    (base / "contamination.jsonl").unlink()
+    score([base], suite, device="cpu")
+    page = to_markdown(build([base]))
+    assert page.count("gone.jsonl of base cannot be read") == 1, "said once, not for each task"

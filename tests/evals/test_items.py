@@ -69,10 +69,12 @@ def test_prompts_are_items_with_their_references(tmp_path: Path) -> None:
     ]
 
 
-def test_items_bear_the_ids_of_the_samples_and_other_kinds_have_none(suite_file: Path) -> None:
+def test_items_bear_the_ids_of_the_samples_and_documents_their_numbers(suite_file: Path) -> None:
     suite = load_suite(suite_file)
     found = {task.spec.title: task.items() for task in define_all(suite)}
-    assert found["lines"] is None
+    assert found["lines"] is not None
+    assert [item.id for item in found["lines"][:3]] == ["0", "1", "2"]
+    assert found["lines"][0].question == "The quick brown fox."
     assert found["sums"] is not None
     assert [item.answer for item in found["sums"]] == ["0", "2", "4", "6"]
     assert len({item.id for item in found["sums"]}) == 4
