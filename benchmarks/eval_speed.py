@@ -2,11 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz [--items 24]
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --prompts gsm8k.jsonl [--items 8]
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --adapters arc_easy.jsonl.gz [--items 24]
 
 ``--options`` takes ARC's rows (``question``, ``choices``, ``answerKey``) and scores the task arc_easy with five worked
 examples that are the same for all items, with five drawn for each, and with none. ``--prompts`` takes GSM8K's rows and
 writes answers to gsm8k_cot with its eight examples, in batches of eight, once in full and once the first token only,
 which is what reading the prompts costs.
+
+``--adapters`` makes four LoRA adapters of the model (16 ranks on every linear layer, weights drawn) and scores arc_easy
+with five examples drawn for each item: all together, each in a call of its own, and each one's requests alone on
+a model that is loaded, which is the passes of the adapted model without comparison, loading or files.
 
 Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
 scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
@@ -23,6 +28,7 @@ import datetime
 import importlib.metadata
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +40,8 @@ from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.definitions import build, define
 from posttrain.evals.harness import noted, wrap
 from posttrain.evals.models import LoadedModel, load_model
+from posttrain.evals.records import ScoreStore
+from posttrain.evals.score import score
 from posttrain.evals.shared_context import BUDGET, continuation_logs
 from posttrain.evals.spec import SuiteSpec, TaskSpec
 
@@ -46,6 +54,7 @@ def main() -> None:
     parser.add_argument("model", help="a model's folder")
     parser.add_argument("--options", type=Path, help="rows of ARC")
     parser.add_argument("--prompts", type=Path, help="rows of GSM8K")
+    parser.add_argument("--adapters", type=Path, help="rows of ARC")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=64, help="of an answer, at most")
     given = parser.parse_args()
@@ -59,6 +68,9 @@ def main() -> None:
             options(loaded, given.options, given.items)
         if given.prompts:
             prompts(loaded, given.prompts, given.items, given.new_tokens)
+        if given.adapters:
+            with tempfile.TemporaryDirectory() as folder:
+                adapters(loaded, Path(given.model), given.adapters, given.items, Path(folder))
 
 
 def options(loaded: LoadedModel, path: Path, items: int) -> None:
@@ -123,6 +135,58 @@ def prompts(loaded: LoadedModel, path: Path, items: int, new_tokens: int) -> Non
     print(f"| ratio | {ratios[0]:.2f} | {ratios[1]:.2f} | {rest:.2f} |\n")
     differ = [number for number, (a, b) in enumerate(zip(*texts.values(), strict=True)) if a != b]
     print(f"texts equal: {items - len(differ)} of {items}{'; others: ' + str(differ) if differ else ''}", flush=True)
+
+
+def adapters(loaded: LoadedModel, model: Path, path: Path, items: int, folder: Path) -> None:
+    """Compares the time of scoring adapters of one base with that of their forward passes alone."""
+    runs = make_adapters(loaded, model, folder)
+    spec = TaskSpec(task="arc_easy", data_files={"validation": str(path)}, limit=items, num_fewshot=SHOTS)
+    suite = SuiteSpec(name="speed", tasks=[spec], batch_size=8, dtype="float32", contamination="never")
+    begun = time.process_time()
+    first = score(runs[:1], suite, device="cpu", output=folder / "warm")  # imports, and files of the task
+    cold = time.process_time() - begun
+    asked = make("arc_easy", {"validation": str(path)}, items, {"num_fewshot": SHOTS})[0].instances
+    passes, single, whole = [], [], 0.0
+    for number, run in enumerate(runs):
+        adapted = load_model(str(run), device="cpu", dtype="float32")
+        lm: Any = wrap(adapted, suite)
+        requests = [lm._encode_pair(*request.args) for request in asked]
+        passes.append(clock(lambda lm=lm, requests=requests: continuation_logs(lm.model, requests)))
+        del adapted, lm
+        single.append(clock(lambda run=run, n=number: score([run], suite, device="cpu", output=folder / f"one{n}")))
+        if number == 1:  # between the others, so that a busy neighbour slows all alike
+            whole = clock(lambda: score(runs, suite, device="cpu", output=folder / "all"))
+    found = [figures(folder / "all" / run.name) for run in runs]
+    alone = [figures(folder / f"one{number}" / run.name) for number, run in enumerate(runs)]
+    print(f"the first in a process, imports included: {cold:.1f} s, {len(first.done)} task\n")
+    print("| four adapters together | one after another, each loaded anew | passes alone | together / passes | same |")
+    print("|---|---|---|---|---|")
+    print(f"| {whole:.1f} | {sum(single):.1f} | {sum(passes):.1f} | {whole / sum(passes):.2f} | {found == alone} |")
+
+
+def make_adapters(loaded: LoadedModel, model: Path, folder: Path) -> list[Path]:
+    """Saves four adapters of a model, and leaves it as it was."""
+    from peft import LoraConfig, get_peft_model
+
+    base: Any = loaded.model
+    folders = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        adapted: Any = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.002)
+        adapted.peft_config["default"].base_model_name_or_path = str(model.absolute())
+        folders.append(folder / f"adapter{seed}")
+        adapted.save_pretrained(folders[-1])
+        loaded.tokenizer.save_pretrained(folders[-1])
+        base = adapted.unload()
+    return folders
+
+
+def figures(run: Path) -> list[Any]:
+    """Returns what was scored, and the bytes of the samples."""
+    return [(one.metrics, (run / one.samples_name).read_bytes()) for one in ScoreStore(run).load()]
 
 
 def make(name: str, files: dict[str, str], items: int, how: dict[str, Any]) -> tuple[Any, SuiteSpec]:

@@ -233,6 +233,21 @@ def is_unchanged(folder: Path) -> bool:
     return held == listed and all(_hash(folder / name) == manifest.files[name]["sha256"] for name in held)
 
 
+def base_hash(folder: Path) -> str:
+    """Returns the hash of what an adapter needs of a base: its weights and configuration, and no tokenizer."""
+    return _identify(folder, _unchanged(folder), _OF_BASE)
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """Returns the hash of the files that a folder's tokenizer is made from, its chat templates included.
+
+    The configuration is one of them: it may name the kind of tokenizer.
+    """
+    names = [name for name in _names(folder) if _DECISIVE.match(name) and not _OF_BASE.search(name)]
+    names += ["config.json"] if (folder / "config.json").is_file() else []
+    return hash_json({name: content_hash(folder / name) for name in names})
+
+
 def _identify(
     folder: Path,
     known: Mapping[str, str],
@@ -246,7 +261,7 @@ def _identify(
         if _WEIGHTS.match(name):
             parts[name] = known.get(name) or _hash(folder / name)
         elif decisive.search(name):
-            parts[name] = _content(folder / name)
+            parts[name] = content_hash(folder / name)
     base = base or (base_of(folder) if depth < _DEPTH else None)
     if base is not None:
         place = base.folder
@@ -295,7 +310,7 @@ class _Json:
     path: Path = field(compare=False)
 
 
-def _content(path: Path) -> str:
+def content_hash(path: Path) -> str:
     """Returns the hash of what a file says: of JSON its values, but for keys that decide nothing."""
     digest = _hash(path)
     return _values(_Json(path.name, digest, path)) if path.suffix == ".json" else digest

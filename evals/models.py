@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,13 +201,13 @@ def load_tokenizer(source: str) -> tuple["PreTrainedTokenizerBase", str | None]:
     return tokenizer, fingerprint(from_tokenizer(tokenizer), tokenizer)
 
 
-def template_of(folder: Path) -> str | None:
+def template_of(folder: Path, load: "Callable[[str], tuple[Any, str | None]]" = load_tokenizer) -> str | None:
     """Returns the fingerprint of a checkpoint's chat template, or None; a folder without one is told at once."""
     config = folder / "tokenizer_config.json"
     inline = config.is_file() and "chat_template" in (read_json(config) or ["chat_template"])
     if not inline and not any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return None
-    return load_tokenizer(str(folder))[1]
+    return load(str(folder))[1]
 
 
 def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -> LoadedModel:
@@ -225,20 +225,37 @@ def load_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     Raises:
         EvalError: The model, its base or its tokenizer cannot be loaded.
     """
+    tokenizer, template = load_tokenizer(source)
+    device = pick_device(device)
+    with telling_where(source):
+        if (Path(source) / ADAPTER).is_file():
+            base = load_base(Path(source), tokenizer, dtype)
+            make_room(base, tokenizer)
+            model: Any = apply_adapter(base, Path(source))
+        else:
+            model = load_whole(source, device=device, dtype=dtype)
+    return LoadedModel(model.to(device).eval(), tokenizer, template)
+
+
+def load_whole(source: str, *, device: str, dtype: str) -> "PreTrainedModel":
+    """Loads what is no adapter, without its tokenizer; the arguments are those of :func:`load_model`."""
+    return Pretrained(source).weights(dtype=dtype, empty=device == "meta")
+
+
+def pick_device(named: str | None) -> str:
+    """Returns the device that is named, else the first GPU if there is one, else the CPU."""
     import torch
 
-    tokenizer, template = load_tokenizer(source)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return named or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def telling_where(source: str) -> Iterator[None]:
+    """Words what libraries raise while a model is loaded as an error of ours."""
     try:
-        adapter = (Path(source) / ADAPTER).is_file()
-        model: Any = (
-            _load_adapter(Path(source), tokenizer, dtype)
-            if adapter
-            else Pretrained(source).weights(dtype=dtype, empty=device == "meta")
-        )
+        yield
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"cannot load the model: {first_line(error)}", where=source) from error
-    return LoadedModel(model.to(device).eval(), tokenizer, template)
 
 
 def load_gguf(path: Path) -> LoadedModel:
@@ -306,11 +323,13 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def make_room(model: Any, tokenizer: Any) -> None:
-    """Adds embeddings to a model until every token of a tokenizer has one."""
+def make_room(model: Any, tokenizer: Any) -> bool:
+    """Adds embeddings to a model until every token of a tokenizer has one; says whether any was lacking."""
     weight = model.get_input_embeddings().weight
-    if len(tokenizer) > getattr(weight, "ds_shape", weight.shape)[0]:  # under ZeRO-3 the weight is an empty shard
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=weight.device.type != "meta")
+    if len(tokenizer) <= getattr(weight, "ds_shape", weight.shape)[0]:  # under ZeRO-3 the weight is an empty shard
+        return False
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=weight.device.type != "meta")
+    return True
 
 
 def differing_tokens(one: Any, other: Any) -> list[str]:
@@ -335,26 +354,34 @@ def save_head(folder: Path, model: Any) -> None:
         write_json(folder / HEAD, {name: value for name, value in fields.items() if value is not None})
 
 
-def _load_adapter(folder: Path, tokenizer: Any, dtype: str) -> Any:
-    """Loads an adapter with its base; a classifier's head comes with the adapter, among its ``modules_to_save``."""
+def load_base(folder: Path, tokenizer: Any, dtype: str) -> Any:
+    """Loads the base of an adapter; a classifier's head comes with the adapter, among its ``modules_to_save``.
+
+    Args:
+        folder: The adapter's.
+        tokenizer: The adapter's, for which :func:`make_room` is to make room.
+        dtype: As for :func:`load_model`.
+
+    Raises:
+        EvalError: There is no such base, or it cannot be loaded.
+    """
     import torch
-    from peft import PeftModel
 
     base, headed = _base(folder)
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
-    if headed:
-        model: Any = base.weights(
-            headed=True,
-            dtype=dtype,
-            new_head=True,  # the adapter brings its own
-            **_head(folder),
-        )
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    else:
-        model = base.weights(dtype=dtype)
-    make_room(model, tokenizer)
+    if not headed:
+        return base.weights(dtype=dtype)
+    model = base.weights(headed=True, dtype=dtype, new_head=True, **_head(folder))  # the adapter brings its own
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def apply_adapter(model: Any, folder: Path) -> Any:
+    """Puts an adapter on its base, and returns peft's model."""
+    from peft import PeftModel
+
     adapted = PeftModel.from_pretrained(model, str(folder))
-    _unwrap(model)
+    _unwrap(adapted.get_base_model())
     return adapted
 
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,8 @@ from . import classification, definitions, generations, groups, own_metrics, pai
 from .checkpoints import base_of, is_unchanged, verify
 from .contamination import MOST_BYTES, find_touched
 from .errors import SuiteError
-from .models import LoadedModel, applies_template, hub_access, load_model, template_of
+from .loading import Loader
+from .models import applies_template, hub_access, template_of
 from .records import LOCKS, Result, Score, ScoreStore, versions
 from .runs import Target, Unfinished, find_targets, is_closed, is_run
 from .spec import SuiteSpec, load_suite
@@ -177,6 +178,8 @@ def score(
         if not watch:
             raise
         interrupted = True
+    finally:
+        scoring.loader.release()
     if spec.contamination != "never" and not interrupted:
         bound = None if spec.contamination == "always" else MOST_BYTES
         for store in dict.fromkeys(target.store for target in targets):
@@ -210,7 +213,8 @@ class _Scoring:
     """One call of ``score``: what is to be done, and what was; checkpoints and tasks are known by folder and title."""
 
     def __init__(self, suite: SuiteSpec, tasks: list[Task], device: str | None, progress: Progress):
-        self.suite, self.tasks, self.device, self.progress = suite, tasks, device, progress
+        self.suite, self.tasks, self.progress = suite, tasks, progress
+        self.loader = Loader(device, suite.dtype)
         self.version = hash_json({task.spec.title: task.task_hash for task in tasks})
         self.done: list[Score] = []
         self.failed: dict[tuple[str, str | None], Failure] = {}
@@ -218,7 +222,7 @@ class _Scoring:
         self.skipped: set[tuple[str, str]] = set()
         self.checked: dict[tuple[str, Path | None], Exception | None] = {}
         # Read once; a watch asks for them at every look.
-        self.template_of = functools.cache(template_of)
+        self.template_of = functools.cache(lambda folder: template_of(folder, self.loader.tokenizer))
         self.is_unchanged = functools.cache(lambda folder, _: base_of(folder) is None and is_unchanged(folder))
 
     def score(self, target: Target) -> bool:
@@ -284,19 +288,21 @@ class _Scoring:
         self.progress(f"{target.name}: {len(todo)} of {len(self.tasks)} tasks to score")
         todo = [task for task in todo if self._is_sound(target, task)]
         fingerprint = self._fingerprint(target, todo)
-        with _model(target, self.device, self.suite.dtype) as load:
-            checkpoint = Checkpoint(target, self.suite, load, self.progress)
-            for task in todo:
-                if task.needs_model and not target.is_answers:
-                    load()  # no task's failure but the checkpoint's
-                started = time.perf_counter()
-                try:
-                    template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
-                    result = task.run(checkpoint, template)
-                except Exception as error:  # one task's failure must not stop the others; it is reported
-                    self._fail(target, task, error)
-                    continue
-                self._keep(target, task, result, template, time.perf_counter() - started)
+        load = functools.cache(lambda: self.loader.load(str(target.folder)))
+        checkpoint = Checkpoint(target, self.suite, load, self.progress)
+        for task in todo:
+            if task.needs_model and not target.is_answers:
+                load()  # no task's failure but the checkpoint's
+            started = time.perf_counter()
+            try:
+                template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
+                result = task.run(checkpoint, template)
+            except Exception as error:  # one task's failure must not stop the others; it is reported
+                self._fail(target, task, error)
+                continue
+            self._keep(target, task, result, template, time.perf_counter() - started)
+        if not all(task.needs_model for task in todo):
+            self.loader.release()  # another engine may need the memory
 
     def _is_sound(self, target: Target, task: Task) -> bool:
         """Says whether a task's rows and packages are in order, and reports what is wrong."""
@@ -355,23 +361,6 @@ class _Scoring:
             failure = Failure(target.name, title, _describe(error), "".join(traceback.format_exception(error)))
         self.failed[str(target.folder), title] = failure
         self.progress(f"failed: {failure}")
-
-
-@contextlib.contextmanager
-def _model(target: Target, device: str | None, dtype: str) -> Iterator[Callable[[], LoadedModel]]:
-    """Gives what loads a checkpoint's model when it is first asked for, and holds it for the length of a block."""
-    import gc
-
-    load = functools.cache(lambda: load_model(str(target.folder), device=device, dtype=dtype))
-    try:
-        yield load
-    finally:
-        load.cache_clear()
-        gc.collect()
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _describe(error: Exception) -> str:

@@ -169,7 +169,7 @@ def test_a_label_that_cannot_be_right_is_refused_by_row_before_the_model_is_load
     run = save_run(
         tmp_path / "run", headed_model(tiny_model_dir, 3 if names else 1, names=names, **head), tiny_model_dir
     )
-    monkeypatch.setattr("posttrain.evals.score.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("posttrain.evals.loading.Loader.load", lambda *_, **__: pytest.fail("a model was loaded"))
     report = score([run], suite, device="cpu")
     assert says in report.failed[0].reason.replace(f"{tmp_path}/", "")
     assert (len(report.failed), report.exit_code) == (1, 2)

@@ -270,7 +270,7 @@ def test_several_samples_of_a_prompt_are_one_cluster(tmp_path: Path):
 def test_a_server_answers_under_the_checkpoints_name_and_the_model_is_not_loaded(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(scoring, "load_model", None)
+    monkeypatch.setattr(scoring.Loader, "load", None)
     run = make_run((1,), final=False)
     rows = [{"id": "a", "turns": ["one", "two"]}, {"id": "b", "prompt": "three"}]
     with FaultServer(each("500", None, "length"), reply=lambda m: f"<think>x</think>{m[-1]['content']}!") as server:
@@ -345,7 +345,7 @@ def test_vllm_answers_where_it_is_installed(make_run: MakeRun, tmp_path: Path, m
 
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=lambda **settings: SimpleNamespace(**settings))
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    monkeypatch.setattr(scoring, "load_model", None)
+    monkeypatch.setattr(scoring.Loader, "load", None)
     run = make_run((1,), final=False)
     assert score([run], suite_of(tmp_path / "suite", more=", backend: vllm"), device="cpu").failed == ()
     answers = {answer.prompt_id: answer for answer in answers_of(run).answers}

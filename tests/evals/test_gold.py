@@ -123,7 +123,7 @@ def test_nothing_is_loaded_for_rows_that_cannot_be_scored(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     task_of(tmp_path, [GOOD, GOOD | {"answer": 7}])
-    monkeypatch.setattr(scoring, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(scoring.Loader, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     report = score([tiny_model_dir], tmp_path / "suite.yaml", device="cpu", output=tmp_path / "out")
     (failure,) = report.failed
     assert "rows.jsonl:2" in failure.reason

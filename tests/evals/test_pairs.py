@@ -221,7 +221,7 @@ def test_pairs_that_are_none_are_refused_by_row_before_the_model_is_loaded(
     margin = {"margin": 1.0} if "margin" in bad else {}
     write_rows(suite.parent / "pairs.jsonl", [*({**row, **margin} for row in ROWS), bad])
     run = save_run(tmp_path / "rm", headed_model(tiny_model_dir, 1), tiny_model_dir)
-    monkeypatch.setattr("posttrain.evals.score.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("posttrain.evals.loading.Loader.load", lambda *_, **__: pytest.fail("a model was loaded"))
     report = score([run], suite, device="cpu")
     assert says in report.failed[0].reason
     assert f"pairs.jsonl:{len(ROWS) + 1}" in report.failed[0].reason
