@@ -20,7 +20,7 @@ _OPENAI_ROLES = {
     "function": "tool",
     "ipython": "tool",
 }
-_SHAREGPT_ROLES = _OPENAI_ROLES | {
+ROLES = _OPENAI_ROLES | {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -87,7 +87,7 @@ def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> l
         raise RowError("the conversation is not a list of messages", type(value).__name__)
     messages: list[Message] = []
     for index, item in enumerate(value):
-        message = _message(item, index, _SHAREGPT_ROLES if sharegpt else _OPENAI_ROLES)
+        message = _message(item, index, ROLES if sharegpt else _OPENAI_ROLES)
         if message is None:
             continue
         previous = messages[-1] if messages else None
@@ -213,10 +213,10 @@ def _role(item: dict[str, Any], index: int, roles: dict[str, str]) -> str:
     name = names[0]
     role = roles.get(name) if isinstance(name, str) else None
     if role is None:
-        if isinstance(name, str) and name in _SHAREGPT_ROLES:
+        if isinstance(name, str) and name in ROLES:
             raise RowError(f"unknown role '{name}'", "`format: sharegpt` knows it")
         raise RowError(f"unknown role {name!r}", f"message {index}")
-    if len(names) > 1 and _SHAREGPT_ROLES.get(str(names[1])) != role:
+    if len(names) > 1 and ROLES.get(str(names[1])) != role:
         raise RowError("a message has two roles", f"message {index}: {names[0]!r} and {names[1]!r}")
     return role
 

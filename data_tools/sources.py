@@ -59,8 +59,10 @@ def local_files(source: "SourceSpec", base_dir: Path) -> list[Path]:
     path = base_dir / Path(source.path).expanduser()
     if path.is_dir():
         return _files_of_split(source, path, base_dir)
-    if path.exists():
+    if path.is_file():
         files = [path]
+    elif path.exists():
+        raise DataError("is no file that can be read twice", where=source.path, hint="save what it gives as a file")
     elif glob.has_magic(source.path):
         files = _matches(path)
         if not files:

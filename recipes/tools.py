@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TOOLS: Mapping[str, tuple[str, str]] = {
     "answers": ("posttrain.recipes.model_tools:Answers", "Let a model answer prompts, for training on the answers."),
     "best_of_n": ("posttrain.recipes.model_tools:BestOfN", "Work out what the best of n answers is worth by a reward."),
+    "convert": ("posttrain.data_tools.convert:Convert", "Bring rows of any layout to canonical columns."),
     "decontaminate": ("posttrain.recipes.model_tools:Decontaminate", "Find and remove rows that hold items of tests."),
     "tokenizer": ("posttrain.data_tools.tokenizer:Tokenizer", "Train a byte-level BPE tokenizer."),
 }

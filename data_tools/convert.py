@@ -1,0 +1,75 @@
+"""`data convert`: rows of any known or mapped layout as canonical columns, every row that is not one named."""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from .conversations import ROLES
+from .errors import DataError, RowError
+from .formats import canonicalizer, choose
+from .row_tool import Decide, Outcome, RowTool
+from .sources import Row, read_rows
+from .spec import Kind, SourceSpec
+
+TRIMMED = "turns without an answer cut off the end"
+_LOOK_AHEAD = 32  # rows whose columns decide the format
+
+
+class Convert(RowTool):
+    """Converts rows to canonical columns: roles and keys by one name, whatever the file calls them.
+
+    A chat that ends before an answer loses its last turns, as nothing would be learnt from them. What no column of the
+    kind holds is left out, and counted.
+    """
+
+    kind: Kind | None = None
+    """What the rows become; by default what their columns or mapping say. Conversations also become `prompt`, and
+    single ones `prompt_completion`."""
+    trim: bool = True
+    """Whether turns after the last answer are cut off conversations; else such a row is left out, with its reason."""
+
+    def decider(self, source: SourceSpec) -> Decide:
+        """Chooses the format by the source's first rows.
+
+        Raises:
+            DataError: No format fits, or the rows cannot become what is wanted.
+        """
+        first = list(itertools.islice(read_rows(source, Path()), _LOOK_AHEAD))
+        name, kind = choose(source, first, (self.kind,) if self.kind else get_args(Kind))
+        if kind is None:
+            raise DataError("none of its first rows can be read", where=source.title)
+        unread: Counter[str] = Counter()
+        canonical = canonicalizer(source, name, kind, unread)
+
+        def convert(row: Row) -> Outcome:
+            unread.clear()
+            values, cut = _trimmed(row.values) if self.trim else (row.values, 0)
+            try:
+                made = canonical(values)
+            except RowError as error:
+                return Outcome(None, error.reason, error.detail)
+            edits = {f"not kept: {what}": count for what, count in unread.items()}
+            return Outcome(_without_none(made), edits=edits | ({TRIMMED: cut} if cut else {}))
+
+        def decide(rows: Sequence[Row]) -> list[Outcome]:
+            return [convert(row) for row in rows]
+
+        return decide
+
+
+def _trimmed(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Cuts the turns after the last answer off a conversation; returns how many."""
+    for name in ("messages", "conversations", "conversation"):
+        turns = values.get(name)
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            continue
+        spoken = [ROLES.get(str(turn.get("role", turn.get("from")))) == "assistant" for turn in turns]
+        if any(spoken) and (cut := spoken[::-1].index(True)):
+            return values | {name: turns[:-cut]}, cut
+    return values, 0
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

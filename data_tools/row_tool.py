@@ -1,0 +1,338 @@
+"""Tools that look at rows block by block: read, decided, written and counted in one way, and resumed after a kill.
+
+A block is some thousand rows of one source. What became of it is written whole before the next is begun, so a killed
+call goes on behind its last block, and ends with the bytes of one that was not killed.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..chat_templates.errors import PosttrainError
+from .errors import DataError
+from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
+from .sources import Row, content_hash, is_hub, local_files, read_rows
+from .spec import SourceSpec
+from .tool import Sources, Tool
+from .tool_report import PAGE, REPORT, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
+
+BLOCK_ROWS = 4096
+BLOCK_CHARACTERS = 1 << 24
+UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of a row.
+
+    Attributes:
+        values: The row as it is written; None if it is left out.
+        reason: Why it is left out, in the same words for each such row.
+        detail: What is particular to this row, for the reason's or the edits' examples.
+        edits: What was changed in it, by name, with how often.
+        measures: Numbers whose distribution the report shows, by name: lengths, scores.
+    """
+
+    values: dict[str, Any] | None
+    reason: str = ""
+    detail: str = ""
+    edits: Mapping[str, int] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
+
+
+@dataclass
+class Counts:
+    """What became of the rows of a block, or of all blocks of a source.
+
+    Attributes:
+        rows: Rows read, unreadable ones included.
+        kept: Rows written.
+        reasons: Why the others were not.
+        edits: What was changed in those that were.
+        measures: Distributions, of all rows that were read.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    reasons: Tally = field(default_factory=Tally)
+    edits: Tally = field(default_factory=Tally)
+    measures: dict[str, Spread] = field(default_factory=dict)
+
+    def add(self, row: Row, outcome: Outcome) -> None:
+        """Counts a row."""
+        self.rows += 1
+        text = quote(row.values)
+        if outcome.values is None:
+            self.reasons.add(outcome.reason, row.where, text, outcome.detail)
+        else:
+            self.kept += 1
+        for name, number in outcome.measures.items():
+            self.measures.setdefault(name, Spread()).add(number)
+        for name, count in outcome.edits.items():
+            self.edits.add(name, row.where, text, outcome.detail)
+            self.edits.counts[name] += count - 1
+
+    def merge(self, other: "Counts") -> None:
+        """Adds a later block's."""
+        self.rows += other.rows
+        self.kept += other.kept
+        self.reasons.merge(other.reasons)
+        self.edits.merge(other.edits)
+        for name, spread in other.measures.items():
+            self.measures.setdefault(name, Spread()).merge(spread)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return asdict(self) | {"measures": {name: spread.to_dict() for name, spread in self.measures.items()}}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Counts":
+        """Reads what ``to_dict`` gave."""
+        reasons, edits = (Tally.from_dict(value[name]) for name in ("reasons", "edits"))
+        measures = {name: Spread.from_dict(spread) for name, spread in value["measures"].items()}
+        return cls(value["rows"], value["kept"], reasons, edits, measures)
+
+
+class RowTool(Tool):
+    """The arguments that tools have in common which look at each row for itself."""
+
+    sources: Sources
+    """The rows. A file is written for each source."""
+    output_format: Literal["jsonl", "parquet"] = "jsonl"
+    """What the files are."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The largest share of a source's rows that may be unreadable; those are left out."""
+
+    def decider(self, source: SourceSpec) -> Decide:
+        """Returns what decides on the rows of a source, a block of readable ones at a time.
+
+        Raises:
+            PosttrainError: The arguments do not fit the source.
+        """
+        raise NotImplementedError
+
+    def identity(self) -> Any:
+        """Returns what the outcome depends on beside arguments and rows, such as the hash of a model's folder."""
+        return None
+
+    def report(self, counts: Mapping[str, Counts], files: Mapping[str, str]) -> ToolReport:
+        """Returns what is said of the work; tools add to it.
+
+        Args:
+            counts: By the source's title.
+            files: The file of each source.
+        """
+        return row_report(type(self).__name__.lower(), self.model_dump(mode="json"), counts, files)
+
+    def run(self, output_dir: Path) -> str:
+        """Decides on all rows and writes those that stay, ``report.json`` and ``report.html``.
+
+        Raises:
+            DataError: A source cannot be read, or too many of its rows.
+            PosttrainError: The folder cannot be written, or another process works there.
+        """
+        with locked(output_dir / ".lock"), explain_full_disk(output_dir):
+            return self._run(output_dir)
+
+    def _run(self, output_dir: Path) -> str:
+        arguments = self.model_dump(mode="json")
+        hashes = [content_hash(source, Path()) for source in self.sources]
+        work = output_dir / f".work-{hash_json([type(self).__name__, arguments, hashes, self.identity()])}"
+        for other in output_dir.glob(".work-*"):
+            if other != work:
+                shutil.rmtree(other)
+        files = file_names(self.sources, self.output_format)
+        _refuse_own(self.sources, [output_dir / name for name in files.values()])
+        counts: dict[str, Counts] = {}
+        for number, source in enumerate(self.sources):
+            folder = work / str(number)
+            counts[source.title] = _blocks(source, self.decider(source), folder)
+            _check(source, counts[source.title], self.max_bad_share)
+        for number, name in enumerate(files.values()):
+            join(sorted((work / str(number)).glob("*.jsonl")), output_dir / name)
+        report = self.report(counts, files)
+        report.write(output_dir)
+        shutil.rmtree(work)
+        return "\n".join([*report.summary, str(output_dir / PAGE)])
+
+
+def _refuse_own(sources: Sequence[SourceSpec], outputs: Sequence[Path]) -> None:
+    """Refuses to write over what is read."""
+    written = {path.resolve() for path in outputs}
+    for source in sources:
+        read = [] if is_hub(source, Path()) else local_files(source, Path())
+        if any(path.resolve() in written for path in read):
+            raise DataError("would be written over by its own rows", where=source.title, hint="name another folder: -o")
+
+
+def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:
+    """Yields the rows of a source, unreadable ones too, in blocks that are the same on every machine.
+
+    Raises:
+        DataError: The source cannot be found or read, or is damaged.
+    """
+    block: list[Row] = []
+    characters = good = 0
+    for row in read_rows(source, Path()):
+        block.append(row)
+        characters += sum(map(len, texts_of(row.values)))
+        good += row.problem is None
+        if good == source.limit:
+            break
+        if len(block) == BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def _blocks(source: SourceSpec, decide: Decide, folder: Path) -> Counts:
+    """Decides on the blocks that a killed call has not finished; returns the counts of all."""
+    total = Counts()
+    for number, block in enumerate(blocks_of(source)):
+        path = folder / f"{number:06}.jsonl"
+        known = read_json(path.with_suffix(".json"))  # written after the rows, so the rows are there
+        if known is None:
+            lines, counts = settle(block, decide)
+            write_atomic(path, "".join(lines))
+            write_json(path.with_suffix(".json"), known := counts.to_dict())
+        total.merge(Counts.from_dict(known))
+    return total
+
+
+def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:
+    """Decides on a block of rows; returns the lines of those that stay, and the counts.
+
+    Raises:
+        DataError: A value of a row that stays cannot be written as JSON.
+    """
+    counts = Counts()
+    good = [row for row in block if row.problem is None]
+    outcomes = iter(decide(good))
+    lines = []
+    for row in block:
+        if row.problem is not None:
+            what = f"{UNREADABLE}: {row.problem.reason}"
+            counts.add(row, Outcome(None, what, row.problem.detail))
+            continue
+        outcome = next(outcomes)
+        counts.add(row, outcome)
+        if outcome.values is not None:
+            lines.append(json_line(outcome.values, row.where))
+    assert next(outcomes, None) is None, "an outcome for each row"
+    return lines, counts
+
+
+def _check(source: SourceSpec, counts: Counts, max_bad_share: float) -> None:
+    """Refuses sources of which too much cannot be read, and those without rows."""
+    bad = {name: count for name, count in counts.reasons.counts.items() if name.startswith(UNREADABLE)}
+    if not counts.rows - sum(bad.values()):
+        raise DataError("holds no readable rows", where=source.title)
+    if sum(bad.values()) > max_bad_share * counts.rows:
+        example = counts.reasons.examples[next(iter(bad))][0]
+        hint = f"mend them, or allow more with `max_bad_share` (now {max_bad_share:g})"
+        what = f"{sum(bad.values())} of {counts.rows} rows cannot be read: {example.where}: {next(iter(bad))}"
+        raise DataError(what, where=source.title, hint=hint)
+
+
+def row_report(
+    tool: str, arguments: Mapping[str, Any], counts: Mapping[str, Counts], files: Mapping[str, str]
+) -> ToolReport:
+    """Returns rows in and out of each source, every reason and change with examples, and distributions."""
+    summary, rows, total = [], [], Counts()
+    for title, found in counts.items():
+        total.merge(found)
+        gone = found.rows - found.kept
+        summary.append(f"{title} → {files[title]}: {found.kept:,} of {found.rows:,} rows, {gone:,} left out")
+        rows.append([title, files[title], found.rows, gone, found.kept, percent(found.kept, found.rows)])
+    table = Table("Rows", ["source", "file", "rows in", "left out", "rows out", "kept"], rows)
+    tallies = {"Left out": total.reasons} | ({"Changed": total.edits} if total.edits.counts else {})
+    plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
+    more = {"files": [dict(zip(("source", "file", "rows", "removed", "kept"), row, strict=False)) for row in rows]}
+    return ToolReport(f"posttrain data {tool}", arguments, summary, [table], plots, tallies, more)
+
+
+def quote(values: Mapping[str, Any]) -> str:
+    """Returns what a row says, as an example shows it."""
+    return "\n".join(texts_of(values))
+
+
+def file_names(sources: Sequence[SourceSpec], suffix: str) -> dict[str, str]:
+    """Returns what the rows of each source are called, as its file is.
+
+    Raises:
+        DataError: Two sources have one title.
+    """
+    names: dict[str, str] = {}
+    for source in sources:
+        if source.title in names:
+            raise DataError("stands twice among the sources", where=source.title, hint="give one of them a `name`")
+        stem = re.sub(r"[^\w-]+", "_", Path(source.title.removesuffix(".gz")).stem).strip("_") or "rows"
+        options = (f"{stem}.{suffix}", *(f"{stem}-{number}.{suffix}" for number in range(2, len(sources) + 2)))
+        taken = {*names.values(), REPORT}
+        names[source.title] = next(option for option in options if option not in taken)
+    return names
+
+
+def json_line(values: Any, where: str) -> str:
+    """Returns a row as a line of JSON.
+
+    Raises:
+        DataError: A value has no JSON, such as a date, bytes or NaN.
+    """
+    try:
+        return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a column cannot be written as JSON: {error}", where=where, hint="leave it out") from error
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Writes files of JSON Lines as one, as Parquet if the name says so, under another name until it is whole.
+
+    Raises:
+        DataError: A column holds values of several types, which Parquet has no name for.
+        PosttrainError: The folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.part"
+    try:
+        if path.suffix == ".parquet":
+            _join_parquet(parts, temporary, path.name)
+        else:
+            with temporary.open("wb") as out:
+                for part in parts:
+                    with part.open("rb") as lines:
+                        shutil.copyfileobj(lines, out)
+                out.flush()
+                os.fsync(out.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise PosttrainError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+
+
+def _join_parquet(parts: Sequence[Path], path: Path, name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def rows_of(part: Path) -> list[Any]:
+        return [json.loads(line) for line in part.read_bytes().splitlines()]
+
+    try:
+        tables = (pa.Table.from_pylist(rows_of(part)) for part in parts)
+        schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+        with pq.ParquetWriter(path, schema) as out:
+            for part in parts:
+                out.write_table(pa.Table.from_pylist(rows_of(part), schema=schema))
+    except pa.ArrowException as error:
+        what = f"cannot be written as Parquet: {str(error).splitlines()[0]}"
+        raise DataError(what, where=name, hint="a column holds values of several types; write `jsonl`") from error

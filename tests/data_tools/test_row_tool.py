@@ -1,0 +1,224 @@
+"""Tools that look at rows one by one: every row accounted for, the same bytes after a kill, hostile files survived."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from posttrain.chat_templates.errors import PosttrainError
+from posttrain.data_tools import row_tool
+from posttrain.data_tools.convert import TRIMMED, Convert
+from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.row_tool import Outcome, RowTool
+from posttrain.data_tools.spec import SourceSpec
+from posttrain.data_tools.tool_report import Spread, Tally
+
+
+class Odd(RowTool):
+    """Keeps odd numbers."""
+
+    def decider(self, source: SourceSpec) -> row_tool.Decide:
+        def decide(rows: Any) -> list[Outcome]:
+            return [
+                Outcome(row.values, measures={"n": row.values["n"]})
+                if row.values["n"] % 2
+                else Outcome(None, "even", str(row.values["n"]))
+                for row in rows
+            ]
+
+        return decide
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def odd(*paths: str, **more: Any) -> Odd:
+    return Odd(sources=[SourceSpec(path=path) for path in paths], **more)
+
+
+def test_every_row_is_written_or_counted_with_examples(tmp_path: Path) -> None:
+    rows = [{"n": number} for number in range(60)]
+    said = odd(write(tmp_path / "a.jsonl", [*rows, "{"])).run(tmp_path / "out")
+    assert read(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(1, 60, 2)]
+    found = report(tmp_path / "out")
+    assert found["files"][0] | {"source": ""} == {
+        "source": "",
+        "file": "a.jsonl",
+        "rows": 61,
+        "removed": 31,
+        "kept": 30,
+    }
+    even, unreadable = found["counts"]["Left out"]
+    assert (even["name"], even["count"], len(even["examples"])) == ("even", 30, 10)
+    assert (unreadable["name"], unreadable["count"]) == ("unreadable: not JSON", 1)
+    assert "30 of 61 rows, 31 left out" in said
+    assert not list((tmp_path / "out").glob(".work-*"))
+
+
+def test_the_page_escapes_what_rows_say(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"n": 1}, {"n": 2, "text": "<script>alert(1)</script>"}])
+    odd(path).run(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_killed_call_goes_on_behind_its_last_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
+    path = write(tmp_path / "a.jsonl", [{"n": number} for number in range(95)])
+    odd(path).run(tmp_path / "whole")
+    seen: list[int] = []
+
+    class Dies(Odd):
+        def decider(self, source: SourceSpec) -> row_tool.Decide:
+            decide = super().decider(source)
+
+            def counting(rows: Any) -> Any:
+                seen.extend(row.values["n"] for row in rows)
+                if len(seen) == 40:
+                    raise KeyboardInterrupt
+                return decide(rows)
+
+            return counting
+
+    Dies.__name__ = "Odd"
+    tool = Dies(sources=[SourceSpec(path=path)])
+    with pytest.raises(KeyboardInterrupt):
+        tool.run(tmp_path / "out")
+    assert not (tmp_path / "out" / "a.jsonl").exists()
+    tool.run(tmp_path / "out")
+    assert seen == [*range(40), *range(30, 95)]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.suffix} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir() if p.suffix
+    }
+
+
+def test_blocks_of_other_arguments_or_rows_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
+    path = write(tmp_path / "a.jsonl", [{"n": number} for number in range(25)] + [{"n": "x"}])
+    with pytest.raises(TypeError):
+        odd(path).run(tmp_path / "out")
+    write(tmp_path / "a.jsonl", [{"n": number} for number in range(100, 125)])
+    odd(path).run(tmp_path / "out")
+    assert read(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(101, 125, 2)]
+
+
+def test_kill_minus_nine_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """The process is killed while it writes its third file; the next call ends with the same bytes."""
+    path = write(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(300)])
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from posttrain.data_tools import row_tool\n"
+        "from posttrain.data_tools.convert import Convert\n"
+        "from posttrain.data_tools.spec import SourceSpec\n"
+        "row_tool.BLOCK_ROWS = 50\n"
+        "calls, replace = [], os.fsync\n"
+        "def fsync(number):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(number)\n"
+        "os.fsync = fsync\n"
+        "Convert(sources=[SourceSpec(path=sys.argv[1])]).run(Path(sys.argv[2]))\n"
+    )
+
+    def run(folder: Path, at: int) -> int:
+        return subprocess.run([sys.executable, "-c", script, path, str(folder), str(at)], check=False).returncode
+
+    assert run(tmp_path / "whole", 0) == 0
+    assert run(tmp_path / "out", 5) == -signal.SIGKILL
+    assert not (tmp_path / "out" / "a.jsonl").exists()
+    assert run(tmp_path / "out", 0) == 0
+    for name in ("a.jsonl", "report.json", "report.html"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_parquet_holds_keys_that_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 4)
+    rows = [{"n": number} | ({"late": "x"} if number > 6 else {}) for number in range(1, 12, 2)]
+    odd(write(tmp_path / "a.jsonl", rows), output_format="parquet").run(tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "a.parquet").to_pylist()
+    assert [row["late"] for row in table] == [None, None, None, "x", "x", "x"]
+
+
+def test_parquet_of_mixed_types_is_one_clear_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"n": 1, "x": 1}, {"n": 3, "x": "one"}])
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be written as Parquet.*write `jsonl`"):
+        odd(path, output_format="parquet").run(tmp_path / "out")
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"n": 1}])
+    with pytest.raises(DataError, match=r"written over by its own rows"):
+        odd(path).run(tmp_path)
+    with pytest.raises(DataError, match="stands twice"):
+        odd(path, path).run(tmp_path / "out")
+    with pytest.raises(DataError, match="no readable rows"):
+        odd(write(tmp_path / "b.jsonl", ["no", "["])).run(tmp_path / "out")
+    with pytest.raises(DataError, match=r"2 of 4 rows cannot be read: .*c\.jsonl:1: unreadable: not JSON"):
+        odd(write(tmp_path / "c.jsonl", ["{", {"n": 1}, "no", {"n": 3}])).run(tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PosttrainError, match="cannot"):
+        odd(path).run(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl"):
+        odd(str(tmp_path / "a.jsonl")).run(tmp_path / "out")
+
+
+def test_a_chat_that_ends_before_an_answer_loses_its_last_turns(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}, {"from": "human", "value": "And?"}]
+    path = write(tmp_path / "a.jsonl", [{"conversations": talk, "id": 4}, {"conversations": talk[:1]}])
+    Convert(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert read(tmp_path / "out" / "a.jsonl") == [{"messages": messages}]
+    found = report(tmp_path / "out")["counts"]
+    assert {entry["name"]: entry["count"] for entry in found["Changed"]} == {TRIMMED: 1, "not kept: column id": 1}
+    assert [entry["count"] for entry in found["Left out"]] == [1]
+
+
+def test_converted_rows_are_read_as_what_they_were_before(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add", "input": "1 and 2", "output": "3"}, {"instruction": "Say", "output": "no"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    Convert(sources=[SourceSpec(path=path)]).run(tmp_path / "once")
+    Convert(sources=[SourceSpec(path=str(tmp_path / "once" / "a.jsonl"))]).run(tmp_path / "twice")
+    assert (tmp_path / "twice" / "a.jsonl").read_bytes() == (tmp_path / "once" / "a.jsonl").read_bytes()
+    [first, second] = read(tmp_path / "once" / "a.jsonl")
+    assert [turn["content"] for turn in first["messages"]] == ["Add\n\n1 and 2", "3"]
+    assert second["messages"][1]["content"] == "no"
+
+
+def test_spreads_and_tallies_of_parts_are_those_of_the_whole() -> None:
+    numbers = [0, 0.4, 1, 1.9, 2, 3, 1000, 1e6]
+    whole, left, right = Spread(), Spread(), Spread()
+    for place, number in enumerate(numbers):
+        whole.add(number)
+        (left, right)[place > 3].add(number)
+    left.merge(right)
+    assert left == whole == Spread.from_dict(json.loads(json.dumps(whole.to_dict())))
+    assert (whole.count, whole.least, whole.most, whole.bins[0]) == (8, 0, 1e6, 2)
+    assert whole.quantile(0.5) == pytest.approx(1.9, rel=0.2)
+    tally, other = Tally(), Tally()
+    for place in range(14):
+        (tally, other)[place > 7].add("x", f"row {place}", "text")
+    tally.merge(other)
+    assert tally.counts == {"x": 14}
+    assert [example.where for example in tally.examples["x"]] == [f"row {place}" for place in range(10)]
