@@ -48,7 +48,7 @@ Reader = Callable[[Path, str, "SourceSpec"], Iterator[Row]]
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """Opens a file for reading bytes, through gzip if its name says so; a damaged file is a DataError."""
     try:
         with io.BufferedReader(_Unpacked(path), 1 << 16) if path.suffix == ".gz" else path.open("rb") as handle:
@@ -106,7 +106,7 @@ def _bounded_lines(handle: IO[bytes]) -> Iterator[bytes | None]:
 
 def read_json(path: Path, name: str, source: "SourceSpec") -> Iterator[Row]:
     """Reads one JSON object a line, or an array of objects; which of them is told from the first character."""
-    with _opened(path) as handle:
+    with opened(path) as handle:
         first, second = _first_lines(handle)
         handle.seek(0)
         if first.startswith(b"["):
@@ -244,7 +244,7 @@ def _read_table(path: Path, name: str, source: "SourceSpec", **dialect: Any) -> 
     """Reads separated values; the first line names the columns unless ``columns`` numbers them."""
     header: list[str] | None = None
     csv.field_size_limit(MAX_ROW)
-    with _opened(path) as handle:
+    with opened(path) as handle:
         text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
         records = csv.reader(text, strict=True, **dialect)
         while True:
@@ -288,7 +288,7 @@ def _header(fields: list[str], where: str) -> list[str]:
 
 def read_txt(path: Path, name: str, source: "SourceSpec") -> Iterator[Row]:
     """Reads plain text: a row is a line with something in it, a paragraph (blank lines between), or the file."""
-    with _opened(path) as handle:
+    with opened(path) as handle:
         if source.sample_by == "document":
             text = handle.read(MAX_ROW + 1)
             if len(text) > MAX_ROW:
@@ -331,7 +331,7 @@ def _seekable(path: Path) -> Iterator[Any]:
     if path.suffix != ".gz":
         yield str(path)
         return
-    with tempfile.TemporaryFile() as unpacked, _opened(path) as handle:
+    with tempfile.TemporaryFile() as unpacked, opened(path) as handle:
         while block := handle.read(1 << 20):
             unpacked.write(block)
         unpacked.seek(0)

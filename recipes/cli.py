@@ -172,7 +172,12 @@ def score(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders, folders of them, and results of lm-eval, AlpacaEval or inspect.", show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", help="Where leaderboard.{html,md,csv,json} go.")] = Path(),
     baseline: Annotated[
         str | None,

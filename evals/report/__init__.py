@@ -3,24 +3,25 @@
 The same folders always give the same bytes: no time, host name or absolute path enters but those in the records.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ...data_tools.files import write_atomic
 from ..parity.record import Comparison
-from ..runs import find_runs
 from . import samples
 from .board import Badge, Leaderboard, Notice, Row, last_row
 from .charts import best_of_n_curves, training_curve
 from .clean import with_clean
 from .columns import is_fact, select_ranked, tabulate
+from .foreign import read_folders, with_badges
 from .html import to_html
 from .items import item_finder
 from .judged import with_judgings
 from .lineage import Scored, arrange
 from .markdown import to_markdown
-from .read import RunFolder, read_run
+from .read import RunFolder
 from .tables import to_csv, to_json
 from .text import plain
 from .verdicts import find_baseline, with_verdicts
@@ -29,21 +30,27 @@ __all__ = ["Leaderboard", "build", "write"]
 
 
 def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | None = None) -> Leaderboard:
-    """Reads run folders, or folders of run folders, into a leaderboard.
+    """Reads run folders, folders of run folders, and result files of other harnesses into a leaderboard.
 
     Damaged files, records without a finite value, limited scores and figures that may not be compared become
     notices; everything readable is kept.
 
     Args:
-        paths: Run folders, or folders at any height above them.
+        paths: Run folders, or folders at any height above them; files of results, as of :mod:`~..foreign_results`.
         title: The report's heading.
         baseline: What every row is compared with: a run's name, ``run/checkpoint``, or the beginning of a weights
             hash. By default the model that the first run of the lineage ended with.
 
     Raises:
-        InputError: A path does not exist or holds no run, or no row is called like the baseline.
+        InputError: A path does not exist or holds no run, a file of results is damaged or unknown, or no row is
+            called like the baseline.
     """
-    folders = [read_run(path) for path in find_runs([Path(path) for path in paths])]
+    with tempfile.TemporaryDirectory() as scratch:
+        return _build(read_folders(paths, Path(scratch)), title, baseline)
+
+
+def _build(folders: Sequence[RunFolder], title: str, baseline: str | None) -> Leaderboard:
+    """Puts what run folders hold together; their samples are read meanwhile."""
     runs, scored, held, doubled = arrange(folders)
     judged = [judgment for folder in folders for judgment in folder.judgments]
     ranked = select_ranked(scored, judged)
@@ -56,7 +63,7 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     board = Leaderboard(
         title,
         tuple(runs),
-        tuple(_with_parity(rows, held)),
+        tuple(_with_parity(with_badges(rows, held), held)),
         tuple(columns),
         footnotes,
         curves=(*curves, *best),

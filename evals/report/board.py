@@ -11,7 +11,7 @@ from ..judging.audit import AuditRow
 from ..judging.judgments import Judgment
 from ..stats.compare import Verdict
 from ..stats.intervals import Interval
-from .text import plain
+from .text import mapping, plain
 
 SCHEMA = 1
 """Version of ``leaderboard.json``; raised when a field changes its meaning or goes away."""
@@ -64,6 +64,11 @@ class Cell:
     score: dict[str, Any] = field(default_factory=dict)
     earlier: tuple[dict[str, Any], ...] = ()
     tier: int | None = None
+
+    @property
+    def is_unseen(self) -> bool:
+        """Says whether it is another harness's figure of which no items are known: shown, and never compared."""
+        return mapping(self.score.get("foreign")).get("items_known") is False
 
     def figure(self, metric: str) -> Figure | None:
         """Returns the figure of a metric."""

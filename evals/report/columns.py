@@ -258,7 +258,8 @@ def _stand(cells: dict[int, Cell], column: Column) -> dict[int, Cell]:
     """Marks the best figure of each metric, and those whose interval overlaps its interval."""
     for metric in column.metrics:
         found = {i: cell.figure(metric.name) for i, cell in cells.items()}
-        at = {i: figure for i, figure in found.items() if figure and figure.value is not None}
+        # What another harness says of items that nobody sees is never the best.
+        at = {i: f for i, f in found.items() if f and f.value is not None and not cells[i].is_unseen}
         if len(at) < 2:
             continue
         sign = 1 if metric.higher_is_better else -1
@@ -330,10 +331,15 @@ def _unseen(cell: Cell) -> str:
     return f"clean as far as known: {'; '.join(map(str, clauses))}" if clauses else "all training data looked through"
 
 
+def _harness(cell: Cell) -> str:
+    return f"scored by {mapping(cell.score.get('foreign')).get('harness') or 'posttrain'}"
+
+
 _CONDITIONS = {
     "chat template": _template,
     "suite version": _suite,
     "judge": _judge,
     "number of items": _items,
     "known training data": _unseen,
+    "harness": _harness,
 }

@@ -32,7 +32,7 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], dict
         the run's id, and the names that more than one run bears.
     """
     names = [_name(folder) for folder in folders]
-    places = _places([folder.path for folder in folders])
+    places = _places([folder.source or folder.path for folder in folders])
     shown, doubled = _shown_names(names, places)
     order, parents = _order(folders, names)
     runs: list[Run] = []
@@ -98,7 +98,7 @@ def _order(folders: Sequence[RunFolder], names: Sequence[str]) -> tuple[list[int
     parents = {i: p for i in range(len(folders)) if (p := _parent_index(i, folders, names)) is not None}
 
     def key(i: int) -> tuple[str, str, str]:
-        return (text(folders[i].record.get("created")) or "~", names[i], str(folders[i].path))
+        return (text(folders[i].record.get("created")) or "~", names[i], str(folders[i].source or folders[i].path))
 
     done: list[int] = []
 

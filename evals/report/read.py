@@ -35,6 +35,7 @@ class RunFolder:
         contamination: The lines of ``contamination.jsonl``, in order.
         parity: Forms of its model that were compared with each other.
         problems: What could not be read, a clause each.
+        source: The file of another harness that it was read from; None of a run.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class RunFolder:
     contamination: tuple[dict[str, Any], ...] = ()
     parity: tuple[Comparison, ...] = ()
     problems: tuple[str, ...] = ()
+    source: Path | None = None
 
 
 def read_run(folder: Path) -> RunFolder:

@@ -57,7 +57,9 @@ def find_baseline(runs: Sequence[Run], rows: Sequence[Row], wanted: str | None) 
     """
     if wanted is not None:
         return _named(runs, rows, wanted).id
+    theirs = {run.id for run in runs if run.stage == "foreign"}
     scored = [row for row in rows if row.cells]
+    scored = [row for row in scored if row.run not in theirs] or scored
     first = [row for row in scored if row.run == scored[0].run]
     if not first:
         return None
@@ -195,8 +197,8 @@ class _Family:
         # Rows leave out different items of a clean column, and may be compared on those that both keep, and no others.
         if ours and others and (paired := _paired(ours, others, 0.0 if column.clean else _SHARED)):
             return paired, "paired"
-        if column.clean:
-            return None, None
+        if column.clean or any("foreign" in one.cells[column.id].score for one in (row, other)):
+            return None, None  # of another harness's figures those alone are compared of which the items are known
         n = min(a.n or 0, b.n or 0)
         return compare.unpaired_difference(a.value, a.stderr, b.value, b.stderr, n), "unpaired"
 
@@ -242,7 +244,7 @@ class _Family:
         """Returns the tier of each row of a column, and adds the pairs that would have to be compared for it."""
         values = {row.id: f.value for row in self.board.rows if (f := row.figure(column)) and f.value is not None}
         sign = -1 if column.primary.higher_is_better else 1
-        ranked = [row for row in self.board.rows if row.id in values]
+        ranked = [row for row in self.board.rows if row.id in values and not row.cells[column.id].is_unseen]
         left = sorted(ranked, key=lambda row: sign * values[row.id])
         tiers: dict[str, int] = {}
         tier = 0
@@ -268,7 +270,7 @@ class _Family:
         column = _leading(board)
         if column is None:
             return tuple(row.id for row in board.rows), None
-        values = {row.id: f.value for row in board.rows if (f := row.figure(column)) and f.value is not None}
+        values = {row.id: value for row in board.rows if (value := _seen_value(row, column)) is not None}
         if not values:
             return tuple(row.id for row in board.rows), None
         sign = -1 if column.primary.higher_is_better else 1
@@ -330,13 +332,19 @@ class _Family:
         return replace(judging, matches=tuple(matches), ranking=ranking)
 
 
+def _seen_value(row: Row, column: Column) -> float | None:
+    """Returns a row's figure; None of another harness's of which no items are known."""
+    figure = row.figure(column)
+    return figure.value if figure and not row.cells[column.id].is_unseen else None
+
+
 def _leading(board: Leaderboard) -> Column | None:
     """Returns the column that rows are ordered by: of groups if there are any, the one that most rows have, the first.
 
     A rule that is no judge, items that some training data touches left out, and a task of which only the first items
     were scored: such columns lead only where there is nothing else.
     """
-    filled = {column.id: sum(row.figure(column) is not None for row in board.rows) for column in board.columns}
+    filled = {column.id: sum(_seen_value(row, column) is not None for row in board.rows) for column in board.columns}
     whole = [c for c in board.columns if not c.stamp and not c.clean and c.limit is None] or list(board.columns)
     some = [column for column in whole if column.group] or whole
     return max(some, key=lambda column: filled[column.id], default=None)
