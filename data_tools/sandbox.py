@@ -244,7 +244,10 @@ class ProgramSandbox:
                 os.close(report)
                 os.close(ordered)
             stack.callback(_end, process)
-            given = {process.stdin: source + stdin.encode(), os.fdopen(ordering, "wb", buffering=0): orders}
+            given = {
+                process.stdin: source + stdin.encode("utf-8", "surrogatepass"),
+                os.fdopen(ordering, "wb", buffering=0): orders,
+            }
             read, stopped = _watch(process, reports, given, limits, begun + limits.wall)
         stdout, stderr, said = (part.decode("utf-8", "replace") for part in read)
         status, reason = _verdict(said, stopped, _last_line(stderr), process.returncode)

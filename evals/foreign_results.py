@@ -187,7 +187,8 @@ def _read_lm_eval(path: Path, values: dict[str, Any]) -> ForeignResults:
 def _lm_eval_model(values: dict[str, Any], config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     arguments = config.get("model_args")
     if isinstance(arguments, str):
-        arguments = dict(part.partition("=")[::2] for part in arguments.split(",") if part)
+        pairs = (part.partition("=") for part in arguments.split(",") if part)
+        arguments = {name: value for name, _, value in pairs}
     arguments = _mapping(arguments)
     named = (arguments.get(key) for key in ("peft", "delta", "pretrained", "model", "path", "engine"))
     name = values.get("model_name") or next(filter(None, named), None) or config.get("model") or ""
@@ -225,7 +226,6 @@ def _lm_eval_score(
     definition = dict(_mapping(_mapping(values.get("configs")).get(task)))
     metadata = _mapping(definition.pop("metadata", None))  # holds the model's arguments too
     shots = _mapping(values.get("n-shot")).get(task, config.get("num_fewshot"))
-    limit = config.get("limit")
     definition |= {"name": task, "version": _mapping(values.get("versions")).get(task, metadata.get("version"))}
     definition |= {"hash": _mapping(values.get("task_hashes")).get(task), "n": metrics[0]["n"]}
     members = _mapping(values.get("group_subtasks")).get(task) or []
@@ -246,10 +246,18 @@ def _lm_eval_score(
         samples[0] if samples else None,
         items_digest(io.BytesIO(samples[0])) if samples else None,
         shots if isinstance(shots, int) else None,
-        int(limit) if _is_number(limit) and limit >= 1 else None,
+        _lm_eval_limit(_mapping(_mapping(values.get("n-samples")).get(task)), config.get("limit")),
         str(template)[:16] if template else None,
         detail=detail,
     )
+
+
+def _lm_eval_limit(counts: dict[str, Any], limit: Any) -> int | None:
+    """Returns how many items were scored if those are not all; ``limit`` may be a share of them."""
+    all_items, scored = counts.get("original"), counts.get("effective")
+    if isinstance(all_items, int) and isinstance(scored, int):
+        return scored if scored < all_items else None
+    return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
 
 
 def _lm_eval_samples(path: Path, task: str, n: int | None) -> tuple[bytes, list[Any]] | None:

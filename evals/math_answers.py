@@ -1,15 +1,19 @@
 """Whether two answers to a question of mathematics are equal, by ``math-verify`` in a process that can be killed.
 
 math-verify (Kydlíček, 2024) reads LaTeX and numbers into sympy, which may simplify an expression for hours or exhaust
-the stack. So it works in a process of its own: one that says nothing in time is killed and another begun. What cannot
-be decided is told as such and is no wrong answer of the library's making.
+the stack or the memory. So it works in a process of its own with a limit of memory: one that says nothing in time is
+killed and another begun. What cannot be decided is told as such and is no wrong answer of the library's making; sympy
+swallows a MemoryError and calls the two different, so a process that came near its limit says nothing but "equal".
 """
 
 import json
+import os
+import resource
 import select
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from .errors import EvalError
@@ -17,8 +21,12 @@ from .errors import EvalError
 SECONDS = 10.0
 """How long one comparison may take."""
 
+MEMORY = 1 << 30
+"""Bytes of address space that its process may have; it needs 60 MiB before its first comparison."""
+
 Verdict = Literal["equal", "different", "unread", "undecided"]
-"""``unread``: the answer is no expression that math-verify reads. ``undecided``: it took too long or broke."""
+"""``unread``: the answer is no expression that math-verify reads. ``undecided``: it took too much time or memory, or
+broke."""
 
 
 class MathVerifier:
@@ -26,11 +34,13 @@ class MathVerifier:
 
     Attributes:
         seconds: How long a comparison may take.
+        memory: Bytes that its process may have.
         restarts: How many processes were lost.
     """
 
-    def __init__(self, seconds: float = SECONDS):
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
         self.seconds = seconds
+        self.memory = memory
         self.restarts = 0
         self._process: subprocess.Popen[str] | None = None
 
@@ -61,7 +71,7 @@ class MathVerifier:
 
     def _begin(self) -> subprocess.Popen[str]:
         """Starts a worker and waits until its imports are done, which take longer than a comparison may."""
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, "-m", __name__, str(self.memory)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         said = self._ask(process, None, 120.0)
         if said != "ready":
@@ -93,7 +103,13 @@ class MathVerifier:
             self._process = None
 
 
-def _work() -> None:
+def _peak() -> int:
+    """Returns the most bytes of address space that this process ever had."""
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmPeak"))
+
+
+def _work(memory: int) -> None:
     """Answers comparisons line by line; what sympy prints goes to the other stream."""
     out, sys.stdout = sys.stdout, sys.stderr
 
@@ -108,6 +124,9 @@ def _work() -> None:
         say(str(error))
         return
     logging.disable()  # it warns that nothing but this process's end bounds its time, which is so
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    # What grows by doubling has had a quarter of the room before it is refused the rest.
+    near = _peak() + (memory - _peak()) // 4
     say("ready")
     for line in sys.stdin:
         asked = json.loads(line)
@@ -115,10 +134,14 @@ def _work() -> None:
             gold = parse(asked["gold"], parsing_timeout=0, raise_on_error=True)
             answer = parse(asked["answer"], parsing_timeout=0, raise_on_error=True)
             same = bool(answer) and verify(gold, answer, timeout_seconds=0, raise_on_error=True)
+            if not same and _peak() > near:
+                os._exit(1)
             say("unread" if not answer else "equal" if same else "different")
+        except MemoryError:
+            os._exit(1)
         except Exception:  # whatever sympy raises of what a model wrote; it is counted as undecided
             say("undecided")
 
 
 if __name__ == "__main__":
-    _work()
+    _work(int(sys.argv[1]))

@@ -284,7 +284,8 @@ def _mark(
 ) -> dict[int, Cell]:
     """Gives every cell of a mixed column a footnote that says which kind it is, and notes the column as mixed."""
     for kind, describe in _CONDITIONS.items():
-        values = {i: describe(cell) for i, cell in cells.items()}
+        theirs = {i for i, cell in cells.items() if kind == "suite version" and "foreign" in cell.score}  # have none
+        values = {i: describe(cell) for i, cell in cells.items() if i not in theirs}
         if len(set(values.values())) > 1:
             mixed.setdefault(kind, []).append(plain(column.name))
             for i, value in values.items():

@@ -71,7 +71,7 @@ def _placed(folder: RunFolder, score: dict[str, Any], ours: Mapping[tuple[str, s
     known = path is not None and read_items(path, first["name"], first["value"]) is not None
     placed = {**score, "foreign": {**found, "items_known": known}}
     same = ours.get((str(score["task"]), str(found.get("items")))) if known else None
-    if same is None:
+    if same is None or path is None:
         return placed
     coverage = mapping(same.get("detail")).get("coverage")
     detail = {key: value for key, value in score["detail"].items() if key != "coverage"}

@@ -162,6 +162,11 @@ def test_what_a_program_reads_and_says(sandbox: ProgramSandbox) -> None:
     assert sandbox.run("x = '" + "y" * 3_000_000 + "'\nassert len(x) == 3_000_000").status == "ended"
 
 
+def test_input_that_is_no_unicode_text_reaches_a_program(sandbox: ProgramSandbox) -> None:
+    outcome = sandbox.run("import sys\nprint(sys.stdin.buffer.read())", stdin="a\ud800b")
+    assert (outcome.status, outcome.stdout) == ("ended", "b'a\\xed\\xa0\\x80b'\n")
+
+
 def test_a_program_that_never_reads_its_input_ends(sandbox: ProgramSandbox) -> None:
     assert sandbox.run("pass", stdin="x" * 1_000_000).status == "ended"
 
