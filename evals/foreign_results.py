@@ -11,27 +11,24 @@ import io
 import json
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import InputError, PosttrainError, first_line
-from ..data_tools.files import hash_json, without_surrogates, write_atomic, write_json
+from ..chat_templates.errors import InputError, PosttrainError
+from ..data_tools.files import hash_json, write_atomic, write_json
 from ..data_tools.readers import opened
 from .checkpoints import FINAL
 from .records import SCORES, parquet
+from .result_files import FAULTS, MOST_BYTES, damaged, parse_json, read_archive, read_whole, too_large
 from .runs import RUN_FILE
 
 STAGE = "foreign"
 """The stage of a run that another harness, or another's answers, stand for."""
 
-_MOST_BYTES = 1 << 29  # of a file of results, or of one member of a log: no figures weigh more
 _TAKEN = "lm-eval's results_*.json, AlpacaEval's annotations.json or leaderboard.csv, inspect's .eval or .json logs"
-_FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 _LOWER_IS_BETTER = (
     "ppl",
     "perplexity",
@@ -140,27 +137,24 @@ def read_results(path: Path) -> list[ForeignResults]:
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if not path.is_file():
         raise InputError("no such file", where=str(path))
-    if kind == "eval":
-        return [_read_inspect_archive(path)]
     if kind == "csv":
         return _read_leaderboard(path)
-    if kind != "json":
+    if kind not in ("json", "eval"):
         samples = path.name.startswith("samples_") and kind == "jsonl"
         hint = "samples are read with the results_*.json beside them: name that" if samples else f"read are {_TAKEN}"
         raise InputError("not a file of results", where=str(path), hint=hint)
-    values = _json(_bytes(path), str(path))
+    values, samples = read_archive(path) if kind == "eval" else (parse_json(read_whole(path), path), ())
     try:
         if isinstance(values, list):
             return _read_annotations(path, values)
         if isinstance(values, dict) and isinstance(values.get("results"), dict) and "eval" not in values:
             return [_read_lm_eval(path, values)]
         if isinstance(values, dict) and isinstance(values.get("eval"), dict):
-            samples = values.get("samples")
-            return [_read_inspect(path, values, samples if isinstance(samples, list) else ())]
+            return [_read_inspect(path, values, samples or values.get("samples") or ())]
     except PosttrainError:
         raise
-    except _FAULTS as error:
-        raise _damaged(path, error) from error
+    except FAULTS as error:
+        raise damaged(path, error) from error
     raise InputError("not a file of results", where=str(path), hint=f"read are {_TAKEN}")
 
 
@@ -273,11 +267,11 @@ def _lm_eval_samples(path: Path, task: str, n: int | None) -> tuple[bytes, list[
     with opened(file) as handle:
         for number, line in enumerate(_lines(handle, file), start=1):
             where = f"{file}:{number}"
-            row = _json(line, where)
+            row = parse_json(line, where)
             try:
                 rows.append(_lm_eval_row(row))
-            except _FAULTS as error:
-                raise _damaged(where, error, "mend it, or remove it to have the figures without items") from error
+            except FAULTS as error:
+                raise damaged(where, error, "mend it, or remove it to have the figures without items") from error
     ids = [row["doc_id"] for row in rows]
     if not rows or (n is not None and len(set(ids)) != n):
         what = f"holds {len(set(ids))} items, and the results are over {n}"
@@ -288,7 +282,7 @@ def _lm_eval_samples(path: Path, task: str, n: int | None) -> tuple[bytes, list[
     try:
         return samples_to_parquet(rows), ids
     except (pyarrow.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _lm_eval_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -412,10 +406,10 @@ def _win_rate(
 def _read_leaderboard(path: Path) -> list[ForeignResults]:
     """Reads a row for each model, in percent: win rates raw and length-controlled, with their standard errors."""
     try:
-        text = _bytes(path).decode()
+        text = read_whole(path).decode()
         rows = list(csv.DictReader(io.StringIO(text), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not rows or not {"", "win_rate", "standard_error"} <= set(rows[0]):
         hint = "it needs the columns win_rate and standard_error, with the models' names before them"
         raise InputError("not a leaderboard of AlpacaEval", where=str(path), hint=hint)
@@ -458,41 +452,7 @@ def _of_text(value: Any, where: str) -> float | None:
         raise InputError(f"{str(value)[:40]!r} is no number", where=where) from error
 
 
-# --- inspect: log/_recorders/eval.py writes a zip of header.json and samples/, json.py the same as one object ---
-
-
-def _read_inspect_archive(path: Path) -> ForeignResults:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            if "header.json" not in members:
-                raise InputError("the evaluation has not ended: no header.json", where=str(path))
-            header = _json(_member(path, archive, members["header.json"]), f"{path}/header.json")
-            names = [name for name in members if re.fullmatch(r"samples/[^/]+\.json", name)]
-            samples = (_json(_member(path, archive, members[name]), f"{path}/{name}") for name in names)
-            return _read_inspect(path, header, samples)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, *_FAULTS) as error:
-        raise _damaged(path, error) from error
-
-
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """Reads a file of a zip; inspect packs them by zstd, which Python's zipfile does not read before 3.14."""
-    if info.file_size > _MOST_BYTES:
-        raise _huge(f"{path}/{info.filename}", info.file_size)
-    if info.compress_type != 93:
-        return archive.read(info)
-    import pyarrow
-
-    with path.open("rb") as handle:
-        handle.seek(info.header_offset)
-        local = handle.read(30)
-        handle.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), io.SEEK_CUR)
-        packed = handle.read(info.compress_size)
-    with pyarrow.input_stream(pyarrow.BufferReader(packed), compression="zstd") as stream:
-        data = stream.read(info.file_size + 1)
-    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise zipfile.BadZipFile(f"{info.filename} is not whole")
-    return data
+# --- inspect: log/_log.py says what a log holds ---
 
 
 def _read_inspect(path: Path, log: dict[str, Any], samples: Iterable[Any]) -> ForeignResults:
@@ -624,38 +584,13 @@ def _metric(name: str, value: Any, stderr: Any, n: Any, where: object, task: str
     return {"name": name, "value": float(value), "stderr": error, "n": count, "higher_is_better": up}
 
 
-def _bytes(path: Path) -> bytes:
-    with opened(path) as handle:
-        data = handle.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise _huge(path, path.stat().st_size)
-    return data
-
-
 def _lines(handle: Any, file: Path) -> Iterator[bytes]:
     """Yields the lines of a file of samples."""
-    while line := handle.readline(_MOST_BYTES + 1):
-        if len(line) > _MOST_BYTES:
-            raise _huge(file, len(line))
+    while line := handle.readline(MOST_BYTES + 1):
+        if len(line) > MOST_BYTES:
+            raise too_large(file, len(line))
         if line.strip():
             yield line
-
-
-def _huge(where: object, size: int) -> InputError:
-    what = f"{size / 2**20:,.0f} MiB, more than any file of results has ({_MOST_BYTES >> 20} MiB)"
-    return InputError(what, where=str(where), hint="is it a file of results?")
-
-
-def _json(data: bytes, where: str) -> Any:
-    try:
-        return without_surrogates(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"damaged, not JSON: {first_line(error)}", where=where, hint="copy it again") from error
-
-
-def _damaged(where: object, error: Exception, hint: str = "copy it again, or leave it out") -> InputError:
-    said = f"lacks {error}" if isinstance(error, KeyError) else first_line(error)
-    return InputError(f"damaged: {said}", where=str(where), hint=hint)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

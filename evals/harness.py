@@ -212,7 +212,7 @@ def run_task(
     refused = (lm.shared.record or {}).get("reason")
     refusal = [f"scored without shared contexts: {refused}"] if refused else []
     foreign = (lm.shared.record or {}).get("foreign")
-    told = (*(notes_of(foreign) if foreign else ()), *summary(told), *_constant(task, samples), *refusal)
+    told = (*(notes_of(foreign, setting) if foreign else ()), *summary(told), *_constant(task, samples), *refusal)
     detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
     if long:
         detail["too_long"] = len(long)

@@ -92,7 +92,7 @@ def find_targets(
             _add_run(path, [*([] if final_only else list_checkpoints(path)), path], targets, unfinished)
         elif step_of(path) is not None and is_run(path.absolute().parent):
             _add_run(path.absolute().parent, [path], targets, unfinished)
-        elif path.is_file() and data_suffix(path.name):
+        elif path.is_file() and (data_suffix(path.name) or path.suffix == ".eval"):
             targets.append(_answers_file(path, output))
         else:
             targets.append(_plain_model(str(item), output, offline))
@@ -253,6 +253,8 @@ def locate(item: str, *, offline: bool = False) -> Path:
     """
     folder = Path(item)
     if not folder.is_dir():
+        if data_suffix(item) and not folder.exists():
+            raise InputError("no such file", where=item)
         if folder.exists() or item.startswith((".", "/")) or not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", item):
             raise InputError("neither a run folder nor a model", where=item)
         folder = _download(item, offline)

@@ -1,11 +1,13 @@
 """Answers of others, from a file: what lm-eval is given in the place of a model.
 
-A row answers an item, by its own id (``id``, ``task_id``, ...), by what was asked (``prompt``), or by its place
-(``doc_id``, from 0); ``task`` says of which task. Its texts are ``completion``, ``output``, ``response`` or a list of
-several; the files of samples that lm-eval itself writes are read too. Texts end at the task's stop strings, without
-what was thought before, as a model's do here.
+A row answers an item, by its own id (``id``, ``task_id``, ...), by what was asked (the ``prompt``, or the ``question``
+or ``instruction`` in it), or by its place (``doc_id``, from 0); ``task`` says of which task. Its texts are
+``completion``, ``output``, ``response`` or a list of several; lm-eval's files of samples, AlpacaEval's outputs and
+inspect's logs are read too. Texts end at the task's stop strings, without what was thought before, as a model's do
+here.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +15,22 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import InputError
+from ..data_tools.readers import Row
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
 from .errors import EvalError
+from .result_files import FAULTS, damaged, read_archive, read_whole
 from .thinking import answer_in
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from .spec import SamplingSpec
+
 _IDS = ("id", "task_id", "item", "question_id", "prompt_id", "uid", "key")
-_TEXTS = ("completion", "output", "response", "generation", "answer", "completions", "outputs", "responses", "resps")
+_ASKED = ("prompt", "question", "instruction", "problem", "input")
+_TEXTS = ("completion", "output", "response", "generation", "completions", "outputs", "responses", "resps")
+_TEXTS += ("prediction", "model_output", "answer")  # the last may also be the right one
 _SHOWN = 5
 
 
@@ -34,7 +42,7 @@ def saved_model(path: Path) -> "LM":
     """
     from lm_eval.api.model import LM
 
-    rows = [row.values if row.problem is None else {} for row in read_rows(SourceSpec(path=str(path)), Path.cwd())]
+    rows = list(_read(path))
 
     class SavedModel(LM):
         saved = True
@@ -56,7 +64,46 @@ def saved_model(path: Path) -> "LM":
     return SavedModel()
 
 
-def join(rows: Sequence[Mapping[str, Any]], requests: Sequence[Any], file: str) -> tuple[list[str], dict[str, Any]]:
+def _read(path: Path) -> Iterator[Row]:
+    """Reads the rows of a file of answers, or the samples of a log of inspect as rows."""
+    samples = None
+    if path.suffix == ".eval":
+        samples = read_archive(path)[1]
+    elif path.suffix == ".json":
+        try:
+            log = json.loads(read_whole(path))
+        except (ValueError, RecursionError):
+            log = None  # one object a line, or damaged, as the reader of rows will say
+        samples = log.get("samples") or () if isinstance(log, dict) and "eval" in log else None
+    if samples is None:
+        yield from read_rows(SourceSpec(path=str(path)), Path.cwd())
+        return
+    try:
+        for number, sample in enumerate(samples):
+            yield Row(f"{path.name}[{number}]", _of_inspect(sample))
+    except FAULTS as error:
+        raise damaged(path, error) from error
+
+
+def _of_inspect(sample: dict[str, Any]) -> dict[str, Any]:
+    """Returns a sample of inspect as a row: what was asked last, and what was answered."""
+    asked = sample["input"]
+    if isinstance(asked, list):
+        asked = next(said["content"] for said in reversed(asked) if said["role"] == "user")
+    output = sample.get("output") or {}
+    row = {"prompt": _content(asked), "completion": _content(output.get("completion"))}
+    # A number may be the item's place from 1, which inspect gives where the data have no id.
+    return row | ({} if str(sample["id"]).isdigit() else {"id": sample["id"]})
+
+
+def _content(value: Any) -> Any:
+    """Returns the text of a message, which may stand in parts."""
+    if isinstance(value, list):
+        return "".join(part["text"] for part in value if part.get("type") == "text")
+    return value
+
+
+def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[str], dict[str, Any]]:
     """Gives each request its answer.
 
     Args:
@@ -68,27 +115,41 @@ def join(rows: Sequence[Mapping[str, Any]], requests: Sequence[Any], file: str) 
         The texts, empty where there is none, and what could not be joined, counted and named.
 
     Raises:
-        InputError: No row answers any request.
+        InputError: No row answers any request, or there are fewer answers to each than samples are asked for.
     """
     task = requests[0].task_name
     wanted = Counter(id(request) for request in requests)
     items = {id(request): request for request in requests}
-    places = {
-        key: name for name, request in items.items() for key in _keys(request.doc, request.doc_id, request.args[0])
-    }
+    places: dict[tuple[str, str], int | None] = {}
+    for name, request in items.items():
+        for key in set(_keys(request.doc, request.doc_id, request.args[0])):
+            places[key] = None if key in places else name  # what several items are asked alike tells none of them
     texts: dict[int, list[str]] = {name: [] for name in items}
     unknown: list[str] = []
     double: list[str] = []
     unread = 0
-    for number, row in enumerate(rows, start=1):
-        if row.get("task") not in (None, task):
+    torn = [read.where for read in rows if read.problem is not None]
+    used: Counter[str] = Counter()
+    first_filter = next((read.values["filter"] for read in rows if read.values.get("filter")), None)
+    for number, read in enumerate(rows, start=1):
+        row = read.values
+        # lm-eval writes a sample once for each filter, with the same text
+        if (
+            read.problem is not None
+            or row.get("task") not in (None, task)
+            or row.get("filter") not in (None, first_filter)
+        ):
             continue
-        found = list(_texts(row))
-        keys = list(_keys(row, row.get("doc_id"), row.get("prompt")))
+        field = next((name for name in _TEXTS if row.get(name) is not None), "")
+        found = list(_texts(row.get(field)))
+        document = row["doc"] if isinstance(row.get("doc"), dict) else {}  # of lm-eval's samples: surer than its place
+        place = None if any(_keys(document, None, None)) else row.get("doc_id")
+        keys = list(_keys(document | row, place, row.get("prompt")))
         if not found or not keys:
             unread += 1
             continue
-        name = next((places[key] for key in keys if key in places), None)
+        name = next((places[key] for key in keys if places.get(key) is not None), None)
+        used[field] += name is not None
         if name is None:
             unknown.append(_named(row, number))
         elif len(texts[name]) + len(found) > wanted[name]:
@@ -97,12 +158,16 @@ def join(rows: Sequence[Mapping[str, Any]], requests: Sequence[Any], file: str) 
         else:
             texts[name] += found
     missing = [_named(items[name].doc, items[name].doc_id) for name in items if len(texts[name]) < wanted[name]]
-    if len(missing) == len(items):
+    if not any(texts.values()):
         hint = "rows need an `id`, a `prompt` or a `doc_id`, and a `completion`"
         what = f"no row of {file} answers an item: {unread} hold no answer, {len(unknown)} are to no item of the task"
-        raise InputError(what, hint=hint)
-    record = {"file": file, "rows": len(rows), "unread": unread}
-    for kind, names in (("missing", missing), ("unknown", unknown), ("double", double)):
+        raise InputError(f"{what}, {len(torn)} could not be read" if torn else what, hint=hint)
+    most = max(len(found) for found in texts.values())
+    if most < (samples := max(wanted.values())):
+        what = f"{file} holds at most {most} answers to an item, and {samples} samples of each are asked for"
+        raise InputError(what, hint=f"say `samples: {most}` in the suite's `sampling:`, or leave that out")
+    record = {"file": file, "rows": len(rows), "unread": unread, "fields": sorted(+used)}
+    for kind, names in (("missing", missing), ("unknown", unknown), ("double", double), ("torn", torn)):
         record |= {kind: len(names), f"{kind}_first": names[:_SHOWN]}
     left = {name: iter(found) for name, found in texts.items()}
     ended = []
@@ -112,17 +177,20 @@ def join(rows: Sequence[Mapping[str, Any]], requests: Sequence[Any], file: str) 
     return ended, record
 
 
-def notes_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Words what could not be joined."""
+def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -> tuple[str, ...]:
+    """Words what could not be joined, and that a file's author drew its texts, not a suite's named setting."""
     kinds = {
         "missing": "items have no answer there and count as empty ones",
         "unknown": "rows answer no item",
         "double": "rows answer an item that has its answers already; the first stand",
+        "torn": "rows could not be read",
     }
-    told = [f"answers of others, read from {record['file']}"]
+    told = [f"answers of others, the {' and '.join(record['fields'])} of each row of {record['file']}"]
     for kind, what in kinds.items():
         if record[kind]:
             told.append(f"{record[kind]} {what}: {', '.join(record[f'{kind}_first'])}")
+    if setting is not None:
+        told.append(f"drawn as their author drew them, of which the setting {setting.name} says nothing")
     return (*told, *([f"{record['unread']} rows hold no answer"] if record["unread"] else []))
 
 
@@ -131,17 +199,15 @@ def _keys(values: Mapping[str, Any], place: Any, prompt: Any) -> Iterator[tuple[
     for name in _IDS:
         if isinstance(values.get(name), str | int):
             yield "id", str(values[name])
-    if isinstance(prompt, str) and prompt.strip():
-        yield "prompt", prompt.strip()
-    if isinstance(values.get("prompt"), str) and values["prompt"] != prompt:
-        yield "prompt", values["prompt"].strip()
+    for asked in (prompt, *(values.get(name) for name in _ASKED)):
+        if isinstance(asked, str) and asked.strip():
+            yield "prompt", asked.strip()
     if isinstance(place, int):
         yield "place", str(place)
 
 
-def _texts(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the answers of a row."""
-    value = next((row[name] for name in _TEXTS if row.get(name) is not None), [])
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the answers of a row: a text, or a list of them."""
     values = [value] if isinstance(value, str) else value
     for text in values if isinstance(values, list) else ():
         for one in text if isinstance(text, list) else [text]:  # lm-eval's samples: a list for each request

@@ -84,7 +84,7 @@ def score_models(
             final_only=final_only,
             device=device,
             output=output,
-            progress=lambda line: print(line, flush=True),
+            progress=_say,
         )
         _tell(report)
         code = max(code, report.exit_code)
@@ -96,13 +96,17 @@ def score_models(
     return code
 
 
+def _say(line: str) -> None:
+    """Prints what scoring says as it happens, failures to the standard error."""
+    print(line, file=sys.stderr if line.startswith("failed: ") else sys.stdout, flush=True)
+
+
 def _tell(report: "ScoreReport") -> None:
-    """Prints what a scoring did, and to the standard error what it could not do."""
+    """Prints what a scoring did; why something failed has been said, where it was not foreseen its place is added."""
     print(f"{len(report.done)} scored, {report.skipped} scored before, {len(report.failed)} failed")
     for folder in report.unfinished:
         print(f"left {folder.folder}: its save has not finished")
     for failure in report.failed:
-        print(failure, file=sys.stderr)
         print(failure.detail, end="", file=sys.stderr)
 
 

@@ -340,6 +340,6 @@ def test_results_over_the_limit_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = old_results(tmp_path, "small", 0.3)
-    monkeypatch.setattr("posttrain.evals.foreign_results._MOST_BYTES", 50)
+    monkeypatch.setattr("posttrain.evals.result_files.MOST_BYTES", 50)
     with pytest.raises(InputError, match="more than any file of results has"):
         build([path])

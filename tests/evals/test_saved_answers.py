@@ -1,6 +1,7 @@
 """Answers of others, scored from a file: joined by id, prompt or place, and what cannot be joined named."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.runs import find_targets
 from posttrain.evals.score import ScoreReport, score
+from posttrain.recipes.scoring import score_models
 
 from .conftest import PROMPTS, write_rows
 
@@ -28,9 +30,11 @@ def scored(tmp_path: Path, rows: list[dict[str, Any]], *, name: str = "gpt.jsonl
         [{"id": row["id"], "completion": f" {row['answer']}\n\nNext:"} for row in ROWS],
         [{"prompt": row["prompt"], "output": row["answer"], "task": "sums"} for row in reversed(ROWS)],
         [{"doc_id": n, "doc": row, "resps": [[row["answer"]]]} for n, row in enumerate(ROWS)],
+        [{"instruction": row["prompt"], "output": row["answer"], "generator": "gpt"} for row in ROWS],
+        [{"id": row["id"], "answer": "the right one", "prediction": row["answer"]} for row in ROWS],
         [{"id": row["id"], "response": f"<think>\n{row['answer']}1\n</think>\n{row['answer']}"} for row in ROWS],
     ],
-    ids=["id", "prompt", "lm-eval's samples", "thoughts"],
+    ids=["id", "prompt", "lm-eval's samples", "AlpacaEval's outputs", "beside the right answer", "thoughts"],
 )
 def test_right_answers_are_right_however_they_are_joined(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     report = scored(tmp_path, rows)
@@ -42,7 +46,7 @@ def test_right_answers_are_right_however_they_are_joined(tmp_path: Path, rows: l
         1,
         4,
     )
-    assert line.notes[0] == "answers of others, read from gpt.jsonl"
+    assert line.notes[0].startswith("answers of others, the ")
     assert not scored(tmp_path, rows).done  # they are not scored twice
 
 
@@ -58,7 +62,7 @@ def test_what_cannot_be_joined_is_counted_and_named(tmp_path: Path) -> None:
     [line] = scored(tmp_path, rows).done
     assert line.metrics[0].value == 0.25
     assert line.notes[:5] == (
-        "answers of others, read from gpt.jsonl",
+        "answers of others, the completion of each row of gpt.jsonl",
         "2 items have no answer there and count as empty ones: sum/2, sum/3",
         "1 rows answer no item: other/9",
         "1 rows answer an item that has its answers already; the first stand: sum/0",
@@ -104,3 +108,89 @@ def test_tasks_that_ask_for_likelihoods_are_left_out_and_the_row_is_foreign(suit
     assert [line.task for line in report.done] == ["sums"]
     record = json.loads((tmp_path / "board" / "gpt.jsonl" / "run.json").read_text())
     assert (record["stage"], record["finished"] is not None) == ("foreign", True)
+
+
+def test_a_sample_that_lm_eval_wrote_for_each_filter_is_one_answer(tmp_path: Path) -> None:
+    rows = [
+        {"doc_id": n, "doc": row, "resps": [[row["answer"]]], "filter": name}
+        for name in ("strict-match", "flexible-extract")
+        for n, row in enumerate(ROWS)
+    ]
+    [line] = scored(tmp_path, rows).done
+    assert (line.metrics[0].value, len(line.notes)) == (1, 1)
+
+
+def test_samples_of_other_documents_are_not_joined_by_their_places(tmp_path: Path) -> None:
+    others = [{"doc_id": n, "doc": {"question": f"Else {n}"}, "resps": [["0"]]} for n in range(4)]
+    [failure] = scored(tmp_path, others).failed
+    assert "4 are to no item of the task" in failure.reason
+
+
+def test_what_two_items_are_asked_alike_tells_neither(tmp_path: Path) -> None:
+    twice = [{"prompt": "0 and 0 make", "answer": "0", "id": "a"}, {"prompt": "0 and 0 make", "answer": "1", "id": "b"}]
+    write_rows(tmp_path / "prompts.jsonl", twice)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("tasks:\n  - {task: exact_match, name: sums, data_files: {test: prompts.jsonl}}\n")
+    rows = [{"prompt": "0 and 0 make", "completion": "0"}, {"id": "b", "prompt": "0 and 0 make", "completion": "1"}]
+    [line] = score([write_rows(tmp_path / "gpt.jsonl", rows)], suite, output=tmp_path / "board").done
+    assert line.metrics[0].value == 0.5
+    assert "1 rows answer no item: #1" in line.notes
+
+
+def test_rows_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "gpt.jsonl"
+    scored(tmp_path, [])
+    path.write_text('{"id": "sum/0", "completion": "0"}\n{"id": "sum/1", "comp\n[]\n')
+    [line] = score([path], tmp_path / "suite.yaml", output=tmp_path / "board").done
+    assert "2 rows could not be read: gpt.jsonl:2, gpt.jsonl:3" in "; ".join(line.notes).replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.parametrize("name", ["log.json", "log.eval"])
+def test_the_answers_of_a_log_of_inspect_are_scored_again(tmp_path: Path, name: str) -> None:
+    samples = [
+        {"id": n + 1, "epoch": 1, "target": "?", "scores": {}}
+        | {
+            "input": row["prompt"]
+            if n
+            else [{"role": "system", "content": "Add."}, {"role": "user", "content": row["prompt"]}]
+        }
+        | {"output": {"completion": row["answer"]}}
+        for n, row in enumerate(reversed(ROWS))
+    ]
+    if name == "log.json":
+        (tmp_path / name).write_text(json.dumps({"eval": {}, "status": "success", "samples": samples}))
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr("header.json", "{}")
+            for sample in samples:
+                file.writestr(f"samples/{sample['id']}_epoch_1.json", json.dumps(sample))
+    scored(tmp_path, [])
+    [line] = score([tmp_path / name], tmp_path / "suite.yaml", output=tmp_path / "board").done
+    assert (line.metrics[0].value, line.metrics[0].n) == (1, 4)
+
+
+def test_fewer_answers_than_samples_are_refused_and_a_setting_is_not_claimed(tmp_path: Path) -> None:
+    rows = [{"id": row["id"], "completion": row["answer"]} for row in ROWS]
+    setting = "sampling:\n  - {name: greedy}\n  - {name: three, temperature: 1.0, samples: 3}\n"
+    report = scored(tmp_path, rows, more=setting)
+    [failure] = report.failed
+    assert "holds at most 1 answers to an item, and 3 samples of each are asked for" in failure.reason
+    [line] = report.done
+    assert "drawn as their author drew them, of which the setting greedy says nothing" in line.notes
+
+
+def test_why_a_file_failed_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scored(tmp_path, [])
+    write_rows(tmp_path / "gpt.jsonl", [{"id": "x", "completion": "1"}])
+    capfd.readouterr()
+    arguments: dict[str, Any] = {"watch": False, "final_only": False, "references": {}}
+    suite, output = str(tmp_path / "suite.yaml"), tmp_path / "board"
+    assert score_models([str(tmp_path / "gpt.jsonl")], suite=suite, output=output, **arguments) == 2
+    out, err = capfd.readouterr()
+    assert (out + err).count("no row of gpt.jsonl answers an item") == 1
+    assert "no row of gpt.jsonl answers an item" in err
+
+
+def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        find_targets([tmp_path / "gpt.jsonl"], tmp_path)
