@@ -6,7 +6,7 @@ script without spaces (Han, kana, Thai, …) is a word of its own.
 
 Words are 64-bit polynomial hashes over a chunk's bytes by prefix sums, n-grams the same over words: the work does not
 depend on n, and no text is looped over in Python. Two different n-grams of 10⁹ share a hash with probability
-10¹⁸ / 2⁶⁵ < 0.03 (birthday bound), so what removes a row or a score is compared word by word before it counts.
+10¹⁸ / 2⁶⁴ < 0.06 (birthday bound), so what removes a row or a score is compared word by word before it counts.
 """
 
 import functools
@@ -28,6 +28,7 @@ _SPARSE = 5  # bits by which the table of an index is larger than it has n-grams
 CHUNK = 1 << 19  # bytes hashed at a time: what prefix sums of it need stays in the cache of a core
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
+_ONE = np.uint64(1)
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
@@ -60,7 +61,7 @@ class Words:
     """The words of several texts, one after the other.
 
     Attributes:
-        hashes: Of the words, shape (words,).
+        hashes: Of the words, shape (words,); odd are those of words that begin with a digit.
         bounds: Where each text begins, and where the last ends, shape (texts + 1,).
     """
 
@@ -226,8 +227,9 @@ def _hash_words(text: bytes) -> tuple["Hashes", "Integers"]:
     sums = np.zeros(len(letters) + 1, np.uint64)
     np.cumsum(letters * power[0, : len(letters)], out=sums[1:])
     at_edges = sums[edges]
-    hashes = (at_edges[1::2] - at_edges[0::2]) * power[1, begins]
-    return _mix(hashes + np.diff(edges)[0::2].astype(np.uint64)), begins
+    hashes = _mix((at_edges[1::2] - at_edges[0::2]) * power[1, begins] + np.diff(edges)[0::2].astype(np.uint64))
+    is_number = letters[begins] - np.uint8(ord("0")) < 10
+    return hashes >> _ONE << _ONE | is_number, begins
 
 
 _cache: list["Hashes"] = []
