@@ -19,6 +19,7 @@ from .text import mapping, plain, text, whole
 STAMP = "rules, not a judge"
 """What stands at every figure that a rule, and no judge, has given."""
 
+_NAMED = 7  # columns from which on a notice names only the first
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "loss")
 
 
@@ -130,7 +131,9 @@ def tabulate(
 def _notices(columns: Sequence[Column], mixed: dict[str, list[str]]) -> list[Notice]:
     limited = ", ".join(plain(column.name) for column in columns if column.limit is not None)
     texts = [f"LIMITED, so not full results, only the first items were scored: {limited}"] if limited else []
-    texts += [f"rows differ in {kind} (see the marks): {', '.join(names)}" for kind, names in mixed.items()]
+    for kind, names in mixed.items():
+        few = names if len(names) < _NAMED else [*names[: _NAMED - 2], f"{len(names) - _NAMED + 2} more columns"]
+        texts.append(f"rows differ in {kind} (see the letters): {', '.join(few)}")
     tasks = [column.task for column in columns if not column.clean]
     several = ", ".join(plain(task) for task in dict.fromkeys(tasks) if tasks.count(task) > 1)
     what = "measured in several ways, each with a column of its own, not to be compared across"
@@ -284,6 +287,8 @@ def _mark(
 ) -> dict[int, Cell]:
     """Gives every cell of a mixed column a footnote that says which kind it is, and notes the column as mixed."""
     for kind, describe in _CONDITIONS.items():
+        if column.clean and kind == "number of items":
+            continue  # each row leaves out what its own training data touches
         theirs = {i for i, cell in cells.items() if kind == "suite version" and "foreign" in cell.score}  # have none
         values = {i: describe(cell) for i, cell in cells.items() if i not in theirs}
         if len(set(values.values())) > 1:

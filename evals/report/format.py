@@ -163,10 +163,11 @@ class Speller:
         unit = "%" if column.primary.unit else f" {plain(column.primary.name, 40)}"
         ends = f" (95% interval {self.interval(figure, column)})" if figure.interval else ""
         level = f"{len(told.level)} other row{'s' if len(told.level) > 1 else ''} cannot be told from it there"
+        mean = f", the mean of {len(column.group)} tasks" if column.group else ""
         kinds = (("better", told.better), ("worse", told.worse), ("no verdict", told.undecided))
         counts = [f"{word} on {self._tasks(ids)}" for word, ids in kinds if ids]
         return {
-            "task": plain(column.name, 60),
+            "task": f"“{plain(column.name, 60)}”{mean}",
             "best": self.name(told.row),
             "value": f"{self.number(figure.value, column)}{unit}",
             "interval": ends,

@@ -292,7 +292,7 @@ def _shades(board: Leaderboard) -> dict[tuple[str, str], int]:
 def _row_marks(row: Row) -> tuple[str, ...]:
     """Returns the footnotes that all of a row's marked figures share: they are said once, at its name."""
     marks = [cell.marks for cell in row.cells.values() if cell.marks]
-    return marks[0] if len(marks) > 1 and len(set(marks)) == 1 else ()
+    return tuple(mark for mark in marks[0] if all(mark in other for other in marks)) if len(marks) > 1 else ()
 
 
 def _few_shot(column: Column) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints import FINAL
 from ..records import model_of
-from .board import Row, Run
+from .board import Badge, Row, Run
 from .read import RunFolder
 from .text import mapping, plain, text, whole
 
@@ -211,22 +211,22 @@ def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list
         flags.append("scored without a weights hash")
     position = run.offset + step if step is not None else None
     names = tuple(sorted({name for name, _ in steps}, key=lambda name: (name == FINAL, name)))
-    flags += _decided(folder.record, names)
-    row = Row("", run.id, names, step, position, parent, weights, {}, tuple(flags), model)
+    badges = _decided(folder.record, names)
+    row = Row("", run.id, names, step, position, parent, weights, {}, tuple(flags), model, badges=badges)
     return Scored(row, run.name, tuple(scores))
 
 
-def _decided(record: dict[str, Any], names: Sequence[str]) -> list[str]:
+def _decided(record: dict[str, Any], names: Sequence[str]) -> tuple[Badge, ...]:
     """Says what scores while the run trained have decided about a checkpoint."""
     best, end = mapping(record.get("best")), mapping(record.get("early_stop"))
-    flags = []
+    found = []
     if text(best.get("checkpoint")) in names:
-        flags.append(f"kept while training as the best of {best.get('candidates')} checkpoints in {best.get('column')}")
+        detail = f"kept while training as the best of {best.get('candidates')} checkpoints in {best.get('column')}"
+        found.append(Badge("kept as the best", "good", detail))
     if f"checkpoint-{end.get('step')}" in names:
-        flags.append(
-            f"training ended here, at {end.get('step')} of {end.get('of')} steps: shown to gain nothing worth having"
-        )
-    return flags
+        detail = f"at {end.get('step')} of {end.get('of')} steps: shown to gain nothing worth having"
+        found.append(Badge("training ended here", "neutral", detail))
+    return tuple(found)
 
 
 def _unscored(run: Run, folder: RunFolder, parent: str | None, first: int) -> Scored:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from .board import Column, Leaderboard, Row
 from .format import Name, Speller, metric_label
-from .sections import JudgeReport, Note, Section, Table, TableCell, sections
+from .sections import SAID_ONCE, JudgeReport, Note, Section, Table, TableCell, sections
 from .text import plain
 from .verdicts import baseline_text
 
@@ -109,7 +109,8 @@ def _table(table: Table) -> list[str]:
     rule = "|" + "|".join(":---" if place < table.words else "---:" for place in shown) + "|"
     lines = [_line([_cell(table.markdown[place] or "") for place in shown]), rule]
     lines += [_line([_cell(line.cells[place]) for place in shown]) for line in table.lines]
-    return [md(table.caption, 600), "", *lines] if "In every line:" in table.caption else lines
+    said_once = any(f"{what}:" in table.caption for what in SAID_ONCE)
+    return [md(table.caption, 600), "", *lines] if said_once else lines
 
 
 def _cell(cell: str | Name | TableCell) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..judging.audit import AuditRow
 from ..judging.judgments import WITHOUT_VERDICT
-from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample
+from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample, TouchedItem
 from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
@@ -23,6 +23,8 @@ SHADES = 8
 _PLAYERS = 16  # of the largest matrix that is drawn
 _MEANS = "Means of an answer at the first and last point, of a long log averaged over neighbouring steps; KL in nats."
 _TOUCHED = 100  # items in training data that a page shows
+SAID_ONCE = ("In every line", "Not known")
+"""What stands over a table of its columns that are the same in all lines."""
 _PAIRS = 40  # of players that the audit's table names
 
 
@@ -219,22 +221,26 @@ def _said_once(block: Any) -> Any:
     """Returns a table with its constant columns said once, over it; other blocks as they are."""
     if not isinstance(block, Table) or len(block.lines) < 3:
         return block
-    kept, said = [], []
+    kept, said, unknown = [], [], []
     for place, head in enumerate(block.heads):
         cell = block.lines[0].cells[place]
         same = all(line.cells[place] == cell for line in block.lines)
         if same and isinstance(head, str) and isinstance(cell, str) and place != block.head:
-            said.append(f"{head}: {cell}")
+            (unknown if cell == "–" else said).append(head if cell == "–" else f"{head}: {cell}")
         else:
             kept.append(place)
-    if not said:
+    if not said and not unknown:
         return block
+    texts = [
+        f"In every line: {'; '.join(said)}." if said else "",
+        f"Not known: {'; '.join(unknown)}." if unknown else "",
+    ]
     return replace(
         block,
         heads=tuple(block.heads[place] for place in kept),
         lines=tuple(replace(line, cells=tuple(line.cells[place] for place in kept)) for line in block.lines),
         markdown=tuple(block.markdown[place] for place in kept) if block.markdown else (),
-        caption=f"{block.caption} In every line: {'; '.join(said)}.".strip(),
+        caption=" ".join(filter(None, (block.caption, *texts))),
         head=None if block.head is None else kept.index(block.head),
         words=sum(place < block.words for place in kept),
     )
@@ -294,7 +300,8 @@ def _contamination(board: Leaderboard) -> Section:
     """Returns which test items are in the training data of which run, and where; unseen data is said once a run."""
     names = {run.id: plain(run.name) for run in board.runs}
     blind = [run for run in names if not any(entry.rows for entry in board.contamination if entry.run == run)]
-    lines, evidence = [], {}
+    lines = []
+    evidence: dict[tuple[str, str, str], tuple[dict[str, None], TouchedItem]] = {}
     for entry in board.contamination:
         clauses = [*entry.unseen, *(f"looked through before: {clause}" for clause in entry.seen_before)]
         unseen = TableCell("; ".join(plain(clause, 300) for clause in clauses) or "nothing", most=900)
@@ -303,8 +310,9 @@ def _contamination(board: Leaderboard) -> Section:
         if entry.run in blind:  # the same of each task
             task, shown = "each", ("unknown", "", "", "0")
         lines.append(Line((TableCell(names[entry.run]), TableCell(task), *shown, unseen)))
-        for item in entry.touched:
-            evidence.setdefault((entry.task, item.id, item.run, item.row), (plain(entry.task), item))
+        for item in entry.touched:  # one question of several tasks stands once
+            tasks, _ = evidence.setdefault((_letters(item.question), item.run, item.row), ({}, item))
+            tasks[plain(entry.task)] = None
     if not lines:
         return Section("contamination", "", "", [])
     heads = (
@@ -323,9 +331,9 @@ def _contamination(board: Leaderboard) -> Section:
     shown = list(evidence.values())[:_TOUCHED]
     if shown:
         found = tuple(
-            Line((TableCell(task), TableCell(plain(item.question, 300), record=True),
+            Line((TableCell(", ".join(tasks)), TableCell(plain(item.question, 300), record=True),
                   TableCell(plain(item.words, 300), record=True), TableCell(f"{plain(item.run)}: {plain(item.row)}")))
-            for task, item in shown
+            for tasks, item in shown
         )  # fmt: skip
         more = f" The first {_TOUCHED} of {len(evidence):,}; " if len(evidence) > _TOUCHED else " "
         more = f"The items.{more}Each run's contamination.jsonl has all."
@@ -351,6 +359,10 @@ def _left_out(board: Leaderboard) -> str:
     return said + (f" Without a clean score, since {what}: {', '.join(without)}." if without else "")
 
 
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
+
+
 def _judge(spell: Speller, judging: Judging) -> JudgeReport:
     names = {player.id: spell.player(player) for player in judging.players}
     hidden = []
@@ -365,7 +377,7 @@ def _judge(spell: Speller, judging: Judging) -> JudgeReport:
         _matrix(judging, names) if len(judging.players) <= _PLAYERS else None,
         _matches(judging),
         _spent(judging, names),
-        _audit(audit) if audit else None,
+        _said_once(_audit(audit)) if audit else None,
         tuple(warning for row in audit if row.is_sum for warning in row.warnings),
         f"In leaderboard.json alone: {'; '.join(hidden)}." if hidden else "",
     )

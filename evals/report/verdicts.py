@@ -280,9 +280,12 @@ class _Family:
         level = tuple(row.id for row in ranked[1:] if row.id in values and tier and row.cells[column.id].tier == tier)
         against = second if best.id == board.baseline else next((r for r in ranked if r.id == board.baseline), None)
         found: dict[compare.Verdict, list[str]] = {"better": [], "worse": [], "no verdict": []}
+        said: dict[str, compare.Verdict] = {}
         for other in board.columns if against else ():
             answer = self.answer(best, against, other) if against else None
-            if answer:
+            # Its clean items are no second task, and news only where they say something else.
+            if answer and not (other.clean and said.get(other.task) == answer.verdict):
+                said[other.task] = answer.verdict
                 found[answer.verdict].append(other.id)
         words = (tuple(found[verdict]) for verdict in ("better", "worse", "no verdict"))
         headline = Headline(column.id, best.id, level, against.id if against else None, *words)

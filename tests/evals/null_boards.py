@@ -41,19 +41,20 @@ def board(
         tasks: Of items whose difficulty varies; 0 leaves a board of judges alone, which has no baseline.
         judged: Whom the final models meet: ``all`` others, or the first ``one``.
         lead: How much better the last run is than all others, in standard deviations of what models differ by.
-        kin: Whether each task has two more columns that are no news: asked again with other words, which turns some
-            answers, and without the items that a run's training data touches.
+        kin: Whether each task has two more columns that are no news: asked again with other words, where some items are
+            answered anew, and without the items that a run's training data touches.
     """
     finals = [Player(f"{run}-weights", f"run{run}", f"r{(run + 1) * steps}") for run in range(runs)]
     values: dict[tuple[str, str], np.ndarray] = {}
+    hardness: list[np.ndarray] = []
     for task in range(tasks):
-        hard = rng.normal(size=ITEMS)
+        hardness.append(hard := rng.normal(size=ITEMS))
         for place in range(runs * steps):
             skill = lead if place >= (runs - 1) * steps else 0.0
-            values[f"r{place + 1}", f"c{task + 1}"] = (hard + skill + rng.normal(size=ITEMS) > 0).astype(float)
+            values[f"r{place + 1}", f"c{task + 1}"] = _right(rng, hard + skill)
     columns = [Column(f"c{task + 1}", f"task{task}", "", (ColumnMetric("acc", True, "%"),)) for task in range(tasks)]
     places: dict[tuple[str, str], np.ndarray] = {}
-    for column in columns[: tasks if kin else 0]:
+    for column, hard in zip(columns[: tasks if kin else 0], hardness, strict=False):
         columns += [
             replace(column, id=f"{column.id}r", variant="rephrased"),
             replace(column, id=f"{column.id}k", variant="clean", clean=True),
@@ -62,8 +63,11 @@ def board(
         for place in range(runs * steps):
             row = f"r{place + 1}"
             asked = values[row, column.id]
-            turned = rng.random(ITEMS) < 0.2
-            values[row, f"{column.id}r"] = np.where(turned, rng.permutation(asked), asked)
+            skill = lead if place >= (runs - 1) * steps else 0.0
+            anew = (
+                rng.random(ITEMS) < 0.2
+            )  # item by item: answers moved from one item to another would not be independent
+            values[row, f"{column.id}r"] = np.where(anew, _right(rng, hard + skill), asked)
             places[row, f"{column.id}k"] = np.flatnonzero(~touched[place // steps])
             values[row, f"{column.id}k"] = asked[places[row, f"{column.id}k"]]
     said: list[Judgment] = []
@@ -95,6 +99,11 @@ def board(
         return Items(keys[len(found)] if left is None else tuple(map(str, left)), found, None)
 
     return with_verdicts(bare, items, tested)
+
+
+def _right(rng: np.random.Generator, skill: np.ndarray) -> np.ndarray:
+    """Returns which items a model gets right, from its skill at each in standard deviations."""
+    return (skill + rng.normal(size=len(skill)) > 0).astype(float)
 
 
 def _cell(column: Column, values: np.ndarray) -> Cell:

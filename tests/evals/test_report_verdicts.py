@@ -145,7 +145,7 @@ def test_the_page_opens_with_the_best_row_and_how_it_stands_to_the_baseline(tmp_
     for shown in (to_html(board), to_markdown(board)):
         text = re.sub(r"<[^>]+>|[*]", "", shown)
         assert "1 other row cannot be told from it there" in text
-        assert re.search(r"Best on arc: .{1,9} step 2 with 63\.5% \(95% interval \d\d\.\d to \d\d\.\d\)", text)
+        assert re.search(r"Best on “arc”: .{1,9} step 2 with 63\.5% \(95% interval \d\d\.\d to \d\d\.\d\)", text)
         assert re.search(r"Against the baseline .{1,9} step 1: better on arc\.", text)
 
 
