@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..contamination import Touched
 from ..judging.audit import AuditRow
 from ..judging.judgments import WITHOUT_VERDICT
-from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample, TouchedItem
+from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample
 from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
@@ -301,7 +302,7 @@ def _contamination(board: Leaderboard) -> Section:
     names = {run.id: plain(run.name) for run in board.runs}
     blind = [run for run in names if not any(entry.rows for entry in board.contamination if entry.run == run)]
     lines = []
-    evidence: dict[tuple[str, str, str], tuple[dict[str, None], TouchedItem]] = {}
+    evidence: dict[tuple[str, str, str], tuple[dict[str, None], Touched]] = {}
     for entry in board.contamination:
         clauses = [*entry.unseen, *(f"looked through before: {clause}" for clause in entry.seen_before)]
         unseen = TableCell("; ".join(plain(clause, 300) for clause in clauses) or "nothing", most=900)
