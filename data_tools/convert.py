@@ -1,20 +1,16 @@
 """`data convert`: rows of any known or mapped layout as canonical columns, every row that is not one named."""
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from .conversations import ROLES
-from .errors import DataError, RowError
-from .formats import canonicalizer, choose
-from .row_tool import Decide, Outcome, RowTool
-from .sources import Row, read_rows
+from .errors import RowError
+from .row_tool import Decide, Outcome, RowTool, canonical_reader
+from .sources import Row
 from .spec import Kind, SourceSpec
 
 TRIMMED = "turns without an answer cut off the end"
-_LOOK_AHEAD = 32  # rows whose columns decide the format
 
 
 class Convert(RowTool):
@@ -36,12 +32,8 @@ class Convert(RowTool):
         Raises:
             DataError: No format fits, or the rows cannot become what is wanted.
         """
-        first = list(itertools.islice(read_rows(source, Path()), _LOOK_AHEAD))
-        name, kind = choose(source, first, (self.kind,) if self.kind else get_args(Kind))
-        if kind is None:
-            raise DataError("none of its first rows can be read", where=source.title)
         unread: Counter[str] = Counter()
-        canonical = canonicalizer(source, name, kind, unread)
+        canonical = canonical_reader(source, (self.kind,) if self.kind else get_args(Kind), unread)
 
         def convert(row: Row) -> Outcome:
             unread.clear()

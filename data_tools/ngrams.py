@@ -227,7 +227,7 @@ def _hash_words(text: bytes) -> tuple["Hashes", "Integers"]:
     sums = np.zeros(len(letters) + 1, np.uint64)
     np.cumsum(letters * power[0, : len(letters)], out=sums[1:])
     at_edges = sums[edges]
-    hashes = _mix((at_edges[1::2] - at_edges[0::2]) * power[1, begins] + np.diff(edges)[0::2].astype(np.uint64))
+    hashes = mix_bits((at_edges[1::2] - at_edges[0::2]) * power[1, begins] + np.diff(edges)[0::2].astype(np.uint64))
     is_number = letters[begins] - np.uint8(ord("0")) < 10
     return hashes >> _ONE << _ONE | is_number, begins
 
@@ -245,7 +245,7 @@ def _powers(count: int) -> "Hashes":
     return _cache[0]
 
 
-def _mix(values: "Hashes") -> "Hashes":
+def mix_bits(values: "Hashes") -> "Hashes":
     """Spreads each value's bits over all 64 (the finaliser of SplitMix64, Steele et al. 2014, section 5)."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)

@@ -4,28 +4,32 @@ A block is some thousand rows of one source. What became of it is written whole 
 call goes on behind its last block, and ends with the bytes of one that was not killed.
 """
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from ..chat_templates.errors import PosttrainError
-from .errors import DataError
+from .errors import DataError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
+from .formats import Canonicalize, canonicalizer, choose
 from .sources import Row, content_hash, is_hub, local_files, read_rows
-from .spec import SourceSpec
+from .spec import Kind, SourceSpec
 from .tool import Sources, Tool
 from .tool_report import PAGE, REPORT, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
 
 BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 1 << 24
 UNREADABLE = "unreadable"
+_LOOK_AHEAD = 32  # rows whose columns decide the layout
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,25 @@ class Outcome:
 
 
 Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
+
+
+def _as_it_is(report: ToolReport) -> ToolReport:
+    return report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a tool decides on rows.
+
+    Attributes:
+        decider: Gives what decides on the rows of a source.
+        add: Adds to the report what the tool has to say beside counts.
+        files: What it has written into its folder of work and leaves beside the rows.
+    """
+
+    decider: Callable[[SourceSpec], Decide]
+    add: Callable[[ToolReport], ToolReport] = _as_it_is
+    files: Sequence[str] = ()
 
 
 @dataclass
@@ -121,18 +144,17 @@ class RowTool(Tool):
         """
         raise NotImplementedError
 
+    def plan(self, folder: Path) -> "Plan":
+        """Says how rows are decided on; a tool that must look at all of them first does it here.
+
+        Args:
+            folder: What is written into it outlives a kill, until the work is done.
+        """
+        return Plan(self.decider)
+
     def identity(self) -> Any:
         """Returns what the outcome depends on beside arguments and rows, such as the hash of a model's folder."""
         return None
-
-    def report(self, counts: Mapping[str, Counts], files: Mapping[str, str]) -> ToolReport:
-        """Returns what is said of the work; tools add to it.
-
-        Args:
-            counts: By the source's title.
-            files: The file of each source.
-        """
-        return row_report(type(self).__name__.lower(), self.model_dump(mode="json"), counts, files)
 
     def run(self, output_dir: Path) -> str:
         """Decides on all rows and writes those that stay, ``report.json`` and ``report.html``.
@@ -154,13 +176,16 @@ class RowTool(Tool):
         files = file_names(self.sources, self.output_format)
         _refuse_own(self.sources, [output_dir / name for name in files.values()])
         counts: dict[str, Counts] = {}
+        plan = self.plan(work)
         for number, source in enumerate(self.sources):
             folder = work / str(number)
-            counts[source.title] = _blocks(source, self.decider(source), folder)
+            counts[source.title] = _blocks(source, plan.decider(source), folder)
             _check(source, counts[source.title], self.max_bad_share)
         for number, name in enumerate(files.values()):
             join(sorted((work / str(number)).glob("*.jsonl")), output_dir / name)
-        report = self.report(counts, files)
+        for name in plan.files:
+            join([work / name], output_dir / name)
+        report = plan.add(row_report(type(self).__name__.lower(), arguments, counts, files))
         report.write(output_dir)
         shutil.rmtree(work)
         return "\n".join([*report.summary, str(output_dir / PAGE)])
@@ -173,6 +198,70 @@ def _refuse_own(sources: Sequence[SourceSpec], outputs: Sequence[Path]) -> None:
         read = [] if is_hub(source, Path()) else local_files(source, Path())
         if any(path.resolve() in written for path in read):
             raise DataError("would be written over by its own rows", where=source.title, hint="name another folder: -o")
+
+
+class TextTool(RowTool):
+    """A row tool that reads what rows say."""
+
+    columns: list[str] | None = None
+    """The columns whose texts count; by default those that the rows' layout reads: a text, a conversation, a prompt
+    with its answers."""
+
+    def reader(self, source: SourceSpec) -> Callable[[Row], str]:
+        """Returns what gives a row's text, the parts of a conversation on lines of their own.
+
+        It raises RowError.
+
+        Raises:
+            DataError: No known layout fits the rows, and no columns are named.
+        """
+        if self.columns is not None:
+            columns = self.columns
+
+            def read_columns(row: Row) -> str:
+                missing = next((name for name in columns if name not in row.values), None)
+                if missing is not None:
+                    raise missing_column(missing, row.values)
+                return "\n".join(texts_of([row.values[name] for name in columns]))
+
+            return read_columns
+        canonical = canonical_reader(source, get_args(Kind))
+
+        def read(row: Row) -> str:
+            found = canonical(row.values)
+            turns = [
+                turn
+                for name in ("messages", "prompt", "completion", "chosen", "rejected")
+                for turn in _turns(found.get(name))
+            ]
+            return "\n".join([found[name] for name in ("text", "text_pair") if name in found] + turns)
+
+        return read
+
+
+def _turns(value: Any) -> list[str]:
+    """Returns what a text or the messages of a conversation say."""
+    if isinstance(value, str):
+        return [value]
+    return [turn["content"] for turn in value or () if isinstance(turn.get("content"), str)]
+
+
+def canonical_reader(source: SourceSpec, kinds: Collection[Kind], unread: "Counter[str] | None" = None) -> Canonicalize:
+    """Returns what makes a row's columns canonical, by the layout of the source's first rows.
+
+    Args:
+        source: The source.
+        kinds: What the rows may become; the first that fits.
+        unread: Counts what is not read.
+
+    Raises:
+        DataError: No layout fits, or none of the first rows can be read.
+    """
+    first = list(itertools.islice(read_rows(source, Path()), _LOOK_AHEAD))
+    name, kind = choose(source, first, kinds)
+    if kind is None:
+        raise DataError("none of its first rows can be read", where=source.title)
+    return canonicalizer(source, name, kind, unread)
 
 
 def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:

@@ -20,6 +20,8 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "best_of_n": ("posttrain.recipes.model_tools:BestOfN", "Work out what the best of n answers is worth by a reward."),
     "convert": ("posttrain.data_tools.convert:Convert", "Bring rows of any layout to canonical columns."),
     "decontaminate": ("posttrain.recipes.model_tools:Decontaminate", "Find and remove rows that hold items of tests."),
+    "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),
+    "explain": ("posttrain.data_tools.dedup:Explain", "Show why `dedup` removed a row, beside the one that stays."),
     "tokenizer": ("posttrain.data_tools.tokenizer:Tokenizer", "Train a byte-level BPE tokenizer."),
 }
 

@@ -1,0 +1,359 @@
+"""`data dedup`: rows that say what another row says go, each with the row that stays for it; `data explain` shows both.
+
+Duplicates are *exact* (the same characters), *normalised* (the same words; case, punctuation and white space differ) or
+*near* (``near_duplicates``: a large share of their word n-grams in common, checked for every pair). A row goes only if
+it is a duplicate of a row that stays.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from .errors import DataError, RowError
+from .files import read_jsonl_log, write_atomic
+from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard
+from .ngrams import bounds_of, mix_bits, split_words, words_in
+from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
+from .sources import Row
+from .spec import SourceSpec
+from .tool import Sources, Tool
+from .tool_report import EXAMPLES, Bar, Plot, Table, ToolReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEDGER = "removed.jsonl"
+COLUMN = "duplicate_of"
+HOW = ("exact", "normalised", "near")
+_SHOWN = 500  # characters of a row that the ledger quotes
+_CURVE = tuple(round(0.7 + 0.05 * step, 2) for step in range(7))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A row that goes: a line of ``removed.jsonl``.
+
+    Attributes:
+        row: Where it is.
+        kept: Where the row is that stays for it.
+        how: ``exact``, ``normalised`` or ``near``.
+        similarity: The share of distinct word n-grams of both that are in both.
+        shared: The longest run of words that both have.
+        text: The beginning of the row.
+        kept_text: The beginning of the other.
+    """
+
+    row: str
+    kept: str
+    how: str
+    similarity: float
+    shared: str
+    text: str
+    kept_text: str
+
+
+class Dedup(TextTool):
+    """Removes rows that say what an earlier row says. Who comes first stays: name the better source first.
+
+    Writes ``removed.jsonl`` beside the rows: for each that goes, the row that stays, how alike they are and what they
+    share. ``posttrain data explain`` reads it.
+    """
+
+    against: Sources | None = None
+    """Rows that are not written: what is in them goes from the others."""
+    near: bool = True
+    """Whether near-duplicates go too; else exact and normalised ones alone."""
+    threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+    """The least similarity of near-duplicates (Jaccard, of the sets of word n-grams)."""
+    n: Annotated[int, Field(ge=1, le=32)] = 5
+    """Words of an n-gram. A row of fewer words is a duplicate only of one of the same words. Numbers are words."""
+    bands: Annotated[int, Field(ge=1, le=512)] = 20
+    """Bands of a signature; see `rows`."""
+    rows: Annotated[int, Field(ge=1, le=64)] = 7
+    """Hashes of a band: a pair of similarity s is compared with probability 1 - (1 - s^rows)^bands, 99% at .8."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Decides the hash functions."""
+    remove: bool = True
+    """Whether duplicates are left out; else all rows are written, with a column `duplicate_of`."""
+
+    def plan(self, folder: Path) -> Plan:
+        """Reads all rows once for their hashes, and those worth comparing again."""
+        texts = _Texts(self, folder / "hashes")
+        found = _choose(self, texts)
+        entries = texts.ledger(found)
+        lines = (json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entries_of in entries for entry in entries_of)
+        write_atomic(folder / LEDGER, "".join(lines))
+        gone = [{entry.row: entry for entry in entries_of} for entries_of in entries]
+
+        def decider(source: SourceSpec) -> Decide:
+            mine = gone[[one is source for one in self.sources].index(True)]
+            read = self.reader(source)
+
+            def decide(rows: Sequence[Row]) -> list[Outcome]:
+                return [self._outcome(read, row, mine.get(row.where)) for row in rows]
+
+            return decide
+
+        return Plan(decider, lambda report: _add(report, self, texts, found), [LEDGER])
+
+    def _outcome(self, read: Callable[[Row], str], row: Row, entry: "Removal | None") -> Outcome:
+        try:
+            read(row)
+        except RowError as error:
+            return Outcome(None, error.reason, error.detail)
+        if not self.remove:
+            return Outcome(row.values | {COLUMN: entry and entry.kept}, edits={entry.how: 1} if entry else {})
+        if entry is None:
+            return Outcome(row.values)
+        return Outcome(None, f"{entry.how} duplicate", f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}")
+
+
+class Explain(Tool):
+    """Shows why a row went: the row that stays for it, how alike the two are, and what they share."""
+
+    folder: str
+    """What `data dedup` wrote into."""
+    row: str
+    """Where the row was, such as `train.jsonl:17`; any part of that."""
+
+    def run(self, output_dir: Path) -> str:
+        """Reads the ledger; writes nothing.
+
+        Raises:
+            DataError: There is no ledger, or no such row in it.
+        """
+        path = Path(self.folder) / LEDGER
+        if not path.is_file():
+            raise DataError(
+                "there is no ledger of removed rows", where=str(path), hint="name the folder of a `data dedup`"
+            )
+        entries = [Removal(**line) for line in read_jsonl_log(path)]
+        found = [entry for entry in entries if self.row == entry.row] or [e for e in entries if self.row in e.row]
+        if not found:
+            raise DataError("no such row went", where=self.row, hint=f"{len(entries):,} did: see {path}")
+        shown = [
+            f"{entry.row} went: {entry.how} duplicate, similarity {entry.similarity:.3f}, of {entry.kept}\n"
+            f"  went:   {entry.text}\n  stays:  {entry.kept_text}\n  shared: {entry.shared}"
+            for entry in found[:EXAMPLES]
+        ]
+        return "\n".join(shown + ([f"and {len(found) - EXAMPLES:,} more"] if len(found) > EXAMPLES else []))
+
+
+class _Texts:
+    """What is known of the texts of all rows, those of the reference first: hashes in memory, texts on the disk.
+
+    Attributes:
+        exact: The two halves of a 128-bit hash of each text, shape (texts, 2).
+        words: A hash of each text's words, shape (texts,).
+        lengths: How many words each has, shape (texts,).
+        keys: Of its bands, shape (texts, bands).
+        reference: How many texts belong to the reference.
+    """
+
+    def __init__(self, spec: Dedup, folder: Path):
+        self.spec = spec
+        self.bands = Bands(spec.bands if spec.near else 0, spec.rows, spec.seed)
+        self.readers = [(source, spec.reader(source)) for source in [*(spec.against or ()), *spec.sources]]
+        parts: list[dict[str, Any]] = []
+        self.counts = []
+        for number, texts in self._blocks():
+            path = folder / f"{len(parts):06}.npz"
+            if not path.exists():
+                buffer = io.BytesIO()
+                hashes: Any = self._hashes(texts)
+                np.savez(buffer, **hashes)
+                write_atomic(path, buffer.getvalue())
+            with np.load(path) as loaded:
+                parts.append(dict(loaded))
+            self.counts.append((number, len(texts)))
+        self.exact, self.words, self.lengths, self.keys = (
+            np.concatenate([part[name] for part in parts]) for name in ("exact", "words", "lengths", "keys")
+        )
+        references = len(spec.against or ())
+        self.reference = sum(count for number, count in self.counts if number < references)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def _blocks(self) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+        """Yields source numbers and blocks of usable texts, each with where it is."""
+        for number, (source, read) in enumerate(self.readers):
+            for block in blocks_of(source):
+                texts = []
+                for row in block:
+                    try:
+                        if row.problem is None:
+                            texts.append((row.where, read(row)))
+                    except RowError:
+                        continue  # counted when the rows are written
+                yield number, texts
+
+    def _hashes(self, texts: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":
+        words = split_words([text for _, text in texts])
+        digests = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for _, text in texts]
+        return {
+            "exact": np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2),
+            "words": mix_bits(words.sums_of(words.bounds[:-1], words.counts) + words.counts.astype(np.uint64)),
+            "lengths": words.counts.astype(np.int32),
+            "keys": self.bands.keys(Shingles.of(words, self.spec.n))
+            if self.bands.bands
+            else np.zeros((len(texts), 0), np.uint64),
+        }
+
+    def read(self, wanted: "NDArray[np.bool_]") -> Iterator[tuple[int, int, str, str]]:
+        """Reads some texts again: their numbers, the numbers of their sources, where they are, and the texts."""
+        first = 0
+        for number, texts in self._blocks():
+            for place in np.flatnonzero(wanted[first : first + len(texts)]):
+                yield first + int(place), number, *texts[place]
+            first += len(texts)
+
+    def shingles(self, wanted: "NDArray[np.bool_]") -> Shingles:
+        """Returns the shingles of some texts, in order."""
+        hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        rows = self.read(wanted)
+        while some := [text for *_, text in itertools.islice(rows, BLOCK_ROWS)]:
+            part = Shingles.of(split_words(some), self.spec.n)
+            hashes.append(part.hashes)
+            counts.append(part.counts)
+        return Shingles(np.concatenate(hashes), bounds_of(np.concatenate(counts)))
+
+    def ledger(self, found: "_Found") -> list[list[Removal]]:
+        """Returns the rows that go, by source, with what they share with those that stay."""
+        wanted = found.kept >= 0
+        wanted[found.kept[wanted]] = True
+        wanted[: self.reference] &= np.isin(np.arange(self.reference), found.kept)
+        kept: dict[int, tuple[str, str]] = {}
+        entries: list[list[Removal]] = [[] for _ in self.spec.sources]
+        keepers = set(found.kept[found.kept >= 0].tolist())
+        references = len(self.spec.against or ())
+        for place, number, where, text in self.read(wanted):
+            if place in keepers:
+                kept[place] = (where, text)
+            if found.kept[place] < 0 or number < references:
+                continue
+            other, other_text = kept[int(found.kept[place])]
+            shared = longest_shared(text, other_text)
+            how, similarity = HOW[found.how[place]], round(float(found.similarity[place]), 4)
+            removal = Removal(where, other, how, similarity, shared[:_SHOWN], text[:_SHOWN], other_text[:_SHOWN])
+            entries[number - references].append(removal)
+        return entries
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Which texts go, and why.
+
+    Attributes:
+        kept: The number of the text that stays for each, or -1, shape (texts,).
+        how: The place of the reason in ``HOW``, likewise.
+        similarity: To the text that stays, likewise.
+        near: What the comparison of near-duplicates says, if there was one.
+    """
+
+    kept: "NDArray[np.int64]"
+    how: "NDArray[np.int8]"
+    similarity: "NDArray[np.float64]"
+    near: Removals | None = None
+
+
+def _choose(spec: Dedup, texts: _Texts) -> _Found:
+    """Finds the rows that go: first those equal to an earlier one, then near-duplicates among what is left."""
+    count = len(texts)
+    kept, how, similarity = np.full(count, -1), np.zeros(count, np.int8), np.zeros(count)
+    for number, hashes in ((0, texts.exact), (1, texts.words[:, None])):
+        first = _first_equal(hashes)
+        go = (kept < 0) & (first < np.arange(count))
+        if number == 1:
+            go &= texts.lengths > 0  # texts without words are alike only if they are equal
+        kept[go], how[go], similarity[go] = first[go], number, 1.0
+    # An exact duplicate of a row that is a normalised one of another stays for neither.
+    while True:
+        again = (kept >= 0) & (kept[kept] >= 0)
+        if not again.any():
+            break
+        kept[again] = kept[kept[again]]
+    if not spec.near:
+        return _Found(kept, how, similarity)
+    left = np.flatnonzero(kept < 0)
+    candidates = Candidates.of(texts.keys[left])
+    wanted = np.zeros(count, bool)
+    for some in (candidates.pairs.ravel(), *candidates.buckets):
+        wanted[left[some]] = True
+    shingles = texts.shingles(wanted)
+    place = np.cumsum(wanted) - 1  # of a text among those whose shingles are known
+    is_reference = left < texts.reference
+
+    def compare(pairs: "NDArray[np.int64]") -> "NDArray[np.float64]":
+        alike = jaccard(shingles, place[left[pairs]])
+        alike[is_reference[pairs[:, 1]]] = 0  # rows of the reference all stay
+        return alike
+
+    near = choose_removals(candidates, len(left), compare, spec.threshold)
+    gone = np.flatnonzero(near.kept >= 0)
+    kept[left[gone]], how[left[gone]], similarity[left[gone]] = left[near.kept[gone]], 2, near.similarity[gone]
+    moved = (kept >= 0) & (kept[kept] >= 0)  # equal to a row that went as a near-duplicate
+    similarity[moved] = similarity[kept[moved]]
+    how[moved] = 2
+    kept[moved] = kept[kept[moved]]
+    return _Found(kept, how, similarity, near)
+
+
+def _first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":
+    """Returns for each row of hashes the number of the first row that is equal."""
+    order = np.lexsort((np.arange(len(hashes)), *hashes.T))
+    ordered = hashes[order]
+    starts = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))[: len(order)]
+    first = np.empty(len(hashes), np.int64)
+    first[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]] if len(order) else order
+    return first
+
+
+def longest_shared(text: str, other: str) -> str:
+    """Returns the longest run of words that two texts have in common, found by runs of eight words or fewer."""
+    words, others = words_in(text), words_in(other)
+    for n in (8, 3, 1):
+        seen = {tuple(others[place : place + n]) for place in range(len(others) - n + 1)}
+        best = run = (0, 0)
+        for place in range(len(words) - n + 1):
+            if tuple(words[place : place + n]) in seen:
+                run = (run[0], run[1] + 1) if run[1] else (place, 1)
+                best = max(best, run, key=lambda one: one[1])
+            else:
+                run = (0, 0)
+        if best[1]:
+            return " ".join(words[best[0] : best[0] + best[1] + n - 1])
+    return ""
+
+
+def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found) -> ToolReport:
+    """Adds what the comparison found."""
+    sizes = np.bincount(found.kept[found.kept >= 0], minlength=1)
+    clusters = sizes[sizes > 0] + 1
+    counted = np.bincount(clusters) if len(clusters) else np.zeros(0, np.int64)
+    bars = [Bar(f"{size} rows", float(counted[size])) for size in np.flatnonzero(counted)[:40]]
+    by_how = [[name, int((found.how[found.kept >= 0] == number).sum())] for number, name in enumerate(HOW)]
+    tables = [*report.tables, Table("Duplicates", ["how", "rows"], by_how)]
+    summary = [*report.summary]
+    words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
+    summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")
+    if spec.near and found.near is not None:
+        recall = [[share, f"{100 * texts.bands.recall(share):.1f}%"] for share in _CURVE]
+        note = "A pair that is compared counts by its exact similarity; these are the chances of being compared."
+        tables.append(Table("How surely a pair is found", ["similarity", "compared"], recall, note))
+        if found.near.passed_over:
+            summary.append(
+                f"{found.near.passed_over:,} rows in large groups of alike rows, as a template makes them, were not "
+                "compared with every row that stays"
+            )
+    plot = Plot("Sizes of groups", "rows of a group, the one that stays included", bars)
+    return dataclasses.replace(report, summary=summary, tables=tables, plots=[*report.plots, plot])

@@ -1,0 +1,304 @@
+"""Near-duplicates of many texts: MinHash signatures, bands, and an exact check of every pair before it counts.
+
+The similarity is Jaccard's, of the sets of word n-grams (shingles; Broder 1997, "On the resemblance and containment of
+documents"). A pair is looked at if all rows of any of b bands of its MinHash signatures agree, which a pair of
+similarity s does with probability 1 - (1 - s^r)^b (Leskovec et al., "Mining of Massive Datasets", section 3.4); no pair
+counts by its signature alone. A text shorter than n words is one shingle, so that short texts are alike only where they
+are equal.
+
+A text goes only if it is a near-duplicate of one that stays, never because a chain of others joins them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .ngrams import Words, bounds_of, mix_bits, ngrams
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Hashes = NDArray[np.uint64]
+    Integers = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+_BLOCK = 1 << 16  # shingles of which signatures are made at a time: what fits the cache of a core
+_PAIRED = 16  # members of a bucket of which every pair is looked at
+_ROUNDS = 8  # texts that stay with which each of a larger bucket's is compared, at most
+_BITS = np.uint64(44)  # of a shingle's hash; the others number texts or pairs, so that one sort serves both
+_MANY = 1 << 20  # what those bits can number
+
+
+@dataclass(frozen=True)
+class Shingles:
+    """The distinct shingles of several texts.
+
+    Attributes:
+        hashes: Of 44 bits, sorted within each text, shape (shingles,).
+        bounds: Where each text's begin, and the last's end, shape (texts + 1,).
+    """
+
+    hashes: "Hashes"
+    bounds: "Integers"
+
+    def __len__(self) -> int:
+        """Returns how many texts there are."""
+        return len(self.bounds) - 1
+
+    @property
+    def counts(self) -> "Integers":
+        """Returns how many shingles each text has."""
+        return np.diff(self.bounds)
+
+    @classmethod
+    def of(cls, words: Words, n: int) -> "Shingles":
+        """Returns the distinct word n-grams of each text; all words of one that is shorter are one shingle."""
+        hashes, bounds = ngrams(words, n)
+        counts = np.diff(bounds)
+        short = np.flatnonzero((counts == 0) & (words.counts > 0))
+        if len(short):
+            whole = mix_bits(
+                words.sums_of(words.bounds[short], words.counts[short]) + words.counts[short].astype(np.uint64)
+            )
+            hashes = np.insert(hashes, bounds[short], whole)
+            counts[short] = 1
+        values, sizes = [], []
+        ends = bounds_of(counts)
+        for begin in range(0, len(counts), _MANY):
+            some = counts[begin : begin + _MANY]
+            part = mix_bits(hashes[ends[begin] : ends[begin + len(some)]])
+            keys = _numbered(part >> np.uint64(64 - _BITS), some)
+            keys.sort()
+            first = np.ones(len(keys), bool)
+            first[1:] = keys[1:] != keys[:-1]
+            keys = keys[first]
+            sizes.append(np.bincount((keys >> _BITS).astype(np.int64), minlength=len(some)))
+            values.append(keys & ((np.uint64(1) << _BITS) - np.uint64(1)))
+        if not values:
+            return cls(np.zeros(0, np.uint64), np.zeros(1, np.int64))
+        return cls(np.concatenate(values), bounds_of(np.concatenate(sizes)))
+
+    def take(self, texts: "Integers") -> "Shingles":
+        """Returns the shingles of some texts."""
+        counts = self.counts[texts]
+        bounds = bounds_of(counts)
+        places = np.arange(int(bounds[-1])) + np.repeat(self.bounds[texts] - bounds[:-1], counts)
+        return Shingles(self.hashes[places], bounds)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How signatures are cut: ``bands`` of ``rows`` hashes each.
+
+    Attributes:
+        bands: How many; a pair is looked at if any agrees.
+        rows: Hashes of each; all must agree.
+        seed: Of the hash functions.
+    """
+
+    bands: int = 20
+    rows: int = 7
+    seed: int = 1
+
+    def recall(self, similarity: float) -> float:
+        """Returns with what probability a pair of so large a similarity is looked at."""
+        return 1 - (1 - similarity**self.rows) ** self.bands
+
+    def keys(self, shingles: Shingles) -> "Hashes":
+        """Hashes each band of each text's signature, shape (texts, bands); a text without shingles has zeros.
+
+        The hash functions are ``a x + b`` modulo 2^64 with odd a, of which the upper half is compared.
+        """
+        draw = np.random.default_rng(self.seed)
+        count = self.bands * self.rows
+        factors = (draw.integers(0, 1 << 63, count, dtype=np.uint64) << np.uint64(1)) | np.uint64(1)
+        offsets = draw.integers(0, 1 << 63, count, dtype=np.uint64)
+        keys = np.zeros((len(shingles), self.bands), np.uint64)
+        filled = np.flatnonzero(shingles.counts)
+        starts = shingles.bounds[filled]
+        begin = 0
+        while begin < len(filled):
+            end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + _BLOCK)))
+            first = starts[begin]
+            part = shingles.hashes[first : starts[end] if end < len(filled) else None]
+            places = starts[begin:end] - first
+            hashed = np.empty_like(part)
+            block = np.zeros((self.bands, end - begin), np.uint64)
+            for number in range(count):
+                np.multiply(part, factors[number], out=hashed)
+                hashed += offsets[number]
+                least = np.minimum.reduceat(hashed.view(np.uint32)[_UPPER::2], places)
+                band = number // self.rows
+                block[band] = mix_bits(block[band] + least + np.uint64(number))
+            keys[filled[begin:end]] = block.T
+            begin = end
+        return keys
+
+
+_UPPER = 1 if np.little_endian else 0
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Which texts are worth comparing.
+
+    Attributes:
+        pairs: Texts of a small bucket, the earlier one first, each pair once, shape (pairs, 2).
+        buckets: The texts of each larger one, in order.
+    """
+
+    pairs: "Integers"
+    buckets: "list[Integers]"
+
+    @classmethod
+    def of(cls, keys: "Hashes") -> "Candidates":
+        """Finds the texts that share a band.
+
+        Args:
+            keys: As ``Bands.keys`` gives them.
+        """
+        count = len(keys)
+        found: list[Integers] = [np.zeros(0, np.int64)]
+        buckets: dict[bytes, Integers] = {}
+        for band in range(keys.shape[1]):
+            column = keys[:, band]
+            order = np.argsort(column, kind="stable")
+            order = order[column[order] != 0]
+            keyed = column[order]
+            sizes = np.diff(np.append(np.flatnonzero(np.append(True, keyed[1:] != keyed[:-1])), len(keyed)))
+            if not len(order):
+                continue
+            starts = np.cumsum(sizes) - sizes
+            for large in np.flatnonzero(sizes > _PAIRED):
+                members = order[starts[large] : starts[large] + sizes[large]]
+                buckets[members.tobytes()] = members  # bands of one template often have the same
+            place = np.arange(len(order)) - np.repeat(starts, sizes)
+            small = np.repeat(sizes <= _PAIRED, sizes)
+            for back in range(1, _PAIRED):
+                later = np.flatnonzero(small & (place >= back))
+                if not len(later):
+                    break
+                found.append(order[later - back] * count + order[later])
+            if sum(map(len, found)) > 1 << 24:
+                found = [np.unique(np.concatenate(found))]
+        pairs = np.unique(np.concatenate(found))
+        return cls(np.stack(np.divmod(pairs, max(count, 1)), axis=1), list(buckets.values()))
+
+
+def _numbered(hashes: "Hashes", counts: "Integers") -> "Hashes":
+    """Puts the number of its owner above each hash."""
+    owners = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
+    return (owners << _BITS) | hashes
+
+
+def jaccard(shingles: Shingles, pairs: "Integers", chunk: int = 1 << 22) -> "Floats":
+    """Returns the similarity of pairs of texts, shape (pairs,); 0 where both have no shingles.
+
+    Args:
+        shingles: Of all texts.
+        pairs: Numbers of two texts, shape (pairs, 2).
+        chunk: Shingles compared at a time.
+    """
+    sizes = shingles.counts
+    work = np.cumsum(sizes[pairs].sum(axis=1))
+    similarity = np.zeros(len(pairs))
+    begin = 0
+    while begin < len(pairs):
+        before = int(work[begin - 1]) if begin else 0
+        end = max(begin + 1, min(begin + _MANY, int(np.searchsorted(work, before + chunk, "right"))))
+        some = pairs[begin:end]
+        both = [shingles.take(some[:, side]) for side in (0, 1)]
+        keys = np.concatenate([_numbered(part.hashes, part.counts) for part in both])
+        keys.sort()
+        # A text's shingles are distinct, so what stands twice in a pair is in both.
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        shared = np.bincount((twice >> _BITS).astype(np.int64), minlength=len(some))
+        similarity[begin:end] = shared / np.maximum(sizes[some].sum(axis=1) - shared, 1)
+        begin = end
+    return similarity
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Which texts go, and why.
+
+    Attributes:
+        kept: For each text the one that it duplicates, which stays; -1 if it stays itself, shape (texts,).
+        similarity: To that one, shape (texts,).
+        compared: Pairs that were compared.
+        passed_over: Texts that stay, though they were not compared with every text of their buckets that stays.
+    """
+
+    kept: "Integers"
+    similarity: "Floats"
+    compared: int
+    passed_over: int
+
+
+def choose_removals(
+    candidates: Candidates, count: int, compare: Callable[["Integers"], "Floats"], threshold: float
+) -> Removals:
+    """Decides, from first to last, which texts go: those at least ``threshold`` alike to an earlier text that stays.
+
+    A text that is like texts that go is compared with those for which they went; one of a large bucket, such as
+    thousands of rows of one template make, with eight of it that stay.
+
+    Args:
+        candidates: The texts worth comparing; their order says which of two stays.
+        count: How many texts there are.
+        compare: Gives the exact similarity of pairs, shape (pairs, 2) to (pairs,).
+        threshold: The least similarity of duplicates.
+    """
+    alike: dict[int, dict[int, float]] = {}  # later text: earlier texts with their similarity
+    seen = np.zeros(0, np.int64)
+    compared = 0
+
+    def settle(pairs: "Integers") -> bool:
+        """Compares the pairs that are new; returns whether any was."""
+        nonlocal seen, compared
+        coded = np.setdiff1d(pairs[:, 0] * count + pairs[:, 1], seen)
+        seen = np.union1d(seen, coded)
+        pairs = np.stack(np.divmod(coded, max(count, 1)), axis=1)
+        similarity = compare(pairs)
+        compared += len(pairs)
+        for place in np.flatnonzero(similarity >= threshold):
+            first, second = pairs[place].tolist()
+            alike.setdefault(second, {})[first] = float(similarity[place])
+        return len(pairs) > 0
+
+    kept, best, chained = np.full(count, -1), np.zeros(count), []
+    settle(candidates.pairs)
+    for number in range(_ROUNDS):
+        while True:
+            kept, best, chained = _keepers(alike, count)
+            if not chained or not settle(np.array(chained)):
+                break
+        staying = [bucket[kept[bucket] < 0] for bucket in candidates.buckets]
+        pairs = [
+            np.stack([np.full(len(some) - number - 1, some[number]), some[number + 1 :]], axis=1)
+            for some in staying
+            if len(some) > number + 1
+        ]
+        if not pairs:
+            break
+        settle(np.concatenate(pairs))
+    kept, best, chained = _keepers(alike, count)
+    left = [some[_ROUNDS + 1 :] for some in (bucket[kept[bucket] < 0] for bucket in candidates.buckets)]
+    passed_over = len(np.unique(np.concatenate(left))) if left else 0
+    return Removals(kept, best, compared, passed_over)
+
+
+def _keepers(alike: dict[int, dict[int, float]], count: int) -> tuple["Integers", "Floats", list[tuple[int, int]]]:
+    """Removes texts in order; returns the keepers, similarities, and what else must be compared."""
+    kept, best = np.full(count, -1), np.zeros(count)
+    chained: list[tuple[int, int]] = []
+    for second in sorted(alike):
+        stays = {first: similarity for first, similarity in alike[second].items() if kept[first] < 0}
+        if stays:
+            kept[second] = min(stays, key=lambda first: (-stays[first], first))
+            best[second] = stays[int(kept[second])]
+        else:
+            chained += [(int(kept[first]), second) for first in alike[second]]
+    return kept, best, chained

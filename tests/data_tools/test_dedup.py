@@ -1,0 +1,218 @@
+"""A row goes only for a row that stays and says the same; every removal can be looked up."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from posttrain.data_tools import row_tool
+from posttrain.data_tools.dedup import Dedup, Explain, longest_shared
+from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.near_duplicates import Bands, Candidates, Shingles, choose_removals, jaccard
+from posttrain.data_tools.ngrams import split_words, words_in
+from posttrain.data_tools.spec import SourceSpec
+
+WORDS = [a + b + c for a in "bdfgklmnprstvz" for b in "aeiou" for c in ("", "n", "r", "st")]
+
+
+def sentence(draw: random.Random, count: int) -> str:
+    return " ".join(draw.choices(WORDS, k=count))
+
+
+def changed(draw: random.Random, text: str, share: float) -> str:
+    return " ".join(draw.choice(WORDS) if draw.random() < share else word for word in text.split())
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"text": row}) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def dedup(path: str, folder: Path, **more: Any) -> list[dict[str, Any]]:
+    Dedup(sources=[SourceSpec(path=path)], **more).run(folder)
+    return read(folder / Path(path).name)
+
+
+def grams(text: str, n: int) -> set[tuple[str, ...]]:
+    """The definition, by sets."""
+    words = words_in(text)
+    return {tuple(words[place : place + n]) for place in range(max(len(words) - n + 1, min(len(words), 1)))}
+
+
+def similarity(a: str, b: str, n: int = 5) -> float:
+    return len(grams(a, n) & grams(b, n)) / max(len(grams(a, n) | grams(b, n)), 1)
+
+
+def some_texts(seed: int, count: int) -> list[str]:
+    draw = random.Random(seed)
+    texts = [sentence(draw, draw.randrange(1, 60)) for _ in range(count)]
+    for _ in range(count):
+        texts.append(changed(draw, draw.choice(texts), draw.choice([0, 0.01, 0.03, 0.08, 0.3])))
+    draw.shuffle(texts)
+    return texts
+
+
+def test_similarities_are_those_of_the_sets() -> None:
+    texts = [*some_texts(1, 60), "", "one", "one two", "One, two!", "...", "naïve 漢字 café", "naïve 漢字 CAFÉ"]
+    pairs = np.array([(a, b) for a in range(len(texts)) for b in range(a + 1, len(texts))])
+    found = jaccard(Shingles.of(split_words(texts), 5), pairs, chunk=500)
+    assert found == pytest.approx([similarity(texts[a], texts[b]) for a, b in pairs.tolist()])
+
+
+def test_short_texts_are_alike_only_where_they_are_equal() -> None:
+    texts = ["yes", "no", "Yes!", "a b c", "a b d", "", " "]
+    found = jaccard(Shingles.of(split_words(texts), 5), np.array([(0, 1), (0, 2), (3, 4), (5, 6), (0, 5)]))
+    assert found.tolist() == [0, 1, 0, 0, 0]
+
+
+def test_pairs_are_looked_at_as_often_as_the_formula_says() -> None:
+    draw = random.Random(3)
+    bands, pairs = Bands(4, 3), []
+    for _ in range(1500):
+        text = sentence(draw, 40)
+        pairs.append((text, changed(draw, text, 0.06)))
+    found = looked = expected = 0
+    for a, b in pairs:
+        keys = bands.keys(Shingles.of(split_words([a, b]), 5))
+        looked += bool((keys[0] == keys[1]).any())
+        expected += bands.recall(similarity(a, b))
+        found += 1
+    # Four standard errors of a sum of so many draws.
+    assert abs(looked - expected) < 4 * (found * 0.25) ** 0.5
+    assert 200 < expected < 1400
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_text_that_goes_is_like_one_that_stays(seed: int) -> None:
+    texts = some_texts(seed, 100)
+    shingles = Shingles.of(split_words(texts), 5)
+    candidates = Candidates.of(Bands(60, 3).keys(shingles))
+    found = choose_removals(candidates, len(texts), lambda pairs: jaccard(shingles, pairs), 0.7)
+    gone = np.flatnonzero(found.kept >= 0)
+    assert len(gone) > 15
+    for place in gone.tolist():
+        keeper = int(found.kept[place])
+        assert found.kept[keeper] == -1
+        assert keeper < place
+        assert similarity(texts[place], texts[keeper]) == pytest.approx(found.similarity[place])
+        assert found.similarity[place] >= 0.7
+    stays = np.flatnonzero(found.kept < 0).tolist()
+    left = [(a, b) for a in stays for b in stays if a < b and texts[a] and similarity(texts[a], texts[b]) >= 0.7]
+    assert not left  # 60 bands of 3 miss a pair in 10^11
+
+
+def test_a_chain_of_likenesses_removes_no_row_that_is_like_none_that_stays(tmp_path: Path) -> None:
+    words = sentence(random.Random(5), 90).split()
+    chain = [" ".join([*words[5 * step :], *(f"y{number}" for number in range(5 * step))]) for step in range(8)]
+    assert all(similarity(a, b) > 0.7 for a, b in itertools.pairwise(chain))
+    assert similarity(chain[0], chain[-1]) < 0.5
+    kept = [
+        row["text"]
+        for row in dedup(write(tmp_path / "a.jsonl", chain), tmp_path / "out", threshold=0.7, bands=200, rows=2)
+    ]
+    for text in chain:
+        assert text in kept or max(similarity(text, other) for other in kept) >= 0.7
+    assert len(kept) > 1
+
+
+def test_rows_of_one_template_with_answers_of_their_own_stay(tmp_path: Path) -> None:
+    draw = random.Random(7)
+    frame = "Read the following question with care and answer it in one sentence without any further remark"
+    rows = [f"{frame}: {sentence(draw, 12)}" for _ in range(400)]
+    assert len(dedup(write(tmp_path / "a.jsonl", rows + rows[:50]), tmp_path / "out")) == 400
+
+
+def test_numbers_are_words(tmp_path: Path) -> None:
+    rows = [f"A train leaves at {hour} and arrives after {hour + 2} hours" for hour in range(1, 9)]
+    assert len(dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out")) == 8
+
+
+def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    first, second = sentence(draw, 60), sentence(draw, 60)
+    near = " ".join([*second.split()[:-2], "quite", "otherwise"])
+    path = write(tmp_path / "a.jsonl", [first, second, first.upper() + ".", near, first, sentence(draw, 60)])
+    kept = dedup(path, tmp_path / "out")
+    assert [row["text"] for row in kept[:2]] == [first, second]
+    assert len(kept) == 3
+    ledger = read(tmp_path / "out" / "removed.jsonl")
+    assert [(entry["row"].split(":")[-1], entry["kept"].split(":")[-1], entry["how"]) for entry in ledger] == [
+        ("3", "1", "normalised"),
+        ("4", "2", "near"),
+        ("5", "1", "exact"),
+    ]
+    assert ledger[1]["similarity"] == pytest.approx(similarity(near, second), abs=1e-4)
+    assert ledger[1]["shared"] == " ".join(second.split()[:-2])
+    said = Explain(folder=str(tmp_path / "out"), row="a.jsonl:4").run(tmp_path)
+    assert "near duplicate" in said
+    assert near in said
+    with pytest.raises(DataError, match="no such row went"):
+        Explain(folder=str(tmp_path / "out"), row="a.jsonl:6").run(tmp_path)
+    with pytest.raises(DataError, match="no ledger"):
+        Explain(folder=str(tmp_path), row="a").run(tmp_path)
+
+
+def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> None:
+    draw = random.Random(4)
+    texts = [sentence(draw, 30) for _ in range(20)]
+    test = write(tmp_path / "test.jsonl", [texts[3], texts[3], texts[7]])
+    path = write(tmp_path / "a.jsonl", texts)
+    kept = dedup(path, tmp_path / "out", against=[SourceSpec(path=test)])
+    assert [row["text"] for row in kept] == [text for text in texts if text not in (texts[3], texts[7])]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir() if file.suffix) == [
+        "a.jsonl", "removed.jsonl", "report.html", "report.json",
+    ]  # fmt: skip
+
+
+def test_duplicates_can_be_marked_instead(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"])
+    kept = dedup(path, tmp_path / "out", remove=False)
+    assert [row["duplicate_of"] for row in kept] == [None, None, f"{path}:1"]
+
+
+def test_chats_are_compared_by_what_is_said(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you"}]
+    rows = [
+        {"messages": talk, "id": 1},
+        {"messages": talk, "id": 2},
+        {"messages": [*talk[:1], talk[1] | {"content": "No"}]},
+    ]
+    assert [row.get("id") for row in dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out")] == [1, None]
+    only = dedup(write(tmp_path / "b.jsonl", [{"q": "a", "x": 1}, {"q": "a", "x": 2}]), tmp_path / "o", columns=["q"])
+    assert only == [{"q": "a", "x": 1}]
+
+
+def test_a_second_call_after_a_kill_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 16)
+    path = write(tmp_path / "a.jsonl", some_texts(9, 60))
+    dedup(path, tmp_path / "whole")
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir() if file.suffix}
+    fsync, calls = row_tool.os.fsync, [0]
+    for at in (2, 5, 9, 12, 15, 19):
+        calls[0] = -at
+
+        def dies(number: int) -> None:
+            calls[0] += 1
+            if calls[0] == 0:
+                raise KeyboardInterrupt
+            fsync(number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(row_tool.os, "fsync", dies)
+            with pytest.raises(KeyboardInterrupt):
+                dedup(path, tmp_path / f"out{at}")
+        dedup(path, tmp_path / f"out{at}")
+        assert {file.name: file.read_bytes() for file in (tmp_path / f"out{at}").iterdir() if file.suffix} == whole
+
+
+def test_the_longest_shared_run_is_found() -> None:
+    assert longest_shared("a b c d e f g h i j", "x c d e f g h i j y") == "c d e f g h i j"
+    assert longest_shared("a b", "b c") == "b"
+    assert longest_shared("a", "b") == ""
