@@ -12,6 +12,7 @@ compares some of its answers with plain passes.
 """
 
 import bisect
+import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -363,20 +364,20 @@ def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budg
 
 
 def _filled(rows: Sequence[_Row], width: int) -> list[_Row]:
-    """Joins rows up to a width, each with the fullest that has room for it, so that batches need no padding."""
-    filled: list[_Row] = []
-    room: list[tuple[int, int]] = []  # of each row that is filled, and its number, in order
-    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+    """Joins rows up to about a width, as evenly as they allow, so that batches need no padding."""
+    longest_first = sorted(rows, key=lambda row: -len(row.tokens))
+    room: list[int] = []  # in order, of as many rows as are needed
+    for row in longest_first:
         size = len(row.tokens)
-        place = bisect.bisect_left(room, (size, 0))
-        if place < len(room):
-            free, number = room.pop(place)
-            filled[number].join(row)
-        else:
-            free, number = max(size, width), len(filled)
-            filled.append(row)
-        bisect.insort(room, (free - size, number))
-    return filled
+        place = bisect.bisect_left(room, size)
+        free = room.pop(place) if place < len(room) else max(size, width)
+        bisect.insort(room, free - size)
+    filled = [(0, number, _Row()) for number in range(len(room))]  # a heap: each goes to what is shortest so far
+    for row in longest_first:
+        _, number, shortest = filled[0]
+        shortest.join(row)
+        heapq.heapreplace(filled, (len(shortest.tokens), number, shortest))
+    return [row for _, _, row in filled]
 
 
 def _clusters(contexts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
