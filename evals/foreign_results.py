@@ -233,12 +233,15 @@ def _lm_eval_score(
     if samples is not None:
         count = len(set(samples[1]))
         metrics = tuple(metric if metric["n"] is not None else metric | {"n": count} for metric in metrics)
+    items = items_digest(io.BytesIO(samples[0])) if samples else None
+    if items and config.get("gen_kwargs") and definition.get("output_type") == "generate_until":
+        items = hash_json([items, config["gen_kwargs"]])  # asked alike, and answered under settings of its own
     return ForeignScore(
         task,
         definition,
         metrics,
         samples[0] if samples else None,
-        items_digest(io.BytesIO(samples[0])) if samples else None,
+        items,
         shots if isinstance(shots, int) else None,
         _lm_eval_limit(_mapping(_mapping(values.get("n-samples")).get(task)), config.get("limit")),
         str(template)[:16] if template else None,
@@ -535,7 +538,8 @@ def _write_run(store: Path, several: Sequence[ForeignResults]) -> None:
     record: dict[str, Any] = {"schema": 1, "name": first.model, "stage": STAGE, "recipe": {"model": first.model}}
     record |= {"recipe_hash": "", "data": None, "template": None, "git": None, "parent": None, "processes": None}
     record |= {"versions": {first.harness: first.version} if first.version else {}, "created": None, "command": ""}
-    record |= {"harness": first.title, "files": [results.source.name for results in several]}
+    harness = ", ".join(dict.fromkeys(results.title for results in several))
+    record |= {"harness": harness, "files": [results.source.name for results in several]}
     lines = [_line(store, results, score) for results in several for score in results.scores]
     write_json(store / RUN_FILE, record)
     write_atomic(store / SCORES, "".join(json.dumps(line) + "\n" for line in lines))

@@ -30,6 +30,9 @@ def read_folders(paths: Sequence[Path], scratch: Path) -> list[RunFolder]:
     """
     folders, files = [], []
     for path in map(Path, paths):
+        if not path.exists():
+            hint = "name run folders, folders of them, or files of results"
+            raise InputError("no such file or folder", where=str(path), hint=hint)
         found = [path] if path.is_file() else list(_results_below(path))
         files += found
         folders += [] if found else [path]
@@ -91,6 +94,6 @@ def _badges(folder: RunFolder, row: Row) -> list[Badge]:
         return []
     known = [cell for cell in row.cells.values() if not cell.is_unseen]
     several = f"{len(known)} of {len(row.cells)} figures" if row.cells else "no figures"
-    detail = f"figures of others, from {', '.join(folder.record.get('files', ()))}; the items of {several} are known"
+    detail = f"figures of others, from {', '.join(folder.record.get('files', ()))}; training data unknown; the items of {several} are known"
     detail += ", and only those are compared"
     return [Badge(str(folder.record.get("harness")), "neutral", detail)]

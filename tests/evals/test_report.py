@@ -146,7 +146,7 @@ def test_paths_given_twice_count_once(tmp_path: Path):
 def test_a_place_without_runs_is_one_clear_error(tmp_path: Path):
     with pytest.raises(InputError, match="no run here"):
         build([tmp_path])
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         build([tmp_path / "missing"])
 
 
