@@ -94,6 +94,7 @@ def _badges(folder: RunFolder, row: Row) -> list[Badge]:
         return []
     known = [cell for cell in row.cells.values() if not cell.is_unseen]
     several = f"{len(known)} of {len(row.cells)} figures" if row.cells else "no figures"
-    detail = f"figures of others, from {', '.join(folder.record.get('files', ()))}; training data unknown; the items of {several} are known"
+    detail = f"figures of others, from {', '.join(folder.record.get('files', ()))}; training data unknown; "
+    detail += f"the items of {several} are known"
     detail += ", and only those are compared"
     return [Badge(str(folder.record.get("harness")), "neutral", detail)]
