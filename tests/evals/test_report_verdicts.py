@@ -13,13 +13,14 @@ from posttrain.evals.parity.compare import Check
 from posttrain.evals.parity.record import Comparison, Form, write_comparison
 from posttrain.evals.records import parquet
 from posttrain.evals.report import build
-from posttrain.evals.report.board import Headline
+from posttrain.evals.report.board import Cell, Column, ColumnMetric, Figure, Headline, Leaderboard, Row, Run
 from posttrain.evals.report.format import Speller
 from posttrain.evals.report.html import to_html
+from posttrain.evals.report.items import Items
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.sections import sections
 from posttrain.evals.report.tables import to_json
-from posttrain.evals.report.verdicts import baseline_text
+from posttrain.evals.report.verdicts import baseline_text, with_verdicts
 
 from .judged_fixtures import harness_samples
 from .report_fixtures import lineage, make_run, score, share
@@ -327,3 +328,53 @@ def test_the_best_of_many_is_measured_on_items_that_did_not_choose_it(tmp_path: 
     assert pick.high is not None
     assert pick.low < 0.5 < pick.high  # and does not last
     assert build([run_of_two(tmp_path / "two", HARD, better_by(5))]).picks == ()
+
+
+def test_a_clean_column_counts_in_the_first_sentence_only_where_it_says_something_else():
+    columns = (("c1", "arc", False), ("c2", "arc", True), ("c3", "piqa", False), ("c4", "piqa", True))
+    metrics = (ColumnMetric("acc", True, "%"),)
+    named = [Column(name, task, "clean" if clean else "", metrics, clean=clean) for name, task, clean in columns]
+    values = {
+        "r1": dict.fromkeys(("c1", "c2", "c3", "c4"), HARD),
+        "r2": dict.fromkeys(("c1", "c2", "c3"), better_by(60)),
+    }
+    values["r2"]["c4"] = HARD
+    rows = []
+    for name, mine in values.items():
+        figures = {key: Figure("acc", sum(right) / len(right), 0.03, len(right), True) for key, right in mine.items()}
+        cells = {key: Cell(key, (figure,)) for key, figure in figures.items()}
+        rows.append(Row(name, "run1", (), int(name[1]), int(name[1]), None, name, cells, (), name))
+    bare = Leaderboard("clean", (Run("run1", "run", "run"),), tuple(rows), tuple(named), baseline="r1")
+
+    def items(row: Row, column: Column) -> Items:
+        right = values[row.id][column.id]
+        return Items(tuple(map(str, range(len(right)))), np.array(right, dtype=float))
+
+    told = with_verdicts(bare, items, {}).headline
+    assert told is not None
+    assert (told.better, told.undecided) == (("c1", "c3"), ("c4",))
+
+
+def test_the_letters_that_all_figures_of_a_row_share_stand_at_its_name_alone(tmp_path: Path):
+    for name, template in (("a", None), ("b", "f" * 64)):
+        tasks = ("arc", "piqa") if name == "a" else ("arc", "piqa", "wiki")
+        records = [
+            score("final", 1, task, share(3, 9), weights_hash=name, template_fingerprint=template) for task in tasks
+        ]
+        make_run(tmp_path / name, name, records)
+    page = to_html(build([tmp_path]))
+    assert re.findall(r"<sup>(\w)</sup>", page.split("</table>")[0]) == ["a", "b"]
+
+
+def test_what_scores_decided_while_a_run_trained_is_a_badge(tmp_path: Path):
+    records = [score(f"checkpoint-{step}", step, "arc", share(step, 9), weights_hash=str(step)) for step in (3, 5)]
+    run = make_run(tmp_path / "run", "run", records)
+    best = {"checkpoint": "checkpoint-3", "column": "arc", "candidates": 2}
+    record = json.loads((run / "run.json").read_text()) | {"best": best, "early_stop": {"step": 5, "of": 20}}
+    (run / "run.json").write_text(json.dumps(record))
+    board = build([run])
+    assert [[badge.text for badge in row.badges] for row in board.rows] == [
+        ["kept as the best"],
+        ["training ended here"],
+    ]
+    assert "the best of 2 checkpoints in arc" in to_html(board)
