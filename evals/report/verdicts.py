@@ -1,5 +1,6 @@
 """Which rows are better than the baseline, which are not to be told apart, and what each stage gained and lost."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -95,7 +96,7 @@ def baseline_text(board: Leaderboard) -> str:
     elif all(other.run == row.run for other in board.rows if other.cells):
         why = "the run's first scored checkpoint"
     else:
-        why = "the model that the first run of the lineage ended with"
+        why = "the last model of the first run"
     return f"{board.run_of(row).name} {row.label} ({why})"
 
 
@@ -218,7 +219,9 @@ class _Family:
                 if answer is not None and method is not None:
                     d = answer.difference
                     p = None if d.test == "none" else answer.p_adjusted
-                    figures = (d.value, d.low, d.high, answer.verdict, p, answer.smallest, d.n or None)
+                    reach = _reach(row, column)
+                    low, high = (None if end is None else min(max(end, -reach), reach) for end in (d.low, d.high))
+                    figures = (d.value, low, high, answer.verdict, p, answer.smallest, d.n or None)
                     found.append(Difference(column.id, row.id, other.id, *figures, method))
         return tuple(found)
 
@@ -339,6 +342,13 @@ def _seen_value(row: Row, column: Column) -> float | None:
     """Returns a row's figure; None of another harness's of which no items are known."""
     figure = row.figure(column)
     return figure.value if figure and not row.cells[column.id].is_unseen else None
+
+
+def _reach(row: Row, column: Column) -> float:
+    """Returns how far two figures of a column can lie apart: no interval of a difference says more."""
+    detail = mapping(row.cells[column.id].score.get("detail")) if column.id in row.cells else {}
+    scale = scale_of(column.primary.name, detail)
+    return math.inf if scale is None or scale.low is None or scale.high is None else scale.high - scale.low
 
 
 def _leading(board: Leaderboard) -> Column | None:

@@ -93,7 +93,7 @@ def test_the_baseline_is_what_the_lineage_came_from_and_the_page_says_so(tmp_pat
     board = build([lineage(tmp_path)])
     row = board.row(board.baseline or "")
     assert (board.run_of(row).name, row.step) == ("base", 20)
-    assert baseline_text(board) == "base step 20, final (the model that the first run of the lineage ended with)"
+    assert baseline_text(board) == "base step 20, final (the last model of the first run)"
     alone = build([tmp_path / "zz-base"])
     assert alone.row(alone.baseline or "").step == 10
 
@@ -378,3 +378,9 @@ def test_what_scores_decided_while_a_run_trained_is_a_badge(tmp_path: Path):
         ["training ended here"],
     ]
     assert "the best of 2 checkpoints in arc" in to_html(board)
+
+
+def test_no_interval_of_a_difference_leaves_the_scale(tmp_path: Path):
+    records = [score(f"checkpoint-{i}", i, "arc", share(i, 3), weights_hash=str(i)) for i in (1, 2)]
+    (found,) = build([make_run(tmp_path / "run", "run", records)]).differences
+    assert (found.method, found.low, found.high) == ("unpaired", -1.0, 1.0)
