@@ -34,8 +34,8 @@ _SPLIT_WORDS = {
 
 
 def data_suffix(path: Path | str) -> str | None:
-    """Returns the type of a data file, such as ``.jsonl``, or None; a last ``.gz`` is looked through."""
-    name = str(path).lower().removesuffix(".gz")
+    """Returns the type of a data file, such as ``.jsonl``, or None; a last ``.gz`` or ``.test`` is looked through."""
+    name = str(path).lower().removesuffix(".gz").removesuffix(".test")  # WinoBias: pro_stereotyped_type1.txt.test
     return next((suffix for suffix in READERS if name.endswith(suffix)), None)
 
 

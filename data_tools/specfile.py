@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -287,7 +287,7 @@ def _key_of(value: Any, location: tuple[int | str, ...]) -> KeyPath:
 
 
 def _fields_at(model: Any, key: KeyPath) -> list[str]:
-    """Returns the field names of the schema at a key, looking through optionals, unions and lists."""
+    """Returns the field names of the schema at a key, looking through optionals, unions, lists and dicts."""
     from pydantic import BaseModel
 
     candidates = [model]
@@ -298,6 +298,8 @@ def _fields_at(model: Any, key: KeyPath) -> list[str]:
                 fields = candidate.model_fields
                 if part in fields:
                     reached.extend(_unfold(fields[part].annotation))
+            elif get_origin(candidate) is dict:
+                reached.extend(_unfold(get_args(candidate)[1]))
             else:
                 reached.append(candidate)  # an index into a list, which _unfold has already opened
         candidates = reached
@@ -309,8 +311,8 @@ def _fields_at(model: Any, key: KeyPath) -> list[str]:
 
 
 def _unfold(annotation: Any) -> list[Any]:
-    """Flattens ``X | list[Y] | None`` to its leaf types."""
+    """Flattens ``X | list[Y] | None`` to its leaf types; a dict is one, since its keys are names of the file's own."""
     arguments = get_args(annotation)
-    if not arguments:
+    if not arguments or get_origin(annotation) is dict:
         return [annotation]
     return [leaf for argument in arguments for leaf in _unfold(argument)]

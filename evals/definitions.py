@@ -30,7 +30,7 @@ from .records import Result
 from .saved_answers import saved_model
 from .spec import Chat, GroupSpec, SamplingSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
-from .task_data import TaskRows, read_task_rows
+from .task_data import TaskRows, hash_rows, read_task_rows
 from .task_index import find, lm_eval_folder
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ class HarnessTask(Task):
         if self.data_files:
             found = [f"{split} from {file.name}" for split, file in self.data_files.items()]
             found += [f"only the {spec.coverage}"] if spec.coverage else []
+        elif address := _address(config):
+            found = [f"the file at {address}, fetched when it is scored"]
         elif config.get("dataset_path") in _LOCAL_READERS:
-            found = ["files of a `data_dir` or `data_files`"]
+            found = ["files of a `data_dir` or `data_files`: none are named, and it cannot be scored without"]
         else:
             named = [config.get("dataset_path"), config.get("dataset_name")]
-            found = [f"data set {' '.join(str(name) for name in named if name)} of the Hub"]
+            found = [f"data set {' '.join(str(name) for name in named if name)} of the Hub, fetched when it is scored"]
         return found + [f"package {package}" for package in packages(self.path)]
 
     def check(self, folder: Path | None = None) -> None:
@@ -176,7 +178,7 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
     _check_splits(spec, config, data_files)
     content = {
         "config": config,
-        "data": {split: hash_file(file) for split, file in sorted(data_files.items())},
+        "data": {split: hash_rows(file) for split, file in sorted(data_files.items())},
         "spec": spec.model_dump(include={"num_fewshot", "limit", "metric", "gen_kwargs"}),
         "chat": spec.chat or suite.chat,
         "suite": suite.model_dump(include={"seed", "max_length", "dtype"}),
@@ -403,6 +405,13 @@ def _data_files(spec: TaskSpec, config: dict[str, Any], path: Path) -> dict[str,
         if not found[split].is_file():
             raise SuiteError(f"there is no file {found[split]}", where=str(path), hint="give `data_files` in the suite")
     return found
+
+
+def _address(config: dict[str, Any]) -> str | None:
+    """Returns the address of a task's own data file, if it has one."""
+    named = (config.get("dataset_kwargs") or {}).get("data_files")
+    files = list(named.values()) if isinstance(named, dict) else [named]
+    return next((str(file) for file in files if "://" in str(file)), None)
 
 
 def _check_splits(spec: TaskSpec, config: dict[str, Any], data_files: dict[str, Path]) -> None:

@@ -73,7 +73,8 @@ class GroupTask(Task):
             means["centred_accuracy"] = centred_mean(values, baselines)
         first = next(key for key in means if self.group.mean in key)
         ordered = {first: means[first]} | means
-        metrics = tuple(_metric(key, mean) for key, mean in ordered.items())
+        up = scores[0].metrics[0].higher_is_better
+        metrics = tuple(_metric(key, mean, up) for key, mean in ordered.items())
         shots = {score.num_fewshot for score in scores}
         coverage = {"coverage": self.group.coverage} if self.group.coverage else {}
         figures = {score.task: score.metrics[0].value for score in scores}
@@ -146,8 +147,8 @@ def _items(target: Target, score: Score) -> Items:
     return found
 
 
-def _metric(name: str, mean: StratifiedMean) -> Metric:
-    return Metric(name, mean.value, mean.stderr, len(mean.items), higher_is_better=True)
+def _metric(name: str, mean: StratifiedMean, up: bool) -> Metric:
+    return Metric(name, mean.value, mean.stderr, len(mean.items), higher_is_better=up)
 
 
 def _samples(scores: Sequence[Score], items: Sequence[Items], name: str, mean: StratifiedMean) -> bytes:

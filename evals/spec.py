@@ -18,12 +18,13 @@ from .judges import JudgingSpec, resolve_judging
 from .prompt_sets import NAME as _NAME
 from .prompt_sets import PROMPTS, PromptsSpec
 from .row_changes import OptionOrder, RowChange, TypingErrors
-from .task_data import DataFolder, TaskRows, field_problems, open_folder
+from .task_data import DataFolder, TaskRows, field_problems, files_at, open_folder
 from .task_index import find, members_of
 
 SUITES = Path(__file__).parent / "suites"
 Chat = Literal["auto", "always", "never"]
 _BATCH_AUTO = 8
+_SHOWN = 8  # names of a layout's tasks in a message
 
 
 class _Strict(BaseModel):
@@ -93,6 +94,11 @@ class TaskSpec(TaskRows):
     """What guessing scores, for the ``centred`` mean of a group."""
     change: RowChange | None = None
     """A change of the scored rows that leaves their right answers as they are; ``robustness`` makes these."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
 
     @property
     def title(self) -> str:
@@ -536,7 +542,7 @@ def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[KeyPat
     for place, entry in enumerate(spec.tasks):
         members = members_of(entry.task)
         if members:
-            for key in entry.model_fields_set & {"data_files", "overrides", "baseline"}:
+            for key in entry.model_fields_set & {"data_files", "baseline"}:
                 what = f"'{entry.task}' stands for {len(members)} tasks, which have none in common: list those you want"
                 document.problem(("tasks", place, key), what)
             tasks += [entry.model_copy(update={"task": member, "name": None}) for member in members]
@@ -561,14 +567,19 @@ def _take_from_folder(
     given = [task if task.data_files else _from_folder(task, folder) for task in spec.tasks]
     held = [(place, task) for place, task in zip(places, given, strict=True) if task is not None]
     lost = [(place, task) for place, task, found in zip(places, spec.tasks, given, strict=True) if found is None]
+    unknown = False
     for place, task in lost:
         try:
             find(task.task)  # a folder without it is one thing, a name that nobody knows another
         except SuiteError as error:
+            unknown = True
             document.problem((*place, "task"), str(error))
     missing = tuple(task.title for _, task in lost)
-    if spec.tasks and not held:
-        hint = f"its layout knows: {', '.join(folder.layout.tasks)}"
+    if not held and not unknown:
+        names = list(folder.layout.tasks)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        close = None if folder.layout.entry(missing[0]) else did_you_mean(missing[0], names)
+        hint = close or f"its layout knows: {', '.join(names[:_SHOWN])}{more}"
         document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)
     name = f"{spec.name}-local" if missing else spec.name
     local = spec.model_copy(update={"name": name, "data_dir": str(folder.path), "tasks": [task for _, task in held]})
@@ -637,7 +648,7 @@ def _resolve_task(task: TaskSpec, base: Path, note: Note) -> TaskSpec:
             note(f"there is no file {name}", "task")
     files = {split: str((base / file).resolve()) for split, file in task.data_files.items()}
     for split, file in files.items():
-        if not Path(file).is_file():
+        if not files_at(file):
             note(f"there is no file {file}", "data_files", split)
     for column, problem in field_problems(task):
         note(problem, "fields", column)

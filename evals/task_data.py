@@ -5,6 +5,7 @@ which files are its splits and where their columns differ from those that the ta
 """
 
 import functools
+import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import RowError, missing_column
-from ..data_tools.files import hash_file
+from ..data_tools.files import hash_file, hash_json
 from ..data_tools.mapping import compile_template, syntax_problem
 from ..data_tools.readers import Row
 from ..data_tools.sources import read_rows
@@ -47,7 +48,8 @@ class LayoutTask(TaskRows):
     """Where a folder keeps the rows of one task."""
 
     files: dict[str, str] = Field(min_length=1)
-    """A file for each split of the task, within the folder."""
+    """A file for each split of the task, within the folder; or a pattern such as ``data/test-*.parquet`` for several
+    whose rows are read one file after another, each with the column ``file`` besides."""
     overrides: dict[str, Any] = {}
     """Keys of the task's YAML to replace, as in a suite."""
 
@@ -110,7 +112,7 @@ class DataFolder:
         if entry is None:
             return None
         files = {split: str(self.path / file) for split, file in entry.files.items()}
-        if not all(Path(file).is_file() for file in files.values()):
+        if not all(files_at(file) for file in files.values()):
             return None
         return entry.model_copy(update={"files": files})
 
@@ -176,14 +178,31 @@ def field_problems(rows: TaskRows) -> Iterator[tuple[str, str]]:
             yield column, problem
 
 
+def files_at(path: str | Path) -> list[Path]:
+    """Returns the file of a split, or those that its pattern means, sorted; none where there is none."""
+    if Path(path).is_file() or not glob.has_magic(str(path)):
+        return [Path(path)] if Path(path).is_file() else []
+    pattern = Path(path)
+    found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+    return sorted(file for file in found if file.is_file())
+
+
+def hash_rows(path: Path) -> str:
+    """Returns the hash of the content of a split's file, or of its files with their names."""
+    files = files_at(path)
+    if len(files) < 2:
+        return hash_file(files[0] if files else path)
+    return hash_json([[file.name, hash_file(file)] for file in files])
+
+
 def read_task_rows(path: Path, how: TaskRows) -> list[Row]:
-    """Reads the rows of a file that are a task's, with the columns that the task reads.
+    """Reads the rows of a file, or of the files of a pattern, that are a task's, with the columns that it reads.
 
     Raises:
         DataError: The file cannot be read or is of no known type.
         SuiteError: A row cannot be read or lacks a column, or none is left.
     """
-    chosen = choose_rows(_whole_file(path, how.records, hash_file(path)), how.where, str(path))
+    chosen = choose_rows(_whole_file(path, how.records, hash_rows(path)), how.where, str(path))
     if not how.fields:
         return chosen
     templates = {column: compile_template(template) for column, template in how.fields.items()}
@@ -206,7 +225,12 @@ def choose_rows(rows: Sequence[Row], where: Mapping[str, Any], source: str) -> l
 @functools.lru_cache(maxsize=2)
 def _whole_file(path: Path, records: str | None, _: str) -> list[Row]:
     """Reads all rows of a file, once for its content: the 57 subjects of MMLU share one."""
-    rows = [_usable(row) for row in read_rows(SourceSpec(path=str(path)), path.parent)]
+    rows = []
+    files = files_at(path)
+    for file in files or [path]:
+        for row in read_rows(SourceSpec(path=str(file)), file.parent):
+            more = {"file": file.name} if len(files) > 1 else {}
+            rows.append(Row(row.where, more | _usable(row).values))
     if records:
         rows = [record for row in rows for record in _records(row, records)]
     if not rows:

@@ -102,13 +102,14 @@ _SCALES = (
     (r".*perplexity", Scale(1.0)),
     (r"bits_per_(byte|token)|entropy_.*|tokens_per_byte|nll|.*loss|r?mse|mae|ter", Scale(0.0)),
     (r"mcc|matthews_corrcoef|.*pearson.*|.*spearman.*", Scale(-1.0, 1.0, of_items=False)),
-    (r"kappa", Scale(-1.0, 1.0)),
+    (r"kappa|gap", Scale(-1.0, 1.0)),
     (r"centred_accuracy", Scale(None, 1.0, of_items=False)),
     (r"brier(_score)?", Scale(0.0, 2.0)),
     (r"bleu|chrf", Scale(0.0, 100.0, of_items=False)),
     (r"acc_(worst|spread)", Scale(0.0, 1.0, of_items=False)),
     (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", Scale(0.0, 1.0, of_items=False)),
     (r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+", Scale(0.0, 1.0)),
+    (r"pct_\w+|true_mass|.*_refused|unparsed|gender_parity", Scale(0.0, 1.0)),
     (r"rating|reward|margin|gold|characters", Scale()),
 )
 

@@ -15,6 +15,7 @@ Answers = list[list[str]]
 _NUMBER = r"(?:(?<![\w)])-)?(?:\$\s?)?(?<![\d.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?"
 _SAID = re.compile(rf"[Tt]he (?:final )?answer is:?\s*(?:\*\*|\\boxed\{{|\$)*\s*({_NUMBER})")
 _LAST = re.compile(_NUMBER)
+_MARKED = re.compile(rf"####\s*({_NUMBER})")
 
 
 def cot_shots() -> list[dict[str, str]]:
@@ -23,7 +24,10 @@ def cot_shots() -> list[dict[str, str]]:
 
     path = lm_eval_folder() / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
     samples = yaml.safe_load(path.read_text())["fewshot_config"]["samples"]
-    return [{"context": sample["question"], "target": sample["target"]} for sample in samples]
+    return [
+        {"context": sample["question"], "question": sample["question"], "target": sample["target"]}
+        for sample in samples
+    ]
 
 
 def minerva_shots() -> list[dict[str, str]]:
@@ -43,6 +47,16 @@ def read_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[di
     return [[{"strict": _last(_SAID, text), "flexible": last_number(text)} for text in texts] for texts in resps]
 
 
+def read_marked_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, str | None]]]:
+    """Reads the last number behind ``####``, as GSM8K's own answers end, and :func:`last_number` without one."""
+    read = []
+    for texts in resps:
+        strict = [_last(_MARKED, text) for text in texts]
+        pairs = zip(strict, texts, strict=True)
+        read.append([{"strict": number, "flexible": number or last_number(text)} for number, text in pairs])
+    return read
+
+
 def last_number(text: str) -> str | None:
     """Returns what an answer says last after "the answer is", or else its last number; None without one."""
     return _last(_SAID, text) or _last(_LAST, text)
@@ -54,8 +68,8 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def count_numbers(doc: dict[str, Any], results: list[list[dict[str, str | None]]]) -> dict[str, float]:
-    """Compares as numbers, so that 18 is 18.00 and 1/2 is .5."""
-    read, gold = results[0][0], Fraction(str(doc["answer"]).replace(",", ""))
+    """Compares as numbers, so that 18 is 18.00 and 1/2 is .5; GSM8K's right answer stands behind ``####``."""
+    read, gold = results[0][0], Fraction(str(doc["answer"]).rpartition("####")[2].strip().replace(",", ""))
     right = {name: text is not None and Fraction(text) == gold for name, text in read.items()}
     return {
         "exact_match": float(right["flexible"]),

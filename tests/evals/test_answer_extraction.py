@@ -65,6 +65,47 @@ def test_the_number_that_is_called_the_answer_last_is_read(text: str, strict: st
     assert reasoning.read_numbers([[text]], [{}]) == [[{"strict": strict, "flexible": flexible}]]
 
 
+def test_gsm8k_takes_the_last_number_that_its_mark_or_its_words_call_the_answer(tmp_path: Path):
+    rows = [{"question": f"q {n}", "answer": f"Some steps, 1 + 2 = 3.\n#### 1,0{n}0"} for n in range(4)]
+    texts = ["#### 7\nNo:\n#### 1,000", "So it is 1010.", "The answer is 1020. She keeps 5.", "I cannot tell"]
+    found = figures(tmp_path, "gsm8k_last", "test", rows, texts)
+    assert [item["exact_match"] for item in found] == [1, 1, 1, 0]
+    assert [item["strict_match"] for item in found] == [1, 0, 0, 0]
+    assert [item["unparsed"] for item in found] == [0, 0, 0, 1]
+    said = [f"The answer is 5. Wait, the answer is {row['answer'].rpartition(' ')[2]}." for row in rows]
+    found = figures(tmp_path, "gsm8k_cot_last", "test", rows, said)
+    assert [item["strict_match"] for item in found] == [1, 1, 1, 1]
+
+
+def bbh_readings(texts: list[str]) -> list[list[str]]:
+    """Returns what each filter that the suite gives BBH reads."""
+    from lm_eval.filters.extraction import RegexFilter
+    from posttrain.data_tools.specfile import load_document
+    from posttrain.evals.spec import SUITES
+
+    entry = next(task for task in load_document(SUITES / "reasoning.yaml").value["tasks"] if "overrides" in task)
+    read = []
+    for filters in entry["overrides"]["filter_list"]:
+        keys = {key: value for key, value in filters["filter"][0].items() if key != "function"}
+        found: Any = RegexFilter(**keys).apply([[text] for text in texts], [])
+        read.append([one[0] for one in found])
+    return read
+
+
+def test_of_bbh_the_last_answer_is_read_where_stock_reads_the_first():
+    texts = [
+        "So the answer is (A). Wait, the answer is (B).",
+        "So the answer is ] ] ).",
+        "The answer is 24. Then I stop.\n\nMore.",
+        "so the answer is yes",
+        "It must be (C)",
+        "No idea at all",
+    ]
+    strict, flexible = bbh_readings(texts)
+    assert strict == ["(B)", "] ] )", "24", "yes", "[invalid]", "[invalid]"]
+    assert flexible == ["(B)", "[invalid]", "24", "yes", "(C)", "No"]
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
@@ -156,7 +197,7 @@ def test_always_refusing_and_never_refusing_score_the_shares_of_their_kind(tmp_p
 
 def test_true_answers_hold_their_share_of_probability():
     doc = {"Correct Answers": "Nothing; It passes; ", "Incorrect Answers": "You die; You grow"}
-    assert safety.true_and_false(doc) == ["Nothing", "It passes", "You die", "You grow"]
+    assert safety.true_and_false(doc) == ["It passes", "Nothing", "You die", "You grow"]
     assert safety.count_truth(doc, [(-900.0, False)] * 4) == {"acc": 1.0, "true_mass": 0.5}
     assert safety.count_truth(doc, [(-9.0, False), (-9.0, False), (-1.0, True), (-1.0, False)])["acc"] == 0.0
 

@@ -175,7 +175,7 @@ def test_the_name_of_a_group_stands_for_its_tasks_and_their_mean(tmp_path: Path,
     found = load_suite(path)
     assert [(task.title, task.num_fewshot, task.limit) for task in found.tasks] == [(name, 5, 3) for name in tasks]
     assert [(group.title, group.tasks) for group in found.groups] == [("mmlu", list(tasks))]
-    path.write_text("tasks: [{task: mmlu, overrides: {repeats: 2}}]\n")
+    path.write_text("tasks: [{task: mmlu, baseline: 0.25}]\n")
     with pytest.raises(SpecError, match="'mmlu' stands for 2 tasks, which have none in common"):
         load_suite(path)
 

@@ -116,6 +116,41 @@ def test_what_a_folder_does_not_hold_is_left_out_and_named(folder: Path):
         suite_of(folder, "piqa")
 
 
+def test_a_name_that_nobody_knows_is_told_alone_and_a_long_layout_in_part(folder: Path):
+    with pytest.raises(SpecError) as caught:
+        suite_of(folder, "bolq")
+    [problem] = caught.value.problems
+    assert "tasks[0].task: lm-eval has no task 'bolq'; did you mean 'boolq'?" in problem
+    names = "".join(f"  own_{n}: {{files: {{test: a.jsonl}}}}\n" for n in range(20))
+    (folder / "layout.yaml").write_text(f"tasks:\n{names}")
+    with pytest.raises(SpecError, match=r"its layout knows: own_0, .* own_7 and 12 more$"):
+        suite_of(folder, "piqa")
+
+
+def test_a_task_may_be_named_alone(folder: Path, tmp_path: Path):
+    (tmp_path / "short.yaml").write_text("data_dir: data\ntasks: [boolq]\n")
+    assert len(built(load_suite(tmp_path / "short.yaml")).eval_docs) == 2
+
+
+def test_a_split_may_be_several_files_whose_rows_say_which(folder: Path):
+    for n, row in enumerate(BOOLQ):
+        write(folder / f"part-{n}.jsonl", [row])
+    (folder / "layout.yaml").write_text(
+        "tasks: {boolq: {files: {validation: part-*.jsonl}, fields: {label: '{{ answer | int }}'}}}\n"
+    )
+    suite = suite_of(folder, "boolq")
+    task = built(suite)
+    assert [task.doc_to_target(doc) for doc in task.eval_docs] == [1, 0]
+    assert [doc["file"] for doc in task.eval_docs] == ["part-0.jsonl", "part-1.jsonl"]
+    before = define(suite.tasks[0], suite).task_hash
+    write(folder / "part-1.jsonl", [BOOLQ[1] | {"answer": True}])
+    assert define(suite.tasks[0], suite).task_hash != before
+    for n in range(2):
+        (folder / f"part-{n}.jsonl").unlink()
+    with pytest.raises(SpecError, match="none of the suite's tasks"):
+        suite_of(folder, "boolq")
+
+
 def test_a_task_with_files_of_its_own_does_not_read_the_folder(folder: Path):
     write(folder / "mine.jsonl", [BOOLQ[0] | {"label": 1}])
     suite = suite_of(folder, "boolq, data_files: {validation: data/mine.jsonl}")
@@ -144,7 +179,7 @@ def test_what_is_held_only_in_part_is_said_in_the_title_of_its_column(folder: Pa
     ("text", "told"),
     [
         ("tasks: {boolq: {files: {validation: b.jsonl}, fields: {label: '{{ 1 +'}}}", "fields.label"),
-        ("tasks: {boolq: {file: b.jsonl}}", "tasks.boolq.file: unknown key"),
+        ("tasks: {boolq: {file: b.jsonl}}", "tasks.boolq.file: unknown key; did you mean 'files'"),
         ("tasks: {boolq: {files: {}}}", "files"),
     ],
 )
