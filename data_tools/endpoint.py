@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ REJECTED = "rejected"
 """How a request ended that the server will never take: too long for its context, filtered, not valid."""
 
 _TEMPLATE_TOKENS = 128  # that a chat template may put around the messages, such as a system prompt of its own
-_OWN = ("messages", "model", "n", "stream", "logprobs", "top_logprobs")
+_OWN = ("messages", "model", "n", "prompt", "stream", "logprobs", "top_logprobs")
 
 
 class _Section(BaseModel):
@@ -111,6 +111,10 @@ class Request:
         stop: Texts that end the answer.
         salt: Sent to nobody, but part of what makes two requests the same one. A paid answer is never paid again;
             another salt (the number of a repeat, the hash of a model's weights) asks anew.
+        prompt: A text, or tokens for servers that take them, that is gone on with as it is, under no template; in the
+            place of the messages, which are then empty.
+        protocol: ``ollama`` is that server's own API, which gives log-probabilities of what it generates; the base URL
+            then ends in ``/api``.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -121,21 +125,36 @@ class Request:
     top_logprobs: int | None = None
     stop: tuple[str, ...] = ()
     salt: str = ""
+    prompt: str | tuple[int, ...] | None = None
+    protocol: Literal["openai", "ollama"] = "openai"
+
+    @property
+    def path(self) -> str:
+        """Returns where under the base URL it is sent to."""
+        if self.protocol == "ollama":
+            return "/chat" if self.prompt is None else "/generate"
+        return "/chat/completions" if self.prompt is None else "/completions"
 
     def body(self, spec: EndpointSpec) -> dict[str, Any]:
         """Returns what is sent; half characters (lone surrogates), which no server takes, become question marks."""
-        body = {
-            "model": spec.model,
-            "messages": list(self.messages),
-            "max_tokens": self.max_tokens,
+        asked = {"messages": list(self.messages)} if self.prompt is None else {"prompt": self.prompt}
+        settings = {
             "temperature": self.temperature,
             "top_p": None if self.top_p == 1 else self.top_p,
             "seed": self.seed,
-            "logprobs": None if self.top_logprobs is None else True,
-            "top_logprobs": self.top_logprobs,
             "stop": list(self.stop) or None,
-            **spec.extra,
         }
+        rivals = {"logprobs": None if self.top_logprobs is None else True, "top_logprobs": self.top_logprobs}
+        if self.protocol == "ollama":
+            options = {name: value for name, value in settings.items() if value is not None}
+            raw = None if self.prompt is None else True  # under no template
+            body = {**asked, "raw": raw, "stream": False, **rivals}
+            body["options"] = {**options, "num_predict": self.max_tokens}
+        elif self.prompt is not None:  # here `logprobs` is a number, and there is no second field
+            body = {**asked, "max_tokens": self.max_tokens, **settings, "logprobs": self.top_logprobs}
+        else:
+            body = {**asked, "max_tokens": self.max_tokens, **settings, **rivals}
+        body = {"model": spec.model, **body, **spec.extra}
         text = json.dumps({name: value for name, value in body.items() if value is not None}, ensure_ascii=False)
         return json.loads(text.encode(errors="replace"))
 
@@ -194,12 +213,14 @@ def worst_case(body: dict[str, Any]) -> tuple[int, int]:
     for what the model's chat template adds.
     """
     limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    limits += [options.get("num_predict")] if isinstance(options := body.get("options"), dict) else []
     answer = max((limit for limit in limits if isinstance(limit, int)), default=0)
     return len(json.dumps(body, ensure_ascii=False).encode()) + _TEMPLATE_TOKENS, answer
 
 
 def token_counts(raw: Any) -> tuple[int | None, int | None]:
     """Returns how many tokens a server counted in the prompt and the answer; None for what cannot be a count."""
+    raw = as_chat(raw)
     usage = raw.get("usage") if isinstance(raw, dict) else None
     said = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt, answer = (count if type(count) is int and count >= 0 else None for count in said)
@@ -210,7 +231,8 @@ def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recor
     """Makes of a body, which may be anything, what it means; one that is no completion has no ``finish``."""
     raw = parse_json(body)
     prompt_tokens, completion_tokens = token_counts(raw)
-    text, finish, error = _meaning(raw)
+    chat = as_chat(raw)
+    text, finish, error = _meaning(chat)
     return Reply(
         key,
         text,
@@ -219,11 +241,40 @@ def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recor
         completion_tokens,
         cost,
         seconds,
-        _logprobs(raw),
+        _logprobs(chat),
         error,
         raw if isinstance(raw, dict) else {},
         recorded,
     )
+
+
+def as_chat(raw: Any) -> Any:
+    """Puts a completion of a text, or an answer of Ollama's own API, into the form of a chat completion."""
+    if not isinstance(raw, dict):
+        return raw
+    choices = raw.get("choices")
+    if isinstance(choices, list):
+        made = [_with_message(choice) for choice in choices]
+        return {**raw, "choices": made} if made != choices else raw
+    if "done" not in raw or "error" in raw:
+        return raw
+    message = raw.get("message") if "message" in raw else {"role": "assistant", "content": raw.get("response")}
+    logprobs = None if raw.get("logprobs") is None else {"content": raw["logprobs"]}
+    choice = {"message": message, "finish_reason": raw.get("done_reason"), "logprobs": logprobs}
+    usage = {"prompt_tokens": raw.get("prompt_eval_count"), "completion_tokens": raw.get("eval_count")}
+    return {"choices": [choice], "usage": usage}
+
+
+def _with_message(choice: Any) -> Any:
+    if not isinstance(choice, dict) or "message" in choice or not isinstance(choice.get("text"), str):
+        return choice
+    given = choice.get("logprobs")
+    tokens, chances = (given.get(name) if isinstance(given, dict) else None for name in ("tokens", "token_logprobs"))
+    content = None
+    if isinstance(tokens, list) and isinstance(chances, list):
+        content = [{"token": token, "logprob": chance} for token, chance in zip(tokens, chances, strict=False)]
+    message = {"role": "assistant", "content": choice["text"]}
+    return {**choice, "message": message, "logprobs": content and {"content": content}}
 
 
 def parse_json(body: str) -> Any:

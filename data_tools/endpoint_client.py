@@ -1,4 +1,4 @@
-"""The one client for OpenAI-compatible servers.
+"""The one client for OpenAI-compatible servers, and for Ollama's own API.
 
 Nothing is paid twice: every answer is in an append-only record before anybody sees it, under a key of all that was
 asked, and who asks the same again gets it from there. That holds for answers that are refused, cut or empty as well,
@@ -231,7 +231,7 @@ class Calls:
         number = min(self._spec.concurrency, len(requests))
         key, seconds = self._api_key or "none", self._spec.timeout
         async with AsyncOpenAI(base_url=self._spec.base_url, api_key=key, timeout=seconds, max_retries=0) as client:
-            self._create = client.chat.completions.with_raw_response.create
+            self._post = client.post
             workers = [asyncio.create_task(self._work(left, finished)) for _ in range(number)]
             try:
                 await asyncio.wait(workers)
@@ -246,7 +246,7 @@ class Calls:
         """Answers one request after another until none is left, or the run is to end."""
         for key, request in left:
             try:
-                reply = await self._answer(key, request.body(self._spec))
+                reply = await self._answer(key, request.path, request.body(self._spec))
                 self._go_on()
                 finished(key, reply)
             except Exception as error:  # whatever it is: what is in flight is paid for and may end, the rest stops
@@ -271,12 +271,12 @@ class Calls:
         finally:
             self._resting.discard(worker)
 
-    async def _answer(self, key: str, body: dict[str, Any]) -> Reply:
+    async def _answer(self, key: str, path: str, body: dict[str, Any]) -> Reply:
         """Tries until there is an answer or no use in trying."""
         last = ""
         for tries in range(1, self._spec.retries + 2):
             try:
-                reply = await self._try(key, body)
+                reply = await self._try(key, path, body)
             except TryError as failed:
                 self._go_on()
                 last = str(failed)
@@ -305,7 +305,7 @@ class Calls:
     def _ended(self, error: str, hint: str) -> PosttrainError:
         return PosttrainError(f"the endpoint does not answer: {error}", where=self._spec.address, hint=hint)
 
-    async def _try(self, key: str, body: dict[str, Any]) -> Reply:
+    async def _try(self, key: str, path: str, body: dict[str, Any]) -> Reply:
         """Sends a request once, if the budget allows it."""
         admitted = await self._admit(key, body)
         if admitted is None:
@@ -314,7 +314,7 @@ class Calls:
         self._in_flight += 1
         begun = time.perf_counter()
         try:
-            text = await self._send(body)
+            text = await self._send(path, body)
             seconds = time.perf_counter() - begun
             # what an answer costs: by the server's count, or else the most that it can be
             counted = zip(token_counts(parse_json(text)), worst_case(body), strict=True)
@@ -357,14 +357,14 @@ class Calls:
             else:
                 return None
 
-    async def _send(self, body: dict[str, Any]) -> str:
+    async def _send(self, path: str, body: dict[str, Any]) -> str:
         """Sends a request and reads the whole answer, as text."""
+        import httpx2
         import openai
 
-        others = {name: value for name, value in body.items() if name not in ("model", "messages")}
         try:
             async with asyncio.timeout(self._spec.timeout):  # the client's own time-out is for each packet
-                response = await self._create(model=body["model"], messages=body["messages"], extra_body=others)
+                response = await self._post(path, cast_to=httpx2.Response, body=body)
         except TimeoutError:
             raise TryError(f"the request failed (timeout): no answer in {self._spec.timeout:g} s", again=True) from None
         except openai.APIStatusError as error:
@@ -374,7 +374,7 @@ class Calls:
             said = f"(connection): {self._clean(str(error.__cause__ or '')) or cause}"
             said = "(timeout): the server is silent" if isinstance(error, openai.APITimeoutError) else said
             raise TryError(f"the request failed {said}", again=True, unpaid=cause in _NOT_SENT) from error
-        text = response.http_response.content.decode(errors="replace")
+        text = response.content.decode(errors="replace")
         return text.replace(self._api_key, "[api key]") if len(self._api_key) >= _REAL_KEY else text
 
     def _refused(self, error: Any) -> TryError:

@@ -228,17 +228,26 @@ def parity(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|GGUF",
-            help="What it is compared with.",
+            metavar="FOLDER|GGUF|URL",
+            help="What it is compared with; of a server, an OpenAI-compatible one, or Ollama's own API (…/api).",
             show_default="the run's adapter with its merged model",
         ),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the server calls the model.", show_default="as it is named here")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the server's key.", show_default="no key")
+    ] = None,
 ) -> None:
     """Prove that two forms of a model are one: template, tokens, log-probabilities, greedy answers."""
-    from ..evals.parity import check_run
+    from ..evals.parity import check_run, check_served, is_server
     from .parity import parity_lines
 
-    found = check_run(model, against)
+    if against is not None and is_server(against):
+        found = check_served(model, against, name=name, api_key_env=api_key_env)
+    else:
+        found = check_run(model, against)
     print(*parity_lines(found), sep="\n")
     raise typer.Exit(0 if found.passed else 1)
 

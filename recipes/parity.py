@@ -19,6 +19,8 @@ def parity_lines(found: Comparison) -> Iterator[str]:
     most, mean = TOLERANCES[found.tolerance]
     said = f"{'PASS' if found.passed else 'FAIL'}: {found.name}; tolerance of a log-probability {most:g} nats, "
     yield f"{said}of their mean {mean:g} ({found.tolerance} weights)"
+    if hidden := [check.name for check in found.checks if check.status == "not compared"]:
+        yield f"  not compared: {', '.join(hidden)}"
     if found.passed:
         return
     causes = list(dict.fromkeys(check.cause for check in found.checks if check.cause))

@@ -2,6 +2,7 @@
 
 from .record import PARITY, Comparison, read_comparisons
 from .run import Sides, check_merge, check_run, compare_sides, find_sides, require_base
+from .served import check_served, is_server
 
 __all__ = [
     "PARITY",
@@ -9,8 +10,10 @@ __all__ = [
     "Sides",
     "check_merge",
     "check_run",
+    "check_served",
     "compare_sides",
     "find_sides",
+    "is_server",
     "read_comparisons",
     "require_base",
 ]

@@ -1,10 +1,11 @@
 """Two forms of one model compared: what differs, by how much, where first, and why if that is known."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .portrait import Answer, Portrait, as_json
+from .portrait import Answer, Portrait, Scored, as_json
 
 Status = Literal["same", "close", "differs", "not compared"]
 """``close`` is within the stated tolerance."""
@@ -238,19 +239,19 @@ def compare_behaviour(
     causes = {check.name: check.cause for check in found if check.cause}
     inner = next((causes[name] for name in _INNER if name in causes), None)
     outer = next((causes[name] for name in _OUTER if name in causes), None)
-    logs, first = compare_logs(one, other, most, mean, inner, decode)
+    logs, first = compare_logs(one.scored, other.scored, most, mean, inner, decode)
     texts, parted = compare_answers(one.answers, other.answers, most, (outer, inner), decode)
     return [*([logs] if logs else []), *([texts] if texts else [])], first or parted
 
 
 def compare_logs(
-    one: Portrait, other: Portrait, most: float, mean: float, cause: str | None, decode: Any
+    ours: Sequence[Scored], theirs: Sequence[Scored], most: float, mean: float, cause: str | None, decode: Any
 ) -> tuple[Check | None, FirstDifference | None]:
     """Compares the log-probabilities of the tokens that both have scored; see :func:`compare_behaviour`."""
     import numpy as np
 
     name = "log-probabilities"
-    pairs = [(a, b) for a in one.scored for b in other.scored if a.name == b.name]
+    pairs = [(a, b) for a in ours for b in theirs if a.name == b.name]
     if not pairs:
         return None, None
     different = np.concatenate([np.abs(a.logs[: len(b.logs)] - b.logs[: len(a.logs)]) for a, b in pairs])
@@ -266,10 +267,15 @@ def compare_logs(
             at = int(over[0])
             token, margins = "", (None, None)
             if len(a.margins):  # not a classifier's outputs
-                token, margins = decode(a.ids[at + 1]), (float(a.margins[at]), float(b.margins[at]))
+                token, margins = decode(a.ids[at + 1]), (_known(a.margins[at]), _known(b.margins[at]))
             first = FirstDifference(a.name, at + 1, (token, token), margins, cause)
             return Check(name, "differs", what, largest), first
     raise AssertionError("a difference over the tolerance lies somewhere")
+
+
+def _known(margin: float) -> float | None:
+    """Returns a margin; None where a server told of one token only."""
+    return float(margin) if math.isfinite(margin) else None
 
 
 def compare_answers(

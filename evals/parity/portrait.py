@@ -102,12 +102,14 @@ class Scored:
         logs: The log-probability of each token but the first, in nats, float64 ``[tokens - 1]``; of a classifier, its
             outputs ``[outputs]``.
         margins: By how much the likeliest token leads the next one, in nats, at each of those places.
+        best: The likeliest token at each of those places; empty if unknown.
     """
 
     name: str
     ids: tuple[int, ...]
     logs: "np.ndarray"
     margins: "np.ndarray"
+    best: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -337,19 +339,21 @@ def score(loaded: LoadedModel, rows: Sequence[tuple[str, tuple[int, ...]]]) -> t
     ids = [[*row[: next((at for at, token in enumerate(row) if token >= size), len(row))]] for _, row in rows]
     ids = [row or [0] for row in ids]
 
-    def read(i: int, logits: "torch.Tensor") -> tuple["np.ndarray", "np.ndarray"]:
+    def read(i: int, logits: "torch.Tensor") -> tuple["np.ndarray", "np.ndarray", tuple[int, ...]]:
         if loaded.outputs is not None:
-            return logits.double().cpu().numpy(), np.zeros(0)
+            return logits.double().cpu().numpy(), np.zeros(0), ()
         log_p = logits[:-1].float().log_softmax(-1)
         targets = torch.as_tensor(ids[i][1:], device=logits.device)
-        two = log_p.topk(2, dim=-1).values
-        return log_p.gather(-1, targets[:, None])[:, 0].double().cpu().numpy(), (two[:, 0] - two[:, 1]).cpu().numpy()
+        two, best = log_p.topk(2, dim=-1)
+        margins = (two[:, 0] - two[:, 1]).cpu().numpy()
+        logs = log_p.gather(-1, targets[:, None])[:, 0].double().cpu().numpy()
+        return logs, margins, tuple(best[:, 0].tolist())
 
     first = None if loaded.outputs is not None else [0] * len(ids)
     found = run(loaded.model, ids, 4, read, first=first)
     return tuple(
-        Scored(name, tuple(row), logs, margins)
-        for (name, _), row, (logs, margins) in zip(rows, ids, found, strict=True)
+        Scored(name, tuple(row), logs, margins, best)
+        for (name, _), row, (logs, margins, best) in zip(rows, ids, found, strict=True)
     )
 
 

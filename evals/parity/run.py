@@ -49,10 +49,8 @@ def find_sides(model: str, against: str | None) -> Sides:
     Raises:
         InputError: There is no such model, or nothing to compare it with.
     """
-    folder = locate(model)
+    folder, record, store = find_model(model)
     run_dir = run_of(folder)
-    record = read_record(run_dir) if is_run(run_dir) else {}
-    store = run_dir if record else None
     if against is not None:
         path = Path(against)
         if path.suffix == ".gguf":
@@ -68,6 +66,24 @@ def find_sides(model: str, against: str | None) -> Sides:
         raise InputError("there is no adapter with its merged model here to compare", where=model, hint=hint)
     require_base(record, model, "--against FOLDER compares the merged model with another")
     return Sides(adapter, merged, record, store)
+
+
+def find_model(model: str) -> tuple[Path, dict[str, Any], Path | None]:
+    """Finds a model on this machine.
+
+    Args:
+        model: A run folder, a checkpoint, a model folder or a Hub id.
+
+    Returns:
+        Its folder, the record of its run, and the folder beside which results are kept: that of the run, if it is one.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    folder = locate(model)
+    run_dir = run_of(folder)
+    record = read_record(run_dir) if is_run(run_dir) else {}
+    return folder, record, run_dir if record else None
 
 
 def require_base(record: Mapping[str, Any], where: str, hint: str) -> None:
@@ -116,7 +132,7 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     Raises:
         PosttrainError: A form cannot be loaded.
     """
-    one, other = (_form(place, sides.store) for place in (sides.one, sides.other))
+    one, other = (form_of(place, sides.store) for place in (sides.one, sides.other))
     dtype, size = "float32", sum(path.stat().st_size for path in sides.other.glob("model*.safetensors"))
     notes = ()
     if size > _LARGE:
@@ -145,11 +161,11 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     checks = [*found, *behaviour]
     if live is not None:
         checks.append(_trainer(live, theirs, material, kind, decode))
-    return _keep(sides, one, other, checks, parted, kind, (*notes, *material.notes))
+    return keep(sides.store, one, other, checks, parted, kind, (*notes, *material.notes))
 
 
-def _keep(
-    sides: Sides,
+def keep(
+    store: Path | None,
     one: Form,
     other: Form,
     checks: list[Check],
@@ -157,15 +173,17 @@ def _keep(
     kind: str,
     notes: tuple[str, ...],
 ) -> Comparison:
+    """Makes a comparison of what was found, and writes it into a folder's record if there is one."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     made = Comparison(one, other, tuple(checks), first, kind, notes, now, versions)
-    if sides.store is not None:
-        write_comparison(sides.store, made)
+    if store is not None:
+        write_comparison(store, made)
     return made
 
 
-def _form(place: Path, store: Path | None) -> Form:
+def form_of(place: Path, store: Path | None) -> Form:
+    """Names a form of a model that lies on this machine, by what lies there."""
     name = "GGUF read back"
     if place.is_dir():
         merged = "merged model" if (place / "adapter" / ADAPTER).is_file() else "model"
@@ -212,7 +230,7 @@ def _trainer(live: LoadedModel, theirs: Portrait, material: Material, kind: str,
     finally:
         live.model.train(training)
     most, mean = TOLERANCES["quantized" if quantized else coarse]
-    found, _ = compare_logs(replace(theirs, scored=scored), theirs, most, mean, None, decode)
+    found, _ = compare_logs(scored, theirs.scored, most, mean, None, decode)
     assert found is not None, "both have scored the same rows"
     if quantized:
         detail = f"trained on quantised weights, merged into whole ones: {found.detail.partition(';')[0]}"
