@@ -358,7 +358,8 @@ def _leading(board: Leaderboard) -> Column | None:
     were scored: such columns lead only where there is nothing else.
     """
     filled = {column.id: sum(_seen_value(row, column) is not None for row in board.rows) for column in board.columns}
-    whole = [c for c in board.columns if not c.stamp and not c.clean and c.limit is None] or list(board.columns)
+    seen = [column for column in board.columns if filled[column.id]] or list(board.columns)
+    whole = [c for c in seen if not c.stamp and not c.clean and c.limit is None] or seen
     some = [column for column in whole if column.group] or whole
     return max(some, key=lambda column: filled[column.id], default=None)
 
