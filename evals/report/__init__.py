@@ -11,7 +11,7 @@ from pathlib import Path
 from ...data_tools.files import write_atomic
 from ..parity.record import Comparison
 from . import samples
-from .board import Badge, Leaderboard, Notice, Row, last_row
+from .board import Badge, Leaderboard, Notice, Parity, Row, last_row
 from .charts import best_of_n_curves, training_curve
 from .clean import with_clean
 from .columns import is_fact, select_ranked, tabulate
@@ -115,20 +115,29 @@ def _with_parity(rows: Sequence[Row], held: Mapping[str, RunFolder]) -> list[Row
         mine = [row for row in rows if row.run == run]
         if mine and folder.parity:
             last = last_row(mine)
-            badges = (*last.badges, *map(_parity_badge, folder.parity))
-            found[found.index(last)] = replace(last, badges=badges)
+            compared = tuple(map(_parity, folder.parity))
+            badges = (*last.badges, *map(_parity_badge, compared))
+            found[found.index(last)] = replace(last, badges=badges, parity=compared)
     return found
 
 
-def _parity_badge(comparison: Comparison) -> Badge:
+def _parity(comparison: Comparison) -> Parity:
     differ = [check for check in comparison.checks if check.status == "differs"]
     clauses = [f"{check.name}: {check.detail}{f' ({check.cause})' if check.cause else ''}" for check in differ]
-    if comparison.stale:
-        return Badge("parity: out of date", "neutral", f"{comparison.name}: one of them has changed since")
-    if differ:
-        return Badge("parity: differs", "bad", f"{comparison.name}: {'; '.join(clauses)}")
-    compared = ", ".join(check.name for check in comparison.checks if check.status in ("same", "close"))
-    return Badge("parity: the same", "good", f"{comparison.name}: {compared}")
+    hidden = tuple(check.name for check in comparison.checks if check.status == "not compared")
+    compared = tuple(check.name for check in comparison.checks if check.status != "not compared")
+    verdict = "out of date" if comparison.stale else "differs" if differ else "same"
+    forms = comparison.one.name, comparison.other.name
+    return Parity(*forms, verdict, compared, hidden, "; ".join(clauses), comparison.created)
+
+
+def _parity_badge(parity: Parity) -> Badge:
+    name = f"{parity.form} against {parity.against}"
+    if parity.verdict == "out of date":
+        return Badge("parity: out of date", "neutral", f"{name}: one of them has changed since")
+    if parity.verdict == "differs":
+        return Badge("parity: differs", "bad", f"{name}: {parity.detail}")
+    return Badge("parity: the same", "good", f"{name}: {', '.join(parity.compared)}")
 
 
 def _same_model(board: Leaderboard) -> list[Notice]:

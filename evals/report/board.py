@@ -295,6 +295,29 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """Two forms of a row's model, compared: adapter, merged model, GGUF file or server.
+
+    Attributes:
+        form: The one that is taken to be right.
+        against: The other.
+        verdict: What came of it; ``out of date`` where either has changed since.
+        compared: What was compared.
+        hidden: What could not be compared.
+        detail: What differs, and why if that is known.
+        created: When, in UTC.
+    """
+
+    form: str
+    against: str
+    verdict: Literal["same", "differs", "out of date"]
+    compared: tuple[str, ...]
+    hidden: tuple[str, ...]
+    detail: str
+    created: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One set of weights of one run.
 
@@ -311,6 +334,7 @@ class Row:
         badges: Facts about it that are no figures.
         tag: What tells the row from another of its run with the same step and names: the beginning of ``model_hash``.
         model_hash: What identifies the model, as judgments name it; the weights where an older version scored it.
+        parity: Comparisons of forms of its model; empty where nobody has checked.
     """
 
     id: str
@@ -325,6 +349,7 @@ class Row:
     model_hash: str | None = None
     tag: str = ""
     badges: tuple[Badge, ...] = ()
+    parity: tuple[Parity, ...] = ()
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from ..contamination import Touched
 from ..judging.audit import AuditRow
 from ..judging.judgments import WITHOUT_VERDICT
-from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample
+from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample, last_row
 from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
@@ -209,6 +209,7 @@ def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
         _rewards(spell.board),
         _picks(spell),
         _contamination(spell.board),
+        _parity(spell),
         Section("judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]),
         _usage(spell),
         _answers(spell, detail.samples),
@@ -342,6 +343,32 @@ def _contamination(board: Leaderboard) -> Section:
         blocks.append(Table(columns, found, columns, caption=more, words=4))
     lead = "Columns named clean hold each row's score on the items that its training data does not touch."
     return Section("contamination", "Test items", "Test items in training data", blocks, lead if shown else "")
+
+
+def _parity(spell: Speller) -> Section:
+    """Returns which forms of each run's last model were compared, and what came of it; nothing where none was."""
+    lines = []
+    for run in spell.board.runs:
+        rows = [row for row in spell.board.rows if row.run == run.id]
+        if not rows:
+            continue
+        row = last_row(rows)
+        name = spell.name(row.id)
+        for one in row.parity:
+            css = {"same": "good", "differs": "bad", "out of date": ""}[one.verdict]
+            shown = TableCell(one.verdict, strong=one.verdict != "same", css=css)
+            of = TableCell(plain(one.detail, 600) or ", ".join(one.compared), most=600)
+            forms = plain(one.form), plain(one.against), shown
+            lines.append(Line((name, *forms, of, ", ".join(one.hidden) or "–", plain(one.created[:10])), row.id))
+        if not row.parity:
+            lines.append(Line((name, "–", "–", "not checked", "–", "–", "–"), row.id))
+    if not any(row.parity for row in spell.board.rows):
+        return Section("parity", "", "", [])
+    heads = ("checkpoint", "form", "against", "verdict", "compared, or what differs", "not compared", "date")
+    lead = "Whether a model is the same as adapter, merged, as GGUF and served; what posttrain parity compared."
+    return Section(
+        "parity", "Parity", "The same model in every form", [Table(heads, tuple(lines), heads, words=7)], lead
+    )
 
 
 def _left_out(board: Leaderboard) -> str:

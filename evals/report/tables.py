@@ -18,7 +18,7 @@ _FIELDS: list[str] = [
     "smallest_difference", "compared", "judge", "judge_version", "stamp", "limit", "num_fewshot", "task_hash", "suite",
     "suite_version", "template_fingerprint",
     "weights_hash", "model_hash", "recipe_hash", "data_fingerprint", "git_revision", "seed", "scored", "seconds",
-    "marks", "flags",
+    "marks", "flags", "parity",
 ]
 # fmt: on
 
@@ -97,6 +97,7 @@ def _common(board: Leaderboard, row: Row) -> dict[str, Any]:
         "git_revision": mapping(run.record.get("git")).get("revision"),
         "seed": run.seed,
         "flags": "; ".join(row.flags),
+        "parity": "; ".join(f"{one.against}: {one.verdict}" for one in row.parity) or "not checked",
     }
 
 

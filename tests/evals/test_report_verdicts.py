@@ -1,5 +1,7 @@
 """Which rows the report calls better: paired where it can be, against a baseline that it names."""
 
+import csv
+import io
 import json
 import math
 import re
@@ -19,7 +21,7 @@ from posttrain.evals.report.html import to_html
 from posttrain.evals.report.items import Items
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.sections import sections
-from posttrain.evals.report.tables import to_json
+from posttrain.evals.report.tables import to_csv, to_json
 from posttrain.evals.report.verdicts import baseline_text, with_verdicts
 
 from .judged_fixtures import harness_samples
@@ -196,6 +198,30 @@ def test_a_row_says_whether_its_other_forms_are_the_same_model(tmp_path: Path, s
     assert (badge.text, badge.kind) == (text, kind)
     assert ("a stale adapter" in badge.detail) == (status == "differs")
     assert all(text in shown for shown in (to_html(board), to_markdown(board), to_json(board)))
+
+
+def test_what_was_compared_with_what_stands_in_every_file(tmp_path: Path):
+    for place, name in enumerate(("checked", "bare")):
+        records = [score("final", 1, "arc", share(3 + place, 9), weights_hash=name)]
+        make_run(tmp_path / name, name, records)
+    other = {"merged model": ("merged", "same"), "server": ("http://a/v1, m", "differs"), "Ollama": ("gone", "same")}
+    for against, (place, status) in other.items():
+        stale = "0" * 64 if against == "Ollama" else None  # no such folder is there any more
+        checks = Check("weights", "not compared", ""), Check("greedy answers", status, "parted", cause="another EOS")
+        forms = Form("adapter on its base", ".", None), Form(against, place, stale)
+        write_comparison(
+            tmp_path / "checked", Comparison(*forms, checks, None, "exact", created="2026-11-29", versions={})
+        )
+    board = build([tmp_path])
+    (row,) = [row for row in board.rows if row.parity]
+    assert [one.verdict for one in row.parity] == ["same", "differs", "out of date"]
+    assert row.parity[0].hidden == ("weights",)
+    rows = {line["run"]: line["parity"] for line in csv.DictReader(io.StringIO(to_csv(board)))}
+    assert rows == {"checked": "merged model: same; server: differs; Ollama: out of date", "bare": "not checked"}
+    found = json.loads(to_json(board))["rows"]
+    assert sorted(len(row["parity"]) for row in found) == [0, 3]
+    for shown in (to_html(board), to_markdown(board)):
+        assert all(word in shown for word in ("not checked", "differs", "out of date", "another EOS", "server"))
 
 
 def test_a_column_that_is_the_same_in_every_line_is_said_once(tmp_path: Path):
