@@ -12,7 +12,7 @@ from posttrain.evals.judging.judgments import Judgment
 from posttrain.evals.report import Leaderboard
 from posttrain.evals.report.board import Cell, Column, ColumnMetric, Figure, Player, Row, Run
 from posttrain.evals.report.html import to_html
-from posttrain.evals.report.items import Items
+from posttrain.evals.report.items import Items, group_items
 from posttrain.evals.report.judged import judgings
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.tables import to_csv, to_json
@@ -42,7 +42,7 @@ def board(
         judged: Whom the final models meet: ``all`` others, or the first ``one``.
         lead: How much better the last run is than all others, in standard deviations of what models differ by.
         kin: Whether each task has two more columns that are no news: asked again with other words, where some items are
-            answered anew, and without the items that a run's training data touches.
+            answered anew, and without the items that a run's training data touches; and all tasks two means, likewise.
     """
     finals = [Player(f"{run}-weights", f"run{run}", f"r{(run + 1) * steps}") for run in range(runs)]
     values: dict[tuple[str, str], np.ndarray] = {}
@@ -70,12 +70,29 @@ def board(
             values[row, f"{column.id}r"] = np.where(anew, _right(rng, hard + skill), asked)
             places[row, f"{column.id}k"] = np.flatnonzero(~touched[place // steps])
             values[row, f"{column.id}k"] = asked[places[row, f"{column.id}k"]]
+    keys = {len(found): tuple(map(str, range(len(found)))) for found in values.values()}
+    held = {
+        key: Items(tuple(map(str, places[key])) if key in places else keys[len(found)], found, None)
+        for key, found in values.items()
+    }
+    if kin:
+        group = tuple(f"task{task}" for task in range(tasks))
+        mean = Column("cg", "mean", "", (ColumnMetric("acc_macro", True, "%"),), group=group)
+        columns += [mean, replace(mean, id="cgk", variant="clean", clean=True)]
+        detail = {"mean": "macro", "tasks": dict.fromkeys(group)}
+        for row in (f"r{place + 1}" for place in range(runs * steps)):
+            for suffix in ("", "k"):
+                parts = {name: held[row, f"c{task + 1}{suffix}"] for task, name in enumerate(group)}
+                found = group_items(detail, parts)
+                assert found is not None
+                held[row, f"cg{suffix}"], values[row, f"cg{suffix}"] = found, found.values
     said: list[Judgment] = []
     if judged:
         said, rates = _judge(rng, finals, judged, lead)
         if judged == "one" and tasks:
             columns.append(Column("cj", "chat", "", (ColumnMetric("win_rate", True, "%"),), opponent=finals[0].id))
             values |= {(row, "cj"): rate for row, rate in rates.items()}
+            held |= {(row, "cj"): Items(tuple(map(str, range(len(rate)))), rate) for row, rate in rates.items()}
     rows, made = [], []
     for run in range(runs):
         parent = "run1" if run else None
@@ -89,14 +106,9 @@ def board(
     summed, tested = judgings(said, {player.id: player for player in finals}, {}, [])
     baseline = find_baseline(made, rows, None)
     bare = Leaderboard("null", tuple(made), tuple(rows), tuple(columns), baseline=baseline, judgings=summed)
-    keys = {len(found): tuple(map(str, range(len(found)))) for found in values.values()}
 
     def items(row: Row, column: Column) -> Items | None:
-        found = values.get((row.id, column.id))
-        if found is None:
-            return None
-        left = places.get((row.id, column.id))
-        return Items(keys[len(found)] if left is None else tuple(map(str, left)), found, None)
+        return held.get((row.id, column.id))
 
     return with_verdicts(bare, items, tested)
 

@@ -20,7 +20,7 @@ SHAPES = {
     "ten rows of two runs": (2, 5, 2),
     "four models before a judge, no baseline": (4, 1, 0, "all"),
     "two models before a judge, no baseline": (2, 1, 0, "one"),
-    "three runs, two tasks, each rephrased and clean too": (3, 2, 2, "", 0.0, True),
+    "three runs, two tasks and their mean, each rephrased and clean too": (3, 2, 2, "", 0.0, True),
 }
 
 
@@ -36,7 +36,7 @@ def boards_with_a_claim(shape: tuple, boards: int, seed: int) -> int:
 
 
 def test_of_100_pages_of_equal_models_few_say_that_one_is_better():
-    names = ("two rows", "ten rows of two runs", "three runs, two tasks, each rephrased and clean too")
+    names = ("two rows", "ten rows of two runs", "three runs, two tasks and their mean, each rephrased and clean too")
     shapes = [SHAPES[name] for name in names]
     found = sum(boards_with_a_claim(shape, count, 5) for shape, count in zip(shapes, (40, 40, 20), strict=True))
     assert found <= 9  # 95% of samples of 100 hold at most 9 where 5% is the truth
