@@ -504,7 +504,7 @@ def packages(path: Path) -> list[str]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             found |= {name.partition(".")[0] for name in names}
-    found -= {"", "lm_eval", "posttrain", "datasets", "numpy", "transformers", *sys.stdlib_module_names}
+    found -= {"", "lm_eval", "posttrain", "datasets", "numpy", "transformers", "yaml", *sys.stdlib_module_names}
     return [name if find_spec(name) else f"{name}, which is not installed" for name in sorted(found)]
 
 

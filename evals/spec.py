@@ -504,6 +504,10 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
     """Makes paths absolute and notes files that are missing and names that stand twice."""
     spec, places = _expand(spec, document)
     spec, places = _take_from_folder(spec, base, document, places)
+    if spec.data_dir is None and _all_missing(spec.perplexity, base):
+        what = f"the files of its {len(spec.perplexity)} texts are not here: `data_dir:` or --data-dir names the folder"
+        document.problem(("perplexity",), what)
+        spec = spec.model_copy(update={"perplexity": []})
     sections = {
         "tasks": _resolve_task,
         "perplexity": _resolve_text,
@@ -529,6 +533,14 @@ def _resolve(spec: SuiteSpec, base: Path, document: Document) -> SuiteSpec:
                 document.problem((section, index), f"the name '{item.title}' stands twice", hint)
             seen.add(item.title)
     return spec.model_copy(update=found)
+
+
+def _all_missing(texts: Sequence[PerplexitySpec], base: Path) -> bool:
+    """Says whether several texts are all of a folder that nobody named, which is one mistake and not one a text."""
+    local = [text.path for text in texts if data_suffix(text.path) or not is_hub(text.source(), base)]
+    return (
+        len(texts) > 2 and len(local) == len(texts) and not any("*" in path or (base / path).exists() for path in local)
+    )
 
 
 def _expand(spec: SuiteSpec, document: Document) -> tuple[SuiteSpec, list[KeyPath]]:

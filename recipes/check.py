@@ -135,11 +135,9 @@ def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:
     lines = [f"left out, not in {suite.data_dir}: {', '.join(suite.left_out)}"] if suite.left_out else []
     problems = []
     tasks = define_all(suite)
-    remote = sum(task.is_remote for task in tasks)
-    if remote:
-        lines.append(
-            f"the rows of {remote} tasks are not here, so that they were not looked at: --data-dir names a folder"
-        )
+    if remote := sum(task.is_remote for task in tasks):
+        what = f"{remote} tasks are" if remote > 1 else "1 task are"
+        lines.append(f"the rows of {what} not here and were not looked at; --data-dir names a folder of them")
     for task in tasks:
         said = task.needs()
         lacking = [need for need in said if need.endswith("not installed")]

@@ -67,9 +67,12 @@ def test_a_suite_that_scores_nothing_is_refused(tmp_path: Path):
         load_suite(path)
 
 
-def test_a_suite_of_texts_asks_for_their_folder():
-    with pytest.raises(SpecError, match="--data-dir names the folder"):
+def test_a_suite_of_texts_asks_once_for_their_folder():
+    with pytest.raises(
+        SpecError, match=r"the files of its 16 texts are not here.*--data-dir names the folder"
+    ) as caught:
         load_suite("perplexity")
+    assert len(caught.value.problems) == 1
 
 
 def test_every_suite_that_comes_with_posttrain_loads():

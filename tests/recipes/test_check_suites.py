@@ -24,7 +24,7 @@ LETTERS = (
 def suite(tmp_path: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "letters.yaml").write_text(LETTERS)
-    (tmp_path / "words.py").write_text("import yaml\n\n\ndef target(doc):\n    return doc['answer']\n")
+    (tmp_path / "words.py").write_text("import jinja2\n\n\ndef target(doc):\n    return doc['answer']\n")
     path = tmp_path / "mine.yaml"
     path.write_text("tasks: [{task: letters.yaml, data_files: {test: rows.jsonl}}]\ngroups: [{name: all}]\n")
     return path
@@ -40,7 +40,7 @@ def test_a_suite_says_what_each_task_needs(suite: Path, capsys: pytest.CaptureFi
     code, told = checked(capsys, suite)
     assert code == 0
     assert f"{suite}: ok (suite mine)" in told
-    assert "letters: test from rows.jsonl; package yaml; always 'A' scores 0.500 on acc" in told
+    assert "letters: test from rows.jsonl; package jinja2; always 'A' scores 0.500 on acc" in told
     assert "all: the macro mean of 1 tasks" in told
 
 
