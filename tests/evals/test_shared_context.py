@@ -84,7 +84,7 @@ def alone(model: Any, request: Request) -> tuple[float, bool]:
     context, continuation = request
     with torch.inference_mode():
         ids = torch.tensor([[*context, *continuation]])
-        log_p = model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        log_p = model(ids).logits[0, len(context) - 1 : -1].float().log_softmax(-1)
     targets = torch.tensor(list(continuation))
     return float(log_p.gather(-1, targets[:, None]).sum()), bool((log_p.argmax(-1) == targets).all())
 
@@ -206,6 +206,23 @@ def test_a_model_that_takes_the_masks_otherwise_is_found_out_and_scored_by_plain
     assert scorer.refused is not None
     assert ("only masks of two dimensions" if fault == "raises" else "off by") in scorer.refused
     assert scorer.record == {"backend": "lm-eval", "reason": scorer.refused}
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_in_bfloat16_a_wrong_mask_is_told_from_rounding(fault: bool, monkeypatch: Any) -> None:
+    model = build("llama").bfloat16()
+    masks = shared_context._masks
+
+    def to_row_end(model: Any, shared: int, depths: Any, ends: Any) -> Any:
+        return masks(model, shared, depths, torch.full_like(ends, ends.shape[1]))  # an option sees those before it
+
+    if fault:
+        monkeypatch.setattr(shared_context, "_masks", to_row_end)
+    asked = requests("fixed")
+    scorer = Scorer(model, 256, 4)
+    scorer.logs(asked, lambda numbers: [alone(model, asked[i]) for i in numbers])
+    assert (scorer.refused is not None) == fault
+    assert not fault or "off by" in str(scorer.refused)
 
 
 STOPS = ["Q:", "fox", "4"]
