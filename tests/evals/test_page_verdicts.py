@@ -133,6 +133,6 @@ def test_a_judges_tiers_do_not_contradict_its_matches(tmp_path: Path):
 def test_the_page_says_how_many_comparisons_its_verdicts_allow_for(tmp_path: Path):
     built = build([world(tmp_path)])
     text = re.sub(r"<[^>]+>", "", to_html(built))
-    assert f"one family of {built.compared:,} comparisons" in text
+    assert f"The page's {built.compared:,} comparisons are judged together" in text
     assert f"one family of all {built.compared:,} comparisons" in to_markdown(built)
     assert "nothing here is corrected" not in text
