@@ -32,6 +32,11 @@ class Labelled(Task):
     spec: ClassificationSpec
 
     @property
+    def is_divided(self) -> bool:
+        """Its passes are."""
+        return True
+
+    @property
     def reads_checkpoint(self) -> bool:
         """Its head decides which labels there are."""
         return True

@@ -65,6 +65,11 @@ class HarnessTask(Task):
         return self.spec.chat or suite.chat
 
     @property
+    def is_divided(self) -> bool:
+        """Its passes are."""
+        return True
+
+    @property
     def is_remote(self) -> bool:
         """Whether its rows are on the Hub or at an address."""
         return not self.data_files

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import EvalError
+from .team import divided
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,8 @@ def run(
 ) -> list[T]:
     """Runs a model over rows, longest first, so that a batch that does not fit into memory fails at once.
 
+    Several processes that score together share the batches out.
+
     Args:
         model: A causal language model or, where ``first`` is None, a sequence classifier.
         rows: Token ids, ``[rows][tokens]``.
@@ -52,8 +55,8 @@ def run(
         parts = batches(rows, starts, 1 if pad is None else batch_size)
     else:
         parts = batches(rows, starts, batch_size, _LOGITS // getattr(config, "vocab_size", 1))
-    found: dict[int, T] = {}
-    for batch in parts:
+
+    def run_batch(batch: Sequence[int]) -> dict[int, T]:
         inputs = {"input_ids": _padded([rows[i] for i in batch], pad or 0)}
         inputs |= {name: _padded([values[i] for i in batch], 0) for name, values in (columns or {}).items()}
         options: dict[str, Any] = {}
@@ -68,9 +71,16 @@ def run(
             options["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
         with torch.inference_mode():
             logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, **options).logits
+        found = {}
         for place, i in enumerate(batch):
             own = logits[place] if first is None else logits[place, first[i] - skipped : len(rows[i]) - skipped]
             found[i] = read(i, own)
+        return found
+
+    cut = list(parts)
+    found: dict[int, T] = {}
+    for part in divided([sum(len(rows[i]) for i in batch) for batch in cut], lambda number: run_batch(cut[number])):
+        found |= part
     return [found[i] for i in range(len(rows))]
 
 

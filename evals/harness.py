@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -23,6 +24,7 @@ from .sampling import Draws, Samples, check_drawn, generation_settings
 from .saved_answers import notes_of
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
+from .team import Calls, at_work, divided
 from .thinking import answer_in, may_think
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             rows = [self.tok_encode(string) for string in strings]
             longest = max(map(len, rows))
             if left_truncate_len and longest > left_truncate_len:
-                logging.getLogger("lm_eval").warning(f"Left truncation of {longest} tokens to {left_truncate_len}.")
+                if self.calls is None or not self.calls.known:  # once
+                    logging.getLogger("lm_eval").warning(f"Left truncation of {longest} tokens to {left_truncate_len}.")
                 rows = [row[-left_truncate_len:] for row in rows]
             width = max(map(len, rows))
             padded = [[(tokenizer.pad_token_id, 0)] * (width - len(row)) + [(i, 1) for i in row] for row in rows]
@@ -91,21 +94,46 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         def _loglikelihood_tokens(
             self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:
-            def plain(numbers: Sequence[int]) -> list[tuple[float, bool]]:
+            def passes(numbers: Sequence[int]) -> list[tuple[float, bool]]:
                 some = [requests[i] for i in numbers]
                 quiet = disable_tqdm or self.shared.refused is None
                 return super(Model, self)._loglikelihood_tokens(some, quiet, override_bs)
 
+            def plain(numbers: Sequence[int]) -> list[tuple[float, bool]]:
+                cut = any(len(requests[i][1]) + len(requests[i][2]) > self.max_length + 1 for i in numbers)
+                if at_work() is None or self.batch_size == "auto" or cut:  # what is cut is counted by warnings
+                    return passes(numbers)
+                batches = _batches_of_hflm([requests[i][1] + requests[i][2] for i in numbers], self.batch_size)
+                parts = divided([len(batch) for batch in batches], lambda n: passes([numbers[i] for i in batches[n]]))
+                found = dict(zip(itertools.chain(*batches), itertools.chain(*parts), strict=True))
+                return [found[i] for i in range(len(numbers))]
+
             if override_bs is not None:  # windows of a text, of which every token is scored
-                return plain(range(len(requests)))
+                whole = range(len(requests))
+                unknown = [(math.nan, False)] * len(requests)
+                return passes(whole) if self.calls is None else self.calls.do(lambda: passes(whole), unknown)
             with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring continuations") as bar:
                 return self.shared.logs([(context, rest) for _, context, rest in requests], plain, bar.update)
+
+        def in_turns(self, loop: Callable[[], Any]) -> Any:
+            """Runs a loop of HFLM's, of whose passes several processes do each a part, but if it seeks their size."""
+            team = at_work()
+            if team is None or self.batch_size == "auto":
+                return loop()
+            self.calls = Calls(team)
+            try:
+                return self.calls.run(loop)
+            finally:
+                self.calls = None
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            return self.in_turns(lambda: super(Model, self).loglikelihood_rolling(requests, disable_tqdm))
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
             thinks = is_mark(requests[0].args[0][:1]) and may_think(str(tokenizer.chat_template))
             asked = [_without_stops(request) for request in requests] if thinks else requests
-            texts = super().generate_until(asked, disable_tqdm)
+            texts = self.in_turns(lambda: super(Model, self).generate_until(asked, disable_tqdm))
             if thinks:
                 texts, self.thinking = _answers(requests, texts)
             if self.prompts.refused is not None:
@@ -115,12 +143,25 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             return texts
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
+            if self.calls is None:
+                return self.write(context, max_length, stop, **options)
+            if not self.calls.known:  # what goes by the batches before is the same in all processes
+                if self.prompts.undecided:
+                    self.prompts.cache(context, options["attention_mask"])
+                if self.draws is not None:
+                    options["logits_processor"] = self.processors(context, max_length, options["attention_mask"])
+            written = self.calls.do(lambda: self.write(context, max_length, stop, **options).cpu(), context)
+            return written.to(context.device)
+
+        def processors(self, context: Any, max_length: int, mask: Any) -> list[Any]:
+            return self.draws.processors(context, mask, max_length - context.shape[1])
+
+        def write(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
             beams = options.get("num_beams", 1) > 1
             if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
                 options["past_key_values"] = cache
-            if self.draws is not None:
-                most = max_length - context.shape[1]
-                options["logits_processor"] = self.draws.processors(context, options["attention_mask"], most)
+            if self.draws is not None and "logits_processor" not in options:
+                options["logits_processor"] = self.processors(context, max_length, options["attention_mask"])
 
             def stops(*how: Any) -> list[Any]:
                 # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
@@ -137,9 +178,18 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         softmax_dtype="float32",
         chat_template_args=dict(suite.template_variables),
     )
-    lm.draws, lm.saved = None, False
+    lm.draws, lm.calls, lm.saved = None, None, False
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
     return lm
+
+
+def _batches_of_hflm(rows: Sequence[list[int]], size: int) -> list[list[int]]:
+    """Cuts requests as HFLM cuts them: longest first, and those that differ in their last token alone are one row."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(tuple(row[:-1]), []).append(number)
+    ordered = sorted(groups.values(), key=lambda group: (-len(rows[group[0]]), tuple(rows[group[0]])))
+    return [sorted(itertools.chain(*ordered[at : at + size])) for at in range(0, len(ordered), size)]
 
 
 def run_task(

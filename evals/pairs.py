@@ -55,6 +55,11 @@ class Pairs(Task):
     reference: dict[str, "np.ndarray"] = field(default_factory=dict, compare=False)
 
     @property
+    def is_divided(self) -> bool:
+        """Its passes are."""
+        return True
+
+    @property
     def reads_checkpoint(self) -> bool:
         """Its template decides which rows can be used."""
         return True

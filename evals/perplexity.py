@@ -68,6 +68,11 @@ class Text(Task):
     spec: PerplexitySpec
 
     @property
+    def is_divided(self) -> bool:
+        """Its passes are."""
+        return True
+
+    @property
     def has_items(self) -> bool:
         """They are the documents."""
         return True

@@ -24,6 +24,7 @@ from .runs import Target, Unfinished, find_targets, is_closed, is_run
 from .spec import SuiteSpec, load_suite
 from .stats.intervals import spelt
 from .task import Checkpoint, Task
+from .team import Team
 
 Progress = Callable[[str], None]
 
@@ -121,6 +122,7 @@ def score(
     output: Path | None = None,
     poll_seconds: float = 5.0,
     progress: Progress = lambda line: None,
+    team: Team | None = None,
 ) -> ScoreReport:
     """Scores every complete checkpoint that has no score for a task of the suite yet.
 
@@ -139,6 +141,8 @@ def score(
         output: The folder under which the scores of plain models go, a run folder for each.
         poll_seconds: How long to wait between looks for new checkpoints, or for another process's.
         progress: Takes a line for each thing done.
+        team: The processes that score together, all of which call this with the same arguments. The first leads; the
+            others help it, and return an empty report.
 
     Returns:
         What was done, skipped and failed. One task's failure does not stop the others.
@@ -149,7 +153,11 @@ def score(
         InputError: A path is neither a run nor a model.
     """
     spec = suite if isinstance(suite, SuiteSpec) else load_suite(suite)
-    scoring = _Scoring(spec, define_all(spec), device, progress)
+    tasks = define_all(spec) if team is None else team.together(lambda: define_all(spec))
+    scoring = _Scoring(spec, tasks, team.device(device) if team else device, progress, team)
+    if team and not team.leads:
+        scoring.follow(team)
+        return ScoreReport()
     if spec.left_out:
         count = len(spec.tasks) + len(spec.left_out)
         told = f"{spec.name}: {len(spec.tasks)} of {count} tasks, from {spec.data_dir}"
@@ -180,6 +188,8 @@ def score(
         interrupted = True
     finally:
         scoring.loader.release()
+        if team:
+            team.order(None)  # the others are done
     if spec.contamination != "never" and not interrupted:
         bound = None if spec.contamination == "always" else MOST_BYTES
         for store in dict.fromkeys(target.store for target in targets):
@@ -202,18 +212,27 @@ def pending(paths: Sequence[Path | str], suite: SuiteSpec, *, final_only: bool =
         SuiteError: A task does not exist or does not fit its data.
         InputError: A path is not a run.
     """
-    scoring = _Scoring(suite, define_all(suite), None, lambda line: None)
+    scoring = _Scoring(suite, define_all(suite), None, lambda line: None, None)
     targets, _ = find_targets(paths, None, offline=suite.offline, final_only=final_only)
     # Folders with the same model share their scores.
     distinct = {(target.store, target.model_hash): target for target in targets}
     return sum(len(scoring.missing(target)) for target in distinct.values())
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What the leading process has the others score with it."""
+
+    target: Target
+    task: str
+    template: str | None
+
+
 class _Scoring:
     """One call of ``score``: what is to be done, and what was; checkpoints and tasks are known by folder and title."""
 
-    def __init__(self, suite: SuiteSpec, tasks: list[Task], device: str | None, progress: Progress):
-        self.suite, self.tasks, self.progress = suite, tasks, progress
+    def __init__(self, suite: SuiteSpec, tasks: list[Task], device: str | None, progress: Progress, team: Team | None):
+        self.suite, self.tasks, self.progress, self.team = suite, tasks, progress, team
         self.loader = Loader(device, suite.dtype)
         self.version = hash_json({task.spec.title: task.task_hash for task in tasks})
         self.done: list[Score] = []
@@ -296,13 +315,30 @@ class _Scoring:
             started = time.perf_counter()
             try:
                 template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
-                result = task.run(checkpoint, template)
+                if self.team and task.is_divided and not target.is_answers:
+                    self.team.order(_Order(target, task.spec.title, template))
+                    result = self.team.together(lambda task=task, how=template: task.run(checkpoint, how))
+                else:
+                    result = task.run(checkpoint, template)
             except Exception as error:  # one task's failure must not stop the others; it is reported
                 self._fail(target, task, error)
                 continue
             self._keep(target, task, result, template, time.perf_counter() - started)
         if not all(task.needs_model for task in todo):
             self.loader.release()  # another engine may need the memory
+
+    def follow(self, team: Team) -> None:
+        """Does a part of the passes of each task that the leading process orders, until it orders no more."""
+        checkpoint: Checkpoint | None = None
+        tasks = {task.spec.title: task for task in self.tasks}
+        while (order := team.order(None)) is not None:
+            if checkpoint is None or checkpoint.target.model_hash != order.target.model_hash:
+                checkpoint = None  # and with it the last model
+                load = functools.cache(lambda folder=str(order.target.folder): self.loader.load(folder))
+                checkpoint = Checkpoint(order.target, self.suite, load, self.progress)
+            with contextlib.suppress(Exception), hub_access(self.suite.offline):  # the leading process tells it
+                team.together(functools.partial(_check_and_run, tasks[order.task], checkpoint, order.template))
+        self.loader.release()
 
     def _is_sound(self, target: Target, task: Task) -> bool:
         """Says whether a task's rows and packages are in order, and reports what is wrong."""
@@ -361,6 +397,12 @@ class _Scoring:
             failure = Failure(target.name, title, _describe(error), "".join(traceback.format_exception(error)))
         self.failed[str(target.folder), title] = failure
         self.progress(f"failed: {failure}")
+
+
+def _check_and_run(task: Task, checkpoint: Checkpoint, template: str | None) -> Result:
+    """Scores a task as the leading process does, which has checked it before."""
+    task.check(checkpoint.target.folder)
+    return task.run(checkpoint, template)
 
 
 def _describe(error: Exception) -> str:

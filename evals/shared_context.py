@@ -12,6 +12,7 @@ compares some of its answers with plain passes.
 """
 
 import bisect
+import functools
 import heapq
 import itertools
 from collections import defaultdict
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
 from .forward import batches
+from .team import divided
 
 if TYPE_CHECKING:
     import torch
@@ -161,16 +163,20 @@ def continuation_logs(
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, (context, _) in enumerate(requests):
         by_context[tuple(context)].append(number)
-    found: dict[int, Log] = {}
+    passes: list[tuple[tuple[int, ...], list[_Row]]] = []  # what the rows of a pass stand behind, and the rows
+    for shared, contexts in _clusters(sorted(by_context)):
+        members = [number for context in contexts for number in by_context[context]]
+        rows = _rows(requests, members, shared, budget)
+        for batch in batches([row.tokens for row in rows], [0] * len(rows), len(rows), budget):
+            passes.append((contexts[0][:shared], [rows[i] for i in batch]))
+    prefix_of = functools.lru_cache(1)(lambda tokens: _Prefix(model, tokens))
     with torch.inference_mode():
-        for shared, contexts in _clusters(sorted(by_context)):
-            members = [number for context in contexts for number in by_context[context]]
-            rows = _rows(requests, members, shared, budget)
-            prefix = _Prefix(model, contexts[0][:shared])
-            for batch in batches([row.tokens for row in rows], [0] * len(rows), len(rows), budget):
-                logs = _run(model, prefix, [rows[i] for i in batch], requests)
-                found |= logs
-                progress(len(logs))
+        logs = divided(
+            [sum(len(row.tokens) for row in rows) for _, rows in passes],
+            lambda number: _run(model, prefix_of(passes[number][0]), passes[number][1], requests),
+            lambda number: progress(sum(len(row.reads) for row in passes[number][1])),
+        )
+    found = {number: log for part in logs for number, log in part.items()}
     return [found[number] for number in range(len(requests))]
 
 
@@ -219,6 +225,11 @@ class Prompts:
         self.refused = unsupported(model) if pays else None
         self.shared = shared if pays and self.refused is None else 0
         self._tokens, self._prefix = first[:shared], _Prefix(model, [])
+
+    @property
+    def undecided(self) -> bool:
+        """Whether sharing is still to be compared with not sharing."""
+        return self.shared > 0 and not self._prefix.length
 
     def cache(self, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
         """Returns a cache of what a batch begins with, for ``generate``, or None if its prompts begin otherwise.

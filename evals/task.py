@@ -67,6 +67,11 @@ class Task:
         return True
 
     @property
+    def is_divided(self) -> bool:
+        """Whether several processes share its passes out; else the first does it alone."""
+        return False
+
+    @property
     def takes_answers(self) -> bool:
         """Whether it can be scored on a file of answers, without a model."""
         return False

@@ -148,12 +148,19 @@ def score(
         Literal["auto", "always", "never"] | None,
         typer.Option(help="Whether --tasks are asked under the chat template.", show_default="never"),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine that share the passes, one a GPU.", show_default="1"),
+    ] = None,
     step: Steps = None,
 ) -> None:
     """Score checkpoints that are not scored yet."""
+    from . import launch
     from .scoring import score_models
     from .train import parse_steps
 
+    if processes and processes > 1:
+        launch.become(launch.in_processes(processes, _without_processes(sys.argv[1:])))
     code = score_models(
         models,
         suite=suite,
@@ -168,6 +175,15 @@ def score(
         chat=chat,
     )
     raise typer.Exit(code)
+
+
+def _without_processes(arguments: list[str]) -> list[str]:
+    """Leaves the number of processes out of a command line."""
+    kept = list(arguments)
+    while "--processes" in kept:
+        at = kept.index("--processes")
+        del kept[at : at + 2]
+    return [argument for argument in kept if not argument.startswith("--processes=")]
 
 
 @app.command()

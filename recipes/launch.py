@@ -59,14 +59,23 @@ def command(
     arguments = [str(recipe), *overrides, *flags]
     if accelerate is None and (processes or 1) == 1:
         return [sys.executable, "-m", MODULE, *arguments]
+    check = ["--processes", str(processes)] if processes else []
+    return [*_launcher(processes, accelerate), "-m", MODULE, *arguments, *check]
+
+
+def _launcher(processes: int | None, accelerate: str | None) -> list[str]:
+    """Returns the command that starts a module in several processes, as :func:`command` says."""
     driver = shutil.which("nvidia-smi") is not None  # torch would take seconds to say
     config = find_config(accelerate or ("ddp" if driver else "cpu"))
     count = ["--num_processes", str(processes)] if processes else []
-    check = ["--processes", str(processes)] if processes else []
     # A config of the user's own may span machines, which must agree on its port.
     port = ["--main_process_port", str(_free_port())] if config.parent == CONFIGS else []
-    launcher = [sys.executable, "-m", LAUNCHER, "--config_file", str(config), *count, *port]
-    return [*launcher, "-m", MODULE, *arguments, *check]
+    return [sys.executable, "-m", LAUNCHER, "--config_file", str(config), *count, *port]
+
+
+def in_processes(processes: int, arguments: Sequence[str]) -> list[str]:
+    """Returns the command that runs the command line's arguments in several processes on this machine."""
+    return [*_launcher(processes, None), "-m", "posttrain.recipes.cli", *arguments]
 
 
 def score_command(
@@ -148,7 +157,9 @@ def main() -> int:
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # it could say nothing itself
+            print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
         return failure.exitcode if failure.exitcode in (1, 2, 130) else 1
     return 0
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..chat_templates.errors import PosttrainError
+from ..evals.errors import EvalError
 from ..evals.runs import read_record
 from .errors import RecipeError
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from ..evals.generations import Prompts
     from ..evals.score import ScoreReport
     from ..evals.spec import Chat, SuiteSpec
+    from ..evals.team import Team
 
 
 def score_models(
@@ -49,7 +52,38 @@ def score_models(
     Raises:
         RecipeError: No suite is named, neither here nor by the recipes; or a suite and tasks are.
     """
-    from ..evals.score import score
+    from ..evals.team import ProcessLostError, joined
+
+    with joined() as team:
+        try:
+            suites, wanted = _wanted(models, suite, references, tasks, data_dir, limit, chat)
+            code, judged, prompts = _score_each(suites, wanted, team, watch, final_only, device, output)
+        except ProcessLostError as error:
+            raise EvalError(
+                f"another process has ended: {error}", hint="score again: what was scored is kept"
+            ) from error
+        except PosttrainError as error:
+            if team is None or team.leads:
+                raise
+            raise SystemExit(error.exit_code) from error  # the leading process tells it
+    if team is not None and not team.leads:
+        return 0
+    for key, paths in judged.items():
+        if suites[key].judges and paths:
+            code = max(code, _judge(paths, suites[key], prompts[key], output, device))
+    return code
+
+
+def _wanted(
+    models: Sequence[str],
+    suite: str | None,
+    references: Mapping[str, Path],
+    tasks: Sequence[str],
+    data_dir: Path | None,
+    limit: int | None,
+    chat: "Chat | None",
+) -> tuple[dict[str, "SuiteSpec"], dict[tuple[str, tuple[str, ...]], list[str]]]:
+    """Returns suites by their content, and the models of which the same suite and metrics are asked."""
     from ..evals.spec import load_suite, suite_names, suite_of_tasks
 
     if tasks and suite:
@@ -73,7 +107,23 @@ def score_models(
         key = spec.model_dump_json()
         suites[key] = spec
         wanted.setdefault((key, _metrics_of(record)), []).append(model)
+    return suites, wanted
+
+
+def _score_each(
+    suites: Mapping[str, "SuiteSpec"],
+    wanted: Mapping[tuple[str, tuple[str, ...]], Sequence[str]],
+    team: "Team | None",
+    watch: bool,
+    final_only: bool,
+    device: str | None,
+    output: Path | None,
+) -> tuple[int, dict[str, list[str]], dict[str, "tuple[Prompts, ...]"]]:
+    """Scores models; returns the exit code, and of each suite the models to judge and its prompt sets as read."""
+    from ..evals.score import score
+
     code = 0
+    leads = team is None or team.leads
     judged: dict[str, list[str]] = {}
     prompts: dict[str, tuple[Prompts, ...]] = {}
     for (key, metrics), paths in wanted.items():
@@ -84,16 +134,16 @@ def score_models(
             final_only=final_only,
             device=device,
             output=output,
-            progress=_say,
+            progress=_say if leads else lambda line: None,
+            team=team,
         )
+        if not leads:
+            continue
         _tell(report)
         code = max(code, report.exit_code)
         judged.setdefault(key, []).extend([] if report.interrupted else paths)
         prompts[key] = report.prompts
-    for key, paths in judged.items():
-        if suites[key].judges and paths:
-            code = max(code, _judge(paths, suites[key], prompts[key], output, device))
-    return code
+    return code, judged, prompts
 
 
 def _say(line: str) -> None:
