@@ -244,7 +244,7 @@ def parity(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|GGUF|URL",
+            metavar="FOLDER|GGUF|Modelfile|URL",
             help="What it is compared with; of a server, an OpenAI-compatible one, or Ollama's own API (…/api).",
             show_default="the run's adapter with its merged model",
         ),
@@ -282,6 +282,29 @@ def merge(
     from .parity import parity_lines
 
     found = merge_to(model, output, dtype=dtype)
+    print(*parity_lines(found), sep="\n")
+    print(output)
+    raise typer.Exit(0 if found.passed else 1)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)],
+    to: Annotated[Literal["vllm", "gguf", "ollama"], typer.Option(help="For which server.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", help="The new folder.", show_default=False)],
+    outtype: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="The type of a GGUF file's weights.")
+    ] = "f32",
+    converter: Annotated[
+        Path | None,
+        typer.Option(help="llama.cpp's convert_hf_to_gguf.py.", show_default="the one that is installed"),
+    ] = None,
+) -> None:
+    """Write a model for a server: a plain folder, a GGUF file, or one with a Modelfile; proved by parity."""
+    from .export import export as export_model
+    from .parity import parity_lines
+
+    found = export_model(model, to, output, outtype=outtype, converter=converter)
     print(*parity_lines(found), sep="\n")
     print(output)
     raise typer.Exit(0 if found.passed else 1)

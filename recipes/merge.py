@@ -49,13 +49,17 @@ def merge_to(source: str, output: Path, *, dtype: str = "auto") -> Comparison:
         )
     merged = model.merge_and_unload()
     agree(merged, loaded.tokenizer)
-    _write_whole(merged, loaded.tokenizer, output)
+    write_whole(merged, loaded.tokenizer, output)
     del loaded, model, merged
     return compare_sides(Sides(adapter, output, record, output), quick=True)
 
 
-def _write_whole(model: Any, tokenizer: Any, output: Path) -> None:
-    """Saves a model with its tokenizer under a name beside the folder's, then renames it."""
+def write_whole(model: Any, tokenizer: Any, output: Path) -> None:
+    """Saves a model with its tokenizer under a name beside the folder's, then renames it.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)

@@ -14,6 +14,7 @@ from ..checkpoints import base_of
 from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
 from ..runs import is_run, locate, read_record, run_of
 from .compare import TOLERANCES, Check, FirstDifference, compare_behaviour, compare_logs, compare_tokens
+from .modelfile import compare_modelfile, read_modelfile
 from .portrait import Material, Portrait, gather, portray, score
 from .record import Comparison, Form, hash_of, write_comparison
 from .weights import compare_weights, merge, stored, type_of
@@ -37,6 +38,8 @@ class Sides:
     other: Path
     record: dict[str, Any]
     store: Path | None
+    modelfile: Path | None = None
+    """Ollama's, whose FROM is the other."""
 
 
 def find_sides(model: str, against: str | None) -> Sides:
@@ -44,7 +47,8 @@ def find_sides(model: str, against: str | None) -> Sides:
 
     Args:
         model: A run folder, a checkpoint, a model folder or a Hub id.
-        against: Another folder, a Hub id or a GGUF file; None for a run's adapter against the merged model.
+        against: Another folder, a Hub id, a GGUF file or a Modelfile; None for a run's adapter against the merged
+            model.
 
     Raises:
         InputError: There is no such model, or nothing to compare it with.
@@ -57,6 +61,8 @@ def find_sides(model: str, against: str | None) -> Sides:
             if not path.is_file():
                 raise InputError("no such file", where=against)
             return Sides(folder, path, record, store)
+        if path.is_file() and path.name.endswith("Modelfile"):
+            return Sides(folder, read_modelfile(path).weights, record, store, path)
         files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
         return Sides(folder, files[0] if files else locate(against), record, store)
     adapter = folder if (folder / ADAPTER).is_file() else folder / "adapter"
@@ -132,7 +138,8 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     Raises:
         PosttrainError: A form cannot be loaded.
     """
-    one, other = (form_of(place, sides.store) for place in (sides.one, sides.other))
+    served = None if sides.modelfile is None else read_modelfile(sides.modelfile)
+    one, other = (form_of(place, sides.store) for place in (sides.one, sides.modelfile or sides.other))
     dtype, size = "float32", sum(path.stat().st_size for path in sides.other.glob("model*.safetensors"))
     notes = ()
     if size > _LARGE:
@@ -140,6 +147,7 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     first = load_model(str(sides.one), dtype=dtype)
     material = gather(first, sides.record, quick=quick)
     ours = portray(one.name, first, material)
+    asked = [] if served is None else compare_modelfile(served, first.tokenizer, list(ours.stops.values()))
     weights = None
     if sides.other.is_dir() and hasattr(first.model, "merge_and_unload"):
         merged = merge(first.model, _rows_of_base(sides.one))
@@ -154,7 +162,11 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     kind = type_of(sides.other) if sides.other.is_dir() else None
     if sides.other.suffix == ".gguf":
         weights, kind = _gguf_weights(sides, second)
-    found = [*compare_tokens(ours, theirs), *([weights] if weights else [])]
+        # transformers reads some vocabularies with a token of its own that the file lacks: no row of the model is its
+        rows = second.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        kept = {number: text for number, text in theirs.added.items() if number < rows or number in ours.added}
+        theirs = replace(theirs, added=kept)
+    found = [*asked, *compare_tokens(ours, theirs), *([weights] if weights else [])]
     kind = "exact" if weights is not None and weights.status == "same" else kind or "float32"
     decode = lambda token: str(second.tokenizer.decode([token]))  # noqa: E731
     behaviour, parted = compare_behaviour(ours, theirs, kind, found, decode)
@@ -184,7 +196,7 @@ def keep(
 
 def form_of(place: Path, store: Path | None) -> Form:
     """Names a form of a model that lies on this machine, by what lies there."""
-    name = "GGUF read back"
+    name = "GGUF read back" if place.suffix == ".gguf" else "Modelfile"
     if place.is_dir():
         merged = "merged model" if (place / "adapter" / ADAPTER).is_file() else "model"
         name = "adapter on its base" if (place / ADAPTER).is_file() else merged

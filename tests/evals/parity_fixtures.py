@@ -135,6 +135,31 @@ def stale_adapter(run: Path) -> None:
     write_adapter(newer, run / "adapter", seed=2)
 
 
+def write_modelfile(run: Path, change: Callable[[str], str] = str) -> str:
+    """Writes the merged model as a GGUF file with a Modelfile, right but for a change; returns the latter's path."""
+    from posttrain.chat_templates import from_tokenizer
+    from posttrain.chat_templates.ollama import write_go_template
+    from posttrain.evals.parity.modelfile import write_modelfile
+    from transformers import AutoTokenizer
+
+    from .tiny_converter import convert
+
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    template, _ = write_go_template(from_tokenizer(tokenizer), tokenizer, "<s>")
+    convert(run, run.parent / "model.gguf")
+    path = run.parent / "Modelfile"
+    path.write_text(change(write_modelfile("model.gguf", template, ["<|im_end|>"])))
+    return str(path)
+
+
+def wrong_stop(run: Path) -> str:
+    return write_modelfile(run, lambda text: text.replace('stop "<|im_end|>"', 'stop "</s>"'))
+
+
+def other_go_template(run: Path) -> str:
+    return write_modelfile(run, lambda text: text.replace("<|im_start|>assistant\n", "<|im_start|>assistant"))
+
+
 def copy_run(run: Path, folder: Path) -> Path:
     """Copies a run with its base, so that a test may spoil it."""
     shutil.copytree(run.parent, folder)

@@ -1,4 +1,4 @@
-"""A right merge is told from eight wrong ones, each by its cause and by the first token that differs."""
+"""A right merge is told from nine wrong ones, each by its cause and by the first token that differs."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.checkpoints import model_hash
 from posttrain.evals.parity import PARITY, check_run, read_comparisons
+from posttrain.evals.parity.modelfile import Modelfile, read_modelfile, write_modelfile
 
 from . import parity_fixtures as planted
 
@@ -54,16 +55,18 @@ def test_a_merge_into_sixteen_bits_passes_by_the_rounding_of_its_type(tmp_path: 
         (planted.lost_token, {"added tokens", "tokenisation"}, "a lost added token"),
         (planted.wrong_rope, {"RoPE", "log-probabilities"}, "wrong RoPE parameters"),
         (planted.stale_adapter, {"weights", "log-probabilities"}, "a stale adapter"),
+        (planted.wrong_stop, {"stops of the Modelfile"}, "a wrong stop token in the Modelfile"),
+        (planted.other_go_template, {"TEMPLATE of the Modelfile"}, "another TEMPLATE in the Modelfile"),
     ],
 )
 def test_a_planted_fault_is_found_and_named(
-    right: Path, tmp_path: Path, plant: Callable[[Path], None], names: set[str], cause: str
+    right: Path, tmp_path: Path, plant: Callable[[Path], str | None], names: set[str], cause: str
 ) -> None:
     if plant is planted.four_bits:
         pytest.importorskip("bitsandbytes")
     run = planted.copy_run(right, tmp_path / "copy")
-    plant(run)
-    found = check_run(str(run))
+    against = plant(run)
+    found = check_run(str(run), against)
     assert not found.passed
     wrong = {check.name: check for check in found.checks if check.status == "differs"}
     assert names <= set(wrong)
@@ -76,6 +79,35 @@ def test_a_planted_fault_is_found_and_named(
         assert found.first is not None
         assert found.first.position >= 1
         assert None not in found.first.margins
+
+
+def test_a_right_modelfile_passes_with_its_weights(right: Path, tmp_path: Path) -> None:
+    run = planted.copy_run(right, tmp_path / "copy")
+    found = check_run(str(run), planted.write_modelfile(run))
+    assert found.passed, [check for check in found.checks if check.status == "differs"]
+    assert found.largest == 0
+    assert {"TEMPLATE of the Modelfile", "stops of the Modelfile", "weights"} <= {check.name for check in found.checks}
+
+
+def test_a_modelfile_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "w.gguf").write_bytes(b"GGUF")
+    template, stops = '"{{ .Content }}"\n# no comment\nFROM here', ["<a>", 'b"c', " d"]
+    path = tmp_path / "Modelfile"
+    path.write_text("# a comment\n\n" + write_modelfile("w.gguf", template, stops) + "PARAMETER temperature 0.7\n")
+    assert read_modelfile(path) == Modelfile(tmp_path / "w.gguf", template, tuple(stops))
+    path.write_text("from w.gguf\nsystem You are kind.\nparameter stop <x>")
+    assert read_modelfile(path) == Modelfile(tmp_path / "w.gguf", None, ("<x>",), "You are kind.")
+    for text, what in (
+        ("FROM none.gguf", "FROM names no file"),
+        ("FROM w.gguf\nADAPTER a", "ADAPTER"),
+        ('FROM w.gguf\nTEMPLATE """x', "not closed"),
+        ("FROM w.gguf\n???", "no command"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=what):
+            read_modelfile(path)
+    with pytest.raises(InputError, match="cannot hold"):
+        write_modelfile("w.gguf", 'a """ b', [])
 
 
 def test_what_cannot_be_compared_is_said(right: Path, tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_a_merge_that_is_another_model_exits_with_1_and_names_the_cause(
 ) -> None:
     from posttrain.recipes import merge
 
-    whole = merge._write_whole
+    whole = merge.write_whole
 
     def spoil(model: object, tokenizer: object, output: Path) -> None:
         whole(model, tokenizer, output)
         planted.wrong_rope(output)
 
-    monkeypatch.setattr(merge, "_write_whole", spoil)
+    monkeypatch.setattr(merge, "write_whole", spoil)
     result = CliRunner().invoke(app, ["merge", str(run), "-o", str(tmp_path / "merged")])
     assert result.exit_code == 1
     assert "cause: wrong RoPE parameters" in result.output
