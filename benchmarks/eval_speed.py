@@ -1,6 +1,7 @@
 """What scoring costs beside lm-eval's own HFLM, and beside the forward passes that cannot be saved.
 
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz [--items 24]
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz --limits
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --prompts gsm8k.jsonl [--items 8]
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --adapters arc_easy.jsonl.gz [--items 24]
 
@@ -17,7 +18,8 @@ Times are of this process's CPU, one thread, in float32. HFLM scores the items i
 scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
 requests of a task with plain passes, however many items there are; the time without that stands beside two limits, in
 passes of as many tokens: the model without its output layer on every distinct beginning of a request once, and the same
-with the output layer at the places that are read.
+with the output layer at the places that are read. A pass of the limit is of the shape that costs least a token.
+``--limits`` compares with these alone, and leaves HFLM out.
 """
 
 # Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
@@ -47,6 +49,7 @@ from posttrain.evals.spec import SuiteSpec, TaskSpec
 
 SHOTS = 5
 PARTS = 3
+WIDTHS = (64, 128, 256)  # of rows in passes of one budget
 
 
 def main() -> None:
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--options", type=Path, help="rows of ARC")
     parser.add_argument("--prompts", type=Path, help="rows of GSM8K")
     parser.add_argument("--adapters", type=Path, help="rows of ARC")
+    parser.add_argument("--limits", action="store_true", help="compare options with the limits alone")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=64, help="of an answer, at most")
     given = parser.parse_args()
@@ -65,7 +69,7 @@ def main() -> None:
     print(f"{Path(given.model).name}, {given.items} items, CPU seconds\n", flush=True)
     with noted():
         if given.options:
-            options(loaded, given.options, given.items)
+            options(loaded, given.options, given.items, given.limits)
         if given.prompts:
             prompts(loaded, given.prompts, given.items, given.new_tokens)
         if given.adapters:
@@ -73,21 +77,14 @@ def main() -> None:
                 adapters(loaded, Path(given.model), given.adapters, given.items, Path(folder))
 
 
-def options(loaded: LoadedModel, path: Path, items: int) -> None:
+def options(loaded: LoadedModel, path: Path, items: int, limits_alone: bool) -> None:
     """Compares times, log-likelihoods and metrics of multiple choice."""
-    columns = (
-        "examples",
-        "HFLM",
-        "suite",
-        "ratio",
-        "less comparison",
-        "body once",
-        "of it",
-        "with output layer",
-        "of it",
-    )
-    print(f"| {' | '.join(columns)} | largest difference | metrics equal |")
-    print("|---" * (len(columns) + 2) + "|", flush=True)
+    columns = ["examples", "less comparison", "body once", "of it", "with output layer", "of it"]
+    if not limits_alone:
+        columns[1:1] = ["HFLM", "suite", "ratio"]
+        columns += ["largest difference", "metrics equal"]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|", flush=True)
     rows = [row.values for row in read_rows(SourceSpec(path=str(path)), path.parent)]
     for kind in ("fixed", "varying", "none"):
         how: dict[str, Any] = {"num_fewshot": 0 if kind == "none" else SHOTS}
@@ -97,15 +94,17 @@ def options(loaded: LoadedModel, path: Path, items: int) -> None:
         asked = task.instances
         stock, own = models(loaded, suite)
         requests = [own._encode_pair(*request.args) for request in asked]
-        expected, found, (hflm, whole, alone) = interleaved(stock, own, asked, requests)
+        if limits_alone:
+            alone = statistics.median(clock(continuation_logs, own.model, requests) for _ in range(PARTS))
+            before, after = [kind], []
+        else:
+            expected, found, (hflm, whole, alone) = interleaved(stock, own, asked, requests)
+            difference = max(abs(a - b) for (a, _), (b, _) in zip(expected, found, strict=True))
+            before = [kind, f"{hflm:.1f}", f"{whole:.2f}", f"{hflm / whole:.1f}"]
+            after = [f"{difference:.1e}", str(metrics(task, expected) == metrics(task, found))]
         body, full = limits(loaded.model, requests)
-        difference = max(abs(a - b) for (a, _), (b, _) in zip(expected, found, strict=True))
-        equal = metrics(task, expected) == metrics(task, found)
-        print(
-            f"| {kind} | {hflm:.1f} | {whole:.2f} | {hflm / whole:.1f} | {alone:.2f} | {body:.2f} | {alone / body:.2f} "
-            f"| {full:.2f} | {alone / full:.2f} | {difference:.1e} | {equal} |",
-            flush=True,
-        )
+        sharing = [f"{alone:.2f}", f"{body:.2f}", f"{alone / body:.2f}", f"{full:.2f}", f"{alone / full:.2f}"]
+        print(f"| {' | '.join([*before, *sharing, *after])} |", flush=True)
 
 
 def prompts(loaded: LoadedModel, path: Path, items: int, new_tokens: int) -> None:
@@ -217,7 +216,7 @@ def interleaved(stock: Any, own: Any, asked: Sequence[Any], requests: Any) -> tu
         begun = time.process_time()
         found = own.loglikelihood(asked, disable_tqdm=True)
         times.append(time.process_time() - begun)
-        alone.append(clock(lambda: continuation_logs(own.model, requests)))
+        alone.append(clock(continuation_logs, own.model, requests))
         begun = time.process_time()
         some = asked[len(asked) * part // PARTS : len(asked) * (part + 1) // PARTS]
         expected += stock.loglikelihood(some, disable_tqdm=True)
@@ -233,19 +232,22 @@ def limits(model: Any, requests: Sequence[tuple[list[int], list[int]]]) -> tuple
         run |= {whole[:end] for end in range(1, len(whole))}
         read |= {whole[:end] for end in range(len(context), len(whole))}
     body, head = model.base_model, model.get_output_embeddings()
-    ids = torch.randint(0, head.weight.shape[0], (BUDGET // 256, 256))
+    bare = float("inf")
     with torch.inference_mode():
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[0]
-        body_s = [clock(lambda: body(input_ids=ids, use_cache=False)) for _ in range(PARTS)]
-        head_s = [clock(lambda: head(hidden)) for _ in range(PARTS)]
-    bare = statistics.median(body_s) * len(run) / ids.numel()
-    return bare, bare + statistics.median(head_s) * len(read) / len(hidden)
+        for width in WIDTHS:
+            ids = torch.randint(0, head.weight.shape[0], (BUDGET // width, width))
+            body(ids, use_cache=False)  # the first of a shape costs more
+            seconds = statistics.median(clock(body, ids, use_cache=False) for _ in range(PARTS))
+            bare = min(bare, seconds * len(run) / ids.numel())
+        hidden = torch.randn(256, head.weight.shape[1])
+        head_s = statistics.median(clock(head, hidden) for _ in range(PARTS))
+    return bare, bare + head_s * len(read) / len(hidden)
 
 
-def clock(function: Callable[[], Any]) -> float:
+def clock(function: Callable[..., Any], *args: Any, **options: Any) -> float:
     """Returns the CPU seconds of a call."""
     begun = time.process_time()
-    function()
+    function(*args, **options)
     return time.process_time() - begun
 
 
