@@ -3,12 +3,12 @@
     pip install pyarrow datasketch rensa
     OMP_NUM_THREADS=1 python benchmarks/dedup_speed.py DATA [--texts FOLDER] [--rounds 3]
 
-DATA holds ``dedup/near_dup_20k.parquet`` and its truth, every pair of 5-gram similarity at least .5. From the text files
-below ``--texts`` (Python's own packages by default) 200,000 documents of about the same length are cut, of which a tenth
-are copies with a changed word. Time is CPU time from texts in memory to the list of what goes; each
-library is told its usual parameters for a threshold of .8 and splits words as its users do. Prints Markdown. Exit code
-1 says that less than .985 of the pairs at .8 and above were compared, that a row went without a row that stays and is
-as like it, that a document of 200,000 costs over 1.2 times one of 20,000, or more than 1.5 kB of memory.
+DATA holds ``dedup/near_dup_20k.parquet`` and its truth, every pair of 5-gram similarity at least .5. From the text
+files below ``--texts`` (Python's own packages by default) 200,000 documents of about the same length are cut, of which
+a tenth are copies with a changed word. Time is CPU time from texts in memory to the list of what goes; each library is
+told its usual parameters for a threshold of .8 and splits words as its users do. Prints Markdown. Exit code 1 says that
+less than .985 of the pairs at .8 and above were compared, that a row went without a row that stays and is as like it,
+that a document of 200,000 costs over 1.2 times one of 20,000, or more than 1.5 kB of memory.
 """
 
 # Pyright cannot follow the import hook that maps `posttrain.…` to the rooms, and the peers need not be installed.

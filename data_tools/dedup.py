@@ -103,7 +103,7 @@ class Dedup(TextTool):
 
             return decide
 
-        return Plan(decider, lambda report: _add(report, self, texts, found), [LEDGER])
+        return Plan(decider, lambda report, _: _add(report, self, texts, found), [LEDGER])
 
     def _outcome(self, read: Callable[[Row], str], row: Row, entry: "Removal | None") -> Outcome:
         try:
@@ -335,14 +335,22 @@ def longest_shared(text: str, other: str) -> str:
     return ""
 
 
+def _by_how(found: _Found) -> list[list[Any]]:
+    return [[name, int((found.how[found.kept >= 0] == number).sum())] for number, name in enumerate(HOW)]
+
+
+def count_duplicates(spec: Dedup, folder: Path) -> list[list[Any]]:
+    """Returns how many rows `dedup` would remove, by how they are alike; what is read is kept in a folder of work."""
+    return _by_how(_choose(spec, _Texts(spec, folder)))
+
+
 def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found) -> ToolReport:
     """Adds what the comparison found."""
     sizes = np.bincount(found.kept[found.kept >= 0], minlength=1)
     clusters = sizes[sizes > 0] + 1
     counted = np.bincount(clusters) if len(clusters) else np.zeros(0, np.int64)
     bars = [Bar(f"{size} rows", float(counted[size])) for size in np.flatnonzero(counted)[:40]]
-    by_how = [[name, int((found.how[found.kept >= 0] == number).sum())] for number, name in enumerate(HOW)]
-    tables = [*report.tables, Table("Duplicates", ["how", "rows"], by_how)]
+    tables = [*report.tables, Table("Duplicates", ["how", "rows"], _by_how(found))]
     summary = [*report.summary]
     words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
     summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -54,7 +54,7 @@ class Outcome:
 Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
 
 
-def _as_it_is(report: ToolReport) -> ToolReport:
+def _as_it_is(report: ToolReport, counts: "Mapping[str, Counts]") -> ToolReport:
     return report
 
 
@@ -64,12 +64,12 @@ class Plan:
 
     Attributes:
         decider: Gives what decides on the rows of a source.
-        add: Adds to the report what the tool has to say beside counts.
+        add: Adds to the report what the tool has to say beside counts; it is given those of each source.
         files: What it has written into its folder of work and leaves beside the rows.
     """
 
     decider: Callable[[SourceSpec], Decide]
-    add: Callable[[ToolReport], ToolReport] = _as_it_is
+    add: "Callable[[ToolReport, Mapping[str, Counts]], ToolReport]" = _as_it_is
     files: Sequence[str] = ()
 
 
@@ -129,6 +129,8 @@ class Counts:
 class RowTool(Tool):
     """The arguments that tools have in common which look at each row for itself."""
 
+    writes_rows: ClassVar[bool] = True  # else rows are only counted
+
     sources: Sources
     """The rows. A file is written for each source."""
     output_format: Literal["jsonl", "parquet"] = "jsonl"
@@ -179,13 +181,14 @@ class RowTool(Tool):
         plan = self.plan(work)
         for number, source in enumerate(self.sources):
             folder = work / str(number)
-            counts[source.title] = _blocks(source, plan.decider(source), folder)
+            counts[source.title] = _blocks(source, plan.decider(source), folder, self.writes_rows)
             _check(source, counts[source.title], self.max_bad_share)
-        for number, name in enumerate(files.values()):
+        for number, name in enumerate(files.values() if self.writes_rows else ()):
             join(sorted((work / str(number)).glob("*.jsonl")), output_dir / name)
         for name in plan.files:
             join([work / name], output_dir / name)
-        report = plan.add(row_report(type(self).__name__.lower(), arguments, counts, files))
+        report = row_report(type(self).__name__.lower(), arguments, counts, files if self.writes_rows else {})
+        report = plan.add(report, counts)
         report.write(output_dir)
         shutil.rmtree(work)
         return "\n".join([*report.summary, str(output_dir / PAGE)])
@@ -285,7 +288,7 @@ def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:
         yield block
 
 
-def _blocks(source: SourceSpec, decide: Decide, folder: Path) -> Counts:
+def _blocks(source: SourceSpec, decide: Decide, folder: Path, writes_rows: bool) -> Counts:
     """Decides on the blocks that a killed call has not finished; returns the counts of all."""
     total = Counts()
     for number, block in enumerate(blocks_of(source)):
@@ -293,7 +296,8 @@ def _blocks(source: SourceSpec, decide: Decide, folder: Path) -> Counts:
         known = read_json(path.with_suffix(".json"))  # written after the rows, so the rows are there
         if known is None:
             lines, counts = settle(block, decide)
-            write_atomic(path, "".join(lines))
+            if writes_rows:
+                write_atomic(path, "".join(lines))
             write_json(path.with_suffix(".json"), known := counts.to_dict())
         total.merge(Counts.from_dict(known))
     return total
@@ -337,13 +341,22 @@ def _check(source: SourceSpec, counts: Counts, max_bad_share: float) -> None:
 def row_report(
     tool: str, arguments: Mapping[str, Any], counts: Mapping[str, Counts], files: Mapping[str, str]
 ) -> ToolReport:
-    """Returns rows in and out of each source, every reason and change with examples, and distributions."""
+    """Returns rows in and out of each source, every reason and change with examples, and distributions.
+
+    Args:
+        tool: The tool's name.
+        arguments: What it was told.
+        counts: By the source's title.
+        files: The file of each source; none where rows are only counted.
+    """
     summary, rows, total = [], [], Counts()
     for title, found in counts.items():
         total.merge(found)
         gone = found.rows - found.kept
-        summary.append(f"{title} → {files[title]}: {found.kept:,} of {found.rows:,} rows, {gone:,} left out")
-        rows.append([title, files[title], found.rows, gone, found.kept, percent(found.kept, found.rows)])
+        shown = f"{title} → {files[title]}" if files else title
+        what = "left out" if files else "unreadable"
+        summary.append(f"{shown}: {found.kept:,} of {found.rows:,} rows, {gone:,} {what}")
+        rows.append([title, files.get(title, ""), found.rows, gone, found.kept, percent(found.kept, found.rows)])
     table = Table("Rows", ["source", "file", "rows in", "left out", "rows out", "kept"], rows)
     tallies = {"Left out": total.reasons} | ({"Changed": total.edits} if total.edits.counts else {})
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]

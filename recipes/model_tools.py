@@ -1,5 +1,6 @@
 """The data tools that need more than rows: models that are asked, tasks whose items are looked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from pydantic import Field
 from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
 from ..data_tools.decontaminate import DecontaminateSpec, decontaminate, read_items
 from ..data_tools.overlap import Item
+from ..data_tools.stats import CountTokens, StatsSpec
 from ..data_tools.tool import Source, Tool
 
 
@@ -88,6 +90,42 @@ class Decontaminate(DecontaminateSpec):
                 else:
                     found[title if title not in found else f"{suite.name}/{title}"] = items
         return found
+
+
+class Stats(StatsSpec):
+    """Measures rows: how many, how long in characters, words, turns and tokens, and how many say the same.
+
+    Writes ``report.json`` and ``report.html``.
+    """
+
+    tokenizers: list[str] = Field([])
+    """Runs, folders or Hub ids whose tokenizers count tokens, so that they are compared on these rows."""
+
+    def counters(self) -> dict[str, CountTokens]:
+        """Returns what counts tokens by each of the tokenizers, special ones left aside."""
+        return {name: _token_counter(name) for name in self.tokenizers}
+
+    def identity(self) -> list[str]:
+        """Returns the hashes of the tokenizers' files."""
+        from ..evals.checkpoints import tokenizer_hash
+        from ..evals.runs import locate
+
+        return [tokenizer_hash(Path(locate(name))) for name in self.tokenizers]
+
+
+def _token_counter(name: str) -> CountTokens:
+    from ..evals.models import load_tokenizer
+    from ..evals.runs import locate
+
+    tokenizer, _ = load_tokenizer(str(locate(name)))
+
+    def count(texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(some) for some in ids]
+
+    return count
 
 
 class BestOfN(Tool):

@@ -1,0 +1,104 @@
+"""`data stats`: how many rows, turns, words and tokens there are, how long they are, and how many say the same."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .dedup import Dedup, count_duplicates
+from .errors import RowError
+from .row_tool import Counts, Decide, Outcome, Plan, TextTool
+from .sources import Row
+from .spec import SourceSpec
+from .tool_report import Spread, Table, ToolReport
+
+CHARACTERS, BYTES, WORDS, TURNS = "characters", "bytes", "words", "turns"
+_TALKS = ("messages", "conversations", "conversation")
+
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+
+class StatsSpec(TextTool):
+    """The arguments that need no other room than this one."""
+
+    writes_rows: ClassVar[bool] = False
+
+    duplicates: bool = True
+    """Whether rows are counted that say what an earlier row says: exact, normalised and near-duplicates, as `dedup`
+    finds them."""
+
+    def counters(self) -> Mapping[str, CountTokens]:
+        """Returns by tokenizer's name what counts the tokens of texts."""
+        return {}
+
+    def plan(self, folder: Path) -> Plan:
+        """Looks for duplicates, where they are wanted."""
+        rows: list[list[Any]] = []
+        if self.duplicates:
+            rows = count_duplicates(Dedup(sources=self.sources, columns=self.columns), folder / "hashes")
+
+        def add(report: ToolReport, counts: Mapping[str, Counts]) -> ToolReport:
+            tables = [*report.tables, *self._tables(counts)]
+            if self.duplicates:
+                tables.append(Table("Rows that say what an earlier row says", ["how", "rows"], rows))
+            return dataclasses.replace(report, tables=tables)
+
+        return Plan(self.decider, add)
+
+    def decider(self, source: SourceSpec) -> Decide:
+        """Measures rows; those that no layout reads are named."""
+        read, counters = self.reader(source), self.counters()
+
+        def decide(rows: Sequence[Row]) -> list[Outcome]:
+            texts: list[str | RowError] = []
+            for row in rows:
+                try:
+                    texts.append(read(row))
+                except RowError as error:
+                    texts.append(error)
+            good = [text for text in texts if isinstance(text, str)]
+            tokens = {name: iter(count(good)) for name, count in counters.items()}
+            outcomes = []
+            for row, text in zip(rows, texts, strict=True):
+                if isinstance(text, RowError):
+                    outcomes.append(Outcome(None, text.reason, text.detail))
+                    continue
+                measures = {CHARACTERS: len(text), BYTES: len(text.encode()), WORDS: len(text.split())}
+                turns = next((len(row.values[name]) for name in _TALKS if isinstance(row.values.get(name), list)), 0)
+                measures |= {TURNS: turns} if turns else {}
+                measures |= {f"tokens, {name}": next(found) for name, found in tokens.items()}
+                outcomes.append(Outcome(row.values, measures=measures))
+            return outcomes
+
+        return decide
+
+    def _tables(self, counts: Mapping[str, Counts]) -> list[Table]:
+        """Returns what is measured of each source, and what a tokenizer makes of its bytes and words."""
+        lengths, tokens = [], []
+        for title, found in counts.items():
+            for name, spread in found.measures.items():
+                quantiles = [round(spread.quantile(share)) for share in (0.5, 0.95)]
+                lengths.append(
+                    [
+                        title,
+                        name,
+                        int(spread.total),
+                        round(spread.total / spread.count, 1),
+                        *quantiles,
+                        int(spread.most),
+                    ]
+                )
+                if name.startswith("tokens, "):
+                    ratios = [_ratio(found.measures[BYTES], spread), _ratio(spread, found.measures[WORDS])]
+                    tokens.append([title, name.removeprefix("tokens, "), int(spread.total), *ratios])
+        note = "Median and 95th percentile to 19%, the width of a bin."
+        header = ["source", "of a row", "together", "mean", "median", "95%", "largest"]
+        tables = [Table("Lengths", header, lengths, note)]
+        if tokens:
+            header = ["source", "tokenizer", "tokens", "bytes per token", "tokens per word"]
+            tables.append(Table("Tokens", header, tokens, "Words are runs of characters without white space."))
+        return tables
+
+
+def _ratio(one: Spread, other: Spread) -> float:
+    return round(one.total / other.total, 3) if other.total else 0.0
