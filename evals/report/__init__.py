@@ -11,7 +11,7 @@ from pathlib import Path
 from ...data_tools.files import write_atomic
 from ..parity.record import Comparison
 from . import samples
-from .board import Badge, Leaderboard, Notice, Parity, Row, last_row
+from .board import Leaderboard, Notice, Parity, Row, last_row
 from .charts import best_of_n_curves, training_curve
 from .clean import with_clean
 from .columns import is_fact, select_ranked, tabulate
@@ -109,15 +109,15 @@ def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:
 
 
 def _with_parity(rows: Sequence[Row], held: Mapping[str, RunFolder]) -> list[Row]:
-    """Gives the last row of each run a badge that says whether its model's other forms are the same model."""
+    """Gives the row of each model that was compared with another form of it what came of that."""
     found = list(rows)
     for run, folder in held.items():
         mine = [row for row in rows if row.run == run]
-        if mine and folder.parity:
-            last = last_row(mine)
-            compared = tuple(map(_parity, folder.parity))
-            badges = (*last.badges, *map(_parity_badge, compared))
-            found[found.index(last)] = replace(last, badges=badges, parity=compared)
+        for comparison in folder.parity if mine else ():
+            begin = comparison.one.place.partition("/")[0]  # a checkpoint's folder, or the run's last model
+            row = next((row for row in mine if begin in row.names), last_row(mine))
+            at = rows.index(row)
+            found[at] = replace(found[at], parity=(*found[at].parity, _parity(comparison)))
     return found
 
 
@@ -129,15 +129,6 @@ def _parity(comparison: Comparison) -> Parity:
     verdict = "out of date" if comparison.stale else "differs" if differ else "same"
     forms = comparison.one.name, comparison.other.name
     return Parity(*forms, verdict, compared, hidden, "; ".join(clauses), comparison.created)
-
-
-def _parity_badge(parity: Parity) -> Badge:
-    name = f"{parity.form} against {parity.against}"
-    if parity.verdict == "out of date":
-        return Badge("parity: out of date", "neutral", f"{name}: one of them has changed since")
-    if parity.verdict == "differs":
-        return Badge("parity: differs", "bad", f"{name}: {parity.detail}")
-    return Badge("parity: the same", "good", f"{name}: {', '.join(parity.compared)}")
 
 
 def _same_model(board: Leaderboard) -> list[Notice]:

@@ -294,6 +294,11 @@ class Curve:
     gold: str | None = None
 
 
+Agreement = Literal["same", "differs", "out of date"]
+"""Whether two forms of a model are one; ``out of date`` where either has changed since they were compared."""
+_WORST_FIRST: tuple[Agreement, ...] = ("differs", "out of date", "same")
+
+
 @dataclass(frozen=True)
 class Parity:
     """Two forms of a row's model, compared: adapter, merged model, GGUF file or server.
@@ -301,7 +306,7 @@ class Parity:
     Attributes:
         form: The one that is taken to be right.
         against: The other.
-        verdict: What came of it; ``out of date`` where either has changed since.
+        verdict: What came of it.
         compared: What was compared.
         hidden: What could not be compared.
         detail: What differs, and why if that is known.
@@ -310,7 +315,7 @@ class Parity:
 
     form: str
     against: str
-    verdict: Literal["same", "differs", "out of date"]
+    verdict: Agreement
     compared: tuple[str, ...]
     hidden: tuple[str, ...]
     detail: str
@@ -350,6 +355,12 @@ class Row:
     tag: str = ""
     badges: tuple[Badge, ...] = ()
     parity: tuple[Parity, ...] = ()
+
+    @property
+    def one_model(self) -> Agreement | Literal["not checked"]:
+        """Returns the worst of what came of comparing its forms: whether they are one model."""
+        found = [one.verdict for one in self.parity]
+        return min(found, key=_WORST_FIRST.index) if found else "not checked"
 
     @property
     def label(self) -> str:
@@ -668,6 +679,11 @@ class Leaderboard:
     def row(self, identity: str) -> Row:
         """Returns the row of an id."""
         return next(row for row in self.rows if row.id == identity)
+
+    @property
+    def checks_parity(self) -> bool:
+        """Returns whether the forms of any row's model were compared."""
+        return any(row.parity for row in self.rows)
 
     @property
     def ranked(self) -> tuple[Row, ...]:

@@ -62,10 +62,13 @@ def _board(spell: Speller) -> list[str]:
         "<br>".join(filter(None, (md(column.name), md(metric_label(column.primary)), md(column.stamp or ""))))
         for column in board.columns
     ]
-    lines = [_line(["checkpoint", "stage", *heads]), "|:---|:---|" + "---:|" * len(heads)]
+    checked = board.checks_parity
+    last, rule = (["parity"], ":---|") if checked else ([], "")
+    lines = [_line(["checkpoint", "stage", *heads, *last]), "|:---|:---|" + "---:|" * len(heads) + rule]
     for row in board.ranked:
         cells = (_figure(spell, row, column) + _standing(spell, row, column) for column in board.columns)
-        lines.append(_line([md(board.label(row), 200), md(board.run_of(row).stage or "?"), *cells]))
+        said = [row.one_model] if checked else []
+        lines.append(_line([md(board.label(row), 200), md(board.run_of(row).stage or "?"), *cells, *said]))
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..contamination import Touched
 from ..judging.audit import AuditRow
 from ..judging.judgments import WITHOUT_VERDICT
-from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample, last_row
+from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample
 from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
@@ -346,23 +346,17 @@ def _contamination(board: Leaderboard) -> Section:
 
 
 def _parity(spell: Speller) -> Section:
-    """Returns which forms of each run's last model were compared, and what came of it; nothing where none was."""
+    """Returns what was compared with what and what came of it; nothing where no model was compared."""
     lines = []
-    for run in spell.board.runs:
-        rows = [row for row in spell.board.rows if row.run == run.id]
-        if not rows:
-            continue
-        row = last_row(rows)
-        name = spell.name(row.id)
+    for row in spell.board.rows:
         for one in row.parity:
             css = {"same": "good", "differs": "bad", "out of date": ""}[one.verdict]
             shown = TableCell(one.verdict, strong=one.verdict != "same", css=css)
             of = TableCell(plain(one.detail, 600) or ", ".join(one.compared), most=600)
             forms = plain(one.form), plain(one.against), shown
-            lines.append(Line((name, *forms, of, ", ".join(one.hidden) or "–", plain(one.created[:10])), row.id))
-        if not row.parity:
-            lines.append(Line((name, "–", "–", "not checked", "–", "–", "–"), row.id))
-    if not any(row.parity for row in spell.board.rows):
+            hidden = ", ".join(one.hidden) or "–"
+            lines.append(Line((spell.name(row.id), *forms, of, hidden, plain(one.created[:10])), row.id))
+    if not lines:
         return Section("parity", "", "", [])
     heads = ("checkpoint", "form", "against", "verdict", "compared, or what differs", "not compared", "date")
     lead = "Whether a model is the same as adapter, merged, as GGUF and served; what posttrain parity compared."

@@ -185,19 +185,31 @@ def test_two_rows_are_compared_by_what_differs_in_their_recipes(tmp_path: Path):
     assert slow == {"trainer.learning_rate": "1e-05", "data.train.0.path": '"slow"'}
 
 
-@pytest.mark.parametrize(
-    ("status", "text", "kind"), [("close", "parity: the same", "good"), ("differs", "parity: differs", "bad")]
-)
-def test_a_row_says_whether_its_other_forms_are_the_same_model(tmp_path: Path, status: Any, text: str, kind: str):
-    run = make_run(tmp_path / "run", "run", [score("final", 1, "arc", share(3, 9))])
-    forms = Form("adapter on its base", ".", None), Form("merged model", "merged", None)
+@pytest.mark.parametrize(("status", "said"), [("close", "same"), ("differs", "differs")])
+def test_a_row_says_whether_its_forms_are_one_model(tmp_path: Path, status: Any, said: str):
+    records = [
+        score(name, step, "arc", share(3, 9), weights_hash=name)
+        for step, name in ((1, "checkpoint-1"), (2, "checkpoint-2"), (3, "final"))
+    ]
+    run = make_run(tmp_path / "run", "run", records)
+    assert "parity" not in to_markdown(build([run]))
+    assert 'data-column="parity"' not in to_html(build([run]))
     checks = (Check("tokens", "same", "all alike"), Check("weights", status, "7 of 9", cause="a stale adapter"))
-    write_comparison(run, Comparison(*forms, checks, None, "exact", versions={}))
+    for place in ("adapter", "checkpoint-1"):
+        forms = Form("adapter on its base", place, None), Form("merged model", f"{place}/merged", None)
+        write_comparison(run, Comparison(*forms, checks, None, "exact", versions={}))
     board = build([run])
-    ((badge,),) = [row.badges for row in board.rows]
-    assert (badge.text, badge.kind) == (text, kind)
-    assert ("a stale adapter" in badge.detail) == (status == "differs")
-    assert all(text in shown for shown in (to_html(board), to_markdown(board), to_json(board)))
+    assert {row.label: row.one_model for row in board.rows} == {
+        "step 1": said,
+        "step 2": "not checked",
+        "step 3, final": said,
+    }
+    lines = [line for line in to_markdown(board).splitlines() if line.startswith("| run step ")]
+    assert [line.removesuffix(" |").rpartition("| ")[2] for line in lines[:3]].count(said) == 2
+    page = to_html(board)
+    assert page.count(f'data-parity="{said}"') == 2
+    assert page.count(f'title="adapter on its base against merged model: {said}">{said}</td>') == 2
+    assert page.count('title="no other form of it was compared">not checked</td>') == 1
 
 
 def test_what_was_compared_with_what_stands_in_every_file(tmp_path: Path):
