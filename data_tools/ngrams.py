@@ -81,12 +81,12 @@ class Words:
     def sums(self) -> "Hashes":
         """Returns for each word the sum of ``w[i] B^i`` over those before it, shape (words + 1,)."""
         sums = np.zeros(len(self.hashes) + 1, np.uint64)
-        np.cumsum(self.hashes * _powers(len(sums))[0, : len(self.hashes)], out=sums[1:])
+        np.cumsum(self.hashes * integer_powers(len(sums))[0, : len(self.hashes)], out=sums[1:])
         return sums
 
     def sums_of(self, starts: "Integers", counts: "Integers") -> "Hashes":
         """Returns a hash of so many words from each place on, the same for the same words, shape (places,)."""
-        return (self.sums[starts + counts] - self.sums[starts]) * _powers(len(self.sums))[1, starts]
+        return (self.sums[starts + counts] - self.sums[starts]) * integer_powers(len(self.sums))[1, starts]
 
 
 def normalise(text: str) -> str:
@@ -146,7 +146,7 @@ def _windows(words: Words, n: int) -> "Hashes":
         return np.zeros(0, np.uint64)
     # sum_{k<n} w[i+k] B^(i+k), divided by B^i, which is a product with its inverse modulo 2^64.
     hashes = sums[n:] - sums[:-n]
-    hashes *= _powers(len(sums))[1, : len(hashes)]
+    hashes *= integer_powers(len(sums))[1, : len(hashes)]
     return hashes
 
 
@@ -223,7 +223,7 @@ def _hash_words(text: bytes) -> tuple["Hashes", "Integers"]:
     inside = letters != 0
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # where words begin and end, in turns
     begins = edges[0::2]
-    power = _powers(len(letters) + 1)
+    power = integer_powers(len(letters) + 1)
     sums = np.zeros(len(letters) + 1, np.uint64)
     np.cumsum(letters * power[0, : len(letters)], out=sums[1:])
     at_edges = sums[edges]
@@ -235,7 +235,7 @@ def _hash_words(text: bytes) -> tuple["Hashes", "Integers"]:
 _cache: list["Hashes"] = []
 
 
-def _powers(count: int) -> "Hashes":
+def integer_powers(count: int) -> "Hashes":
     """Returns the first powers of the base and of its inverse, shape (2, at least count)."""
     if not _cache or _cache[0].shape[1] < count:
         powers = np.empty((2, max(count, CHUNK + (CHUNK >> 2))), np.uint64)

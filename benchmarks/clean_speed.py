@@ -1,0 +1,217 @@
+"""`data clean`: documents a CPU-second of each preset beside datatrove's filters, and whether both decide alike.
+
+    pip install pyarrow
+    OMP_NUM_THREADS=1 python benchmarks/clean_speed.py DATA --datatrove FOLDER [--rounds 3] [--sample 4000]
+
+DATA holds public data: ``dedup/near_dup_20k.parquet`` (20,000 documents: documentation, code, instructions) and
+``text/c4_wiki_demo/c4_demo.jsonl`` (300 pages of C4). FOLDER holds datatrove 0.10.1, as ``pip install --target FOLDER
+--no-deps datatrove`` leaves it; what else it imports and these filters do not need is stood in for. Both take words and
+sentences from ``web_rules``, so that rules are compared and not tokenisers. The time is CPU time of deciding on texts
+in memory, in turns. Prints Markdown. Exit code 1 says that one of the presets named after datatrove decides otherwise.
+"""
+
+# Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
+import argparse
+import datetime
+import importlib.abc
+import importlib.machinery
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict
+from posttrain.data_tools.web_rules import SENTENCE_END, Table, Verdict, c4, fineweb, gopher, words_of
+
+Filter = Callable[[str], tuple[str, str]]
+FLOOR = 40_000  # documents a CPU-second
+BATCH = 4096
+# What datatrove's filters import and do not need to look at one text.
+_UNNEEDED = frozenset({"fsspec", "huggingface_hub", "humanize", "loguru", "multiprocess", "nltk", "rich", "tqdm"})
+
+
+class _Unneeded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for packages that are not installed and not needed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Finds them."""
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _UNNEEDED else None
+
+    def create_module(self, spec: Any) -> Any:
+        """Makes something that has every attribute."""
+        module = MagicMock()
+        module.__path__, module.__spec__, module.__name__ = [], spec, spec.name
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Does nothing."""
+
+
+class Tokenizer:
+    """This project's words and sentences, as datatrove asks for them."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """Returns the words of a text."""
+        return words_of(text)
+
+    def span_tokenize(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yields where sentences begin and end."""
+        start = 0
+        for found in SENTENCE_END.finditer(text):
+            yield start, found.end()
+            start = found.end()
+        yield start, len(text)
+
+
+def datatrove_filters() -> dict[str, Filter]:
+    """Returns functions from a text to the reason for which datatrove drops it, if any, and to what it becomes.
+
+    Raises:
+        ImportError: datatrove is not installed.
+    """
+    finder = _Unneeded()
+    sys.meta_path.append(finder)
+    try:
+        from datatrove.data import Document
+        from datatrove.pipeline.filters import (
+            C4QualityFilter,
+            FineWebQualityFilter,
+            GopherQualityFilter,
+            GopherRepetitionFilter,
+        )
+        from datatrove.utils import word_tokenizers
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.split(".")[0] in _UNNEEDED]:
+            if isinstance(sys.modules[name], MagicMock):
+                del sys.modules[name]
+    word_tokenizers.load_word_tokenizer = lambda language: Tokenizer()
+
+    def filter_of(made: Any) -> Filter:
+        def run(text: str) -> tuple[str, str]:
+            document = Document(text=text, id="0")
+            result = made.filter(document)
+            return ("" if result is True else result[1]), document.text
+
+        return run
+
+    made = [GopherQualityFilter(), GopherRepetitionFilter(), C4QualityFilter(), FineWebQualityFilter()]
+    return dict(zip(("gopher_quality", "gopher_repetition", "c4", "fineweb"), map(filter_of, made), strict=True))
+
+
+def in_batches(check: Callable[[Sequence[str]], Sequence[Verdict]]) -> Callable[[Sequence[str]], list[Verdict]]:
+    """Returns what decides on some thousand texts at a time, as the tool does."""
+
+    def run(texts: Sequence[str]) -> list[Verdict]:
+        return [verdict for first in range(0, len(texts), BATCH) for verdict in check(texts[first : first + BATCH])]
+
+    return run
+
+
+def one_by_one(filters: Sequence[Filter]) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
+    """Returns what applies datatrove's filters in turn until one drops the text."""
+
+    def decide(text: str) -> tuple[str, str]:
+        reason = made = ""
+        for run in filters:
+            reason, made = run(text)
+            if reason:
+                break
+        return reason, made
+
+    return lambda texts: [decide(text) for text in texts]
+
+
+def cpu_seconds(run: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> tuple[float, Any]:
+    """Returns the CPU time of a call, and what it gave."""
+    start = time.process_time()
+    result = run(texts)
+    return time.process_time() - start, result
+
+
+def unlike(texts: Sequence[str], ours: Sequence[Verdict], theirs: Sequence[tuple[str, str]]) -> int:
+    """Returns for how many texts the decisions or the texts that are left differ."""
+    return sum(
+        bool(verdict.reason) != bool(reason)
+        or (not reason and (text if verdict.text is None else verdict.text) != made)
+        for text, verdict, (reason, made) in zip(texts, ours, theirs, strict=True)
+    )
+
+
+def main() -> int:
+    """Measures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--datatrove", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sample", type=int, default=4000, help="documents that datatrove looks at")
+    arguments = parser.parse_args()
+    sys.path.append(str(arguments.datatrove))
+    import pyarrow.parquet
+
+    filters = datatrove_filters()
+    table = pyarrow.parquet.read_table(arguments.data / "dedup/near_dup_20k.parquet", columns=["text"])
+    texts = table["text"].to_pylist()
+    lines = (arguments.data / "text/c4_wiki_demo/c4_demo.jsonl").read_text().split("\n")
+    web = [json.loads(line)["text"] for line in lines if line]
+    random.Random(0).shuffle(texts)
+    limits, exact = Thresholds(), Thresholds(max_duplicate_characters=0.01)
+    made = {"gopher": gopher, "c4": c4, "fineweb": fineweb}
+    peers = {name: [run for key, run in filters.items() if key.startswith(name)] for name in made}
+    programs: dict[str, Callable[[Sequence[str]], Any]] = {}
+    for name, preset in made.items():
+        programs[name] = in_batches(preset(limits))
+        programs[f"{name}_datatrove"] = in_batches(preset(exact, True))
+        programs[f"datatrove's {name}"] = one_by_one(peers[name])
+    programs["code"] = in_batches(lambda some: [code_verdict(text, False, limits) for text in some])
+    programs["chat"] = in_batches(
+        lambda some: [
+            chat_verdict([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}], limits)
+            for text in some
+        ]
+    )
+    Table.of(["the table of signs is made once"])
+    rates: dict[str, list[float]] = {name: [] for name in programs}
+    pages: dict[str, list[float]] = {name: [] for name in programs}
+    results: dict[Any, Any] = {}
+    for _ in range(arguments.rounds):
+        for name, run in programs.items():
+            some = texts[: arguments.sample] if name.startswith("datatrove") else texts
+            seconds, results[name] = cpu_seconds(run, some)
+            rates[name].append(len(some) / seconds)
+            seconds, results[name, "pages"] = cpu_seconds(run, web)
+            pages[name].append(len(web) / seconds)
+    processor = platform.processor() or platform.machine()
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}"
+    print(f"{datetime.date.today()}, {processor}, {versions}. Documents a CPU-second:\n")
+    lengths = [f"{statistics.mean(map(len, some)):,.0f} characters" for some in (texts, web)]
+    print(f"| program | documents ({lengths[0]}) | left out | pages of C4 ({lengths[1]}) | left out |")
+    print("|---|---|---|---|---|")
+    for name in programs:
+        shares = []
+        for found in (results[name], results[name, "pages"]):
+            gone = sum(bool(one[0] if isinstance(one, tuple) else one.reason) for one in found)
+            shares.append(f"{100 * gone / len(found):.1f}%")
+        speed, page_speed = statistics.median(rates[name]), statistics.median(pages[name])
+        print(f"| {name} | {speed:,.0f} | {shares[0]} | {page_speed:,.0f} | {shares[1]} |")
+    differ = 0
+    for name in made:
+        some = texts[: arguments.sample]
+        differ += unlike(some, results[f"{name}_datatrove"][: len(some)], results[f"datatrove's {name}"])
+        differ += unlike(web, results[f"{name}_datatrove", "pages"], results[f"datatrove's {name}", "pages"])
+    print(f"\nDecisions that differ from datatrove's: {differ} of {len(made) * (arguments.sample + len(web)):,}.")
+    return int(differ > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

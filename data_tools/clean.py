@@ -1,0 +1,335 @@
+"""`data clean`: rows that rules find bad go, each with the rule's name; for web text, chats and code."""
+
+import ast
+import itertools
+import re
+import statistics
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from .errors import DataError, RowError
+from .ngrams import words_in
+from .row_tool import Decide, Outcome, TextTool, canonical_reader
+from .sources import Row, read_rows
+from .spec import Kind, SourceSpec
+from .web_rules import PASSES, Verdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
+
+Preset = Literal["gopher", "gopher_datatrove", "c4", "c4_datatrove", "fineweb", "fineweb_datatrove", "chat", "code"]
+WEB: Mapping[str, Callable[..., Any]] = {"gopher": gopher, "c4": c4, "fineweb": fineweb}
+COLUMN = "clean_reasons"
+_DATATROVE = "_datatrove"
+_LOOK_AHEAD = 32
+_BEGINNING = 1000  # characters in which a file says that it is generated
+
+
+class Thresholds(WebThresholds):
+    """What the rules allow. `null` switches a rule off; 0 is 0."""
+
+    min_prose_words: int | None = 20
+    """Chat: an answer of so many words that ends in the middle of a sentence is cut off; shorter ones need no end."""
+    refusals: bool = True
+    """Chat: whether an answer that begins by refusing goes."""
+    self_reference: bool = True
+    """Chat: whether an answer goes in which a model speaks of itself as one."""
+    repeated_question: bool = True
+    """Chat: whether an answer goes that only repeats the question."""
+    max_line: int | None = 1000
+    """Code: characters of the longest line; minified files have longer ones (Chen et al. 2021, section 3.1)."""
+    max_mean_line: float | None = 100
+    """Code: mean characters of a line (likewise)."""
+    min_alphanumeric: float | None = 0.25
+    """Code: the least share of letters and digits (the paper gives no figure; StarCoder's, Li et al. 2023)."""
+    generated: bool = True
+    """Code: whether a file that says it is generated goes."""
+    syntax: bool = True
+    """Code: whether Python that cannot be parsed goes."""
+
+
+def _as_list(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+class Clean(TextTool):
+    """Leaves out rows that rules find bad, each with the rule's name.
+
+    Presets: `gopher`, `c4` and `fineweb` for web text, as their papers mean them; the same with `_datatrove`, as
+    datatrove has them to the letter; `chat` for conversations; `code` for source files and for Python in answers.
+    Several are applied in turn. C4's cut lines out of texts, which is counted apart from rows left out.
+    """
+
+    presets: Annotated[list[Preset], Field(min_length=1), BeforeValidator(_as_list)]
+    """Which rules, in turn: one or several of `gopher`, `c4`, `fineweb` (also with `_datatrove`), `chat`, `code`."""
+    thresholds: Thresholds = Field(default_factory=Thresholds)
+    """Thresholds other than the presets' own, such as `{min_words: 20, max_bullet_lines: null}`; `null` is off."""
+    python: bool | None = None
+    """Whether texts are Python files; by default those are whose `path` ends in `.py` or whose `language` is Python."""
+    remove: bool = True
+    """Whether such rows are left out; else all are written as they are, with a column `clean_reasons`."""
+
+    def decider(self, source: SourceSpec) -> Decide:
+        """Refuses presets that do not fit the source's rows.
+
+        Raises:
+            DataError: Rules for web text meet conversations or short rows, or those for conversations meet texts.
+        """
+        self._refuse_unfit(source)
+        read = self.reader(source)
+        canonical = canonical_reader(source, get_args(Kind)) if {"chat", "code"} & set(self.presets) else None
+        checks = [(name, self._check(name, canonical)) for name in self.presets]
+
+        def decide(rows: Sequence[Row]) -> list[Outcome]:
+            outcomes: dict[int, Outcome] = {}
+            texts: dict[int, str] = {}
+            for place, row in enumerate(rows):
+                try:
+                    texts[place] = read(row)
+                except RowError as error:
+                    outcomes[place] = Outcome(None, error.reason, error.detail)
+            found: dict[int, list[tuple[str, Verdict]]] = {place: [] for place in texts}
+            now = dict(texts)
+            for name, check in checks:
+                left = [place for place in now if not (self.remove and found[place] and found[place][-1][1].reason)]
+                verdicts = check([rows[place] for place in left], [now[place] for place in left])
+                for place, verdict in zip(left, verdicts, strict=True):
+                    found[place].append((name, verdict))
+                    if self.remove and verdict.text is not None:
+                        now[place] = verdict.text
+            for place in texts:
+                outcomes[place] = self._outcome(rows[place], texts[place], now[place], found[place])
+            return [outcomes[place] for place in range(len(rows))]
+
+        return decide
+
+    def _outcome(self, row: Row, before: str, after: str, found: Sequence[tuple[str, Verdict]]) -> Outcome:
+        reasons = [f"{name}: {verdict.reason}" for name, verdict in found if verdict.reason]
+        measures = {"characters of a text": len(before)}
+        if not self.remove:
+            marks = dict.fromkeys(reasons, 1)
+            return Outcome(row.values | {COLUMN: reasons}, edits=marks, measures=measures)
+        if reasons:
+            return Outcome(None, reasons[0], found[-1][1].detail, measures=measures)
+        edits = {f"{name}: {what} cut": count for name, verdict in found for what, count in verdict.edits.items()}
+        values = row.values if after == before else row.values | {self._text_column(row): after}
+        return Outcome(values, edits=edits, measures=measures)
+
+    def _text_column(self, row: Row) -> str:
+        return self.columns[0] if self.columns else "text"
+
+    def _check(self, name: str, canonical: Any) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[Verdict]]":
+        """Returns the rules of a preset."""
+        limits = self.thresholds
+        if name == "chat":
+            return lambda rows, texts: [chat_verdict(conversation_of(canonical(row.values)), limits) for row in rows]
+        if name == "code":
+            return lambda rows, texts: [self._code(row, text, canonical) for row, text in zip(rows, texts, strict=True)]
+        if name == "fineweb_datatrove" and "max_duplicate_characters" not in limits.model_fields_set:
+            limits = limits.model_copy(update={"max_duplicate_characters": 0.01})
+        web = WEB[name.removesuffix(_DATATROVE)](limits, name.endswith(_DATATROVE))
+        return lambda rows, texts: web(texts)
+
+    def _code(self, row: Row, text: str, canonical: Any) -> Verdict:
+        found = {} if self.columns else canonical(row.values)
+        if not self.columns and "text" not in found:
+            answers = "\n".join(turn["content"] for turn in conversation_of(found) if turn["role"] == "assistant")
+            return next(filter(None, map(python_error, fenced_python(answers))), PASSES)
+        python = self.python
+        if python is None:
+            language = str(row.values.get("language") or row.values.get("lang") or "").lower()
+            python = language == "python" or str(row.values.get("path", "")).endswith(".py")
+        return code_verdict(text, python, self.thresholds)
+
+    def _refuse_unfit(self, source: SourceSpec) -> None:
+        """Refuses rules for pages on conversations and short rows, which they would drop for being such."""
+        if self.columns is not None and "chat" not in self.presets:
+            _refuse_edits(self, source)
+            return
+        canonical = canonical_reader(source, get_args(Kind))
+        found = []
+        for row in itertools.islice(read_rows(source, Path()), _LOOK_AHEAD):
+            try:
+                found.append(canonical(row.values) if row.problem is None else {})
+            except RowError:
+                continue
+        texts = [one["text"] for one in found if "text" in one]
+        if "chat" in self.presets and texts:
+            raise DataError("rows of text hold no conversations", where=source.title, hint="leave `chat` out")
+        web = [name for name in self.presets if name.removesuffix(_DATATROVE) in WEB]
+        if web and self.columns is None and not texts:
+            what = f"`{web[0]}` is made for web pages, and these are conversations"
+            raise DataError(
+                what, where=source.title, hint="take `chat`, or name the columns that hold pages: `columns`"
+            )
+        _refuse_edits(self, source)
+        least = self.thresholds.min_words
+        if any(name.startswith("gopher") for name in web) and "min_words" not in self.thresholds.model_fields_set:
+            words = statistics.median(len(words_of(text)) for text in texts) if texts else least
+            if least is not None and words is not None and words < least:
+                what = f"half of the first rows have fewer than {least} words: `{web[0]}` is made for pages"
+                hint = "leave it out, or say how short a row may be: `thresholds: {min_words: ...}`"
+                raise DataError(what, where=source.title, hint=hint)
+
+
+def _refuse_edits(spec: Clean, source: SourceSpec) -> None:
+    edits = next((name for name in spec.presets if name.startswith("c4")), None)
+    if edits and spec.columns is not None and len(spec.columns) != 1:
+        raise DataError(f"`{edits}` cuts lines out of one column", where=source.title, hint="name one in `columns`")
+    if edits and spec.columns is None and source.mapping_kind is not None:
+        raise DataError(f"`{edits}` cannot cut lines out of mapped columns", where=source.title, hint="convert first")
+
+
+def conversation_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the messages of canonical columns: those of a preference end with the chosen answer."""
+    parts = [("messages", "user"), ("prompt", "user"), ("completion", "assistant"), ("chosen", "assistant")]
+    messages: list[dict[str, Any]] = []
+    for name, role in parts:
+        value = found.get(name)
+        messages += [{"role": role, "content": value}] if isinstance(value, str) else (value or [])
+    return messages
+
+
+_CANNOT = r"(?:can['’]?t|cannot|can not|unable|won['’]?t|not able)\b"
+_MODEL = r"(?:ai|artificial intelligence|(?:large )?language model|llm|chatbot)\b"
+_REFUSAL = re.compile(
+    rf"\W*(?:(?:i['’]?m|i am|we['’]?re) (?:\w+ )?(?:sorry|afraid)[^.\n]{{0,60}}?\b{_CANNOT}"
+    rf"|(?:sorry|unfortunately|apologies|i apologi[sz]e)\b[^.\n]{{0,60}}?\bi(?:['’]?m| am)? {_CANNOT}"
+    r"|i (?:can['’]?t|cannot|can not|won['’]?t|will not|am unable to|am not able to) (?:\w+ )?"
+    r"(?:assist|help|provide|fulfill|fulfil|comply|answer|engage|create|write|generate|support|do that|discuss)"
+    r"|i['’]?m (?:unable|not able|not allowed) to\b)",
+    re.IGNORECASE,
+)
+_SELF = re.compile(
+    rf"(?<!such )\bas an? {_MODEL}[^.\n]{{0,40}}?\b(?:i|my)\b|\bi,? as an? {_MODEL}"
+    rf"|\bi(?:['’]?m| am) (?:just |only |merely )?an? {_MODEL}"
+    r"|\bi(?:['’]?m| am) (?:chatgpt|gpt-\d|claude|gemini|bard|llama|qwen|deepseek)\b"
+    r"|\bi was (?:trained|developed|created|made) by\b"
+    r"|\bmy (?:training data|knowledge cutoff|knowledge cut-off)\b",
+    re.IGNORECASE,
+)
+_LIST_OR_HEADING = re.compile(r"\s*(?:[-*•+#>|]|\d+[.)]|[A-Za-z][.)]\s)")
+
+
+def chat_verdict(messages: Sequence[Mapping[str, Any]], limits: Thresholds) -> Verdict:
+    """Returns what the rules for conversations say."""
+    return (
+        _turn_order(messages)
+        or _empty_turn(messages)
+        or next(
+            (
+                verdict
+                for place, turn in enumerate(messages)
+                if turn["role"] == "assistant" and (verdict := _answer(turn, messages[:place], limits))
+            ),
+            PASSES,
+        )
+    )
+
+
+def _turn_order(messages: Sequence[Mapping[str, Any]]) -> Verdict | None:
+    """Finds turns that do not follow each other: system first, user and assistant in turns, tools after calls."""
+    roles = [turn["role"] for turn in messages if turn["role"] not in ("system", "developer")]
+    shown = ", ".join(str(turn["role"]) for turn in messages[:12])
+    if any(turn["role"] in ("system", "developer") for turn in messages[1:]):
+        return Verdict("system message behind other turns", shown)
+    if not roles or "assistant" not in roles:
+        return Verdict("no answer", shown)
+    if roles[0] != "user":
+        return Verdict("does not begin with the user", shown)
+    after = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
+    if any(right not in after.get(left, ()) for left, right in itertools.pairwise(roles)):
+        return Verdict("turns out of order", shown)
+    return Verdict("ends without an answer", shown) if roles[-1] != "assistant" else None
+
+
+def _empty_turn(messages: Sequence[Mapping[str, Any]]) -> Verdict | None:
+    for turn in messages:
+        if not str(turn.get("content") or "").strip() and not turn.get("tool_calls") and turn["role"] != "system":
+            return Verdict(f"empty {turn['role']} turn")
+    return None
+
+
+def _answer(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], limits: Thresholds) -> Verdict | None:
+    """Returns what is wrong with an answer."""
+    text = str(turn.get("content") or "").strip()
+    question = str(before[-1].get("content") or "") if before and before[-1]["role"] == "user" else ""
+    if limits.refusals and (refusal := _REFUSAL.match(text)):
+        return Verdict("refusal", refusal[0])
+    if limits.self_reference and (own := _SELF.search(text)):
+        return Verdict("speaks of itself as a model", text[max(own.start() - 40, 0) : own.end() + 40])
+    if limits.repeated_question and text and words_in(text) == words_in(question) and words_in(text):
+        return Verdict("answer repeats the question")
+    if limits.min_prose_words is not None and is_cut_off(text, limits.min_prose_words):
+        return Verdict("cut off", text[-80:])
+    return None
+
+
+def is_cut_off(text: str, least: int) -> bool:
+    """Tells whether a text stops in the middle: in a block of code, or in a sentence after other whole ones.
+
+    Lists, headings, tables, code and verse need no full stop, nor does what has none anywhere.
+    """
+    if text.count("```") % 2:
+        return True
+    last = text[text.rfind("\n") + 1 :]
+    if not text or len(last.split()) < 6 or len(text.split()) < least or _LIST_OR_HEADING.match(last):
+        return False
+    if text[-1].isalnum() or text[-1] in ",;-–—(":
+        sentences = re.findall(r"[.!?](?=\s)", text)
+        return bool(sentences) and last[-1] != "`" and "://" not in last.split()[-1]
+    return False
+
+
+_GENERATED = re.compile(
+    r"auto-?generated|automatically generated|generated (?:by|from|with|using)\b|do not edit|@generated"
+    r"|this file was (?:created|generated)|code generator",
+    re.IGNORECASE,
+)
+_COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|--|;|<!--|%|\"\"\"|''')")
+
+
+def code_verdict(text: str, python: bool, limits: Thresholds) -> Verdict:
+    """Returns what the rules for source files say."""
+    lines = text.split("\n")
+    letters = sum(map(str.isalnum, text))
+    if not text.strip():
+        return Verdict("empty")
+    return (
+        (_generated(text) if limits.generated else None)
+        or above("long line", max(map(len, lines)), limits.max_line)
+        or above("long lines", len(text) / len(lines), limits.max_mean_line)
+        or below("few letters and digits", letters / len(text), limits.min_alphanumeric)
+        or (python_error(text) if python and limits.syntax else None)
+        or PASSES
+    )
+
+
+def _generated(text: str) -> Verdict | None:
+    """Finds a comment at the beginning that says so; in code the same words mean nothing."""
+    for line in text[:_BEGINNING].split("\n"):
+        if _COMMENT.match(line) and _GENERATED.search(line):
+            return Verdict("generated", line.strip())
+    return None
+
+
+def python_error(text: str) -> Verdict | None:
+    """Returns where Python cannot be parsed, by the grammar of the Python that runs this."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # doubtful escapes and comparisons
+            ast.parse(text)
+    except SyntaxError as error:
+        return Verdict("no Python", f"line {error.lineno}: {error.msg}")
+    except (ValueError, RecursionError, MemoryError) as error:
+        return Verdict("no Python", str(error) or "nested too deeply")
+    return None
+
+
+_FENCE = re.compile(r"^[ ]{0,3}```(?:python|py)\d?[ \t]*\n(.*?)^[ ]{0,3}```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+
+
+def fenced_python(text: str) -> list[str]:
+    """Returns the blocks of Python in Markdown; sessions of an interpreter are none."""
+    return [block for block in _FENCE.findall(text) if not block.lstrip().startswith((">>>", "$", "!", "%"))]
