@@ -25,13 +25,15 @@ from .canaries import Canaries, canaries
 from .errors import EvalError, SuiteError
 from .gold import check_gold
 from .items import items_of
-from .models import quiet_bars
+from .models import load_tokenizer, quiet_bars
 from .records import Result
 from .saved_answers import saved_model
 from .spec import Chat, GroupSpec, SamplingSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, hash_rows, read_task_rows
 from .task_index import find, lm_eval_folder
+from .vllm_tasks import vllm_version
+from .vllm_tasks import wrap as in_vllm
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,12 +54,14 @@ class HarnessTask(Task):
         path: Its YAML file.
         config: The YAML with its includes; functions stand as hashes of their source.
         data_files: The local file of each split; empty if the task reads a data set of its own.
+        backend: What computes the answers.
     """
 
     spec: TaskSpec
     path: Path
     config: dict[str, Any]
     data_files: dict[str, Path]
+    backend: str = "transformers"
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def chat(self, suite: SuiteSpec) -> Chat:
@@ -65,9 +69,14 @@ class HarnessTask(Task):
         return self.spec.chat or suite.chat
 
     @property
+    def needs_model(self) -> bool:
+        """Whether transformers loads the model that answers."""
+        return self.backend == "transformers"
+
+    @property
     def is_divided(self) -> bool:
-        """Its passes are."""
-        return True
+        """Its passes are; vLLM divides its own."""
+        return self.backend == "transformers"
 
     @property
     def is_remote(self) -> bool:
@@ -133,6 +142,9 @@ class HarnessTask(Task):
         """Scores a model on the task, as :meth:`Task.run`."""
         if checkpoint.lm is None and checkpoint.target.is_answers:
             checkpoint.lm = saved_model(checkpoint.target.folder)
+        elif checkpoint.lm is None and self.backend == "vllm":
+            folder = checkpoint.target.folder
+            checkpoint.lm = in_vllm(folder, load_tokenizer(str(folder))[0], checkpoint.suite)
         elif checkpoint.lm is None:
             loaded = checkpoint.language_model(self.spec.title)
             with harness.noted() as notes:
@@ -195,6 +207,11 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
             what = "the likelihood of an option is asked before any thought: `enable_thinking` cannot go with it"
             raise SuiteError(what, where=spec.title, hint=hint)
         content["template_variables"] = dict(suite.template_variables)
+    if suite.backend == "vllm":
+        if (spec.sampling and spec.sampling.beams > 1) or spec.gen_kwargs.get("num_beams", 1) != 1:
+            hint = "leave the setting out, or say `backend: transformers`"
+            raise SuiteError("a beam search is not done by vLLM", where=spec.title, hint=hint)
+        content["backend"] = {"vllm": vllm_version()}
     if suite.too_long != "cut":
         content["too_long"] = suite.too_long
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
@@ -205,7 +222,7 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
         if config.get("output_type") != "generate_until":
             raise SuiteError("`sampling` goes with tasks that generate text", where=spec.title)
         content["sampling"] = spec.sampling.model_dump(exclude={"name"})
-    return HarnessTask(spec, hash_json(content), path, config, data_files)
+    return HarnessTask(spec, hash_json(content), path, config, data_files, suite.backend)
 
 
 def each_setting(suite: SuiteSpec) -> tuple[list[TaskSpec], list[GroupSpec]]:

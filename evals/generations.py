@@ -28,7 +28,7 @@ from ..data_tools.generate import VLLM_BATCH, Sampling, generate, load_vllm, roo
 from ..data_tools.overlap import Item
 from .answers import FAILED, KIND, Answer, to_parquet
 from .errors import EvalError, SuiteError
-from .models import ADAPTER, load_tokenizer
+from .models import load_tokenizer
 from .prompt_sets import Prompt, PromptsSpec, load_prompts
 from .records import LOCKS, Metric, Result
 from .runs import Target
@@ -36,6 +36,7 @@ from .spec import Chat, SuiteSpec
 from .stats.intervals import grouped_mean
 from .task import Checkpoint, Task
 from .thinking import opened_by, strip_thinking
+from .vllm_tasks import refuse_adapter
 
 CALLS = ".calls"
 """The suffix of the record of an endpoint's calls, beside the log of the answers."""
@@ -126,10 +127,7 @@ class Prompts(Task):
             own = {"folder": target.folder, "run": target.run, "checkpoint": target.checkpoint, "step": target.step}
             return served(Endpoint(spec.server(**own), record), sampling, spec, target.model_hash)
         if spec.backend == "vllm":
-            if (target.folder / ADAPTER).is_file():
-                hint = "merge it into its base first, or use `backend: transformers`"
-                what = "vLLM is given whole models, and this is an adapter"
-                raise EvalError(what, where=str(target.folder), hint=hint)
+            refuse_adapter(target.folder)
             longest = {} if suite.max_length is None else {"max_model_len": suite.max_length}
             model: Any = load_vllm(str(target.folder), dtype=suite.dtype, **longest)
             tokenizer, _ = load_tokenizer(str(target.folder))

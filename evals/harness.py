@@ -38,6 +38,58 @@ _NOTHING_READ = "[invalid]"  # what lm-eval's filters give where their pattern f
 _PLAIN_SAMPLE_KEYS |= {"doc_hash", "prompt_hash", "target_hash"}
 
 
+class OwnPrompts:
+    """Makes the prompts of lm-eval's models as prompts are made everywhere in this project; stands before their class.
+
+    lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So the
+    text of a chat begins with a mark, and has it around each that is text.
+
+    Attributes:
+        tokenizer: Of the model.
+        encoder: Of the tokenizer.
+        chat_template_args: Further variables of the template.
+        thinking: Of the task at work: how many answers there were, with thoughts, and with thoughts without end.
+    """
+
+    tokenizer: Any
+    encoder: TextEncoder
+    chat_template_args: dict[str, Any]
+    thinking: dict[str, int] | None = None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Renders a chat, with marks."""
+        from lm_eval.models.huggingface import HFLM
+
+        render: Any = HFLM.apply_chat_template  # which asks the tokenizer; others ask their server's libraries
+        marked, mark = mark_special(chat_history, self.encoder.special)
+        return mark + render(self, marked, add_generation_prompt)
+
+    def tok_encode(
+        self, string: Any, add_special_tokens: Any = None, left_truncate_len: int | None = None, **_: Any
+    ) -> Any:
+        """Tokenises a text, or each of several; what begins a sequence stands there once."""
+        if not isinstance(string, str):
+            return [self.tok_encode(one, add_special_tokens, left_truncate_len) for one in string]
+        if is_mark(string[:1]):
+            ids = self.encoder.marked(string[1:], string[0])
+        else:
+            [ids] = self.encoder.texts([string]) if add_special_tokens is False else self.encoder.begun([string])
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if is_mark(context[:1]):
+            continuation = with_strings(continuation, self.encoder.special, rf"{context[0]}\g<0>{context[0]}")
+        lm_eval_model: Any = super()
+        return lm_eval_model._encode_pair(context, continuation)
+
+    def without_thoughts(self, requests: Sequence[Any], write: Callable[[list[Any]], list[str]]) -> list[str]:
+        """Has answers written, of a model that may think to their end, and takes its thoughts out."""
+        if not (is_mark(requests[0].args[0][:1]) and may_think(str(self.tokenizer.chat_template))):
+            return write(list(requests))
+        texts, self.thinking = _answers(requests, write([_without_stops(request) for request in requests]))
+        return texts
+
+
 def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     """Returns the model as lm-eval's. Log-probabilities are taken in float32 whatever the weights are."""
     from lm_eval.models import huggingface
@@ -46,29 +98,11 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     model: Any = loaded.model
     tokenizer: Any = loaded.tokenizer
     hflm: Any = huggingface.HFLM  # its registering decorator hides its type
-    encoder = TextEncoder.of(tokenizer)
 
-    class Model(hflm):
-        """HFLM with shared contexts, and with prompts that are made as everywhere in this project.
+    class Model(OwnPrompts, hflm):
+        """HFLM with shared contexts."""
 
-        lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So
-        the text of a chat begins with a mark, and has it around each that is text.
-        """
-
-        thinking: dict[str, int] | None = None  # of the task at work: answers, those with thoughts, those without end
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            marked, mark = mark_special(chat_history, encoder.special)
-            return mark + super().apply_chat_template(marked, add_generation_prompt)
-
-        def tok_encode(
-            self, string: str, add_special_tokens: Any = None, left_truncate_len: int | None = None, **_: Any
-        ) -> list[int]:
-            if is_mark(string[:1]):
-                ids = encoder.marked(string[1:], string[0])
-            else:
-                [ids] = encoder.texts([string]) if add_special_tokens is False else encoder.begun([string])
-            return ids[-left_truncate_len:] if left_truncate_len else ids
+        draws_itself = False  # answers are drawn by Draws
 
         def tok_batch_encode(
             self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
@@ -85,11 +119,6 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             padded = [[(tokenizer.pad_token_id, 0)] * (width - len(row)) + [(i, 1) for i in row] for row in rows]
             ids, mask = torch.tensor(padded).unbind(-1)
             return ids, mask
-
-        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            if is_mark(context[:1]):
-                continuation = with_strings(continuation, encoder.special, rf"{context[0]}\g<0>{context[0]}")
-            return super()._encode_pair(context, continuation)
 
         def _loglikelihood_tokens(
             self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
@@ -131,11 +160,8 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
-            thinks = is_mark(requests[0].args[0][:1]) and may_think(str(tokenizer.chat_template))
-            asked = [_without_stops(request) for request in requests] if thinks else requests
-            texts = self.in_turns(lambda: super(Model, self).generate_until(asked, disable_tqdm))
-            if thinks:
-                texts, self.thinking = _answers(requests, texts)
+            generate = super().generate_until
+            texts = self.without_thoughts(requests, lambda asked: self.in_turns(lambda: generate(asked, disable_tqdm)))
             if self.prompts.refused is not None:
                 self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
             elif self.prompts.shared:
@@ -170,7 +196,9 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
             with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
                 return super()._model_generate(context, max_length, stop, **options)
 
-    lm: Any = Model(
+    Model.encoder = TextEncoder.of(tokenizer)
+    make: Any = Model
+    lm = make(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,
@@ -178,7 +206,8 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         softmax_dtype="float32",
         chat_template_args=dict(suite.template_variables),
     )
-    lm.draws, lm.calls, lm.saved = None, None, False
+    lm.setting, lm.draws, lm.calls = None, None, None
+    lm.longest = lm.max_length + 1  # tokens of a context and its continuation, whose last token is only predicted
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
     return lm
 
@@ -228,10 +257,10 @@ def run_task(
     _seed(suite.seed)
     task.set_fewshot_seed(suite.seed)
     setting, several = spec.sampling, None
-    lm.draws = None
+    lm.setting, lm.draws = setting, None
     if setting is not None:
         task.set_config("generation_kwargs", generation_settings(setting, task.config.generation_kwargs), update=True)
-        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 and not lm.saved else None
+        lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 and not lm.draws_itself else None
         several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
@@ -311,7 +340,7 @@ def _is_too_long(request: Any, lm: Any) -> bool:
     if request.request_type != "loglikelihood":  # windows of a whole text
         return False
     context, continuation = lm._encode_pair(first, rest[0]) if first else ([0], lm.tok_encode(rest[0]))
-    return len(context) + len(continuation) > lm.max_length + 1
+    return len(context) + len(continuation) > lm.longest
 
 
 def _without_stops(request: Any) -> Any:
@@ -485,7 +514,7 @@ def noted(found: Counter[str] | None = None) -> Iterator[Counter[str]]:
 def summary(notes: Counter[str]) -> Iterator[str]:
     """Words warnings, but for those that are known to be harmless."""
     for text, count in notes.items():
-        if "exceeds model's maximum length" in text:
+        if "exceeds model's maximum length" in text or "Truncating context" in text:
             yield f"{count} prompts are longer than the model takes; their beginnings were cut"
         elif not _HARMLESS.search(text):
             said = " ".join(text.split())

@@ -45,7 +45,7 @@ def saved_model(path: Path) -> "LM":
     rows = list(_read(path))
 
     class SavedModel(LM):
-        saved = True
+        draws_itself = True
         draws = None
         shared = SimpleNamespace(record=None)
 

@@ -25,6 +25,7 @@ from .spec import SuiteSpec, load_suite
 from .stats.intervals import spelt
 from .task import Checkpoint, Task
 from .team import Team
+from .vllm_tasks import vllm_version
 
 Progress = Callable[[str], None]
 
@@ -86,6 +87,8 @@ def define_all(suite: SuiteSpec) -> list[Task]:
     Raises:
         SuiteError: With every task that is wrong.
     """
+    if suite.backend == "vllm":
+        vllm_version()
     harness_tasks, means = definitions.each_setting(suite)
     kinds: list[tuple[Callable[..., Task], Sequence[Any]]] = [
         (definitions.define, harness_tasks),
@@ -310,6 +313,8 @@ class _Scoring:
         load = functools.cache(lambda: self.loader.load(str(target.folder)))
         checkpoint = Checkpoint(target, self.suite, load, self.progress)
         for task in todo:
+            if self.suite.backend == "vllm" and not isinstance(task, definitions.HarnessTask):
+                checkpoint.lm = None  # those come first, and vLLM takes what memory there is
             if task.needs_model and not target.is_answers:
                 load()  # no task's failure but the checkpoint's
             started = time.perf_counter()

@@ -317,6 +317,10 @@ class SuiteSpec(_Strict):
     """Prompts whose answers are saved, for judges and people to compare."""
     judges: list[JudgingSpec] = []
     """Who compares or rates those answers once they are there."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What computes the answers to the tasks of lm-eval. vLLM must be installed, and takes whole models and no
+    adapters; it runs on the GPUs of ``CUDA_VISIBLE_DEVICES``. Texts, pairs and classification are transformers' still,
+    and ``prompts`` have a ``backend`` each."""
     chat: Chat = "auto"
     """``auto`` applies the chat template if the checkpoint's tokenizer has one. Perplexity and classification never do;
     conversations of ``pairs`` always do."""

@@ -219,10 +219,13 @@ def _column(
     task, task_hash, few, limit, clean, template = key
     siblings = [other for other in keys if other[0] == task]
     several = [len(set(values)) > 1 for values in zip(*siblings, strict=True)]
-    coverage = text(mapping(score.get("detail")).get("coverage"))
+    version, detail = text(score.get("judge_version")), mapping(score.get("detail"))
+    coverage = text(detail.get("coverage"))
     parts = [f"{few or '?'}-shot"] if several[2] else []
     parts += [coverage] if coverage else []
     parts += [f"limit {limit}"] if limit else []
+    engine = text(detail.get("version")) if detail.get("backend") == "vllm" else None  # of tasks
+    parts += [f"vLLM {engine}"] if engine else []
     parts += [f"task {task_hash[:8] or '?'}"] if several[1] else []
     parts += ["no template" if template in ("", "none") else f"template {template[:8]}"] if several[5] else []
     parts += [clean] if clean else []
@@ -232,7 +235,6 @@ def _column(
         mine = [figure for figure in figures if figure.metric == name]
         share = name.startswith("win_rate") or any(f.interval and f.interval.method == "wilson" for f in mine)
         metrics.append(ColumnMetric(name, mine[0].higher_is_better, "%" if share else ""))
-    version, detail = text(score.get("judge_version")), mapping(score.get("detail"))
     opponents = detail.get("opponents")
     alone = text(opponents[0]) if isinstance(opponents, list) and len(opponents) == 1 else None
     return Column(
