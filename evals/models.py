@@ -83,7 +83,7 @@ class Pretrained:
         """
         config = self.config()
         if headed is None:
-            headed = _has_head(getattr(config, "architectures", None))
+            headed = has_head(getattr(config, "architectures", None))
         kind = auto_class(headed)
         options |= {"attn_implementation": attn} if attn else {}
         if empty and (not Path(self.name).is_dir() or hasattr(config, "quantization_config")):
@@ -308,7 +308,8 @@ def load_language_model(source: str) -> LoadedModel:
     return loaded
 
 
-def _has_head(architectures: Any) -> bool:
+def has_head(architectures: Any) -> bool:
+    """Whether the architectures that a configuration names are of a sequence classifier."""
     return any(str(name).endswith(_HEADED) for name in architectures or ())
 
 
@@ -407,7 +408,7 @@ def head_config(folder: Path) -> Any | None:
     if headed:
         return base.config(**_head(folder))
     config = base.config()
-    return config if _has_head(getattr(config, "architectures", None)) else None
+    return config if has_head(getattr(config, "architectures", None)) else None
 
 
 def _unwrap(model: Any) -> None:

@@ -69,7 +69,7 @@ def _check(
     """Returns what a file is, and what there is to say of it."""
     from ..evals.judges import FILE, judge_names
     from ..evals.spec import load_suite, suite_names
-    from .pipeline import load_pipeline, plan, plan_score
+    from .pipeline import load_pipeline, plan, plan_parity, plan_score
 
     is_judge = (path / FILE).is_file() or path.name == FILE or (not path.exists() and str(path) in judge_names())
     is_suite = not is_judge and ((not path.exists() and str(path) in suite_names()) or _reads_as_suite(path))
@@ -85,6 +85,7 @@ def _check(
         plans = plan(document, pipeline)
         suites = [(name, _suite_of(one.loaded)) for name, one in plans.items() if one.loaded]
         last = plan_score(document, pipeline, plans)
+        plan_parity(document, pipeline, plans)
         suites += [("all steps", (last.suite, last.references))] if last else []
         lines = [line for name, suite in suites if suite for line in _score_lines(name, *suite, read_data=read_data)]
         return f"pipeline of {', '.join(plans)}", lines

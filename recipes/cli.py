@@ -244,8 +244,9 @@ def parity(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|GGUF|Modelfile|URL",
-            help="What it is compared with; of a server, an OpenAI-compatible one, or Ollama's own API (…/api).",
+            metavar="FOLDER|GGUF|Modelfile|URL|transformers",
+            help="What it is compared with; of a server, an OpenAI-compatible one, or Ollama's own API (…/api). "
+            "`transformers` is what stock transformers alone makes of its folder.",
             show_default="the run's adapter with its merged model",
         ),
     ] = None,

@@ -101,6 +101,11 @@ def score_command(
     return [*command, "--final-only"] if final_only else command
 
 
+def parity_command(folder: Path) -> list[str]:
+    """Returns the command that compares a run's final model with what stock transformers makes of its folder."""
+    return [sys.executable, "-m", "posttrain.recipes.cli", "parity", str(folder), "--against", "transformers"]
+
+
 def alone() -> dict[str, str]:
     """Returns this process's environment without what a launcher set for its workers, whom a scorer would wait for."""
     own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

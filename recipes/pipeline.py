@@ -105,7 +105,7 @@ def run(
     accelerate: str | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Runs a pipeline: trains what has changed, scores what is not scored, writes the report.
+    """Runs a pipeline: trains what has changed, scores and compares what is not yet, writes the report.
 
     All files are checked before the first step runs.
 
@@ -131,12 +131,21 @@ def run(
     with locked(output_dir / ".lock"), Forks(wanted=single and trains) as forks:
         plans = plan(document, pipeline)
         last = plan_score(document, pipeline, plans)
+        compared = plan_parity(document, pipeline, plans)
         for current in plans.values():
             worked |= _run_step(current, how, forks, say)
         if last:
             worked |= _score(last, forks, say)
+        others = []
+        for current in compared:
+            did, same = _compare(current, forks, say)
+            worked |= did
+            others += [] if same else [current.name]
         if pipeline.report:
             worked |= _report(output_dir, list(plans.values()), say)
+    if others:
+        hint = "mend the files of the folder, or save the model anew: posttrain parity says which differ"
+        raise RunError("transformers reads another model than was trained", where=", ".join(others), hint=hint)
     if not worked:
         say(f"{output_dir}: every step is unchanged and every checkpoint scored; nothing to do")
     return worked
@@ -208,11 +217,7 @@ def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]
     score = pipeline.score
     if score is None:
         return None
-    trained = [name for name, current in plans.items() if current.loaded]
-    for index, name in enumerate(score.steps or ()):
-        if name not in trained:
-            hint = did_you_mean(name, trained) or f"steps that train: {', '.join(trained)}"
-            document.problem(("score", "steps", index), f"no step '{name}' that trains", hint)
+    trained = _trained(document, plans, score.steps or (), ("score", "steps"))
     section = {"suite": score.suite}
     find_suite(document, section)
     names = trained if score.steps is None else score.steps
@@ -223,6 +228,23 @@ def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]
     references = {name: current.folder.absolute() for name, current in plans.items()}
     check_suite(section["suite"], references)
     return Scoring("all steps", folders, section["suite"], references, score.every == "end")
+
+
+def plan_parity(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> list[Plan]:
+    """Checks of which steps the models are compared with what stock transformers makes of them."""
+    _trained(document, plans, pipeline.parity, ("parity",))
+    raise_if_problems(document)
+    return [plans[name] for name in pipeline.parity]
+
+
+def _trained(document: Document, plans: Mapping[str, Plan], names: Sequence[str], at: tuple[str, ...]) -> list[str]:
+    """Returns the steps that train, and says which of the names are none of them."""
+    trained = [name for name, current in plans.items() if current.loaded]
+    for index, name in enumerate(names):
+        if name not in trained:
+            hint = did_you_mean(name, trained) or f"steps that train: {', '.join(trained)}"
+            document.problem((*at, index), f"no step '{name}' that trains", hint)
+    return trained
 
 
 def _found(document: Document, value: Any) -> Any:
@@ -354,12 +376,32 @@ def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
     return True
 
 
+def _compare(current: Plan, forks: Forks, say: Callable[[str], None]) -> tuple[bool, bool]:
+    """Compares a step's model with what stock transformers makes of it, unless neither has changed since.
+
+    Returns:
+        Whether there was anything to do, and whether the two are one.
+    """
+    from ..evals.parity import stock_comparison
+
+    if found := stock_comparison(current.folder):
+        say(f"{current.name}: compared with what transformers makes of it")
+        return False, found.passed
+    code = forks.run(launch.parity_command(current.folder))
+    found = stock_comparison(current.folder)
+    if found is None:
+        raise RunError(f"parity ended with exit code {code}", where=current.name, hint="what went wrong stands above")
+    return True, found.passed
+
+
 def _report(output_dir: Path, plans: list[Plan], say: Callable[[str], None]) -> bool:
     """Writes the leaderboard over all steps that were trained, unless it already shows just what they hold."""
     from ..evals import best_of_n, report
+    from ..evals.parity import PARITY
 
     runs = [current.folder for current in plans if current.loaded is not None]
-    inputs = [run / name for run in runs for name in ("run.json", "scores.jsonl", "log.jsonl", "judgments.jsonl")]
+    names = ("run.json", "scores.jsonl", "log.jsonl", "judgments.jsonl", PARITY)
+    inputs = [run / name for run in runs for name in names]
     inputs += [current.folder / best_of_n.FILE for current in plans if current.loaded is None]
     stamp = hash_json([[str(path.relative_to(output_dir)), hash_file(path)] for path in inputs if path.is_file()])
     target, state = output_dir / "leaderboard.html", output_dir / REPORT_STATE

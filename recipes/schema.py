@@ -313,6 +313,8 @@ class Pipeline(Section):
     """The steps; each may use the outputs of those before it."""
     score: PipelineScore | None = None
     """What is scored when all steps have ended; each recipe's own `score` comes right after its training."""
+    parity: list[str] = []
+    """The steps whose final models are compared with what stock transformers makes of their folders alone."""
     report: bool = True
     """Whether to write a leaderboard over all steps at the end."""
     output_dir: str

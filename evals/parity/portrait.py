@@ -229,6 +229,10 @@ def _own_rows(encoder: TextEncoder, record: Mapping[str, Any]) -> tuple[list[Any
     if not isinstance(source, dict):
         return [], ()
     known = {name: value for name, value in source.items() if name in SourceSpec.model_fields}
+    step, _, rest = str(known.get("path")).removeprefix("@").partition("/")
+    folder = (record.get("references") or {}).get(step)
+    if str(known.get("path")).startswith("@") and folder:
+        known["path"] = f"{folder}/{rest}"
     rows = []
     try:
         found = load(SourceSpec.model_validate(known), Path(), ("text", "messages", "prompt_completion"))

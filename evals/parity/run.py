@@ -10,13 +10,14 @@ from typing import Any
 
 from ...chat_templates.errors import InputError
 from ...data_tools.files import read_json
-from ..checkpoints import base_of
+from ..checkpoints import base_of, list_checkpoints, weights_hash
 from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
 from ..runs import is_run, locate, read_record, run_of
 from .compare import TOLERANCES, Check, FirstDifference, compare_behaviour, compare_logs, compare_tokens
 from .modelfile import compare_modelfile, read_modelfile
 from .portrait import Material, Portrait, gather, portray, score
-from .record import Comparison, Form, hash_of, write_comparison
+from .record import Comparison, Form, hash_of, read_comparisons, write_comparison
+from .stock import STOCK, STOCK_FORM, load_stock, portray_stock
 from .weights import compare_weights, merge, stored, type_of
 
 _LARGE = 8 << 30  # bytes of weights: twice that in float32 is more than many machines have
@@ -40,6 +41,8 @@ class Sides:
     store: Path | None
     modelfile: Path | None = None
     """Ollama's, whose FROM is the other."""
+    stock: bool = False
+    """Whether the other is read by stock transformers alone, as a user does, and not by the suite."""
 
 
 def find_sides(model: str, against: str | None) -> Sides:
@@ -47,14 +50,18 @@ def find_sides(model: str, against: str | None) -> Sides:
 
     Args:
         model: A run folder, a checkpoint, a model folder or a Hub id.
-        against: Another folder, a Hub id, a GGUF file or a Modelfile; None for a run's adapter against the merged
-            model.
+        against: Another folder, a Hub id, a GGUF file or a Modelfile; ``transformers`` for what that alone makes of the
+            same folder; None for a run's adapter against the merged model.
 
     Raises:
         InputError: There is no such model, or nothing to compare it with.
     """
     folder, record, store = find_model(model)
     run_dir = run_of(folder)
+    if against == STOCK:
+        if not (folder / "config.json").is_file():
+            raise InputError("there is no whole model here", where=model, hint="merge the adapter: posttrain merge")
+        return Sides(_saved_before(folder) or folder, folder, record, store, stock=True)
     if against is not None:
         path = Path(against)
         if path.suffix == ".gguf":
@@ -72,6 +79,12 @@ def find_sides(model: str, against: str | None) -> Sides:
         raise InputError("there is no adapter with its merged model here to compare", where=model, hint=hint)
     require_base(record, model, "--against FOLDER compares the merged model with another")
     return Sides(adapter, merged, record, store)
+
+
+def _saved_before(folder: Path) -> Path | None:
+    """Returns the checkpoint of a run that holds its final weights: written apart, it says what to expect."""
+    saved = [place for place in list_checkpoints(folder) if (place / "config.json").is_file()]
+    return saved[-1] if saved and weights_hash(saved[-1]) == weights_hash(folder) else None
 
 
 def find_model(model: str) -> tuple[Path, dict[str, Any], Path | None]:
@@ -127,6 +140,12 @@ def check_merge(run_dir: Path, live: LoadedModel | None = None) -> Comparison:
     return compare_sides(find_sides(str(run_dir), None), quick=True, live=live)
 
 
+def stock_comparison(run_dir: Path) -> Comparison | None:
+    """Returns what came of comparing a run's model with what stock transformers makes of it; None if it has changed."""
+    kept = (one for one in read_comparisons(run_dir) if one.other.name == STOCK_FORM and one.other.place == ".")
+    return next((one for one in kept if not one.stale), None)
+
+
 def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None = None) -> Comparison:
     """Compares two forms of a model on this machine, one after the other, in float32 unless they are large.
 
@@ -140,6 +159,8 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
     """
     served = None if sides.modelfile is None else read_modelfile(sides.modelfile)
     one, other = (form_of(place, sides.store) for place in (sides.one, sides.modelfile or sides.other))
+    if sides.stock:
+        other = replace(other, name=STOCK_FORM)
     dtype, size = "float32", sum(path.stat().st_size for path in sides.other.glob("model*.safetensors"))
     notes = ()
     if size > _LARGE:
@@ -157,8 +178,12 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
         weights = compare_weights(dict(first.model.state_dict()), lambda: stored(sides.other))
     del first
     gc.collect()
-    second = load_model(str(sides.other), dtype=dtype) if sides.other.is_dir() else load_gguf(sides.other)
-    theirs = portray(other.name, second, material)
+    if sides.stock:
+        second = load_stock(sides.other, dtype)
+        theirs = portray_stock(other.name, second, material)
+    else:
+        second = load_model(str(sides.other), dtype=dtype) if sides.other.is_dir() else load_gguf(sides.other)
+        theirs = portray(other.name, second, material)
     kind = type_of(sides.other) if sides.other.is_dir() else None
     if sides.other.suffix == ".gguf":
         weights, kind = _gguf_weights(sides, second)
@@ -167,6 +192,8 @@ def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None
         kept = {number: text for number, text in theirs.added.items() if number < rows or number in ours.added}
         theirs = replace(theirs, added=kept)
     found = [*asked, *compare_tokens(ours, theirs), *([weights] if weights else [])]
+    if sides.stock and (trained := (sides.record.get("template") or {}).get("fingerprint")):
+        found[:0] = [_trained_template(trained, ours.template)]
     kind = "exact" if weights is not None and weights.status == "same" else kind or "float32"
     decode = lambda token: str(second.tokenizer.decode([token]))  # noqa: E731
     behaviour, parted = compare_behaviour(ours, theirs, kind, found, decode)
@@ -210,6 +237,14 @@ def _rows_of_base(adapter: Path) -> int | None:
     base = base_of(adapter)
     config = read_json(base.folder / "config.json") if base is not None and base.folder is not None else None
     return config.get("vocab_size") if isinstance(config, dict) else None
+
+
+def _trained_template(trained: str, template: str | None) -> Check:
+    """Compares a model's chat template with the one that its run records to have trained it."""
+    name = "chat template of the training"
+    if trained == template:
+        return Check(name, "same", f"fingerprint {trained}")
+    return Check(name, "differs", f"{trained} is {template or 'none'}", cause="another chat template")
 
 
 def _gguf_weights(sides: Sides, second: LoadedModel) -> tuple[Check | None, str]:

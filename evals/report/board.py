@@ -359,8 +359,11 @@ class Row:
     @property
     def one_model(self) -> Agreement | Literal["not checked"]:
         """Returns the worst of what came of comparing its forms: whether they are one model."""
-        found = [one.verdict for one in self.parity]
-        return min(found, key=_WORST_FIRST.index) if found else "not checked"
+        found = {one.verdict for one in self.parity}
+        for verdict in _WORST_FIRST:
+            if verdict in found:
+                return verdict
+        return "not checked"
 
     @property
     def label(self) -> str:

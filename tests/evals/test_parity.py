@@ -1,13 +1,15 @@
 """A right merge is told from nine wrong ones, each by its cause and by the first token that differs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import InputError
 from posttrain.evals.checkpoints import model_hash
-from posttrain.evals.parity import PARITY, check_run, read_comparisons
+from posttrain.evals.models import load_model
+from posttrain.evals.parity import PARITY, check_run, read_comparisons, stock_comparison
 from posttrain.evals.parity.modelfile import Modelfile, read_modelfile, write_modelfile
 
 from . import parity_fixtures as planted
@@ -115,3 +117,65 @@ def test_what_cannot_be_compared_is_said(right: Path, tmp_path: Path) -> None:
         check_run(str(right.parent / "base"))
     with pytest.raises(InputError, match="no such file"):
         check_run(str(right), str(tmp_path / "none.gguf"))
+
+
+def no_stop(run: Path) -> None:
+    planted.edit(run / "generation_config.json", lambda value: value.update(eos_token_id=None))
+
+
+def repeats_less(run: Path) -> None:
+    planted.edit(run / "generation_config.json", lambda value: value.update(repetition_penalty=5.0))
+
+
+@pytest.fixture
+def saved_twice(right: Path, tmp_path: Path) -> Path:
+    """A run of a whole model, whose last checkpoint holds the final weights."""
+    run = planted.copy_run(right, tmp_path / "copy")
+    shutil.copytree(run, run / "checkpoint-1", ignore=shutil.ignore_patterns("adapter", "run.json", "parity.json"))
+    return run
+
+
+def test_what_transformers_alone_makes_of_a_saved_folder_is_the_model(saved_twice: Path) -> None:
+    assert stock_comparison(saved_twice) is None
+    found = check_run(str(saved_twice), "transformers")
+    assert found.passed, [check for check in found.checks if check.status == "differs"]
+    assert (found.one.place, found.other.place, found.largest) == ("checkpoint-1", ".", 0)
+    assert {"chat template", "stop tokens", "weights", "greedy answers"} <= {check.name for check in found.checks}
+    kept = stock_comparison(saved_twice)
+    assert kept
+    assert kept.passed
+    planted.wrong_rope(saved_twice)
+    assert stock_comparison(saved_twice) is None, "the folder has changed since"
+
+
+@pytest.mark.parametrize(
+    ("plant", "name", "cause"),
+    [
+        (planted.other_template, "chat template", "another chat template"),
+        (planted.lost_token, "added tokens", "a lost added token"),
+        (planted.other_eos, "special tokens", "another EOS token"),
+        (no_stop, "stop tokens", "other stop tokens"),
+        (repeats_less, "greedy answers", None),
+    ],
+)
+def test_a_fault_of_saved_files_is_found(
+    saved_twice: Path, plant: Callable[[Path], None], name: str, cause: str | None
+) -> None:
+    plant(saved_twice)
+    found = check_run(str(saved_twice), "transformers")
+    check = found.check(name)
+    assert check
+    assert (check.status, check.cause) == ("differs", cause)
+
+
+def test_without_a_checkpoint_the_record_tells_of_another_template_and_the_suite_of_a_stop(right: Path, tmp_path: Path):
+    run = planted.copy_run(right, tmp_path / "copy")
+    trained = load_model(str(run)).template_fingerprint
+    planted.edit(run / "run.json", lambda value: value.update(template={"fingerprint": trained}))
+    assert check_run(str(run), "transformers").passed
+    planted.other_template(run)
+    no_stop(run)
+    wrong = {check.name for check in check_run(str(run), "transformers").checks if check.status == "differs"}
+    assert {"chat template of the training", "stop tokens"} <= wrong
+    with pytest.raises(InputError, match="merge the adapter"):
+        check_run(str(run / "adapter"), "transformers")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from posttrain.data_tools.errors import SpecError
 from posttrain.recipes import launch
-from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.forks import Forks
 from posttrain.recipes.pipeline import STATE, _is_done, load_pipeline, plan, run
 from posttrain.recipes.scoring import _suite_of
@@ -73,6 +73,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 {"name": "pretrain", "recipe": "pretrain.yaml"},
                 {"name": "sft", "recipe": "sft.yaml"},
             ],
+            "parity": ["sft"],
             "output_dir": "out",
         },
     }
@@ -98,9 +99,20 @@ def test_only_what_has_changed_is_done_again_and_nothing_is_lost(
     scores = (tmp_path / "out" / "pretrain" / "scores.jsonl").read_text().splitlines()
     assert len(scores) == 3, "checkpoint-4 and the final model have the same weights"
 
+    assert [(row["parity"][0]["verdict"] if row["parity"] else None) for row in board["rows"]].count("same") == 1
+
     said.clear()
     assert not run(pipeline, say=said.append)
     assert said[-1] == "out: every step is unchanged and every checkpoint scored; nothing to do"
+
+    record = tmp_path / "out" / "sft" / "parity.json"
+    kept = record.read_text()
+    record.write_text(kept.replace('"same"', '"differs"'))
+    with pytest.raises(RunError, match="sft: transformers reads another model"):
+        run(pipeline, say=said.append)
+    assert "differs" in (tmp_path / "out" / "leaderboard.md").read_text(), "the report is written all the same"
+    record.write_text(kept)
+    assert run(pipeline, say=said.append), "the report alone"
 
     said.clear()
     before = (tmp_path / "out" / "sft" / "model.safetensors").read_bytes()
@@ -234,6 +246,11 @@ def test_a_wrong_scoring_is_found_before_any_step_runs(pipeline: Path, score: di
     judges = "judges:\n  - {judge: rating, prompts: chat, model: '@sftt', backend: model}\n"
     (pipeline.parent / "later.yaml").write_text(f"prompts:\n  - {{name: chat, path: '@sft/rows.jsonl'}}\n{judges}")
     assert words in broken(pipeline, score=score)
+
+
+@pytest.mark.parametrize("name", ["sftt", "tokenizer"])
+def test_parity_is_of_steps_that_train(pipeline: Path, name: str) -> None:
+    assert f"parity[0]: no step '{name}' that trains" in broken(pipeline, parity=[name])
 
 
 def test_an_override_reaches_the_step_it_names(pipeline: Path) -> None:
