@@ -26,16 +26,17 @@ from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
 from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources, Tool
-from .tool_report import EXAMPLES, Bar, Plot, Table, ToolReport
+from .tool_report import EXAMPLES, Bar, Example, Plot, Table, Tally, ToolReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEDGER = "removed.jsonl"
 COLUMN = "duplicate_of"
-HOW = ("exact", "normalised", "near")
+NEAR = "near"
+HOW = ("exact", "normalised", NEAR)
 _SHOWN = 500  # characters of a row that the ledger quotes
-_CURVE = tuple(round(0.7 + 0.05 * step, 2) for step in range(7))
+_CURVE = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,14 @@ class Dedup(TextTool):
 
             return decide
 
-        return Plan(decider, lambda report, _: _add(report, self, texts, found), [LEDGER])
+        below = texts.examples(found.just_below())
+        above = [entry for entries_of in entries for entry in entries_of if entry.how == NEAR]
+        above = sorted(above, key=lambda entry: entry.similarity)[:EXAMPLES]
+
+        def add(report: ToolReport, _: Any) -> ToolReport:
+            return _add(report, self, texts, found, _least_alike(above), below)
+
+        return Plan(decider, add, [LEDGER])
 
     def _outcome(self, read: Callable[[Row], str], row: Row, entry: "Removal | None") -> Outcome:
         try:
@@ -227,6 +235,19 @@ class _Texts:
             counts.append(part.counts)
         return Shingles(np.concatenate(hashes), bounds_of(np.concatenate(counts)))
 
+    def examples(self, pairs: Sequence[tuple[int, int, float]]) -> Tally:
+        """Returns pairs of texts as examples of one count."""
+        wanted = np.zeros(len(self), bool)
+        wanted[[place for first, second, _ in pairs for place in (first, second)]] = True
+        texts = {place: (where, text) for place, _, where, text in self.read(wanted)} if pairs else {}
+        tally = Tally()
+        for first, second, similarity in pairs:
+            where, other = texts[second]
+            tally.add(
+                "most alike rows that stay", texts[first][0], texts[first][1], f"{similarity:.3f} like {where}: {other}"
+            )
+        return tally
+
     def ledger(self, found: "_Found") -> list[list[Removal]]:
         """Returns the rows that go, by source, with what they share with those that stay."""
         wanted = found.kept >= 0
@@ -258,12 +279,26 @@ class _Found:
         how: The place of the reason in ``HOW``, likewise.
         similarity: To the text that stays, likewise.
         near: What the comparison of near-duplicates says, if there was one.
+        left: The numbers of the texts that it compared.
     """
 
     kept: "NDArray[np.int64]"
     how: "NDArray[np.int8]"
     similarity: "NDArray[np.float64]"
     near: Removals | None = None
+    left: "NDArray[np.int64] | None" = None
+
+    def just_below(self) -> list[tuple[int, int, float]]:
+        """Returns the texts that stay and are most like another that stays: their numbers, and how alike they are."""
+        if self.near is None or self.left is None:
+            return []
+        places = np.flatnonzero((self.near.kept < 0) & (self.near.nearest >= 0))
+        places = places[self.near.kept[self.near.nearest[places]] < 0]
+        places = places[np.argsort(-self.near.nearness[places], kind="stable")][:EXAMPLES]
+        return [
+            (int(self.left[place]), int(self.left[self.near.nearest[place]]), float(self.near.nearness[place]))
+            for place in places
+        ]
 
 
 def _choose(spec: Dedup, texts: _Texts) -> _Found:
@@ -305,7 +340,7 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     similarity[moved] = similarity[kept[moved]]
     how[moved] = 2
     kept[moved] = kept[kept[moved]]
-    return _Found(kept, how, similarity, near)
+    return _Found(kept, how, similarity, near, left)
 
 
 def _first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":
@@ -344,7 +379,15 @@ def count_duplicates(spec: Dedup, folder: Path) -> list[list[Any]]:
     return _by_how(_choose(spec, _Texts(spec, folder)))
 
 
-def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found) -> ToolReport:
+def _least_alike(removals: Sequence[Removal]) -> Tally:
+    examples = [
+        Example.of(one.row, one.text, f"{one.similarity:.3f} like {one.kept}: {one.kept_text}") for one in removals
+    ]
+    name = "least alike rows that go"
+    return Tally({name: len(examples)}, {name: examples}) if examples else Tally()
+
+
+def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: Tally, below: Tally) -> ToolReport:
     """Adds what the comparison found."""
     sizes = np.bincount(found.kept[found.kept >= 0], minlength=1)
     clusters = sizes[sizes > 0] + 1
@@ -355,13 +398,23 @@ def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found) -> ToolR
     words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
     summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")
     if spec.near and found.near is not None:
-        recall = [[share, f"{100 * texts.bands.recall(share):.1f}%"] for share in _CURVE]
-        note = "A pair that is compared counts by its exact similarity; these are the chances of being compared."
-        tables.append(Table("How surely a pair is found", ["similarity", "compared"], recall, note))
+        equal = int((found.how[found.kept >= 0] < HOW.index(NEAR)).sum())
+        curve = [
+            [share, equal + int((found.near.nearness >= share).sum()), f"{100 * texts.bands.recall(share):.1f}%"]
+            for share in _CURVE
+        ]
+        note = (
+            "How many rows are so much like an earlier one, whether that stays or not: about what would go at that "
+            "threshold. Last, with what probability a pair is compared at all; what is compared counts exactly."
+        )
+        header = ["similarity", "rows as like an earlier one", "pairs compared"]
+        tables.append(Table("At other thresholds", header, curve, note))
         if found.near.passed_over:
             summary.append(
                 f"{found.near.passed_over:,} rows in large groups of alike rows, as a template makes them, were not "
                 "compared with every row that stays"
             )
     plot = Plot("Sizes of groups", "rows of a group, the one that stays included", bars)
-    return dataclasses.replace(report, summary=summary, tables=tables, plots=[*report.plots, plot])
+    tallies = {**report.tallies, "Around the threshold": above}
+    tallies["Around the threshold"].merge(below)
+    return dataclasses.replace(report, summary=summary, tables=tables, plots=[*report.plots, plot], tallies=tallies)

@@ -227,12 +227,16 @@ class Removals:
     Attributes:
         kept: For each text the one that it duplicates, which stays; -1 if it stays itself, shape (texts,).
         similarity: To that one, shape (texts,).
+        nearest: For each text the most alike of the earlier texts that it was compared with, or -1, shape (texts,).
+        nearness: The similarity to that one, shape (texts,).
         compared: Pairs that were compared.
         passed_over: Texts that stay, though they were not compared with every text of their buckets that stays.
     """
 
     kept: "Integers"
     similarity: "Floats"
+    nearest: "Integers"
+    nearness: "Floats"
     compared: int
     passed_over: int
 
@@ -253,6 +257,7 @@ def choose_removals(
     """
     alike: dict[int, dict[int, float]] = {}  # later text: earlier texts with their similarity
     seen = np.zeros(0, np.int64)
+    nearest, nearness = np.full(count, -1), np.zeros(count)
     compared = 0
 
     def settle(pairs: "Integers") -> bool:
@@ -263,6 +268,12 @@ def choose_removals(
         pairs = np.stack(np.divmod(coded, max(count, 1)), axis=1)
         similarity = compare(pairs)
         compared += len(pairs)
+        order = np.argsort(similarity, kind="stable")
+        order = order[similarity[order] > nearness[pairs[order, 1]]]
+        nearest[pairs[order, 1]], nearness[pairs[order, 1]] = (
+            pairs[order, 0],
+            similarity[order],
+        )  # the largest comes last
         for place in np.flatnonzero(similarity >= threshold):
             first, second = pairs[place].tolist()
             alike.setdefault(second, {})[first] = float(similarity[place])
@@ -287,7 +298,7 @@ def choose_removals(
     kept, best, chained = _keepers(alike, count)
     left = [some[_ROUNDS + 1 :] for some in (bucket[kept[bucket] < 0] for bucket in candidates.buckets)]
     passed_over = len(np.unique(np.concatenate(left))) if left else 0
-    return Removals(kept, best, compared, passed_over)
+    return Removals(kept, best, nearest, nearness, compared, passed_over)
 
 
 def _keepers(alike: dict[int, dict[int, float]], count: int) -> tuple["Integers", "Floats", list[tuple[int, int]]]:

@@ -159,6 +159,25 @@ def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
         Explain(folder=str(tmp_path), row="a").run(tmp_path)
 
 
+def test_rows_around_the_threshold_are_shown_before_anyone_trusts_it(tmp_path: Path) -> None:
+    draw = random.Random(6)
+    rows = []
+    for share in (0, 0.005, 0.01, 0.02, 0.03, 0.05):
+        text = sentence(draw, 60)
+        rows += [text, changed(draw, text, share)]
+    dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out", bands=200, rows=2)
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    [curve] = [table["rows"] for table in found["tables"] if table["title"] == "At other thresholds"]
+    alike = [similarity(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert [row[1] for row in curve] == [sum(one >= row[0] for one in alike) for row in curve]
+    shown = {entry["name"]: entry["examples"] for entry in found["counts"]["Around the threshold"]}
+    assert [float(one["detail"].split()[0]) for one in shown["least alike rows that go"]] == sorted(
+        round(one, 3) for one in alike if 0.8 <= one < 1
+    )
+    stay = [float(one["detail"].split()[0]) for one in shown["most alike rows that stay"]]
+    assert stay == sorted((round(one, 3) for one in alike if 0 < one < 0.8), reverse=True)
+
+
 def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> None:
     draw = random.Random(4)
     texts = [sentence(draw, 30) for _ in range(20)]
