@@ -10,6 +10,7 @@ A server tokenises what it is sent by itself; what it makes of such text is out 
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ..chat_templates.rendering import (
 from .errors import DataError, RowError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
@@ -288,20 +290,35 @@ class TextEncoder:
 def _plain_ids(tokenizer: "PreTrainedTokenizerBase", *, as_text: bool) -> Callable[[Sequence[str]], list[Ids]]:
     """Returns a function from texts to ids with nothing added, cut or padded.
 
-    A fast tokenizer's Rust part is copied and called without offsets, which spares most of the time that
-    ``tokenizer(texts)`` takes on Python objects that nobody reads. ``as_text`` parts special tokens into characters.
+    A fast tokenizer's Rust part is called without offsets, which spares most of the time that ``tokenizer(texts)``
+    takes on Python objects that nobody reads. It is one of ours alone, since the tokenizer may be set to truncate or
+    pad; but for its added tokens it shares what it is made of. ``as_text`` parts special tokens into characters.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         options: Any = {"add_special_tokens": False, "split_special_tokens": as_text, "verbose": False}
         return lambda texts: [list(ids) for ids in tokenizer(list(texts), **options)["input_ids"]] if texts else []  # type: ignore[union-attr]
-    from tokenizers import Tokenizer
-
-    rust = Tokenizer.from_str(backend.to_str())  # ours alone: the tokenizer may be set to truncate or pad
-    rust.no_truncation()
-    rust.no_padding()
+    rust = _with_same_parts(backend)
     rust.encode_special_tokens = as_text
     return lambda texts: [item.ids for item in rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _with_same_parts(backend: "Tokenizer") -> "Tokenizer":
+    """Returns a tokenizer like another, without truncation and padding, around the same vocabulary in memory.
+
+    Writing out and reading the other takes seconds where a vocabulary is large.
+    """
+    from tokenizers import Tokenizer
+
+    rust = Tokenizer(backend.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):  # before the tokens, which may be normalised
+        if getattr(backend, part) is not None:
+            setattr(rust, part, getattr(backend, part))
+    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]
+    for special, tokens in itertools.groupby(added, lambda token: token.special):
+        add = rust.add_special_tokens if special else rust.add_tokens
+        add(list(tokens))
+    return rust
 
 
 def _part(prompt: Ids, wholes: list[Ids]) -> Any:

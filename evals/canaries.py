@@ -56,7 +56,7 @@ def canaries(task: Any, spec: TaskSpec, primary: str | None = None) -> Canaries 
     """
     if not hasattr(task, "features"):  # a Python class, which reads its documents in its own way
         return None
-    docs = list(task.task_docs)[: spec.limit]
+    docs = list(itertools.islice(task.task_docs, spec.limit))
     wanted = (spec.metric or primary or "").split(",")[0]
     if task.OUTPUT_TYPE == "multiple_choice":
         return _of_choices(task, docs, spec, wanted)

@@ -1,7 +1,8 @@
 """lm-eval task definitions: read without running them, pointed at local data, and hashed by content.
 
 Private names of lm-eval 0.4.13 used here and in ``task_index``, each named in ``tests/evals/test_definitions.py``:
-``lm_eval.tasks._yaml_loader.load_yaml`` and ``lm_eval.tasks._index.TaskIndex``.
+``lm_eval.tasks._yaml_loader.load_yaml`` and ``lm_eval.tasks._index.TaskIndex``; ``harness`` replaces
+``lm_eval.utils.apply_template``.
 """
 
 import ast
@@ -266,6 +267,7 @@ def build(definition: HarnessTask) -> "LmEvalTask":
             definition.
         EvalError: The task's data set is on the Hub only, and the suite is offline.
     """
+    harness.keep_templates()
     config = _read_with_functions(definition)
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,19 @@ _PARTS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 def _wrong(
     task: Any,
-    docs: Iterable[Any],
+    docs: Collection[Any],
     limit: int | None,
     split: str | None,
     data_files: Mapping[str, Path],
     how: TaskRows,
 ) -> list[str]:
     """Says what is wrong with the rows of a split that take part, a clause each."""
-    docs, file = list(docs), data_files.get(split or "")
-    found = {place: what for place, doc in enumerate(docs[:limit]) if (what := _problem(task, doc, own=file is None))}
+    file = data_files.get(split or "")
+    part = enumerate(islice(docs, limit))
+    found = {place: what for place, doc in part if (what := _problem(task, doc, own=file is None))}
     if not found:
         return []
+    docs = list(docs)
     # As they are written; none of a data set of the task's own.
     rows = read_task_rows(file, how) if file else []
     if len(rows) == len(docs) and task.config.process_docs is None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from posttrain import chat_templates
 from posttrain.chat_templates.errors import InputError, PosttrainError
+from posttrain.data_tools.encode import _plain_ids
 from posttrain.data_tools.examples import Encoder, encode_batches
 
 CHAT = [
@@ -79,6 +80,37 @@ def test_a_tokenizer_set_to_truncate_and_pad_does_neither(tokenizer):
     tokenizer.backend_tokenizer.enable_padding(length=64)
     batch = Encoder(tokenizer)([{"text": text}])
     assert batch.ids.tolist() == expected
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("make", ["bytes", "metaspace"])
+def test_ids_are_those_of_a_written_and_read_copy_of_the_tokenizer(tokenizer, make, as_text):
+    from tokenizers import AddedToken, Tokenizer, normalizers
+
+    fast = metaspace() if make == "metaspace" else tokenizer
+    fast.backend_tokenizer.normalizer = normalizers.Lowercase()
+    for token in (
+        AddedToken("<think>"),
+        AddedToken("Shout", normalized=True, single_word=True),
+        AddedToken("<|new|>", special=True, lstrip=True),
+        AddedToken("<Odd>", special=True, rstrip=True),
+        AddedToken("<tool>"),
+    ):
+        add = fast.backend_tokenizer.add_special_tokens if token.special else fast.backend_tokenizer.add_tokens
+        add([token])
+    fast.backend_tokenizer.enable_truncation(4)
+    fast.backend_tokenizer.enable_padding(length=64)
+    state = fast.backend_tokenizer.to_str()
+    copy = Tokenizer.from_str(state)
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = as_text
+    added = [token.content for token in fast.added_tokens_decoder.values()]
+    texts = ["", "a", " a b ", "SHOUT it, shouts", *added, *(f"a {text}  b{text}c" for text in added), *added]
+    expected = [made.ids for made in copy.encode_batch(texts, add_special_tokens=False)]
+    assert _plain_ids(fast, as_text=as_text)(texts) == expected
+    assert fast.backend_tokenizer.to_str() == state
+    assert not fast.backend_tokenizer.encode_special_tokens
 
 
 @pytest.mark.parametrize(("loss_on", "expected"), [

@@ -115,3 +115,31 @@ def test_the_figures_are_kept_with_the_score_and_shared_examples_are_said(
     assert any("worked examples come from the scored rows" in note for note in shots.notes)
     assert none.notes == ()
     assert letters.notes == ("always 'A' would score 0.500 on acc",)
+
+
+def test_templates_are_compiled_once_a_task_and_the_figures_are_those_of_compiling_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from lm_eval import utils
+
+    path = write_rows(
+        tmp_path / "rows.jsonl", [{"passage": "P", "question": f"q {n}", "label": n % 2} for n in range(9)]
+    )
+    words = {"doc_to_text": "{{ passage }} here: {{ question }}?"}
+    spec = TaskSpec(task=BOOLQ_YAML, data_files={"validation": str(path)}, overrides=words)
+    compile_template, compiled = utils.env.compile, []
+
+    def counted(source: str, *args: Any, **kwargs: Any) -> Any:
+        compiled.append(source)
+        return compile_template(source, *args, **kwargs)
+
+    monkeypatch.setattr(utils.env, "compile", counted)
+    kept, anew = (define(spec, SuiteSpec(name="s", tasks=[spec])) for _ in range(2))
+    kept.check()
+    assert spec.overrides["doc_to_text"] in compiled
+    assert len(compiled) == len(set(compiled))
+    monkeypatch.setattr(utils, "apply_template", lambda source, doc: utils.env.from_string(source).render(**doc))
+    anew.check()
+    assert len(compiled) > 9, "lm-eval's own way compiles for each row"
+    assert kept.canaries() == anew.canaries()
+    assert kept.canaries() is not None

@@ -212,9 +212,12 @@ def test_the_index_is_built_once_and_knows_tasks_groups_and_tags(tmp_path: Path,
 
 
 def test_the_private_names_of_lm_eval_are_there():
+    from lm_eval import utils
     from lm_eval.tasks._index import Kind, TaskIndex
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    assert list(inspect.signature(utils.apply_template).parameters) == ["template", "doc"]
+    assert utils.env.from_string("{{ a }}").render(a=1) == "1"
     assert next(iter(inspect.signature(load_yaml).parameters)) == "path"
     assert "paths" in inspect.signature(TaskIndex.build).parameters
     assert {"TASK", "PY_TASK", "GROUP", "TAG"} <= set(Kind.__members__)
