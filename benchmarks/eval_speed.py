@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz [--items 24]
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz --limits
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --prompts gsm8k.jsonl [--items 8]
-    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --adapters arc_easy.jsonl.gz [--items 24]
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --adapters arc_easy.jsonl.gz [--items 100 --shots 0]
 
 ``--options`` takes ARC's rows (``question``, ``choices``, ``answerKey``) and scores the task arc_easy with five worked
 examples that are the same for all items, with five drawn for each, and with none. ``--prompts`` takes GSM8K's rows and
@@ -11,8 +11,8 @@ writes answers to gsm8k_cot with its eight examples, in batches of eight, once i
 which is what reading the prompts costs.
 
 ``--adapters`` makes four LoRA adapters of the model (16 ranks on every linear layer, weights drawn) and scores arc_easy
-with five examples drawn for each item: all together, each in a call of its own, and each one's requests alone on
-a model that is loaded, which is the passes of the adapted model without comparison, loading or files.
+with examples drawn for each item (``--shots``): all together, each in a call of its own, and each one's requests alone
+on a model that is loaded, which is the passes of the adapted model without comparison, loading or files.
 
 Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
 scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, help="rows of ARC")
     parser.add_argument("--limits", action="store_true", help="compare options with the limits alone")
     parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--shots", type=int, default=SHOTS, help="examples with --adapters")
     parser.add_argument("--new-tokens", type=int, default=64, help="of an answer, at most")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,7 +75,7 @@ def main() -> None:
             prompts(loaded, given.prompts, given.items, given.new_tokens)
         if given.adapters:
             with tempfile.TemporaryDirectory() as folder:
-                adapters(loaded, Path(given.model), given.adapters, given.items, Path(folder))
+                adapters(loaded, Path(given.model), given.adapters, given.items, given.shots, Path(folder))
 
 
 def options(loaded: LoadedModel, path: Path, items: int, limits_alone: bool) -> None:
@@ -136,15 +137,15 @@ def prompts(loaded: LoadedModel, path: Path, items: int, new_tokens: int) -> Non
     print(f"texts equal: {items - len(differ)} of {items}{'; others: ' + str(differ) if differ else ''}", flush=True)
 
 
-def adapters(loaded: LoadedModel, model: Path, path: Path, items: int, folder: Path) -> None:
+def adapters(loaded: LoadedModel, model: Path, path: Path, items: int, shots: int, folder: Path) -> None:
     """Compares the time of scoring adapters of one base with that of their forward passes alone."""
     runs = make_adapters(loaded, model, folder)
-    spec = TaskSpec(task="arc_easy", data_files={"validation": str(path)}, limit=items, num_fewshot=SHOTS)
+    spec = TaskSpec(task="arc_easy", data_files={"validation": str(path)}, limit=items, num_fewshot=shots)
     suite = SuiteSpec(name="speed", tasks=[spec], batch_size=8, dtype="float32", contamination="never")
     begun = time.process_time()
     first = score(runs[:1], suite, device="cpu", output=folder / "warm")  # imports, and files of the task
     cold = time.process_time() - begun
-    asked = make("arc_easy", {"validation": str(path)}, items, {"num_fewshot": SHOTS})[0].instances
+    asked = make("arc_easy", {"validation": str(path)}, items, {"num_fewshot": shots})[0].instances
     passes, single, whole = [], [], 0.0
     for number, run in enumerate(runs):
         adapted = load_model(str(run), device="cpu", dtype="float32")

@@ -154,9 +154,9 @@ class HarnessTask(Task):
                 checkpoint.progress(f"{checkpoint.target.name}: {note}")
         with harness.noted() as notes:
             task = build(self)
+        known = self.canaries(task)  # before several samples change how the task scores an answer
         suite, templated = checkpoint.suite, template is not None
         result = harness.run_task(task, self.spec, self.primary, checkpoint.lm, suite, templated=templated, notes=notes)
-        known = self.canaries(task)
         sampling = {"sampling": self.spec.sampling.model_dump()} if self.spec.sampling else {}
         detail = origin(self) | sampling | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
         notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []

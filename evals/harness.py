@@ -225,7 +225,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
     )
     lm.setting, lm.draws, lm.calls = None, None, None
     lm.longest = lm.max_length + 1  # tokens of a context and its continuation, whose last token is only predicted
-    lm.shared = Scorer(model, lm.max_length, suite.size_of_batch())
+    lm.shared = Scorer(model, lm.max_length, suite.size_of_batch(), loaded.compared)
     return lm
 
 
@@ -306,9 +306,11 @@ def run_task(
     metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
     table = samples_to_parquet(samples)
     refused = (lm.shared.record or {}).get("reason")
-    refusal = [f"scored without shared contexts: {refused}"] if refused else []
+    backend_notes = [f"scored without shared contexts: {refused}"] if refused else []
+    if elsewhere := (lm.shared.record or {}).get("compared_on"):
+        backend_notes.append(f"shared contexts were compared with plain passes on {elsewhere}")
     foreign = (lm.shared.record or {}).get("foreign")
-    told = (*(notes_of(foreign, setting) if foreign else ()), *summary(told), *_constant(task, samples), *refusal)
+    told = (*(notes_of(foreign, setting) if foreign else ()), *summary(told), *_constant(task, samples), *backend_notes)
     detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
     if long:
         detail["too_long"] = len(long)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,11 +142,14 @@ class LoadedModel:
         model: In evaluation mode, on its device.
         tokenizer: The checkpoint's own.
         template_fingerprint: Of the tokenizer's chat template, or None if it has none.
+        compared: How far shared contexts were found off plain passes on these very layers, in nats, by what was asked:
+            what :class:`~.shared_context.Scorer` keeps. Adapters that are loaded into each other's layers share it.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     template_fingerprint: str | None
+    compared: dict[str, float] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int | None:

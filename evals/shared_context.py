@@ -11,10 +11,13 @@ mix tokens otherwise (state spaces, linear attention, ALiBi) are told by :func:`
 compares some of its answers with plain passes.
 """
 
+import array
 import bisect
 import functools
+import hashlib
 import heapq
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
 from .forward import batches
-from .team import divided
+from .team import at_work, divided
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,7 @@ Request = tuple[Sequence[int], Sequence[int]]  # a context and what may follow i
 Log = tuple[float, bool]
 
 BUDGET = 1024  # tokens of a pass: more are no faster on a CPU, whose caches hold the activations of so many
+_ELSEWHERE = "the same layers with another adapter's weights"
 _LEAST_PREFIX = 32  # tokens that contexts share at least for a cache of their own
 _PREFIX_COST = 256  # tokens that a cache costs: a pass that fills less, and smaller batches for what follows
 _TOKEN_COST = 1024  # masked places of attention that cost as much as one token more
@@ -63,15 +67,23 @@ class Scorer:
         model: A causal language model, in evaluation mode.
         limit: Tokens that it takes at once.
         batch_size: Sequences in a plain pass; an accelerator runs as many tokens at a time as those would have.
+        compared: The differences found so far on the model's layers, by a hash of what was asked; it is added to. It
+            may come from a model of the same base and the same layers whose adapter had other weights, and from no
+            other: a comparison tells whether the model takes masks and positions as they are meant, which is up to its
+            code, its attention and its dtype. An adapter's layers take each token by itself, so their weights have no
+            part in it. What was refused, or is not a number, is not carried over.
 
     Attributes:
         refused: Why plain passes do it all, or None.
         record: How the last call was done: the ``backend``, with the ``reason`` why not this one, or with the
-            ``largest_difference`` from plain passes, in nats, None where nothing was left to compare.
+            ``largest_difference`` from plain passes, in nats, None where nothing was left to compare; ``compared_on``
+            is there if that was found on another adapter of the same layers.
     """
 
-    def __init__(self, model: Any, limit: int, batch_size: int):
+    def __init__(self, model: Any, limit: int, batch_size: int, compared: dict[str, float] | None = None):
         self.model, self.limit, self.batch_size = model, limit, batch_size
+        self.compared = {} if compared is None else compared
+        self._before = dict(self.compared)  # what was compared on other models
         self.refused = unsupported(model)
         self.record: dict[str, Any] | None = None
 
@@ -83,8 +95,9 @@ class Scorer:
     ) -> list[Log]:
         """Scores continuations, and compares some of the results with those of plain passes.
 
-        Two :func:`_telling` requests are compared. In float32 their sums may differ by 1e-4 for up to 16
-        tokens, and in proportion for more. In half precision they may differ by what :func:`_bound` allows.
+        Two :func:`_telling` requests are compared, unless the very same requests have been on these layers. In float32
+        their sums may differ by 1e-4 for up to 16 tokens, and in proportion for more. In half precision they may
+        differ by what :func:`_bound` allows.
 
         Args:
             requests: Token ids of contexts and continuations.
@@ -97,6 +110,7 @@ class Scorer:
         """
         found: dict[int, Log] = {}
         largest: float | None = None
+        is_known = False
         if self.refused is None:
             fitting = [i for i, (context, rest) in enumerate(requests) if self._fits(context, rest)]
             try:
@@ -105,15 +119,28 @@ class Scorer:
                 self.refused = f"{type(error).__name__}: {first_line(error)}"
             else:
                 found = dict(zip(fitting, logs, strict=True))
-                largest = self._compare(requests, found, plain)
+                key = self._key(requests)
+                # Several processes run plain passes together, so none may leave them out by itself.
+                is_known = key in self._before and at_work() is None and not any(math.isnan(log) for log, _ in logs)
+                largest = self._before[key] if is_known else self._compare(requests, found, plain)
+                if largest is not None and self.refused is None:
+                    self.compared[key] = largest
         if self.refused is None:
             self.record = {"backend": "shared_context", "largest_difference": largest}
+            self.record |= {"compared_on": _ELSEWHERE} if is_known else {}
         else:
             self.record = {"backend": "lm-eval", "reason": self.refused}
             found = {}
         others = [i for i in range(len(requests)) if i not in found]
         found |= zip(others, plain(others) if others else (), strict=True)
         return [found[i] for i in range(len(requests))]
+
+    def _key(self, requests: Sequence[Request]) -> str:
+        """Returns a hash of all that decides how requests are laid out in passes, and of their tokens."""
+        digest = hashlib.sha256(f"{self.limit} {self._budget(requests)}".encode())
+        for context, rest in requests:
+            digest.update(array.array("q", [len(context), len(rest), *context, *rest]).tobytes())
+        return digest.hexdigest()
 
     def _fits(self, context: Sequence[int], continuation: Sequence[int]) -> bool:
         """Says whether a request can be shared; a continuation's last token is only predicted."""

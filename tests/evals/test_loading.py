@@ -77,20 +77,117 @@ def test_adapters_of_one_base_share_it_to_the_bit(tmp_path: Path, tiny_model_dir
         save_adapter(tmp_path / "plain", tiny_model_dir, 1),
         save_adapter(tmp_path / "wider", tiny_model_dir, 2, r=8, lora_alpha=3, use_rslora=True),
         save_adapter(tmp_path / "fewer", tiny_model_dir, 3, target_modules=["q_proj"]),
-        save_adapter(tmp_path / "dora", tiny_model_dir, 4, use_dora=True),
     ]
     loader = Loader("cpu")
     same_as_alone(loader, [*adapters, tiny_model_dir, adapters[0]])
-    assert len(loads) == 1 + 6  # the base once, and what each was compared with
+    assert len(loads) == 1 + 5  # the base once, and what each was compared with
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names the adapters for which layers are built."""
+    names: list[str] = []
+    apply = loading.apply_adapter
+    monkeypatch.setattr(
+        loading, "apply_adapter", lambda model, folder: names.append(folder.name) or apply(model, folder)
+    )
+    return names
+
+
+def configure(folder: Path, **fields: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"use_dora": True, "lora_dropout": 0.5}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_an_adapter_of_the_same_configuration_is_copied_into_the_last_ones_layers(
+    tmp_path: Path, tiny_model_dir: Path, built: list[str], settings: dict[str, Any]
+):
+    """Also what names another place of the base, and modules in another order."""
+    folders = [save_adapter(tmp_path / f"a{seed}", tiny_model_dir, seed, **settings) for seed in (1, 2, 3)]
+    shutil.copytree(tiny_model_dir, tmp_path / "elsewhere")
+    modules = json.loads((folders[1] / "adapter_config.json").read_text())["target_modules"]
+    configure(folders[1], target_modules=modules[::-1], base_model_name_or_path=str(tmp_path / "elsewhere"))
+    same_as_alone(Loader("cpu"), [*folders, folders[0]])
+    assert built == ["a1"]
+
+
+def scale(folder: Path) -> None:
+    configure(folder, lora_alpha=5)
+
+
+def scale_one(folder: Path) -> None:
+    configure(folder, alpha_pattern={"q_proj": 1})
+
+
+def save_in_half(folder: Path) -> None:
+    resave(folder, lambda held: {name: one.bfloat16() for name, one in held.items()}, "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("change", [scale, pytest.param(scale_one, marks=pytest.mark.slow), save_in_half])
+def test_an_adapter_of_another_configuration_or_layout_gets_layers_of_its_own(
+    tmp_path: Path, tiny_model_dir: Path, built: list[str], change: Callable[[Path], None]
+):
+    folders = [save_adapter(tmp_path / f"a{seed}", tiny_model_dir, seed) for seed in (1, 2)]
+    change(folders[1])
+    same_as_alone(Loader("cpu"), folders)
+    assert built == ["a1", "a2"]
+
+
+def write_into_base(model: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] += 1
+
+
+def write_into_layer(model: Any) -> None:
+    next(one for name, one in model.named_parameters() if "lora_B" in name).data += 1
+
+
+def switch_off(model: Any) -> None:
+    model.base_model.disable_adapter_layers()
+
+
+def rescale(model: Any) -> None:
+    next(one for one in model.modules() if hasattr(one, "scale_layer")).scale_layer(0.5)
+
+
+def merge(model: Any) -> None:
+    model.merge_adapter()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(write_into_base, marks=pytest.mark.slow),
+        write_into_layer,
+        pytest.param(switch_off, marks=pytest.mark.slow),
+        pytest.param(rescale, marks=pytest.mark.slow),
+        merge,
+    ],
+)
+def test_layers_that_were_changed_are_not_used_again(
+    tmp_path: Path, tiny_model_dir: Path, built: list[str], change: Callable[[Any], None]
+):
+    folders = [save_adapter(tmp_path / f"a{seed}", tiny_model_dir, seed) for seed in (1, 2)]
+    loader = Loader("cpu")
+    change(loader.load(str(folders[0])).model)
+    same_as_alone(loader, folders[1:])
+    assert built == ["a1", "a2"]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"modules_to_save": ["lm_head"]},
-        {"bias": "all"},
-        {"init_lora_weights": "pissa"},
-        {"trainable_token_indices": [1, 2]},
+        pytest.param({"modules_to_save": ["lm_head"]}, marks=pytest.mark.slow),
+        pytest.param({"bias": "all"}, marks=pytest.mark.slow),
+        pytest.param({"init_lora_weights": "pissa"}, marks=pytest.mark.slow),
+        pytest.param({"trainable_token_indices": [1, 2]}, marks=pytest.mark.slow),
         {"tokens": ("<new>", "<newer>")},
     ],
     ids=str,
@@ -103,6 +200,7 @@ def test_an_adapter_that_changes_its_base_leaves_nothing_behind(
     same_as_alone(Loader("cpu"), [plain[0], other, plain[1], other, tiny_model_dir, plain[0]])
 
 
+@pytest.mark.slow
 def test_tied_embeddings_under_adapters(tmp_path: Path, instruct_model_dir: Path):
     folders = [
         save_adapter(tmp_path / "plain", instruct_model_dir, 1),
@@ -144,10 +242,10 @@ def test_checkpoints_of_a_run_share_one_set_of_tensors(make_run: Callable[..., P
     assert loads == ["checkpoint-1", "checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-1"]
 
 
-def resave(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def resave(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], file: str = "model.safetensors") -> None:
     from safetensors.torch import load_file, save_file
 
-    path = folder / "model.safetensors"
+    path = folder / file
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
@@ -179,6 +277,7 @@ def test_a_checkpoint_of_another_kind_is_loaded_anew(
     ).model.generation_config.eos_token_id  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tied_weights_that_a_file_holds_twice(tmp_path: Path, instruct_model_dir: Path):
     import torch
 
@@ -220,12 +319,25 @@ def test_scores_of_adapters_together_are_those_of_each_alone(
     for step in (1, 2, 3):
         assert score([alone / f"checkpoint-{step}"], suite_file, device="cpu").failed == ()
     assert len(loads) == 1 + 3
-    assert scores_of(together) == scores_of(alone)
+    found, expected = scores_of(together), scores_of(alone)
+    assert [figures for figures, *_ in found.values()] == [figures for figures, *_ in expected.values()]
+    elsewhere = {key for key, (_, detail, _) in found.items() if "compared_on" in (detail or {})}
+    assert elsewhere == {("checkpoint-2", "choices"), ("checkpoint-3", "choices")}
+    for key, (_, detail, notes) in found.items():
+        if key in elsewhere:
+            assert detail["largest_difference"] == expected["checkpoint-1", key[1]][1]["largest_difference"]
+            assert any("compared with plain passes on the same layers" in note for note in notes)
+        else:
+            assert (detail, notes) == expected[key][1:]
 
 
 def scores_of(run: Path) -> dict[Any, Any]:
-    """Returns all that scores say but for times and names of runs, with the bytes of their samples."""
+    """Returns what scores say but for times and names of runs: figures with the bytes of samples, detail, and notes."""
     return {
-        (one.checkpoint, one.task): (one.key, one.metrics, one.detail, one.notes, (run / one.samples_name).read_bytes())
+        (one.checkpoint, one.task): (
+            (one.key, one.metrics, (run / one.samples_name).read_bytes()),
+            one.detail,
+            one.notes,
+        )
         for one in ScoreStore(run).load()
     }

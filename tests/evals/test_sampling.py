@@ -10,9 +10,12 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from posttrain.data_tools.specfile import SpecError
+from posttrain.evals.models import load_model
+from posttrain.evals.runs import find_targets
 from posttrain.evals.score import define_all, score
 from posttrain.evals.spec import load_suite
 from posttrain.evals.stats.samples import majority_at_k, pass_at_k
+from posttrain.evals.task import Checkpoint
 
 SUITE = """
 batch_size: {batch}
@@ -126,6 +129,18 @@ def test_the_seed_is_part_of_a_task(suite_file: Path, tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     assert not set(hashes[0]) & set(hashes[1])
+
+
+def test_known_answers_are_scored_on_the_task_that_takes_one_answer_an_item(
+    suite_file: Path, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without the check of the task before, which keeps what they score."""
+    suite = load_suite(write(tmp_path / "s", suite_file.parent))
+    [task] = [task for task in define_all(suite) if task.spec.title == "sums-nucleus"]
+    [target], _ = find_targets([make_run((1,), final=False)], None, offline=True)
+    checkpoint = Checkpoint(target, suite, lambda: load_model(str(target.folder), device="cpu"), lambda line: None)
+    detail = task.run(checkpoint, None).detail or {}
+    assert detail["canaries"]["oracle"] == 1.0
 
 
 @pytest.mark.parametrize(

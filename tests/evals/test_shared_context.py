@@ -1,5 +1,6 @@
 """Options scored behind one shared context have the log-likelihoods that lm-eval gives each in a row of its own."""
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,50 @@ def test_a_model_that_takes_the_masks_otherwise_is_found_out_and_scored_by_plain
     assert scorer.refused is not None
     assert ("only masks of two dimensions" if fault == "raises" else "off by") in scorer.refused
     assert scorer.record == {"backend": "lm-eval", "reason": scorer.refused}
+
+
+def test_a_comparison_stands_for_other_weights_of_the_same_layers_on_the_same_requests_only(monkeypatch: Any) -> None:
+    model, asked = build("gemma3"), requests("fixed")
+    rounds: list[int] = []
+
+    def logs(scorer: Scorer, asked: list[Request]) -> list[tuple[float, bool]]:
+        def plain(numbers: Any) -> list[tuple[float, bool]]:
+            rounds.append(len(numbers))
+            return [alone(model, asked[i]) for i in numbers]
+
+        return scorer.logs(asked, plain)
+
+    compared: dict[str, float] = {}
+    first = Scorer(model, 256, 4, compared)
+    found = logs(first, asked)
+    assert first.record is not None
+    second = Scorer(model, 256, 4, compared)
+    assert logs(second, asked) == found
+    assert second.record == first.record | {"compared_on": "the same layers with another adapter's weights"}
+    assert rounds == [2]
+    logs(second, asked[:-1])  # others
+    logs(Scorer(model, 200, 4, compared), asked)  # of another limit
+    assert len(rounds) == 3
+
+    monkeypatch.setattr(shared_context, "continuation_logs", lambda *_: [(math.nan, False)] * len(asked))
+    third = Scorer(model, 256, 4, compared)
+    logs(third, asked)
+    assert "off by nan" in str(third.refused)
+
+
+def test_a_refusal_is_not_carried_over_and_a_fault_is_found_on_the_first_of_several(monkeypatch: Any) -> None:
+    masks = shared_context._masks
+
+    def to_row_end(model: Any, shared: int, depths: Any, ends: Any) -> Any:
+        return masks(model, shared, depths, torch.full_like(ends, ends.shape[1]))
+
+    monkeypatch.setattr(shared_context, "_masks", to_row_end)
+    model, asked, compared = build("llama"), requests("fixed"), {}
+    for _ in range(2):
+        scorer = Scorer(model, 256, 4, compared)
+        scorer.logs(asked, lambda numbers: [alone(model, asked[i]) for i in numbers])
+        assert "off by" in str(scorer.refused)
+        assert compared == {}
 
 
 @pytest.mark.parametrize("fault", [False, True])
