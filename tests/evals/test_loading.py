@@ -128,7 +128,10 @@ def save_in_half(folder: Path) -> None:
     resave(folder, lambda held: {name: one.bfloat16() for name, one in held.items()}, "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("change", [scale, pytest.param(scale_one, marks=pytest.mark.slow), save_in_half])
+@pytest.mark.parametrize(
+    "change",
+    [scale, pytest.param(scale_one, marks=pytest.mark.slow), pytest.param(save_in_half, marks=pytest.mark.slow)],
+)
 def test_an_adapter_of_another_configuration_or_layout_gets_layers_of_its_own(
     tmp_path: Path, tiny_model_dir: Path, built: list[str], change: Callable[[Path], None]
 ):
@@ -262,7 +265,7 @@ def end_elsewhere(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": 5}')
 
 
-@pytest.mark.parametrize("change", [halve, scale_norms, end_elsewhere])
+@pytest.mark.parametrize("change", [halve, scale_norms, pytest.param(end_elsewhere, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_another_kind_is_loaded_anew(
     make_run: Callable[..., Path], loads: list[str], change: Callable[[Path], None]
 ):
