@@ -42,6 +42,7 @@ class Outcome:
         detail: What is particular to this row, for the reason's or the edits' examples.
         edits: What was changed in it, by name, with how often.
         measures: Numbers whose distribution the report shows, by name: lengths, scores.
+        shown: What examples quote in place of the row, which may hold what no report should.
     """
 
     values: dict[str, Any] | None
@@ -49,6 +50,7 @@ class Outcome:
     detail: str = ""
     edits: Mapping[str, int] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
+    shown: str | None = None
 
 
 Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
@@ -94,7 +96,7 @@ class Counts:
     def add(self, row: Row, outcome: Outcome) -> None:
         """Counts a row."""
         self.rows += 1
-        text = quote(row.values)
+        text = quote(row.values) if outcome.shown is None else outcome.shown
         if outcome.values is None:
             self.reasons.add(outcome.reason, row.where, text, outcome.detail)
         else:
