@@ -356,13 +356,19 @@ def require_whole(template: ChatTemplate, messages: Sequence[Mapping[str, Any]],
                 )
 
 
+def special_texts(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None = None) -> set[str]:
+    """Returns the special tokens of the tokenizer and the template, as they are written."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if template is not None:  # published tokenizers hold some that are not called special
+        special |= {*template.special_tokens, *([template.end_of_turn] if template.end_of_turn else [])}
+    return special
+
+
 def special_pattern(
     tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None = None
 ) -> re.Pattern[str] | None:
     """Returns what matches any special token of the tokenizer or the template, or None if there is none."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if template is not None:  # published tokenizers hold some that are not called special
-        special |= {*template.special_tokens, *([template.end_of_turn] if template.end_of_turn else [])}
+    special = special_texts(tokenizer, template)
     # Longest first, so that a token wins over those it contains.
     return re.compile("|".join(map(re.escape, sorted(special, key=lambda t: (-len(t), t))))) if special else None
 

@@ -24,6 +24,7 @@ from ..chat_templates.rendering import (
     plain_message,
     require_whole,
     special_pattern,
+    special_texts,
     strings_in,
 )
 from .errors import DataError, RowError
@@ -189,7 +190,8 @@ class TextEncoder:
     def _leaks(self) -> set[int]:
         """The control tokens that the model of the tokenizer knows too, so that asking for text does not part them."""
         known = {token.content: number for number, token in self.tokenizer.added_tokens_decoder.items()}
-        control = [text for text in known if self.special.fullmatch(text)] if self.tokenizer.is_fast else []
+        special = special_texts(self.tokenizer, self.template) if self.tokenizer.is_fast else set()
+        control = [text for text in known if text in special]
         return {known[text] for text, ids in zip(control, self._as_text(control), strict=True) if known[text] in ids}
 
     def _continued(self, text: str) -> Ids:
