@@ -46,7 +46,14 @@ class Mixture:
     shares: tuple[Share, ...]
 
 
-def mix(lengths: Sequence[Any], weights: Sequence[float] | None, *, tokens: int | None, seed: int) -> Mixture:
+def mix(
+    lengths: Sequence[Any],
+    weights: Sequence[float] | None,
+    *,
+    tokens: int | None,
+    seed: int,
+    temperature: float = 1.0,
+) -> Mixture:
     """Draws a mixture of documents whose shares of tokens are the weights.
 
     How much is taken:
@@ -55,6 +62,8 @@ def mix(lengths: Sequence[Any], weights: Sequence[float] | None, *, tokens: int 
     * no weights, a budget: every source in proportion to its own size;
     * weights, no budget: the largest mixture of these shares in which no document repeats, so one source is taken
       whole and the others in part;
+    * a temperature T instead of weights: as with weights that are the sources' own tokens to the power 1/T (Arivazhagan
+      et al. 2019, arXiv:1907.05019, section 3.2), so that 1 leaves the proportions and a large one makes all alike;
     * weights and a budget: the budget times the share. A source shorter than that repeats: whole passes, each in its
       own order, then part of one more.
 
@@ -66,6 +75,7 @@ def mix(lengths: Sequence[Any], weights: Sequence[float] | None, *, tokens: int 
         lengths: For each source the tokens of its documents, ``[documents]``; a zero is never drawn.
         weights: One positive number for each source, in any unit, or None.
         tokens: Total budget, or None.
+        temperature: Flattens the proportions of the sources, where there are no weights.
         seed: The same seed and lengths give the same mixture on every machine.
 
     Raises:
@@ -76,7 +86,8 @@ def mix(lengths: Sequence[Any], weights: Sequence[float] | None, *, tokens: int 
     if not len(sizes) or not totals.all():
         missing = int(np.flatnonzero(totals == 0)[0]) if len(sizes) else 0
         raise DataError("no document is left to mix", where=f"source {missing}", hint="see why its rows were dropped")
-    proportions = totals if weights is None else np.asarray(weights, dtype=np.float64)
+    flattened = np.exp(np.log(totals / totals.max()) / temperature)
+    proportions = flattened if weights is None else np.asarray(weights, dtype=np.float64)
     proportions = proportions / proportions.sum()
     budget = float(tokens) if tokens is not None else float((totals / proportions).min())
     drawn = [

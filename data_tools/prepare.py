@@ -145,6 +145,7 @@ def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strateg
     if split == "eval":
         return Plan(max_length, packing, spec.too_long, mixed=False, **bounds)
     weights = None if spec.mix == "concat" else tuple(source.weight for source in spec.train)
+    bounds["temperature"] = spec.temperature or 1.0
     return Plan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed, **bounds)
 
 

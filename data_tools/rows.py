@@ -36,6 +36,7 @@ class Plan:
         mixed: Whether examples are mixed and shuffled; otherwise all come once, in order.
         weights: See ``mix.mix``.
         tokens: See ``mix.mix``.
+        temperature: See ``mix.mix``.
         seed: Of the mixture and of the order of packed rows.
         kind: What the examples are; None for documents.
         max_prompt_length: Tokens of a prompt; None for no bound. Only for kind ``prompt``.
@@ -50,10 +51,12 @@ class Plan:
     seed: int = 0
     kind: "Kind | None" = None
     max_prompt_length: int | None = None
+    temperature: float = 1.0
 
     def key(self) -> dict[str, Any]:
         """Returns what it says as plain values; of documents, without what only other kinds have."""
-        rest = {} if self.kind else {"kind", "max_prompt_length"}
+        rest = set() if self.kind else {"kind", "max_prompt_length"}
+        rest |= {"temperature"} if self.temperature == 1 else set()  # rows made before there was one stay good
         return {name: value for name, value in asdict(self).items() if name not in rest}
 
 
@@ -76,7 +79,8 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
         source.report.check(max_bad_share)
     # a model reads all parts of an example, and a pair's prompt twice
     read = [lengths.sum(axis=1) + (lengths[:, 0] if plan.kind == "preference" else 0) for lengths, _ in fitted]
-    mixture = mix(read, plan.weights, tokens=plan.tokens, seed=plan.seed) if plan.mixed else in_order(read)
+    drawn: dict[str, Any] = {"tokens": plan.tokens, "seed": plan.seed, "temperature": plan.temperature}
+    mixture = mix(read, plan.weights, **drawn) if plan.mixed else in_order(read)
     sizes = np.empty((len(mixture.source), sources[0].parts), dtype=np.int64)
     for number, (lengths, _) in enumerate(fitted):
         mine = mixture.source == number

@@ -211,6 +211,9 @@ class DataSpec(Section):
     """`concat` takes every row once; `weights`, the default once a source has a weight, mixes by tokens."""
     tokens: Annotated[int, Field(gt=0)] | None = None
     """The tokens of the mixture, all sources together."""
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Mixes without weights: each source's share is its own tokens to the power 1/temperature, so that small sources,
+    such as rare languages, get more than they have. 1 leaves the proportions."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the order of the mixture."""
 
@@ -232,6 +235,8 @@ class DataSpec(Section):
     def _weights_count(self) -> Self:
         if self.mix == "concat" and any("weight" in source.model_fields_set for source in self.train):
             raise ValueError("`mix: concat` takes every row once, so a source's `weight` would do nothing; remove one")
+        if self.temperature is not None and self.mix == "weights":
+            raise ValueError("`temperature` decides the shares, and so do weights; remove one")
         if any("weight" in source.model_fields_set for source in self.eval or ()):
             raise ValueError("`weight` does nothing on an evaluation source: each row is read once; remove it")
         return self

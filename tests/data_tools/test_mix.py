@@ -100,3 +100,19 @@ def test_empty_documents_are_never_drawn():
 def test_a_mixture_that_cannot_be_is_an_error(lengths, tokens):
     with pytest.raises(DataError):
         mix(lengths, None, tokens=tokens, seed=0)
+
+
+def test_a_temperature_flattens_the_shares():
+    lengths = [[10] * 810, [10] * 90, [10] * 10]
+    for temperature, powers in ((1.0, [81, 9, 1]), (2.0, [9, 3, 1]), (1e9, [1, 1, 1])):
+        mixture = mix(lengths, None, tokens=6_000, seed=1, temperature=temperature)
+        assert [share.target for share in mixture.shares] == pytest.approx([p / sum(powers) for p in powers])
+        assert [share.tokens for share in mixture.shares] == pytest.approx(
+            [6_000 * p / sum(powers) for p in powers], abs=5
+        )
+
+
+def test_without_a_temperature_and_a_budget_every_document_comes_once():
+    mixture = mix([[7] * 30, [3] * 11], None, tokens=None, seed=1)
+    assert counts(mixture, 0, 30).tolist() == [1] * 30
+    assert counts(mixture, 1, 11).tolist() == [1] * 11

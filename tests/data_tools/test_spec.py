@@ -57,6 +57,8 @@ def test_a_wrong_source_says_what_is_wrong(source: dict, message: str):
     [
         ({"train": []}, "at least 1 item"),
         ({"train": {"path": "a", "weight": 2.0}, "mix": "concat"}, "`weight` would do nothing"),
+        ({"train": {"path": "a", "weight": 2.0}, "temperature": 2.0}, "so do weights; remove one"),
+        ({"train": {"path": "a"}, "temperature": 0.5}, "greater than or equal to 1"),
         ({"train": {"path": "a"}, "eval": {"path": "a", "weight": 2.0}}, "does nothing on an evaluation source"),
         ({"train": {"path": "a"}, "max_bad_share": 1.5}, "less than or equal to 1"),
         ({"train": {"path": "a"}, "seed": "1"}, "valid integer"),
