@@ -3,11 +3,12 @@
     pip install pyarrow
     OMP_NUM_THREADS=1 python benchmarks/clean_speed.py DATA --datatrove FOLDER [--rounds 3] [--sample 4000]
 
-DATA holds public data: ``dedup/near_dup_20k.parquet`` (20,000 documents: documentation, code, instructions) and
-``text/c4_wiki_demo/c4_demo.jsonl`` (300 pages of C4). FOLDER holds datatrove 0.10.1, as ``pip install --target FOLDER
---no-deps datatrove`` leaves it; what else it imports and these filters do not need is stood in for. Both take words and
-sentences from ``web_rules``, so that rules are compared and not tokenisers. The time is CPU time of deciding on texts
-in memory, in turns. Prints Markdown. Exit code 1 says that one of the presets named after datatrove decides otherwise.
+DATA holds public data: ``dedup/near_dup_20k.parquet`` (20,000 documents: documentation, code, instructions),
+``text/c4_wiki_demo/c4_demo.jsonl`` (300 pages of C4) and ``sft/alpaca/alpaca_5000.json.gz``. FOLDER holds datatrove
+0.10.1, as ``pip install --target FOLDER --no-deps datatrove`` leaves it; what else it imports and these filters do not
+need is stood in for. Both take words and sentences from ``web_rules``, so that rules are compared and not tokenisers.
+The time is CPU time of deciding on texts in memory, in turns. Prints Markdown. Exit code 1 says that one of the presets
+named after datatrove decides otherwise.
 """
 
 # Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
@@ -15,11 +16,13 @@ in memory, in turns. Prints Markdown. Exit code 1 says that one of the presets n
 
 import argparse
 import datetime
+import gzip
 import importlib.abc
 import importlib.machinery
 import json
 import platform
 import random
+import re
 import statistics
 import sys
 import time
@@ -30,11 +33,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
-from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict
+from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict, is_cut_off
 from posttrain.data_tools.web_rules import SENTENCE_END, Table, Verdict, c4, fineweb, gopher, words_of
 
 Filter = Callable[[str], tuple[str, str]]
-FLOOR = 40_000  # documents a CPU-second
 BATCH = 4096
 # What datatrove's filters import and do not need to look at one text.
 _UNNEEDED = frozenset({"fsspec", "huggingface_hub", "humanize", "loguru", "multiprocess", "nltk", "rich", "tqdm"})
@@ -148,6 +150,24 @@ def unlike(texts: Sequence[str], ours: Sequence[Verdict], theirs: Sequence[tuple
     )
 
 
+def cut_answers(path: Path, least: int) -> str:
+    """Says how many whole answers `chat` takes for cut off, and how many that are cut behind a random word."""
+    answers = [row["output"].strip() for row in json.loads(gzip.decompress(path.read_bytes()))]
+    draw = random.Random(0)
+    lines = []
+    for name, shortest in (("all", 0), ("of 60 words and more", 60)):
+        some = [answer for answer in answers if len(answer.split()) >= shortest]
+        whole = sum(is_cut_off(answer, least) for answer in some)
+        found = looked = 0
+        for answer in some:
+            ends = [space.start() for space in re.finditer(r"\s", answer)][20:]
+            if ends:
+                looked += 1
+                found += is_cut_off(answer[: draw.choice(ends)].rstrip(), least)
+        lines.append(f"| {name} | {whole} of {len(some):,} | {found:,} of {looked:,} ({100 * found / looked:.0f}%) |")
+    return "\n".join(["| answers | taken for cut off | found when cut |", "|---|---|---|", *lines])
+
+
 def main() -> int:
     """Measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,7 +206,7 @@ def main() -> int:
     results: dict[Any, Any] = {}
     for _ in range(arguments.rounds):
         for name, run in programs.items():
-            some = texts[: arguments.sample] if name.startswith("datatrove") else texts
+            some = texts[: arguments.sample] if name.startswith("datatrove") else texts  # shuffled
             seconds, results[name] = cpu_seconds(run, some)
             rates[name].append(len(some) / seconds)
             seconds, results[name, "pages"] = cpu_seconds(run, web)
@@ -210,6 +230,8 @@ def main() -> int:
         differ += unlike(some, results[f"{name}_datatrove"][: len(some)], results[f"datatrove's {name}"])
         differ += unlike(web, results[f"{name}_datatrove", "pages"], results[f"datatrove's {name}", "pages"])
     print(f"\nDecisions that differ from datatrove's: {differ} of {len(made) * (arguments.sample + len(web)):,}.")
+    print("\nAnswers of Alpaca, as they are and cut behind a random word, the twentieth or later:\n")
+    print(cut_answers(arguments.data / "sft/alpaca/alpaca_5000.json.gz", limits.min_prose_words or 0))
     return int(differ > 0)
 
 

@@ -1,8 +1,8 @@
 """Rules for web text: Gopher's, C4's and FineWeb's, as datatrove has them and as their papers mean them.
 
 A word is a run of letters, digits and ``_``, with the apostrophes inside it, or a run of other signs between spaces.
-What counts words does so for many texts at once in numpy; what looks for repetition first works out in numpy the most
-that a text can repeat, and looks again, sign by sign, only at texts of which that is too much.
+What counts words does so for many texts at once in numpy; what looks for repeated n-grams first works out the
+most that a text can repeat, and counts only where that is too much. N-grams are equal if their 64-bit hashes are.
 
 Sources: Gopher, Rae et al. 2021 (arXiv 2112.11446), appendix A.1 and table A1; C4, Raffel et al. 2020 (JMLR 21),
 section 2.2; FineWeb, Penedo et al. 2024 (arXiv 2406.17557), section 3.6. "datatrove" is its version 0.10.1.
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -189,6 +189,15 @@ def _flags() -> "NDArray[np.uint8]":
     return flags
 
 
+_ASCII_SPACES = bytes(code for code in range(128) if chr(code).isspace())
+_HASH_BITS = 64
+
+
+@functools.cache
+def _ascii_flags() -> bytes:
+    return _flags()[:128].tobytes() + bytes(128)
+
+
 @dataclass(frozen=True)
 class Table:
     """The words of several texts.
@@ -219,11 +228,22 @@ class Table:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Table":
-        """Splits texts into words, as ``words_of`` does one."""
+        """Splits texts into words, as ``words_of`` does one; texts of ASCII alone are split faster."""
         joined = "\n".join(["", *texts, ""])
-        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-        flags = _flags().take(codes)
-        kinds = flags & (_WORD | _OTHER)
+        characters: NDArray[Any]
+        if joined.isascii():
+            data = joined.encode()
+            codes = np.frombuffer(data, np.uint8)
+            kinds = np.frombuffer(data.translate(_ascii_flags()), np.uint8) & (_WORD | _OTHER)
+            letters = data.translate(None, _ASCII_SPACES)
+            characters = np.frombuffer(letters, np.uint8)
+            flags = np.frombuffer(letters.translate(_ascii_flags()), np.uint8)
+        else:
+            codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+            flags = _flags().take(codes)
+            kinds = flags & (_WORD | _OTHER)
+            inside = kinds != 0
+            characters, flags = codes[inside], flags[inside]
         for sign in "'\u2019":
             if sign in joined:
                 at = np.flatnonzero(codes == ord(sign))
@@ -231,14 +251,12 @@ class Table:
         edges = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
         is_word = kinds[edges[:-1]] != 0
         starts, lengths = edges[:-1][is_word], np.diff(edges)[is_word]
-        inside = kinds != 0
-        characters = codes[inside]
         ends = bounds_of(lengths)
         power = integer_powers(len(characters) + 1)
         sums = np.zeros(len(characters) + 1, np.uint64)
         np.cumsum(characters * power[0, : len(characters)], out=sums[1:])
         first = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
-        any_flags = np.bitwise_or.reduceat(flags[inside], ends[:-1]) if len(lengths) else np.zeros(0, np.uint8)
+        any_flags = np.bitwise_or.reduceat(flags, ends[:-1]) if len(lengths) else np.zeros(0, np.uint8)
         return cls(np.searchsorted(starts, first), ends, any_flags, sums[ends], power[1, ends[:-1]])
 
     def per_text(self, values: "NDArray[np.int64] | NDArray[np.bool_]") -> list[int]:
@@ -247,25 +265,68 @@ class Table:
 
     def hashes(self, starts: "NDArray[np.int64]", n: int) -> "NDArray[np.uint64]":
         """Hashes n words from each place on, by their characters without what stands between."""
-        found = (self.sums[starts + n] - self.sums[starts]) * self.inverse[starts]
-        found ^= found >> np.uint64(32)
-        found *= np.uint64(0xBF58476D1CE4E5B9)
-        return found
+        return _mixed((self.sums[starts + n] - self.sums[starts]) * self.inverse[starts])
 
-    def repeats(self, n: int, wanted: "NDArray[np.bool_]") -> "Repeats":
-        """Finds the n-grams that stand in one of the wanted texts more than once."""
+    def windows(self, n: int) -> "tuple[NDArray[np.uint64], NDArray[np.int64]]":
+        """Hashes every n words in a row, those that stand in two texts too; returns their characters as well."""
+        hashes = _mixed((self.sums[n:] - self.sums[:-n]) * self.inverse[: 1 - n or None])
+        return hashes, self.ends[n:] - self.ends[:-n]
+
+    def spacing(self, starts: "NDArray[np.int64]", n: int) -> "NDArray[np.uint64]":
+        """Hashes where n words are parted from each other."""
+        found = np.zeros(len(starts), np.uint64)
+        for word in range(n):
+            found = (found + self.lengths[starts + word].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        return _mixed(found)
+
+    def repeats(self, n: int, wanted: "NDArray[np.bool_]", spaced: bool) -> "Repeats":
+        """Finds the n-grams that stand in one of the wanted texts more than once.
+
+        Args:
+            n: Words of an n-gram.
+            wanted: Which texts.
+            spaced: Whether those are two that have the same characters, parted in another way.
+        """
         counts = np.where(wanted, np.maximum(np.diff(self.bounds) - n + 1, 0), 0)
         bounds = bounds_of(counts)
-        texts = np.repeat(np.arange(len(counts)), counts)
-        starts = np.arange(len(texts)) + np.repeat(self.bounds[:-1] - bounds[:-1], counts)
-        hashes = self.hashes(starts, n) + texts.astype(np.uint64) * np.uint64(0x94D049BB133111EB)
+        starts = np.arange(int(bounds[-1])) + np.repeat(self.bounds[:-1] - bounds[:-1], counts)
+        return self._repeats(starts, lambda places: self.hashes(places, n) + self.spacing(places, n) * spaced)
+
+    def _repeats(
+        self,
+        starts: "NDArray[np.int64]",
+        hashes_of: "Callable[[NDArray[np.int64]], NDArray[np.uint64]]",
+    ) -> "Repeats":
+        def in_texts(places: "NDArray[np.int64]") -> "NDArray[np.uint64]":
+            return _mixed(hashes_of(places) + self.texts[places].astype(np.uint64) * np.uint64(0x94D049BB133111EB))
+
         # Upper bits of the hash and lower ones of the place, so that one sort of plain numbers orders both.
-        low = np.uint64((1 << max(len(self.lengths).bit_length(), 1)) - 1)
-        keys = np.sort((hashes & ~low) | starts.astype(np.uint64))
-        again = np.flatnonzero((keys[1:] ^ keys[:-1]) <= low)
-        runs = np.flatnonzero(np.diff(again, prepend=-2) != 1)
-        counted = np.diff(runs, append=len(again)) + 1
-        return Repeats((keys[again + 1] & low).astype(np.int64), (keys[again[runs]] & low).astype(np.int64), counted)
+        low = np.uint64(max(len(self.lengths).bit_length(), 64 - _HASH_BITS, 1))
+        keys = np.sort(in_texts(starts) >> low << low | starts.astype(np.uint64))
+        part = np.uint64((1 << int(low)) - 1)
+        is_same = (keys[1:] ^ keys[:-1]) <= part
+        places = (keys[_members(is_same)[: len(keys)]] & part).astype(np.int64)
+        # Those that only share the upper bits are parted by all of them.
+        hashes = in_texts(places)
+        order = np.lexsort((places, hashes))
+        places, hashes = places[order], hashes[order]
+        is_same = hashes[1:] == hashes[:-1]
+        is_member = _members(is_same)[: len(places)]
+        is_first = ~np.append(False, is_same)[: len(places)][is_member]
+        places = places[is_member]
+        return Repeats(places, np.append(np.flatnonzero(is_first), len(places)))
+
+
+def _mixed(hashes: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
+    """Spreads hashes over the upper bits."""
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    return hashes
+
+
+def _members(is_same: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
+    """Tells which of sorted values are equal to a neighbour, from which are equal to the one before."""
+    return np.append(is_same, False) | np.append(False, is_same)
 
 
 @dataclass(frozen=True)
@@ -273,26 +334,33 @@ class Repeats:
     """N-grams that stand more than once in a text.
 
     Attributes:
-        again: The first word of each occurrence but the first, shape (occurrences,).
-        first: The first word of each first occurrence, shape (n-grams,).
-        counts: How often each stands there, shape (n-grams,).
+        places: The first word of each occurrence, those of one n-gram together and in order, shape (occurrences,).
+        bounds: Where each n-gram's begin, and the last's end, shape (n-grams + 1,).
     """
 
-    again: "NDArray[np.int64]"
-    first: "NDArray[np.int64]"
-    counts: "NDArray[np.int64]"
+    places: "NDArray[np.int64]"
+    bounds: "NDArray[np.int64]"
+
+    @property
+    def counts(self) -> "NDArray[np.int64]":
+        """Returns how often each stands there, shape (n-grams,)."""
+        return np.diff(self.bounds)
 
 
-def _in_chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yields texts so many at a time that what numpy needs for them stays in a core's cache."""
-    start = size = 0
-    for place, text in enumerate(texts):
-        size += len(text)
-        if size > CHUNK:
-            yield texts[start : place + 1]
-            start, size = place + 1, 0
-    if start < len(texts):
-        yield texts[start:]
+def _in_chunks(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yields places of texts, so many at a time that what numpy needs stays in a core's cache, ASCII apart."""
+    for ascii_ in (True, False):
+        chunk: list[int] = []
+        size = 0
+        for place, text in enumerate(texts):
+            if text.isascii() == ascii_:
+                chunk.append(place)
+                size += len(text)
+                if size > CHUNK:
+                    yield chunk
+                    chunk, size = [], 0
+        if chunk:
+            yield chunk
 
 
 def gopher(limits: WebThresholds, datatrove: bool = False) -> Check:
@@ -306,16 +374,16 @@ def gopher(limits: WebThresholds, datatrove: bool = False) -> Check:
     """
 
     def check(texts: Sequence[str]) -> list[Verdict]:
-        verdicts: list[Verdict] = []
-        for some in _in_chunks(texts):
+        verdicts = [PASSES] * len(texts)
+        for places in _in_chunks(texts):
+            some = [texts[place] for place in places]
             table = Table.of(some)
-            quality = _quality(some, table, limits, datatrove)
-            left = np.array([verdict is None for verdict in quality])
-            suspects = _suspects(some, table, limits, left)
-            verdicts += [
-                verdict or (_repetition(text, limits, datatrove) if suspect else None) or PASSES
-                for text, verdict, suspect in zip(some, quality, suspects, strict=True)
-            ]
+            found = _quality(some, table, limits, datatrove)
+            for place, text in enumerate(some):
+                found[place] = found[place] or _repeated_lines(text, limits, datatrove)
+            _repeated_ngrams(some, table, limits, datatrove, found)
+            for place, verdict in zip(places, found, strict=True):
+                verdicts[place] = verdict or PASSES
         return verdicts
 
     return check
@@ -361,52 +429,38 @@ def _line_marks(text: str, limits: WebThresholds, datatrove: bool) -> Verdict | 
     if not bullets and not ellipses:
         return None
     lines = text.splitlines() if datatrove else [line for line in text.split("\n") if line.strip()]
-    begun = sum(line.lstrip().startswith(("•", "-")) for line in lines)
-    ended = sum(line.rstrip().endswith(("...", "…")) for line in lines)
-    return above("bullet lines", begun / len(lines), limits.max_bullet_lines) or above(
-        "ellipsis lines", ended / len(lines), limits.max_ellipsis_lines
-    )
+    # No more lines can begin or end with such a sign than there are signs, which are counted faster.
+    most_begun, most_ended = limits.max_bullet_lines, limits.max_ellipsis_lines
+    if most_begun is not None and bullets > most_begun * len(lines):
+        begun = sum([line.lstrip().startswith(("•", "-")) for line in lines])
+        if begun / len(lines) > most_begun:
+            return above("bullet lines", begun / len(lines), most_begun)
+    if most_ended is not None and ellipses > most_ended * len(lines):
+        ended = sum([line.rstrip().endswith(("...", "…")) for line in lines])
+        return above("ellipsis lines", ended / len(lines), most_ended)
+    return None
 
 
 def _stop_words(table: Table, limits: WebThresholds, datatrove: bool) -> list[int]:
     """Returns how many different stop words each text has."""
-    known = sorted({word if datatrove else word.lower() for word in limits.stop_words})
-    short = np.flatnonzero(table.lengths <= max(map(len, known), default=0))
+    known = _stop_hashes(tuple(sorted({word if datatrove else word.lower() for word in limits.stop_words})), datatrove)
+    short = np.flatnonzero(table.lengths <= max((length for length, _ in known), default=0))
     hashes = table.hashes(short, 1)
     seen = np.zeros((len(table.bounds) - 1, len(known)), bool)
-    for place, word in enumerate(known):
-        forms = sorted({word} if datatrove else {word, word.upper(), word.title()})
-        for found in Table.of(forms).hashes(np.arange(len(forms)), 1).tolist():
-            seen[table.texts[short[hashes == found]], place] = True
+    for place, (_, forms) in enumerate(known):
+        for form in forms:
+            seen[table.texts[short[hashes == form]], place] = True
     return seen.sum(axis=1).tolist()
 
 
-def _suspects(texts: Sequence[str], table: Table, limits: WebThresholds, wanted: "NDArray[np.bool_]") -> "list[bool]":
-    """Tells the texts that may repeat too much: of the others it is certain that they do not.
-
-    Two runs of words that differ only in where the same characters are parted from each other do not count as a
-    repetition here.
-    """
-    characters = np.maximum(np.fromiter(map(len, texts), np.int64, len(texts)), 1)
-    suspect = np.fromiter((wanted[place] and _may_repeat_lines(text) for place, text in enumerate(texts)), bool)
-    words = np.diff(table.bounds)
-    for n, limit in limits.top_ngrams.items():
-        has = wanted & ~suspect & (words >= n)
-        found = table.repeats(n, has)
-        lengths = table.ends[found.first + n] - table.ends[found.first] + n - 1
-        most = np.zeros(len(texts), np.int64)
-        most[has] = (table.ends[table.bounds[:-1][has] + n] - table.ends[table.bounds[:-1][has]]) + n - 1
-        np.maximum.at(most, table.texts[found.first], lengths * found.counts)
-        suspect |= most / characters > limit
-    if limits.duplicate_ngrams:
-        n, limit = min(limits.duplicate_ngrams), min(limits.duplicate_ngrams.values())
-        found = table.repeats(n, wanted & ~suspect)
-        covered = np.zeros(len(table.lengths) + 1, np.int64)
-        covered[found.again] += 1
-        covered[found.again + n] -= 1
-        inside = np.cumsum(covered)[:-1] > 0
-        suspect |= np.array(table.per_text(np.where(inside, table.lengths, 0))) / characters > limit
-    return suspect.tolist()
+@functools.lru_cache(8)
+def _stop_hashes(words: tuple[str, ...], datatrove: bool) -> list[tuple[int, list[int]]]:
+    """Returns the length of each word and the hashes of its forms."""
+    found = []
+    for word in words:
+        forms = sorted({word} if datatrove else {word, word.upper(), word.title()})
+        found.append((len(word), Table.of(forms).hashes(np.arange(len(forms)), 1).tolist()))
+    return found
 
 
 def _may_repeat_lines(text: str) -> bool:
@@ -414,19 +468,23 @@ def _may_repeat_lines(text: str) -> bool:
     if "\n" not in text:
         return False
     inner = text.strip("\n")
-    lines = _LINES.split(inner)
+    lines = [line for line in inner.split("\n") if line]
     if len(set(lines)) < len(lines):
         return True
     # The rules split a text with the white space around it for lines, and without it for paragraphs.
     return (text[0] == text[-1] == "\n") or inner[:1].isspace() or inner[-1:].isspace()
 
 
-def _repetition(text: str, limits: WebThresholds, datatrove: bool) -> Verdict | None:
-    """Returns what Gopher's rules of repetition say of a text."""
+def _repeated_lines(text: str, limits: WebThresholds, datatrove: bool) -> Verdict | None:
+    """Returns what Gopher's rules say of repeated paragraphs and lines."""
+    if not _may_repeat_lines(text):
+        return None
     paragraphs = _PARAGRAPHS.split(text.strip())
-    lines = _LINES.split(text)
-    if not datatrove:
-        paragraphs, lines = ([part for part in parts if part.strip()] for parts in (paragraphs, lines))
+    if datatrove:
+        lines = _LINES.split(text)
+    else:
+        lines = [line for line in text.split("\n") if line.strip()]
+        paragraphs = [part for part in paragraphs if part.strip()]
     for name, parts, share, characters in (
         ("paragraphs", paragraphs, limits.max_duplicate_paragraphs, limits.max_duplicate_paragraph_characters),
         ("lines", lines, limits.max_duplicate_lines, limits.max_duplicate_line_characters),
@@ -437,49 +495,111 @@ def _repetition(text: str, limits: WebThresholds, datatrove: bool) -> Verdict | 
         )
         if verdict:
             return verdict
-    words = words_of(text)
-    for n, limit in limits.top_ngrams.items():
-        verdict = above(f"most frequent {n}-gram", _top(words, n, 1 if datatrove else 2) / len(text), limit)
-        if verdict:
-            return verdict
-    for n, limit in limits.duplicate_ngrams.items():
-        verdict = above(f"duplicate {n}-grams", _duplicate_characters(words, n) / len(text), limit)
-        if verdict:
-            return verdict
     return None
+
+
+def _repeated_ngrams(
+    texts: Sequence[str], table: Table, limits: WebThresholds, datatrove: bool, found: "list[Verdict | None]"
+) -> None:
+    """Adds what Gopher's rules say of repeated n-grams to the verdicts."""
+    characters = np.maximum(np.fromiter(map(len, texts), np.int64, len(texts)), 1)
+
+    def judge(name: str, values: "NDArray[np.int64]", limit: float) -> None:
+        for place in np.flatnonzero(values / characters > limit).tolist():
+            found[place] = found[place] or above(name, int(values[place]) / len(texts[place]), limit)
+
+    for n, limit in limits.top_ngrams.items():
+        left = np.array([verdict is None for verdict in found])
+        left &= _most_of_one(table, n) / characters > limit
+        if left.any():
+            judge(f"most frequent {n}-gram", _top(table, n, left, datatrove), limit)
+    # Words in a repeated n-gram stand in repeated shorter ones, so those of the shortest bound all that follow.
+    left = np.array([verdict is None for verdict in found])
+    for number, (n, limit) in enumerate(sorted(limits.duplicate_ngrams.items())):
+        left &= np.array([verdict is None for verdict in found])
+        if left.any():
+            values, covered = _duplicate_characters(table, n, left, characters, limit)
+            judge(f"duplicate {n}-grams", values, limit)
+            if number == 0:
+                left &= covered / characters > min(limits.duplicate_ngrams.values())
+
+
+def _most_of_one(table: Table, n: int) -> "NDArray[np.float64]":
+    """Returns what the characters of all occurrences of any n-gram of a text do not exceed, shape (texts,).
+
+    N-grams are counted in four times as many boxes as the text has words: several may share one, none stands in two.
+    """
+    if len(table.lengths) < n:
+        return np.zeros(len(table.bounds) - 1)
+    hashes, lengths = table.windows(n)
+    counts = np.diff(table.bounds).astype(np.uint64) * np.uint64(4) + np.uint64(1)
+    bounds = bounds_of(counts.astype(np.int64))
+    texts = table.texts[: len(hashes)]
+    box = (hashes >> np.uint64(32)) * counts[texts] >> np.uint64(32)
+    filled = np.bincount(box.astype(np.int64) + bounds[texts], lengths + (n - 1), int(bounds[-1]))
+    return np.maximum.reduceat(filled, bounds[:-1])
+
+
+def _top(table: Table, n: int, wanted: "NDArray[np.bool_]", datatrove: bool) -> "NDArray[np.int64]":
+    """Returns the characters of all occurrences of the most frequent n-gram of the wanted texts, shape (texts,).
+
+    Of equally frequent ones the first counts. One that stands once counts for datatrove alone.
+    """
+    values = np.zeros(len(wanted), np.int64)
+    if datatrove:
+        has = np.flatnonzero(wanted & (np.diff(table.bounds) >= n))
+        starts = table.bounds[has]
+        values[has] = table.ends[starts + n] - table.ends[starts] + n - 1
+    repeats = table.repeats(n, wanted, True)
+    first = repeats.places[repeats.bounds[:-1]]
+    texts = table.texts[first]
+    order = np.lexsort((first, -repeats.counts, texts))
+    chosen = order[np.flatnonzero(np.diff(texts[order], prepend=-1))]
+    starts = first[chosen]
+    values[texts[chosen]] = (table.ends[starts + n] - table.ends[starts] + n - 1) * repeats.counts[chosen]
+    return values
+
+
+def _duplicate_characters(
+    table: Table, n: int, wanted: "NDArray[np.bool_]", characters: "NDArray[np.int64]", limit: float
+) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """Returns the characters of n-grams that repeat an earlier one, none counted twice, and all words' in such.
+
+    A text is walked through: behind a repeated n-gram the next begins, and those between them are not known later. The
+    first is at most the second, and is worked out only where the second is above the limit; each of shape (texts,).
+    """
+    repeats = table.repeats(n, wanted, False)
+    again = np.delete(repeats.places, repeats.bounds[:-1])
+    edges = np.zeros(len(table.lengths) + 1, np.int64)
+    edges[again] += 1
+    edges[again + n] -= 1
+    inside = np.cumsum(edges)[:-1] > 0
+    covered = np.array(table.per_text(np.where(inside, table.lengths, 0)))
+    grams = np.repeat(np.arange(len(repeats.counts)), repeats.counts)
+    is_wanted = (covered / characters > limit)[table.texts[repeats.places]]
+    order = np.flatnonzero(is_wanted)[np.argsort(repeats.places[is_wanted])]
+    places = repeats.places[order]
+    lengths = table.ends[places + n] - table.ends[places]
+    values = [0] * len(wanted)
+    known = [False] * len(repeats.counts)
+    free = 0
+    for place, gram, length, text in zip(
+        places.tolist(), grams[order].tolist(), lengths.tolist(), table.texts[places].tolist(), strict=True
+    ):
+        if place < free:
+            continue
+        if known[gram]:
+            values[text] += length
+            free = place + n
+        else:
+            known[gram] = True
+    return np.array(values), covered
 
 
 def find_duplicates(parts: Sequence[str]) -> tuple[int, int]:
     """Returns how many parts repeat an earlier one, and their characters."""
-    seen: set[str] = set()
-    count = characters = 0
-    for part in parts:
-        if part in seen:
-            count, characters = count + 1, characters + len(part)
-        seen.add(part)
-    return count, characters
-
-
-def _top(words: Sequence[str], n: int, least: int) -> int:
-    """Returns the characters of all occurrences of the most frequent n-gram; of equally frequent ones, the first."""
-    counts = Counter(" ".join(words[place : place + n]) for place in range(len(words) - n + 1))
-    gram, count = counts.most_common(1)[0] if counts else ("", 0)
-    return len(gram) * count if count >= least else 0
-
-
-def _duplicate_characters(words: Sequence[str], n: int) -> int:
-    """Returns the characters of n-grams that repeat an earlier one, none counted twice."""
-    seen: set[str] = set()
-    place = characters = 0
-    while place < len(words) - n + 1:
-        gram = "".join(words[place : place + n])
-        if gram in seen:
-            characters += len(gram)
-            place += n
-        else:
-            seen.add(gram)
-            place += 1
-    return characters
+    once = set(parts)
+    return len(parts) - len(once), sum(map(len, parts)) - sum(map(len, once))
 
 
 def fineweb(limits: WebThresholds, datatrove: bool = False) -> Check:
