@@ -18,6 +18,7 @@ from unittest import mock
 
 from ..chat_templates.rendering import is_mark, mark_special, with_strings
 from ..data_tools.encode import TextEncoder
+from .continuous import Continuous
 from .errors import EvalError, SuiteError
 from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
@@ -178,11 +179,20 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
             generate = super().generate_until
-            texts = self.without_thoughts(requests, lambda asked: self.in_turns(lambda: generate(asked, disable_tqdm)))
+
+            def write(asked: list[Any]) -> list[str]:
+                return self.in_turns(lambda: generate(asked, disable_tqdm))
+
+            def greedy(asked: list[Any]) -> list[str]:
+                return self.continuous.texts(asked, self.max_length, self.max_gen_toks, write)
+
+            texts = self.without_thoughts(requests, write if self.draws is not None else greedy)
             if self.prompts.refused is not None:
                 self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
             elif self.prompts.shared:
                 self.shared.record = {"backend": "shared_context", "shared_tokens": self.prompts.shared}
+            if self.draws is None and self.continuous.record:
+                self.shared.record = (self.shared.record or {}) | self.continuous.record
             return texts
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
@@ -224,6 +234,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
         chat_template_args=dict(suite.template_variables),
     )
     lm.setting, lm.draws, lm.calls = None, None, None
+    lm.continuous = Continuous(model, tokenizer, lm.tok_encode)
     lm.longest = lm.max_length + 1  # tokens of a context and its continuation, whose last token is only predicted
     lm.shared = Scorer(model, lm.max_length, suite.size_of_batch(), loaded.compared)
     return lm
@@ -309,6 +320,8 @@ def run_task(
     backend_notes = [f"scored without shared contexts: {refused}"] if refused else []
     if elsewhere := (lm.shared.record or {}).get("compared_on"):
         backend_notes.append(f"shared contexts were compared with plain passes on {elsewhere}")
+    if slower := (lm.shared.record or {}).get("continuous"):
+        backend_notes.append(f"generated without continuous batching: {slower}")
     foreign = (lm.shared.record or {}).get("foreign")
     told = (*(notes_of(foreign, setting) if foreign else ()), *summary(told), *_constant(task, samples), *backend_notes)
     detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
