@@ -64,12 +64,17 @@ class Clean(TextTool):
 
     presets: Annotated[list[Preset], Field(min_length=1), BeforeValidator(_as_list)]
     """Which rules, in turn: one or several of `gopher`, `c4`, `fineweb` (also with `_datatrove`), `chat`, `code`."""
-    thresholds: Thresholds = Field(default_factory=Thresholds)
+    thresholds: Thresholds | None = None
     """Thresholds other than the presets' own, such as `{min_words: 20, max_bullet_lines: null}`; `null` is off."""
     python: bool | None = None
     """Whether texts are Python files; by default those are whose `path` ends in `.py` or whose `language` is Python."""
     remove: bool = True
     """Whether such rows are left out; else all are written as they are, with a column `clean_reasons`."""
+
+    @property
+    def limits(self) -> Thresholds:
+        """Returns the thresholds, the presets' own where none is named."""
+        return self.thresholds or Thresholds()
 
     def decider(self, source: SourceSpec) -> Decide:
         """Refuses presets that do not fit the source's rows.
@@ -122,7 +127,7 @@ class Clean(TextTool):
 
     def _check(self, name: str, canonical: Any) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[Verdict]]":
         """Returns the rules of a preset."""
-        limits = self.thresholds
+        limits = self.limits
         if name == "chat":
             return lambda rows, texts: [chat_verdict(conversation_of(canonical(row.values)), limits) for row in rows]
         if name == "code":
@@ -141,7 +146,7 @@ class Clean(TextTool):
         if python is None:
             language = str(row.values.get("language") or row.values.get("lang") or "").lower()
             python = language == "python" or str(row.values.get("path", "")).endswith(".py")
-        return code_verdict(text, python, self.thresholds)
+        return code_verdict(text, python, self.limits)
 
     def _refuse_unfit(self, source: SourceSpec) -> None:
         """Refuses rules for pages on conversations and short rows, which they would drop for being such."""
@@ -165,8 +170,8 @@ class Clean(TextTool):
                 what, where=source.title, hint="take `chat`, or name the columns that hold pages: `columns`"
             )
         _refuse_edits(self, source)
-        least = self.thresholds.min_words
-        if any(name.startswith("gopher") for name in web) and "min_words" not in self.thresholds.model_fields_set:
+        least = self.limits.min_words
+        if any(name.startswith("gopher") for name in web) and "min_words" not in self.limits.model_fields_set:
             words = statistics.median(len(words_of(text)) for text in texts) if texts else least
             if least is not None and words is not None and words < least:
                 what = f"half of the first rows have fewer than {least} words: `{web[0]}` is made for pages"

@@ -13,10 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from .ngrams import CHUNK, bounds_of, integer_powers
 from .spec import Section
@@ -58,6 +58,18 @@ _CLOSED_ENDS = (*_C4_ENDS, "\u201d", "\u2019")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 Ratio = float | None
+
+
+def _numbered(value: Any) -> Any:
+    """Reads the keys of a mapping, which YAML and JSON have as texts, as numbers."""
+    if not isinstance(value, Mapping):
+        return {} if value is None else value
+    return {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
+
+
+ByLength = Annotated[
+    dict[Annotated[int, Field(ge=1, le=64)], Annotated[float, Field(ge=0)]], BeforeValidator(_numbered)
+]
 
 
 class WebThresholds(Section):
@@ -102,11 +114,9 @@ class WebThresholds(Section):
     """Gopher: the largest share of lines that repeat an earlier one."""
     max_duplicate_line_characters: Ratio = 0.2
     """Gopher: the largest share of characters in such lines."""
-    top_ngrams: dict[int, float] = Field(default_factory=lambda: {2: 0.2, 3: 0.18, 4: 0.16})
+    top_ngrams: ByLength = Field(default_factory=lambda: {2: 0.2, 3: 0.18, 4: 0.16})
     """Gopher: the largest share of characters in the most frequent n-gram, by n."""
-    duplicate_ngrams: dict[int, float] = Field(
-        default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
-    )
+    duplicate_ngrams: ByLength = Field(default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1})
     """Gopher: the largest share of characters in n-grams that repeat an earlier one, by n."""
     min_sentences: int | None = 5
     """C4: the least sentences in the lines that stay."""

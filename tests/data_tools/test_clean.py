@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from posttrain.data_tools import web_rules
@@ -244,8 +244,8 @@ def test_null_switches_a_rule_off_and_zero_is_zero() -> None:
     text = PAGE + " #"
     assert gopher(Thresholds(max_hashes=None))([text])[0].reason == ""
     assert gopher(Thresholds(max_hashes=0))([text])[0].reason == "many hashes"
-    off = {name: None for name, field in Thresholds.model_fields.items() if "None" in str(field.annotation)}
-    loose = Thresholds(**off, top_ngrams={}, duplicate_ngrams={})
+    optional = [name for name, field in Thresholds.model_fields.items() if type(None) in get_args(field.annotation)]
+    loose = Thresholds.model_validate(dict.fromkeys([*optional, "top_ngrams", "duplicate_ngrams"]))
     assert {verdict.reason for verdict in gopher(loose)(pages(5, 100))} == {"", "too few words"}
 
 
@@ -285,7 +285,8 @@ def test_rows_go_by_the_first_preset_that_finds_fault_and_cuts_are_counted_apart
         ["c4: curly bracket"],
     ]
     assert [row["text"] for row in kept] == rows
-    kept, _ = clean(path, tmp_path / "own", "gopher", thresholds={"min_words": 1, "min_stop_words": 0})
+    own = {"min_words": 1, "min_stop_words": 0, "top_ngrams": {"2": 0.9}}
+    kept, _ = clean(path, tmp_path / "own", "gopher", thresholds=own)
     assert [row["id"] for row in kept] == [0, 1, 2, 3]
 
 
