@@ -12,7 +12,8 @@ which is what reading the prompts costs.
 
 ``--adapters`` makes four LoRA adapters of the model (16 ranks on every linear layer, weights drawn) and scores arc_easy
 with examples drawn for each item (``--shots``): all together, each in a call of its own, and each one's requests alone
-on a model that is loaded, which is the passes of the adapted model without comparison, loading or files.
+on a model that is loaded, which is the passes of the adapted model without comparison, loading or files. What passes
+take within the call that scores all together is told too: a neighbour slows both alike.
 
 Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
 scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
@@ -35,10 +36,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from posttrain.data_tools.sources import read_rows
 from posttrain.data_tools.spec import SourceSpec
+from posttrain.evals import shared_context
 from posttrain.evals.definitions import build, define
 from posttrain.evals.harness import noted, wrap
 from posttrain.evals.models import LoadedModel, load_model
@@ -146,7 +149,7 @@ def adapters(loaded: LoadedModel, model: Path, path: Path, items: int, shots: in
     first = score(runs[:1], suite, device="cpu", output=folder / "warm")  # imports, and files of the task
     cold = time.process_time() - begun
     asked = make("arc_easy", {"validation": str(path)}, items, {"num_fewshot": shots})[0].instances
-    passes, single, whole = [], [], 0.0
+    passes, single, whole, within = [], [], 0.0, 0.0
     for number, run in enumerate(runs):
         adapted = load_model(str(run), device="cpu", dtype="float32")
         lm: Any = wrap(adapted, suite)
@@ -155,13 +158,15 @@ def adapters(loaded: LoadedModel, model: Path, path: Path, items: int, shots: in
         del adapted, lm
         single.append(clock(lambda run=run, n=number: score([run], suite, device="cpu", output=folder / f"one{n}")))
         if number == 1:  # between the others, so that a busy neighbour slows all alike
-            whole = clock(lambda: score(runs, suite, device="cpu", output=folder / "all"))
+            whole, within = with_passes(lambda: score(runs, suite, device="cpu", output=folder / "all"))
     found = [figures(folder / "all" / run.name) for run in runs]
     alone = [figures(folder / f"one{number}" / run.name) for number, run in enumerate(runs)]
     print(f"the first in a process, imports included: {cold:.1f} s, {len(first.done)} task\n")
-    print("| four adapters together | one after another, each loaded anew | passes alone | together / passes | same |")
-    print("|---|---|---|---|---|")
-    print(f"| {whole:.1f} | {sum(single):.1f} | {sum(passes):.1f} | {whole / sum(passes):.2f} | {found == alone} |")
+    columns = ["four adapters together", "passes within", "together / within", "one after another, each loaded anew"]
+    print(f"| {' | '.join([*columns, 'passes alone', 'together / alone', 'same'])} |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| {whole:.1f} | {within:.1f} | {whole / within:.2f} | {sum(single):.1f} | ", end="")
+    print(f"{sum(passes):.1f} | {whole / sum(passes):.2f} | {found == alone} |")
 
 
 def make_adapters(loaded: LoadedModel, model: Path, folder: Path) -> list[Path]:
@@ -250,6 +255,21 @@ def clock(function: Callable[..., Any], *args: Any, **options: Any) -> float:
     begun = time.process_time()
     function(*args, **options)
     return time.process_time() - begun
+
+
+def with_passes(function: Callable[[], Any]) -> tuple[float, float]:
+    """Returns the CPU seconds of a call, and those that passes of shared contexts took within it."""
+    spent = 0.0
+
+    def timed(*args: Any, **options: Any) -> Any:
+        nonlocal spent
+        begun = time.process_time()
+        found = continuation_logs(*args, **options)
+        spent += time.process_time() - begun
+        return found
+
+    with mock.patch.object(shared_context, "continuation_logs", timed):
+        return clock(function), spent
 
 
 def metrics(task: Any, results: Sequence[tuple[float, bool]]) -> list[dict[str, Any]]:
