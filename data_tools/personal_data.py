@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 KindName = Literal["key", "email", "iban", "card", "national", "phone", "ip"]
 KINDS: tuple[KindName, ...] = get_args(KindName)
+_PLACEHOLDER = re.compile(r"<?[A-Z]{2,8}(?:_[0-9a-f]{8})?>")
 _CONTEXT = 48  # characters before a find in which its context word stands
 
 
@@ -39,8 +40,12 @@ Finder = Callable[[str], Iterator[Find]]
 
 # --- e-mail ---
 
+# A letter or digit of a script with spaces: in Chinese, Japanese and Korean a word may stand right before an address.
+_LETTER = r"[^\W\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef]"
 _EMAIL = re.compile(
-    r"(?<!\w)\w[\w.%+'-]{0,63}@((?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?!\w)"
+    rf"(?<!{_LETTER}){_LETTER}(?:{_LETTER}|[.%+'-]){{0,63}}@"
+    rf"((?:{_LETTER}(?:(?:{_LETTER}|-){{0,61}}{_LETTER})?\.){{1,8}}(?:xn--[a-z0-9-]{{2,59}}|(?:(?!\d){_LETTER}){{2,24}}))"
+    rf"(?!{_LETTER})"
 )
 # What stands behind an @ and a dot in files' names (icon@2x.png) and products of matrices (x@layer.weight).
 _NO_DOMAINS = re.compile(
@@ -214,7 +219,7 @@ def national_finder(country: str) -> Finder:
         (
             importlib.import_module(f"stdnum.{one.module}").is_valid,
             re.compile(rf"(?<![\w.-])(?:{one.pattern})(?![\w-]|\.\d)", re.ASCII),
-            re.compile(rf"\b(?:{one.words})(?!\w)", re.IGNORECASE),
+            re.compile(rf"(?<![A-Za-z])(?:{one.words})(?![A-Za-z])", re.IGNORECASE),
         )
         for one in NATIONAL[country]
     ]
@@ -231,17 +236,29 @@ def national_finder(country: str) -> Finder:
 
 
 def _before(text: str, place: int) -> str:
-    return text[max(0, place - _CONTEXT) : place]
+    """Returns what stands before a place; a placeholder such as <PHONE> is no word for what follows it."""
+    return _PLACEHOLDER.sub(" ", text[max(0, place - _CONTEXT) : place])
 
 
 # --- phones ---
 
 _PLUS = re.compile(r"(?<![\w+./=-])\+(?:\d|\(\d)[\d ().\xa0/-]{5,22}\d(?![\w-]|[.,]\d)", re.ASCII)
-_LOCAL = re.compile(r"(?<![\w+./=#,-])(?<![\d)] )[(]?\d[\d ().\xa0/-]{5,18}\d(?![\w-]|[.,/:]\d| \d)", re.ASCII)
+_LOCAL = re.compile(
+    r"(?<![\w+./=#,-])(?<![\d)] )(?:\((?=\d{1,6}\)))?\d[\d ().\xa0/-]{5,18}\d(?![\w-]|[.,/:]\d| \d)", re.ASCII
+)
 _PHONE_WORD = re.compile(
     r"\b(?:tel\w*|phone\w*|call\w*|ring|mobile?\w*|cell\w*|fax|whatsapp|sms|text me|hotline|handy|ruf\w*|contact)\b",
     re.IGNORECASE,
 )
+
+
+def _written_as_phone(said: str) -> bool:
+    """Says whether digits that no word names are in three groups, or in two behind a trunk 0 or an area's parenthesis.
+
+    Else 4000/2000 and 60000 - 10800 are numbers of Brazil and India, and 0.30412 is one of Germany.
+    """
+    groups = re.findall(r"\d+", said)
+    return len(groups) > 2 or (len(groups) == 2 and said[0] in "0(" and "." not in said)
 
 
 def phone_finder(regions: Sequence[str]) -> Finder:
@@ -268,8 +285,9 @@ def phone_finder(regions: Sequence[str]) -> Finder:
         leniency = Leniency.VALID if named else Leniency.STRICT_GROUPING
         for region in regions:
             for match in PhoneNumberMatcher(candidate, region, leniency=leniency, max_tries=4):
-                e164 = phonenumbers.format_number(match.number, phonenumbers.PhoneNumberFormat.E164)
-                return match.start, match.end, e164
+                if named or _written_as_phone(match.raw_string):
+                    e164 = phonenumbers.format_number(match.number, phonenumbers.PhoneNumberFormat.E164)
+                    return match.start, match.end, e164
         return None
 
     def find(text: str) -> Iterator[Find]:
@@ -279,7 +297,7 @@ def phone_finder(regions: Sequence[str]) -> Finder:
                     yield Find("phone", match.start(), match.end(), e164)
         for match in _LOCAL.finditer(text) if regions else ():
             named = _PHONE_WORD.search(_before(text, match.start())) is not None
-            if not named and re.fullmatch(r"[\d.]+", match[0]):
+            if not named and not re.search(r"\d\)?[ \xa0/-]", match[0]):
                 continue
             if (found := regional(match[0], named)) is not None:
                 yield Find("phone", match.start() + found[0], match.start() + found[1], found[2])
@@ -290,7 +308,7 @@ def phone_finder(regions: Sequence[str]) -> Finder:
 # --- IP ---
 
 _IPV4 = re.compile(r"(?<![\w.])(?<!\w/)(?<!\d-)(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\w)", re.ASCII)
-_IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
+_IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
 _VERSION_WORD = re.compile(r"\b(?:v|ver|version|release|rev|build|section|chapter|clause|rule|§)\.?[ :=]{0,3}$", re.I)
 _HOST_WORD = re.compile(r"(?:\b(?:ip|ipv4|address|addr|host|server|dns|ping|gateway|from|peer|client)\b|://|@)", re.I)
 _SMALL = 32  # versions and numbers of sections have parts below it
@@ -324,7 +342,7 @@ def find_ips(text: str, reserved: bool = False) -> Iterator[Find]:
 
 _BODY = r"[A-Za-z0-9_-]"
 _KEYS = [
-    re.compile(pattern)
+    re.compile(pattern, re.ASCII)
     for pattern in (
         r"(?<!\w)(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}(?!\w)",  # Amazon
         r"(?<!\w)gh[pousr]_[A-Za-z0-9]{36,255}(?!\w)",  # GitHub
@@ -351,6 +369,8 @@ _PEM = re.compile(
     r"(?:(?:\s|\\[nr]){0,8}-----END [A-Z0-9 ]{0,40}KEY(?: BLOCK)?-----)?"
 )
 _PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/:@<>]{1,64}:([^\s/:@<>]{3,64})(?=@[\w.-])")
+# What manuals write in place of a password.
+_NO_PASSWORD = re.compile(r"pass(?:w(?:or)?d)?|pwd|secret|token|\W+|.*[\[\]{}$*].*|x+", re.IGNORECASE)
 _ASSIGNED = re.compile(
     r"(?:api[_ -]?key|secret(?:[_ -]?key)?|token|passw(?:or)?d|pwd|credentials?|(?:access|private|auth)[_ -]?key)"
     r"[\"'`]?(?:\s{0,3}(?::=|=>|[:=])\s{0,3}| is )[\"'`]?([\w+/=~-]{16,256})(?![\w(.\[])"
@@ -371,7 +391,8 @@ def find_keys(text: str) -> Iterator[Find]:
             yield Find("key", match.start(), match.end(), match[0])
     if "://" in text:
         for match in _PASSWORD_IN_URL.finditer(text):
-            yield Find("key", match.start(1), match.end(1), match[1])
+            if not _NO_PASSWORD.fullmatch(match[1]):
+                yield Find("key", match.start(1), match.end(1), match[1])
     for match in _ASSIGNED.finditer(text):
         group = match.lastindex or 1
         if _random(match[group]):

@@ -36,7 +36,12 @@ _AROUND = 80  # characters on each side of a find that an example shows
 
 
 def _as_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """Splits at commas: the text of an option, and each of several."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return [part.strip() for whole in value for part in whole.split(",")]
+    return value
 
 
 def _as_codes(value: Any) -> Any:
@@ -56,7 +61,9 @@ class Scrub(RowTool):
         default_factory=lambda: ["key", "email", "iban", "card", "phone", "ip"]
     )
     """What is looked for: `key`, `email`, `iban`, `card`, `phone`, `ip`, and `national`, which needs `countries`."""
-    columns: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    columns: Annotated[
+        list[str] | None, BeforeValidator(lambda names: _as_list(names) if isinstance(names, str) else names)
+    ] = None
     """The columns whose texts are scrubbed; by default every text of a row."""
     replace: Literal["mask", "pseudonym", "drop"] = "mask"
     """`mask` writes `<EMAIL>`; `pseudonym` writes `<EMAIL_3f2a91c0>`, the same for the same address in all files under

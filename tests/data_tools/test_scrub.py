@@ -32,6 +32,10 @@ FOUND = [
     ("write to jo.o+x@mail.uni-ulm.de.", "write to <EMAIL>."),
     ("(müller@büro.de, жанна@почта.рф)", "(<EMAIL>, <EMAIL>)"),
     ("- ann@corp.io\n-bob@corp.io", "- <EMAIL>\n-<EMAIL>"),
+    (
+        "他是ann@corp.io。邮箱ann@corp.io，地址8.8.4.4。密钥AKIAIOSFODNN7EXAMPLE。",
+        "他是<EMAIL>。邮箱<EMAIL>，地址<IP>。密钥<KEY>。",
+    ),
     ("card 4111 1111 1111 1111, 378282246310005", "card <CARD>, <CARD>"),
     ("5555-5555-5555-4444", "<CARD>"),
     ("4111 1111 1111 1111 123, 4111111111111111 12/27", "<CARD> 123, <CARD> 12/27"),
@@ -81,11 +85,20 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
 
 
 def test_phones_without_a_plus_need_a_region() -> None:
-    text = "Call (650) 253-0000, or 6502530000. Table: 6502530000 6502530001"
+    text = "Call (650) 253-0000, or 6502530000. Table: 6502530000 (650253001)"
     assert scrubbed(text) == text
     assert scrubbed(text, regions="us").startswith("Call <PHONE>, or <PHONE>.")
+    assert scrubbed("(650-253-0000)", regions="gb,us") == "(<PHONE>)"
+    sums = "4000/2000 = 2, 60000 - 10800 = 49200, 3000-1200, 0.304120 0.282791"
+    assert scrubbed(sums, regions="BR,IN,DE") == sums
     with pytest.raises(PosttrainError, match="no region 'XX'"):
         scrubbed(text, regions=["XX"])
+
+
+def test_a_placeholder_is_no_word_for_what_follows() -> None:
+    assert scrubbed("call 650-253-0000; 6502530001 rows", regions="US") == "call <PHONE>; <PHONE> rows"
+    text = "<PHONE> 6502530000, <IP> 1.2.3.4"
+    assert scrubbed(text, regions="US") == text
 
 
 def test_national_numbers_need_check_digits_and_a_word() -> None:
