@@ -47,6 +47,7 @@ def saved_model(path: Path) -> "LM":
     class SavedModel(LM):
         draws_itself = True
         draws = None
+        longest = None
         shared = SimpleNamespace(record=None)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:

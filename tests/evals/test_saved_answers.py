@@ -50,6 +50,13 @@ def test_right_answers_are_right_however_they_are_joined(tmp_path: Path, rows: l
     assert not scored(tmp_path, rows).done  # they are not scored twice
 
 
+@pytest.mark.parametrize("what", ["skip", "error"])
+def test_no_item_is_too_long_for_who_has_answered_it(tmp_path: Path, what: str) -> None:
+    rows = [{"id": row["id"], "completion": row["answer"]} for row in ROWS]
+    report = scored(tmp_path, rows, more=f"too_long: {what}\n")
+    assert [line.metrics[0].value for line in report.done] == [1]
+
+
 def test_what_cannot_be_joined_is_counted_and_named(tmp_path: Path) -> None:
     rows = [
         {"id": "sum/0", "completion": "0"},
