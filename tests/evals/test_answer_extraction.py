@@ -140,11 +140,10 @@ def test_a_comparison_that_never_ends_is_undecided_and_the_next_goes_on():
     assert verifier.restarts == 1
 
 
-@pytest.mark.parametrize("bomb", ["$2^{10^{10}} + 1$", r"$\begin{pmatrix}1&2\\3&4\end{pmatrix}^{10^{9}}$"])
-def test_a_comparison_that_takes_all_memory_is_undecided_and_the_next_goes_on(bomb: str):
+def test_a_comparison_that_takes_all_memory_is_undecided_and_the_next_goes_on():
     # sympy swallows the MemoryError and calls the two different
     with MathVerifier(seconds=60, memory=96 << 20) as verifier:
-        told = list(verifier.compare([("$3$", bomb), ("$3$", "$4$"), ("$3$", "$3$")]))
+        told = list(verifier.compare([("$3$", "$2^{10^{10}} + 1$"), ("$3$", "$4$"), ("$3$", "$3$")]))
     assert told == ["undecided", "different", "equal"]
     assert verifier.restarts == 1
 

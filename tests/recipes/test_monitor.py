@@ -100,11 +100,9 @@ def test_a_run_that_gains_nothing_ends_with_what_it_has(make: Callable[..., Path
     last = run_dir / f"checkpoint-{found['early_stop']['step']}"
     assert checkpoints.weights_hash(run_dir) == checkpoints.weights_hash(last)
     assert max(line["step"] for line in log(run_dir)) == found["early_stop"]["step"]
-    flags = {row.step: row.flags for row in build([run_dir]).rows}
-    assert "the best of" in flags[found["best"]["step"]][-1]
-    assert (
-        f"training ended here, at {found['early_stop']['step']} of 12 steps" in flags[found["early_stop"]["step"]][-1]
-    )
+    badges = {row.step: {badge.text: badge.detail for badge in row.badges} for row in build([run_dir]).rows}
+    assert "the best of" in badges[found["best"]["step"]]["kept as the best"]
+    assert f"at {found['early_stop']['step']} of 12 steps" in badges[found["early_stop"]["step"]]["training ended here"]
 
 
 @pytest.mark.parametrize("scored_before", [False, True])
