@@ -19,12 +19,11 @@ import datetime
 import importlib.metadata
 import platform
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import sysconfig
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -45,14 +44,20 @@ def ours(texts: Sequence[str]) -> tuple[Removals, Candidates, Shingles]:
     wanted = np.zeros(len(texts), bool)
     for some in (candidates.pairs.ravel(), *candidates.buckets):
         wanted[some] = True
-    chosen = np.flatnonzero(wanted)
-    parts = [Shingles.of(split_words([texts[one] for one in block]), 5) for block in blocks(chosen.tolist())]
-    hashes = np.concatenate([part.hashes for part in parts] or [np.zeros(0, np.uint64)])
-    counts = np.concatenate([part.counts for part in parts] or [np.zeros(0, np.int64)])
-    shingles = Shingles(hashes, bounds_of(counts))
+    shingles = shingles_of(texts, np.flatnonzero(wanted).tolist())
     place = np.cumsum(wanted) - 1
     removals = choose_removals(candidates, len(texts), lambda pairs: jaccard(shingles, place[pairs]), THRESHOLD)
     return removals, candidates, shingles
+
+
+def shingles_of(texts: Sequence[str], chosen: Sequence[int]) -> Shingles:
+    """Returns the shingles of some texts, made block by block."""
+    hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for block in blocks(chosen):
+        part = Shingles.of(split_words([texts[one] for one in block]), 5)
+        hashes.append(part.hashes)
+        counts.append(part.counts)
+    return Shingles(np.concatenate(hashes), bounds_of(np.concatenate(counts)))
 
 
 def blocks(values: Sequence) -> Iterator[Sequence]:
@@ -132,19 +137,13 @@ def cpu(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def peak(count: int, folder: Path) -> float:
-    """Returns the growth of memory in bytes a document, in a process of its own that holds the texts before."""
-    script = (
-        "import resource, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[3])\nimport dedup_speed as b\n"
-        "b.ours(b.cut_texts(Path(sys.argv[2]), 2000))\ntexts = b.cut_texts(Path(sys.argv[2]), int(sys.argv[1]))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nb.ours(texts)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(texts))\n"
-    )
-    here = str(Path(__file__).parent)
-    out = subprocess.run(
-        [sys.executable, "-c", script, str(count), str(folder), here], capture_output=True, text=True, check=True
-    )
-    return float(out.stdout)
+def peak(texts: Sequence[str]) -> float:
+    """Returns the most memory that is held at a time beside the texts, in bytes a document, numpy's included."""
+    tracemalloc.start()
+    ours(texts)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most / len(texts)
 
 
 def main() -> int:
@@ -200,10 +199,10 @@ def main() -> int:
     for name, found in rates.items():
         print(f"| {name} | {statistics.median(found):,.0f} | {', '.join(f'{one:,.0f}' for one in found)} |")
     ratio = statistics.median(rates["of them the first 20,000"]) / statistics.median(rates["posttrain, 200,000"])
-    memory = peak(200_000, options.texts)
+    memory = peak(many)
     print(
         f"\nA document of 200,000 costs {ratio:.2f} times one of 20,000; "
-        f"memory grows by {memory:,.0f} bytes a document."
+        f"at most {memory:,.0f} bytes of memory a document."
     )
     failed += ["cost"] if ratio > 1.2 else []
     failed += ["memory"] if memory > 1500 else []
@@ -224,7 +223,6 @@ def main() -> int:
         name: importlib.metadata.version(name) for name in names if not options.without_peers or name == "numpy"
     }
     print(f"\n{datetime.date.today()}, {platform.processor() or platform.machine()}, {versions}")
-    print(f"Largest resident size {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB.")
     if failed:
         print("failed:", ", ".join(failed))
     return int(bool(failed))
