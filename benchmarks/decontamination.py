@@ -207,7 +207,7 @@ def run(items: Sequence[Item], rows: Sequence[str], rate: float) -> list[tuple[i
         source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
         spec = DecontaminateSpec(sources=[SourceSpec(path=str(source))], paraphrase_rate=rate)
         decontaminate(spec, {"gsm8k": items}, Path(folder) / "out")
-        found = read(Path(folder) / "out" / "evidence.jsonl")
+        found = read(Path(folder) / "out" / "evidence.log")
     return [(int(line["row"].rpartition(":")[2]) - 1, int(line["item"]), line["verdict"]) for line in found]
 
 

@@ -22,14 +22,14 @@ from .files import explain_full_disk, write_atomic, write_json
 from .ngrams import split_words, words_in
 from .overlap import RULES, SHORTEST, Item, Overlap, text_of, text_of_turns, usual_n
 from .paraphrases import FEWEST, Near, Nearest, count_words, margin_of_chance
+from .row_tool import json_line
 from .sources import Row, read_rows
 from .spec import SourceSpec
 from .tool import Source, Sources, Tool
+from .tool_report import PAGE, REPORT, render_page
 
 Benchmarks = Mapping[str, Sequence[Item]]
-EVIDENCE = "evidence.jsonl"
-REPORT = "report.json"
-PAGE = "report.html"
+EVIDENCE = "evidence.log"
 COLUMN = "contamination"
 NGRAMS, PARAPHRASE = "n-grams", "possible paraphrase"
 _BATCH = 2048  # rows looked up at a time
@@ -70,7 +70,7 @@ class DecontaminateSpec(Tool):
 
 @dataclass(frozen=True)
 class Finding:
-    """A row that holds or possibly paraphrases a test item: a line of ``evidence.jsonl``.
+    """A row that holds or possibly paraphrases a test item: a line of ``evidence.log``.
 
     Attributes:
         row: Where the row is.
@@ -114,7 +114,7 @@ def read_items(sources: Sequence[SourceSpec]) -> dict[str, list[Item]]:
 def decontaminate(spec: DecontaminateSpec, benchmarks: Benchmarks, output_dir: Path) -> str:
     """Looks for test items in the rows of sources and writes the rows without them.
 
-    Writes a ``.jsonl`` for each source, ``evidence.jsonl`` with a line for each row and item, ``report.json`` and
+    Writes a ``.jsonl`` for each source, ``evidence.log`` with a line for each row and item, ``report.json`` and
     ``report.html``.
 
     Args:
@@ -146,7 +146,8 @@ def decontaminate(spec: DecontaminateSpec, benchmarks: Benchmarks, output_dir: P
         lines = (json.dumps(asdict(finding), ensure_ascii=False) for finding in search.findings)
         write_atomic(output_dir / EVIDENCE, "".join(f"{line}\n" for line in lines))
         write_json(output_dir / REPORT, report)
-        write_atomic(output_dir / PAGE, _page(report))
+        page = render_page("decontaminate.html.jinja", {**report, "shortest": SHORTEST})
+        write_atomic(output_dir / PAGE, page)
     return _in_words(report, output_dir)
 
 
@@ -218,7 +219,7 @@ class _Rows:
                     kept += 1
                     flagged += row.where in marks
                     values = row.values if self.spec.remove else row.values | {COLUMN: marks.get(row.where, [])}
-                    out.write(_json_line(values, row.where))
+                    out.write(json_line(values, row.where))
                 out.flush()
                 os.fsync(out.fileno())
             temporary.replace(folder / name)
@@ -233,14 +234,6 @@ def _file_name(source: SourceSpec, taken: Sequence[str]) -> str:
     stem = re.sub(r"[^\w-]+", "_", Path(source.title.removesuffix(".gz")).stem).strip("_") or "rows"
     names = (f"{stem}.jsonl", *(f"{stem}-{number}.jsonl" for number in range(2, len(taken) + 3)))
     return next(name for name in names if name not in (*taken, EVIDENCE))
-
-
-def _json_line(values: Any, where: str) -> str:
-    try:
-        return json.dumps(values, ensure_ascii=False) + "\n"
-    except TypeError as error:
-        hint = "a clean file is JSON Lines; leave such columns out"
-        raise DataError(f"a column cannot be written as JSON: {error}", where=where, hint=hint) from error
 
 
 class _Search:
@@ -455,14 +448,3 @@ def _in_words(report: dict[str, Any], folder: Path) -> str:
     lines.append(f"planted copies found: {', '.join(shares)}")
     lines.append(str(folder / PAGE))
     return "\n".join(lines)
-
-
-def _page(report: dict[str, Any]) -> str:
-    """Returns the report as a page: one file, every text escaped."""
-    import jinja2
-
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("decontaminate.html.jinja").render(**report, shortest=SHORTEST)

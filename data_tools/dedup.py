@@ -31,7 +31,7 @@ from .tool_report import EXAMPLES, Bar, Example, Plot, Table, Tally, ToolReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LEDGER = "removed.jsonl"
+LEDGER = "removed.log"
 COLUMN = "duplicate_of"
 NEAR = "near"
 HOW = ("exact", "normalised", NEAR)
@@ -41,7 +41,7 @@ _CURVE = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
 
 @dataclass(frozen=True)
 class Removal:
-    """A row that goes: a line of ``removed.jsonl``.
+    """A row that goes: a line of ``removed.log``.
 
     Attributes:
         row: Where it is.
@@ -65,7 +65,7 @@ class Removal:
 class Dedup(TextTool):
     """Removes rows that say what an earlier row says. Who comes first stays: name the better source first.
 
-    Writes ``removed.jsonl`` beside the rows: for each that goes, the row that stays, how alike they are and what they
+    Writes ``removed.log`` beside the rows: for each that goes, the row that stays, how alike they are and what they
     share. ``posttrain data explain`` reads it.
     """
 

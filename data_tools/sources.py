@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Row", "content_hash", "is_hub", "local_files", "read_rows"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # beside Arrow files
+# What stands beside rows in folders that `datasets` and data tools write.
+_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "report.json"}
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",

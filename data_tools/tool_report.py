@@ -221,11 +221,11 @@ class ToolReport:
             "counts": {heading: tally.ranked() for heading, tally in self.tallies.items()},
         }
         write_json(folder / REPORT, values | dict(self.more))
-        write_atomic(folder / PAGE, _page(values))
+        write_atomic(folder / PAGE, render_page("tool_report.html.jinja", values))
 
 
-def _page(values: Mapping[str, Any]) -> str:
-    """Returns the report as a page: one file, every text escaped."""
+def render_page(template: str, values: Mapping[str, Any]) -> str:
+    """Returns a page of a template of this folder: one file, every text escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -236,7 +236,7 @@ def _page(values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template("tool_report.html.jinja").render(**values)
+    return environment.get_template(template).render(**values)
 
 
 def _number(value: Any) -> str:

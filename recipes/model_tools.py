@@ -44,7 +44,7 @@ class Decontaminate(DecontaminateSpec):
     """Takes the rows out of a training set that hold items of tests, and says which, why and where.
 
     The items come from tasks and suites, as they are asked there, and from files. Writes a clean file for each source,
-    ``evidence.jsonl``, ``report.json`` and ``report.html``.
+    ``evidence.log``, ``report.json`` and ``report.html``.
     """
 
     tasks: list[str] = Field([])

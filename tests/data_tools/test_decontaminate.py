@@ -52,7 +52,7 @@ def test_rows_with_items_are_removed_and_all_others_written_as_they_were(tmp_pat
     rows = [*CLEAN[:100], LEAKS[0], *CLEAN[100:200], LEAKS[1], *CLEAN[200:]]
     said = decontaminate(spec_of(write(tmp_path / "train.jsonl", rows)), {"quiz": ITEMS}, tmp_path / "out")
     assert read(tmp_path / "out" / "train.jsonl") == CLEAN
-    evidence = read(tmp_path / "out" / "evidence.jsonl")
+    evidence = read(tmp_path / "out" / "evidence.log")
     assert [(line["row"].split(":")[-1], line["item"], line["verdict"]) for line in evidence] == [
         ("101", "3", "n-grams"),
         ("202", "7", "n-grams"),
@@ -88,7 +88,7 @@ def test_each_run_says_which_planted_copies_it_would_find_and_writes_none_of_the
     assert "verbatim 100%, re-wrapped 100%, re-cased 100%, re-punctuated 100%" in said
     assert "reworded 0%" in said
     assert read(tmp_path / "out" / "train.jsonl") == CLEAN
-    assert not read(tmp_path / "out" / "evidence.jsonl")
+    assert not read(tmp_path / "out" / "evidence.log")
     planted = json.loads((tmp_path / "out" / "report.json").read_text())["planted"]
     assert {(copy["copy"], copy["planted"]) for copy in planted} == {(kind, 43) for kind in COPIES}
 
@@ -122,7 +122,7 @@ def test_a_rewording_is_a_possible_paraphrase_and_no_ngram_hit(tmp_path: Path) -
     said = decontaminate(spec_of(source, paraphrases="flag"), {"quiz": ITEMS}, tmp_path / "out")
     assert "0 of 40 items seen" in said
     assert re.search(r"reworded ([6-9]\d|100)% as possible paraphrases", said)
-    evidence = read(tmp_path / "out" / "evidence.jsonl")
+    evidence = read(tmp_path / "out" / "evidence.log")
     assert {line["verdict"] for line in evidence} == {"possible paraphrase"}
     found = {(int(line["row"].split(":")[-1]), line["item"]) for line in evidence}
     right = {(701 + place, item) for place, item in enumerate(reworded)}

@@ -142,7 +142,7 @@ def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
     kept = dedup(path, tmp_path / "out")
     assert [row["text"] for row in kept[:2]] == [first, second]
     assert len(kept) == 3
-    ledger = read(tmp_path / "out" / "removed.jsonl")
+    ledger = read(tmp_path / "out" / "removed.log")
     assert [(entry["row"].split(":")[-1], entry["kept"].split(":")[-1], entry["how"]) for entry in ledger] == [
         ("3", "1", "normalised"),
         ("4", "2", "near"),
@@ -178,6 +178,13 @@ def test_rows_around_the_threshold_are_shown_before_anyone_trusts_it(tmp_path: P
     assert stay == sorted((round(one, 3) for one in alike if 0 < one < 0.8), reverse=True)
 
 
+def test_what_a_tool_wrote_is_a_source_of_rows_alone(tmp_path: Path) -> None:
+    rows = dedup(write(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"]), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("*.jsonl")] == ["a.jsonl"]
+    Dedup(sources=[SourceSpec(path=str(tmp_path / "out"), name="again")]).run(tmp_path / "twice")
+    assert read(tmp_path / "twice" / "again.jsonl") == rows
+
+
 def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> None:
     draw = random.Random(4)
     texts = [sentence(draw, 30) for _ in range(20)]
@@ -186,7 +193,7 @@ def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> 
     kept = dedup(path, tmp_path / "out", against=[SourceSpec(path=test)])
     assert [row["text"] for row in kept] == [text for text in texts if text not in (texts[3], texts[7])]
     assert sorted(file.name for file in (tmp_path / "out").iterdir() if file.suffix) == [
-        "a.jsonl", "removed.jsonl", "report.html", "report.json",
+        "a.jsonl", "removed.log", "report.html", "report.json",
     ]  # fmt: skip
 
 
