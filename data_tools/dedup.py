@@ -13,10 +13,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .errors import DataError, RowError
 from .files import read_jsonl_log, write_atomic
@@ -71,6 +71,8 @@ class Dedup(TextTool):
 
     against: Sources | None = None
     """Rows that are not written: what is in them goes from the others."""
+    within: bool = True
+    """Whether the rows are compared with each other too; else only with those of `against`."""
     near: bool = True
     """Whether near-duplicates go too; else exact and normalised ones alone."""
     threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.8
@@ -85,6 +87,12 @@ class Dedup(TextTool):
     """Decides the hash functions."""
     remove: bool = True
     """Whether duplicates are left out; else all rows are written, with a column `duplicate_of`."""
+
+    @model_validator(mode="after")
+    def _compares_something(self) -> Self:
+        if not self.within and not self.against:
+            raise ValueError("within: false compares rows only with those of `against`, which is not given")
+        return self
 
     def plan(self, folder: Path) -> Plan:
         """Reads all rows once for their hashes, and those worth comparing again."""
@@ -308,6 +316,8 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     for number, hashes in ((0, texts.exact), (1, texts.words[:, None])):
         first = _first_equal(hashes)
         go = (kept < 0) & (first < np.arange(count))
+        if not spec.within:
+            go &= first < texts.reference
         if number == 1:
             go &= texts.lengths > 0  # texts without words are alike only if they are equal
         kept[go], how[go], similarity[go] = first[go], number, 1.0
@@ -331,6 +341,8 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     def compare(pairs: "NDArray[np.int64]") -> "NDArray[np.float64]":
         alike = jaccard(shingles, place[left[pairs]])
         alike[is_reference[pairs[:, 1]]] = 0  # rows of the reference all stay
+        if not spec.within:
+            alike[~is_reference[pairs[:, 0]]] = 0
         return alike
 
     near = choose_removals(candidates, len(left), compare, spec.threshold)

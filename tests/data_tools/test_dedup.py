@@ -197,6 +197,18 @@ def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_rows_can_be_compared_with_a_reference_alone(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    texts = [sentence(draw, 60) for _ in range(6)]
+    nearly = texts[0] + " and more"
+    test = write(tmp_path / "test.jsonl", [texts[0], texts[1]])
+    path = write(tmp_path / "a.jsonl", [texts[2], nearly, texts[1], texts[2], texts[3] + " x", texts[3], nearly])
+    kept = dedup(path, tmp_path / "out", against=[SourceSpec(path=test)], within=False)
+    assert [row["text"] for row in kept] == [texts[2], texts[2], texts[3] + " x", texts[3]]
+    with pytest.raises(ValueError, match="against"):
+        Dedup(sources=[SourceSpec(path=path)], within=False)
+
+
 def test_duplicates_can_be_marked_instead(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"])
     kept = dedup(path, tmp_path / "out", remove=False)
