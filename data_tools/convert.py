@@ -1,14 +1,16 @@
 """`data convert`: rows of any known or mapped layout as canonical columns, every row that is not one named."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from .conversations import ROLES
-from .errors import RowError
-from .row_tool import Decide, Outcome, RowTool, canonical_reader
+from .errors import DataError, RowError
+from .row_tool import Counts, Decide, Outcome, Plan, RowTool, canonical_reader
 from .sources import Row
 from .spec import Kind, SourceSpec
+from .tool_report import ToolReport
 
 TRIMMED = "turns without an answer cut off the end"
 
@@ -25,6 +27,19 @@ class Convert(RowTool):
     single ones `prompt_completion`."""
     trim: bool = True
     """Whether turns after the last answer are cut off conversations; else such a row is left out, with its reason."""
+
+    def plan(self, folder: Path) -> Plan:
+        """Refuses a source of which nothing is left: its rows are not what they were taken for."""
+
+        def add(report: ToolReport, counts: Mapping[str, Counts]) -> ToolReport:
+            for title, found in counts.items():
+                if not found.kept:
+                    reason, examples = next(iter(found.reasons.examples.items()))
+                    what = f"none of its {found.rows:,} rows can be converted: {examples[0].where}: {reason}"
+                    raise DataError(what, where=title, hint="say what they are with `format:` or a mapping")
+            return report
+
+        return Plan(self.decider, add)
 
     def decider(self, source: SourceSpec) -> Decide:
         """Chooses the format by the source's first rows.

@@ -83,7 +83,7 @@ def _speaks_sharegpt(talk: Any) -> bool:
 
 
 def infer(columns: Values, accepts: Collection[Kind], where: str) -> FormatName:
-    """Decides the format of a source from its columns.
+    """Decides the format of a source from its columns: of several, the one that leaves the least of them unread.
 
     Args:
         columns: A value for each column, gathered from the first rows.
@@ -91,12 +91,14 @@ def infer(columns: Values, accepts: Collection[Kind], where: str) -> FormatName:
         where: The source, for the message.
 
     Raises:
-        DataError: No format fits, or more than one does.
+        DataError: No format fits, or several do of which none reads all that the others read.
     """
     seen = formats_of(columns)
     found: list[FormatName] = [name for name in seen if kind_for(name, accepts)]
-    if len(found) == 1:
-        return found[0]
+    left = {name: unread(columns, name) for name in found}
+    for name in found:
+        if all(left[name] < left[other] for other in found if other != name):
+            return name
     names = listing(columns)
     if found:
         raise DataError(
@@ -110,7 +112,8 @@ def infer(columns: Values, accepts: Collection[Kind], where: str) -> FormatName:
     raise DataError(
         f"its columns ({names}) fit no format",
         where=where,
-        hint=f"rename them with `columns:`, or write a mapping; what is looked for: {known}",
+        hint="rename them with `columns:` (by number, `{0: text, 1: label}`, in a table without a header), or write a "
+        f"mapping; what is looked for: {known}",
     )
 
 

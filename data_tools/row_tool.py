@@ -134,7 +134,8 @@ class RowTool(Tool):
     writes_rows: ClassVar[bool] = True  # else rows are only counted
 
     sources: Sources
-    """The rows. A file is written for each source."""
+    """The rows: paths, or what a recipe may say of a source, '{path: rows.csv, columns: {0: text, 1: label}}'. A file
+    is written for each."""
     output_format: Literal["jsonl", "parquet"] = "jsonl"
     """What the files are."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -185,12 +186,12 @@ class RowTool(Tool):
             folder = work / str(number)
             counts[source.title] = _blocks(source, plan.decider(source), folder, self.writes_rows)
             _check(source, counts[source.title], self.max_bad_share)
+        report = row_report(type(self).__name__.lower(), arguments, counts, files if self.writes_rows else {})
+        report = plan.add(report, counts)
         for number, name in enumerate(files.values() if self.writes_rows else ()):
             join(sorted((work / str(number)).glob("*.jsonl")), output_dir / name)
         for name in plan.files:
             join([work / name], output_dir / name)
-        report = row_report(type(self).__name__.lower(), arguments, counts, files if self.writes_rows else {})
-        report = plan.add(report, counts)
         report.write(output_dir)
         shutil.rmtree(work)
         return "\n".join([*report.summary, str(output_dir / PAGE)])

@@ -40,10 +40,15 @@ def data_suffix(path: Path | str) -> str | None:
     return next((suffix for suffix in READERS if name.endswith(suffix)), None)
 
 
+def _type_of(source: "SourceSpec", file: Path) -> str | None:
+    """Returns what a source says that its files are, or their names."""
+    return f".{source.file_type}" if source.file_type else data_suffix(file)
+
+
 def is_hub(source: "SourceSpec", base_dir: Path) -> bool:
     """Whether a path means a data set on the Hub: an ``org/name`` that is not, and does not look like, a local path."""
     path = source.path
-    if not _HUB_ID.fullmatch(path) or data_suffix(path) or glob.has_magic(path):
+    if not _HUB_ID.fullmatch(path) or data_suffix(path) or source.file_type or glob.has_magic(path):
         return False
     return not (base_dir / path).exists() and not (base_dir / path).parent.exists()
 
@@ -70,13 +75,13 @@ def local_files(source: "SourceSpec", base_dir: Path) -> list[Path]:
             raise DataError("no file matches", where=source.path)
     else:
         raise _not_found(source.path, path, base_dir)
-    unknown = next((file for file in files if data_suffix(file) is None), None)
+    unknown = next((file for file in files if _type_of(source, file) is None), None)
     if unknown is not None:
         types = ", ".join(READERS)
         raise DataError(
             "not a known type of data file",
             where=show_path(unknown, base_dir),
-            hint=f"types are {types}, each also .gz",
+            hint=f"types are {types}, each also .gz; or say with `file_type` what it is",
         )
     if source.split != "train":
         raise DataError(
@@ -122,7 +127,7 @@ def _files_of_split(source: "SourceSpec", folder: Path, base_dir: Path) -> list[
     found = sorted(
         file
         for file in folder.rglob("*")
-        if data_suffix(file) and file.is_file() and file.name not in _NOT_ROWS and not _hidden(file, folder)
+        if _type_of(source, file) and file.is_file() and file.name not in _NOT_ROWS and not _hidden(file, folder)
     )
     splits: dict[str, list[Path]] = {}
     for file in found:
@@ -134,7 +139,7 @@ def _files_of_split(source: "SourceSpec", folder: Path, base_dir: Path) -> list[
         have = ", ".join(sorted(splits)) or ("train" if unnamed else "none")
         what = f"no files of split '{source.split}'" if found else "no data files in this folder"
         raise DataError(what, where=where, hint=f"splits here: {have}" if found else f"types are {', '.join(READERS)}")
-    types = sorted({str(data_suffix(file)) for file in files})
+    types = sorted({str(_type_of(source, file)) for file in files})
     if len(types) > 1:
         raise DataError(
             f"files of several types: {', '.join(types)}",
@@ -172,8 +177,9 @@ def read_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:
 
 def _local_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:
     """Reads file after file."""
+    labelled = _labelled(source)
     for file in local_files(source, base_dir):
-        suffix = data_suffix(file) or ""
+        suffix = _type_of(source, file) or ""
         where = show_path(file, base_dir)
         if suffix != ".txt" and "sample_by" in source.model_fields_set:
             raise DataError("`sample_by` is for .txt files", where=where, hint="remove it")
@@ -181,7 +187,13 @@ def _local_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:
             raise DataError(
                 "numbered `columns` are for .csv and .tsv files", where=where, hint="use the columns' names"
             )
-        yield from READERS[suffix](file, where, source)
+        for row in READERS[suffix](file, where, source):
+            yield row._replace(values=row.values | {"label": file.parent.name}) if labelled else row
+
+
+def _labelled(source: "SourceSpec") -> bool:
+    """Whether the names of folders are the labels of the texts in them."""
+    return source.format == "classification" and source.sample_by == "document"
 
 
 def _renamer(columns: dict[str, str]) -> Any:
@@ -237,7 +249,9 @@ def content_hash(source: "SourceSpec", base_dir: Path) -> str:
         DataError: The source cannot be found.
     """
     if not is_hub(source, base_dir):
-        return hash_json([hash_file(file) for file in local_files(source, base_dir)])
+        files = local_files(source, base_dir)
+        labels = [file.parent.name for file in files] if _labelled(source) else []
+        return hash_json([hash_file(file) for file in files] + labels)
     dataset = _hub_dataset(source)
     origin = sorted(dataset.info.download_checksums or ()) or dataset._fingerprint
     return hash_json([source.path, source.subset, source.split, origin])

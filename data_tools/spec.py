@@ -10,6 +10,7 @@ Kind = Literal["text", "messages", "prompt", "prompt_completion", "preference", 
 FormatName = Literal[
     "text", "messages", "sharegpt", "alpaca", "prompt", "prompt_completion", "preference", "unpaired", "classification"
 ]
+FileType = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]
 
 # The keys that make up a mapping of each kind: those it must have, and those it may have besides.
 MAPPINGS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
@@ -84,6 +85,8 @@ class SourceSpec(Section):
     """The configuration of a Hub dataset that has several."""
     revision: str | None = None
     """The branch, tag or commit of a Hub dataset."""
+    file_type: FileType | None = None
+    """What the files are, where their names say otherwise or nothing, such as `tsv` of a table that is called .txt."""
     format: FormatName | None = None
     """The layout of the columns."""
 
@@ -118,7 +121,7 @@ class SourceSpec(Section):
     limit: Annotated[int, Field(gt=0)] | None = None
     """Reads no more usable rows than this."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
-    """What one row of a .txt file is."""
+    """What one row of a .txt file is. The label of a document of `format: classification` is the name of its folder."""
     columns: Annotated[dict[str, str], BeforeValidator(_string_keys)] | None = None
     """New names for columns, `{name in the file: name that a format knows}`, such as `{question: prompt}`. In a CSV
     without a header the names are numbers from 0."""

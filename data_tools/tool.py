@@ -36,4 +36,11 @@ def _from_path(value: Any) -> Any:
 
 # A path, or a mapping with the keys of a source in `data.train`.
 Source = Annotated[SourceSpec, BeforeValidator(_from_path, json_schema_input_type=str | SourceSpec)]
-Sources = Annotated[list[Source], Field(min_length=1)]
+Sources = Annotated[
+    list[Source],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str | dict | SourceSpec) else value,
+        json_schema_input_type=str | SourceSpec | list[str | SourceSpec],
+    ),
+    Field(min_length=1),
+]

@@ -89,13 +89,17 @@ def _parameters(tool: type["Tool"]) -> list[Parameter]:
     def read_yaml(value: Any) -> Any:
         return parse_scalar(value) if isinstance(value, str) else value  # else it is the default
 
+    def read_source(value: Any) -> Any:
+        return parse_scalar(value) if isinstance(value, str) and value.startswith("{") else value
+
     paths: dict[Any, Any] = {SourceSpec: str, list[Source]: list[str]}
     plain = (bool, int, float, str, str | None, list[str])
     parameters = []
     for key, field in tool.model_fields.items():
         kind, said = field.annotation, field.description
         if kind in paths:
-            annotation = Annotated[paths[kind], typer.Argument(help=said)]
+            sources = typer.Argument(help=said, parser=read_source, metavar=key)
+            annotation = Annotated[paths[kind], sources]
         elif kind in plain or get_origin(kind) is Literal:
             annotation = Annotated[kind, typer.Option(help=said)]
         else:

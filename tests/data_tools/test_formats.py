@@ -419,10 +419,15 @@ def test_what_the_caller_accepts_settles_what_columns_leave_open():
     row = {"text": "a", "label": 1}
     assert infer(row, ["text"], "x") == "text"
     assert infer(row, ["classification"], "x") == "classification"
+    assert infer(row, ["text", "classification"], "x") == "classification"
+    assert infer({**talk(("user", "a")), "label": True}, ["messages", "unpaired"], "x") == "unpaired"
+    assert (
+        infer({**talk(("user", "a")), "chosen": "b", "rejected": "c"}, ["messages", "preference"], "x") == "preference"
+    )
     with pytest.raises(
-        DataError, match=r"x: its columns \(text, label\) fit more than one format: classification, text"
+        DataError, match=r"x: its columns \(instruction, output, text\) fit more than one format: alpaca"
     ):
-        infer(row, ["text", "classification"], "x")
+        infer({"instruction": "a", "output": "b", "text": "a b"}, ["text", "messages"], "x")
 
 
 @pytest.mark.parametrize(

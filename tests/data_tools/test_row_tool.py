@@ -195,6 +195,13 @@ def test_a_chat_that_ends_before_an_answer_loses_its_last_turns(tmp_path: Path) 
     assert [entry["count"] for entry in found["Left out"]] == [1]
 
 
+def test_a_source_of_which_nothing_can_be_converted_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Hi", "chosen": ["a", "b"], "rejected": ["c", "d"]}] * 3)
+    with pytest.raises(DataError, match=r"none of its 3 rows can be converted: .*a\.jsonl:1: chosen is neither text"):
+        Convert(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
+    assert not (tmp_path / "out" / "a.jsonl").exists()
+
+
 def test_converted_rows_are_read_as_what_they_were_before(tmp_path: Path) -> None:
     rows = [{"instruction": "Add", "input": "1 and 2", "output": "3"}, {"instruction": "Say", "output": "no"}]
     path = write(tmp_path / "a.jsonl", rows)

@@ -101,6 +101,30 @@ def test_a_folder_with_splits_gives_the_one_asked_for(tmp_path: Path):
         local_files(spec("d/val.jsonl", split="test"), tmp_path)
 
 
+def test_documents_are_labelled_by_their_folders(tmp_path: Path):
+    for name in ("neg/1.txt", "neg/2.txt", "pos/1.txt"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).write_text(f"A film.\nIt is {name}.")
+    keys = {"format": "classification", "sample_by": "document"}
+    assert [row["label"] for row in values(tmp_path, "films", **keys)] == ["neg", "neg", "pos"]
+    assert values(tmp_path, "films", **keys)[2]["text"] == "A film.\nIt is pos/1.txt."
+    assert "label" not in values(tmp_path, "films", sample_by="document")[0]
+    before = content_hash(spec("films", **keys), tmp_path)
+    (tmp_path / "films" / "pos").rename(tmp_path / "films" / "rave")
+    assert content_hash(spec("films", **keys), tmp_path) != before
+
+
+def test_a_file_is_read_as_what_the_source_says_it_is(tmp_path: Path):
+    (tmp_path / "pairs.txt").write_text('Quality\t#1 String\n1\tHe said "no\n')
+    (tmp_path / "rows.dat").write_bytes(jsonl(ROWS))
+    columns = {"Quality": "label", "#1 String": "text"}
+    assert values(tmp_path, "pairs.txt", file_type="tsv", columns=columns) == [{"label": "1", "text": 'He said "no'}]
+    assert values(tmp_path, "rows.dat", file_type="jsonl") == ROWS
+    assert not is_hub(spec("org/rows", file_type="jsonl"), tmp_path)
+    with pytest.raises(DataError, match=r"not a known type of data file; .*or say with `file_type`"):
+        rows(tmp_path, "rows.dat")
+
+
 def test_the_hash_of_a_source_follows_its_bytes(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     first = content_hash(spec("a.jsonl"), tmp_path)

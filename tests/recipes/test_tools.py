@@ -83,6 +83,26 @@ def test_a_wrong_argument_on_the_command_line_is_one_line_and_exit_two(tmp_path:
     assert (result.returncode, result.stderr) == (2, "no tool 'tokeniser'; did you mean 'tokenizer'?\n")
 
 
+def test_a_source_on_the_command_line_says_what_a_recipe_may_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("good film,1\nbad film,0\n")
+    Path("other.txt").write_text("good film\n")
+    with pytest.raises(SystemExit, match="0"):
+        run_command("convert", "{path: rows.csv, columns: {0: text, 1: label}}", "other.txt", "-o", "out")
+    assert Path("out/rows.jsonl").read_text().splitlines()[1] == '{"text": "bad film", "label": "0"}'
+    assert Path("out/other.jsonl").exists()
+    with pytest.raises(SpecError, match=r"sources\[0\].colums: unknown key; did you mean 'columns'"):
+        run_command("convert", "{path: rows.csv, colums: {0: text}}")
+    with pytest.raises(SystemExit, match="2"):
+        run_command("convert", "{path: rows.csv")
+    assert "not valid YAML" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        run_command("dedup", "out", "--against", "other.txt", "-o", "deduped")
+    assert Path("deduped/out.jsonl").read_text() == '{"text": "bad film", "label": "0"}\n'
+
+
 OWN = '''
 from posttrain.data_tools.tool import Tool
 
