@@ -34,12 +34,13 @@ from posttrain.data_tools.ngrams import bounds_of, split_words, words_in
 
 BANDS = Bands()
 THRESHOLD = 0.8
+CORE = "numpy"
 BLOCK = 4096
 
 
 def ours(texts: Sequence[str]) -> tuple[Removals, Candidates, Shingles]:
     """Finds what goes, as `data dedup` does: band keys of all texts, then shingles of those worth comparing."""
-    keys = np.concatenate([BANDS.keys(Shingles.of(split_words(block), 5)) for block in blocks(texts)])
+    keys = np.concatenate([BANDS.keys(split_words(block, CORE), 5, CORE) for block in blocks(texts)])
     candidates = Candidates.of(keys)
     wanted = np.zeros(len(texts), bool)
     for some in (candidates.pairs.ravel(), *candidates.buckets):
@@ -54,7 +55,7 @@ def shingles_of(texts: Sequence[str], chosen: Sequence[int]) -> Shingles:
     """Returns the shingles of some texts, made block by block."""
     hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for block in blocks(chosen):
-        part = Shingles.of(split_words([texts[one] for one in block]), 5)
+        part = Shingles.of(split_words([texts[one] for one in block], CORE), 5)
         hashes.append(part.hashes)
         counts.append(part.counts)
     return Shingles(np.concatenate(hashes), bounds_of(np.concatenate(counts)))

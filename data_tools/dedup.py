@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from .errors import DataError, RowError
 from .files import read_jsonl_log, write_atomic
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard
-from .ngrams import bounds_of, mix_bits, split_words, words_in
+from .ngrams import Core, bounds_of, fastest_core, mix_bits, split_words, words_in
 from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
 from .sources import Row
 from .spec import SourceSpec
@@ -35,6 +35,7 @@ LEDGER = "removed.log"
 COLUMN = "duplicate_of"
 NEAR = "near"
 HOW = ("exact", "normalised", NEAR)
+_WARM = 2  # blocks after which the compiled core is worth its start
 _SHOWN = 500  # characters of a row that the ledger quotes
 _CURVE = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
 
@@ -173,6 +174,7 @@ class _Texts:
         lengths: How many words each has, shape (texts,).
         keys: Of its bands, shape (texts, bands).
         reference: How many texts belong to the reference.
+        core: What hashes them, but for the first blocks.
     """
 
     def __init__(self, spec: Dedup, folder: Path):
@@ -181,8 +183,10 @@ class _Texts:
         self.readers = [(source, spec.reader(source)) for source in [*(spec.against or ()), *spec.sources]]
         parts: list[dict[str, Any]] = []
         self.counts = []
+        self.core: Core = "numpy"
         for number, texts in self._blocks():
             path = folder / f"{len(parts):06}.npz"
+            self.core = fastest_core() if len(parts) >= _WARM else "numpy"
             if not path.exists():
                 buffer = io.BytesIO()
                 hashes: Any = self._hashes(texts)
@@ -200,6 +204,11 @@ class _Texts:
     def __len__(self) -> int:
         return len(self.words)
 
+    @property
+    def slow(self) -> bool:
+        """Whether another core would have been faster."""
+        return self.core == "numpy" and len(self.counts) > _WARM
+
     def _blocks(self) -> Iterator[tuple[int, list[tuple[str, str]]]]:
         """Yields source numbers and blocks of usable texts, each with where it is."""
         for number, (source, read) in enumerate(self.readers):
@@ -214,13 +223,13 @@ class _Texts:
                 yield number, texts
 
     def _hashes(self, texts: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":
-        words = split_words([text for _, text in texts])
+        words = split_words([text for _, text in texts], self.core)
         digests = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for _, text in texts]
         return {
             "exact": np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2),
             "words": mix_bits(words.sums_of(words.bounds[:-1], words.counts) + words.counts.astype(np.uint64)),
             "lengths": words.counts.astype(np.int32),
-            "keys": self.bands.keys(Shingles.of(words, self.spec.n))
+            "keys": self.bands.keys(words, self.spec.n, self.core)
             if self.bands.bands
             else np.zeros((len(texts), 0), np.uint64),
         }
@@ -238,7 +247,7 @@ class _Texts:
         hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         rows = self.read(wanted)
         while some := [text for *_, text in itertools.islice(rows, BLOCK_ROWS)]:
-            part = Shingles.of(split_words(some), self.spec.n)
+            part = Shingles.of(split_words(some, self.core), self.spec.n)
             hashes.append(part.hashes)
             counts.append(part.counts)
         return Shingles(np.concatenate(hashes), bounds_of(np.concatenate(counts)))
@@ -399,6 +408,9 @@ def _least_alike(removals: Sequence[Removal]) -> Tally:
     return Tally({name: len(examples)}, {name: examples}) if examples else Tally()
 
 
+_NUMBA = " (numba takes half of the time: pip install 'posttrain[fast]')"
+
+
 def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: Tally, below: Tally) -> ToolReport:
     """Adds what the comparison found."""
     sizes = np.bincount(found.kept[found.kept >= 0], minlength=1)
@@ -409,6 +421,9 @@ def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: T
     summary = [*report.summary]
     words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
     summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")
+    summary.append(
+        f"words were hashed by {texts.core}{_NUMBA if texts.slow else ''}; the outcome does not depend on it"
+    )
     if spec.near and found.near is not None:
         equal = int((found.how[found.kept >= 0] < HOW.index(NEAR)).sum())
         curve = [

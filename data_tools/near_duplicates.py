@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ngrams import Words, bounds_of, mix_bits, ngrams
+from .ngrams import Core, Words, bounds_of, integer_powers, mix_bits, ngrams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,21 +55,12 @@ class Shingles:
     @classmethod
     def of(cls, words: Words, n: int) -> "Shingles":
         """Returns the distinct word n-grams of each text; all words of one that is shorter are one shingle."""
-        hashes, bounds = ngrams(words, n)
-        counts = np.diff(bounds)
-        short = np.flatnonzero((counts == 0) & (words.counts > 0))
-        if len(short):
-            whole = mix_bits(
-                words.sums_of(words.bounds[short], words.counts[short]) + words.counts[short].astype(np.uint64)
-            )
-            hashes = np.insert(hashes, bounds[short], whole)
-            counts[short] = 1
+        hashes, counts = _all_shingles(words, n)
         values, sizes = [], []
         ends = bounds_of(counts)
         for begin in range(0, len(counts), _MANY):
             some = counts[begin : begin + _MANY]
-            part = mix_bits(hashes[ends[begin] : ends[begin + len(some)]])
-            keys = _numbered(part >> np.uint64(64 - _BITS), some)
+            keys = _numbered(hashes[ends[begin] : ends[begin + len(some)]], some)
             keys.sort()
             first = np.ones(len(keys), bool)
             first[1:] = keys[1:] != keys[:-1]
@@ -86,6 +77,20 @@ class Shingles:
         bounds = bounds_of(counts)
         places = np.arange(int(bounds[-1])) + np.repeat(self.bounds[texts] - bounds[:-1], counts)
         return Shingles(self.hashes[places], bounds)
+
+
+def _all_shingles(words: Words, n: int) -> tuple["Hashes", "Integers"]:
+    """Hashes every word n-gram, as often as it stands there; returns how many each text has too."""
+    hashes, bounds = ngrams(words, n)
+    counts = np.diff(bounds)
+    short = np.flatnonzero((counts == 0) & (words.counts > 0))
+    if len(short):
+        whole = mix_bits(
+            words.sums_of(words.bounds[short], words.counts[short]) + words.counts[short].astype(np.uint64)
+        )
+        hashes = np.insert(hashes, bounds[short], whole)
+        counts[short] = 1
+    return mix_bits(hashes) >> np.uint64(64 - _BITS), counts
 
 
 @dataclass(frozen=True)
@@ -106,23 +111,35 @@ class Bands:
         """Returns with what probability a pair of so large a similarity is looked at."""
         return 1 - (1 - similarity**self.rows) ** self.bands
 
-    def keys(self, shingles: Shingles) -> "Hashes":
-        """Hashes each band of each text's signature, shape (texts, bands); a text without shingles has zeros.
+    def keys(self, words: Words, n: int, core: Core = "numpy") -> "Hashes":
+        """Hashes each band of each text's signature, shape (texts, bands); a text without words has zeros.
 
         The hash functions are ``a x + b`` modulo 2^64 with odd a, of which the upper half is compared.
+
+        Args:
+            words: The texts.
+            n: Words of a shingle.
+            core: What does it.
         """
         draw = np.random.default_rng(self.seed)
         count = self.bands * self.rows
         factors = (draw.integers(0, 1 << 63, count, dtype=np.uint64) << np.uint64(1)) | np.uint64(1)
         offsets = draw.integers(0, 1 << 63, count, dtype=np.uint64)
-        keys = np.zeros((len(shingles), self.bands), np.uint64)
-        filled = np.flatnonzero(shingles.counts)
-        starts = shingles.bounds[filled]
+        if core == "numba":
+            from .compiled import band_keys
+
+            powers = integer_powers(n)[0, :n].copy()
+            return band_keys(words.hashes, words.bounds, powers, (factors, offsets), self.rows, int(_BITS))
+        # A shingle that stands twice has the least hash of none else, so that all are hashed, not the distinct ones.
+        hashes, counts = _all_shingles(words, n)
+        keys = np.zeros((len(words), self.bands), np.uint64)
+        filled = np.flatnonzero(counts)
+        starts = bounds_of(counts)[filled]
         begin = 0
         while begin < len(filled):
             end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + _BLOCK)))
             first = starts[begin]
-            part = shingles.hashes[first : starts[end] if end < len(filled) else None]
+            part = hashes[first : starts[end] if end < len(filled) else None]
             places = starts[begin:end] - first
             hashed = np.empty_like(part)
             block = np.zeros((self.bands, end - begin), np.uint64)

@@ -10,11 +10,12 @@ depend on n, and no text is looped over in Python. Two different n-grams of 10‚Å
 """
 
 import functools
+import importlib.util
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Hashes = NDArray[np.uint64]
     Integers = NDArray[np.int64]
 
+Core = Literal["numpy", "numba"]
+"""What hashes many texts; the hashes are the same."""
 _SPARSE = 5  # bits by which the table of an index is larger than it has n-grams
 CHUNK = 1 << 19  # bytes hashed at a time: what prefix sums of it need stays in the cache of a core
 
@@ -102,19 +105,30 @@ def words_in(text: str) -> list[str]:
     return re.findall(r"[\w]+", normalise(text).lower())
 
 
-def split_words(texts: Sequence[str]) -> Words:
+def fastest_core() -> Core:
+    """Returns the faster one of those that are installed."""
+    return "numba" if importlib.util.find_spec("numba") else "numpy"
+
+
+def split_words(texts: Sequence[str], core: Core = "numpy") -> Words:
     """Splits texts into words and hashes each.
 
     Args:
         texts: Any strings; a lone surrogate is a word's character like another.
+        core: What does it.
 
     Returns:
         Their words, in order.
     """
+    hash_words = _hash_words
+    if core == "numba":
+        from . import compiled
+
+        hash_words = functools.partial(compiled.hash_words, lookup=_LOOKUP, base=_BASE)
     hashes, counts = [], []
     for chunk in _chunks(texts):
         starts = bounds_of(np.array([len(part) + 1 for part in chunk]))
-        found, begins = _hash_words(b"\n".join([b"", *chunk, b""]))
+        found, begins = hash_words(b"\n".join([b"", *chunk, b""]))
         hashes.append(found)
         counts.append(np.diff(np.searchsorted(begins, starts)))
     if not counts:

@@ -80,7 +80,7 @@ def test_pairs_are_looked_at_as_often_as_the_formula_says() -> None:
         pairs.append((text, changed(draw, text, 0.06)))
     found = looked = expected = 0
     for a, b in pairs:
-        keys = bands.keys(Shingles.of(split_words([a, b]), 5))
+        keys = bands.keys(split_words([a, b]), 5)
         looked += bool((keys[0] == keys[1]).any())
         expected += bands.recall(similarity(a, b))
         found += 1
@@ -92,8 +92,9 @@ def test_pairs_are_looked_at_as_often_as_the_formula_says() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_every_text_that_goes_is_like_one_that_stays(seed: int) -> None:
     texts = some_texts(seed, 100)
-    shingles = Shingles.of(split_words(texts), 5)
-    candidates = Candidates.of(Bands(60, 3).keys(shingles))
+    words = split_words(texts)
+    shingles = Shingles.of(words, 5)
+    candidates = Candidates.of(Bands(60, 3).keys(words, 5))
     found = choose_removals(candidates, len(texts), lambda pairs: jaccard(shingles, pairs), 0.7)
     gone = np.flatnonzero(found.kept >= 0)
     assert len(gone) > 15
