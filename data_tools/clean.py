@@ -1,6 +1,7 @@
 """`data clean`: rows that rules find bad go, each with the rule's name; for web text, chats and code."""
 
 import ast
+import dataclasses
 import itertools
 import re
 import statistics
@@ -8,11 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from .errors import DataError, RowError
+from .languages import MIN_PROBABILITY, check_codes, identifier, model_version
 from .ngrams import words_in
 from .row_tool import Decide, Outcome, TextTool, canonical_reader
 from .sources import Row, read_rows
@@ -48,6 +50,8 @@ class Thresholds(WebThresholds):
     """Code: whether a file that says it is generated goes."""
     syntax: bool = True
     """Code: whether Python goes that cannot be parsed, by the grammar of the Python that runs this."""
+    min_language_probability: float | None = MIN_PROBABILITY
+    """Languages: the least probability of a text's language; of less it is `und`, undetermined."""
 
 
 def _as_list(value: Any) -> Any:
@@ -62,8 +66,11 @@ class Clean(TextTool):
     Several are applied in turn. C4's cut lines out of texts, which is counted apart from rows left out.
     """
 
-    presets: Annotated[list[Preset], Field(min_length=1), BeforeValidator(_as_list)]
+    presets: Annotated[list[Preset], BeforeValidator(_as_list)] = Field([])
     """Which rules, in turn: one or several of `gopher`, `c4`, `fineweb` (also with `_datatrove`), `chat`, `code`."""
+    languages: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    """Languages whose rows stay, such as `en,de`. Texts of fewer than 50 letters beside code and addresses, and those
+    of which the model is not sure, are of the language `und`, which is named where they should stay."""
     thresholds: Thresholds | None = None
     """Thresholds other than the presets' own, such as `{min_words: 20, max_bullet_lines: null}`; `null` is off."""
     python: bool | None = None
@@ -71,17 +78,30 @@ class Clean(TextTool):
     remove: bool = True
     """Whether such rows are left out; else all are written as they are, with a column `clean_reasons`."""
 
+    @model_validator(mode="after")
+    def _has_rules(self) -> Self:
+        if not self.presets and not self.languages:
+            raise ValueError("name `presets`, `languages` or both")
+        return self
+
     @property
     def limits(self) -> Thresholds:
         """Returns the thresholds, the presets' own where none is named."""
         return self.thresholds or Thresholds()
 
+    def identity(self) -> str | None:
+        """Returns the model of languages, if it decides."""
+        return model_version() if self.languages else None
+
     def decider(self, source: SourceSpec) -> Decide:
         """Refuses presets that do not fit the source's rows.
 
         Raises:
-            DataError: Rules for web text meet conversations or short rows, or those for conversations meet texts.
+            DataError: Rules for web text meet conversations or short rows, or those for conversations meet texts; a
+                language is unknown.
         """
+        check_codes(self.languages or ())
+        identify = identifier(self.limits.min_language_probability) if self.languages else None
         self._refuse_unfit(source)
         read = self.reader(source)
         canonical = canonical_reader(source, get_args(Kind)) if {"chat", "code"} & set(self.presets) else None
@@ -97,6 +117,10 @@ class Clean(TextTool):
                     outcomes[place] = Outcome(None, error.reason, error.detail)
             found: dict[int, list[tuple[str, Verdict]]] = {place: [] for place in texts}
             now = dict(texts)
+            told = dict(zip(texts, identify(list(texts.values())), strict=True)) if identify else {}
+            for place, (code, probability) in told.items():
+                wrong = code not in (self.languages or ())
+                found[place] = [("language", Verdict(code, f"probability {probability:.2f}"))] if wrong else []
             for name, check in checks:
                 left = [place for place in now if not (self.remove and found[place] and found[place][-1][1].reason)]
                 verdicts = check([rows[place] for place in left], [now[place] for place in left])
@@ -105,7 +129,9 @@ class Clean(TextTool):
                     if self.remove and verdict.text is not None:
                         now[place] = verdict.text
             for place in texts:
-                outcomes[place] = self._outcome(rows[place], texts[place], now[place], found[place])
+                outcome = self._outcome(rows[place], texts[place], now[place], found[place])
+                groups = {"language": told[place][0]} if told else {}
+                outcomes[place] = dataclasses.replace(outcome, groups=groups)
             return [outcomes[place] for place in range(len(rows))]
 
         return decide

@@ -24,7 +24,7 @@ from .formats import Canonicalize, canonicalizer, choose
 from .sources import Row, content_hash, is_hub, local_files, read_rows
 from .spec import Kind, SourceSpec
 from .tool import Sources, Tool
-from .tool_report import PAGE, REPORT, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
+from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
 
 BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 1 << 24
@@ -43,6 +43,7 @@ class Outcome:
         edits: What was changed in it, by name, with how often.
         measures: Numbers whose distribution the report shows, by name: lengths, scores.
         shown: What examples quote in place of the row, which may hold what no report should.
+        groups: What it belongs to, by what rows are told apart by: ``{"language": "en"}``.
     """
 
     values: dict[str, Any] | None
@@ -51,6 +52,7 @@ class Outcome:
     edits: Mapping[str, int] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
     shown: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
@@ -85,6 +87,7 @@ class Counts:
         reasons: Why the others were not.
         edits: What was changed in those that were.
         measures: Distributions, of all rows that were read.
+        groups: Rows read and rows written of each group, by what rows are told apart by.
     """
 
     rows: int = 0
@@ -92,6 +95,7 @@ class Counts:
     reasons: Tally = field(default_factory=Tally)
     edits: Tally = field(default_factory=Tally)
     measures: dict[str, Spread] = field(default_factory=dict)
+    groups: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def add(self, row: Row, outcome: Outcome) -> None:
         """Counts a row."""
@@ -106,6 +110,13 @@ class Counts:
         for name, count in outcome.edits.items():
             self.edits.add(name, row.where, text, outcome.detail)
             self.edits.counts[name] += count - 1
+        for name, group in outcome.groups.items():
+            self._add_to_group(name, group, 1, int(outcome.values is not None))
+
+    def _add_to_group(self, name: str, group: str, rows: int, kept: int) -> None:
+        counts = self.groups.setdefault(name, {}).setdefault(group, [0, 0])
+        counts[0] += rows
+        counts[1] += kept
 
     def merge(self, other: "Counts") -> None:
         """Adds a later block's."""
@@ -115,6 +126,9 @@ class Counts:
         self.edits.merge(other.edits)
         for name, spread in other.measures.items():
             self.measures.setdefault(name, Spread()).merge(spread)
+        for name, groups in other.groups.items():
+            for group, (rows, kept) in groups.items():
+                self._add_to_group(name, group, rows, kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
@@ -125,7 +139,7 @@ class Counts:
         """Reads what ``to_dict`` gave."""
         reasons, edits = (Tally.from_dict(value[name]) for name in ("reasons", "edits"))
         measures = {name: Spread.from_dict(spread) for name, spread in value["measures"].items()}
-        return cls(value["rows"], value["kept"], reasons, edits, measures)
+        return cls(value["rows"], value["kept"], reasons, edits, measures, value["groups"])
 
 
 class RowTool(Tool):
@@ -363,8 +377,35 @@ def row_report(
     table = Table("Rows", ["source", "file", "rows in", "left out", "rows out", "kept"], rows)
     tallies = {"Left out": total.reasons} | ({"Changed": total.edits} if total.edits.counts else {})
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
+    groups = group_tables(counts, bool(files))
+    plots += [Plot(f"Rows by {name}", name, bars) for name, bars in group_bars(total).items()]
     more = {"files": [dict(zip(("source", "file", "rows", "removed", "kept"), row, strict=False)) for row in rows]}
-    return ToolReport(f"posttrain data {tool}", arguments, summary, [table], plots, tallies, more)
+    return ToolReport(f"posttrain data {tool}", arguments, summary, [table, *groups], plots, tallies, more)
+
+
+def group_tables(counts: Mapping[str, Counts], are_written: bool) -> list[Table]:
+    """Returns for each grouping a table of its groups' rows by source, the largest group first."""
+    tables = []
+    for name in dict.fromkeys(name for found in counts.values() for name in found.groups):
+        rows = []
+        for title, found in counts.items():
+            for group, (read, kept) in _ranked(found.groups.get(name, {})):
+                written = [read - kept, kept, percent(kept, read)] if are_written else []
+                rows.append([title, group, read, percent(read, found.rows), *written])
+        header = ["source", name, "rows in", "share", *(["left out", "rows out", "kept"] if are_written else [])]
+        tables.append(Table(f"By {name}", header, rows))
+    return tables
+
+
+def group_bars(total: Counts) -> dict[str, list[Bar]]:
+    """Returns for each grouping how many rows its groups have."""
+    return {
+        name: [Bar(group, float(read)) for group, (read, _) in _ranked(groups)] for name, groups in total.groups.items()
+    }
+
+
+def _ranked(groups: Mapping[str, Sequence[int]]) -> list[tuple[str, Sequence[int]]]:
+    return sorted(groups.items(), key=lambda item: (-item[1][0], item[0]))
 
 
 def quote(values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from .dedup import Dedup, count_duplicates
 from .errors import RowError
+from .languages import MIN_PROBABILITY, identifier, model_version
 from .row_tool import Counts, Decide, Outcome, Plan, TextTool
 from .sources import Row
 from .spec import SourceSpec
@@ -26,6 +27,12 @@ class StatsSpec(TextTool):
     duplicates: bool = True
     """Whether rows are counted that say what an earlier row says: exact, normalised and near-duplicates, as `dedup`
     finds them."""
+    languages: bool = False
+    """Whether the language of each row is told; `und` is what cannot be told, such as short texts and code."""
+
+    def identity(self) -> Any:
+        """Returns the model of languages, if there is one."""
+        return model_version() if self.languages else None
 
     def counters(self) -> Mapping[str, CountTokens]:
         """Returns by tokenizer's name what counts the tokens of texts."""
@@ -48,6 +55,7 @@ class StatsSpec(TextTool):
     def decider(self, source: SourceSpec) -> Decide:
         """Measures rows; those that no layout reads are named."""
         read, counters = self.reader(source), self.counters()
+        identify = identifier(MIN_PROBABILITY) if self.languages else None
 
         def decide(rows: Sequence[Row]) -> list[Outcome]:
             texts: list[str | RowError] = []
@@ -58,6 +66,7 @@ class StatsSpec(TextTool):
                     texts.append(error)
             good = [text for text in texts if isinstance(text, str)]
             tokens = {name: iter(count(good)) for name, count in counters.items()}
+            languages = iter(identify(good) if identify else ())
             outcomes = []
             for row, text in zip(rows, texts, strict=True):
                 if isinstance(text, RowError):
@@ -67,7 +76,8 @@ class StatsSpec(TextTool):
                 turns = next((len(row.values[name]) for name in _TALKS if isinstance(row.values.get(name), list)), 0)
                 measures |= {TURNS: turns} if turns else {}
                 measures |= {f"tokens, {name}": next(found) for name, found in tokens.items()}
-                outcomes.append(Outcome(row.values, measures=measures))
+                groups = {"language": next(languages)[0]} if identify else {}
+                outcomes.append(Outcome(row.values, measures=measures, groups=groups))
             return outcomes
 
         return decide

@@ -105,12 +105,12 @@ class Stats(StatsSpec):
         """Returns what counts tokens by each of the tokenizers, special ones left aside."""
         return {name: _token_counter(name) for name in self.tokenizers}
 
-    def identity(self) -> list[str]:
-        """Returns the hashes of the tokenizers' files."""
+    def identity(self) -> Any:
+        """Returns the hashes of the tokenizers' files, and what else the figures depend on."""
         from ..evals.checkpoints import tokenizer_hash
         from ..evals.runs import locate
 
-        return [tokenizer_hash(Path(locate(name))) for name in self.tokenizers]
+        return [super().identity(), *[tokenizer_hash(Path(locate(name))) for name in self.tokenizers]]
 
 
 def _token_counter(name: str) -> CountTokens:
