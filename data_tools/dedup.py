@@ -6,16 +6,16 @@ it is a duplicate of a row that stays.
 """
 
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import numpy as np
+import xxhash
 from pydantic import Field, model_validator
 
 from .errors import DataError, RowError
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 LEDGER = "removed.log"
 COLUMN = "duplicate_of"
 NEAR = "near"
-HOW = ("exact", "normalised", NEAR)
+Match = Literal["exact", "normalised", "near"]
+HOW = get_args(Match)
 _WARM = 2  # blocks after which the compiled core is worth its start
 _SHOWN = 500  # characters of a row that the ledger quotes
 _CURVE = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
@@ -74,8 +75,9 @@ class Dedup(TextTool):
     """Rows that are not written: what is in them goes from the others."""
     within: bool = True
     """Whether the rows are compared with each other too; else only with those of `against`."""
-    near: bool = True
-    """Whether near-duplicates go too; else exact and normalised ones alone."""
+    match: Match = "near"
+    """What duplicates are: rows of the same characters (`exact`), of the same words too (`normalised`), or of nearly
+    the same words too (`near`)."""
     threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.8
     """The least similarity of near-duplicates (Jaccard, of the sets of word n-grams)."""
     n: Annotated[int, Field(ge=1, le=32)] = 5
@@ -179,7 +181,7 @@ class _Texts:
 
     def __init__(self, spec: Dedup, folder: Path):
         self.spec = spec
-        self.bands = Bands(spec.bands if spec.near else 0, spec.rows, spec.seed)
+        self.bands = Bands(spec.bands if spec.match == NEAR else 0, spec.rows, spec.seed)
         self.readers = [(source, spec.reader(source)) for source in [*(spec.against or ()), *spec.sources]]
         parts: list[dict[str, Any]] = []
         self.counts = []
@@ -223,10 +225,14 @@ class _Texts:
                 yield number, texts
 
     def _hashes(self, texts: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":
+        digests = [xxhash.xxh3_128_digest(text.encode(errors="surrogatepass")) for _, text in texts]
+        exact = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+        if self.spec.match == "exact":
+            none = np.zeros((len(texts), 0), np.uint64)
+            return {"exact": exact, "words": exact[:, 0], "lengths": np.zeros(len(texts), np.int32), "keys": none}
         words = split_words([text for _, text in texts], self.core)
-        digests = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for _, text in texts]
         return {
-            "exact": np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2),
+            "exact": exact,
             "words": mix_bits(words.sums_of(words.bounds[:-1], words.counts) + words.counts.astype(np.uint64)),
             "lengths": words.counts.astype(np.int32),
             "keys": self.bands.keys(words, self.spec.n, self.core)
@@ -280,8 +286,11 @@ class _Texts:
             if found.kept[place] < 0 or number < references:
                 continue
             other, other_text = kept[int(found.kept[place])]
-            shared = longest_shared(text, other_text)
+            if not _is_duplicate(HOW[found.how[place]], text, other_text):
+                found.kept[place] = -1  # two texts of one hash
+                continue
             how, similarity = HOW[found.how[place]], round(float(found.similarity[place]), 4)
+            shared = longest_shared(text, other_text) if how == NEAR else text
             removal = Removal(where, other, how, similarity, shared[:_SHOWN], text[:_SHOWN], other_text[:_SHOWN])
             entries[number - references].append(removal)
         return entries
@@ -322,7 +331,7 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     """Finds the rows that go: first those equal to an earlier one, then near-duplicates among what is left."""
     count = len(texts)
     kept, how, similarity = np.full(count, -1), np.zeros(count, np.int8), np.zeros(count)
-    for number, hashes in ((0, texts.exact), (1, texts.words[:, None])):
+    for number, hashes in ((0, texts.exact), (1, texts.words[:, None]))[: 1 if spec.match == "exact" else 2]:
         first = _first_equal(hashes)
         go = (kept < 0) & (first < np.arange(count))
         if not spec.within:
@@ -330,13 +339,10 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
         if number == 1:
             go &= texts.lengths > 0  # texts without words are alike only if they are equal
         kept[go], how[go], similarity[go] = first[go], number, 1.0
-    # An exact duplicate of a row that is a normalised one of another stays for neither.
-    while True:
-        again = (kept >= 0) & (kept[kept] >= 0)
-        if not again.any():
-            break
-        kept[again] = kept[kept[again]]
-    if not spec.near:
+    # An exact duplicate of a row that is a normalised one of another is one too.
+    again = (kept >= 0) & (kept[kept] >= 0)
+    how[again], kept[again] = how[kept[again]], kept[kept[again]]
+    if spec.match != NEAR:
         return _Found(kept, how, similarity)
     left = np.flatnonzero(kept < 0)
     candidates = Candidates.of(texts.keys[left])
@@ -372,6 +378,13 @@ def _first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":
     first = np.empty(len(hashes), np.int64)
     first[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]] if len(order) else order
     return first
+
+
+def _is_duplicate(how: Match, text: str, other: str) -> bool:
+    """Confirms by the texts what hashes say; near-duplicates have been compared already."""
+    if how == "exact":
+        return text == other
+    return how == NEAR or words_in(text) == words_in(other)
 
 
 def longest_shared(text: str, other: str) -> str:
@@ -420,11 +433,12 @@ def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: T
     tables = [*report.tables, Table("Duplicates", ["how", "rows"], _by_how(found))]
     summary = [*report.summary]
     words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
-    summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")
-    summary.append(
-        f"words were hashed by {texts.core}{_NUMBA if texts.slow else ''}; the outcome does not depend on it"
-    )
-    if spec.near and found.near is not None:
+    if spec.match != "exact":
+        summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")
+        summary.append(
+            f"words were hashed by {texts.core}{_NUMBA if texts.slow else ''}; the outcome does not depend on it"
+        )
+    if found.near is not None:
         equal = int((found.how[found.kept >= 0] < HOW.index(NEAR)).sum())
         curve = [
             [share, equal + int((found.near.nearness >= share).sum()), f"{100 * texts.bands.recall(share):.1f}%"]

@@ -251,6 +251,28 @@ def test_a_second_call_after_a_kill_ends_with_the_same_bytes(tmp_path: Path, mon
         assert {file.name: file.read_bytes() for file in (tmp_path / f"out{at}").iterdir() if file.suffix} == whole
 
 
+def test_what_counts_as_a_duplicate_is_said(tmp_path: Path) -> None:
+    text = sentence(random.Random(3), 60)
+    rows = [text, text, text.upper(), text.upper(), text + " more", "!", "!", "?"]
+    path = write(tmp_path / "a.jsonl", rows)
+    for match, stays in (("exact", [0, 2, 4, 5, 7]), ("normalised", [0, 4, 5, 7]), ("near", [0, 5, 7])):
+        kept = dedup(path, tmp_path / match, match=match)
+        assert [row["text"] for row in kept] == [rows[place] for place in stays]
+    hows = [(entry["row"].split(":")[-1], entry["how"]) for entry in read(tmp_path / "normalised" / "removed.log")]
+    assert hows == [("2", "exact"), ("3", "normalised"), ("4", "normalised"), ("7", "exact")]
+
+
+@pytest.mark.parametrize("match", ["exact", "normalised"])
+def test_texts_of_one_hash_that_differ_both_stay(tmp_path: Path, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posttrain.data_tools.dedup.xxhash.xxh3_128_digest", lambda text: bytes(16))
+    monkeypatch.setattr("posttrain.data_tools.dedup.mix_bits", lambda values: values * np.uint64(0))
+    rows = ["one text", "another", "one text"]
+    assert [row["text"] for row in dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out", match=match)] == rows[:2]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    [table] = [table["rows"] for table in report["tables"] if table["title"] == "Duplicates"]
+    assert dict(table)["exact"] == 1
+
+
 def test_the_longest_shared_run_is_found() -> None:
     assert longest_shared("a b c d e f g h i j", "x c d e f g h i j y") == "c d e f g h i j"
     assert longest_shared("a b", "b c") == "b"
