@@ -243,7 +243,7 @@ def load(
     first = list(itertools.islice(rows, _LOOK_AHEAD))
     report.format, report.kind = choose(source, first, accepts)
     canonical = canonicalizer(source, report.format, report.kind, unread) if report.kind else None
-    shape = _Shape(source, report, template)
+    shape = Shape(source, report, template)
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         assert canonical is not None, "a row that can be read has a format"
@@ -304,7 +304,7 @@ def batched(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[s
         yield batch
 
 
-class _Shape:
+class Shape:
     """Keeps the rows of a source alike: prompts all text or all messages, margins all there or none.
 
     What reads the examples decides by one of them how to tokenise all. Prompts are text in a raw source, messages under
@@ -317,6 +317,7 @@ class _Shape:
         self._margin: bool | None = None
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Returns canonical columns as those of the first rows are; raises RowError where they cannot be made so."""
         if self._source.raw:
             example = self._flat(example)
         prompt = example.get("prompt")

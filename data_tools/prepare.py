@@ -227,7 +227,7 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
                 places.append([where for where, _ in batch])
                 yield [row for _, row in batch]
 
-        with StoreWriter(folder) as writer, _progress_shown(f"tokenising {source.title}") as advance:
+        with StoreWriter(folder) as writer, progress_shown(f"tokenising {source.title}") as advance:
             for batch in encode_batches(reading.encoder, batches(), reading.num_proc):
                 where = places.pop(0)
                 for number, error in sorted(batch.dropped.items()):
@@ -254,7 +254,7 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
 
 
 @contextmanager
-def _progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
     """Shows rows and tokens done on a terminal, and nothing elsewhere."""
     import sys
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from ..chat_templates.errors import PosttrainError
+from .dataset import DataReport
 from .errors import DataError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
 from .formats import Canonicalize, canonicalizer, choose
@@ -200,7 +201,7 @@ class RowTool(Tool):
             folder = work / str(number)
             counts[source.title] = _blocks(source, plan.decider(source), folder, self.writes_rows)
             _check(source, counts[source.title], self.max_bad_share)
-        report = row_report(type(self).__name__.lower(), arguments, counts, files if self.writes_rows else {})
+        report = row_report(_snake(type(self).__name__), arguments, counts, files if self.writes_rows else {})
         report = plan.add(report, counts)
         for number, name in enumerate(files.values() if self.writes_rows else ()):
             join(sorted((work / str(number)).glob("*.jsonl")), output_dir / name)
@@ -209,6 +210,11 @@ class RowTool(Tool):
         report.write(output_dir)
         shutil.rmtree(work)
         return "\n".join([*report.summary, str(output_dir / PAGE)])
+
+
+def _snake(name: str) -> str:
+    """Returns what a tool is called on the command line, from its class."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def _refuse_own(sources: Sequence[SourceSpec], outputs: Sequence[Path]) -> None:
@@ -266,13 +272,19 @@ def _turns(value: Any) -> list[str]:
     return [turn["content"] for turn in value or () if isinstance(turn.get("content"), str)]
 
 
-def canonical_reader(source: SourceSpec, kinds: Collection[Kind], unread: "Counter[str] | None" = None) -> Canonicalize:
+def canonical_reader(
+    source: SourceSpec,
+    kinds: Collection[Kind],
+    unread: "Counter[str] | None" = None,
+    shape: Callable[[SourceSpec, DataReport], Canonicalize] | None = None,
+) -> Canonicalize:
     """Returns what makes a row's columns canonical, by the layout of the source's first rows.
 
     Args:
         source: The source.
         kinds: What the rows may become; the first that fits.
         unread: Counts what is not read.
+        shape: Gives what changes canonical columns further, as ``dataset.Shape`` does for a model's training.
 
     Raises:
         DataError: No layout fits, or none of the first rows can be read.
@@ -281,7 +293,11 @@ def canonical_reader(source: SourceSpec, kinds: Collection[Kind], unread: "Count
     name, kind = choose(source, first, kinds)
     if kind is None:
         raise DataError("none of its first rows can be read", where=source.title)
-    return canonicalizer(source, name, kind, unread)
+    canonical = canonicalizer(source, name, kind, unread)
+    if shape is None:
+        return canonical
+    reshape = shape(source, DataReport(kind=kind, format=name))
+    return lambda values: reshape(canonical(values))
 
 
 def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:

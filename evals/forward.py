@@ -163,24 +163,42 @@ def token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int) ->
         For each row the sum over its scored tokens of the negative log-likelihood, and of the entropy of the model's
         prediction, in nats, float64 ``[rows]``.
     """
+    found = _token_sums(model, rows, first, batch_size, entropy=True)
+    return found[:, 0], found[:, 1]
+
+
+def negative_log_likelihoods(model: Any, rows: Rows, first: Sequence[int], batch_size: int) -> "np.ndarray":
+    """Scores tokens as :func:`token_sums` does, in half the time, without the entropy.
+
+    Returns:
+        For each row the sum over its scored tokens of the negative log-likelihood in nats, float64 ``[rows]``.
+    """
+    return _token_sums(model, rows, first, batch_size, entropy=False)[:, 0]
+
+
+def _token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int, *, entropy: bool) -> "np.ndarray":
     import numpy as np
     import torch
 
     def read(i: int, logits: "torch.Tensor") -> tuple[float, float]:
         targets = torch.as_tensor(rows[i][first[i] :], device=logits.device)
-        return _sums(logits[:-1], targets)
+        return _sums(logits[:-1], targets, entropy=entropy)
 
-    found = np.array(run(model, rows, batch_size, read, first=[place - 1 for place in first]), dtype=np.float64)
-    return found[:, 0], found[:, 1]
+    found = run(model, rows, batch_size, read, first=[place - 1 for place in first])
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
-def _sums(logits: "torch.Tensor", targets: "torch.Tensor") -> tuple[float, float]:
+def _sums(logits: "torch.Tensor", targets: "torch.Tensor", *, entropy: bool) -> tuple[float, float]:
     """Sums negative log-likelihood and entropy over ``[tokens, vocabulary]`` logits, in nats, a part at a time."""
-    nll = entropy = 0.0
+    nll = uncertainty = 0.0
     rows = max(1, _LOGIT_CHUNK // logits.shape[-1])
     for at in range(0, len(targets), rows):
-        log_p = logits[at : at + rows].float().log_softmax(-1)
-        nll -= log_p.gather(-1, targets[at : at + rows, None]).double().sum().item()
+        part, wanted = logits[at : at + rows].float(), targets[at : at + rows, None]
+        if not entropy:
+            nll += (part.logsumexp(-1) - part.gather(-1, wanted)[:, 0]).double().sum().item()
+            continue
+        log_p = part.log_softmax(-1)
+        nll -= log_p.gather(-1, wanted).double().sum().item()
         p = log_p.exp()
-        entropy -= (p * log_p.masked_fill(p == 0, 0.0)).sum(-1).double().sum().item()  # 0 log 0 = 0
-    return nll, entropy
+        uncertainty -= (p * log_p.masked_fill(p == 0, 0.0)).sum(-1).double().sum().item()  # 0 log 0 = 0
+    return nll, uncertainty

@@ -297,8 +297,8 @@ def gguf_types(path: Path) -> set[str]:
         raise EvalError(f"cannot read the GGUF file: {first_line(error)}", where=str(path)) from error
 
 
-def load_language_model(source: str) -> LoadedModel:
-    """Loads a checkpoint that is to write text onto the accelerator, if there is one.
+def load_language_model(source: str, dtype: str = "auto") -> LoadedModel:
+    """Loads a checkpoint that is to read or write text onto the accelerator, if there is one.
 
     Raises:
         EvalError: It cannot be loaded, or is a classifier.
@@ -306,7 +306,7 @@ def load_language_model(source: str) -> LoadedModel:
     import torch
 
     device = torch.accelerator.current_accelerator(check_available=True)
-    loaded = load_model(source, device=device and str(device))
+    loaded = load_model(source, device=device and str(device), dtype=dtype)
     loaded.needs_language_model(source)
     return loaded
 

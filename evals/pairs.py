@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
-from .forward import token_sums
+from .forward import negative_log_likelihoods
 from .heldout import fingerprint, items_of_rows, read, written
 from .models import LoadedModel, load_model
 from .records import Metric, Result, parquet
@@ -197,4 +197,5 @@ def _length_note(rows: Sequence[dict[str, Any]]) -> str:
 def _log_p(model: Any, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], size: int) -> "np.ndarray":
     """Returns the log-probability of each answer behind its prompt, in nats, float64 ``[n]``."""
     first = [max(1, len(prompt)) for prompt, _ in sequences]
-    return -token_sums(model, [[*prompt, *answer] for prompt, answer in sequences], first, size)[0]
+    rows = [[*prompt, *answer] for prompt, answer in sequences]
+    return -negative_log_likelihoods(model, rows, first, size)

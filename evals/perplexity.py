@@ -146,9 +146,14 @@ def define(spec: PerplexitySpec, suite: SuiteSpec) -> Text:
 
 def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Tokenises documents, each behind the token that is its first context, if the tokenizer has one."""
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    before = [] if prefix is None else [prefix]
+    before = first_context(tokenizer)
     return [before + ids for ids in TextEncoder(tokenizer).texts(texts)]
+
+
+def first_context(tokenizer: Any) -> list[int]:
+    """Returns the token that a text is scored behind: BOS, or EOS where there is none; nothing where neither is."""
+    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [] if prefix is None else [prefix]
 
 
 def windows(length: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:

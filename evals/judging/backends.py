@@ -21,7 +21,7 @@ from ...data_tools.generate import Sampling, ends_of, generate
 from ..answers import Answer, AnswerSet
 from ..checkpoints import model_hash, weights_hash
 from ..errors import EvalError, SuiteError
-from ..forward import token_sums
+from ..forward import negative_log_likelihoods
 from ..judges import Judge
 from ..runs import known_record, lineage, rewards_of, run_of
 from ..shared_context import Scorer
@@ -381,8 +381,8 @@ def label_logs(
 
     def plain(numbers: Sequence[int]) -> list[tuple[float, bool]]:
         rows = [[*requests[i][0], *requests[i][1]] for i in numbers]
-        nll, _ = token_sums(loaded.model, rows, [len(requests[i][0]) for i in numbers], batch_size)
-        return [(-value, False) for value in nll]
+        first = [len(requests[i][0]) for i in numbers]
+        return [(-value, False) for value in negative_log_likelihoods(loaded.model, rows, first, batch_size)]
 
     scorer = Scorer(loaded.model, max(len(prompt) + len(label) for prompt, label in requests), batch_size)
     logs = np.array([log for log, _ in scorer.logs(requests, plain)])
