@@ -155,6 +155,13 @@ class RowTool(Tool):
     """What the files are."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
     """The largest share of a source's rows that may be unreadable; those are left out."""
+    executor: Literal["local", "slurm", "ray"] | None = Field(default=None, exclude=True)
+    """Who decides on the rows: by default this process, else the tasks of datatrove's executor of that name (`pip
+    install 'posttrain[datatrove]'`). The rows are the same. All machines must see the sources and the folder."""
+    tasks: Annotated[int, Field(ge=1)] = Field(default=1, exclude=True)
+    """Tasks of the executor. Where a task has files to itself it reads those alone, else all of them."""
+    executor_options: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Arguments of datatrove's executor, such as `{workers: 2}` or `{partition: cpu, time: "2:00:00"}`."""
 
     def decider(self, source: SourceSpec) -> Decide:
         """Returns what decides on the rows of a source, a block of readable ones at a time.
@@ -197,9 +204,13 @@ class RowTool(Tool):
         _refuse_own(self.sources, [output_dir / name for name in files.values()])
         counts: dict[str, Counts] = {}
         plan = self.plan(work)
+        blocks = Blocks(self.sources, plan.decider, work, self.writes_rows)
+        if self.executor is not None:
+            self._run_tasks(self.executor, blocks, work)
         for number, source in enumerate(self.sources):
-            folder = work / str(number)
-            counts[source.title] = _blocks(source, plan.decider(source), folder, self.writes_rows)
+            if self.executor is None:
+                blocks.settle(number)
+            counts[source.title] = blocks.gather(number)
             _check(source, counts[source.title], self.max_bad_share)
         report = row_report(_snake(type(self).__name__), arguments, counts, files if self.writes_rows else {})
         report = plan.add(report, counts)
@@ -210,6 +221,14 @@ class RowTool(Tool):
         report.write(output_dir)
         shutil.rmtree(work)
         return "\n".join([*report.summary, str(output_dir / PAGE)])
+
+    def _run_tasks(self, executor: str, blocks: "Blocks", work: Path) -> None:
+        try:
+            from .executors import run_tasks
+        except ImportError as error:
+            hint = "pip install 'posttrain[datatrove]'"
+            raise DataError(f"needs the package '{error.name}'", where="executor", hint=hint) from error
+        run_tasks(blocks, executor, self.tasks, self.executor_options, work / f"{executor}-{self.tasks}")
 
 
 def _snake(name: str) -> str:
@@ -321,19 +340,111 @@ def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:
         yield block
 
 
-def _blocks(source: SourceSpec, decide: Decide, folder: Path, writes_rows: bool) -> Counts:
-    """Decides on the blocks that a killed call has not finished; returns the counts of all."""
-    total = Counts()
-    for number, block in enumerate(blocks_of(source)):
-        path = folder / f"{number:06}.jsonl"
-        known = read_json(path.with_suffix(".json"))  # written after the rows, so the rows are there
-        if known is None:
-            lines, counts = settle(block, decide)
-            if writes_rows:
-                write_atomic(path, "".join(lines))
-            write_json(path.with_suffix(".json"), known := counts.to_dict())
-        total.merge(Counts.from_dict(known))
-    return total
+def parts_of(source: SourceSpec) -> list[SourceSpec]:
+    """Returns a source as its files, each read for itself; what must be read from its beginning is one part.
+
+    Raises:
+        DataError: The source cannot be found.
+    """
+    files = [] if source.limit is not None or is_hub(source, Path()) else local_files(source, Path())
+    if len(files) < 2:
+        return [source]
+    return [source.model_copy(update={"path": str(file), "split": "train"}) for file in files]
+
+
+class Blocks:
+    """The blocks of all sources, each decided on by whoever's it is, and what was written of them.
+
+    A block is two files of the folder: its rows, and then its counts. When a part of a source has been read to its end,
+    a third says how many blocks and rows it has. ``gather`` believes no other.
+
+    Args:
+        sources: The sources.
+        decider: Gives what decides on the rows of a source.
+        folder: Where the files are.
+        writes_rows: Whether rows are written.
+    """
+
+    def __init__(
+        self, sources: Sequence[SourceSpec], decider: Callable[[SourceSpec], Decide], folder: Path, writes_rows: bool
+    ):
+        self.sources, self.decider, self.folder, self.writes_rows = sources, decider, folder, writes_rows
+        self.parts = [parts_of(source) for source in sources]
+
+    def __call__(self, task: int, tasks: int) -> dict[str, int]:
+        """Settles the blocks of one of several tasks, of all sources; returns how many rows those hold."""
+        return {"rows": sum(self.settle(number, task, tasks) for number in range(len(self.sources)))}
+
+    def settle(self, number: int, task: int = 0, tasks: int = 1) -> int:
+        """Decides on the blocks of a source that are a task's and that no killed call has finished.
+
+        Where there are enough files, a task has every so-manieth of them, else every so-manieth block.
+
+        Returns:
+            How many rows the task's blocks hold.
+        """
+        first = sum(map(len, self.parts[:number]))
+        by_part = sum(map(len, self.parts)) >= tasks
+        decide: Decide | None = None
+        rows = 0
+        for place, part in enumerate(self.parts[number]):
+            if by_part and (first + place) % tasks != task:
+                continue
+            stem = self.folder / str(number) / f"{place:06}"
+            known = self._settled(stem)
+            if known is not None:
+                rows += known if by_part else 0
+                continue
+            decide = decide or self.decider(self.sources[number])
+            read = block_number = 0
+            for block_number, block in enumerate(blocks_of(part), start=1):
+                read += len(block)
+                if by_part or block_number % tasks == task:
+                    rows += len(block)
+                    self._settle(block, decide, stem.with_name(f"{stem.name}-{block_number:06}.jsonl"))
+            write_json(stem.with_suffix(".json"), {"blocks": block_number, "rows": read})
+        return rows
+
+    def _settle(self, block: Sequence[Row], decide: Decide, path: Path) -> None:
+        if read_json(path.with_suffix(".json")) is not None:  # written after the rows, so the rows are there
+            return
+        lines, counts = settle(block, decide)
+        if self.writes_rows:
+            write_atomic(path, "".join(lines))
+        write_json(path.with_suffix(".json"), counts.to_dict())
+
+    def _settled(self, stem: Path) -> int | None:
+        """Returns how many rows a part holds, if it has been read and all of its blocks are there."""
+        known = read_json(stem.with_suffix(".json"))
+        if known is None or not all(path.exists() for path in _counts_of(stem, known["blocks"])):
+            return None
+        return known["rows"]
+
+    def gather(self, number: int) -> Counts:
+        """Returns the counts of a source.
+
+        Raises:
+            PosttrainError: Blocks or rows are missing: a task has not ended, or the source has changed meanwhile.
+        """
+        total = Counts()
+        for place in range(len(self.parts[number])):
+            stem = self.folder / str(number) / f"{place:06}"
+            known = read_json(stem.with_suffix(".json")) or {"blocks": 0, "rows": None}
+            before = total.rows
+            for path in _counts_of(stem, known["blocks"]):
+                found = read_json(path)
+                if found is not None:
+                    total.merge(Counts.from_dict(found))
+            if total.rows - before != known["rows"]:
+                decided, path = total.rows - before, self.parts[number][place].path
+                what = f"{decided:,} of {known['rows'] or 'an unknown number of'} rows of {path} were decided on"
+                hint = "run the same command again: finished blocks are kept"
+                raise PosttrainError(what, where=self.sources[number].title, hint=hint)
+        return total
+
+
+def _counts_of(stem: Path, blocks: int) -> list[Path]:
+    return [stem.with_name(f"{stem.name}-{number:06}.json") for number in range(1, blocks + 1)]
 
 
 def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:

@@ -1,0 +1,70 @@
+"""For each data tool a small call that works, on which kills, hostile files and executors are tried."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.data_tools.row_tool import RowTool
+from posttrain.recipes.tools import TOOLS, load_tool
+
+# What is not tried, and why.
+ALONE = {"explain": "it reads what dedup wrote, and writes nothing"}
+EVERY = [name for name in TOOLS if name not in ALONE]
+
+# What a tool needs beside its sources; a new one that needs something says it here.
+NEEDS: dict[str, Sequence[str]] = {
+    "answers": ("--model", "{model}", "--max-new-tokens", "3", "--batch-size", "4"),
+    "best_of_n": ("--policy", "{model}", "--reward", "{reward}", "--n", "2", "--max-new-tokens", "3", "--limit", "4"),
+    "clean": ("--presets", "c4"),
+    "decontaminate": ("--items", "{items}"),
+    "scrub": ("--replace", "pseudonym", "--seed", "secret"),
+    "tokenizer": ("--vocab-size", "300"),
+}
+_PROMPTS = ("answers", "best_of_n")  # read prompts
+_REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(str(text))) for text in completions]\n"
+
+
+def row_tools() -> list[str]:
+    """Returns the tools that look at rows block by block."""
+    return [name for name in EVERY if issubclass(load_tool(name), RowTool)]
+
+
+def rows_of(name: str, count: int = 70) -> list[dict[str, Any]]:
+    """Returns rows that a tool can use: documents, some of them twice, almost twice, or with something to be found."""
+    draw = random.Random(0)
+    words = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be", "by", "have"]
+    words += [f"{first}{second}" for first in ("par", "lin", "gor", "set") for second in ("ton", "mer", "ding", "ical")]
+    texts = []
+    for number in range(count):
+        sentences = [" ".join(draw.choices(words, k=draw.randint(9, 15))).capitalize() + "." for _ in range(9)]
+        text = "\n".join(sentences)
+        if number % 7 == 3:
+            text = texts[-1]
+        elif number % 7 == 5:
+            text = texts[-1].replace(".", " indeed.", 1)
+        elif number % 7 == 6:
+            text += f"\nWrite to anna.{number}@firm.org for more. function() {{ lorem ipsum }}"
+        texts.append(text)
+    return [
+        {"prompt": text[:40], "id": number} if name in _PROMPTS else {"text": text, "id": number}
+        for number, text in enumerate(texts)
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> Path:
+    """Writes JSON Lines; a row that is bytes stays as it is."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def needs(name: str, folder: Path, model: Callable[[], Path]) -> list[str]:
+    """Returns the arguments beside the sources, and writes the files that they name into a folder."""
+    items = write_rows(folder / "items.jsonl", [{"text": row["text"]} for row in rows_of("clean")[:3]])
+    (folder / "reward.py").write_text(_REWARD)
+    values = {"items": str(items), "reward": f"{folder / 'reward.py'}:reward"}
+    if any("{model}" in part for part in NEEDS.get(name, ())):
+        values["model"] = str(model())
+    return [part.format(**values) if "{" in part else part for part in NEEDS.get(name, ())]
