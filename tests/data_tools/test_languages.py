@@ -1,6 +1,7 @@
 """Languages: told where the text says enough, undetermined where it does not, and counted in reports."""
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def test_texts_are_told_apart_and_what_says_too_little_is_undetermined() -> None
     assert [code for code, _ in identify(list(TEXTS.values()))] == list(TEXTS)
     assert [code for code, _ in identify(TOO_LITTLE)] == [UNDETERMINED] * len(TOO_LITTLE)
     assert all(0.7 <= probability <= 1 for _, probability in identify(list(TEXTS.values())))
+
+
+def test_many_texts_are_classified_as_the_package_classifies_each() -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    draw = random.Random(1)
+    words = [word for text in [*TEXTS.values(), "ÇA VA", "Ωμέγα", "\ud83d", "e\u0301te"] for word in text.split()]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(40))) for _ in range(60)]
+    texts += [*TEXTS.values(), *[text.upper() for text in TEXTS.values()], "", "¤"]
+    own = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    model = languages._model()
+    for together in (texts, texts[:1], texts[::-1]):
+        for text, place, probability in zip(together, *model.classify(together), strict=True):
+            code, expected = own.classify(text)
+            assert (model.codes[place], float(probability)) == (code, pytest.approx(expected, abs=1e-4))
+    assert len(model.classify([])[0]) == 0
 
 
 def test_what_stands_around_prose_does_not_count() -> None:
