@@ -1,14 +1,15 @@
 """Rows of a source to canonical rows: reads, converts, counts what had to be dropped and says why."""
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .columns import answer_messages
-from .errors import DataError, RowError
+from .errors import DataError, RowError, missing_column
 from .formats import canonicalizer, choose
 from .mix import Share
 from .sources import Row, read_rows
@@ -22,6 +23,7 @@ _ALL_BAD = 100  # first rows that, if none is usable, end the reading of a sourc
 _EXAMPLES = 3
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 4_000_000
+NUMBERS = "\0numbers"  # no column is called so
 _Read = TypeVar("_Read")
 
 
@@ -158,6 +160,25 @@ class SourceSummary:
 
 
 @dataclass(frozen=True)
+class PhaseSummary:
+    """What a phase of a schedule holds.
+
+    Attributes:
+        rows: Rows that begin in it.
+        documents: Rows of the sources in it.
+        tokens: Their tokens.
+        target: The shares of its tokens that were asked for, ``[sources]``.
+        share: The shares that were reached, ``[sources]``.
+    """
+
+    rows: int
+    documents: int
+    tokens: int
+    target: tuple[float, ...]
+    share: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class PreparedReport:
     """What a prepared set holds.
 
@@ -168,6 +189,8 @@ class PreparedReport:
         loss_tokens: Those that carry loss. The first of a sequence never does, since nothing predicts it.
         fill: Tokens over rows times ``max_length``; None without packing.
         rows_without_loss: Rows on which nothing is learnt; only pieces of split conversations can be such.
+        order: The order of training rows in words; empty for evaluation rows and where there are phases.
+        phases: The phases of a schedule, which follow each other; empty without one.
     """
 
     sources: tuple[SourceSummary, ...]
@@ -176,6 +199,8 @@ class PreparedReport:
     loss_tokens: int
     fill: float | None
     rows_without_loss: int
+    order: str = ""
+    phases: tuple[PhaseSummary, ...] = ()
 
     def check(self, max_bad_share: float) -> None:
         """Stops a run that lost more than a stated share of a source, as ``DataReport.check`` does."""
@@ -195,7 +220,22 @@ class PreparedReport:
     @property
     def notes(self) -> list[str]:
         """What a user should know of how the rows of each source were read."""
-        return [f"{source.name}: {note}" for source in self.sources for note in source.notes]
+        return [f"{source.name}: {note}" for source in self.sources for note in source.notes] + self.order_notes
+
+    @property
+    def order_notes(self) -> list[str]:
+        """The order of the rows, where they are not shuffled, in sentences."""
+        notes = [f"order: {self.order}"] if self.order not in ("", "shuffled") else []
+        before = 0
+        for number, phase in enumerate(self.phases, 1):
+            shares = ", ".join(
+                f"{source.name} {share:.2%} of tokens (asked {target:.2%})"
+                for source, share, target in zip(self.sources, phase.share, phase.target, strict=True)
+                if share or target
+            )
+            notes.append(f"phase {number}, from row {before:,}: {phase.rows:,} rows, {phase.tokens:,} tokens: {shares}")
+            before += phase.rows
+        return notes
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for ``run.json``, with the total of ``dropped``."""
@@ -206,6 +246,10 @@ class PreparedReport:
         """Reads what ``to_dict`` gave."""
         fields: dict[str, Any] = {name: item for name, item in value.items() if name != "dropped"}
         fields["sources"] = tuple(SourceSummary(**source) for source in value["sources"])
+        fields["phases"] = tuple(
+            PhaseSummary(**{**phase, "target": tuple(phase["target"]), "share": tuple(phase["share"])})
+            for phase in value.get("phases", ())
+        )
         return cls(**fields)
 
 
@@ -217,6 +261,7 @@ def load(
     template: "ChatTemplate | None" = None,
     report: DataReport | None = None,
     max_bad_share: float = 0.02,
+    numbers: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads a source as training examples, in order and with bounded memory.
 
@@ -228,6 +273,7 @@ def load(
             assistant, unless the source is ``raw``: what is trained is what a chat with the model will be.
         report: Is filled in while rows are read; complete when the iterator ends.
         max_bad_share: The largest share of the rows that may be dropped.
+        numbers: Columns of numbers that are to be kept, as a list of floats under ``NUMBERS``.
 
     Yields:
         Where the row is, and its canonical columns as ``formats.canonicalizer`` describes them.
@@ -247,7 +293,9 @@ def load(
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         assert canonical is not None, "a row that can be read has a format"
-        return shape(canonical(row))
+        if not numbers:
+            return shape(canonical(row))
+        return {**shape(canonical(row)), NUMBERS: [_number(row, column) for column in numbers]}
 
     for where, example in usable(itertools.chain(first, rows if canonical else ()), convert, report, max_bad_share):
         report.literal += template is not None and _spells(example, template.special_tokens)
@@ -256,8 +304,25 @@ def load(
             break
     if template and template.renders_names:
         del unread["message key name"]
+    for column in numbers:
+        del unread[f"column {column}"]
     report.unread = dict(unread)
     report.check(max_bad_share)
+
+
+def _number(row: dict[str, Any], column: str) -> float:
+    """Returns the number in a column that rows are weighed or ordered by; tables of text spell theirs out."""
+    if column not in row:
+        problem = missing_column(column, row)
+        raise RowError(f"{problem.reason} of data.order or row_weight", problem.detail)
+    value = row[column]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"no number in column '{column}'", f"it has {str(value)[:60]!r}")
+    return number
 
 
 def usable(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates import ChatTemplate, fingerprint
 from .cache import get_or_build
-from .dataset import DataReport, PreparedReport, batched, load
+from .dataset import NUMBERS, DataReport, PreparedReport, batched, load
 from .errors import DataError
 from .examples import PARTS, Encoder, LossOn, encode_batches
 from .files import hash_json
@@ -78,8 +78,9 @@ def prepare(
       prompt-completion rows;
     * ``classification``: ``input_ids``, ``label`` as the source has it.
 
-    Training rows are mixed and shuffled as ``mix`` describes, each weighing the tokens that a model reads for it (a
-    pair: its prompt twice); evaluation rows all come once, in order, and ``tokens`` does not apply to them.
+    Training rows are mixed as ``mix`` describes, each weighing the tokens that a model reads for it (a pair: its prompt
+    twice), and ordered as ``order`` or ``schedule`` says; evaluation rows all come once, in order, and ``tokens`` does
+    not apply to them.
     ``bfd_split`` and ``wrapped`` cut long documents without losing a token, so ``too_long`` only applies to ``bfd`` and
     to rows that are not packed.
 
@@ -119,10 +120,11 @@ def prepare(
     encoder = Encoder(tokenizer, template, loss_on, kind, _cut_to(plan, tokenizer))
     reading = _Reading(base_dir, tuple(accepts), spec.max_bad_share, encoder, cache_dir, num_proc)
     contents = tuple(content_hash(source, base_dir) for source in sources)
-    names = [_source_key(source, content, reading) for source, content in zip(sources, contents, strict=True)]
+    columns = [_number_columns(spec, source) if split == "train" else () for source in sources]
+    names = [_source_key(*each, reading) for each in zip(sources, contents, columns, strict=True)]
 
     def build(folder: Path) -> dict[str, Any]:
-        examples = [_tokenised(source, name, reading) for source, name in zip(sources, names, strict=True)]
+        examples = [_tokenised(*each, reading) for each in zip(sources, names, columns, strict=True)]
         return write_rows(plan, examples, folder / ROWS_FILE, spec.max_bad_share).to_dict()
 
     titles = [source.title for source in sources]
@@ -145,8 +147,16 @@ def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strateg
     if split == "eval":
         return Plan(max_length, packing, spec.too_long, mixed=False, **bounds)
     weights = None if spec.mix == "concat" else tuple(source.weight for source in spec.train)
-    bounds["temperature"] = spec.temperature or 1.0
+    bounds |= {"temperature": spec.temperature or 1.0, "phases": spec.phases}
+    bounds["order"] = spec.order if spec.order.by != "shuffled" else None
+    row_weights = tuple(source.row_weight for source in spec.train)
+    bounds["row_weights"] = row_weights if any(row_weights) else ()
     return Plan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed, **bounds)
+
+
+def _number_columns(spec: "DataSpec", source: "SourceSpec") -> tuple[str, ...]:
+    """Names the columns by whose numbers the rows of a source are weighed and ordered."""
+    return tuple(dict.fromkeys(column for column in (source.row_weight, spec.order.column) if column is not None))
 
 
 def _cut_to(plan: Plan, tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -171,17 +181,19 @@ class _Reading:
     num_proc: int
 
 
-def _source_key(source: "SourceSpec", content: str, reading: _Reading) -> str:
-    """Names the tokens of one source; weight and name change none of them."""
+def _source_key(source: "SourceSpec", content: str, columns: tuple[str, ...], reading: _Reading) -> str:
+    """Names the tokens of one source, and the columns of numbers beside them; weights and name change none of them."""
     encoder = reading.encoder
     decides = {
         "version": CACHE_VERSION,
         "content": content,
-        "source": source.model_dump(mode="json", exclude={"weight", "name"}),
+        "source": source.model_dump(mode="json", exclude={"weight", "row_weight", "name"}),
         "tokenizer": _tokenizer_hash(encoder.tokenizer),
         "template": fingerprint(encoder.template, encoder.tokenizer) if encoder.template else None,
         "accepts": reading.accepts,
     }
+    if columns:
+        decides["numbers"] = columns
     if encoder.kind is None:
         return "tokens-" + hash_json(decides | {"loss_on": encoder.loss_on})
     return "examples-" + hash_json(decides | {"kind": encoder.kind, "cut_to": encoder.cut_to})
@@ -203,7 +215,7 @@ def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hash_json([rules, special, tokenizer.eos_token_id, bool(getattr(tokenizer, "split_special_tokens", False))])
 
 
-def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
+def _tokenised(source: "SourceSpec", key: str, columns: tuple[str, ...], reading: _Reading) -> Examples:
     """Reads and tokenises a source, or finds its tokens."""
     kind = reading.encoder.kind
 
@@ -217,14 +229,17 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
             template=reading.encoder.template,
             report=report,
             max_bad_share=reading.max_bad_share,
+            numbers=columns,
         )
         places: list[list[str]] = []
+        numbers: list[list[list[float]]] = []
         types: dict[str, dict[str, str]] = {}
         cut = 0
 
         def batches() -> Iterator[list[dict[str, Any]]]:
             for batch in batched(rows):
                 places.append([where for where, _ in batch])
+                numbers.append([row.pop(NUMBERS) for _, row in batch] if columns else [])
                 yield [row for _, row in batch]
 
         with StoreWriter(folder) as writer, progress_shown(f"tokenising {source.title}") as advance:
@@ -237,7 +252,9 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
                 kept = [place for number, place in enumerate(where) if number not in batch.dropped]
                 repeats = batch.lengths.size // max(1, len(kept))  # parts of all examples of a row
                 kept = [place for place in kept for _ in range(repeats)]
-                writer.append(batch.ids, batch.loss, batch.lengths.ravel(), kept, batch.fields)
+                given = [row for number, row in enumerate(numbers.pop(0)) if number not in batch.dropped]
+                given = [row for row in given for _ in range(len(batch.lengths) // len(given))]
+                writer.append(batch.ids, batch.loss, batch.lengths.ravel(), kept, batch.fields, given)
                 cut += batch.cut
                 advance(len(where), len(batch.ids))
         report.add(ours)
@@ -250,7 +267,7 @@ def _tokenised(source: "SourceSpec", key: str, reading: _Reading) -> Examples:
     report.source = source.title
     report.check(reading.max_bad_share)
     rest: Any = {name: found[name] for name in ("per_row", "types", "truncated") if name in found}
-    return Examples(Store.open(entry.folder), report, len(PARTS[kind]), **rest)
+    return Examples(Store.open(entry.folder), report, len(PARTS[kind]), columns=columns, **rest)
 
 
 @contextmanager

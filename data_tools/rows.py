@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .dataset import PreparedReport, SourceSummary
+from .dataset import PhaseSummary, PreparedReport, SourceSummary
 from .errors import DataError
 from .examples import NO_LOSS
-from .mix import in_order, mix
-from .pack import Strategy, in_batches, one_per_row, pack, split
+from .mix import Mixture, Phase, as_given, in_order, mix, sort_by
+from .pack import Rows, Strategy, in_batches, one_per_row, pack, pack_in_order, split
 from .store import Examples, Lengths, write_arrow
 
 if TYPE_CHECKING:
-    from .spec import Kind
+    from .spec import Kind, OrderSpec
 
 TOO_LONG = "longer than max_length"
 PROMPT_TOO_LONG = "prompt longer than max_length"
@@ -40,6 +40,9 @@ class Plan:
         seed: Of the mixture and of the order of packed rows.
         kind: What the examples are; None for documents.
         max_prompt_length: Tokens of a prompt; None for no bound. Only for kind ``prompt``.
+        phases: See ``mix.mix``.
+        order: How the rows are ordered once they are chosen; None for shuffled ones.
+        row_weights: For each source the column of its rows' weights, or None; empty where no source has one.
     """
 
     max_length: int | None
@@ -52,12 +55,22 @@ class Plan:
     kind: "Kind | None" = None
     max_prompt_length: int | None = None
     temperature: float = 1.0
+    phases: tuple[Phase, ...] = ()
+    order: "OrderSpec | None" = None
+    row_weights: tuple[str | None, ...] = ()
+
+    @property
+    def in_order(self) -> bool:
+        """Whether packing keeps the order of the documents."""
+        return bool(self.order or self.phases)
 
     def key(self) -> dict[str, Any]:
         """Returns what it says as plain values; of documents, without what only other kinds have."""
         rest = set() if self.kind else {"kind", "max_prompt_length"}
-        rest |= {"temperature"} if self.temperature == 1 else set()  # rows made before there was one stay good
-        return {name: value for name, value in asdict(self).items() if name not in rest}
+        said = asdict(self) | {"order": self.order and self.order.model_dump()}
+        absent: dict[str, Any] = {"temperature": 1.0, "phases": (), "order": None, "row_weights": ()}
+        rest |= {name for name, nothing in absent.items() if said[name] == nothing}  # rows of older recipes stay good
+        return {name: value for name, value in said.items() if name not in rest}
 
 
 def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_share: float) -> PreparedReport:
@@ -79,8 +92,7 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
         source.report.check(max_bad_share)
     # a model reads all parts of an example, and a pair's prompt twice
     read = [lengths.sum(axis=1) + (lengths[:, 0] if plan.kind == "preference" else 0) for lengths, _ in fitted]
-    drawn: dict[str, Any] = {"tokens": plan.tokens, "seed": plan.seed, "temperature": plan.temperature}
-    mixture = mix(read, plan.weights, **drawn) if plan.mixed else in_order(read)
+    mixture = _mixture(plan, sources, read)
     sizes = np.empty((len(mixture.source), sources[0].parts), dtype=np.int64)
     for number, (lengths, _) in enumerate(fitted):
         mine = mixture.source == number
@@ -91,7 +103,11 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
         rows = [split(sizes[:, 0], plan.max_length)]
     else:
         strategy = "bfd_split" if plan.packing == "bfd" and plan.too_long == "split" else plan.packing
-        rows = [pack(sizes[:, 0], plan.max_length, strategy, seed=plan.seed if plan.mixed else None)]
+        rows = [
+            pack_in_order(sizes[:, 0], plan.max_length, strategy, mixture.begins())
+            if plan.in_order
+            else pack(sizes[:, 0], plan.max_length, strategy, seed=plan.seed if plan.mixed else None)
+        ]
     batches = in_batches(rows, WRITE_TOKENS, most=len(rows[0]) if plan.kind is None else WRITE_ROWS)
     packed = plan.packing is not None
     loss_tokens, without, labels = write_arrow(path, plan.kind, batches, mixture, sources, types, packed=packed)
@@ -107,7 +123,61 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
     )
     tokens = sum(share.tokens for share in mixture.shares)
     fill = rows[0].fill(plan.max_length) if plan.packing and plan.max_length else None
-    return PreparedReport(summaries, len(rows[0]), tokens, sum(loss_tokens), fill, without)
+    order = "" if not plan.mixed or plan.phases else plan.order.sentence if plan.order else "shuffled"
+    phases = _phases(mixture, rows[0])
+    return PreparedReport(summaries, len(rows[0]), tokens, sum(loss_tokens), fill, without, order, phases)
+
+
+def _mixture(plan: Plan, sources: Sequence[Examples], read: Sequence[Lengths]) -> Mixture:
+    """Chooses the examples, given the tokens that a model reads for each, and puts them in order."""
+    if not plan.mixed:
+        return in_order(read)
+    columns = plan.row_weights or [None] * len(sources)
+    weights = [_weights(source, column) if column else None for source, column in zip(sources, columns, strict=True)]
+    mixture = mix(
+        read,
+        plan.weights,
+        tokens=plan.tokens,
+        seed=plan.seed,
+        temperature=plan.temperature,
+        row_weights=weights,
+        phases=plan.phases,
+    )
+    if plan.order is None:
+        return mixture
+    if plan.order.by == "given":
+        return as_given(mixture)
+    column = plan.order.column
+    values = [source.numbers(column) for source in sources] if column else read
+    return sort_by(mixture, values, descending=plan.order.descending)
+
+
+def _weights(source: Examples, column: str) -> Any:
+    """Returns the weights of a source's rows.
+
+    Raises:
+        DataError: One of them is negative.
+    """
+    weights = source.numbers(column)
+    if len(negative := np.flatnonzero(weights < 0)):
+        number = int(negative[0])
+        where = next(source.store.where([number * source.parts]))
+        raise DataError(
+            f"row_weight: the column '{column}' holds {weights[number]:g}", where=where, hint="0 is the least"
+        )
+    return weights
+
+
+def _phases(mixture: Mixture, rows: Rows) -> tuple[PhaseSummary, ...]:
+    """Says of each phase what it holds and how many rows begin in it."""
+    if not mixture.phases:
+        return ()
+    phase = np.searchsorted(mixture.begins(), rows.document[rows.offsets[:-1]], side="right") - 1
+    counts = np.bincount(phase, minlength=len(mixture.phases)).tolist()
+    return tuple(
+        PhaseSummary(count, one.documents, one.tokens, one.target, one.share)
+        for one, count in zip(mixture.phases, counts, strict=True)
+    )
 
 
 def _fit(source: Examples, plan: Plan) -> tuple[Lengths, int]:

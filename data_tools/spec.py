@@ -1,10 +1,14 @@
 """What a recipe's ``data:`` section may say: the sources, how to read their rows, how to mix them."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from ..chat_templates.errors import did_you_mean
 from .mapping import syntax_problem
+
+if TYPE_CHECKING:
+    from .mix import Phase
 
 Kind = Literal["text", "messages", "prompt", "prompt_completion", "preference", "unpaired", "classification"]
 FormatName = Literal[
@@ -118,6 +122,8 @@ class SourceSpec(Section):
     By default they are a user's and an assistant's turn wherever there is a template."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """The source's share of the tokens of the mixture, relative to the other sources."""
+    row_weight: Annotated[str, Field(min_length=1)] | None = None
+    """A column of numbers from 0 up: how often each row is taken on average, by the mixture's need more or less."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Reads no more usable rows than this."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
@@ -194,6 +200,59 @@ Sources = Annotated[
 ]
 
 
+class OrderSpec(Section):
+    """In which order training rows come; one of its words alone stands for itself."""
+
+    by: Literal["shuffled", "given", "length", "column"] = "column"
+    """`shuffled`, anew in each epoch; `given`, source after source, each as it is written; `length`, by tokens;
+    `column`, by a number in a column of the rows. All but the first are kept in training, in every epoch."""
+    column: Annotated[str, Field(min_length=1)] | None = None
+    """The column of numbers; every source has it."""
+    descending: bool = False
+    """The longest, or the rows of the largest numbers, first."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("`column` names the numbers that rows are sorted by: say it, or another `by`")
+        if self.descending and self.by not in ("length", "column"):
+            raise ValueError(f"`descending` is for rows sorted by a number, not for `{self.by}`; remove it")
+        return self
+
+    @property
+    def sentence(self) -> str:
+        """What the order is, in words."""
+        if self.by in ("shuffled", "given"):
+            return {"shuffled": "shuffled, anew in each epoch", "given": "as given"}[self.by]
+        number = "length" if self.by == "length" else f"column {self.column}"
+        return f"by {number}, {'descending' if self.descending else 'ascending'}"
+
+
+def _as_order(value: Any) -> Any:
+    """Lets a word stand for an order that needs no more."""
+    return {"by": value} if isinstance(value, str) else value
+
+
+class PhaseSpec(Section):
+    """A part of the training and the sources' shares of the tokens in it."""
+
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The phase's part of all tokens, relative to the other phases."""
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
+    """The share of the tokens of each source, by its name, relative to the others; a source that is not named has
+    none."""
+    to: Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)] | None = None
+    """The shares at the end of the phase, to which they go evenly; without it they stay as they are."""
+
+    @model_validator(mode="after")
+    def _takes_something(self) -> Self:
+        for name in ("weights", "to"):
+            weights = getattr(self, name)
+            if weights is not None and not sum(weights.values()):
+                raise ValueError(f"the `{name}` of a phase are all 0, and its tokens come from somewhere")
+        return self
+
+
 class DataSpec(Section):
     """The ``data:`` section: what to train on, what to evaluate the loss on, and what to do with odd rows."""
 
@@ -217,6 +276,12 @@ class DataSpec(Section):
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Mixes without weights: each source's share is its own tokens to the power 1/temperature, so that small sources,
     such as rare languages, get more than they have. 1 leaves the proportions."""
+    schedule: Annotated[list[PhaseSpec], Field(min_length=1)] | None = None
+    """Shares of the sources that change along the training: phases, one after the other."""
+    order: Annotated[
+        OrderSpec, BeforeValidator(_as_order, json_schema_input_type=OrderSpec | Literal["shuffled", "given", "length"])
+    ] = OrderSpec(by="shuffled")
+    """In which order training rows come: `shuffled`, `given`, `length`, or a section such as `{column: difficulty}`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the order of the mixture."""
 
@@ -240,6 +305,48 @@ class DataSpec(Section):
             raise ValueError("`mix: concat` takes every row once, so a source's `weight` would do nothing; remove one")
         if self.temperature is not None and self.mix == "weights":
             raise ValueError("`temperature` decides the shares, and so do weights; remove one")
-        if any("weight" in source.model_fields_set for source in self.eval or ()):
-            raise ValueError("`weight` does nothing on an evaluation source: each row is read once; remove it")
+        for name in ("weight", "row_weight"):
+            if any(name in source.model_fields_set for source in self.eval or ()):
+                raise ValueError(f"`{name}` does nothing on an evaluation source: each row is read once; remove it")
         return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.schedule is None:
+            return self
+        others = {"a source's `weight`": self.mix == "weights", "`temperature`": self.temperature is not None}
+        others["`order`"] = self.order.by != "shuffled"
+        for other in (name for name, said in others.items() if said):
+            raise ValueError(f"`schedule` decides the shares and the order, and so does {other}; remove one")
+        titles = [source.title for source in self.train]
+        if len(set(titles)) < len(titles):
+            raise ValueError("`schedule` tells sources apart by their names: give each a `name` of its own")
+        for number, phase in enumerate(self.schedule):
+            for name in [*phase.weights, *(phase.to or ())]:
+                if name not in titles:
+                    hint = did_you_mean(name, titles) or f"they are called {_quoted(titles)}"
+                    raise ValueError(f"`schedule`, phase {number + 1}: no source is called '{name}'; {hint}")
+        for place, title in enumerate(titles):
+            if not any(phase.start[place] + phase.end[place] for phase in self.phases):
+                raise ValueError(f"`schedule` gives the source '{title}' no share in any phase; name it or remove it")
+        return self
+
+    @property
+    def phases(self) -> "tuple[Phase, ...]":
+        """The schedule, its weights in the order of the sources."""
+        from .mix import Phase
+
+        titles = [source.title for source in self.train]
+
+        def weights(named: dict[str, float]) -> tuple[float, ...]:
+            return tuple(named.get(title, 0.0) for title in titles)
+
+        return tuple(
+            Phase(phase.share, weights(phase.weights), weights(phase.weights if phase.to is None else phase.to))
+            for phase in self.schedule or ()
+        )
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the order of the prepared rows is that of the training."""
+        return self.schedule is not None or self.order.by != "shuffled"

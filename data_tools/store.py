@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .spec import Kind
 
 IDS, LOSS, LENGTHS, WHERE = "ids.int32", "loss.uint8", "lengths.int64", "where.txt"
-FIELDS, ENDS = "fields.json", "fields.int64"
+FIELDS, ENDS, NUMBERS = "fields.json", "fields.int64", "numbers.float64"
 
 Lengths = NDArray[np.int64]
 
@@ -28,7 +28,7 @@ class StoreWriter:
     """Appends documents to a folder; five bytes a token and about thirty a document."""
 
     def __init__(self, folder: Path):
-        self._files = [(folder / name).open("wb") for name in (IDS, LOSS, LENGTHS, WHERE, FIELDS, ENDS)]
+        self._files = [(folder / name).open("wb") for name in (IDS, LOSS, LENGTHS, WHERE, FIELDS, ENDS, NUMBERS)]
         self._at = 0
 
     def append(
@@ -38,6 +38,7 @@ class StoreWriter:
         lengths: NDArray[np.int64],
         where: list[str],
         fields: Sequence[str] = (),
+        numbers: Sequence[Sequence[float]] = (),
     ) -> None:
         """Appends documents that lie end to end in ``ids`` and ``loss``.
 
@@ -47,6 +48,7 @@ class StoreWriter:
             lengths: Tokens of each document, ``[documents]``.
             where: Where each document came from.
             fields: The further columns of each example, a JSON object; none for documents.
+            numbers: What each example is weighed and ordered by, ``[examples, columns]``; none if by nothing.
         """
         if not (len(ids) == len(loss) == lengths.sum() and len(lengths) == len(where)):
             raise ValueError("ids, loss, lengths and where do not fit together")
@@ -54,8 +56,14 @@ class StoreWriter:
         objects = [text.encode() for text in fields]
         ends = self._at + np.cumsum([len(text) for text in objects], dtype=np.int64)
         self._at = int(ends[-1]) if len(ends) else self._at
-        numbers = (ids.astype("<i4"), loss.astype("u1"), lengths.astype("<i8"))
-        parts = (*(array.tobytes() for array in numbers), places, b"".join(objects), ends.astype("<i8").tobytes())
+        arrays = (ids.astype("<i4"), loss.astype("u1"), lengths.astype("<i8"))
+        parts = (
+            *(array.tobytes() for array in arrays),
+            places,
+            b"".join(objects),
+            ends.astype("<i8").tobytes(),
+            np.array(numbers, dtype="<f8").tobytes(),
+        )
         for file, part in zip(self._files, parts, strict=True):
             file.write(part)
 
@@ -145,6 +153,7 @@ class Examples:
         per_row: Examples that each row became.
         types: For each further column the types of value found, with where each was found first.
         truncated: Examples that have been cut already.
+        columns: The columns of numbers that are kept of each example.
     """
 
     store: Store
@@ -153,6 +162,12 @@ class Examples:
     per_row: int = 1
     types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     truncated: int = 0
+    columns: tuple[str, ...] = ()
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """Returns the numbers that the examples have in a column, ``[examples]``."""
+        values = np.fromfile(self.store.folder / NUMBERS, dtype="<f8").reshape(-1, len(self.columns))
+        return values[:, self.columns.index(column)]
 
     @property
     def lengths(self) -> Lengths:

@@ -240,7 +240,7 @@ def _data_lines(split: str, prepared: "Prepared") -> list[str]:
         for reason, count in source.dropped.items():
             lines.append(f"    dropped {count:,}: {reason} (as in {source.examples[reason][0]})")
         lines += [f"    {note}" for note in source.notes]
-    return lines
+    return [*lines, *(f"  {note}" for note in report.order_notes)]
 
 
 def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]:
@@ -248,9 +248,7 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
     recipe, report = job.loaded.recipe, train.report
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
     sampled = report.sources[0].kind == "prompt"
-    # a prompt comes in an epoch once for each answer and each pass over the answers
-    times = (job.option("num_generations") or 1) * (job.option("num_iterations") or 1) if sampled else 1
-    per_epoch = max(1, -(-report.rows * times // batch))
+    per_epoch = estimate.steps_per_epoch(job, train)
     steps = job.option("max_steps")
     steps = steps if steps > 0 else int(per_epoch * job.option("num_train_epochs") + 0.999999)
     # an answer that has yet to be sampled is counted as long as it may become
@@ -265,9 +263,17 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
         *_warmup_lines(job, steps),
         f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
         f"{'at most ' if sampled else ''}{_count(tokens)} tokens",
+        *_schedule_lines(job, steps / per_epoch),
         f"compute: {flops:.2e} FLOPs, attention scores {'and sampling ' if sampled else ''}left out",
         *(described(recipe.score, steps) if recipe.score else []),
     ]
+
+
+def _schedule_lines(job: "Job", epochs: float) -> list[str]:
+    """Warns of a schedule that the run does not come to the end of."""
+    if job.loaded.recipe.data.schedule is None or epochs >= 1:
+        return []
+    return [f"warning: data.schedule: the run ends after {epochs:.1%} of it (on one process)"]
 
 
 def _warmup_lines(job: "Job", steps: int) -> list[str]:

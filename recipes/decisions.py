@@ -103,6 +103,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: prepare_rows(job, split) for split in ("train", "eval")}
+        check_schedule(job, args, data["train"])
         head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
         check_models(job, args, data, model, head)
@@ -113,6 +114,23 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         if loaded.recipe.lora:
             check_adapter(loaded.recipe, model)
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
+
+
+def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
+    """Refuses a run that goes through a schedule more than once.
+
+    Raises:
+        RecipeError: It does.
+    """
+    if job.loaded.recipe.data.schedule is None or train is None:
+        return
+    steps = estimate.steps_per_epoch(job, train, processes=args.world_size)
+    if args.max_steps > steps or (args.max_steps <= 0 and args.num_train_epochs != 1):
+        epochs = args.max_steps / steps if args.max_steps > 0 else args.num_train_epochs
+        raise RecipeError(
+            f"data.schedule is one pass over {train.report.rows:,} rows, and the run takes {epochs:.3g}",
+            hint="say trainer.num_train_epochs: 1, and how long the run is by data.tokens, which repeats sources",
+        )
 
 
 def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model: Any, head: "Head | None") -> None:
@@ -248,7 +266,7 @@ def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
     """Adds to the trainer's fields what this machine decides: without an accelerator, plain float32 on the CPU."""
     import torch
 
-    values = {**loaded.recipe.trainer, "output_dir": loaded.recipe.output_dir}
+    values = {**loaded.recipe.trainer, **_kept_order(loaded), "output_dir": loaded.recipe.output_dir}
     values["save_total_limit"] = None  # CheckpointKeeper removes old checkpoints, after the new one is whole
     values.setdefault("logging_nan_inf_filter", False)  # it would print the last good loss for a broken one
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
@@ -259,6 +277,27 @@ def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
             values.setdefault("bf16", False)
         values.setdefault("dataloader_pin_memory", False)
     return values
+
+
+def _kept_order(loaded: Loaded) -> dict[str, Any]:
+    """Returns the fields with which the stage's trainer takes rows in the order of the data section, if it has one.
+
+    Raises:
+        RecipeError: The trainer shuffles rows by its fields, or always.
+    """
+    recipe = loaded.recipe
+    if not recipe.data.keeps_order:
+        return {}
+    key = "data.schedule" if recipe.data.schedule else "data.order"
+    if recipe.stage == "kto":
+        why = "two answers to one prompt must not follow each other, so kto shuffles its rows"
+        raise RecipeError(f"{key} orders the rows, but {why}", hint="drop it")
+    fields = {"shuffle_dataset": False} if STAGES[recipe.stage].family == "sampling" else {}
+    fields = fields or {"train_sampling_strategy": "sequential"}
+    for name, value in ({"shuffle_dataset": False} | fields).items():
+        if recipe.trainer.get(name, value) != value:
+            raise RecipeError(f"trainer.{name} shuffles the rows that {key} orders", hint="drop one of the two")
+    return fields
 
 
 def verify_template(job: Job) -> "Proof | None":

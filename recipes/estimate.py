@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .schema import Recipe
 
 if TYPE_CHECKING:
+    from ..data_tools.prepare import Prepared
     from .job import Job
     from .model import Head
 
@@ -31,6 +32,14 @@ class Size:
     trainable: int
     embeddings: int = 0
     new_tokens: int = 0
+
+
+def steps_per_epoch(job: "Job", train: "Prepared", *, processes: int = 1) -> int:
+    """Counts the steps in which each training row comes once; a prompt once for each answer and pass over answers."""
+    batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps") * processes
+    sampled = train.report.sources[0].kind == "prompt"
+    times = (job.option("num_generations") or 1) * (job.option("num_iterations") or 1) if sampled else 1
+    return max(1, -(-train.report.rows * times // batch))
 
 
 def stored_parameters(folder: Path) -> int | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from posttrain.data_tools.pack import Rows, best_fit_decreasing, pack, ranges, split
+from posttrain.data_tools.pack import Rows, best_fit_decreasing, pack, pack_in_order, ranges, split
 
 
 def tokens_of(rows: Rows) -> list[tuple[int, int]]:
@@ -103,3 +103,26 @@ def test_a_million_documents_pack_tightly():
 def test_nothing_packs_to_nothing(strategy):
     rows = pack([], 8, strategy)
     assert (len(rows), rows.fill(8)) == (0, 0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, max_length=st.integers(1, 33), strategy=st.sampled_from(["bfd_split", "wrapped"]))
+def test_packing_in_order_loses_nothing_either(lengths, max_length, strategy):
+    begins = sorted({0, len(lengths) // 2})
+    rows = pack_in_order(lengths, max_length, strategy, begins)
+    assert sorted(tokens_of(rows)) == all_tokens(lengths)
+    assert rows.row_lengths().max(initial=0) <= max_length
+
+
+def test_rows_packed_in_order_hold_neighbours_and_no_two_phases():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 120, 40_000)
+    begins = np.array([0, 31_234])
+    rows = pack_in_order(lengths, 512, "bfd", begins)
+    spans = [rows.document[a:b] for a, b in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
+    widest = max(int(np.ptp(span)) for span in spans)
+    assert widest < 40_000 / 60, "documents of a row are neighbours"
+    assert all((span < 31_234).all() or (span >= 31_234).all() for span in spans)
+    means = np.array([span.mean() for span in spans])
+    assert (np.maximum.accumulate(means) - means).max() < 40_000 / 60, "rows follow the documents"
+    assert rows.fill(512) > 0.97

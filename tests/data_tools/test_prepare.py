@@ -391,3 +391,70 @@ def test_wrong_calls_are_refused(run, texts):
         run({"train": {"path": "texts.jsonl"}}, accepts=("preference", "text"))
     with pytest.raises(InputError):
         run({"train": {"path": "nowhere.jsonl"}})
+
+
+@pytest.mark.parametrize("packing", [None, "bfd_split", "wrapped"])
+def test_rows_come_in_the_order_of_a_column(run, tmp_path, tokenizer, packing):
+    texts = make_texts(40, longest=12)
+    marks = np.random.default_rng(1).permutation(40).tolist()
+    write_jsonl(tmp_path / "a.jsonl", [{"text": t, "mark": m} for t, m in zip(texts[:25], marks[:25], strict=True)])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": t, "mark": m} for t, m in zip(texts[25:], marks[25:], strict=True)])
+    data = {"train": [{"path": "a.jsonl"}, {"path": "b.jsonl"}], "order": {"column": "mark", "descending": True}}
+    prepared = run(data, packing=packing)
+    found = [token for row in prepared.dataset for token in row["input_ids"]]
+    expected = [expected_ids(tokenizer, [text])[0] for _, text in sorted(zip(marks, texts, strict=True), reverse=True)]
+    if packing == "bfd_split":  # 40 short texts are one window of rows, in which neighbours change places
+        assert sorted(found) == sorted(token for ids in expected for token in ids)
+        assert found != [token for ids in expected for token in ids]
+    else:
+        assert found == [token for ids in expected for token in ids]
+    assert prepared.report.order == "by column mark, descending"
+    assert "not read" not in str(prepared.report.notes)
+
+
+@pytest.mark.parametrize(("order", "ascending"), [("length", True), ({"by": "length", "descending": True}, False)])
+def test_rows_come_by_length(run, texts, order, ascending):
+    lengths = [len(row["input_ids"]) for row in run({"train": {"path": "texts.jsonl"}, "order": order}).dataset]
+    assert lengths == sorted(lengths, reverse=not ascending)
+
+
+def test_rows_come_as_given(run, texts, tokenizer):
+    rows = run({"train": {"path": "texts.jsonl"}, "order": "given"}, max_length=200).dataset
+    assert [row["input_ids"] for row in rows] == expected_ids(tokenizer, texts)
+
+
+def test_a_column_that_is_not_there_or_no_number_is_an_error(run, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "hello", "quality": 0.5}] * 9 + [{"text": "hello", "quality": "good"}])
+    with pytest.raises(DataError, match=r"missing column 'qualty' of data.order.*did you mean 'quality'"):
+        run({"train": {"path": "a.jsonl"}, "order": {"column": "qualty"}})
+    with pytest.raises(DataError, match=r"no number in column 'quality' \(1, as in a.jsonl:10: it has 'good'\)"):
+        run({"train": {"path": "a.jsonl", "row_weight": "quality"}})
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "hello", "quality": 0.5}] * 3 + [{"text": "hello", "quality": -1}])
+    with pytest.raises(DataError, match=r"a.jsonl:4: row_weight: the column 'quality' holds -1; 0 is the least"):
+        run({"train": {"path": "a.jsonl", "row_weight": "quality"}})
+
+
+def test_row_weights_are_times(run, tmp_path, tokenizer):
+    texts = make_texts(30)
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text, "times": number % 3} for number, text in enumerate(texts)])
+    rows = run({"train": {"path": "a.jsonl", "row_weight": "times"}}).dataset
+    expected = [ids for number, ids in enumerate(expected_ids(tokenizer, texts)) for _ in range(number % 3)]
+    assert sorted(row["input_ids"] for row in rows) == sorted(expected)
+
+
+def test_a_schedule_is_in_the_rows_and_in_the_report(run, tmp_path, tokenizer):
+    for name, word in (("web", "fox"), ("maths", "17")):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": " ".join([word] * 9)} for _ in range(400)])
+    sources = [{"path": "web.jsonl", "name": "web"}, {"path": "maths.jsonl", "name": "maths"}]
+    schedule = [{"share": 3, "weights": {"web": 1}}, {"share": 1, "weights": {"web": 1}, "to": {"maths": 1}}]
+    prepared = run({"train": sources, "schedule": schedule, "tokens": 4000}, packing="bfd_split", max_length=50)
+    first, second = prepared.report.phases
+    assert (first.share, first.target) == ((1.0, 0.0), (1.0, 0.0))
+    assert second.share == pytest.approx((0.5, 0.5), abs=0.02)
+    assert first.rows + second.rows == len(prepared.dataset)
+    fox = tokenizer(" fox")["input_ids"][-1]
+    shares = [row["input_ids"].count(fox) > 0 for row in prepared.dataset]
+    assert all(shares[: first.rows])
+    assert not all(shares[first.rows :])
+    assert PreparedReport.from_dict(json.loads(json.dumps(prepared.report.to_dict()))) == prepared.report
+    assert "phase 2, from row" in prepared.report.notes[-1]

@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from posttrain.recipes.check import check_all, save_tiny
+from posttrain.recipes.decisions import decide, trainer_config
+from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.load import load
+from posttrain.recipes.train import build
 
 from ..conftest import build_tokenizer
 from . import mutations
+from .conftest import STAGE_RECIPES
 
 Make = Callable[..., Path]
 LORA = {"lora": {"r": 4}}
@@ -198,3 +204,38 @@ def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.C
 def test_mutated_recipes_are_decided_alike_and_without_a_traceback(models: dict[str, str]) -> None:
     _, found = mutations.run(40, 7, models)
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("stage", sorted(set(STAGE_RECIPES) - {"kto"}))
+def test_rows_are_trained_on_in_the_order_of_the_data_section(make_recipe: Make, stage: str) -> None:
+    def rows_in_turn(order: str) -> list[int]:
+        loaded = load(make_recipe(stage), [f"data.order={order}"])
+        trainer: Any = build(decide(loaded, trainer_config(loaded)))
+        return list(dict.fromkeys(trainer._get_train_sampler(trainer.train_dataset)))
+
+    kept, shuffled = rows_in_turn("given"), rows_in_turn("shuffled")
+    assert kept == list(range(len(kept)))
+    assert len(kept) >= 80
+    assert sorted(shuffled) == sorted(range(len(shuffled))) != shuffled
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "message"),
+    [
+        ("sft", ["data.order=given", "trainer.train_sampling_strategy=random"], "train_sampling_strategy shuffles"),
+        ("grpo", ["data.order=given", "trainer.shuffle_dataset=true"], "trainer.shuffle_dataset shuffles the rows"),
+        ("kto", ["data.order=given"], "kto shuffles its rows"),
+        ("sft", ["data.schedule=[{share: 1, weights: {a: 1}}]"], "and the run takes 3"),
+        ("sft", ["data.schedule=[{share: 1, weights: {a: 1}}]", "trainer.max_steps=21"], "and the run takes 1.05"),
+    ],
+)
+def test_what_would_undo_an_order_is_refused(
+    make_recipe: Make, tmp_path: Path, stage: str, overrides: list[str], message: str
+) -> None:
+    recipe = yaml.safe_load(make_recipe(stage, max_steps=-1, num_train_epochs=3).read_text())
+    recipe["data"]["train"]["name"] = "a"
+    path = tmp_path / "ordered.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    loaded = load(path, overrides)
+    with pytest.raises(RecipeError, match=message):
+        decide(loaded, trainer_config(loaded))

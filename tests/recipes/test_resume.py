@@ -333,14 +333,47 @@ def test_without_any_whole_checkpoint_it_says_so_and_starts_again(
     assert hash_file(run_dir / WEIGHTS) == expected
 
 
+def scheduled(folder: Path) -> dict[str, Any]:
+    """Returns a data section of two sources whose shares change along the run."""
+    for name, word in (("first", "What"), ("second", "It")):
+        rows = [{"text": f"{word} is {number}. " * (1 + number % 4)} for number in range(60)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"path": str(folder / f"{name}.jsonl"), "name": name} for name in ("first", "second")]
+    phases = [
+        {"share": 1, "weights": {"first": 3, "second": 1}},
+        {"share": 1, "weights": {"first": 1}, "to": {"second": 1}},
+    ]
+    return {"train": sources, "schedule": phases, "tokens": 14_000}
+
+
+def test_a_run_with_a_schedule_goes_on_where_it_was(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_recipe("pretrain", sections={"data": scheduled(tmp_path)})
+    run_dir = run(path)
+    expected, logged = hash_file(run_dir / WEIGHTS), log(run_dir)
+    undo_end(run_dir)
+    shutil.rmtree(run_dir / "checkpoint-12")
+    run(path)
+    assert hash_file(run_dir / WEIGHTS) == expected
+    assert log(run_dir) == logged
+    phases = json.loads((run_dir / "run.json").read_text())["data"]["train"]["phases"]
+    assert [phase["target"] for phase in phases] == [[0.75, 0.25], [0.5, 0.5]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage", ["sft", "reward", "dpo", "kto", "orpo", "ppo", "grpo", "rloo", "classify", "distill", "distill_on_policy"]
+    "stage",
+    [
+        *("sft", "reward", "dpo", "kto", "orpo", "ppo", "grpo", "rloo", "classify", "distill", "distill_on_policy"),
+        "pretrain",  # with shares that change along the run
+    ],
 )
-def test_kill_minus_nine_at_a_random_step_changes_nothing(make_recipe: Callable[..., Path], stage: str) -> None:
+def test_kill_minus_nine_at_a_random_step_changes_nothing(
+    make_recipe: Callable[..., Path], tmp_path: Path, stage: str
+) -> None:
     trainer = {"max_steps": 30, "save_steps": 5}
-    whole = run(make_recipe(stage, "whole", **trainer))
-    recipe = make_recipe(stage, "killed", **trainer)
+    data = {"data": scheduled(tmp_path)} if stage == "pretrain" else {}
+    whole = run(make_recipe(stage, "whole", data, **trainer))
+    recipe = make_recipe(stage, "killed", data, **trainer)
     killed = Path(load(recipe).recipe.output_dir)
     at = random.SystemRandom().randint(7, 24)
     process = warm.start(command("train", recipe))
