@@ -26,7 +26,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),
     "stats": ("posttrain.recipes.model_tools:Stats", "Measure rows: lengths, turns, tokens, duplicates."),
-    "tokenizer": ("posttrain.data_tools.tokenizer:Tokenizer", "Train a byte-level BPE tokenizer."),
+    "tokenizer": ("posttrain.data_tools.tokenizer:Tokenizer", "Train a byte-level BPE or Unigram tokenizer."),
 }
 
 
