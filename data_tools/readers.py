@@ -25,6 +25,8 @@ _CHUNK = 1 << 20  # characters of a JSON array read at a time
 # Characters or bytes of a row, or of one text in it: a whole library in one row is a fault.
 # Python's own limit for a CSV field, 131,072, is shorter than many documents.
 MAX_ROW = 1 << 25
+# Lists and objects inside each other: Python itself, and what walks through a row, give up at about 900.
+MAX_LEVELS = 100
 # What a gzip file may hold beside what it weighs; text that repeats itself is packed 20 to 1, a bomb 1,000 to 1.
 _FREE, _RATIO = 1 << 24, 200
 _BATCH = 1024  # rows of a columnar file
@@ -149,16 +151,27 @@ def _read_lines(handle: IO[bytes], name: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield Row(where, {}, RowError("not JSON", str(error)))
         else:
-            yield _row(where, value, suspect="\\ud" in text or "\\uD" in text)
+            yield _row(where, value, text, suspect="\\ud" in text or "\\uD" in text)
 
 
-def _row(where: str, value: Any, *, suspect: bool) -> Row:
-    """Makes a row of a parsed value; ``suspect`` asks to look for halves of surrogate pairs, which are no text."""
+def _row(where: str, value: Any, text: str, *, suspect: bool) -> Row:
+    """Makes a row of a parsed text; ``suspect`` asks to look for halves of surrogate pairs, which are no text."""
     if not isinstance(value, dict):
         return Row(where, {}, RowError("not a JSON object", type(value).__name__))
+    if text.count("[") + text.count("{") > MAX_LEVELS and _deeper_than(MAX_LEVELS, value):
+        return Row(where, {}, RowError(f"nested deeper than {MAX_LEVELS} levels"))
     if suspect and not _encodes(value):
         return Row(where, {}, RowError("not valid UTF-8", "half of a surrogate pair"))
     return Row(where, value)
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    """Whether lists and objects stand inside each other more often than that."""
+    found = [value]
+    for _ in range(levels):
+        inner = (one.values() if isinstance(one, dict) else one for one in found if isinstance(one, dict | list))
+        found = [item for items in inner for item in items]
+    return any(isinstance(one, dict | list) for one in found)
 
 
 def _encodes(value: Any) -> bool:
@@ -231,7 +244,7 @@ def _read_array(handle: IO[bytes], name: str) -> Iterator[Row]:
                 raise DataError(str(_LONG.reason), where=where, hint=f"{_LONG.detail}; or is a quotation mark missing?")
             window.grow()
         element = window.text[window.position : end]
-        yield _row(where, value, suspect="\\ud" in element or "\\uD" in element or not _encodes(element))
+        yield _row(where, value, element, suspect="\\ud" in element or "\\uD" in element or not _encodes(element))
         window.position = end
         index += 1
         following = window.peek()

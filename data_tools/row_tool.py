@@ -4,14 +4,17 @@ A block is some thousand rows of one source. What became of it is written whole 
 call goes on behind its last block, and ends with the bytes of one that was not killed.
 """
 
+import fnmatch
+import glob
 import itertools
 import json
+import math
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -30,6 +33,7 @@ from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolRepo
 BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 1 << 24
 UNREADABLE = "unreadable"
+NOT_FINITE = "NaN or infinity written as null"
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
 
 
@@ -199,9 +203,9 @@ class RowTool(Tool):
         work = output_dir / f".work-{hash_json([type(self).__name__, arguments, hashes, self.identity()])}"
         for other in output_dir.glob(".work-*"):
             if other != work:
-                shutil.rmtree(other)
+                remove_folder(other)
         files = file_names(self.sources, self.output_format)
-        _refuse_own(self.sources, [output_dir / name for name in files.values()])
+        _refuse_own(self.sources, [output_dir / name for name in files.values()] if self.writes_rows else [])
         counts: dict[str, Counts] = {}
         plan = self.plan(work)
         blocks = Blocks(self.sources, plan.decider, work, self.writes_rows)
@@ -219,7 +223,7 @@ class RowTool(Tool):
         for name in plan.files:
             join([work / name], output_dir / name)
         report.write(output_dir)
-        shutil.rmtree(work)
+        remove_folder(work)
         return "\n".join([*report.summary, str(output_dir / PAGE)])
 
     def _run_tasks(self, executor: str, blocks: "Blocks", work: Path) -> None:
@@ -237,12 +241,22 @@ def _snake(name: str) -> str:
 
 
 def _refuse_own(sources: Sequence[SourceSpec], outputs: Sequence[Path]) -> None:
-    """Refuses to write over what is read."""
-    written = {path.resolve() for path in outputs}
+    """Refuses to write over what is read, or to where the same call would read it the next time."""
     for source in sources:
-        read = [] if is_hub(source, Path()) else local_files(source, Path())
-        if any(path.resolve() in written for path in read):
-            raise DataError("would be written over by its own rows", where=source.title, hint="name another folder: -o")
+        if is_hub(source, Path()):
+            continue
+        read = {path.resolve() for path in local_files(source, Path())}
+        path = Path(source.path).expanduser()
+        for output in outputs:
+            written = output.resolve()
+            if written in read:
+                raise DataError(
+                    "would be written over by its own rows", where=source.title, hint="name another folder: -o"
+                )
+            inside = path.is_dir() and written.is_relative_to(path.resolve())
+            if inside or (glob.has_magic(source.path) and fnmatch.fnmatch(str(written), str(path.absolute()))):
+                what = "its rows would be written among what is read, and be read the next time"
+                raise DataError(what, where=source.title, hint="name another folder: -o")
 
 
 class TextTool(RowTool):
@@ -406,17 +420,25 @@ class Blocks:
         return rows
 
     def _settle(self, block: Sequence[Row], decide: Decide, path: Path) -> None:
-        if read_json(path.with_suffix(".json")) is not None:  # written after the rows, so the rows are there
+        if self._known(path) is not None:
             return
         lines, counts = settle(block, decide)
+        written = "".join(lines).encode() if self.writes_rows else b""
         if self.writes_rows:
-            write_atomic(path, "".join(lines))
-        write_json(path.with_suffix(".json"), counts.to_dict())
+            write_atomic(path, written)
+        write_json(path.with_suffix(".json"), counts.to_dict() | {"bytes": len(written)})
+
+    def _known(self, path: Path) -> Counts | None:
+        """Returns the counts of a block, if they and all of its rows are there."""
+        found = read_json(path.with_suffix(".json"))
+        if found is None or (self.writes_rows and (not path.exists() or path.stat().st_size != found["bytes"])):
+            return None
+        return Counts.from_dict(found)
 
     def _settled(self, stem: Path) -> int | None:
         """Returns how many rows a part holds, if it has been read and all of its blocks are there."""
         known = read_json(stem.with_suffix(".json"))
-        if known is None or not all(path.exists() for path in _counts_of(stem, known["blocks"])):
+        if known is None or any(self._known(path) is None for path in _blocks_of(stem, known["blocks"])):
             return None
         return known["rows"]
 
@@ -431,10 +453,10 @@ class Blocks:
             stem = self.folder / str(number) / f"{place:06}"
             known = read_json(stem.with_suffix(".json")) or {"blocks": 0, "rows": None}
             before = total.rows
-            for path in _counts_of(stem, known["blocks"]):
-                found = read_json(path)
+            for path in _blocks_of(stem, known["blocks"]):
+                found = self._known(path)
                 if found is not None:
-                    total.merge(Counts.from_dict(found))
+                    total.merge(found)
             if total.rows - before != known["rows"]:
                 decided, path = total.rows - before, self.parts[number][place].path
                 what = f"{decided:,} of {known['rows'] or 'an unknown number of'} rows of {path} were decided on"
@@ -443,8 +465,14 @@ class Blocks:
         return total
 
 
-def _counts_of(stem: Path, blocks: int) -> list[Path]:
-    return [stem.with_name(f"{stem.name}-{number:06}.json") for number in range(1, blocks + 1)]
+def _blocks_of(stem: Path, blocks: int) -> list[Path]:
+    return [stem.with_name(f"{stem.name}-{number:06}.jsonl") for number in range(1, blocks + 1)]
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of work so that a kill leaves none that lacks a part and is taken for whole."""
+    gone = folder if folder.suffix == ".gone" else folder.rename(folder.with_name(f"{folder.name}.gone"))
+    shutil.rmtree(gone)
 
 
 def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:
@@ -463,9 +491,11 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:
             counts.add(row, Outcome(None, what, row.problem.detail))
             continue
         outcome = next(outcomes)
-        counts.add(row, outcome)
         if outcome.values is not None:
-            lines.append(json_line(outcome.values, row.where))
+            mended: list[str] = []
+            lines.append(json_line(outcome.values, row.where, mended))
+            outcome = replace(outcome, edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome
+        counts.add(row, outcome)
     assert next(outcomes, None) is None, "an outcome for each row"
     return lines, counts
 
@@ -557,16 +587,34 @@ def file_names(sources: Sequence[SourceSpec], suffix: str) -> dict[str, str]:
     return names
 
 
-def json_line(values: Any, where: str) -> str:
-    """Returns a row as a line of JSON.
+def json_line(values: Any, where: str, mended: list[str] | None = None) -> str:
+    """Returns a row as a line of JSON, in which numbers that are not finite are null: JSON has none for them.
+
+    Args:
+        values: The row.
+        where: Where it is.
+        mended: Takes that, if there was such a number.
 
     Raises:
-        DataError: A value has no JSON, such as a date, bytes or NaN.
+        DataError: A value has no JSON, such as a date or bytes.
     """
     try:
-        return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError:
+            if mended is not None:
+                mended.append(where)
+            return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise DataError(f"a column cannot be written as JSON: {error}", where=where, hint="leave it out") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def join(parts: Sequence[Path], path: Path) -> None:

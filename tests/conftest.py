@@ -93,6 +93,14 @@ def instruct_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("tiny-instruct"), tokenizer, "bfloat16")
 
 
+@pytest.fixture(scope="session")
+def exact_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32, whose answers do not depend on what is asked beside. Do not change it."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = INSTRUCT_TEMPLATE
+    return save_model(tmp_path_factory.mktemp("tiny-exact"), tokenizer)
+
+
 def save_model(folder: Path, tokenizer: Any, dtype: str = "float32") -> Path:
     """Saves a two-layer Llama with random weights for a tokenizer."""
     import torch

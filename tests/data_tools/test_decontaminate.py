@@ -145,6 +145,7 @@ def test_several_sources_have_files_of_their_own_and_bad_rows_are_counted(tmp_pa
     assert read(tmp_path / "out" / "train-2.jsonl") == [CLEAN[7]]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "not readable, for example" in page
+    assert "built-in method" not in page
     with pytest.raises(DataError, match="no test items"):
         decontaminate(spec_of(first), {"quiz": []}, tmp_path / "out")
 

@@ -148,6 +148,27 @@ def test_kill_minus_nine_leaves_nothing_half_done(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_block_without_all_of_its_rows_is_decided_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder of work is after a kill between the removal of two of its files."""
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
+    path = write(tmp_path / "a.jsonl", [{"n": number} for number in range(95)])
+    join = row_tool.join
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(row_tool, "join", stop)
+    with pytest.raises(KeyboardInterrupt):
+        odd(path).run(tmp_path / "out")
+    monkeypatch.setattr(row_tool, "join", join)
+    blocks = sorted((tmp_path / "out").glob(".work-*/0/*-*.jsonl"))
+    assert len(blocks) == 10
+    blocks[3].unlink()
+    blocks[5].write_text("")
+    odd(path).run(tmp_path / "out")
+    assert [row["n"] for row in read(tmp_path / "out" / "a.jsonl")] == [*range(1, 95, 2)]
+
+
 def test_parquet_holds_keys_that_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 4)
     rows = [{"n": number} | ({"late": "x"} if number > 6 else {}) for number in range(1, 12, 2)]

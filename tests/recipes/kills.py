@@ -31,11 +31,13 @@ class Command:
         root: The folder below which it changes files; its content is what the command starts from.
         arguments: As for ``posttrain``.
         timed: Names of files that show wall times, and of which only their being there is compared.
+        exact: Whether all other files are compared by their bytes, as they hold no times.
     """
 
     root: Path
     arguments: Sequence[str | Path]
     timed: Sequence[str] = ()
+    exact: bool = False
 
 
 class Killer:
@@ -57,7 +59,7 @@ class Killer:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         self.events = self._events.read_text().split("\n")[:-1]
-        self.expected = snapshot(command.root, command.timed)
+        self.expected = snapshot(command.root, command.timed, exact=command.exact)
 
     def kill(self, at: int) -> None:
         """Kills the command before its event number ``at`` (from 1), runs it again, and compares.
@@ -72,7 +74,7 @@ class Killer:
         assert code != 0, f"not killed at {at}, {event}: {self._output.read_text()}"
         code = self._run(at=0)
         assert code == 0, f"killed at {at}, {event}: {self._output.read_text()}"
-        found = snapshot(self.command.root, self.command.timed)
+        found = snapshot(self.command.root, self.command.timed, exact=self.command.exact)
         names = self.expected.keys() | found.keys()
         different = [name for name in names if self.expected.get(name, "absent") != found.get(name, "absent")]
         shown = {name: _difference(self.expected.get(name), found.get(name)) for name in sorted(different)}
@@ -157,17 +159,19 @@ def _forked(command: Sequence[str], environment: Mapping[str, str] | None = None
         os._exit(code if isinstance(code, int) else 1)
 
 
-def snapshot(root: Path, timed: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns what lies below a folder, wall times aside."""
+def snapshot(root: Path, timed: Sequence[str] = (), *, exact: bool = False) -> dict[str, Any]:
+    """Returns what lies below a folder, wall times aside, or of all files the bytes."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".lock"]
     names = {str(path.relative_to(root)): path for path in files}
     kept = {name: path for name, path in names.items() if not any(part in _LOCKS for part in name.split("/"))}
-    return {name: None if path.name in timed else _content(path) for name, path in kept.items()}
+    return {name: None if path.name in timed else _content(path, exact) for name, path in kept.items()}
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, exact: bool) -> Any:
     import hashlib
 
+    if exact:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     import pyarrow.parquet
     import torch
 

@@ -58,9 +58,9 @@ def test_tasks_leave_what_the_tool_alone_leaves(tmp_path: Path, sources: list[Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", row_tools())
 def test_every_row_tool_gives_the_same_under_four_processes(
-    tmp_path: Path, sources: list[Path], name: str, tiny_model_dir: Path
+    tmp_path: Path, sources: list[Path], name: str, exact_model_dir: Path
 ) -> None:
-    arguments = [*sources, "--max-bad-share", "0.5", *needs(name, tmp_path, lambda: tiny_model_dir)]
+    arguments = [*sources, "--max-bad-share", "0.5", *needs(name, tmp_path, lambda: exact_model_dir)]
     call(name, *arguments, "-o", tmp_path / "alone")
     call(name, *arguments, "--executor", "local", "--tasks", 4, "-o", tmp_path / "tasks")
     assert bytes_of(tmp_path / "tasks") == bytes_of(tmp_path / "alone")

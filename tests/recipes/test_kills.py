@@ -11,9 +11,12 @@ import yaml
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
+from . import tool_cases
 from .conftest import STAGE_RECIPES, filled
 from .kills import Command, Killer
 
+# Of each data tool, whose runs are short.
+TOOL_KILLS = int(os.environ.get("KILLS", "20"))
 KILLS = int(os.environ.get("KILLS", "2"))  # of each command; `make kills` is for more
 # Unless told how often: a stage of each family, and what writes more than a model (a critic, a teacher's answers).
 STAGES = STAGE_RECIPES if "KILLS" in os.environ else ["pretrain", "dpo", "ppo", "classify", "distill"]
@@ -162,4 +165,22 @@ def test_a_pipeline_ends_the_same_wherever_it_was_killed(
     timed = ("leaderboard.html", "leaderboard.md", "leaderboard.csv", ".report.json")  # they show how long answers took
     runs = Killer(Command(scored, ["run", scored / "all.yaml"], timed), tmp_path / "scratch")
     for at in runs.chosen(KILLS):
+        runs.kill(at)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", tool_cases.EVERY)
+def test_a_data_tool_ends_with_the_same_bytes_wherever_it_was_killed(
+    tmp_path: Path, exact_model_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("posttrain.data_tools.row_tool.BLOCK_ROWS", 16)
+    root = tmp_path / "root"
+    (root / "out").mkdir(parents=True)
+    (tmp_path / "scratch").mkdir()
+    rows = tool_cases.write_rows(root / "rows.jsonl", tool_cases.rows_of(name))
+    arguments = ["data", name, rows, *tool_cases.needs(name, tmp_path, lambda: exact_model_dir), "-o", root / "out"]
+    runs = Killer(Command(root, arguments, exact=True), tmp_path / "scratch")
+    assert not [path for path in root.rglob("*") if path.name.startswith(".work")]
+    for at in runs.chosen(TOOL_KILLS):
         runs.kill(at)

@@ -15,10 +15,11 @@ EVERY = [name for name in TOOLS if name not in ALONE]
 
 # What a tool needs beside its sources; a new one that needs something says it here.
 NEEDS: dict[str, Sequence[str]] = {
-    "answers": ("--model", "{model}", "--max-new-tokens", "3", "--batch-size", "4"),
+    "answers": ("--model", "{model}", "--max-new-tokens", "40", "--temperature", "1", "--max-bad-share", "1"),
     "best_of_n": ("--policy", "{model}", "--reward", "{reward}", "--n", "2", "--max-new-tokens", "3", "--limit", "4"),
     "clean": ("--presets", "c4"),
     "decontaminate": ("--items", "{items}"),
+    "score_rows": ("--model", "{model}"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),
     "tokenizer": ("--vocab-size", "300"),
 }
