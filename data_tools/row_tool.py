@@ -524,14 +524,16 @@ def row_report(
         files: The file of each source; none where rows are only counted.
     """
     summary, rows, total = [], [], Counts()
+    what = "left out" if files else "unreadable"
     for title, found in counts.items():
         total.merge(found)
         gone = found.rows - found.kept
         shown = f"{title} → {files[title]}" if files else title
-        what = "left out" if files else "unreadable"
         summary.append(f"{shown}: {found.kept:,} of {found.rows:,} rows, {gone:,} {what}")
         rows.append([title, files.get(title, ""), found.rows, gone, found.kept, percent(found.kept, found.rows)])
     table = Table("Rows", ["source", "file", "rows in", "left out", "rows out", "kept"], rows)
+    if not files:
+        table = Table("Rows", ["source", "rows", what], [[title, read, gone] for title, _, read, gone, *_ in rows])
     tallies = {"Left out": total.reasons} | ({"Changed": total.edits} if total.edits.counts else {})
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
     groups = group_tables(counts, bool(files))

@@ -236,6 +236,7 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.tests["figure"] = _is_figure
     return environment.get_template(template).render(**values)
 
 
@@ -246,9 +247,19 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
+def _is_figure(value: Any) -> bool:
+    """Whether a cell of a table holds a number, or a share."""
+    return isinstance(value, int | float) or (isinstance(value, str) and value[-1:] == "%")
+
+
 def percent(part: float, whole: float) -> str:
-    """Returns a share in percent; a dash of nothing."""
-    return f"{100 * part / whole:.1f}%" if whole else "–"
+    """Returns a share in percent, of which 0 and 100 are none and all to the last; a dash of nothing."""
+    if not whole:
+        return "–"
+    share = f"{100 * part / whole:.1f}%"
+    if share in ("0.0%", "100.0%") and 0 < part < whole:
+        return "<0.1%" if share == "0.0%" else ">99.9%"
+    return share
 
 
 def texts_of(value: Any) -> Iterable[str]:

@@ -16,7 +16,7 @@ from posttrain.data_tools.convert import TRIMMED, Convert
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.row_tool import Outcome, RowTool
 from posttrain.data_tools.spec import SourceSpec
-from posttrain.data_tools.tool_report import Spread, Tally
+from posttrain.data_tools.tool_report import Spread, Tally, percent
 
 
 class Odd(RowTool):
@@ -250,3 +250,10 @@ def test_spreads_and_tallies_of_parts_are_those_of_the_whole() -> None:
     tally.merge(other)
     assert tally.counts == {"x": 14}
     assert [example.where for example in tally.examples["x"]] == [f"row {place}" for place in range(10)]
+
+
+def test_all_and_none_are_said_of_nothing_less() -> None:
+    assert [percent(part, 10_000) for part in (0, 1, 10, 9_990, 9_999, 10_000)] == [
+        "0.0%", "<0.1%", "0.1%", "99.9%", ">99.9%", "100.0%",
+    ]  # fmt: skip
+    assert percent(0, 0) == "–"
