@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from .errors import DataError, RowError
 from .files import read_jsonl_log, write_atomic
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard
-from .ngrams import Core, bounds_of, fastest_core, mix_bits, split_words, words_in
+from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
 from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
 from .sources import Row
 from .spec import SourceSpec
@@ -233,7 +233,7 @@ class _Texts:
         words = split_words([text for _, text in texts], self.core)
         return {
             "exact": exact,
-            "words": mix_bits(words.sums_of(words.bounds[:-1], words.counts) + words.counts.astype(np.uint64)),
+            "words": words.wholes,
             "lengths": words.counts.astype(np.int32),
             "keys": self.bands.keys(words, self.spec.n, self.core)
             if self.bands.bands

@@ -85,10 +85,7 @@ def _all_shingles(words: Words, n: int) -> tuple["Hashes", "Integers"]:
     counts = np.diff(bounds)
     short = np.flatnonzero((counts == 0) & (words.counts > 0))
     if len(short):
-        whole = mix_bits(
-            words.sums_of(words.bounds[short], words.counts[short]) + words.counts[short].astype(np.uint64)
-        )
-        hashes = np.insert(hashes, bounds[short], whole)
+        hashes = np.insert(hashes, bounds[short], words.wholes[short])
         counts[short] = 1
     return mix_bits(hashes) >> np.uint64(64 - _BITS), counts
 

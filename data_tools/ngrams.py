@@ -87,6 +87,12 @@ class Words:
         np.cumsum(self.hashes * integer_powers(len(sums))[0, : len(self.hashes)], out=sums[1:])
         return sums
 
+    @property
+    def wholes(self) -> "Hashes":
+        """Returns a hash of all words of each text, shape (texts,)."""
+        counts = self.counts
+        return mix_bits(self.sums_of(self.bounds[:-1], counts) + counts.astype(np.uint64))
+
     def sums_of(self, starts: "Integers", counts: "Integers") -> "Hashes":
         """Returns a hash of so many words from each place on, the same for the same words, shape (places,)."""
         return (self.sums[starts + counts] - self.sums[starts]) * integer_powers(len(self.sums))[1, starts]

@@ -23,6 +23,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "decontaminate": ("posttrain.recipes.model_tools:Decontaminate", "Find and remove rows that hold items of tests."),
     "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),
     "explain": ("posttrain.data_tools.dedup:Explain", "Show why `dedup` removed a row, beside the one that stays."),
+    "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),
     "stats": ("posttrain.recipes.model_tools:Stats", "Measure rows: lengths, turns, tokens, duplicates."),
