@@ -193,6 +193,7 @@ class Lines(RowTool):
                     rows = [
                         np.unique(np.concatenate([text.hashes for text in texts]))
                         for _, texts in self._texts(block, mine)
+                        if texts
                     ]
                     buffer = io.BytesIO()
                     np.save(buffer, np.concatenate([np.zeros(0, np.uint64), *rows]))
