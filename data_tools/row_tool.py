@@ -34,6 +34,7 @@ BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 1 << 24
 UNREADABLE = "unreadable"
 NOT_FINITE = "NaN or infinity written as null"
+CHANGED = "Changed"
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
 
 
@@ -224,7 +225,7 @@ class RowTool(Tool):
             join([work / name], output_dir / name)
         report.write(output_dir)
         remove_folder(work)
-        return "\n".join([*report.summary, str(output_dir / PAGE)])
+        return f"{report.as_text()}\n{output_dir / PAGE}"
 
     def _run_tasks(self, executor: str, blocks: "Blocks", work: Path) -> None:
         try:
@@ -534,7 +535,7 @@ def row_report(
     table = Table("Rows", ["source", "file", "rows in", "left out", "rows out", "kept"], rows)
     if not files:
         table = Table("Rows", ["source", "rows", what], [[title, read, gone] for title, _, read, gone, *_ in rows])
-    tallies = {"Left out": total.reasons} | ({"Changed": total.edits} if total.edits.counts else {})
+    tallies = {"Left out": total.reasons} | ({CHANGED: total.edits} if total.edits.counts else {})
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
     groups = group_tables(counts, bool(files))
     plots += [Plot(f"Rows by {name}", name, bars) for name, bars in group_bars(total).items()]

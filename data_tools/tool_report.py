@@ -183,6 +183,13 @@ class Table:
     rows: Sequence[Sequence[Any]]
     note: str = ""
 
+    def as_text(self) -> str:
+        """Returns the table as lines of a terminal, the first column to the left and the others to the right."""
+        cells = [[str(name) for name in self.header], *[[_number(cell) for cell in row] for row in self.rows]]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells]
+        return "\n".join([self.title, *[f"  {line}" for line in lines]])
+
 
 @dataclass(frozen=True)
 class ToolReport:
@@ -196,6 +203,7 @@ class ToolReport:
         plots: In their order.
         tallies: What was counted, by heading: reasons for which rows went, changes of those that stayed.
         more: What else ``report.json`` holds, by key.
+        printed: Those of the tables that a terminal shows too.
     """
 
     title: str
@@ -205,6 +213,11 @@ class ToolReport:
     plots: Sequence[Plot] = ()
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    printed: Sequence[Table] = ()
+
+    def as_text(self) -> str:
+        """Returns what a terminal shows: the summary, and the tables that are printed."""
+        return "\n".join([*self.summary, *[table.as_text() for table in self.printed]])
 
     def write(self, folder: Path) -> None:
         """Writes ``report.json`` and ``report.html``: the same bytes from the same report.

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
+from ..data_tools.compare_tokenizers import Named
 from ..data_tools.decontaminate import DecontaminateSpec, decontaminate, read_items
 from ..data_tools.overlap import Item
 from ..data_tools.stats import CountTokens, StatsSpec
 from ..data_tools.tool import Source, Tool
+from .tokenizer_tools import load_tokenizers, tokenizer_hashes
 
 
 class Answers(AnswersSpec):
@@ -103,27 +105,16 @@ class Stats(StatsSpec):
 
     def counters(self) -> dict[str, CountTokens]:
         """Returns what counts tokens by each of the tokenizers, special ones left aside."""
-        return {name: _token_counter(name) for name in self.tokenizers}
+        return {one.name: _token_counter(one) for one in load_tokenizers(self.tokenizers)}
 
     def identity(self) -> Any:
         """Returns the hashes of the tokenizers' files, and what else the figures depend on."""
-        from ..evals.checkpoints import tokenizer_hash
-        from ..evals.runs import locate
-
-        return [super().identity(), *[tokenizer_hash(Path(locate(name))) for name in self.tokenizers]]
+        return [super().identity(), *tokenizer_hashes(self.tokenizers)]
 
 
-def _token_counter(name: str) -> CountTokens:
-    from ..evals.models import load_tokenizer
-    from ..evals.runs import locate
-
-    tokenizer, _ = load_tokenizer(str(locate(name)))
-
+def _token_counter(named: Named) -> CountTokens:
     def count(texts: Sequence[str]) -> list[int]:
-        if not texts:
-            return []
-        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [len(some) for some in ids]
+        return [len(ids) for ids in named.encode(texts)]
 
     return count
 

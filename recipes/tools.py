@@ -19,6 +19,10 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "answers": ("posttrain.recipes.model_tools:Answers", "Let a model answer prompts, for training on the answers."),
     "best_of_n": ("posttrain.recipes.model_tools:BestOfN", "Work out what the best of n answers is worth by a reward."),
     "clean": ("posttrain.data_tools.clean:Clean", "Leave out rows that rules find bad: web text, chats, code."),
+    "compare_tokenizers": (
+        "posttrain.recipes.tokenizer_tools:CompareTokenizers",
+        "Compare tokenizers on rows: tokens, fertility, what they lose.",
+    ),
     "convert": ("posttrain.data_tools.convert:Convert", "Bring rows of any layout to canonical columns."),
     "decontaminate": ("posttrain.recipes.model_tools:Decontaminate", "Find and remove rows that hold items of tests."),
     "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,9 +35,11 @@ def test_rows_turns_lengths_and_duplicates_are_counted(tmp_path: Path) -> None:
 
 def test_tokenizers_are_compared_on_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counters = {"by character": len, "by word": lambda text: len(text.split())}
-    monkeypatch.setattr(
-        model_tools, "_token_counter", lambda name: lambda texts: [counters[name](text) for text in texts]
-    )
+    opened = [
+        SimpleNamespace(name=name, encode=lambda texts, count=count: [[0] * count(text) for text in texts])
+        for name, count in counters.items()
+    ]
+    monkeypatch.setattr(model_tools, "load_tokenizers", lambda names: opened)
     monkeypatch.setattr(Stats, "identity", lambda self: None)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one two"}\n{"text": "three"}\n')
