@@ -1,13 +1,16 @@
 """Rows to batches: packed rows stay rows, so that attention costs B x L^2 and not (B x L)^2."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from .store import SOURCE_COLUMNS
 
 if TYPE_CHECKING:
     import torch
 
 Row = dict[str, Any]
+TOKEN_SOURCES = "token_sources"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,31 @@ class PackedRowCollator:
             positions[number] = torch.cat([torch.arange(size) for size in documents])
         labels[positions == 0] = -100
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+
+@dataclass(frozen=True)
+class SourceCollator:
+    """Adds the source of each token to batches of rows that say it.
+
+    Attributes:
+        collate: Makes batches of rows, those padded on the right or laid end to end.
+    """
+
+    collate: Callable[[list[Row]], Any]
+
+    def __call__(self, features: Sequence[Row]) -> "dict[str, Any]":
+        """Makes a batch; ``token_sources`` is int64, of the shape of ``input_ids``, 0 where there is padding."""
+        import torch
+
+        batch = self.collate([{key: row[key] for key in row if key not in SOURCE_COLUMNS} for row in features])
+        if SOURCE_COLUMNS[0] not in features[0]:
+            return batch
+        numbers, lengths = ([torch.as_tensor(row[name]) for row in features] for name in SOURCE_COLUMNS)
+        rows = [torch.repeat_interleave(*each) for each in zip(numbers, lengths, strict=True)]
+        sources = torch.zeros(batch["input_ids"].shape, dtype=torch.int64)
+        for number, row in enumerate(rows if len(sources) == len(rows) else [torch.cat(rows)]):
+            sources[number, : len(row)] = row
+        return {**batch, TOKEN_SOURCES: sources}
 
 
 def padded_collator(pad_token_id: int, pad_to_multiple_of: int | None = None) -> Any:

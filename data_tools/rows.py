@@ -43,6 +43,7 @@ class Plan:
         phases: See ``mix.mix``.
         order: How the rows are ordered once they are chosen; None for shuffled ones.
         row_weights: For each source the column of its rows' weights, or None; empty where no source has one.
+        by_source: Whether rows of documents say from which sources they are.
     """
 
     max_length: int | None
@@ -58,6 +59,7 @@ class Plan:
     phases: tuple[Phase, ...] = ()
     order: "OrderSpec | None" = None
     row_weights: tuple[str | None, ...] = ()
+    by_source: bool = False
 
     @property
     def in_order(self) -> bool:
@@ -68,7 +70,13 @@ class Plan:
         """Returns what it says as plain values; of documents, without what only other kinds have."""
         rest = set() if self.kind else {"kind", "max_prompt_length"}
         said = asdict(self) | {"order": self.order and self.order.model_dump()}
-        absent: dict[str, Any] = {"temperature": 1.0, "phases": (), "order": None, "row_weights": ()}
+        absent: dict[str, Any] = {
+            "temperature": 1.0,
+            "phases": (),
+            "order": None,
+            "row_weights": (),
+            "by_source": False,
+        }
         rest |= {name for name, nothing in absent.items() if said[name] == nothing}  # rows of older recipes stay good
         return {name: value for name, value in said.items() if name not in rest}
 
@@ -110,7 +118,9 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
         ]
     batches = in_batches(rows, WRITE_TOKENS, most=len(rows[0]) if plan.kind is None else WRITE_ROWS)
     packed = plan.packing is not None
-    loss_tokens, without, labels = write_arrow(path, plan.kind, batches, mixture, sources, types, packed=packed)
+    loss_tokens, without, labels = write_arrow(
+        path, plan.kind, batches, mixture, sources, types, packed=packed, by_source=plan.by_source
+    )
     if plan.mixed and len(labels) == 1:  # answers all wanted, or all unwanted, teach nothing about the difference
         raise DataError(
             f"all {len(mixture.source)} training rows have the label {str(labels.pop()).lower()}",

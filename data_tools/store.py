@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 IDS, LOSS, LENGTHS, WHERE = "ids.int32", "loss.uint8", "lengths.int64", "where.txt"
 FIELDS, ENDS, NUMBERS = "fields.json", "fields.int64", "numbers.float64"
 
+SOURCE_COLUMNS = ("sources", "source_lengths")
+
 Lengths = NDArray[np.int64]
 
 
@@ -189,8 +191,12 @@ def write_arrow(
     types: Mapping[str, Any],
     *,
     packed: bool,
+    by_source: bool = False,
 ) -> tuple[list[int], int, set[bool]]:
     """Writes batches of finished rows, each the rows of every part of the examples of a mixture, as an Arrow stream.
+
+    With ``by_source`` a row of documents also says from which ``sources`` its pieces are, of ``source_lengths`` tokens
+    each.
 
     Returns:
         For each source its tokens that carry loss, of documents, or else those of its answers; how many documents carry
@@ -201,6 +207,7 @@ def write_arrow(
     lists = PARTS[kind] if kind != "prompt" else ()  # prompts are tokenised again where they are answered
     if kind is None:
         lists += ("labels", "seq_lengths") if packed else ("labels",)
+        lists += SOURCE_COLUMNS if by_source else ()
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in lists] + list(types.items()))
     loss_tokens = np.zeros(len(sources), dtype=np.int64)
     labels: set[bool] = set()
@@ -210,6 +217,10 @@ def write_arrow(
             owners = [mixture.source[part.document] for part in here]
             if kind is None:
                 columns, with_loss = _document_columns(here[0], mixture, sources)
+                columns = columns if packed else columns[:2]
+                if by_source:
+                    pieces = np.diff(here[0].offsets)
+                    columns += [_lists(pieces, of.astype(np.int32)) for of in (owners[0], here[0].length)]
                 loss_tokens += np.bincount(np.repeat(owners[0], here[0].length)[with_loss], minlength=len(sources))
                 starts = np.cumsum(here[0].row_lengths()) - here[0].row_lengths()
                 without += int((np.add.reduceat(with_loss, starts, dtype=np.int64) == 0).sum())
@@ -222,7 +233,7 @@ def write_arrow(
                     np.add.at(loss_tokens, owner, part.length)
                 columns += _field_arrays(sources, owners[0], mixture.document[here[0].document], types)
                 labels |= set(columns[-1].to_pylist()) if kind == "unpaired" else set()
-            writer.write_batch(pa.record_batch(columns[: len(schema)], schema=schema))
+            writer.write_batch(pa.record_batch(columns, schema=schema))
     return loss_tokens.tolist(), without, labels
 
 

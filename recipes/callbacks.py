@@ -205,6 +205,8 @@ class ProgressKeeper(TrainerCallback):
             trainer._initial_global_step = trainer._initial_num_input_tokens_seen = 0
             if kept["tokens"] is not None:
                 trainer._total_train_tokens = kept["tokens"]
+            if kept.get("sources") is not None:
+                trainer.sources.state.update(kept["sources"])
             for name, values in kept["metrics"].items():
                 _refill(getattr(trainer, name, {}), values)
             trainer.model.train(kept["training"])  # TRL's log asks it which metrics are meant
@@ -236,6 +238,7 @@ class ProgressKeeper(TrainerCallback):
             "loss_sum": trainer._total_loss_scalar,
             "logged": trainer._globalstep_last_logged,
             "tokens": getattr(trainer, "_total_train_tokens", None),
+            "sources": trainer.sources.state if hasattr(trainer, "sources") else None,
             "metrics": {name: _plain(vars(trainer)[name]) for name in _METRICS if name in vars(trainer)},
             "training": trainer.model.training,
             "stopped": control.should_training_stop,

@@ -427,7 +427,8 @@ def _first(prepared: "Prepared", rows: int) -> "Prepared":
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
     cut = {key: value[-_ROW_TOKENS:] for key, value in row.items() if key.endswith(("_ids", "labels")) and value}
-    return cut | ({"seq_lengths": [len(cut["input_ids"])]} if "seq_lengths" in row else {})
+    lengths = {name: [len(cut["input_ids"])] for name in ("seq_lengths", "source_lengths") if name in row}
+    return cut | lengths | ({"sources": row["sources"][-1:]} if "sources" in row else {})
 
 
 def save_tiny(tokenizer: Any, folder: Path, head: "Head | None") -> str:

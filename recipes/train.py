@@ -185,8 +185,25 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
         checkpoints.write_manifest(job.run_dir, step=step, resumable=False)
         if adapter:
             _check_merge(job, trainer)
-        write_json(job.run_dir / rundir.RUN_FILE, {**rundir.read_record(job.run_dir), "finished": rundir.now()})
+        record = rundir.read_record(job.run_dir)
+        trained = _trained(trainer, record)
+        write_json(job.run_dir / rundir.RUN_FILE, {**record, "trained": trained, "finished": rundir.now()})
     PartialState().wait_for_everyone()
+
+
+def _trained(trainer: "Trainer", record: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Says how much the run has learnt from each source; None for stages that do not count it.
+
+    ``loss_tokens`` are those that carried loss; ``epochs`` how often the source was gone through, by them.
+    """
+    sources: Any = getattr(trainer, "sources", None)
+    if sources is None:
+        return None
+    found = []
+    for source, count in zip(record["data"]["train"]["sources"], sources.counts(), strict=True):
+        passes = count / source["loss_tokens"] if source["loss_tokens"] else 0.0
+        found.append({"name": source["name"], "loss_tokens": count, "epochs": round(passes * source["epochs"], 4)})
+    return found
 
 
 def _check_merge(job: Job, trainer: "Trainer") -> None:

@@ -395,6 +395,7 @@ class Run:
         record: ``run.json`` as it was read.
         losses: ``(step, loss)`` of the training log.
         eval_losses: ``(step, eval_loss)`` of the training log.
+        source_losses: By the name of a source of its training data, ``(step, loss)`` of the training log.
         problems: What could not be read.
     """
 
@@ -408,6 +409,7 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     eval_losses: tuple[tuple[int, float], ...] = ()
+    source_losses: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 

@@ -23,6 +23,7 @@ X_LABEL = "training steps of each stage"
 KL_LABEL = "√KL from the starting policy, nats per answer"
 _NARROWEST = 0.22  # of the width that all steps together get
 _Layout = tuple[dict[str, int], list[Segment]]
+_MOST_SOURCES = 8  # charts of losses; a mixture may be of hundreds of files
 _DOTS = 40  # points of a curve up to which each is drawn
 # TRL logs the mean over tokens; times the tokens of an answer it is the divergence of whole answers.
 _PER_TOKEN = ("grpo", "rloo")
@@ -53,7 +54,7 @@ def training_charts(spell: Speller, *, every_metric: bool, lines_only: bool = Fa
         if (svg := _task_chart(spell, column, metric, layout, lines_only=lines_only))
     ]
     loss = _loss_chart(spell.board, layout)
-    return [loss, *charts] if loss else charts
+    return [*([loss] if loss else []), *_source_charts(spell.board, layout), *charts]
 
 
 def _described(metric: ColumnMetric) -> str:
@@ -137,6 +138,26 @@ def _loss_chart(board: Leaderboard, layout: _Layout) -> Chart | None:
         return None
     dashed = "; dashed: evaluation loss" if any(run.eval_losses for run in board.runs) else ""
     return Chart("Loss", f"↓ as each stage defines it, so not comparable between stages{dashed}", svg, index=0)
+
+
+def _source_charts(board: Leaderboard, layout: _Layout) -> list[Chart]:
+    """Draws the loss on each source of the runs' mixtures, of those sources that most runs have learnt from."""
+    generation, segments = layout
+    found: dict[str, list[Series]] = {}
+    for index, run in enumerate(board.runs):
+        segment = segments[generation[run.id]]
+        for name, values in run.source_losses.items():
+            points = tuple(Point(_place(segment, step), value) for step, value in thin(values))
+            found.setdefault(name, []).append(Series(run.id, index, points, dots=False))
+    names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_SOURCES]  # of equals those that came first
+    charts = []
+    for name in names:
+        svg = chart(found[name], segments, name=f"Loss on {plain(name)} over training steps", x_label=X_LABEL)
+        if svg is not None:
+            charts.append(
+                Chart(f"Loss on {plain(name, 60)}", "↓ of training, this source's tokens alone", svg, index=0)
+            )
+    return charts
 
 
 # --- rewards against KL ---

@@ -146,8 +146,16 @@ def _run(folder: RunFolder, identity: str, name: str, place: str, parent: Run | 
         record=record,
         losses=_series(folder.log, "loss"),
         eval_losses=_series(folder.log, "eval_loss"),
+        source_losses=_source_losses(folder.log),
         problems=folder.problems,
     )
+
+
+def _source_losses(log: Sequence[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Returns the logged losses of the sources of the training data, by their names."""
+    prefix = "loss/"
+    names = dict.fromkeys(key.removeprefix(prefix) for line in log for key in line if key.startswith(prefix))
+    return {name: _series(log, prefix + name) for name in names}
 
 
 def _series(log: Sequence[dict[str, Any]], key: str) -> tuple[tuple[int, float], ...]:

@@ -36,11 +36,13 @@ class Sums(NamedTuple):
         cross_entropy: -log p of the next token, in nats.
         divergence: KL(teacher || student) at the temperature, in nats, not yet times its square.
         correct: How often the likeliest token was the next one.
+        by_source: The cross entropy of each source's tokens, without a gradient, [S]; None if they were not told apart.
     """
 
     cross_entropy: torch.Tensor
     divergence: torch.Tensor
     correct: torch.Tensor
+    by_source: torch.Tensor | None = None
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -115,6 +117,7 @@ def summed(
     *,
     chunk: int,
     chunks: int = 0,
+    sources: torch.Tensor | None = None,
 ) -> Sums:
     """Adds up the losses of tokens, with the logits of no more than a chunk of them in memory.
 
@@ -128,22 +131,29 @@ def summed(
         chunk: Tokens at a time.
         chunks: At least so many calls of the head, the last ones empty: where weights are sharded over processes, all
             must gather them equally often.
+        sources: Which tokens are of which source, [S, N]; None tells them not apart.
     """
 
     def one(part: slice) -> torch.Tensor:
         logits = head(hidden[part]).float()
         cross_entropy = functional.cross_entropy(logits, labels[part], reduction="sum")
+        by_source = []
+        if sources is not None:
+            with torch.no_grad():
+                each = functional.cross_entropy(logits, labels[part], reduction="none")
+            by_source = [(sources[:, part] * each).sum(1)]
         kl = diverge(logits, part).sum() if diverge else torch.zeros_like(cross_entropy)
         correct = (logits.argmax(-1) == labels[part]).sum()
-        return torch.stack([cross_entropy, kl, correct.to(kl.dtype)])
+        return torch.cat([torch.stack([cross_entropy, kl, correct.to(kl.dtype)]), *by_source])
 
     # One call at least: where no token of a batch carries loss, the backward pass still needs a graph.
     count = max(1, chunks, -(-len(labels) // chunk))
     parts = [slice(number * chunk, (number + 1) * chunk) for number in range(count)]
-    if count == 1:
-        return Sums(*one(parts[0]))
-    sums: list[torch.Tensor] = [checkpoint(one, part, use_reentrant=False) for part in parts]  # type: ignore[misc]
-    return Sums(*torch.stack(sums).sum(0))
+    sums: list[torch.Tensor] = (
+        [one(parts[0])] if count == 1 else [checkpoint(one, part, use_reentrant=False) for part in parts]  # type: ignore[misc]
+    )
+    total = sums[0] if count == 1 else torch.stack(sums).sum(0)
+    return Sums(total[0], total[1], total[2], None if sources is None else total[3:].detach())
 
 
 def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ...data_tools.collate import TOKEN_SOURCES
 from ...evals.models import differing_tokens, make_room
 from ..errors import RecipeError
 from ..model import pretrained
@@ -108,8 +109,9 @@ def check_hidden(student: "PreTrainedModel", teacher: "PreTrainedModel") -> None
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a batch a model reads: all but the labels and the teacher's answers."""
-    return {key: value for key, value in batch.items() if key != "labels" and not key.startswith("teacher_")}
+    """Returns what of a batch a model reads: all but the labels, the tokens' sources and the teacher's answers."""
+    others = ("labels", TOKEN_SOURCES)
+    return {key: value for key, value in batch.items() if key not in others and not key.startswith("teacher_")}
 
 
 def last_hidden(model: "PreTrainedModel", inputs: dict[str, Any]) -> "torch.Tensor":

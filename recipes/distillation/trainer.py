@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl.models.utils import _ForwardRedirection, prepare_deepspeed
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
+from ...data_tools.collate import TOKEN_SOURCES
+from ..trainers.text import BySourceTrainer
 from .cached import IDS, LOG_Q, LOG_REST, ROW
 from .losses import Divergence, cosine_distance, divergence, predicting, summed, top_k_divergence
 from .teacher import last_hidden, logits_head, model_inputs
@@ -45,7 +46,7 @@ class DistillConfig(SFTConfig):
             raise ValueError("distillation has its own loss: drop loss_type and label_smoothing_factor")
 
 
-class DistillTrainer(SFTTrainer):
+class DistillTrainer(BySourceTrainer):
     """An SFTTrainer whose student also learns from a teacher.
 
     Every forward pass goes through the wrapper of the student (DDP, FSDP, DeepSpeed), so that gradients are reduced and
@@ -56,7 +57,7 @@ class DistillTrainer(SFTTrainer):
     Args:
         teacher: The teacher, frozen; None where its answers come with the batches, or where nothing of it is used.
         tokens: Rows of the output layers that both models have.
-        arguments: Those of SFTTrainer.
+        arguments: Those of BySourceTrainer.
     """
 
     args: DistillConfig  # type: ignore[assignment]
@@ -103,6 +104,10 @@ class DistillTrainer(SFTTrainer):
         with self.accelerator.autocast():
             student: Any = self.accelerator.unwrap_model(model)
             sums = self._redirect(model, student, self._sums, student, inputs, most)
+        sums, by_source = sums[:4], sums[4:]
+        if by_source.numel():
+            counts = self._of_sources(inputs, labels).sum(1)
+            self.sources.add_sums(torch.stack([by_source.detach(), counts], dim=1).double())
         cross_entropy, kl, distance, _ = sums
         args = self.args
         loss = args.alpha * cross_entropy + (1 - args.alpha) * args.temperature**2 * kl + args.hidden_cosine * distance
@@ -113,12 +118,23 @@ class DistillTrainer(SFTTrainer):
         return (loss, {}) if return_outputs else loss
 
     def _sums(self, student: Any, inputs: dict[str, Any], chunks: int) -> torch.Tensor:
-        """Adds up a batch: cross entropy, divergence, cosine distance and right guesses, [4]."""
+        """Adds up a batch: cross entropy, divergence, cosine distance, right guesses; in training each source's too."""
         base = student.get_base_model() if hasattr(student, "get_base_model") else student
         hidden, labels = predicting(last_hidden(base, model_inputs(inputs)), inputs["labels"])
         diverge, distance = self._teach(inputs, hidden)
-        sums = summed(hidden, labels, logits_head(base), diverge, chunk=self.args.chunk, chunks=chunks)
-        return torch.stack([sums.cross_entropy, sums.divergence, distance, sums.correct])
+        of_sources = self._of_sources(inputs, inputs["labels"]) if student.training else None
+        sums = summed(
+            hidden, labels, logits_head(base), diverge, chunk=self.args.chunk, chunks=chunks, sources=of_sources
+        )
+        by_source = () if sums.by_source is None else (sums.by_source,)
+        return torch.cat([torch.stack([sums.cross_entropy, sums.divergence, distance, sums.correct]), *by_source])
+
+    def _of_sources(self, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        """Says which of the tokens that carry loss are of which source, [S, N]."""
+        kept = labels[:, 1:] != -100
+        sources = inputs.get(TOKEN_SOURCES)
+        numbers = torch.zeros_like(labels) if sources is None else sources
+        return numbers[:, 1:][kept] == torch.arange(len(self.sources.names), device=labels.device)[:, None]
 
     def _teach(self, inputs: dict[str, Any], hidden: torch.Tensor) -> tuple[Divergence | None, torch.Tensor]:
         """Returns how far the student's logits are from the teacher's, and the sum of its states' distances."""

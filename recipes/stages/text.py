@@ -28,7 +28,7 @@ def build(
     job: Job, args: Any, model: "PreTrainedModel", data: dict[str, Prepared | None], common: dict[str, Any]
 ) -> "Trainer":
     """Builds TRL's SFTTrainer over rows that are already tokenised, masked and packed; with a teacher ours on top."""
-    from ...data_tools.collate import PackedRowCollator, padded_collator
+    from ...data_tools.collate import PackedRowCollator, SourceCollator, padded_collator
     from ..trainers.text import PackedRowSFTTrainer
 
     pad: Any = job.tokenizer.pad_token_id
@@ -37,6 +37,8 @@ def build(
     if job.option("packing"):  # packed rows stay rows unless a varlen kernel asks for one flat row
         flatten = (getattr(model.config, "_attn_implementation", None) or "").startswith(_VARLEN)
         common["data_collator"] = PackedRowCollator(pad, flatten=flatten, pad_to_multiple_of=multiple)
+    common["data_collator"] = SourceCollator(common["data_collator"])
+    common["sources"] = tuple(source.title for source in job.loaded.recipe.data.train)
     return _with_teacher(job, args, model, data, common) if job.loaded.recipe.teacher else PackedRowSFTTrainer(**common)
 
 

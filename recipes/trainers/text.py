@@ -1,4 +1,4 @@
-"""SFTTrainer over packed rows that stay rows.
+"""SFTTrainer over packed rows that stay rows, and with the loss of each source in the log.
 
 TRL flattens a packed batch of B rows of L tokens into one row of B x L. Without a varlen attention kernel, attention
 over that row costs (B L)^2 instead of B L^2. Rows kept as [B, L] with position ids that restart at each document give
@@ -10,18 +10,60 @@ from typing import Any
 import torch
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ...data_tools.collate import TOKEN_SOURCES
+from ...data_tools.store import SOURCE_COLUMNS
+from .sources import SourceLosses
 
-class PackedRowSFTTrainer(SFTTrainer):
+
+class BySourceTrainer(SFTTrainer):
+    """An SFTTrainer whose rows say from which sources they are, and whose log has the loss of each.
+
+    Args:
+        sources: Their names.
+        arguments: Those of SFTTrainer.
+    """
+
+    def __init__(self, *, sources: tuple[str, ...], **arguments: Any):
+        super().__init__(**arguments)
+        self.sources = SourceLosses(sources)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), *SOURCE_COLUMNS]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs what TRL logs, with the losses of the sources beside that of the training."""
+        if "loss" in logs:
+            logs.update(self.sources.take(self.accelerator))
+        elif "train_loss" in logs:  # the end: what came since the last line is counted
+            self.sources.take(self.accelerator)
+        super().log(logs, start_time)
+
+
+class PackedRowSFTTrainer(BySourceTrainer):
     """An SFTTrainer whose ``num_tokens`` counts every row of a batch.
 
     TRL takes a batch without attention mask for one flattened row and counts only that row's tokens.
     """
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Computes TRL's loss; then adds the tokens of the rows after the first to the count."""
+        """Computes TRL's loss and adds it up by source; first adds the rows after the first to the count of tokens."""
         rows, length = inputs["input_ids"].shape
         if rows > 1 and model.training and "attention_mask" not in inputs:
             uncounted = torch.tensor([(rows - 1) * length], device=inputs["input_ids"].device)
             counts: Any = self.accelerator.gather(uncounted)
             self._total_train_tokens += int(counts.sum().item())
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        sources = inputs.pop(TOKEN_SOURCES, None)
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        outputs: list[Any] = []
+
+        def keeping(**options: Any) -> Any:
+            outputs.append(model(**options))
+            return outputs[-1]
+
+        loss: Any = super().compute_loss(keeping, inputs, *args, **kwargs)  # type: ignore[arg-type]
+        counted = outputs[-1].label_mask  # [B, L - 1], of the tokens that are predicted
+        losses = -outputs[-1].log_probs[counted]
+        self.sources.add(losses, None if sources is None else sources[:, 1:][counted])
+        return loss

@@ -142,3 +142,19 @@ def test_a_damaged_best_of_n_is_named(tmp_path: Path):
     board = build([tmp_path / "ppo"])
     assert [curve.name for curve in board.curves] == ["ppo"]
     assert any("bon/best_of_n.json cannot be read" in notice.text for notice in board.notices)
+
+
+def test_the_loss_of_each_source_is_a_chart_of_all_runs(tmp_path: Path):
+    for name, sources in (("plain", ("web",)), ("annealed", ("web", "<maths>"))):
+        folder = make_run(tmp_path / name, name, [score("final", 9, "arc", share(3, 9))])
+        lines = [{"step": s, "loss": 3 / s} | {f"loss/{source}": 2 / s for source in sources} for s in (1, 2, 3)]
+        log(folder, *lines)
+    board = build([tmp_path])
+    assert {run.name: list(run.source_losses) for run in board.runs} == {
+        "annealed": ["web", "<maths>"],
+        "plain": ["web"],
+    }
+    html = to_html(board)
+    assert "Loss on web" in html
+    assert "Loss on &lt;maths&gt;" in html
+    assert "<maths>" not in html
