@@ -33,10 +33,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from posttrain.data_tools.decontaminate import COPIES, DecontaminateSpec, decontaminate
+from posttrain.data_tools.decontaminate import COPIES, Benchmarks, DecontaminateSpec
 from posttrain.data_tools.ngrams import ngrams, split_words, words_in
 from posttrain.data_tools.overlap import RULES, Item, Overlap, text_of
 from posttrain.data_tools.paraphrases import Nearest, count_words
@@ -200,13 +200,23 @@ def _share_ngram(one: str, other: str) -> bool:
     return bool(np.isin(ours, theirs).any())
 
 
+class GSM8K(DecontaminateSpec):
+    """The tool, with items that are in memory."""
+
+    items_to_find: ClassVar[Sequence[Item]] = ()
+
+    def benchmarks(self) -> Benchmarks:
+        """Returns them."""
+        return {"gsm8k": self.items_to_find}
+
+
 def run(items: Sequence[Item], rows: Sequence[str], rate: float) -> list[tuple[int, int, str]]:
     """Runs the tool on rows; returns row, item and verdict of each finding."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "rows.jsonl"
         source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-        spec = DecontaminateSpec(sources=[SourceSpec(path=str(source))], paraphrase_rate=rate)
-        decontaminate(spec, {"gsm8k": items}, Path(folder) / "out")
+        GSM8K.items_to_find = items
+        GSM8K(sources=[SourceSpec(path=str(source))], paraphrase_rate=rate).run(Path(folder) / "out")
         found = read(Path(folder) / "out" / "evidence.log")
     return [(int(line["row"].rpartition(":")[2]) - 1, int(line["item"]), line["verdict"]) for line in found]
 

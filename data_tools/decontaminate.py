@@ -4,13 +4,14 @@ There are two verdicts, never mixed: *n-grams*, exact, by one of five papers' ru
 paraphrase*, by what words a row shares with one item and not with the next (``paraphrases``).
 """
 
+import itertools
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -18,54 +19,27 @@ from pydantic import BeforeValidator, Field
 from ..chat_templates.errors import PosttrainError
 from .dataset import load
 from .errors import DataError
-from .files import explain_full_disk, write_atomic, write_json
+from .files import hash_json, write_atomic
 from .ngrams import split_words, words_in
 from .overlap import RULES, SHORTEST, Item, Overlap, text_of, text_of_turns, usual_n
 from .paraphrases import FEWEST, Near, Nearest, count_words, margin_of_chance
-from .row_tool import json_line
-from .sources import Row, read_rows
+from .row_tool import Counts, Decide, Outcome, Plan, RowTool, blocks_of
+from .sources import Row
 from .spec import SourceSpec
-from .tool import Source, Sources, Tool
-from .tool_report import PAGE, REPORT, render_page
+from .tool import Source
+from .tool_report import Table, Tally, ToolReport
 
 Benchmarks = Mapping[str, Sequence[Item]]
 EVIDENCE = "evidence.log"
 COLUMN = "contamination"
 NGRAMS, PARAPHRASE = "n-grams", "possible paraphrase"
-_BATCH = 2048  # rows looked up at a time
 _FEW = 256  # rows compared with every item at a time
-_EXAMPLES = 10
 _PLANTED = 200  # items of which copies are planted
 _SHOWN = 500  # characters of a row or an item that the evidence quotes
-_T = TypeVar("_T")
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
-
-
-class DecontaminateSpec(Tool):
-    """The arguments that need no other room than this one."""
-
-    sources: Sources
-    """The rows. All texts of a row count, whichever column they are in. A clean file is written for each source."""
-    items: Annotated[list[Source] | None, BeforeValidator(_as_list)] = None
-    """Files of test items: prompts and completions, prompts or texts, with `columns` or a mapping for those of other
-    names."""
-    rule: Literal["gpt3", "palm", "llama2", "llama3", "tulu3"] = "tulu3"
-    """When an item counts as seen: any of its 8- to 13-grams is found (gpt3), 70% of its 8-grams (palm), 80% of its
-    words in spans of more than ten of which four may differ (llama2), half of its words in 8-grams (llama3), more than
-    half in those of one row (tulu3)."""
-    remove: bool = True
-    """Whether rows that hold an item by that rule are removed. Else all rows are written, with what was found in a
-    column `contamination`."""
-    paraphrases: Literal["off", "flag", "remove"] = "flag"
-    """What happens to rows that possibly paraphrase an item: nothing is looked for, they are named in the report, or
-    they are removed, too."""
-    paraphrase_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
-    """The share of rows that may be taken for paraphrases without being such."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """The largest share of a source's rows that may be unreadable; those are left out."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +66,106 @@ class Finding:
     question: str
     text: str
 
+    @property
+    def reason(self) -> str:
+        """Returns what a report counts the row under."""
+        return f"{self.benchmark}: {self.verdict}"
+
+    @property
+    def evidence(self) -> str:
+        """Returns what the row has of which item."""
+        return f"item {self.item}, {self.share:g} of it: {self.question}\nin common: {self.words}"
+
+
+class DecontaminateSpec(RowTool):
+    """The arguments that need no other room than this one."""
+
+    items: Annotated[list[Source] | None, BeforeValidator(_as_list)] = None
+    """Files of test items: prompts and completions, prompts or texts, with `columns` or a mapping for those of other
+    names."""
+    rule: Literal["gpt3", "palm", "llama2", "llama3", "tulu3"] = "tulu3"
+    """When an item counts as seen: any of its 8- to 13-grams is found (gpt3), 70% of its 8-grams (palm), 80% of its
+    words in spans of more than ten of which four may differ (llama2), half of its words in 8-grams (llama3), more than
+    half in those of one row (tulu3)."""
+    remove: bool = True
+    """Whether rows that hold an item by that rule are removed. Else all rows are written, with what was found in a
+    column `contamination`."""
+    paraphrases: Literal["off", "flag", "remove"] = "flag"
+    """What happens to rows that possibly paraphrase an item: nothing is looked for, they are named in the report, or
+    they are removed, too."""
+    paraphrase_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
+    """The share of rows that may be taken for paraphrases without being such."""
+
+    def benchmarks(self) -> Benchmarks:
+        """Returns the items of each benchmark, by its name."""
+        return read_items(self.items or [])
+
+    @cached_property
+    def known(self) -> Benchmarks:
+        """The same, read once, without benchmarks that have no items.
+
+        Raises:
+            DataError: There are no items at all.
+        """
+        found = {name: items for name, items in self.benchmarks().items() if items}
+        if not found:
+            raise DataError("there are no test items to look for", hint="name `items`, `tasks` or `suites`")
+        return found
+
+    def identity(self) -> Any:
+        """Returns a hash of the items."""
+        return hash_json({name: [asdict(item) for item in items] for name, items in self.known.items()})
+
+    def plan(self, folder: Path) -> Plan:
+        """Looks for the items in all rows; writes ``evidence.log``, a line for each row and item.
+
+        Raises:
+            PosttrainError: A planted copy was not found, so that nothing could be believed.
+        """
+        search = _Search(self.rule, self.known)
+        planted = search.self_test()
+        for _, rows in _readable(self.sources):
+            search.look(rows)
+        if self.paraphrases != "off":
+            planted += search.look_for_paraphrases(self.sources, self.paraphrase_rate)
+        lines = (json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in search.findings)
+        write_atomic(folder / EVIDENCE, "".join(lines))
+        found: dict[str, list[Finding]] = {}
+        for finding in search.findings:
+            found.setdefault(finding.row, []).append(finding)
+
+        def decider(source: SourceSpec) -> Decide:
+            return lambda rows: [self._outcome(row, found.get(row.where, [])) for row in rows]
+
+        def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
+            return search.add(report, planted, [one for ones in found.values() for one in ones if not self._goes(one)])
+
+        return Plan(decider, add, [EVIDENCE])
+
+    def _goes(self, finding: Finding) -> bool:
+        return self.remove if finding.verdict == NGRAMS else self.paraphrases == "remove"
+
+    def _outcome(self, row: Row, found: Sequence[Finding]) -> Outcome:
+        going = next((finding for finding in found if self._goes(finding)), None)
+        if going is not None:
+            return Outcome(None, going.reason, going.evidence)
+        if self.remove:
+            return Outcome(row.values)
+        marks = [
+            {name: getattr(finding, name) for name in ("benchmark", "item", "verdict", "words")} for finding in found
+        ]
+        return Outcome(row.values | {COLUMN: marks})
+
+
+def _readable(sources: Sequence[SourceSpec]) -> Iterator[tuple[int, list[Row]]]:
+    """Yields the readable rows of all sources in blocks, each with how many came before it."""
+    before = 0
+    for source in sources:
+        for block in blocks_of(source):
+            rows = [row for row in block if row.problem is None]
+            yield before, rows
+            before += len(rows)
+
 
 def read_items(sources: Sequence[SourceSpec]) -> dict[str, list[Item]]:
     """Reads files of test items.
@@ -109,131 +183,6 @@ def read_items(sources: Sequence[SourceSpec]) -> dict[str, list[Item]]:
             question = row["text"] if "text" in row else text_of_turns(row["prompt"])
             items.append(Item(where, question, text_of_turns(row.get("completion") or "")))
     return found
-
-
-def decontaminate(spec: DecontaminateSpec, benchmarks: Benchmarks, output_dir: Path) -> str:
-    """Looks for test items in the rows of sources and writes the rows without them.
-
-    Writes a ``.jsonl`` for each source, ``evidence.log`` with a line for each row and item, ``report.json`` and
-    ``report.html``.
-
-    Args:
-        spec: What to read, and by which rule.
-        benchmarks: The items of each benchmark, by its name.
-        output_dir: The folder.
-
-    Returns:
-        What was found, in lines.
-
-    Raises:
-        DataError: There are no items or no rows, or too many rows cannot be read.
-        PosttrainError: A planted copy was not found, so that nothing could be believed; or the disk is full.
-    """
-    benchmarks = {name: items for name, items in benchmarks.items() if items}
-    if not benchmarks:
-        raise DataError("there are no test items to look for", hint="name `items`, `tasks` or `suites`")
-    rows = _Rows(spec)
-    search = _Search(spec.rule, benchmarks)
-    planted = search.self_test()
-    for batch in _batched(rows.count(), _BATCH):
-        search.look(batch)
-    rows.check()
-    if spec.paraphrases != "off":
-        planted += search.look_for_paraphrases(rows, spec.paraphrase_rate)
-    with explain_full_disk(output_dir):
-        files = rows.write(search.findings, output_dir)
-        report = search.report() | {"files": files, "unreadable": rows.examples(), "planted": planted}
-        lines = (json.dumps(asdict(finding), ensure_ascii=False) for finding in search.findings)
-        write_atomic(output_dir / EVIDENCE, "".join(f"{line}\n" for line in lines))
-        write_json(output_dir / REPORT, report)
-        page = render_page("decontaminate.html.jinja", {**report, "shortest": SHORTEST})
-        write_atomic(output_dir / PAGE, page)
-    return _in_words(report, output_dir)
-
-
-class _Rows:
-    """The rows of all sources: read as often as need be, counted once, written without those that go."""
-
-    def __init__(self, spec: DecontaminateSpec):
-        self.spec = spec
-        self.read = [0] * len(spec.sources)
-        self.bad: list[list[str]] = [[] for _ in spec.sources]
-
-    def of(self, number: int, bad: list[str] | None = None) -> Iterator[Row]:
-        """Yields the readable rows of a source; says where the others are."""
-        source = self.spec.sources[number]
-        good = 0
-        for row in read_rows(source, Path()):
-            if row.problem is not None:
-                bad.append(f"{row.where}: {row.problem}") if bad is not None else None
-                continue
-            yield row
-            good += 1
-            if good == source.limit:
-                return
-
-    def all(self) -> Iterator[Row]:
-        """Yields the readable rows of all sources."""
-        for number in range(len(self.read)):
-            yield from self.of(number)
-
-    def count(self) -> Iterator[Row]:
-        """Yields the same, and counts them."""
-        for number in range(len(self.read)):
-            for row in self.of(number, self.bad[number]):
-                self.read[number] += 1
-                yield row
-
-    def check(self) -> None:
-        """Refuses sources of which too much cannot be read, and those without rows."""
-        for source, good, bad in zip(self.spec.sources, self.read, self.bad, strict=True):
-            if len(bad) > self.spec.max_bad_share * (good + len(bad)):
-                hint = f"mend them, or allow more with `max_bad_share` (now {self.spec.max_bad_share:g})"
-                what = f"{len(bad)} of {good + len(bad)} rows cannot be read: {bad[0]}"
-                raise DataError(what, where=source.title, hint=hint)
-            if not good:
-                raise DataError("holds no rows", where=source.title)
-
-    def examples(self) -> dict[str, list[str]]:
-        """Returns by source where rows are that cannot be read."""
-        return {s.title: bad[:_EXAMPLES] for s, bad in zip(self.spec.sources, self.bad, strict=True) if bad}
-
-    def write(self, findings: Sequence[Finding], folder: Path) -> list[dict[str, Any]]:
-        """Writes the rows of each source that stay; returns a summary of each file."""
-        wanted = {NGRAMS: self.spec.remove, PARAPHRASE: self.spec.paraphrases == "remove"}
-        removed = {finding.row for finding in findings if wanted[finding.verdict]}
-        marks: dict[str, list[dict[str, Any]]] = {}
-        for finding in findings:
-            mark = {"benchmark": finding.benchmark, "item": finding.item, "verdict": finding.verdict}
-            marks.setdefault(finding.row, []).append(mark | {"words": finding.words})
-        folder.mkdir(parents=True, exist_ok=True)
-        files: list[dict[str, Any]] = []
-        for number, source in enumerate(self.spec.sources):
-            name = _file_name(source, [file["file"] for file in files])
-            kept, flagged = 0, 0
-            temporary = folder / f".{name}.part"
-            with temporary.open("w", encoding="utf-8", errors="surrogatepass") as out:
-                for row in self.of(number):
-                    if row.where in removed:
-                        continue
-                    kept += 1
-                    flagged += row.where in marks
-                    values = row.values if self.spec.remove else row.values | {COLUMN: marks.get(row.where, [])}
-                    out.write(json_line(values, row.where))
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(folder / name)
-            good, bad = self.read[number], len(self.bad[number])
-            counts = {"rows": good + bad, "unreadable": bad, "removed": good - kept, "kept": kept, "flagged": flagged}
-            files.append({"source": source.title, "file": name, **counts})
-        return files
-
-
-def _file_name(source: SourceSpec, taken: Sequence[str]) -> str:
-    """Returns what the clean rows of a source are called, as its file is."""
-    stem = re.sub(r"[^\w-]+", "_", Path(source.title.removesuffix(".gz")).stem).strip("_") or "rows"
-    names = (f"{stem}.jsonl", *(f"{stem}-{number}.jsonl" for number in range(2, len(taken) + 3)))
-    return next(name for name in names if name not in (*taken, EVIDENCE))
 
 
 class _Search:
@@ -289,27 +238,27 @@ class _Search:
             found.append({"copy": kind, "verdict": NGRAMS, "planted": planted, "found": hits})
         return found
 
-    def look_for_paraphrases(self, rows: _Rows, rate: float) -> list[dict[str, Any]]:
+    def look_for_paraphrases(self, sources: Sequence[SourceSpec], rate: float) -> list[dict[str, Any]]:
         """Finds the rows that possibly paraphrase an item; returns how many planted copies are told so."""
         frequencies = np.zeros(1, np.int64)
-        for batch in _batched(map(_text, rows.all()), _BATCH):
-            frequencies = frequencies + count_words(split_words(batch))
+        for _, rows in _readable(sources):
+            frequencies = frequencies + count_words(split_words([_text(row) for row in rows]))
         nearest = Nearest(self.items, frequencies)
         if len(nearest) < FEWEST:
             self.chance = {"note": f"not looked for: fewer than {FEWEST} items are long enough"}
             return []
-        parts, first = [], 0
-        for batch in _batched(map(_text, rows.all()), _FEW):
-            near = nearest.of(split_words(batch))
-            parts.append(Near(near.rows + first, near.items, near.alike))
-            first += len(batch)
+        parts = []
+        for before, rows in _readable(sources):
+            for start in range(0, len(rows), _FEW):
+                near = nearest.of(split_words([_text(row) for row in rows[start : start + _FEW]]))
+                parts.append(Near(near.rows + before + start, near.items, near.alike))
         near = Near(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "items", "alike")))
         margin = margin_of_chance(near, rate)
         told: dict[int, dict[int, float]] = {}
         for place in np.flatnonzero(near.margins > margin):
             told.setdefault(int(near.rows[place]), {})[int(near.items[place])] = float(near.alike[place, 0])
         known = {(finding.row, finding.benchmark, finding.item) for finding in self.findings}
-        for place, row in enumerate(rows.all()):
+        for place, row in enumerate(itertools.chain.from_iterable(rows for _, rows in _readable(sources))):
             for number, alike in told.get(place, {}).items():
                 if (row.where, self.names[number], self.items[number].id) not in known:
                     text = _text(row)
@@ -327,13 +276,57 @@ class _Search:
         hits = len(np.unique(near.rows[is_right]))
         return [{"copy": "reworded", "verdict": PARAPHRASE, "planted": len(chosen), "found": hits}]
 
-    def report(self) -> dict[str, Any]:
-        """Returns what was found of each benchmark, and every reason with examples."""
+    def add(self, report: ToolReport, planted: Sequence[Mapping[str, Any]], staying: Sequence[Finding]) -> ToolReport:
+        """Adds to a report what was found of each benchmark, and what each run proves of its search."""
+        benchmarks, short = self._of_benchmarks()
+        flagged = Tally()
+        for (_, reason), finding in {(one.row, one.reason): one for one in reversed(staying)}.items():
+            flagged.add(reason, finding.row, finding.text, finding.evidence)
+        rule = asdict(self.rule) | {"n": self.rule.n or "by benchmark"}
+        header = ["benchmark", "items", "n", "seen", "in several rows only", "possibly paraphrased"]
+        header += ["shorter than n, found as a whole only", "too short to be found"]
+        note = (
+            f"Rule: {rule['name']}, n-grams of {rule['n']} words. Case, punctuation and line breaks do not matter, "
+            "numbers do. An item shorter than n is found where a row has all of its question and, soon after, all of "
+            f"its answer. One of fewer than {SHORTEST} words cannot be told from other text; it is not known to be "
+            f"clean. {self._by_chance()}"
+        )
+        seen = Table("Test items", header, [list(found.values()) for found in benchmarks], note)
+        copies = Table(
+            "Planted copies",
+            ["copy", "looked for as", "planted", "found"],
+            [list(copy.values()) for copy in planted],
+            "Copies of items of this run, made in memory and looked for like rows; none is in the files.",
+        )
+        tallies = {"Flagged, and still there": flagged} if flagged.counts else {}
+        tallies |= {"Items too short to be found": short} if short.counts else {}
+        more = {"rule": rule, "benchmarks": benchmarks, "paraphrases": self.chance, "planted": planted}
+        return replace(
+            report,
+            summary=[*report.summary, *_in_words(benchmarks, self.chance, planted)],
+            tables=[*report.tables, seen, copies],
+            tallies={**report.tallies, **tallies},
+            more={**report.more, **more},
+        )
+
+    def _by_chance(self) -> str:
+        if "note" in self.chance:
+            return f"Possible paraphrases {self.chance['note']}."
+        if not self.chance:
+            return ""
+        return (
+            "Possible paraphrases are rows that share rare words with one item and not with the next. Of "
+            f"{self.chance['passages']:,} rows and parts of long rows about {self.chance['by_chance']:g} would be "
+            "taken for one by chance: read them before you believe them."
+        )
+
+    def _of_benchmarks(self) -> tuple[list[dict[str, Any]], Tally]:
+        """Returns what was found of each benchmark's items, and those that are too short to be found."""
         seen, short, lost = (np.zeros(len(self.items), bool) for _ in range(3))
         for numbers, overlap in self.overlaps:
             seen[numbers], short[numbers], lost[numbers] = overlap.seen(), overlap.short, overlap.lost
         names = np.array(self.names)
-        benchmarks = []
+        benchmarks, too_short = [], Tally()
         for name, items in self.benchmarks.items():
             mine = names == name
             told = {(finding.verdict, finding.item) for finding in self.findings if finding.benchmark == name}
@@ -347,34 +340,14 @@ class _Search:
                 "found_as_a_whole_only": int((short & ~lost)[mine].sum()),
                 "too_short": int(lost[mine].sum()),
             }
-            too_short = [self.items[number].text for number in np.flatnonzero(mine & lost)[:_EXAMPLES]]
-            benchmarks.append({"name": name, **counts, "too_short_examples": too_short})
-        by_reason: dict[str, list[Finding]] = {}
-        for finding in self.findings:
-            by_reason.setdefault(f"{finding.benchmark}: {finding.verdict}", []).append(finding)
-        reasons = [
-            {"reason": reason, "rows": len({finding.row for finding in found}), "examples": found[:_EXAMPLES]}
-            for reason, found in by_reason.items()
-        ]
-        for reason in reasons:
-            reason["examples"] = [asdict(finding) for finding in reason["examples"]]
-        rule = asdict(self.rule) | {"n": self.rule.n or "by benchmark"}
-        return {"rule": rule, "benchmarks": benchmarks, "paraphrases": self.chance, "reasons": reasons}
+            benchmarks.append({"name": name, **counts})
+            for number in np.flatnonzero(mine & lost):
+                too_short.add(name, self.items[number].id, self.items[number].text)
+        return benchmarks, too_short
 
 
 def _text(row: Row) -> str:
     return text_of(row.values)
-
-
-def _batched(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    batch: list[_T] = []
-    for value in values:
-        batch.append(value)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _spread(count: int) -> "np.ndarray":
@@ -418,22 +391,17 @@ COPIES: Mapping[str, Callable[[str], str | None]] = {
 # --- what is said of it ---
 
 
-def _in_words(report: dict[str, Any], folder: Path) -> str:
+def _in_words(
+    benchmarks: Sequence[Mapping[str, Any]], chance: Mapping[str, Any], planted: Sequence[Mapping[str, Any]]
+) -> list[str]:
     lines = []
-    for file in report["files"]:
-        bad = f", {file['unreadable']:,} unreadable" if file["unreadable"] else ""
-        lines.append(
-            f"{folder / file['file']}: {file['kept']:,} of {file['rows']:,} rows, {file['removed']:,} removed{bad}, "
-            f"{file['flagged']:,} flagged"
-        )
-    for found in report["benchmarks"]:
+    for found in benchmarks:
         parts = [f"{found['seen']:,} of {found['items']:,} items seen (n = {found['n']})"]
         several, reworded = found["in_several_rows_only"], found["possibly_paraphrased"]
         parts += [f"{several:,} of them in several rows together, which stay"] if several else []
         parts += [f"{reworded:,} possibly paraphrased"] if reworded else []
         parts += [f"too short to be found: {found['too_short']:,}"] if found["too_short"] else []
         lines.append(f"{found['name']}: {', '.join(parts)}")
-    chance = report["paraphrases"]
     if "rate" in chance:
         what = f"of {chance['passages']:,} rows and parts of long rows about {chance['by_chance']:g} by chance"
         lines.append(f"possible paraphrases at a rate of {100 * chance['rate']:g}%: {what}")
@@ -442,9 +410,8 @@ def _in_words(report: dict[str, Any], folder: Path) -> str:
     shares = [
         f"{copy['copy']} {100 * copy['found'] / copy['planted']:.0f}%"
         + (" as possible paraphrases" if copy["verdict"] == PARAPHRASE else "")
-        for copy in report["planted"]
+        for copy in planted
         if copy["planted"]
     ]
     lines.append(f"planted copies found: {', '.join(shares)}")
-    lines.append(str(folder / PAGE))
-    return "\n".join(lines)
+    return lines

@@ -163,7 +163,7 @@ class RowTool(Tool):
     executor: Literal["local", "slurm", "ray"] | None = Field(default=None, exclude=True)
     """Who decides on the rows: by default this process, else the tasks of datatrove's executor of that name (`pip
     install 'posttrain[datatrove]'`). The rows are the same. All machines must see the sources and the folder."""
-    tasks: Annotated[int, Field(ge=1)] = Field(default=1, exclude=True)
+    executor_tasks: Annotated[int, Field(ge=1)] = Field(default=1, exclude=True)
     """Tasks of the executor. Where a task has files to itself it reads those alone, else all of them."""
     executor_options: dict[str, Any] = Field(default_factory=dict, exclude=True)
     """Arguments of datatrove's executor, such as `{workers: 2}` or `{partition: cpu, time: "2:00:00"}`."""
@@ -233,7 +233,8 @@ class RowTool(Tool):
         except ImportError as error:
             hint = "pip install 'posttrain[datatrove]'"
             raise DataError(f"needs the package '{error.name}'", where="executor", hint=hint) from error
-        run_tasks(blocks, executor, self.tasks, self.executor_options, work / f"{executor}-{self.tasks}")
+        folder = work / f"{executor}-{self.executor_tasks}"
+        run_tasks(blocks, executor, self.executor_tasks, self.executor_options, folder)
 
 
 def _snake(name: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
 from ..data_tools.compare_tokenizers import Named
-from ..data_tools.decontaminate import DecontaminateSpec, decontaminate, read_items
+from ..data_tools.decontaminate import Benchmarks, DecontaminateSpec
 from ..data_tools.overlap import Item
 from ..data_tools.stats import CountTokens, StatsSpec
 from ..data_tools.tool import Source, Tool
@@ -58,14 +58,13 @@ class Decontaminate(DecontaminateSpec):
     references: dict[str, str] = Field({})
     """Folders that `@name` stands for in the suites, as in `{world: runs/world}`."""
 
-    def run(self, output_dir: Path) -> str:
-        """Looks for the items and writes the rows without them; returns what was found.
+    def benchmarks(self) -> Benchmarks:
+        """Returns the items of files and of tasks.
 
         Raises:
-            PosttrainError: Items or rows cannot be read, there are none, or what was planted was not found.
+            PosttrainError: They cannot be read.
         """
-        benchmarks = read_items(self.items or []) | self._items_of_tasks()
-        return decontaminate(self, benchmarks, output_dir)
+        return {**super().benchmarks(), **self._items_of_tasks()}
 
     def _items_of_tasks(self) -> dict[str, list[Item]]:
         from ..evals.models import hub_access

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from posttrain.data_tools import decontaminate as module
-from posttrain.data_tools.decontaminate import COPIES, DecontaminateSpec, decontaminate, read_items
+from posttrain.data_tools.decontaminate import COPIES, Benchmarks, DecontaminateSpec, read_items
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.overlap import Item
 from posttrain.data_tools.spec import SourceSpec
@@ -41,6 +41,14 @@ def spec_of(*paths: str, **more: Any) -> DecontaminateSpec:
     return DecontaminateSpec(sources=[SourceSpec(path=path) for path in paths], **({"paraphrases": "off"} | more))
 
 
+def decontaminate(spec: DecontaminateSpec, benchmarks: Benchmarks, folder: Path) -> str:
+    class Decontaminate(DecontaminateSpec):
+        def benchmarks(self) -> Benchmarks:
+            return benchmarks
+
+    return Decontaminate.model_validate(dict(spec)).run(folder)
+
+
 LEAKS = [
     {"messages": [{"role": "user", "content": ITEMS[3].question.upper()}, {"role": "assistant", "content": "9"}]},
     {"messages": [{"role": "user", "content": "Hello"}], "note": {"source": ITEMS[7].question.replace(" ", "\n- ")}},
@@ -63,13 +71,13 @@ def test_rows_with_items_are_removed_and_all_others_written_as_they_were(tmp_pat
         "source": str(tmp_path / "train.jsonl"),
         "file": "train.jsonl",
         "rows": 302,
-        "unreadable": 0,
         "removed": 2,
         "kept": 300,
-        "flagged": 0,
     }
-    assert report["reasons"][0]["reason"] == "quiz: n-grams"
-    assert "300 of 302 rows, 2 removed" in said
+    [reason] = report["counts"]["Left out"]
+    assert (reason["name"], reason["count"]) == ("quiz: n-grams", 2)
+    assert ITEMS[3].question in reason["examples"][0]["detail"]
+    assert "300 of 302 rows, 2 left out" in said
     assert "2 of 40 items seen (n = 8)" in said
 
 
@@ -97,7 +105,7 @@ def test_a_search_that_misses_what_was_planted_is_an_error(tmp_path: Path, monke
     monkeypatch.setitem(module.COPIES, "verbatim", lambda text: text[::-1])  # type: ignore[arg-type]
     with pytest.raises(module.PosttrainError, match="40 of 40 planted verbatim copies were not found"):
         decontaminate(spec_of(write(tmp_path / "train.jsonl", CLEAN)), {"quiz": ITEMS}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_what_is_too_short_to_be_found_is_counted_and_named(tmp_path: Path) -> None:
@@ -105,8 +113,10 @@ def test_what_is_too_short_to_be_found_is_counted_and_named(tmp_path: Path) -> N
     source = write(tmp_path / "train.jsonl", [{"text": "who wrote the play hamlet? Answer: Shakespeare. 2 + 2? 4"}])
     said = decontaminate(spec_of(source), {"quiz": items}, tmp_path / "out")
     assert "1 of 42 items seen (n = 8), too short to be found: 1" in said
-    found = json.loads((tmp_path / "out" / "report.json").read_text())["benchmarks"][0]
-    assert (found["found_as_a_whole_only"], found["too_short_examples"]) == (1, ["2 + 2?\n4"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["benchmarks"][0]["found_as_a_whole_only"] == 1
+    [short] = report["counts"]["Items too short to be found"]
+    assert [example["text"] for example in short["examples"]] == ["2 + 2?\n4"]
 
 
 def test_a_rewording_is_a_possible_paraphrase_and_no_ngram_hit(tmp_path: Path) -> None:
@@ -144,7 +154,7 @@ def test_several_sources_have_files_of_their_own_and_bad_rows_are_counted(tmp_pa
     assert read(tmp_path / "out" / "train.jsonl") == CLEAN[:200]
     assert read(tmp_path / "out" / "train-2.jsonl") == [CLEAN[7]]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "not readable, for example" in page
+    assert "unreadable: " in page
     assert "built-in method" not in page
     with pytest.raises(DataError, match="no test items"):
         decontaminate(spec_of(first), {"quiz": []}, tmp_path / "out")

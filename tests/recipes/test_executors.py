@@ -50,7 +50,14 @@ def test_tasks_leave_what_the_tool_alone_leaves(tmp_path: Path, sources: list[Pa
     """Four tasks have files to themselves, of nine each reads all files for its blocks."""
     shared = ("--max-bad-share", "0.5")
     call("convert", *sources, *shared, "-o", tmp_path / "alone")
-    options = ("--executor", "local", "--tasks", tasks, "--executor-options", "{workers: 1}")  # in this process
+    options = (
+        "--executor",
+        "local",
+        "--executor-tasks",
+        tasks,
+        "--executor-options",
+        "{workers: 1}",
+    )  # in this process
     call("convert", *sources, *shared, *options, "-o", tmp_path / "tasks")
     assert bytes_of(tmp_path / "tasks") == bytes_of(tmp_path / "alone")
 
@@ -62,7 +69,7 @@ def test_every_row_tool_gives_the_same_under_four_processes(
 ) -> None:
     arguments = [*sources, "--max-bad-share", "0.5", *needs(name, tmp_path, lambda: exact_model_dir)]
     call(name, *arguments, "-o", tmp_path / "alone")
-    call(name, *arguments, "--executor", "local", "--tasks", 4, "-o", tmp_path / "tasks")
+    call(name, *arguments, "--executor", "local", "--executor-tasks", 4, "-o", tmp_path / "tasks")
     assert bytes_of(tmp_path / "tasks") == bytes_of(tmp_path / "alone")
 
 
@@ -94,7 +101,9 @@ def test_a_task_that_fails_is_one_error_and_the_next_call_goes_on(
     tmp_path: Path, sources: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [SourceSpec(path=str(path)) for path in sources]
-    tool = Convert(sources=specs, executor="local", tasks=3, executor_options={"workers": 1}, max_bad_share=0.5)
+    tool = Convert(
+        sources=specs, executor="local", executor_tasks=3, executor_options={"workers": 1}, max_bad_share=0.5
+    )
     settle, calls = row_tool.settle, []
 
     def failing(block: Any, decide: Any) -> Any:
@@ -148,7 +157,7 @@ def test_slurm_is_given_an_array_of_the_tasks(
     monkeypatch.setenv("KEPT", str(tmp_path / "kept"))
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 4096)  # the jobs are processes of their own
     call("convert", *sources, "--max-bad-share", "0.5", "-o", tmp_path / "alone")
-    options = ("--executor", "slurm", "--tasks", 3, "--executor-options", "{partition: cpu, time: '1:00:00'}")
+    options = ("--executor", "slurm", "--executor-tasks", 3, "--executor-options", "{partition: cpu, time: '1:00:00'}")
     call("convert", *sources, "--max-bad-share", "0.5", *options, "-o", tmp_path / "tasks")
     assert bytes_of(tmp_path / "tasks") == bytes_of(tmp_path / "alone")
     scripts = [path.read_text() for path in (tmp_path / "kept").iterdir()]
@@ -170,6 +179,6 @@ def test_the_executor_is_no_part_of_what_is_done(sources: list[Path]) -> None:
     specs = [SourceSpec(path=str(path)) for path in sources]
     dumps: list[Callable[..., Any]] = [
         Convert(sources=specs).model_dump_json,
-        Convert(sources=specs, executor="local", tasks=4, executor_options={"workers": 1}).model_dump_json,
+        Convert(sources=specs, executor="local", executor_tasks=4, executor_options={"workers": 1}).model_dump_json,
     ]
     assert dumps[0]() == dumps[1]()
