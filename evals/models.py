@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import read_json, write_json
@@ -21,7 +21,8 @@ ADAPTER = "adapter_config.json"
 HEAD = "head.json"
 """Beside the adapter of a classifier: the fields of the configuration that describe its head."""
 _HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_pooling")
-_HEADED = "ForSequenceClassification"
+ModelKind = Literal["causal", "classifier", "masked"]
+_KINDS: dict[str, ModelKind] = {"ForSequenceClassification": "classifier", "ForMaskedLM": "masked"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Pretrained:
     def weights(
         self,
         *,
-        headed: bool | None = None,
+        kind: ModelKind | None = None,
         new_head: bool = False,
         dtype: str = "auto",
         attn: str | None = None,
@@ -73,7 +74,7 @@ class Pretrained:
         """Loads the model; what transformers would draw at random instead, because it is not there, is refused.
 
         Args:
-            headed: Whether as a sequence classifier or a language model; by default as its configuration names it.
+            kind: Causal or masked language model, or classifier; by default what its configuration names.
             new_head: Whether a classifier's head may start at random.
             dtype: What the weights are held in; ``auto`` is as saved.
             attn: The attention implementation; by default what transformers chooses.
@@ -82,16 +83,14 @@ class Pretrained:
             **options: Further arguments of ``from_pretrained``.
         """
         config = self.config()
-        if headed is None:
-            headed = has_head(getattr(config, "architectures", None))
-        kind = auto_class(headed)
+        loader = auto_class(kind or kind_of(getattr(config, "architectures", None)))
         options |= {"attn_implementation": attn} if attn else {}
         if empty and (not Path(self.name).is_dir() or hasattr(config, "quantization_config")):
-            return self._described(kind, config, options)
+            return self._described(loader, config, options)
         options |= {"device_map": "meta"} if empty else {}
         with quiet_reports() if empty else contextlib.nullcontext():
             model, found = self._load(
-                kind, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                loader, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         self._refuse_gaps(found, f"{model.base_model_prefix}." if new_head else None)
         return model
@@ -127,11 +126,12 @@ class Pretrained:
             raise self.error(f"cannot load {self.what} {self.name}: {first_line(error)}", hint=self.hint) from error
 
 
-def auto_class(headed: bool) -> Any:
-    """Returns the class that loads a sequence classifier, or a language model."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def auto_class(kind: ModelKind) -> Any:
+    """Returns the class that loads a kind of model."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification if headed else AutoModelForCausalLM
+    classes = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+    return classes.get(kind, AutoModelForSequenceClassification)
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,27 @@ class LoadedModel:
     compared: dict[str, float] = field(default_factory=dict)
 
     @property
+    def is_masked(self) -> bool:
+        """Says whether it is a masked language model, which neither writes text nor gives texts a likelihood."""
+        return kind_of([type(self.model).__name__]) == "masked"
+
+    @property
     def outputs(self) -> int | None:
         """Returns how many outputs a classifier's head has; None for a language model."""
-        return None if self.model.can_generate() else self.model.config.num_labels
+        return None if self.model.can_generate() or self.is_masked else self.model.config.num_labels
 
     def needs_language_model(self, task: str) -> None:
         """Refuses a classifier where text is to be read or written.
 
         Raises:
-            EvalError: The checkpoint has a head of classes.
+            EvalError: The checkpoint has a head of classes, or is a masked language model.
         """
+        if self.is_masked:
+            raise EvalError(
+                f"this needs a causal language model, but the checkpoint is a masked one ({type(self.model).__name__})",
+                where=task,
+                hint="its `eval_loss` is in the run's log; the stage `classify` trains it for a task",
+            )
         if self.outputs is not None:
             raise EvalError(
                 "this task needs a language model, but the checkpoint is a classifier "
@@ -274,7 +285,7 @@ def load_gguf(path: Path) -> LoadedModel:
     gguf_types(path)
     source = Pretrained(str(path.parent), what="the GGUF file in")
     tokenizer: Any = source._load(AutoTokenizer, gguf_file=path.name)
-    model = source._load(auto_class(False), gguf_file=path.name, dtype="float32")
+    model = source._load(auto_class("causal"), gguf_file=path.name, dtype="float32")
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # that of the file: what is loaded is whole
     template = fingerprint(from_tokenizer(tokenizer), tokenizer) if tokenizer.chat_template else None
@@ -311,9 +322,13 @@ def load_language_model(source: str, dtype: str = "auto") -> LoadedModel:
     return loaded
 
 
-def has_head(architectures: Any) -> bool:
-    """Whether the architectures that a configuration names are of a sequence classifier."""
-    return any(str(name).endswith(_HEADED) for name in architectures or ())
+def kind_of(architectures: Any) -> ModelKind:
+    """Returns the kind of model that the architectures of a configuration name."""
+    for name in architectures or ():
+        for ending, kind in _KINDS.items():
+            if str(name).endswith(ending):
+                return kind
+    return "causal"
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -375,7 +390,7 @@ def load_base(folder: Path, tokenizer: Any, dtype: str) -> Any:
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
     if not headed:
         return base.weights(dtype=dtype)
-    model = base.weights(headed=True, dtype=dtype, new_head=True, **_head(folder))  # the adapter brings its own
+    model = base.weights(kind="classifier", dtype=dtype, new_head=True, **_head(folder))  # the adapter brings its own
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model
 
@@ -411,7 +426,7 @@ def head_config(folder: Path) -> Any | None:
     if headed:
         return base.config(**_head(folder))
     config = base.config()
-    return config if has_head(getattr(config, "architectures", None)) else None
+    return config if kind_of(getattr(config, "architectures", None)) == "classifier" else None
 
 
 def _unwrap(model: Any) -> None:

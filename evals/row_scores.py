@@ -162,7 +162,7 @@ def answer_likelihoods(
 
 def _ends(texts: TextEncoder) -> frozenset[int]:
     """Returns the tokens that end an answer."""
-    names = {texts.tokenizer.eos_token, texts.template and end_of_turn(texts.template, texts.tokenizer)}
+    names = [texts.tokenizer.eos_token, texts.template and end_of_turn(texts.template, texts.tokenizer)]
     ids: Any = texts.tokenizer.convert_tokens_to_ids([str(name) for name in names if name])
     return frozenset(ids)
 

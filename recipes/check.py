@@ -199,6 +199,9 @@ def _with_data(loaded: Loaded) -> list[str]:
     for split, prepared in ready.data.items():
         if prepared is not None:
             lines += _data_lines(split, prepared)
+    if objective := loaded.recipe.objective:
+        share = f"{objective.mlm_probability:.0%} of them, special tokens aside"
+        lines.append(f"objective: {objective.name}: {share}, are hidden and carry loss, others in each epoch")
     assert ready.data["train"] is not None, "a recipe always has data.train"
     lines += _cost_lines(ready.job, ready.size, ready.data["train"])
     rehearse(ready)
@@ -376,7 +379,7 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
     """Returns the recipe with tiny models and functions in the place of its own, and one step in that of its many."""
     loaded = ready.job.loaded
     recipe = loaded.recipe
-    policy = save_tiny(ready.job.tokenizer, folder / "policy", None)
+    policy = save_tiny(ready.job.tokenizer, folder / "policy", None, masked=recipe.objective is not None)
     named = {"name_or_path": policy, "config": None, "tokenizer": None, "revision": None, "layers": None}
     changed: dict[str, Any] = {
         "model": recipe.model.model_copy(update={**named, "attn_implementation": None, "chat_template": None}),
@@ -431,26 +434,28 @@ def _cut(row: dict[str, Any]) -> dict[str, Any]:
     return cut | lengths | ({"sources": row["sources"][-1:]} if "sources" in row else {})
 
 
-def save_tiny(tokenizer: Any, folder: Path, head: "Head | None") -> str:
+def save_tiny(tokenizer: Any, folder: Path, head: "Head | None", *, masked: bool = False) -> str:
     """Saves a model of two narrow layers that reads the recipe's tokens."""
-    from transformers import LlamaConfig
+    from transformers import BertConfig, LlamaConfig
 
     from ..evals.models import auto_class
     from .model import head_options
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **head_options(head and replace(head, pooling=None)),
-    )
-    auto_class(head is not None).from_config(config).save_pretrained(folder)
+    narrow = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if masked:
+        auto_class("masked").from_config(BertConfig(**narrow)).save_pretrained(folder)
+    else:
+        config = LlamaConfig(**narrow, num_key_value_heads=2, **head_options(head and replace(head, pooling=None)))
+        auto_class("classifier" if head else "causal").from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

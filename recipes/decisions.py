@@ -19,7 +19,7 @@ from . import estimate, rewards
 from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
-from .model import head_modules, load_model, whole_weights
+from .model import check_objective, head_modules, load_model, whole_weights
 from .monitor import check_columns
 from .rows import prepare_rows
 from .schema import ClassifySpec, Recipe
@@ -94,18 +94,22 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     """
     # One process after the other decides: under ZeRO-3 none can wait for the others' shards.
     with placed(loaded), whole_weights():
-        stage = STAGES[loaded.recipe.stage].module()
+        stage = loaded.stage.module()
         if loaded.recipe.score:  # files that it names may have yet to be written by a pipeline's steps
             if loaded.references:
                 check_suite(loaded.recipe.score.suite, loaded.references)
             else:
                 check_columns(loaded, load_suite(loaded.recipe.score.suite))
+        if loaded.stage.family in ("text", "masked"):
+            check_objective(loaded.recipe)
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: prepare_rows(job, split) for split in ("train", "eval")}
         check_schedule(job, args, data["train"])
-        head = stage.head(job, data) if STAGES[loaded.recipe.stage].headed else None
+        head = stage.head(job, data) if loaded.stage.headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
+        if loaded.recipe.objective:
+            check_length(job, model)
         check_models(job, args, data, model, head)
         if loaded.recipe.trainer.get("router_aux_loss_coef") and not hasattr(
             model.config.get_text_config(), "output_router_logits"
@@ -131,6 +135,20 @@ def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
             f"data.schedule is one pass over {train.report.rows:,} rows, and the run takes {epochs:.3g}",
             hint="say trainer.num_train_epochs: 1, and how long the run is by data.tokens, which repeats sources",
         )
+
+
+def check_length(job: Job, model: Any) -> None:
+    """Refuses rows that are longer than an encoder, which has an embedding for each of its places.
+
+    Raises:
+        RecipeError: They are.
+    """
+    from ..evals.models import model_length
+
+    asked, most = job.option("max_length"), model_length(model)
+    if asked is None or asked > most:
+        what = f"trainer.max_length is {'null' if asked is None else asked}, and the model was made for {most} tokens"
+        raise RecipeError(what, hint=f"say {most} or less; `data.too_long: split` cuts longer texts without a loss")
 
 
 def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model: Any, head: "Head | None") -> None:
@@ -230,7 +248,7 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
     Raises:
         RecipeError: A package is missing, or the configuration class refuses the values or their combination.
     """
-    stage = STAGES[loaded.recipe.stage].module()
+    stage = loaded.stage.module()
     with placed(loaded):
         check_packages(loaded)
         try:

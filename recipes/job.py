@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import RecipeError
 from .load import Loaded
 from .model import choose_template, load_tokenizer
+from .schema import ObjectiveSpec
 from .stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -82,6 +84,24 @@ def prove_template(job: Job) -> "Proof | None":
     )
 
 
+def _prepare_masking(tokenizer: "PreTrainedTokenizerBase", objective: ObjectiveSpec) -> None:
+    """Makes sure that tokens can be masked, and lets texts end as the tokenizer ends them, with its ``[SEP]``.
+
+    Raises:
+        RecipeError: There is no mask token, or it cannot be told which pieces make a word.
+    """
+    from ..data_tools.masking import word_pieces
+
+    if tokenizer.mask_token_id is None:
+        what = f"objective: mlm hides tokens behind a mask token, and {type(tokenizer).__name__} has none"
+        raise RecipeError(what, hint="take an encoder's tokenizer, or give this one a `mask_token`")
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+    if objective.whole_word and not word_pieces(tokenizer).any():
+        what = "objective.whole_word: the vocabulary has no pieces that begin with ##, so words cannot be told"
+        raise RecipeError(what, hint="drop whole_word")
+
+
 def open_job(loaded: Loaded) -> Job:
     """Loads the tokenizer of a recipe and installs its chat template.
 
@@ -92,6 +112,8 @@ def open_job(loaded: Loaded) -> Job:
     from .. import chat_templates
 
     tokenizer = load_tokenizer(loaded.recipe.model)
+    if loaded.recipe.objective:
+        _prepare_masking(tokenizer, loaded.recipe.objective)
     template = choose_template(loaded.recipe.model, tokenizer)
     if template and loaded.option("assistant_only_loss") and not template.marks_generation:
         template = chat_templates.recognise(template, tokenizer) or template

@@ -21,7 +21,7 @@ from ..data_tools.specfile import (
 from . import trainer_fields
 from .inputs import find_inputs
 from .schema import Recipe
-from .stage_table import STAGE_SECTIONS, STAGES
+from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
 
 # What a run is called, where it lies and how it is scored do not change what is trained, unless scores end it.
 _NOT_IDENTITY = ("name", "output_dir", "score")
@@ -62,13 +62,20 @@ class Loaded:
         return own if own.startswith(name) else f"{name}-{own}"
 
     @property
+    def stage(self) -> Stage:
+        """What must be known of its stage."""
+        stage = stage_of({"stage": self.recipe.stage, "objective": self.recipe.objective})
+        assert stage is not None, "the recipe has validated"
+        return stage
+
+    @property
     def hash(self) -> str:
         """16 hexadecimal digits that identify what is trained."""
         return recipe_hash(self.values)
 
     def option(self, name: str) -> Any:
         """Returns a trainer field: the recipe's value, or the configuration class's default; None if it has no such."""
-        field = trainer_fields.fields_of(STAGES[self.recipe.stage].config).get(name)
+        field = trainer_fields.fields_of(self.stage.config).get(name)
         return field and self.recipe.trainer.get(name, field.default)
 
     def where(self, text: str) -> str:
@@ -125,7 +132,7 @@ def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Pat
 
 def _checked(document: Document, overrides: Sequence[str], references: Mapping[str, Path]) -> "Loaded | None":
     """Adds every problem to the document; returns the recipe if it validates."""
-    stage = STAGES.get(str(document.value.get("stage")))
+    stage = stage_of(document.value)
     trainer = document.value.setdefault("trainer", {})
     if stage and isinstance(trainer, dict):
         document.value["trainer"] = {**stage.defaults, **trainer}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
-from ..evals.models import Pretrained, auto_class, make_room
+from ..evals.models import ModelKind, Pretrained, auto_class, kind_of, make_room
 from .errors import RecipeError
 from .schema import ModelSpec, Recipe, TeacherSpec
 
@@ -70,8 +70,9 @@ def load_model(
 ) -> "PreTrainedModel":
     """Loads or creates the model that a recipe trains, made to agree with its tokenizer.
 
-    Without a head it is a causal language model. With one, its body is the named model's and so is its head, if the
-    named model has a head of as many outputs; otherwise the head starts at random.
+    Without a head it is a language model: a causal one, or a masked one if that is the recipe's objective. With one,
+    its body is the named model's and so is its head, if the named model has a head of as many outputs; otherwise the
+    head starts at random.
 
     With ``dtype: auto`` a model that is trained whole is held in float32, since AdamW's updates are smaller than
     bfloat16 can add to a weight near 1; ``trainer.bf16`` still computes in bfloat16. Under adapters the base stays as
@@ -93,7 +94,7 @@ def load_model(
     options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     if spec.config is not None:
         with torch.device("meta") if empty else contextlib.nullcontext():
-            model = _new_model(spec, tokenizer, dtype, options, head)
+            model = _new_model(recipe, tokenizer, dtype, options, head)
     else:
         if recipe.quantization and spec.layers:
             raise RecipeError(
@@ -103,23 +104,68 @@ def load_model(
         if recipe.quantization and not empty:
             options["quantization_config"] = quantization_config(recipe)
             options["quantization_config"].llm_int8_skip_modules = _head_modules(spec, head)
-        model = _trained_model(spec, dtype, options, head, empty=empty)
+        model = _trained_model(recipe, dtype, options, head, empty=empty)
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
     agree(model, tokenizer)
     return model
 
 
+def _kind(recipe: Recipe, head: Head | None, config: "PretrainedConfig") -> ModelKind:
+    """Returns the kind of model that a recipe trains; refuses a configuration that is no such language model.
+
+    transformers loads an encoder as a causal model without a word, BERT for one, and every token then sees the next.
+    """
+    if head is not None:
+        return "classifier"
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    text: Any = config.get_text_config()
+    masks = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    named = kind_of(getattr(config, "architectures", None)) == "masked"
+    is_encoder = masks and (not causal or named or (not config.architectures and not _sees_no_future(text)))
+    if recipe.objective and not is_encoder:
+        what = f"objective: mlm needs an encoder, and {config.model_type} is a causal language model"
+        hint = "drop `objective` to train it on the next token, or name an encoder, such as answerdotai/ModernBERT-base"
+        raise RecipeError(what, hint=hint)
+    if is_encoder and not recipe.objective:
+        what = f"{config.model_type} is an encoder: its tokens see those behind them, so it cannot learn the next one"
+        raise RecipeError(what, hint="say `stage: pretrain` with `objective: mlm`, or name a causal language model")
+    return "masked" if recipe.objective else "causal"
+
+
+def _sees_no_future(config: Any) -> bool:
+    return bool(getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False))
+
+
+def check_objective(recipe: Recipe) -> None:
+    """Refuses a model that cannot learn what the recipe wants of it, before anything of it is used.
+
+    Raises:
+        RecipeError: An encoder is to learn the next token, or a causal language model hidden ones.
+    """
+    from transformers import AutoConfig
+
+    spec = recipe.model
+    if spec.config is None:
+        _kind(recipe, None, pretrained(spec).config())
+        return
+    with contextlib.suppress(ValueError):  # a model type that does not exist is told with the rest of `model.config`
+        _kind(recipe, None, AutoConfig.for_model(spec.config["model_type"]))
+
+
 def _trained_model(
-    spec: ModelSpec, dtype: str, options: dict[str, Any], head: Head | None, *, empty: bool
+    recipe: Recipe, dtype: str, options: dict[str, Any], head: Head | None, *, empty: bool
 ) -> "PreTrainedModel":
     """Loads a model, or a student of some of its layers."""
     import torch
 
-    headed = head is not None  # a head of another number of outputs starts afresh
+    spec, headed = recipe.model, head is not None  # a head of another number of outputs starts afresh
+    kind = _kind(recipe, head, pretrained(spec).config())
     with whole_weights() if spec.layers else contextlib.nullcontext():
         model = pretrained(spec).weights(
-            headed=headed, new_head=headed, dtype=dtype, empty=empty, **options, **head_options(head)
+            kind=kind, new_head=headed, dtype=dtype, empty=empty, **options, **head_options(head)
         )
         with torch.device("meta") if empty else contextlib.nullcontext():
             return keep_layers(model, spec.layers) if spec.layers else model
@@ -230,7 +276,7 @@ def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
         return None
     with torch.device("meta"):
         config = pretrained(spec).config()
-        model = auto_class(head is not None).from_config(config, trust_remote_code=spec.trust_remote_code)
+        model = auto_class("classifier").from_config(config, trust_remote_code=spec.trust_remote_code)
     return head_modules(model)
 
 
@@ -289,16 +335,16 @@ def head_options(head: Head | None) -> dict[str, Any]:
 
 
 def _new_model(
-    spec: ModelSpec, tokenizer: Any, dtype: str, options: dict[str, Any], head: Head | None
+    recipe: Recipe, tokenizer: Any, dtype: str, options: dict[str, Any], head: Head | None
 ) -> "PreTrainedModel":
     """Creates a model with random weights."""
     import torch
 
     weights = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    config = new_config(spec, tokenizer)
+    config = new_config(recipe.model, tokenizer)
     for name, value in head_options(head).items():
         setattr(config, name, value)
-    return auto_class(head is not None).from_config(config, dtype=weights, **options)
+    return auto_class(_kind(recipe, head, config)).from_config(config, dtype=weights, **options)
 
 
 def agree(model: "PreTrainedModel", tokenizer: Any) -> None:

@@ -29,8 +29,13 @@ def prepare_rows(job: Job, split: Literal["train", "eval"]) -> Prepared | None:
     packing = job.option("packing_strategy") if job.option("packing") else None
     if packing and job.option("max_length") is None:
         raise RecipeError("trainer.packing needs trainer.max_length, the length of a packed row")
+    data = recipe.data
+    if recipe.objective and "too_long" not in data.model_fields_set:
+        data = data.model_copy(
+            update={"too_long": "split"}
+        )  # no token is lost, as in packed rows of the other objective
     return prepare(
-        recipe.data,
+        data,
         split,
         base_dir=job.loaded.path.parent,
         tokenizer=job.tokenizer,

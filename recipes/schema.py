@@ -7,7 +7,7 @@ and ``trainer`` is passed to the stage's own configuration class, whose fields a
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..data_tools.spec import DataSpec, Section
 from .stage_table import STAGES
@@ -184,6 +184,31 @@ class EarlyStopSpec(ColumnSpec):
     """The share of runs that may be ended in error; it is spent over all looks."""
 
 
+class ObjectiveSpec(Section):
+    """What `pretrain` learns in place of the next token: tokens that are hidden (Devlin et al. 2019, section 3.1)."""
+
+    name: Literal["mlm"]
+    """`mlm`: masked language modelling, for encoders."""
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """The probability with which a token is chosen to be predicted; special tokens never are. ModernBERT's is .3."""
+    mask_replace_prob: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """The share of chosen tokens that the mask token stands for. ModernBERT's is 1."""
+    random_replace_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share that any token of the vocabulary stands for; the rest stay as they are. ModernBERT's is 0."""
+    whole_word: bool = False
+    """Whether all pieces of a word are chosen together; for WordPiece vocabularies, whose pieces begin with `##`."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.mask_replace_prob + self.random_replace_prob > 1:
+            raise ValueError("mask_replace_prob and random_replace_prob are shares of one whole: their sum is above 1")
+        return self
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class ScoreSpec(Section):
     """Which checkpoints of the run are scored, and by what."""
 
@@ -235,6 +260,11 @@ class Recipe(Section):
     """The value function; stage `ppo`."""
     classify: ClassifySpec | None = None
     """The head; stage `classify`."""
+    objective: Annotated[
+        ObjectiveSpec | None, BeforeValidator(_named, json_schema_input_type=Literal["mlm"] | ObjectiveSpec | None)
+    ] = None
+    """What is learnt in place of the next token: `mlm`, or `{name: mlm, mlm_probability: .3, …}`; stage `pretrain`.
+    Texts longer than `trainer.max_length` are cut in pieces, unless `data.too_long` says otherwise."""
     trainer: dict[str, Any] = {}
     """Verbatim fields of the stage's configuration class, such as TRL's SFTConfig."""
     score: ScoreSpec | None = None
@@ -254,6 +284,8 @@ class Recipe(Section):
     def _fits_together(self) -> Self:
         if self.quantization and self.lora is None:
             raise ValueError("quantization freezes the base, so it needs a lora section (QLoRA is the two together)")
+        if self.objective is not None and (self.lora or self.quantization):
+            raise ValueError("objective: mlm trains all weights of an encoder: drop lora and quantization")
         if self.model.config is not None and (self.lora or self.quantization):
             raise ValueError("a new model (model.config) has nothing to adapt: drop lora and quantization")
         if self.score and self.score.every == "checkpoint" and self.trainer.get("save_total_limit") is not None:

@@ -43,7 +43,20 @@ def show_rows(loaded: Loaded, *, split: str, rows: int) -> None:
     for number, row in enumerate(shown):
         if number:
             console.print()
+        if loaded.recipe.objective:
+            row["labels"] = _hidden(job, number, row["input_ids"])
         _show_row(console, job, number, row)
+
+
+def _hidden(job: "Job", number: int, ids: list[int]) -> list[int]:
+    """Returns the labels of the tokens that the first epoch hides."""
+    import numpy as np
+
+    from .stages.masked import masking_of
+
+    seed = job.option("data_seed")
+    masking = masking_of(job, job.option("seed") if seed is None else seed)
+    return masking(np.array(ids), number, 0)[1].tolist()
 
 
 def _show_row(console: "Console", job: "Job", number: int, row: dict[str, Any]) -> None:

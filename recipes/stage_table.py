@@ -112,7 +112,7 @@ class Stage:
             a language model.
     """
 
-    family: Literal["text", "preference", "sampling", "classify"]
+    family: Literal["text", "masked", "preference", "sampling", "classify"]
     config: str
     accepts: "tuple[Kind, ...]"
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +144,7 @@ STAGES: Mapping[str, Stage] = {
         accepts=("text",),
         defaults={"packing": True, "packing_strategy": "bfd_split"},
         owned={**_OWNED_SFT, "assistant_only_loss": _ALL_LOSS, "completion_only_loss": _ALL_LOSS},
+        sections=frozenset({"objective"}),
     ),
     "sft": Stage(
         family="text",
@@ -219,4 +220,28 @@ STAGES: Mapping[str, Stage] = {
         required=frozenset({"teacher"}),
     ),
 }
-STAGE_SECTIONS = frozenset({"teacher", "rewards", "gold", "critic", "classify"})
+STAGE_SECTIONS = frozenset({"teacher", "rewards", "gold", "critic", "classify", "objective"})
+
+_NO_PACKING = "an encoder's tokens would see the other documents of a packed row; texts of like lengths share a batch"
+_MASKED = Stage(
+    family="masked",
+    config="posttrain.recipes:trainers/masked.py:MaskedConfig",
+    accepts=("text",),
+    owned={
+        **_OWNED,
+        **dict.fromkeys(("packing", "packing_strategy", "padding_free", "eval_packing"), _NO_PACKING),
+        **dict.fromkeys(("assistant_only_loss", "completion_only_loss"), "masked tokens carry loss, and no others"),
+        "label_smoothing_factor": "the loss of masked tokens is not smoothed",
+    },
+    sections=frozenset({"objective"}),
+)
+
+
+def stage_of(recipe: Mapping[str, Any]) -> Stage | None:
+    """Returns what must be known of the stage of a recipe, given its values; None if there is no such stage.
+
+    What `pretrain` is depends on what it learns.
+    """
+    if recipe.get("stage") == "pretrain" and recipe.get("objective") is not None:
+        return _MASKED
+    return STAGES.get(str(recipe.get("stage")))

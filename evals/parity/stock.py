@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..models import LoadedModel, auto_class, has_head, telling_where
+from ..models import LoadedModel, auto_class, kind_of, telling_where
 from .portrait import Answer, Material, Portrait, portray
 
 STOCK = "transformers"
@@ -29,7 +29,7 @@ def load_stock(folder: Path, dtype: str) -> LoadedModel:
 
     with telling_where(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        kind: Any = auto_class(has_head(AutoConfig.from_pretrained(folder).architectures))
+        kind: Any = auto_class(kind_of(AutoConfig.from_pretrained(folder).architectures))
         model = kind.from_pretrained(folder, dtype=dtype)
     return LoadedModel(model.eval(), tokenizer, None)
 

@@ -1,18 +1,18 @@
-"""Rows of a classifier: what a batch is made of, and in which order rows come."""
+"""Rows of a classifier: what a batch is made of."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
+
+from ..trainers.step_mean import STAND_IN, token_lengths
 
 if TYPE_CHECKING:
     import datasets
 
 _TOKENS = ("input_ids", "token_type_ids")
-_MEGABATCH = 50  # steps whose rows are sorted together: enough for little padding, few enough to stay shuffled
-STAND_IN = -1
 
 
 class ClassifyRows(Dataset[dict[str, Any]]):
@@ -60,14 +60,6 @@ def token_columns(tokens: "datasets.Dataset") -> "datasets.Dataset":
     return tokens.select_columns([name for name in _TOKENS if name in tokens.column_names])
 
 
-def token_lengths(tokens: "datasets.Dataset") -> list[int]:
-    """Returns the tokens of each row."""
-    import pyarrow.compute
-
-    count: Any = pyarrow.compute.list_value_length  # type: ignore[attr-defined]  # made when the module is imported
-    return count(tokens.with_format("arrow")["input_ids"][:]).to_pylist()
-
-
 @dataclass(frozen=True)
 class ClassifyCollator:
     """Pads rows on the right and stacks the rest.
@@ -94,66 +86,3 @@ class ClassifyCollator:
                     batch[name][number, :size] = torch.as_tensor(row[name])
         rest = [name for name in rows[0] if name not in _TOKENS]
         return batch | {name: torch.stack([row[name] for row in rows]) for name in rest}
-
-
-class StepSampler(Sampler[int]):
-    """The rows of an epoch, the same for any number of processes and of accumulated batches.
-
-    transformers' own groups by the rows of one process, so that its order changes with the number of processes, and
-    draws from the process's random state, which need not be the same in all of them.
-
-    Args:
-        lengths: Tokens of each row, to put rows of like lengths into a step; None to leave them mixed.
-        rows: How many rows there are.
-        step_rows: Rows of an optimizer step, all processes and accumulated batches together.
-        multiple: The epoch is filled up to a multiple of this with stand-ins; rows of a batch on all processes.
-        seed: Of the order.
-        epoch: Says which epoch is about to begin.
-        shuffle: Whether rows are shuffled at all.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int] | None,
-        *,
-        rows: int,
-        step_rows: int,
-        multiple: int,
-        seed: int,
-        epoch: Callable[[], int],
-        shuffle: bool = True,
-    ):
-        self._lengths, self._rows, self._step_rows = lengths, rows, step_rows
-        self._filling = -rows % multiple
-        self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
-
-    def __len__(self) -> int:
-        """Counts the rows of an epoch, stand-ins included."""
-        return self._rows + self._filling
-
-    def __iter__(self) -> Iterator[int]:
-        """Yields the numbers of rows; the stand-ins come last."""
-        if not self._shuffle:
-            order = list(range(self._rows))
-        else:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch())
-            order = torch.randperm(self._rows, generator=generator).tolist()
-            if self._lengths is not None:
-                order = _grouped(order, self._lengths, self._step_rows, generator)
-        yield from order
-        yield from [STAND_IN] * self._filling
-
-
-def _grouped(order: list[int], lengths: Sequence[int], step_rows: int, generator: torch.Generator) -> list[int]:
-    """Sorts by length within stretches of many steps, cuts those into steps, and shuffles the steps."""
-    stretch = max(1, min(_MEGABATCH, len(order) // (4 * step_rows))) * step_rows
-    steps: list[list[int]] = []
-    for start in range(0, len(order), stretch):
-        part = sorted(order[start : start + stretch], key=lambda row: lengths[row], reverse=True)
-        steps += [part[at : at + step_rows] for at in range(0, len(part), step_rows)]
-    last = [steps.pop()] if len(steps[-1]) < step_rows else []  # a step that is not full must stay the last
-    steps = [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()]
-    if steps:  # the longest row comes first, so that a batch that does not fit into memory fails at once
-        longest = max(range(len(steps)), key=lambda number: lengths[steps[number][0]])
-        steps[0], steps[longest] = steps[longest], steps[0]
-    return [row for step in [*steps, *last] for row in step]

@@ -68,7 +68,9 @@ def load_teacher(
     order = _order(spec, config, problem, labels)
     check_vocabulary(spec, config, tokenizer)
     with whole_weights():
-        model: Any = pretrained(spec).weights(headed=True, dtype=spec.dtype, attn=spec.attn_implementation, empty=empty)
+        model: Any = pretrained(spec).weights(
+            kind="classifier", dtype=spec.dtype, attn=spec.attn_implementation, empty=empty
+        )
     make_room(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.eval(), order

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 from transformers.training_args import TrainingArguments
 
 from ...evals.classification import answers
@@ -14,8 +13,8 @@ from ...evals.evaluate_metrics import compute_metrics, load_metric
 from ...evals.models import ADAPTER, save_head
 from ...evals.stats.classification import Problem, measure, probabilities
 from ..schema import ClassifySpec
+from ..trainers.step_mean import StepMeanTrainer
 from .losses import hard_losses, soft_losses
-from .rows import ClassifyRows, StepSampler
 
 _NOT_FOR_MODEL = ("labels", "weights", "teacher_logits")
 
@@ -38,13 +37,10 @@ class ClassifyConfig(TrainingArguments):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
 
 
-class ClassifyTrainer(Trainer):
+class ClassifyTrainer(StepMeanTrainer):
     """Minimises the weighted mean of the losses of an optimizer step's rows.
 
-    transformers' Trainer takes the mean over each small batch and, as the forwards of sequence classifiers take any
-    keyword, believes it to be normalised over the step already: gradients grow with the accumulation and the number of
-    processes (seen with transformers 5.23: a norm of 14.5 for 3.6 at two times two). Here each batch contributes the
-    sum of its rows' losses, over the sum of the step's weights on all processes.
+    Each batch contributes the sum of its rows' losses, over the sum of the step's weights on all processes.
 
     With a teacher (rows with ``teacher_logits``) the loss is ``alpha hard + (1 - alpha) soft`` (Hinton et al. 2015,
     arXiv:1503.02531, section 2), where ``soft`` holds the factor T^2; the evaluation loss is the hard part alone, and
@@ -57,21 +53,16 @@ class ClassifyTrainer(Trainer):
     """
 
     args: ClassifyConfig  # type: ignore[assignment]
-    loss_is_scaled_for_ga = True
 
     def __init__(self, *, problem: Problem, class_weights: torch.Tensor | None = None, **options: Any):
         super().__init__(**options)
-        self.model_accepts_loss_kwargs = False
         self._problem: Problem = problem
         self._class_weights = class_weights
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        """Returns a step's batches, and the sum of their rows' weights and their number of rows on all processes."""
-        batches, _ = super().get_batch_samples(*args, **kwargs)
-        device = self.args.device
-        total = sum((_totals(batch["weights"].to(device)) for batch in batches), torch.zeros(2, device=device))
-        summed: Any = self.accelerator.reduce(total, reduction="sum")
-        return batches, summed
+    def totals(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Returns the sum of the rows' weights and the number of rows that are no stand-ins, float ``[2]``."""
+        weights = batch["weights"]
+        return torch.stack([weights.sum(), (weights > 0).sum().to(weights.dtype)])
 
     def compute_loss(
         self,
@@ -115,31 +106,6 @@ class ClassifyTrainer(Trainer):
         if self.args.should_save and (folder / ADAPTER).is_file():
             model: Any = self.model
             save_head(folder, model.config)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        """Returns the sampler of ``trainer.train_sampling_strategy``, the same for any number of processes."""
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        assert isinstance(rows, ClassifyRows), "the stage builds them"
-        strategy, processes = self.args.train_sampling_strategy, self.args.world_size
-        per_batch = self.args.train_batch_size * processes
-        return StepSampler(
-            rows.lengths() if strategy == "group_by_length" else None,
-            rows=len(rows),
-            step_rows=per_batch * self.args.gradient_accumulation_steps,
-            multiple=1 if processes == 1 or self.args.dataloader_drop_last else per_batch,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            epoch=lambda: int(self.state.epoch or 0),
-            shuffle=strategy != "sequential",
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler[int] | None:
-        """Leaves held-out rows in their order, whatever the order of the training rows."""
-        return torch.utils.data.SequentialSampler(eval_dataset)
-
-
-def _totals(weights: torch.Tensor) -> torch.Tensor:
-    """Returns the sum of the rows' weights and the number of rows that are no stand-ins, float ``[2]``."""
-    return torch.stack([weights.sum(), (weights > 0).sum().to(weights.dtype)])
 
 
 def metrics(spec: ClassifySpec, labels: Sequence[str]) -> Callable[[Any], dict[str, float]]:

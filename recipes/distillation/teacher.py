@@ -88,7 +88,7 @@ def load_teacher(
     Raises:
         RecipeError: It cannot be found or is no language model.
     """
-    model = pretrained(spec).weights(headed=False, dtype=spec.dtype, attn=spec.attn_implementation, empty=empty)
+    model = pretrained(spec).weights(kind="causal", dtype=spec.dtype, attn=spec.attn_implementation, empty=empty)
     make_room(model, tokenizer)
     return model.eval().requires_grad_(False)
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ..encoders import ENCODERS, save_encoder
+
 ABSENT = object()  # as a trainer field: not in the recipe, for stages that have no such field
 _SHARE = f"{Path(__file__).parent / 'reward_functions.py'}:share_of_low_ids"
 _SAMPLED = {"max_length": ABSENT, "max_completion_length": 8}
@@ -50,6 +52,24 @@ STAGE_RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Recipes of a stage that is something else by a section of its own.
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"pretrain mlm {kind}": {
+        "stage": "pretrain",
+        "kind": "text",
+        "sections": {"model": {"name_or_path": f"{{{kind}}}"}, "objective": "mlm"},
+        "trainer": {"lr_scheduler_type": "constant"},
+    }
+    for kind in ENCODERS
+}
+EVERY_RECIPE = STAGE_RECIPES | VARIANTS
+
+
+@pytest.fixture(scope="session")
+def encoder_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The folder of a tiny encoder of each kind. Do not change them."""
+    return {kind: str(save_encoder(tmp_path_factory.mktemp(kind), kind)) for kind in ENCODERS}
+
 
 @pytest.fixture(scope="session")
 def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
@@ -67,14 +87,18 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Pa
 
 
 @pytest.fixture
-def make_recipe(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Callable[..., Path]:
+def make_recipe(
+    tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path, request: pytest.FixtureRequest
+) -> Callable[..., Path]:
     """Returns a function that writes a recipe of 12 steps with a save every 4, changed by its arguments.
 
     Keyword arguments are trainer fields, but for ``sections``, which replaces whole sections of the recipe.
     """
 
     def make(stage: str = "sft", name: str = "run", sections: dict[str, Any] | None = None, **trainer: Any) -> Path:
-        recipe = stage_recipe(stage, tmp_path, str(tiny_model_dir), str(other_model_dir))
+        folders = {"model": str(tiny_model_dir), "teacher": str(other_model_dir)}
+        folders |= request.getfixturevalue("encoder_dirs") if stage in VARIANTS else {}
+        recipe = stage_recipe(stage, tmp_path, **folders)
         recipe |= {"output_dir": str(tmp_path / name), **(sections or {})}
         if "trainer" not in (sections or {}):
             fields = {**recipe["trainer"], **trainer}
@@ -86,9 +110,9 @@ def make_recipe(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> 
     return make
 
 
-def stage_recipe(stage: str, folder: Path, model: str, teacher: str) -> dict[str, Any]:
+def stage_recipe(stage: str, folder: Path, model: str, teacher: str, **others: str) -> dict[str, Any]:
     """Returns a recipe of a stage as plain values, without an output folder, and writes its rows into a folder."""
-    described = STAGE_RECIPES[stage]
+    described = EVERY_RECIPE[stage]
     rows = folder / f"{described['kind']}.jsonl"
     rows.write_text("".join(json.dumps(_row(described["kind"], number)) + "\n" for number in range(80)))
     trainer = {
@@ -102,10 +126,10 @@ def stage_recipe(stage: str, folder: Path, model: str, teacher: str) -> dict[str
         **described.get("trainer", {}),
     }
     return {
-        "stage": stage,
+        "stage": described.get("stage", stage),
         "model": {"name_or_path": model} | ({"chat_template": "chatml"} if described.get("chat") else {}),
         "data": {"train": {"path": str(rows), "format": described["kind"]}},
-        **filled(described.get("sections", {}), model=model, teacher=teacher),
+        **filled(described.get("sections", {}), model=model, teacher=teacher, **others),
         "trainer": {key: value for key, value in trainer.items() if value is not ABSENT},
     }
 

@@ -8,7 +8,7 @@ import pytest
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
-from .conftest import STAGE_RECIPES
+from .conftest import EVERY_RECIPE
 
 
 def logged(recipe: Path) -> list[tuple[float, float]]:
@@ -19,7 +19,7 @@ def logged(recipe: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("stage", sorted(STAGE_RECIPES))
+@pytest.mark.parametrize("stage", sorted(EVERY_RECIPE))
 def test_four_small_batches_are_one_large_one(make_recipe: Callable[..., Path], stage: str) -> None:
     steps = {"max_steps": 3, "save_strategy": "no", "max_grad_norm": 1e9}
     large = logged(make_recipe(stage, "large", per_device_train_batch_size=4, **steps))

@@ -8,8 +8,8 @@ import torch
 from posttrain.data_tools.errors import DataError
 from posttrain.recipes.classification.labels import class_weights, encode, find_classes
 from posttrain.recipes.classification.losses import hard_losses, row_weights, soft_losses
-from posttrain.recipes.classification.rows import STAND_IN, StepSampler
 from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.trainers.step_mean import STAND_IN, StepSampler
 
 SINGLE, MULTI, REGRESSION = "single_label", "multi_label", "regression"
 

@@ -12,14 +12,16 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from . import tool_cases
-from .conftest import STAGE_RECIPES, filled
+from .conftest import EVERY_RECIPE, filled
 from .kills import Command, Killer
 
 # Of each data tool, whose runs are short.
 TOOL_KILLS = int(os.environ.get("KILLS", "20"))
 KILLS = int(os.environ.get("KILLS", "2"))  # of each command; `make kills` is for more
 # Unless told how often: a stage of each family, and what writes more than a model (a critic, a teacher's answers).
-STAGES = STAGE_RECIPES if "KILLS" in os.environ else ["pretrain", "dpo", "ppo", "classify", "distill"]
+STAGES = (
+    EVERY_RECIPE if "KILLS" in os.environ else ["pretrain", "dpo", "ppo", "classify", "distill", "pretrain mlm bert"]
+)
 
 SHORT = {"max_steps": 4, "save_steps": 2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 2}
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -17,12 +17,12 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from . import warm
-from .conftest import STAGE_RECIPES, command, log, losses, posttrain
+from .conftest import EVERY_RECIPE, command, log, losses, posttrain
 from .ppo.test_deepspeed import MISSING, for_cpus
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGE_RECIPES)
+@pytest.mark.parametrize("stage", EVERY_RECIPE)
 def test_two_processes_log_the_losses_of_one_with_the_same_global_batch(
     make_recipe: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:

@@ -24,7 +24,7 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from . import warm
-from .conftest import ABSENT, STAGE_RECIPES, command, log, losses
+from .conftest import ABSENT, EVERY_RECIPE, command, log, losses
 
 WEIGHTS = "model.safetensors"
 
@@ -79,7 +79,7 @@ DAMAGED = [
     pytest.param("sft", list(DAMAGE), id="sft"),
     *(
         pytest.param(stage, ["none, at the end", next(KINDS)], id=stage, marks=pytest.mark.slow)
-        for stage in STAGE_RECIPES
+        for stage in EVERY_RECIPE
         if stage != "sft"
     ),
 ]
