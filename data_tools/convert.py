@@ -1,16 +1,29 @@
-"""`data convert`: rows of any known or mapped layout as canonical columns, every row that is not one named."""
+"""`data convert`: rows of any known or mapped layout as canonical columns, every row that is not one named.
 
+A share of the rows can be held out. They are split by cluster: near-duplicates and rows of one prompt stand on one
+side, so that no held-out row has been seen in other words.
+"""
+
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import numpy as np
+from pydantic import Field
 
 from .conversations import ROLES
+from .dedup import Dedup, RowClusters, cluster_rows
 from .errors import DataError, RowError
-from .row_tool import Counts, Decide, Outcome, Plan, RowTool, canonical_reader
+from .ngrams import mix_bits
+from .row_tool import Counts, Decide, Outcome, Plan, RowTool, canonical_reader, canonical_text
 from .sources import Row
 from .spec import Kind, SourceSpec
-from .tool_report import ToolReport
+from .tool_report import Table, ToolReport, percent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TRIMMED = "turns without an answer cut off the end"
 
@@ -19,7 +32,8 @@ class Convert(RowTool):
     """Converts rows to canonical columns: roles and keys by one name, whatever the file calls them.
 
     A chat that ends before an answer loses its last turns, as nothing would be learnt from them. What no column of the
-    kind holds is left out, and counted.
+    kind holds is left out, and counted. With `heldout`, rows go to `train/` and `validation/`, the two splits of the
+    folder.
     """
 
     kind: Kind | None = None
@@ -27,9 +41,43 @@ class Convert(RowTool):
     single ones `prompt_completion`."""
     trim: bool = True
     """Whether turns after the last answer are cut off conversations; else such a row is left out, with its reason."""
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of each source's rows that is held out, such as .02. Near-duplicates, as `dedup` finds them, and rows
+    of one prompt are not parted."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which rows are held out."""
+
+    @property
+    def folders(self) -> tuple[str, str] | None:
+        """The two splits of the folder, if rows are held out."""
+        return ("train", "validation") if self.heldout else None
 
     def plan(self, folder: Path) -> Plan:
-        """Refuses a source of which nothing is left: its rows are not what they were taken for."""
+        """Decides which rows are held out, and refuses a source of which nothing is left.
+
+        Raises:
+            DataError: No rows can be held out.
+        """
+        apart: list[set[str]] = [set() for _ in self.sources]
+        tables: list[Table] = []
+        if self.heldout:
+            clusters = self._clusters(folder / "hashes")
+            chosen = choose_heldout(clusters, self.heldout, self.seed)
+            if not chosen.any():
+                hint = "a larger share; rows that are alike, or of one prompt, are not parted"
+                raise DataError(f"no rows can be held out at a share of {self.heldout:g}", where="heldout", hint=hint)
+            apart = clusters.places(chosen)
+            tables.append(self._table(clusters, chosen))
+
+        def decider(source: SourceSpec) -> Decide:
+            mine = apart[self.number_of(source)]
+            decide = self.decider(source)
+
+            def decide_and_part(rows: Sequence[Row]) -> list[Outcome]:
+                outcomes = zip(rows, decide(rows), strict=True)
+                return [dataclasses.replace(made, heldout=row.where in mine) for row, made in outcomes]
+
+            return decide_and_part if mine else decide
 
         def add(report: ToolReport, counts: Mapping[str, Counts]) -> ToolReport:
             for title, found in counts.items():
@@ -37,9 +85,53 @@ class Convert(RowTool):
                     reason, examples = next(iter(found.reasons.examples.items()))
                     what = f"none of its {found.rows:,} rows can be converted: {examples[0].where}: {reason}"
                     raise DataError(what, where=title, hint="say what they are with `format:` or a mapping")
-            return report
+            return dataclasses.replace(
+                report,
+                summary=[
+                    *report.summary,
+                    *(f"{found.heldout:,} rows of {title} are held out" for title, found in counts.items() if tables),
+                ],
+                tables=[*report.tables, *tables],
+            )
 
-        return Plan(self.decider, add)
+        return Plan(decider, add)
+
+    def _clusters(self, folder: Path) -> RowClusters:
+        def reader(source: SourceSpec, text_of: Callable[[Mapping[str, Any]], str]) -> Callable[[Row], str]:
+            canonical = self._canonical(source)
+            return lambda row: text_of(canonical(row)[0])
+
+        reads, prompts = ([reader(one, text_of) for one in self.sources] for text_of in (canonical_text, prompt_text))
+        return cluster_rows(Dedup(sources=self.sources), reads, prompts, folder)
+
+    def _table(self, clusters: RowClusters, chosen: "NDArray[np.bool_]") -> Table:
+        """Returns how many rows of each source are held out, and how many of those have others like them."""
+        shared = np.bincount(clusters.labels)[clusters.labels] > 1
+        rows = []
+        for number, source in enumerate(self.sources):
+            mine = clusters.sources == number
+            held = int((mine & chosen).sum())
+            rows.append([source.title, int(mine.sum()), held, percent(held, mine.sum()), int((mine & shared).sum())])
+        largest = int(np.bincount(clusters.labels).max())
+        note = (
+            "Rows are alike if one is a near-duplicate of the other (at least 80% of their word 5-grams in common; 99% "
+            f"of pairs so alike are found) or if they answer one prompt; the largest group has {largest:,} rows. A "
+            "group is held out whole or not at all, so that large ones stay in the training set."
+        )
+        header = ["source", "rows", "held out", "share", "with others alike"]
+        return Table("Held out", header, rows, note)
+
+    def _canonical(
+        self, source: SourceSpec, unread: "Counter[str] | None" = None
+    ) -> Callable[[Row], tuple[dict[str, Any], int]]:
+        """Returns what converts a row of a source, and says how many turns were cut; it raises RowError."""
+        canonical = canonical_reader(source, (self.kind,) if self.kind else get_args(Kind), unread)
+
+        def convert(row: Row) -> tuple[dict[str, Any], int]:
+            values, cut = _trimmed(row.values) if self.trim else (row.values, 0)
+            return _without_none(canonical(values)), cut
+
+        return convert
 
     def decider(self, source: SourceSpec) -> Decide:
         """Chooses the format by the source's first rows.
@@ -48,22 +140,54 @@ class Convert(RowTool):
             DataError: No format fits, or the rows cannot become what is wanted.
         """
         unread: Counter[str] = Counter()
-        canonical = canonical_reader(source, (self.kind,) if self.kind else get_args(Kind), unread)
+        canonical = self._canonical(source, unread)
 
         def convert(row: Row) -> Outcome:
             unread.clear()
-            values, cut = _trimmed(row.values) if self.trim else (row.values, 0)
             try:
-                made = canonical(values)
+                made, cut = canonical(row)
             except RowError as error:
                 return Outcome(None, error.reason, error.detail)
             edits = {f"not kept: {what}": count for what, count in unread.items()}
-            return Outcome(_without_none(made), edits=edits | ({TRIMMED: cut} if cut else {}))
+            return Outcome(made, edits=edits | ({TRIMMED: cut} if cut else {}))
 
         def decide(rows: Sequence[Row]) -> list[Outcome]:
             return [convert(row) for row in rows]
 
         return decide
+
+
+def prompt_text(values: Mapping[str, Any]) -> str:
+    """Returns what a row of canonical columns says up to its first answer; nothing of one that has no prompt."""
+    talk = values.get("messages", values.get("prompt", ""))
+    if isinstance(talk, str):
+        return talk
+    answer = next((place for place, turn in enumerate(talk) if turn["role"] == "assistant"), len(talk))
+    return canonical_text({"messages": talk[:answer]})
+
+
+def choose_heldout(clusters: RowClusters, share: float, seed: int) -> "NDArray[np.bool_]":
+    """Chooses whole clusters, in an order drawn from a seed and from what they say, until each source gave its share.
+
+    Returns:
+        Whether each row is held out, shape (rows,). No source gives more than its share, rounded.
+    """
+    count = int(clusters.labels.max(initial=-1)) + 1
+    first = np.full(count, np.iinfo(np.uint64).max)
+    np.minimum.at(first, clusters.labels, mix_bits(clusters.hashes ^ mix_bits(np.array([seed + 1], np.uint64))))
+    members = np.argsort(clusters.labels, kind="stable")
+    bounds = np.searchsorted(clusters.labels[members], np.arange(count + 1))
+    wanted = np.rint(share * np.bincount(clusters.sources)).astype(np.int64)
+    taken = np.zeros_like(wanted)
+    chosen = np.zeros(len(clusters.labels), bool)
+    for cluster in np.argsort(first, kind="stable"):
+        if (taken == wanted).all():
+            break
+        rows = members[bounds[cluster] : bounds[cluster + 1]]
+        with_it = taken + np.bincount(clusters.sources[rows], minlength=len(wanted))
+        if (with_it <= wanted).all():
+            taken, chosen[rows] = with_it, True
+    return chosen
 
 
 def _trimmed(values: dict[str, Any]) -> tuple[dict[str, Any], int]:

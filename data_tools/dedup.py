@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from .errors import DataError, RowError
 from .files import read_jsonl_log, write_atomic
-from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard
+from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
 from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
 from .sources import Row
@@ -107,7 +107,7 @@ class Dedup(TextTool):
         gone = [{entry.row: entry for entry in entries_of} for entries_of in entries]
 
         def decider(source: SourceSpec) -> Decide:
-            mine = gone[[one is source for one in self.sources].index(True)]
+            mine = gone[self.number_of(source)]
             read = self.reader(source)
 
             def decide(rows: Sequence[Row]) -> list[Outcome]:
@@ -179,10 +179,11 @@ class _Texts:
         core: What hashes them, but for the first blocks.
     """
 
-    def __init__(self, spec: Dedup, folder: Path):
+    def __init__(self, spec: Dedup, folder: Path, readers: "Sequence[Callable[[Row], str]] | None" = None):
         self.spec = spec
         self.bands = Bands(spec.bands if spec.match == NEAR else 0, spec.rows, spec.seed)
-        self.readers = [(source, spec.reader(source)) for source in [*(spec.against or ()), *spec.sources]]
+        sources = [*(spec.against or ()), *spec.sources]
+        self.readers = list(zip(sources, readers or map(spec.reader, sources), strict=True))
         parts: list[dict[str, Any]] = []
         self.counts = []
         self.core: Core = "numpy"
@@ -345,16 +346,11 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     if spec.match != NEAR:
         return _Found(kept, how, similarity)
     left = np.flatnonzero(kept < 0)
-    candidates = Candidates.of(texts.keys[left])
-    wanted = np.zeros(count, bool)
-    for some in (candidates.pairs.ravel(), *candidates.buckets):
-        wanted[left[some]] = True
-    shingles = texts.shingles(wanted)
-    place = np.cumsum(wanted) - 1  # of a text among those whose shingles are known
+    candidates, likeness = _comparer(texts, left)
     is_reference = left < texts.reference
 
     def compare(pairs: "NDArray[np.int64]") -> "NDArray[np.float64]":
-        alike = jaccard(shingles, place[left[pairs]])
+        alike = likeness(pairs)
         alike[is_reference[pairs[:, 1]]] = 0  # rows of the reference all stay
         if not spec.within:
             alike[~is_reference[pairs[:, 0]]] = 0
@@ -368,6 +364,17 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     how[moved] = 2
     kept[moved] = kept[kept[moved]]
     return _Found(kept, how, similarity, near, left)
+
+
+def _comparer(texts: _Texts, left: "NDArray[np.int64]") -> tuple[Candidates, "Callable[..., NDArray[np.float64]]"]:
+    """Returns which of some texts are worth comparing, and what gives the similarity of pairs of them."""
+    candidates = Candidates.of(texts.keys[left])
+    wanted = np.zeros(len(texts), bool)
+    for some in (candidates.pairs.ravel(), *candidates.buckets):
+        wanted[left[some]] = True
+    shingles = texts.shingles(wanted)
+    place = np.cumsum(wanted) - 1  # of a text among those whose shingles are known
+    return candidates, lambda pairs: jaccard(shingles, place[left[pairs]])
 
 
 def _first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":
@@ -411,6 +418,76 @@ def _by_how(found: _Found) -> list[list[Any]]:
 def count_duplicates(spec: Dedup, folder: Path) -> list[list[Any]]:
     """Returns how many rows `dedup` would remove, by how they are alike; what is read is kept in a folder of work."""
     return _by_how(_choose(spec, _Texts(spec, folder)))
+
+
+@dataclass(frozen=True)
+class RowClusters:
+    """Rows that belong together: near-duplicates, as chains of them join them, and rows of one prompt.
+
+    Attributes:
+        labels: The cluster of each usable row, from 0, shape (rows,).
+        sources: The number of its source, likewise.
+        hashes: A hash of its words, likewise.
+        places: Gives where some of the rows are, by source.
+    """
+
+    labels: "NDArray[np.int64]"
+    sources: "NDArray[np.int64]"
+    hashes: "NDArray[np.uint64]"
+    places: "Callable[[NDArray[np.bool_]], list[set[str]]]"
+
+
+def cluster_rows(
+    spec: Dedup, read: Sequence[Callable[[Row], str]], read_prompt: Sequence[Callable[[Row], str]], folder: Path
+) -> RowClusters:
+    """Puts rows together that must not stand on two sides of a split.
+
+    Args:
+        spec: The sources, and when two rows are near-duplicates.
+        read: For each source, gives what a row says; it raises RowError.
+        read_prompt: Gives what the row's prompt says, empty if it has none.
+        folder: What is read is kept in it.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    texts = _Texts(spec, folder, read)
+    count = len(texts)
+    same = _first_equal(np.where(texts.lengths > 0, texts.words, texts.exact[:, 0])[:, None])
+    left = np.flatnonzero(same == np.arange(count))
+    candidates, compare = _comparer(texts, left)
+    near = left[join_alike(candidates, len(left), compare, spec.threshold)]
+    prompts = np.fromiter(_prompt_hashes(spec.sources, read, read_prompt), np.uint64, count)
+    with_prompt = np.flatnonzero(prompts)
+    of_prompt = with_prompt[_first_equal(prompts[with_prompt][:, None])]
+    firsts = np.concatenate([same, near[:, 0], of_prompt])
+    seconds = np.concatenate([np.arange(count), near[:, 1], with_prompt])
+    edges = coo_array((np.ones(len(firsts), bool), (firsts, seconds)), shape=(count, count))
+    labels = connected_components(edges, directed=False)[1].astype(np.int64)
+
+    def places(wanted: "NDArray[np.bool_]") -> list[set[str]]:
+        found: list[set[str]] = [set() for _ in spec.sources]
+        for _, number, where, _ in texts.read(wanted):
+            found[number].add(where)
+        return found
+
+    sources = np.concatenate([np.full(rows, number) for number, rows in texts.counts])
+    return RowClusters(labels, sources, texts.words, places)
+
+
+def _prompt_hashes(
+    sources: Sequence[SourceSpec], read: Sequence[Callable[[Row], str]], read_prompt: Sequence[Callable[[Row], str]]
+) -> Iterator[int]:
+    """Yields a hash of the words of each usable row's prompt; 0 of none."""
+    for source, text_of, prompt_of in zip(sources, read, read_prompt, strict=True):
+        for row in itertools.chain.from_iterable(blocks_of(source)):
+            try:
+                if row.problem is None:
+                    text_of(row)
+                    words = " ".join(words_in(prompt_of(row)))
+                    yield xxhash.xxh3_64_intdigest(words.encode()) if words else 0
+            except RowError:
+                continue
 
 
 def _least_alike(removals: Sequence[Removal]) -> Tally:

@@ -113,7 +113,7 @@ class Lines(RowTool):
         write_atomic(folder / LEDGER, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found))
 
         def decider(source: SourceSpec) -> Decide:
-            mine = names[[one is source for one in self.sources].index(True)]
+            mine = names[self.number_of(source)]
             return lambda rows: self._decide(rows, mine, repeated)
 
         def add(report: ToolReport, _: Any) -> ToolReport:

@@ -327,3 +327,25 @@ def _keepers(alike: dict[int, dict[int, float]], count: int) -> tuple["Integers"
         else:
             chained += [(int(kept[first]), second) for first in alike[second]]
     return kept, best, chained
+
+
+def join_alike(
+    candidates: Candidates, count: int, compare: Callable[["Integers"], "Floats"], threshold: float
+) -> "Integers":
+    """Returns pairs of texts at least ``threshold`` alike, enough of them to join all that a chain of such joins.
+
+    Of a large bucket each text is compared with the eight before it and with the first eight.
+
+    Args:
+        candidates: The texts worth comparing.
+        count: How many texts there are.
+        compare: Gives the exact similarity of pairs, shape (pairs, 2) to (pairs,).
+        threshold: The least similarity of duplicates.
+    """
+    coded = [candidates.pairs[:, 0] * count + candidates.pairs[:, 1]]
+    for bucket in candidates.buckets:
+        for number in range(_ROUNDS):
+            coded.append(bucket[: -number - 1] * count + bucket[number + 1 :])
+            coded.append(bucket[number] * count + bucket[number + 1 :])
+    pairs = np.stack(np.divmod(np.unique(np.concatenate(coded)), max(count, 1)), axis=1)
+    return pairs[compare(pairs) >= threshold]

@@ -35,6 +35,7 @@ BLOCK_CHARACTERS = 1 << 24
 UNREADABLE = "unreadable"
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
+_KEPT, _HELDOUT = ".jsonl", ".heldout"  # what the rows of a block are in
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
 
 
@@ -49,6 +50,7 @@ class Outcome:
         edits: What was changed in it, by name, with how often.
         measures: Numbers whose distribution the report shows, by name: lengths, scores.
         shown: What examples quote in place of the row, which may hold what no report should.
+        heldout: Whether it is written apart, to the file of held-out rows.
         groups: What it belongs to, by what rows are told apart by: ``{"language": "en"}``.
     """
 
@@ -58,6 +60,7 @@ class Outcome:
     edits: Mapping[str, int] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
     shown: str | None = None
+    heldout: bool = False
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,7 +92,8 @@ class Counts:
 
     Attributes:
         rows: Rows read, unreadable ones included.
-        kept: Rows written.
+        kept: Rows written, held-out ones included.
+        heldout: Rows written apart.
         reasons: Why the others were not.
         edits: What was changed in those that were.
         measures: Distributions, of all rows that were read.
@@ -98,6 +102,7 @@ class Counts:
 
     rows: int = 0
     kept: int = 0
+    heldout: int = 0
     reasons: Tally = field(default_factory=Tally)
     edits: Tally = field(default_factory=Tally)
     measures: dict[str, Spread] = field(default_factory=dict)
@@ -111,6 +116,7 @@ class Counts:
             self.reasons.add(outcome.reason, row.where, text, outcome.detail)
         else:
             self.kept += 1
+            self.heldout += outcome.heldout
         for name, number in outcome.measures.items():
             self.measures.setdefault(name, Spread()).add(number)
         for name, count in outcome.edits.items():
@@ -128,6 +134,7 @@ class Counts:
         """Adds a later block's."""
         self.rows += other.rows
         self.kept += other.kept
+        self.heldout += other.heldout
         self.reasons.merge(other.reasons)
         self.edits.merge(other.edits)
         for name, spread in other.measures.items():
@@ -145,7 +152,7 @@ class Counts:
         """Reads what ``to_dict`` gave."""
         reasons, edits = (Tally.from_dict(value[name]) for name in ("reasons", "edits"))
         measures = {name: Spread.from_dict(spread) for name, spread in value["measures"].items()}
-        return cls(value["rows"], value["kept"], reasons, edits, measures, value["groups"])
+        return cls(value["rows"], value["kept"], value["heldout"], reasons, edits, measures, value["groups"])
 
 
 class RowTool(Tool):
@@ -184,6 +191,15 @@ class RowTool(Tool):
         """
         return Plan(self.decider)
 
+    def number_of(self, source: SourceSpec) -> int:
+        """Returns which of the tool's sources one is, by its title: on its way to other processes it is copied."""
+        return [one.title for one in self.sources].index(source.title)
+
+    @property
+    def folders(self) -> tuple[str, str] | None:
+        """Below which folders rows and held-out rows are written, if any are held out."""
+        return None
+
     def identity(self) -> Any:
         """Returns what the outcome depends on beside arguments and rows, such as the hash of a model's folder."""
         return None
@@ -206,7 +222,11 @@ class RowTool(Tool):
             if other != work:
                 remove_folder(other)
         files = file_names(self.sources, self.output_format)
-        _refuse_own(self.sources, [output_dir / name for name in files.values()] if self.writes_rows else [])
+        apart: Mapping[str, str] = {}
+        if self.folders is not None:
+            files, apart = ({title: f"{folder}/{name}" for title, name in files.items()} for folder in self.folders)
+        written = [*files.values(), *apart.values()] if self.writes_rows else []
+        _refuse_own(self.sources, [output_dir / name for name in written])
         counts: dict[str, Counts] = {}
         plan = self.plan(work)
         blocks = Blocks(self.sources, plan.decider, work, self.writes_rows)
@@ -219,8 +239,9 @@ class RowTool(Tool):
             _check(source, counts[source.title], self.max_bad_share)
         report = row_report(_snake(type(self).__name__), arguments, counts, files if self.writes_rows else {})
         report = plan.add(report, counts)
-        for number, name in enumerate(files.values() if self.writes_rows else ()):
-            join(sorted((work / str(number)).glob("*.jsonl")), output_dir / name)
+        for names, pattern in ((files, f"*{_KEPT}"), (apart, f"*{_HELDOUT}")):
+            for number, name in enumerate(names.values() if self.writes_rows else ()):
+                join(sorted((work / str(number)).glob(pattern)), output_dir / name)
         for name in plan.files:
             join([work / name], output_dir / name)
         report.write(output_dir)
@@ -288,16 +309,14 @@ class TextTool(RowTool):
             return read_columns
         canonical = canonical_reader(source, get_args(Kind))
 
-        def read(row: Row) -> str:
-            found = canonical(row.values)
-            turns = [
-                turn
-                for name in ("messages", "prompt", "completion", "chosen", "rejected")
-                for turn in _turns(found.get(name))
-            ]
-            return "\n".join([found[name] for name in ("text", "text_pair") if name in found] + turns)
+        return lambda row: canonical_text(canonical(row.values))
 
-        return read
+
+def canonical_text(values: Mapping[str, Any]) -> str:
+    """Returns what a row of canonical columns says, the parts of a conversation on lines of their own."""
+    talks = ("messages", "prompt", "completion", "chosen", "rejected")
+    turns = [turn for name in talks for turn in _turns(values.get(name))]
+    return "\n".join([values[name] for name in ("text", "text_pair") if name in values] + turns)
 
 
 def _turns(value: Any) -> list[str]:
@@ -424,18 +443,23 @@ class Blocks:
     def _settle(self, block: Sequence[Row], decide: Decide, path: Path) -> None:
         if self._known(path) is not None:
             return
-        lines, counts = settle(block, decide)
-        written = "".join(lines).encode() if self.writes_rows else b""
-        if self.writes_rows:
-            write_atomic(path, written)
-        write_json(path.with_suffix(".json"), counts.to_dict() | {"bytes": len(written)})
+        *lines, counts = settle(block, decide)
+        sizes = []
+        for suffix, some in zip((_KEPT, _HELDOUT), lines, strict=True):
+            data = "".join(some).encode()
+            if self.writes_rows and (data or suffix == _KEPT):
+                write_atomic(path.with_suffix(suffix), data)
+            sizes.append(len(data))
+        write_json(path.with_suffix(".json"), counts.to_dict() | {"bytes": sizes})
 
     def _known(self, path: Path) -> Counts | None:
         """Returns the counts of a block, if they and all of its rows are there."""
         found = read_json(path.with_suffix(".json"))
-        if found is None or (self.writes_rows and (not path.exists() or path.stat().st_size != found["bytes"])):
+        if found is None:
             return None
-        return Counts.from_dict(found)
+        files = [path.with_suffix(suffix) for suffix in (_KEPT, _HELDOUT)] if self.writes_rows else []
+        there = [file.stat().st_size if file.exists() else 0 for file in files]
+        return Counts.from_dict(found) if not files or there == found["bytes"] else None
 
     def _settled(self, stem: Path) -> int | None:
         """Returns how many rows a part holds, if it has been read and all of its blocks are there."""
@@ -477,8 +501,8 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(gone)
 
 
-def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:
-    """Decides on a block of rows; returns the lines of those that stay, and the counts.
+def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], list[str], Counts]:
+    """Decides on a block of rows; returns the lines of those that stay, those of held-out ones, and the counts.
 
     Raises:
         DataError: A value of a row that stays cannot be written as JSON.
@@ -486,7 +510,7 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:
     counts = Counts()
     good = [row for row in block if row.problem is None]
     outcomes = iter(decide(good))
-    lines = []
+    lines: tuple[list[str], list[str]] = [], []
     for row in block:
         if row.problem is not None:
             what = f"{UNREADABLE}: {row.problem.reason}"
@@ -495,11 +519,11 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], Counts]:
         outcome = next(outcomes)
         if outcome.values is not None:
             mended: list[str] = []
-            lines.append(json_line(outcome.values, row.where, mended))
+            lines[outcome.heldout].append(json_line(outcome.values, row.where, mended))
             outcome = replace(outcome, edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome
         counts.add(row, outcome)
     assert next(outcomes, None) is None, "an outcome for each row"
-    return lines, counts
+    return *lines, counts
 
 
 def _check(source: SourceSpec, counts: Counts, max_bad_share: float) -> None:

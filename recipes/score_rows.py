@@ -140,7 +140,7 @@ class ScoreRows(TextTool):
         bounds = {name: limits.resolve(table.scores[name]) for name, limits in self.keep.items()}
 
         def decider(source: SourceSpec) -> Decide:
-            mine = found[[one is source for one in self.sources].index(True)]
+            mine = found[self.number_of(source)]
 
             def decide(rows: Sequence[Row]) -> list[Outcome]:
                 return [self._outcome(row, mine[row.where], bounds) for row in rows]

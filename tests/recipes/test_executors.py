@@ -37,7 +37,8 @@ def sources(tmp_path: Path) -> list[Path]:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def call(name: str, *arguments: Any) -> None:
@@ -48,7 +49,7 @@ def call(name: str, *arguments: Any) -> None:
 @pytest.mark.parametrize("tasks", [4, 9])
 def test_tasks_leave_what_the_tool_alone_leaves(tmp_path: Path, sources: list[Path], tasks: int) -> None:
     """Four tasks have files to themselves, of nine each reads all files for its blocks."""
-    shared = ("--max-bad-share", "0.5")
+    shared = ("--max-bad-share", "0.5", "--heldout", "0.2")
     call("convert", *sources, *shared, "-o", tmp_path / "alone")
     options = (
         "--executor",

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,16 +172,17 @@ def test_a_pipeline_ends_the_same_wherever_it_was_killed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", tool_cases.EVERY)
+@pytest.mark.parametrize(("name", "more"), tool_cases.CALLS, ids=lambda value: "".join(value))
 def test_a_data_tool_ends_with_the_same_bytes_wherever_it_was_killed(
-    tmp_path: Path, exact_model_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, exact_model_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: Sequence[str]
 ) -> None:
     monkeypatch.setattr("posttrain.data_tools.row_tool.BLOCK_ROWS", 16)
     root = tmp_path / "root"
     (root / "out").mkdir(parents=True)
     (tmp_path / "scratch").mkdir()
     rows = tool_cases.write_rows(root / "rows.jsonl", tool_cases.rows_of(name))
-    arguments = ["data", name, rows, *tool_cases.needs(name, tmp_path, lambda: exact_model_dir), "-o", root / "out"]
+    needs = tool_cases.needs(name, tmp_path, lambda: exact_model_dir)
+    arguments = ["data", name, rows, *needs, *more, "-o", root / "out"]
     runs = Killer(Command(root, arguments, exact=True), tmp_path / "scratch")
     assert not [path for path in root.rglob("*") if path.name.startswith(".work")]
     for at in runs.chosen(TOOL_KILLS):

@@ -18,18 +18,23 @@ NEEDS: dict[str, Sequence[str]] = {
     "answers": ("--model", "{model}", "--max-new-tokens", "40", "--temperature", "1", "--max-bad-share", "1"),
     "best_of_n": ("--policy", "{model}", "--reward", "{reward}", "--n", "2", "--max-new-tokens", "3", "--limit", "4"),
     "clean": ("--presets", "c4"),
+    "compare_tokenizers": ("--tokenizers", "{model}"),
     "decontaminate": ("--items", "{items}"),
     "score_rows": ("--model", "{model}"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),
     "tokenizer": ("--vocab-size", "300"),
 }
+# Tools once more, with what changes how they write.
+VARIANTS = [("convert", ("--heldout", "0.2"))]
+CALLS = [*((name, ()) for name in EVERY), *VARIANTS]
 _PROMPTS = ("answers", "best_of_n")  # read prompts
 _REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(str(text))) for text in completions]\n"
 
 
-def row_tools() -> list[str]:
-    """Returns the tools that look at rows block by block."""
-    return [name for name in EVERY if issubclass(load_tool(name), RowTool)]
+def row_tools(*, writing: bool = False) -> list[str]:
+    """Returns the tools that look at rows block by block; only those that write rows, if asked."""
+    found = {name: tool for name in EVERY if issubclass(tool := load_tool(name), RowTool)}
+    return [name for name, tool in found.items() if tool.writes_rows or not writing]
 
 
 def rows_of(name: str, count: int = 70) -> list[dict[str, Any]]:
