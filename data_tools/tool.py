@@ -11,8 +11,8 @@ from .spec import Section, SourceSpec
 class Tool(Section):
     """The arguments of a data tool and what it does with them; the docstrings of the fields are its help.
 
-    A field may be anything that YAML can say. What the tool reads, :data:`Source` or :data:`Sources`, comes without a
-    name on the command line.
+    A field may be anything that YAML can say. What the tool reads, the first :data:`Source` or :data:`Sources`, comes
+    without a name on the command line.
     """
 
     def run(self, output_dir: Path) -> str | None:

@@ -28,18 +28,21 @@ def run(
     *,
     first: Sequence[int] | None = None,
     columns: Mapping[str, Rows] | None = None,
+    states: bool = False,
 ) -> list[T]:
     """Runs a model over rows, longest first, so that a batch that does not fit into memory fails at once.
 
     Several processes that score together share the batches out.
 
     Args:
-        model: A causal language model or, where ``first`` is None, a sequence classifier.
+        model: A causal language model or, where ``first`` is None and no states are asked for, a sequence classifier.
         rows: Token ids, ``[rows][tokens]``.
         batch_size: Rows at a time; fewer where their logits would be too many, one where a classifier has no pad token.
-        read: Takes the number of a row and its logits: ``[tokens from first, vocabulary]`` or ``[outputs]``.
+        read: Takes the number of a row and its logits, ``[tokens from first, vocabulary]`` or ``[outputs]``, or its
+            last hidden states, ``[tokens, hidden]``.
         first: The place of the first token of each row whose prediction of the next is read.
         columns: Further inputs, a value for each token, such as ``token_type_ids``.
+        states: Whether the last hidden states of a causal language model are read, and no logits made.
 
     Returns:
         What ``read`` made of each row, in the order of the rows.
@@ -47,11 +50,12 @@ def run(
     import torch
 
     config = model.config.get_text_config()
-    headed = first is None
+    headed = first is None and not states
+    body = _body(model) if states else model
     pad = config.pad_token_id if headed else 0
     keep = not headed and _takes_logits_to_keep(model)
     starts = [0] * len(rows) if first is None or not keep else first
-    if headed:
+    if headed or states:
         parts = batches(rows, starts, 1 if pad is None else batch_size)
     else:
         parts = batches(rows, starts, batch_size, _LOGITS // getattr(config, "vocab_size", 1))
@@ -70,10 +74,12 @@ def run(
         if skipped:
             options["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
         with torch.inference_mode():
-            logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, **options).logits
+            made = body(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, **options)
+            logits = made.last_hidden_state if states else made.logits
         found = {}
         for place, i in enumerate(batch):
-            own = logits[place] if first is None else logits[place, first[i] - skipped : len(rows[i]) - skipped]
+            start = 0 if first is None else first[i] - skipped
+            own = logits[place] if headed else logits[place, start : len(rows[i]) - skipped]
             found[i] = read(i, own)
         return found
 
@@ -82,6 +88,12 @@ def run(
     for part in divided([sum(len(rows[i]) for i in batch) for batch in cut], lambda number: run_batch(cut[number])):
         found |= part
     return [found[i] for i in range(len(rows))]
+
+
+def _body(model: Any) -> Any:
+    """Returns what makes the hidden states that a model's head reads, its adapters with it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.base_model
 
 
 def batches(rows: Rows, starts: Sequence[int], size: int, most: float = float("inf")) -> Iterator[list[int]]:
@@ -186,6 +198,31 @@ def _token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int, *
 
     found = run(model, rows, batch_size, read, first=[place - 1 for place in first])
     return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def weighted_means(model: Any, rows: Rows, batch_size: int) -> "np.ndarray":
+    """Embeds rows as the mean of their last hidden states, each weighted by its place.
+
+    The i-th of n tokens weighs i / (1 + ... + n) (SGPT, Muennighoff 2022, arXiv:2202.08904, section 3.1.1), so that
+    later tokens, which have seen more, count more. Padding has no part in it.
+
+    Args:
+        model: A causal language model.
+        rows: Token ids, ``[rows][tokens]``.
+        batch_size: Rows at a time.
+
+    Returns:
+        Unit vectors, float32 ``[rows, hidden]``.
+    """
+    import numpy as np
+    import torch
+
+    def read(_: int, states: "torch.Tensor") -> "np.ndarray":
+        weights = torch.arange(1, len(states) + 1, device=states.device, dtype=torch.float64)
+        mean = (states.double() * (weights / weights.sum())[:, None]).sum(0)
+        return (mean / mean.norm().clamp(min=1e-30)).float().cpu().numpy()
+
+    return np.stack(run(model, rows, batch_size, read, states=True))
 
 
 def _sums(logits: "torch.Tensor", targets: "torch.Tensor", *, entropy: bool) -> tuple[float, float]:

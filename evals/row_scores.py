@@ -160,6 +160,42 @@ def answer_likelihoods(
     return [one for one in found if one is not None]
 
 
+def whole_tokens(
+    loaded: "LoadedModel", rows: Sequence[Mapping[str, Any]], *, max_length: int
+) -> list[tuple[list[int], bool] | RowError]:
+    """Tokenises whole rows: a text behind its first context, a prompt with its answer and what ends that.
+
+    Args:
+        loaded: A language model, its tokenizer and the template that this carries.
+        rows: ``text``, or ``prompt``, ``completion`` and ``tools``.
+        max_length: Tokens at most; what is longer is cut.
+
+    Returns:
+        For each row its tokens and whether they were cut, or why it has none.
+
+    Raises:
+        DataError: There are conversations, but the tokenizer has no chat template.
+    """
+    texts = TextEncoder.of(loaded.tokenizer)
+    made: list[Any] = [None] * len(rows)
+    plain = [number for number, row in enumerate(rows) if "text" in row]
+    for number, ids in zip(plain, encode([rows[number]["text"] for number in plain], loaded.tokenizer), strict=True):
+        made[number] = ids
+    talks = [number for number, row in enumerate(rows) if "text" not in row]
+    split = texts.split([Talk(rows[n]["prompt"], [rows[n]["completion"]], rows[n].get("tools")) for n in talks])
+    for number, parts in zip(talks, split, strict=True):
+        made[number] = parts if isinstance(parts, RowError) else [*parts[0], *parts[1][0]]
+    context = first_context(loaded.tokenizer)
+    return [
+        ids
+        if isinstance(ids, RowError)
+        else (ids[:max_length], len(ids) > max_length)
+        if len(ids) > len(context)
+        else RowError(NO_TOKENS)
+        for ids in made
+    ]
+
+
 def _ends(texts: TextEncoder) -> frozenset[int]:
     """Returns the tokens that end an answer."""
     names = [texts.tokenizer.eos_token, texts.template and end_of_turn(texts.template, texts.tokenizer)]

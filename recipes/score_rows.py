@@ -1,8 +1,6 @@
 """`data score_rows`: how likely a language model finds each row, as columns; rows kept by threshold or quantile."""
 
 import dataclasses
-import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,29 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..chat_templates.errors import InputError
-from ..data_tools.ask import Count
-from ..data_tools.dataset import Shape
-from ..data_tools.encode import TextEncoder
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import read_json, write_json
-from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, TextTool, blocks_of, canonical_reader
+from ..data_tools.row_tool import Counts, Decide, Outcome, Plan
 from ..data_tools.sources import Row
-from ..data_tools.spec import Kind, Section, SourceSpec
-from ..data_tools.tool_report import Bar, Plot, Table, ToolReport
+from ..data_tools.spec import Section, SourceSpec
+from ..data_tools.tool_report import Table, ToolReport
+from .model_rows import ModelRows, RowModel, histogram, rank_correlation
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..evals.models import LoadedModel
     from ..evals.row_scores import Likelihood
 
 RowScore = Literal["loss", "perplexity", "bits_per_byte", "ifd", "ifd_perplexity"]
 _ALONE = ("ifd", "ifd_perplexity")  # scores of an answer alone and behind its prompt
-_CHUNK_ROWS = 256  # scored between two files of work
-_BARS = 40
-_KINDS: tuple[Kind, ...] = ("prompt_completion", "text")
 _NO_SCORE = "no score"
 _ROUNDING = 1e-9  # .29 of 100 rows are 29
 
@@ -81,35 +72,24 @@ class Bounds(Section):
         return -math.inf if low is None else low, math.inf if high is None else high
 
 
-class ScoreRows(TextTool):
+class ScoreRows(ModelRows):
     """Scores rows by a language model and writes the scores as columns; `keep` leaves rows out by them.
 
     Of rows with a prompt the answer is scored given what stands before it, of a conversation its last turn; of texts,
     and with `of: text` of all rows, the whole text. What ends a turn is not scored. `loss` is the mean negative
     log-likelihood of a token in nats and `perplexity` its exponential; `bits_per_byte` can be compared between
     tokenizers; `ifd` is the loss of the answer given the prompt over its loss alone (Li et al. 2024, arXiv:2308.12032),
-    and `ifd_perplexity` the ratio of perplexities (arXiv:2402.00530), which ranks rows otherwise.
+    and `ifd_perplexity` the ratio of perplexities (arXiv:2402.00530), which ranks rows otherwise. Texts longer than
+    `max_length` are scored in windows that overlap by half; a row whose prompt and answer are longer gets no score, and
+    is counted.
     """
 
-    model: str
-    """A run, a folder or a Hub id of a language model."""
     scores: Annotated[list[RowScore], Field(min_length=1), BeforeValidator(_as_list)] = Field(["perplexity"])
     """Which scores: several of `loss`, `perplexity`, `bits_per_byte`, `ifd` and `ifd_perplexity`."""
-    of: Literal["answer", "text"] | None = None
-    """What is scored: the last answer, or all that a row says; by default the answer where there is a prompt."""
     keep: dict[RowScore, Bounds] = Field({})
     """Which rows stay, such as `{ifd: {max: 1, min_quantile: .9}}`; all bounds must hold. By default all rows stay."""
-    chat_template: str | None = None
-    """A `.jinja` file or a built-in name, for models that bring no template of their own."""
     suffix: str = ""
     """What the names of the columns end in, so that the scores of several models stand side by side."""
-    max_length: Count | None = None
-    """Tokens that the model reads at once; by default what it was made for. Longer texts are scored in windows that
-    overlap by half; a row whose prompt and answer are longer gets no score, and is counted."""
-    batch_size: Count = 16
-    """Rows that the model reads at a time."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What the weights are held in; `auto` is as saved. In float32 no batch changes a score by more than rounding."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -117,16 +97,7 @@ class ScoreRows(TextTool):
             raise ValueError(f"keep: {missing[0]} is not among the scores")
         if self.of == "text" and (alone := [name for name in self.scores if name in _ALONE]):
             raise ValueError(f"{alone[0]} compares an answer with and without its prompt; a text has none")
-        if self.columns is not None and self.of != "text":
-            raise ValueError("columns are scored as texts; say `of: text` beside them")
         return self
-
-    def identity(self) -> str:
-        """Returns the hash of the model."""
-        from ..evals.checkpoints import model_hash
-        from ..evals.runs import locate
-
-        return model_hash(locate(self.model))
 
     def plan(self, folder: Path) -> Plan:
         """Scores all rows; what is scored is kept in the folder of work.
@@ -170,42 +141,12 @@ class ScoreRows(TextTool):
         return Outcome(row.values | {columns[name]: value for name, value in values.items()})
 
 
-class _Scorer:
-    """Scores rows with one model, which is loaded when the first row needs it."""
+class _Scorer(RowModel):
+    """Scores rows with one model."""
 
     def __init__(self, spec: ScoreRows):
-        self.spec = spec
         self.alone = any(name in _ALONE for name in spec.scores)
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that the model reads at once.
-
-        Raises:
-            InputError: More are asked for than it was made for.
-        """
-        from ..evals.models import model_length
-
-        own, asked = model_length(self.loaded.model), self.spec.max_length
-        if asked is not None and asked > own:
-            raise InputError(f"max_length is {asked}, and {self.spec.model} was made for {own} tokens")
-        return asked or own
-
-    @functools.cached_property
-    def loaded(self) -> "LoadedModel":
-        """The model; its tokenizer carries the template."""
-        from .. import chat_templates
-        from ..evals.models import load_language_model
-        from ..evals.runs import locate
-
-        spec = self.spec
-        loaded = load_language_model(str(locate(spec.model)), spec.dtype)
-        if spec.chat_template is not None:
-            template = chat_templates.load(spec.chat_template)
-            if added := chat_templates.install(template, loaded.tokenizer):
-                what = f"the model has not learnt tokens of the chat template {template.name}: {', '.join(added)}"
-                raise InputError(what, hint="take a template of text alone, such as alpaca, or a model that knows them")
-        return loaded
+        super().__init__(spec, answers=self.alone)
 
     def score(self, source: SourceSpec, folder: Path) -> "dict[str, Likelihood | RowError]":
         """Returns the likelihood of each readable row, or why it has none, by where the row is.
@@ -215,14 +156,11 @@ class _Scorer:
         """
         from ..data_tools.prepare import progress_shown
 
-        read = self._reader(source)
+        read = self.reader(source)
         found: dict[str, Any] = {}
-        blocks = blocks_of(source)
-        chunks = (block[at : at + _CHUNK_ROWS] for block in blocks for at in range(0, len(block), _CHUNK_ROWS))
         with progress_shown(f"scoring {source.title}") as advance:
-            for number, chunk in enumerate(chunks):
+            for number, rows in enumerate(self.chunks(source)):
                 path = folder / f"{number:06}.json"
-                rows = [row for row in chunk if row.problem is None]
                 known = read_json(path)
                 if known is None:
                     write_json(path, known := [_to_json(one) for one in self._score(rows, read)])
@@ -230,25 +168,6 @@ class _Scorer:
                 found |= {row.where: one for row, one in zip(rows, scored, strict=True)}
                 advance(len(rows), sum(one.tokens for one in scored if not isinstance(one, RowError)))
         return found
-
-    def _reader(self, source: SourceSpec) -> Callable[[Row], dict[str, Any]]:
-        """Returns what gives a row's text, or its prompt and answer; it raises RowError."""
-        spec = self.spec
-        if spec.of == "text":
-            text = spec.reader(source)
-            return lambda row: {"text": text(row)}
-        kinds: tuple[Kind, ...] = ("prompt_completion",) if spec.of == "answer" or self.alone else _KINDS
-        template = TextEncoder.of(self.loaded.tokenizer).template
-        canonical = canonical_reader(source, kinds, shape=lambda source, report: Shape(source, report, template))
-
-        def read(row: Row) -> dict[str, Any]:
-            found = canonical(row.values)
-            if template is None and isinstance(found.get("prompt"), list):
-                hint = "name one of text alone, `chat_template: alpaca`, or score what rows say: `of: text`"
-                raise DataError("is a conversation, and the model has no chat template", where=row.where, hint=hint)
-            return found
-
-        return read
 
     def _score(self, rows: Sequence[Row], read: Callable[[Row], dict[str, Any]]) -> "list[Likelihood | RowError]":
         from ..evals.row_scores import answer_likelihoods, text_likelihoods
@@ -334,7 +253,7 @@ def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, fl
         if len(values):
             quantiles = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], method="inverted_cdf")
             rows.append(
-                [name, len(values), float(values.mean()), *quantiles.tolist(), _rank_correlation(values, table.tokens)]
+                [name, len(values), float(values.mean()), *quantiles.tolist(), rank_correlation(values, table.tokens)]
             )
     header = ["score", "rows", "mean", "least", "5%", "25%", "median", "75%", "95%", "most", "with length"]
     note = (
@@ -363,32 +282,5 @@ def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, fl
         )
         header = ["scored rows", "rows", "tokens a row", *table.scores]
         tables.append(Table("What is kept, beside all", header, compared, note))
-    plots = [*report.plots, *(_histogram(name, values) for name, values in table.scores.items() if len(values))]
+    plots = [*report.plots, *(histogram(name, values) for name, values in table.scores.items() if len(values))]
     return dataclasses.replace(report, summary=summary, tables=tables, plots=plots)
-
-
-def _rank_correlation(one: "NDArray[np.float64]", other: "NDArray[np.float64]") -> float | str:
-    """Returns Spearman's coefficient; a dash where one of the two does not vary."""
-    import numpy as np
-
-    from ..evals.stats.bootstrap import midranks
-    from ..evals.stats.classification import correlation
-
-    if len(np.unique(one)) == 1 or len(np.unique(other)) == 1:
-        return "–"
-    weights = np.ones((1, len(one)))
-    return float(correlation(weights, midranks(one)(weights), midranks(other)(weights))[0])
-
-
-def _histogram(name: str, values: "NDArray[np.float64]") -> Plot:
-    """Returns bars of equal width from the first to the 99th percentile, the rest at either end."""
-    import numpy as np
-
-    low, high = np.quantile(values, [0.01, 0.99], method="inverted_cdf").tolist()
-    edges = np.linspace(low, high, _BARS + 1) if high > low else np.array([low, low])
-    places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    counts = np.bincount(places, minlength=len(edges) - 1)
-    labels = [f"{a:.4g} to {b:.4g}" for a, b in itertools.pairwise(edges.tolist())]
-    labels[0], labels[-1] = f"up to {edges[1]:.4g}", f"{edges[-2]:.4g} and more"
-    bars = [Bar(label, float(count)) for label, count in zip(labels, counts, strict=True)]
-    return Plot(name, f"{name}, each bar {(high - low) / _BARS:.3g} wide, the last hundredth at either end", bars)

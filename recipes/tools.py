@@ -30,6 +30,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),
+    "select": ("posttrain.recipes.select_rows:Select", "Keep the rows most like rows that are wanted (RDS+)."),
     "stats": ("posttrain.recipes.model_tools:Stats", "Measure rows: lengths, turns, tokens, duplicates."),
     "tokenizer": ("posttrain.data_tools.tokenizer:Tokenizer", "Train a byte-level BPE or Unigram tokenizer."),
 }
@@ -101,9 +102,10 @@ def _parameters(tool: type["Tool"]) -> list[Parameter]:
     paths: dict[Any, Any] = {SourceSpec: str, list[Source]: list[str]}
     plain = (bool, int, float, str, str | None, list[str])
     parameters = []
+    unnamed = next((key for key, field in tool.model_fields.items() if field.annotation in paths), None)
     for key, field in tool.model_fields.items():
         kind, said = field.annotation, field.description
-        if kind in paths:
+        if key == unnamed:
             sources = typer.Argument(help=said, parser=read_source, metavar=key)
             annotation = Annotated[paths[kind], sources]
         elif kind in plain or get_origin(kind) is Literal:

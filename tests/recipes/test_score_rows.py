@@ -13,7 +13,7 @@ from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.models import load_model
 from posttrain.evals.row_scores import Likelihood
-from posttrain.recipes import score_rows
+from posttrain.recipes import model_rows, score_rows
 from posttrain.recipes.score_rows import Bounds, ScoreRows
 from pydantic import ValidationError
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_scored_is_said(
 def test_a_killed_call_scores_nothing_twice_and_ends_with_the_same_bytes(
     tmp_path: Path, alpaca: str, instruct_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_rows, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(model_rows, "CHUNK_ROWS", 3)
     score(alpaca, instruct_model_dir, tmp_path / "whole", scores=["ifd"])
     plain, seen = score_rows._Scorer._score, []
 

@@ -22,6 +22,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "decontaminate": ("--items", "{items}"),
     "score_rows": ("--model", "{model}"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),
+    "select": ("--model", "{model}", "--queries", "{items}", "--count", "20"),
     "tokenizer": ("--vocab-size", "300"),
 }
 # Tools once more, with what changes how they write.
