@@ -1,4 +1,4 @@
-"""`data dedup`: rows that say what another row says go, each with the row that stays for it; `data explain` shows both.
+"""`data dedup`: rows that say what another row says go, each with the row that stays for it.
 
 Duplicates are *exact* (the same characters), *normalised* (the same words; case, punctuation and white space differ) or
 *near* (``near_duplicates``: a large share of their word n-grams in common, checked for every pair). A row goes only if
@@ -18,14 +18,14 @@ import numpy as np
 import xxhash
 from pydantic import Field, model_validator
 
-from .errors import DataError, RowError
-from .files import read_jsonl_log, write_atomic
+from .errors import RowError
+from .files import write_atomic
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
 from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
 from .sources import Row
 from .spec import SourceSpec
-from .tool import Sources, Tool
+from .tool import Sources
 from .tool_report import EXAMPLES, Bar, Example, Plot, Table, Tally, ToolReport
 
 if TYPE_CHECKING:
@@ -62,6 +62,13 @@ class Removal:
     shared: str
     text: str
     kept_text: str
+
+    def describe(self) -> str:
+        """Returns the two rows, what they share, and how alike they are."""
+        return (
+            f"{self.row} went: {self.how} duplicate, similarity {self.similarity:.3f}, of {self.kept}\n"
+            f"  went:   {self.text}\n  stays:  {self.kept_text}\n  shared: {self.shared}"
+        )
 
 
 class Dedup(TextTool):
@@ -134,37 +141,6 @@ class Dedup(TextTool):
         if entry is None:
             return Outcome(row.values)
         return Outcome(None, f"{entry.how} duplicate", f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}")
-
-
-class Explain(Tool):
-    """Shows why a row went: the row that stays for it, how alike the two are, and what they share."""
-
-    folder: str
-    """What `data dedup` wrote into."""
-    row: str
-    """Where the row was, such as `train.jsonl:17`; any part of that."""
-
-    def run(self, output_dir: Path) -> str:
-        """Reads the ledger; writes nothing.
-
-        Raises:
-            DataError: There is no ledger, or no such row in it.
-        """
-        path = Path(self.folder) / LEDGER
-        if not path.is_file():
-            raise DataError(
-                "there is no ledger of removed rows", where=str(path), hint="name the folder of a `data dedup`"
-            )
-        entries = [Removal(**line) for line in read_jsonl_log(path)]
-        found = [entry for entry in entries if self.row == entry.row] or [e for e in entries if self.row in e.row]
-        if not found:
-            raise DataError("no such row went", where=self.row, hint=f"{len(entries):,} did: see {path}")
-        shown = [
-            f"{entry.row} went: {entry.how} duplicate, similarity {entry.similarity:.3f}, of {entry.kept}\n"
-            f"  went:   {entry.text}\n  stays:  {entry.kept_text}\n  shared: {entry.shared}"
-            for entry in found[:EXAMPLES]
-        ]
-        return "\n".join(shown + ([f"and {len(found) - EXAMPLES:,} more"] if len(found) > EXAMPLES else []))
 
 
 class _Texts:

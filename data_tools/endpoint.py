@@ -16,7 +16,7 @@ REJECTED = "rejected"
 """How a request ended that the server will never take: too long for its context, filtered, not valid."""
 
 _TEMPLATE_TOKENS = 128  # that a chat template may put around the messages, such as a system prompt of its own
-_OWN = ("messages", "model", "n", "prompt", "stream", "logprobs", "top_logprobs")
+_OWN = ("input", "messages", "model", "n", "prompt", "stream", "logprobs", "top_logprobs")
 
 
 class _Section(BaseModel):
@@ -114,7 +114,7 @@ class Request:
         prompt: A text, or tokens for servers that take them, that is gone on with as it is, under no template; in the
             place of the messages, which are then empty.
         protocol: ``ollama`` is that server's own API, which gives log-probabilities of what it generates; the base URL
-            then ends in ``/api``.
+            then ends in ``/api``. ``embeddings`` asks for the vector of the prompt; the answer is a list in JSON.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -126,13 +126,15 @@ class Request:
     stop: tuple[str, ...] = ()
     salt: str = ""
     prompt: str | tuple[int, ...] | None = None
-    protocol: Literal["openai", "ollama"] = "openai"
+    protocol: Literal["openai", "ollama", "embeddings"] = "openai"
 
     @property
     def path(self) -> str:
         """Returns where under the base URL it is sent to."""
         if self.protocol == "ollama":
             return "/chat" if self.prompt is None else "/generate"
+        if self.protocol == "embeddings":
+            return "/embeddings"
         return "/chat/completions" if self.prompt is None else "/completions"
 
     def body(self, spec: EndpointSpec) -> dict[str, Any]:
@@ -145,7 +147,9 @@ class Request:
             "stop": list(self.stop) or None,
         }
         rivals = {"logprobs": None if self.top_logprobs is None else True, "top_logprobs": self.top_logprobs}
-        if self.protocol == "ollama":
+        if self.protocol == "embeddings":
+            body = {"input": self.prompt}
+        elif self.protocol == "ollama":
             options = {name: value for name, value in settings.items() if value is not None}
             raw = None if self.prompt is None else True  # under no template
             body = {**asked, "raw": raw, "stream": False, **rivals}
@@ -249,9 +253,12 @@ def read_reply(key: str, body: str, *, seconds: float, cost: float | None, recor
 
 
 def as_chat(raw: Any) -> Any:
-    """Puts a completion of a text, or an answer of Ollama's own API, into the form of a chat completion."""
+    """Puts a completion of a text, an embedding, or an answer of Ollama's API into the form of a chat completion."""
     if not isinstance(raw, dict):
         return raw
+    vector = _vector(raw.get("data"))
+    if vector is not None:
+        return {**raw, "choices": [{"message": {"content": json.dumps(vector)}, "finish_reason": "stop"}]}
     choices = raw.get("choices")
     if isinstance(choices, list):
         made = [_with_message(choice) for choice in choices]
@@ -263,6 +270,16 @@ def as_chat(raw: Any) -> Any:
     choice = {"message": message, "finish_reason": raw.get("done_reason"), "logprobs": logprobs}
     usage = {"prompt_tokens": raw.get("prompt_eval_count"), "completion_tokens": raw.get("eval_count")}
     return {"choices": [choice], "usage": usage}
+
+
+def _vector(data: Any) -> list[float] | None:
+    """Returns the embedding that an answer holds; None if it holds none, or one that is no vector of numbers."""
+    first = data[0] if isinstance(data, list) and data else None
+    vector = first.get("embedding") if isinstance(first, dict) else None
+    if not isinstance(vector, list) or not vector:
+        return None
+    is_number = (isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in vector)
+    return vector if all(is_number) else None
 
 
 def _with_message(choice: Any) -> Any:

@@ -173,7 +173,7 @@ class Lines(RowTool):
             hashes[~np.isin(hashes, wanted)] = 0
         begin = 0
         for row, texts in found:
-            is_code = not self.code and _is_code(row.values)
+            is_code = not self.code and is_source_file(row.values)
             hashed = []
             for pieces in texts:
                 part = slice(begin, begin + len(pieces))
@@ -310,7 +310,7 @@ def _may_go(pieces: Sequence[str], code: bool) -> list[bool]:
     return may_go
 
 
-def _is_code(values: Mapping[str, Any]) -> bool:
+def is_source_file(values: Mapping[str, Any]) -> bool:
     """Says whether a row calls itself a source file."""
     said = {str(values.get(name) or "").casefold() for name in ("language", "lang", "programming_language")}
     return bool(said & _LANGUAGES) or PurePath(str(values.get("path") or "")).suffix.casefold() in _SUFFIXES

@@ -131,7 +131,13 @@ class FaultServer:
             self.busy -= 1
 
     def answer(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
-        """Makes the answer to a request."""
+        """Makes the answer to a request; of one for an embedding, how often it has each letter."""
+        if "input" in body:
+            with self._lock:
+                (self.lost if fault in LOST else self.paid)[question(body)] += 1
+            vector = [float(body["input"].lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"]
+            usage = {"prompt_tokens": count(body["input"]), "total_tokens": count(body["input"])}
+            return {"object": "list", "data": [{"embedding": vector, "index": 0}], "model": "m", "usage": usage}
         none = {"null": None, "thought": None, "empty": "", "filter": ""}
         text: str | None = none.get(fault or "", self.reply(body["messages"]))
         message: dict[str, Any] = {"role": "assistant", "content": text}

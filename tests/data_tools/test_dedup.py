@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from posttrain.data_tools import row_tool
-from posttrain.data_tools.dedup import Dedup, Explain, longest_shared
+from posttrain.data_tools.dedup import Dedup, longest_shared
 from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.explain import Explain
 from posttrain.data_tools.near_duplicates import Bands, Candidates, Shingles, choose_removals, jaccard
 from posttrain.data_tools.ngrams import split_words, words_in
 from posttrain.data_tools.spec import SourceSpec

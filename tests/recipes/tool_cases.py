@@ -21,6 +21,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "compare_tokenizers": ("--tokenizers", "{model}"),
     "decontaminate": ("--items", "{items}"),
     "score_rows": ("--model", "{model}"),
+    "semantic": ("--model", "wordllama"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),
     "select": ("--model", "{model}", "--queries", "{items}", "--count", "20"),
     "tokenizer": ("--vocab-size", "300"),
