@@ -210,7 +210,7 @@ def identifier(min_probability: float | None) -> Identify:
             some = enough[first : first + _TOGETHER]
             best, probabilities = model.classify([prose[place] for place in some])
             for place, number, probability in zip(some, best.tolist(), probabilities.tolist(), strict=True):
-                code = model.codes[number]
+                code = str(model.codes[number])
                 is_told = probability >= least and code != _NO_LANGUAGE
                 found[place] = (code if is_told else UNDETERMINED, probability)
         return found
