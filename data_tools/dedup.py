@@ -22,7 +22,7 @@ from .errors import RowError
 from .files import write_atomic
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
-from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of
+from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, text_blocks
 from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources
@@ -191,14 +191,7 @@ class _Texts:
     def _blocks(self) -> Iterator[tuple[int, list[tuple[str, str]]]]:
         """Yields source numbers and blocks of usable texts, each with where it is."""
         for number, (source, read) in enumerate(self.readers):
-            for block in blocks_of(source):
-                texts = []
-                for row in block:
-                    try:
-                        if row.problem is None:
-                            texts.append((row.where, read(row)))
-                    except RowError:
-                        continue  # counted when the rows are written
+            for texts in text_blocks(source, read):
                 yield number, texts
 
     def _hashes(self, texts: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":

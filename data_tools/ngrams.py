@@ -89,7 +89,7 @@ class Words:
 
     @property
     def wholes(self) -> "Hashes":
-        """Returns a hash of all words of each text, shape (texts,)."""
+        """Returns a hash of all words of each text, 0 where there are none, shape (texts,)."""
         counts = self.counts
         return mix_bits(self.sums_of(self.bounds[:-1], counts) + counts.astype(np.uint64))
 

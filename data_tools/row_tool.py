@@ -22,7 +22,7 @@ from pydantic import Field
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport
-from .errors import DataError, missing_column
+from .errors import DataError, RowError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
 from .formats import Canonicalize, canonicalizer, choose
 from .sources import Row, content_hash, is_hub, local_files, read_rows
@@ -317,6 +317,24 @@ def canonical_text(values: Mapping[str, Any]) -> str:
     talks = ("messages", "prompt", "completion", "chosen", "rejected")
     turns = [turn for name in talks for turn in _turns(values.get(name))]
     return "\n".join([values[name] for name in ("text", "text_pair") if name in values] + turns)
+
+
+def text_blocks(source: SourceSpec, read: Callable[[Row], str]) -> Iterator[list[tuple[str, str]]]:
+    """Yields the texts of a source's usable rows, each behind where it is, by the blocks of its rows.
+
+    Args:
+        source: The source.
+        read: What gives a row's text, or raises RowError; such rows are counted when rows are decided on.
+    """
+    for block in blocks_of(source):
+        texts = []
+        for row in block:
+            try:
+                if row.problem is None:
+                    texts.append((row.where, read(row)))
+            except RowError:
+                continue
+        yield texts
 
 
 def _turns(value: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """`data score_rows`: how likely a language model finds each row, as columns; rows kept by threshold or quantile."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..data_tools.errors import DataError, RowError
+from ..data_tools.errors import RowError
 from ..data_tools.files import read_json, write_json
 from ..data_tools.row_tool import Counts, Decide, Outcome, Plan
+from ..data_tools.score_columns import Bounds, column_taken, outside
 from ..data_tools.sources import Row
-from ..data_tools.spec import Section, SourceSpec
+from ..data_tools.spec import SourceSpec
 from ..data_tools.tool_report import Table, ToolReport
 from .model_rows import ModelRows, RowModel, histogram, rank_correlation
 
@@ -26,50 +26,10 @@ if TYPE_CHECKING:
 RowScore = Literal["loss", "perplexity", "bits_per_byte", "ifd", "ifd_perplexity"]
 _ALONE = ("ifd", "ifd_perplexity")  # scores of an answer alone and behind its prompt
 _NO_SCORE = "no score"
-_ROUNDING = 1e-9  # .29 of 100 rows are 29
 
 
 def _as_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-class Bounds(Section):
-    """Which values of a score a row may have, both ends included."""
-
-    min: float | None = None
-    """The least value."""
-    max: float | None = None
-    """The largest value."""
-    min_quantile: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The quantile, over the scored rows of all sources, that is the least value: `.9` keeps the highest tenth."""
-    max_quantile: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The quantile that is the largest value: `.5` keeps the lower half."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        given = [getattr(self, f"{end}{kind}") for end in ("min", "max") for kind in ("", "_quantile")]
-        if not any(value is not None for value in given):
-            raise ValueError("give one of min, max, min_quantile and max_quantile")
-        for end in ("min", "max"):
-            if getattr(self, end) is not None and getattr(self, f"{end}_quantile") is not None:
-                raise ValueError(f"give {end} or {end}_quantile, not both")
-        return self
-
-    def resolve(self, values: "NDArray[np.float64]") -> tuple[float, float]:
-        """Returns the least and the largest value; those of quantiles occur among the values.
-
-        Of n values ``min_quantile: q`` keeps all but the q n lowest, ``max_quantile: q`` the q n lowest and what equals
-        the last of those.
-        """
-        import numpy as np
-
-        low, high, ranked = self.min, self.max, np.sort(values)
-        last = len(ranked) - 1
-        if len(ranked) and self.min_quantile is not None:
-            low = float(ranked[min(last, math.floor(self.min_quantile * len(ranked) + _ROUNDING))])
-        if len(ranked) and self.max_quantile is not None:
-            high = float(ranked[max(0, math.ceil(self.max_quantile * len(ranked) - _ROUNDING) - 1)])
-        return -math.inf if low is None else low, math.inf if high is None else high
 
 
 class ScoreRows(ModelRows):
@@ -126,17 +86,15 @@ class ScoreRows(ModelRows):
     def _outcome(self, row: Row, scored: Any, bounds: Mapping[str, tuple[float, float]]) -> Outcome:
         columns = {name: f"{name}{self.suffix}" for name in self.scores}
         if taken := [column for column in columns.values() if column in row.values]:
-            hint = "give these scores another name: `suffix`"
-            raise DataError(f"has a column {taken[0]} already", where=row.where, hint=hint)
+            raise column_taken(taken[0], row.where, "give these scores another name: `suffix`")
         if isinstance(scored, RowError):
             reason = f"{_NO_SCORE}: {scored.reason}"
             if self.keep:
                 return Outcome(None, reason, scored.detail)
             return Outcome(row.values | dict.fromkeys(columns.values()), detail=scored.detail, edits={reason: 1})
         values = {name: getattr(scored, name) for name in self.scores}
-        for name, (low, high) in bounds.items():
-            if not low <= values[name] <= high:
-                side = f"below {low:.6g}" if values[name] < low else f"above {high:.6g}"
+        for name, limits in bounds.items():
+            if side := outside(values[name], limits):
                 return Outcome(None, f"{name} {side}", f"{values[name]:.6g}")
         return Outcome(row.values | {columns[name]: value for name, value in values.items()})
 

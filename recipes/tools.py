@@ -28,6 +28,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),
     "explain": ("posttrain.data_tools.explain:Explain", "Show why a row went, beside the one that stays for it."),
     "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
+    "quality": ("posttrain.data_tools.quality:Quality", "Score rows by a classifier trained on good and bad ones."),
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),
     "semantic": ("posttrain.data_tools.semantic:Semantic", "Flag rows that mean nearly what an earlier one means."),

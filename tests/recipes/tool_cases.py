@@ -20,6 +20,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "clean": ("--presets", "c4"),
     "compare_tokenizers": ("--tokenizers", "{model}"),
     "decontaminate": ("--items", "{items}"),
+    "quality": ("--good", "{good}", "--bad", "{bad}"),
     "score_rows": ("--model", "{model}"),
     "semantic": ("--model", "wordllama"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),
@@ -72,7 +73,11 @@ def needs(name: str, folder: Path, model: Callable[[], Path]) -> list[str]:
     """Returns the arguments beside the sources, and writes the files that they name into a folder."""
     items = write_rows(folder / "items.jsonl", [{"text": row["text"]} for row in rows_of("clean")[:3]])
     (folder / "reward.py").write_text(_REWARD)
-    values = {"items": str(items), "reward": f"{folder / 'reward.py'}:reward"}
+    some = [row["text"].split() for row in rows_of("clean", 150)]
+    for side, texts in (("good", some), ("bad", [words[::-1] for words in some])):
+        write_rows(folder / f"{side}.jsonl", [{"text": " ".join(words)} for words in texts])
+    values = {"good": str(folder / "good.jsonl"), "bad": str(folder / "bad.jsonl")}
+    values |= {"items": str(items), "reward": f"{folder / 'reward.py'}:reward"}
     if any("{model}" in part for part in NEEDS.get(name, ())):
         values["model"] = str(model())
     return [part.format(**values) if "{" in part else part for part in NEEDS.get(name, ())]

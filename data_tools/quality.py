@@ -1,0 +1,511 @@
+"""`data quality`: a classifier trained on good and bad rows of the user's scores rows, and leaves out the worst."""
+
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from .errors import DataError, RowError
+from .files import hash_file, write_atomic
+from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
+from .ngrams import mix_bits, ngrams, split_words, words_in
+from .row_tool import Counts, Decide, Outcome, Plan, TextTool, text_blocks
+from .score_columns import Bounds, column_taken, outside
+from .sources import Row, content_hash
+from .spec import SourceSpec
+from .tool import Sources
+from .tool_report import EXAMPLES, Bar, Plot, Table, Tally, ToolReport, percent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Flags = NDArray[np.bool_]
+    Floats = NDArray[np.float64]
+    Hashes = NDArray[np.uint64]
+
+CLASSIFIER = "classifier.npz"
+LEAST_ROWS = 10
+"""Held-out rows of each side without which no figure says anything."""
+_SIDES = ("good", "bad")
+_INNER = 5  # of so many training rows one is left out while the strength is chosen
+_SHOWN_WORDS = 25
+_SHOWN_FROM = 2000  # training rows of a side in which those words are looked for
+_KEPT = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+_BARS = 20
+_FRESH = 100  # rows that the classifier was not trained on, so that quantiles are taken of them
+
+
+class Quality(TextTool):
+    """Scores rows by a classifier that is trained on rows of yours, and leaves out those of low score.
+
+    The classifier is linear, on words and pairs of neighbouring words. A share of the good and bad rows is held out:
+    the report has the ROC curve on them with its area, and what each threshold keeps of them. Writes
+    ``classifier.npz`` beside the rows, for further sources: `--classifier FOLDER` in place of good and bad rows.
+    """
+
+    good: Sources | None = None
+    """Rows such as should stay, by their own layout."""
+    bad: Sources | None = None
+    """Rows such as should go: those of the sources themselves, as a rule a sample of them, or others."""
+    classifier: str | None = None
+    """A folder of an earlier call, whose classifier scores these rows."""
+    keep: Bounds | None = None
+    """Which rows stay, such as `{min_quantile: .9}`, the tenth of highest score, or `{min: .5}`; all by default."""
+    column: Annotated[str, Field(min_length=1)] = "quality"
+    """The column that the score is written to: the probability of good, were good and bad rows as many."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The share of the good and bad rows that the classifier is not trained on, chosen by their words' hash."""
+    max_rows: Annotated[int, Field(ge=1)] = 100_000
+    """The most good and the most bad rows that are used, drawn at random; each takes about 10 bytes a word."""
+    l2: Annotated[float, Field(gt=0)] | None = None
+    """How strongly weights are held to zero; by default what serves a fifth of the training rows best, of 1e-3 to 1e-6,
+    when trained on the others."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which rows are held out."""
+
+    @model_validator(mode="after")
+    def _has_a_classifier(self) -> Self:
+        if self.classifier is None and (self.good is None or self.bad is None):
+            raise ValueError("needs `good` and `bad` rows to learn from, or a `classifier`")
+        if self.classifier is not None and (self.good or self.bad):
+            raise ValueError("`classifier` stands in place of `good` and `bad`; remove one")
+        return self
+
+    def identity(self) -> Any:
+        """Returns the hashes of what the classifier is made from."""
+        if self.classifier is not None:
+            return hash_file(self._classifier_file())
+        return [content_hash(source, Path()) for source in [*(self.good or ()), *(self.bad or ())]]
+
+    def _classifier_file(self) -> Path:
+        path = Path(self.classifier or "")
+        path = path / CLASSIFIER if path.is_dir() else path
+        if not path.is_file():
+            raise DataError("there is no classifier", where=str(path), hint="name the folder of a `data quality`")
+        return path
+
+    def plan(self, folder: Path) -> Plan:
+        """Trains the classifier and scores all rows, so that quantiles are known."""
+        path = self._classifier_file() if self.classifier else folder / CLASSIFIER
+        if not path.exists():
+            _Labelled(self).train(path)
+        trained = _Trained.load(path)
+        scored = _Scored.of(self, trained.classifier, folder / "scores")
+        bounds = self.keep.resolve(scored.fresh) if self.keep else None
+        around = scored.around(bounds[0] if np.isfinite(bounds[0]) else bounds[1]) if bounds else Tally()
+
+        def decider(source: SourceSpec) -> Decide:
+            read = self.reader(source)
+
+            def decide(rows: Sequence[Row]) -> list[Outcome]:
+                return self._outcomes(rows, read, trained.classifier, bounds)
+
+            return decide
+
+        def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
+            return _add(report, self.column, trained, scored, bounds, around)
+
+        return Plan(decider, add, [] if self.classifier else [CLASSIFIER])
+
+    def _outcomes(
+        self,
+        rows: Sequence[Row],
+        read: Callable[[Row], str],
+        classifier: HashedClassifier,
+        bounds: tuple[float, float] | None,
+    ) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        texts: dict[int, str] = {}
+        for place, row in enumerate(rows):
+            if self.column in row.values:
+                raise column_taken(self.column, row.where, "give the score another name: `column`")
+            try:
+                texts[place] = read(row)
+            except RowError as error:
+                outcomes[place] = Outcome(None, error.reason, error.detail)
+        scores = classifier.scores(list(texts.values())).tolist()
+        for place, score in zip(texts, scores, strict=True):
+            side = outside(score, bounds) if bounds else ""
+            outcomes[place] = (
+                Outcome(None, f"{self.column} {side}", f"{score:.6g}")
+                if side
+                else Outcome(rows[place].values | {self.column: score})
+            )
+        return [outcomes[place] for place in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A classifier, and what is known of it.
+
+    Attributes:
+        classifier: The classifier.
+        scores: Of held-out rows, shape (rows,).
+        is_good: Which of them are good, likewise.
+        words: How many each has, likewise.
+        facts: What the report says of the training, as plain values.
+    """
+
+    classifier: HashedClassifier
+    scores: "Floats"
+    is_good: "Flags"
+    words: "Floats"
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "_Trained":
+        """Reads a file that was trained by ``_Labelled``.
+
+        Raises:
+            DataError: It is something else.
+        """
+        classifier, more = HashedClassifier.load(path)
+        try:
+            facts = json.loads(str(more["facts"]))
+            return cls(classifier, more["held_scores"], more["held_is_good"].astype(bool), more["held_words"], facts)  # pyright: ignore[reportArgumentType]
+        except (KeyError, ValueError) as error:
+            raise DataError("is no classifier that `data quality` wrote", where=str(path)) from error
+
+
+class _Labelled:
+    """Good and bad rows: each text once, none that is on both sides, a share of them held out by their hash."""
+
+    def __init__(self, spec: Quality):
+        self.spec = spec
+        own = spec.model_copy(update={"columns": None})
+        self.sources = [[(source, own.reader(source)) for source in side or ()] for side in (spec.good, spec.bad)]
+
+    def _blocks(self, side: int) -> Iterator[list[str]]:
+        """Yields the texts of a side, in blocks."""
+        for source, read in self.sources[side]:
+            for block in text_blocks(source, read):
+                yield [text for _, text in block]
+
+    def train(self, path: Path) -> None:
+        """Trains a classifier and writes it with what was found on held-out rows.
+
+        Raises:
+            DataError: There are too few rows of a side.
+        """
+        hashes = [np.concatenate([_hashes_of(block) for block in self._blocks(side)] or [_NONE]) for side in (0, 1)]
+        chosen = [self._choose(hashes[side], hashes[1 - side]) for side in (0, 1)]
+        counts = [self._counts(hashes[side], hashes[1 - side], chosen[side]) for side in (0, 1)]
+        found = [self._features(side, hashes[side], chosen[side]) for side in (0, 1)]
+        rows = _stack([rows for rows, _, _ in found])
+        known = np.concatenate([hashes for _, hashes, _ in found])
+        words = np.concatenate([counts for _, _, counts in found])
+        is_good = np.repeat([True, False], [len(part[1]) for part in found])
+        is_held = self._is_held(known)
+        l2, tried = self._strength(rows[~is_held], is_good[~is_held], known[~is_held])
+        weights, bias = fit(rows[~is_held], is_good[~is_held], l2)
+        classifier = HashedClassifier(weights.astype(np.float32), bias, np.sort(known[~is_held]))
+        facts = {"l2": l2, "tried": tried, "rows": counts, "words": self._strongest(classifier, hashes, chosen)}
+        classifier.save(
+            path,
+            held_scores=classifier.scores_of(rows[is_held]),
+            held_is_good=is_good[is_held],
+            held_words=words[is_held],
+            facts=np.array(json.dumps(facts)),
+        )
+
+    def _choose(self, hashes: "Hashes", other: "Hashes") -> "NDArray[np.int64]":
+        """Returns the places of the texts of a side that are used, the first of each that is there several times."""
+        distinct, first = np.unique(hashes, return_index=True)
+        usable = (distinct != 0) & ~np.isin(distinct, other)
+        distinct, first = distinct[usable], first[usable]
+        drawn = np.argsort(self._draw(distinct), kind="stable")[: self.spec.max_rows]
+        return np.sort(first[drawn])
+
+    def _draw(self, hashes: "Hashes") -> "Hashes":
+        """Returns random numbers, the same for the same text."""
+        return mix_bits(hashes ^ mix_bits(np.array([self.spec.seed + 1], np.uint64)))
+
+    def _is_held(self, hashes: "Hashes") -> "Flags":
+        return mix_bits(self._draw(hashes)) < np.uint64(int(self.spec.held_out * 2**64))
+
+    def _counts(self, hashes: "Hashes", other: "Hashes", chosen: "NDArray[np.int64]") -> dict[str, int]:
+        """Returns what became of the rows of a side, and refuses too few of them."""
+        distinct = np.unique(hashes[hashes != 0])
+        both = int(np.isin(distinct, other).sum())
+        held = int(self._is_held(hashes[chosen]).sum())
+        return {
+            "read": len(hashes),
+            "without words": int((hashes == 0).sum()),
+            "again": int((hashes != 0).sum()) - len(distinct),
+            "on both sides": both,
+            "not drawn": len(distinct) - both - len(chosen),
+            "trained on": len(chosen) - held,
+            "held out": held,
+        }
+
+    def _features(self, side: int, hashes: "Hashes", chosen: "NDArray[np.int64]") -> tuple[Any, "Hashes", "Floats"]:
+        """Returns the features of the chosen texts of a side, their hashes, and how many words they have."""
+        if min(self._is_held(hashes[chosen]).sum(), (~self._is_held(hashes[chosen])).sum()) < LEAST_ROWS:
+            what = (
+                f"{len(chosen)} different rows with words are too few: {LEAST_ROWS} must be held out and as many left"
+            )
+            raise DataError(what, where=_SIDES[side], hint="give more of them, or hold out another share: `held_out`")
+        parts, words = [], []
+        for texts in self._texts(side, chosen):
+            parts.append(features(texts))
+            words.append(split_words(texts).counts.astype(np.float64))
+        return _stack(parts), hashes[chosen], np.concatenate(words)
+
+    def _texts(self, side: int, chosen: "NDArray[np.int64]") -> Iterator[list[str]]:
+        """Reads the chosen texts of a side again."""
+        first = 0
+        for block in self._blocks(side):
+            start, end = np.searchsorted(chosen, [first, first + len(block)])
+            if end > start:
+                yield [block[place - first] for place in chosen[start:end]]
+            first += len(block)
+
+    def _strength(self, rows: Any, is_good: "Flags", known: "Hashes") -> tuple[float, list[tuple[float, float]]]:
+        """Returns the strength that serves training rows best which were left out, and the loss of each."""
+        if self.spec.l2 is not None:
+            return self.spec.l2, []
+        left = mix_bits(mix_bits(self._draw(known))) % np.uint64(_INNER) == 0
+        if min(is_good[left].sum(), (~is_good)[left].sum()) == 0:
+            return L2_GRID[1], []
+        tried = []
+        for l2 in L2_GRID:
+            weights, bias = fit(rows[~left], is_good[~left], l2)
+            tried.append((l2, round(log_loss(rows[left], is_good[left], weights, bias), 6)))
+        return min(tried, key=lambda one: one[1])[0], tried
+
+    def _strongest(
+        self, classifier: HashedClassifier, hashes: Sequence["Hashes"], chosen: Sequence["NDArray[np.int64]"]
+    ) -> list[list[list[Any]]]:
+        """Returns the words and pairs that speak most for good and for bad, with their weights."""
+        order = np.argsort(classifier.weights, kind="stable")
+        wanted = [order[::-1][:_SHOWN_WORDS], order[:_SHOWN_WORDS]]
+        counts: dict[int, dict[str, int]] = {int(bucket): {} for side in wanted for bucket in side}
+        for side in (0, 1):
+            trained = chosen[side][~self._is_held(hashes[side][chosen[side]])][:_SHOWN_FROM]
+            for texts in self._texts(side, trained):
+                _count_in_buckets(texts, classifier.bits, counts)
+        found: list[list[list[Any]]] = []
+        for side, buckets in enumerate(wanted):
+            named = [(bucket, counts[int(bucket)]) for bucket in buckets]
+            found.append(
+                [
+                    [max(seen, key=lambda text: (seen[text], text)), round(float(classifier.weights[bucket]), 3)]
+                    for bucket, seen in named
+                    if seen and (classifier.weights[bucket] > 0) == (side == 0)
+                ]
+            )
+        return found
+
+
+_NONE = np.zeros(0, np.uint64)
+
+
+def _hashes_of(texts: Sequence[str]) -> "Hashes":
+    """Returns a hash of each text's words, 0 where it has none."""
+    return split_words(texts).wholes
+
+
+def _stack(parts: Sequence[Any]) -> Any:
+    from scipy.sparse import csr_array, vstack
+
+    return csr_array(vstack(parts, format="csr"))
+
+
+def _count_in_buckets(texts: Sequence[str], bits: int, counts: Mapping[int, dict[str, int]]) -> None:
+    """Counts the words and pairs of texts that lie in certain buckets."""
+    wanted = np.array(sorted(counts), np.uint64)
+    words = split_words(texts)
+    pairs, bounds = ngrams(words, 2)
+    for hashes, ends, length in ((words.hashes, words.bounds, 1), (pairs, bounds, 2)):
+        buckets = buckets_of(hashes, bits)
+        at = np.flatnonzero(np.isin(buckets, wanted))
+        numbers = np.searchsorted(ends, at, "right") - 1
+        for number in np.unique(numbers):
+            spoken = words_in(texts[int(number)])
+            for place in at[numbers == number]:
+                start = int(place - ends[number])
+                text = " ".join(spoken[start : start + length])
+                seen = counts[int(buckets[place])]
+                seen[text] = seen.get(text, 0) + 1
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of all rows of the sources, in their order.
+
+    Attributes:
+        spec: The tool.
+        scores: Shape (rows,).
+        words: How many each has, likewise.
+        known: Which the classifier was trained on, likewise.
+    """
+
+    spec: Quality
+    scores: "Floats"
+    words: "NDArray[np.int64]"
+    known: "Flags"
+
+    @property
+    def fresh(self) -> "Floats":
+        """The scores of rows that the classifier was not trained on, where there are enough; those are what it says."""
+        found = self.scores[~self.known]
+        return found if len(found) >= _FRESH else self.scores
+
+    @classmethod
+    def of(cls, spec: Quality, classifier: HashedClassifier, folder: Path) -> "_Scored":
+        """Scores all rows; blocks that a killed call has scored are read from the folder."""
+        parts: list[dict[str, Any]] = []
+        for number, block in enumerate(cls._blocks(spec)):
+            path = folder / f"{number:06}.npz"
+            if not path.exists():
+                texts = [text for _, text in block]
+                words = split_words(texts)
+                found: Any = {
+                    "scores": classifier.scores(texts),
+                    "words": words.counts,
+                    "known": np.isin(words.wholes, classifier.known),
+                }
+                buffer = io.BytesIO()
+                np.savez(buffer, **found)
+                write_atomic(path, buffer.getvalue())
+            with np.load(path) as loaded:
+                parts.append(dict(loaded))
+        return cls(spec, *(np.concatenate([part[name] for part in parts]) for name in ("scores", "words", "known")))
+
+    @staticmethod
+    def _blocks(spec: Quality) -> Iterator[list[tuple[str, str]]]:
+        for source in spec.sources:
+            yield from text_blocks(source, spec.reader(source))
+
+    def around(self, threshold: float) -> Tally:
+        """Returns the rows on either side of a threshold, as examples of two counts."""
+        order = np.argsort(self.scores, kind="stable")
+        place = int(np.searchsorted(self.scores[order], threshold))
+        sides = {"just below": order[max(place - EXAMPLES, 0) : place], "just above": order[place : place + EXAMPLES]}
+        wanted = {int(number): name for name, numbers in sides.items() for number in numbers}
+        tally, first = Tally(), 0
+        for block in self._blocks(self.spec):
+            for number in sorted(wanted):
+                if first <= number < first + len(block):
+                    tally.add(wanted[number], *block[number - first], f"{self.scores[number]:.6g}")
+            first += len(block)
+        return tally
+
+
+def _add(
+    report: ToolReport,
+    column: str,
+    trained: _Trained,
+    scored: _Scored,
+    bounds: tuple[float, float] | None,
+    around: Tally,
+) -> ToolReport:
+    """Adds how good the classifier is, what thresholds keep, and what speaks for good and bad."""
+    good, bad = trained.scores[trained.is_good], trained.scores[~trained.is_good]
+    area = roc_area(good, bad)
+    by_length = roc_area(trained.words[trained.is_good], trained.words[~trained.is_good]).area
+    summary = [
+        *report.summary,
+        f"ROC area {area} on {len(good):,} good and {len(bad):,} bad rows held out; by length alone "
+        f"{max(by_length, 1 - by_length):.3f}",
+    ]
+    if count := int(scored.known.sum()):
+        used = "not of them" if len(scored.fresh) < len(scored.scores) else "of them too, as there are few others"
+        trained_on = f"{count:,} of {len(scored.known):,} rows were trained on"
+        summary.append(f"{trained_on}, and their scores are too sure: quantiles are {used}")
+    tables = [*report.tables, _labelled_table(trained)]
+    if bounds is not None:
+        low, high = bounds
+        ends = [f"at least {low:.6g}"] * (low > -np.inf) + [f"at most {high:.6g}"] * (high < np.inf)
+        summary.append(
+            f"kept: {column} {' and '.join(ends)}, as have {_within(good, bounds)} of the good and "
+            f"{_within(bad, bounds)} of the bad rows held out"
+        )
+        kept = (scored.scores >= low) & (scored.scores <= high)
+        rows = [
+            [name, len(words), round(float(words.mean()), 1), round(float(np.median(words)), 1)]
+            for name, words in (("all", scored.words), ("kept", scored.words[kept]))
+            if len(words)
+        ]
+        note = "Rows drawn at random would be as long as all. See that what is kept is not merely longer or shorter."
+        tables.append(Table("What is kept, beside all", ["rows", "count", "words a row", "median"], rows, note))
+    tables += [_threshold_table(trained, scored), _word_table(trained)]
+    plots = [
+        *report.plots,
+        _roc(good, bad),
+        *(
+            _score_plot(title, scores)
+            for title, scores in (
+                ("Scores of good rows held out", good),
+                ("Scores of bad rows held out", bad),
+                ("Scores of the rows", scored.scores),
+            )
+        ),
+    ]
+    tallies = {**report.tallies, **({"Around the threshold": around} if around.counts else {})}
+    more = {**report.more, "roc_area": dataclasses.asdict(area)}
+    more["bounds"] = [float(end) if np.isfinite(end) else None for end in bounds] if bounds else None
+    return dataclasses.replace(report, summary=summary, tables=tables, plots=plots, tallies=tallies, more=more)
+
+
+def _within(scores: "Floats", bounds: tuple[float, float]) -> str:
+    return percent(int(((scores >= bounds[0]) & (scores <= bounds[1])).sum()), len(scores))
+
+
+def _labelled_table(trained: _Trained) -> Table:
+    counts = trained.facts["rows"]
+    rows = [[side, *found.values()] for side, found in zip(_SIDES, counts, strict=True)]
+    tried = ", ".join(f"{l2:g} {loss:.4f}" for l2, loss in trained.facts["tried"])
+    note = f"l2 is {trained.facts['l2']:g}" + (f"; log loss on training rows left out: {tried}." if tried else ".")
+    return Table("Rows that the classifier knows", ["rows", *counts[0]], rows, note)
+
+
+def _threshold_table(trained: _Trained, scored: _Scored) -> Table:
+    """Returns what stays of rows, their words, and good and bad rows, by the share of rows that is kept."""
+    rows: list[list[Any]] = []
+    ranked = np.sort(scored.fresh)[::-1]
+    total = int(scored.words.sum())
+    for share in _KEPT if len(ranked) else ():
+        least = float(ranked[max(int(np.ceil(share * len(ranked))) - 1, 0)])
+        kept = scored.scores >= least
+        ends = (least, np.inf)
+        sides = [_within(trained.scores[trained.is_good == side], ends) for side in (True, False)]
+        words = percent(int(scored.words[kept].sum()), total)
+        rows.append([f"{least:.6g}", int(kept.sum()), percent(int(kept.sum()), len(kept)), words, *sides])
+    header = ["least score", "rows", "of rows", "of words", "of good held out", "of bad held out"]
+    return Table("At other thresholds", header, rows, "What would stay.")
+
+
+def _word_table(trained: _Trained) -> Table:
+    note = (
+        "The words and pairs of largest weight. See that they are what makes a row good or bad, and not how the rows "
+        "were collected: a heading, a name, a date."
+    )
+    pairs = itertools.zip_longest(*trained.facts["words"], fillvalue=["", ""])
+    rows = [[*for_good, *for_bad] for for_good, for_bad in pairs]
+    return Table("What speaks for good and bad", ["for good", "weight", "for bad", "weight"], rows, note)
+
+
+def _roc(good: "Floats", bad: "Floats") -> Plot:
+    """Returns the ROC curve as bars: what share of good rows stays where so large a share of bad ones does."""
+    ranked = np.sort(bad)[::-1]
+    bars = []
+    for step in range(1, _BARS + 1):
+        share = step / _BARS
+        least = ranked[max(int(np.ceil(share * len(ranked) - 1e-9)) - 1, 0)]
+        bars.append(Bar(f"bad rows kept {share:.2f}, good rows kept", float((good >= least).mean())))
+    return Plot("ROC curve", "share of bad rows kept, from .05 to 1; height: share of good rows kept", bars)
+
+
+def _score_plot(title: str, scores: "Floats") -> Plot:
+    places = np.clip((scores * _BARS).astype(int), 0, _BARS - 1)
+    counts = np.bincount(places, minlength=_BARS)
+    bars = [Bar(f"{at / _BARS:.2f} to {(at + 1) / _BARS:.2f}", float(count)) for at, count in enumerate(counts)]
+    return Plot(title, "score, from 0 to 1", bars)
