@@ -5,11 +5,12 @@ Duplicates are *exact* (the same characters), *normalised* (the same words; case
 it is a duplicate of a row that stays.
 """
 
+import collections
 import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
@@ -18,12 +19,12 @@ import numpy as np
 import xxhash
 from pydantic import Field, model_validator
 
-from .errors import RowError
+from .errors import DataError, RowError, missing_column
 from .files import write_atomic
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
-from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, text_blocks
-from .sources import Row
+from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, text_blocks, turn_places
+from .sources import Row, read_rows
 from .spec import SourceSpec
 from .tool import Sources
 from .tool_report import EXAMPLES, Bar, Example, Plot, Table, Tally, ToolReport
@@ -36,6 +37,7 @@ COLUMN = "duplicate_of"
 NEAR = "near"
 Match = Literal["exact", "normalised", "near"]
 HOW = get_args(Match)
+_LOOK_AHEAD = 32
 _WARM = 2  # blocks after which the compiled core is worth its start
 _SHOWN = 500  # characters of a row that the ledger quotes
 _CURVE = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
@@ -53,6 +55,7 @@ class Removal:
         shared: The longest run of words that both have.
         text: The beginning of the row.
         kept_text: The beginning of the other.
+        went: Whether it was left out; else it is a duplicate that stays.
     """
 
     row: str
@@ -62,12 +65,14 @@ class Removal:
     shared: str
     text: str
     kept_text: str
+    went: bool = True
 
     def describe(self) -> str:
         """Returns the two rows, what they share, and how alike they are."""
+        did, what = ("went", "went: ") if self.went else ("stays", "text: ")
         return (
-            f"{self.row} went: {self.how} duplicate, similarity {self.similarity:.3f}, of {self.kept}\n"
-            f"  went:   {self.text}\n  stays:  {self.kept_text}\n  shared: {self.shared}"
+            f"{self.row} {did}: {self.how} duplicate, similarity {self.similarity:.3f}, of {self.kept}\n"
+            f"  {what}  {self.text}\n  stays:  {self.kept_text}\n  shared: {self.shared}"
         )
 
 
@@ -82,6 +87,10 @@ class Dedup(TextTool):
     """Rows that are not written: what is in them goes from the others."""
     within: bool = True
     """Whether the rows are compared with each other too; else only with those of `against`."""
+    by: Literal["row", "turn"] = "row"
+    """What is compared: `row`, all that a row says; or `turn`, each turn of a user in `messages` with all that follows
+    until the next. At the end of a conversation such a duplicate is cut, and a conversation of nothing else goes; with
+    more behind it, it stays, since what follows may speak of it, and is counted."""
     match: Match = "near"
     """What duplicates are: rows of the same characters (`exact`), of the same words too (`normalised`), or of nearly
     the same words too (`near`)."""
@@ -102,19 +111,36 @@ class Dedup(TextTool):
     def _compares_something(self) -> Self:
         if not self.within and not self.against:
             raise ValueError("within: false compares rows only with those of `against`, which is not given")
+        if self.by == "turn" and self.columns is not None:
+            raise ValueError("by: turn reads `messages`, and no other `columns`")
         return self
+
+    def unit_reader(self, source: SourceSpec) -> "Callable[[Row], str | list[str]]":
+        """Returns what gives the text of a row, or those of its turns, if they are compared.
+
+        Raises:
+            DataError: The rows do not fit.
+        """
+        return self.reader(source) if self.by == "row" else turns_reader(source)
 
     def plan(self, folder: Path) -> Plan:
         """Reads all rows once for their hashes, and those worth comparing again."""
         texts = _Texts(self, folder / "hashes")
         found = _choose(self, texts)
         entries = texts.ledger(found)
+        if not self.remove:
+            entries = [[dataclasses.replace(entry, went=False) for entry in some] for some in entries]
+        elif self.by == "turn":
+            entries = [_ending(some) for some in entries]
         lines = (json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entries_of in entries for entry in entries_of)
         write_atomic(folder / LEDGER, "".join(lines))
         gone = [{entry.row: entry for entry in entries_of} for entries_of in entries]
 
         def decider(source: SourceSpec) -> Decide:
             mine = gone[self.number_of(source)]
+            if self.by == "turn":
+                read_turns = turns_reader(source)
+                return lambda rows: [self._outcome_of_turns(read_turns, row, mine) for row in rows]
             read = self.reader(source)
 
             def decide(rows: Sequence[Row]) -> list[Outcome]:
@@ -142,6 +168,74 @@ class Dedup(TextTool):
             return Outcome(row.values)
         return Outcome(None, f"{entry.how} duplicate", f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}")
 
+    def _outcome_of_turns(
+        self, read: "Callable[[Row], list[str]]", row: Row, entries: "Mapping[str, Removal]"
+    ) -> Outcome:
+        try:
+            count = len(read(row))
+        except RowError as error:
+            return Outcome(None, error.reason, error.detail)
+        found = [entries.get(where) for where in turn_places(row.where, count)]
+        if not self.remove:
+            edits = collections.Counter(entry.how for entry in found if entry)
+            return Outcome(row.values | {COLUMN: [entry and entry.kept for entry in found]}, edits=edits)
+        stay = sum(entry is None or not entry.went for entry in found)
+        details = [f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}" for entry in found if entry]
+        if count and not stay:
+            return Outcome(None, "every turn is a duplicate", details[-1])
+        edits = {
+            "turn cut from the end": count - stay,
+            "duplicate turn stays amid others": sum(map(bool, found[:stay])),
+        }
+        edits = {name: number for name, number in edits.items() if number}
+        messages = row.values["messages"]
+        if stay < count:
+            messages = messages[: _turn_starts(messages)[stay]]
+        return Outcome(row.values | {"messages": messages}, detail="; ".join(details), edits=edits)
+
+
+def turns_reader(source: SourceSpec) -> "Callable[[Row], list[str]]":
+    """Returns what gives the texts of a conversation's turns: each of a user with what follows until the next.
+
+    Raises:
+        DataError: The first rows have no conversations in `messages`.
+    """
+    first = [row.values for row in itertools.islice(read_rows(source, Path()), _LOOK_AHEAD) if row.problem is None]
+    if first and not any(isinstance(values.get("messages"), list) for values in first):
+        raise DataError("by: turn reads `messages`, which the rows have not", where=source.title, hint="convert first")
+
+    def read(row: Row) -> list[str]:
+        messages = row.values.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+            raise missing_column("messages", row.values)
+        starts = [*_turn_starts(messages), len(messages)]
+        return [
+            "\n".join(text for text in (turn.get("content") for turn in messages[begin:end]) if isinstance(text, str))
+            for begin, end in itertools.pairwise(starts)
+        ]
+
+    return read
+
+
+def _turn_starts(messages: "Sequence[Mapping[str, Any]]") -> list[int]:
+    """Returns where a user's turns begin, but for those right behind another of a user."""
+    roles = [turn.get("role") for turn in messages]
+    return [place for place, role in enumerate(roles) if role == "user" and (place == 0 or roles[place - 1] != "user")]
+
+
+def _ending(entries: "Sequence[Removal]") -> "list[Removal]":
+    """Marks duplicate turns that stay because one that is none follows."""
+    marked: list[Removal] = []
+    row, next_cut = "", 0
+    for entry in reversed(entries):
+        where, _, place = entry.row.rpartition(", turn ")
+        number, count = map(int, place.split(" of "))
+        row, next_cut = (row, next_cut) if where == row else (where, count)
+        went = number == next_cut
+        next_cut -= went
+        marked.append(dataclasses.replace(entry, went=went))
+    return marked[::-1]
+
 
 class _Texts:
     """What is known of the texts of all rows, those of the reference first: hashes in memory, texts on the disk.
@@ -155,11 +249,11 @@ class _Texts:
         core: What hashes them, but for the first blocks.
     """
 
-    def __init__(self, spec: Dedup, folder: Path, readers: "Sequence[Callable[[Row], str]] | None" = None):
+    def __init__(self, spec: Dedup, folder: Path, readers: "Sequence[Callable[[Row], str | list[str]]] | None" = None):
         self.spec = spec
         self.bands = Bands(spec.bands if spec.match == NEAR else 0, spec.rows, spec.seed)
         sources = [*(spec.against or ()), *spec.sources]
-        self.readers = list(zip(sources, readers or map(spec.reader, sources), strict=True))
+        self.readers = list(zip(sources, readers or map(spec.unit_reader, sources), strict=True))
         parts: list[dict[str, Any]] = []
         self.counts = []
         self.core: Core = "numpy"

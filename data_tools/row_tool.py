@@ -319,22 +319,31 @@ def canonical_text(values: Mapping[str, Any]) -> str:
     return "\n".join([values[name] for name in ("text", "text_pair") if name in values] + turns)
 
 
-def text_blocks(source: SourceSpec, read: Callable[[Row], str]) -> Iterator[list[tuple[str, str]]]:
+def text_blocks(source: SourceSpec, read: Callable[[Row], str | list[str]]) -> Iterator[list[tuple[str, str]]]:
     """Yields the texts of a source's usable rows, each behind where it is, by the blocks of its rows.
 
     Args:
         source: The source.
-        read: What gives a row's text, or raises RowError; such rows are counted when rows are decided on.
+        read: What gives a row's text, or those of its turns, or raises RowError; such rows are counted when rows are
+            decided on.
     """
     for block in blocks_of(source):
         texts = []
         for row in block:
             try:
-                if row.problem is None:
-                    texts.append((row.where, read(row)))
+                said = read(row) if row.problem is None else []
             except RowError:
                 continue
+            if isinstance(said, str):
+                texts.append((row.where, said))
+            else:
+                texts += zip(turn_places(row.where, len(said)), said, strict=True)
         yield texts
+
+
+def turn_places(where: str, count: int) -> list[str]:
+    """Returns where each turn of a row is."""
+    return [f"{where}, turn {number} of {count}" for number in range(1, count + 1)]
 
 
 def _turns(value: Any) -> list[str]:

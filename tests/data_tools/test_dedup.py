@@ -229,6 +229,57 @@ def test_chats_are_compared_by_what_is_said(tmp_path: Path) -> None:
     assert only == [{"q": "a", "x": 1}]
 
 
+def turn(question: str, *answers: str) -> list[dict[str, str]]:
+    answered = [{"role": "assistant", "content": answer} for answer in answers]
+    return [{"role": "user", "content": question}, *answered]
+
+
+def test_turns_at_the_end_of_a_conversation_go(tmp_path: Path) -> None:
+    draw = random.Random(8)
+    a, b, c, d, e = (turn(sentence(draw, 30), sentence(draw, 30)) for _ in range(5))
+    near = [b[0], {"role": "assistant", "content": b[1]["content"] + " at last"}]
+    system = [{"role": "system", "content": "Be kind."}]
+    talks = [[*a, *b], [*system, *c, *a], [*a, *d], [*near, *a], [*e[:1], *e], [*c, *near, *b]]
+    path = write(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    kept = [row["messages"] for row in dedup(path, tmp_path / "out", by="turn")]
+    assert kept == [[*a, *b], [*system, *c], [*a, *d], [*e[:1], *e]]
+    ledger = read(tmp_path / "out" / "removed.log")
+    found = [
+        (entry["row"].split(":")[-1], entry["kept"].split(":")[-1], entry["how"], entry["went"]) for entry in ledger
+    ]
+    assert found == [
+        ("2, turn 2 of 2", "1, turn 1 of 2", "exact", True),
+        ("3, turn 1 of 2", "1, turn 1 of 2", "exact", False),
+        ("4, turn 1 of 2", "1, turn 2 of 2", "near", True),
+        ("4, turn 2 of 2", "1, turn 1 of 2", "exact", True),
+        ("6, turn 1 of 3", "2, turn 1 of 2", "exact", True),
+        ("6, turn 2 of 3", "1, turn 2 of 2", "near", True),
+        ("6, turn 3 of 3", "1, turn 2 of 2", "exact", True),
+    ]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    counted = {entry["name"]: entry["count"] for entry in report["counts"]["Changed"] + report["counts"]["Left out"]}
+    assert counted == {
+        "turn cut from the end": 1,
+        "duplicate turn stays amid others": 1,
+        "every turn is a duplicate": 2,
+    }
+    assert "a.jsonl:3, turn 1 of 2 stays: exact" in Explain(folder=str(tmp_path / "out"), row="a.jsonl:3").run(tmp_path)
+    marked = dedup(path, tmp_path / "marked", by="turn", remove=False)
+    assert [row["messages"] for row in marked] == talks
+    assert [row["duplicate_of"] for row in marked[:3]] == [
+        [None, None],
+        [None, f"{path}:1, turn 1 of 2"],
+        [f"{path}:1, turn 1 of 2", None],
+    ]
+
+
+def test_turns_are_those_of_conversations(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="messages"):
+        dedup(write(tmp_path / "a.jsonl", ["a", "b"]), tmp_path / "out", by="turn")
+    rows = [{"messages": turn("a", "b")}, {"messages": []}, {"messages": None}, {"messages": turn("a", "b")}]
+    assert dedup(write(tmp_path / "b.jsonl", rows), tmp_path / "out", by="turn") == rows[:2]
+
+
 def test_a_second_call_after_a_kill_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 16)
     path = write(tmp_path / "a.jsonl", some_texts(9, 60))
