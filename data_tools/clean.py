@@ -19,6 +19,7 @@ from .ngrams import words_in
 from .row_tool import Decide, Outcome, TextTool, canonical_reader
 from .sources import Row, read_rows
 from .spec import Kind, SourceSpec
+from .tool import comma_separated
 from .web_rules import PASSES, Verdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
 
 Preset = Literal["gopher", "gopher_datatrove", "c4", "c4_datatrove", "fineweb", "fineweb_datatrove", "chat", "code"]
@@ -54,10 +55,6 @@ class Thresholds(WebThresholds):
     """Languages: the least probability of a text's language; of less it is `und`, undetermined."""
 
 
-def _as_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
 class Clean(TextTool):
     """Leaves out rows that rules find bad, each with the rule's name.
 
@@ -66,9 +63,9 @@ class Clean(TextTool):
     Several are applied in turn. C4's cut lines out of texts, which is counted apart from rows left out.
     """
 
-    presets: Annotated[list[Preset], BeforeValidator(_as_list)] = Field([])
+    presets: Annotated[list[Preset], BeforeValidator(comma_separated)] = Field([])
     """Which rules, in turn: one or several of `gopher`, `c4`, `fineweb` (also with `_datatrove`), `chat`, `code`."""
-    languages: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    languages: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None
     """Languages whose rows stay, such as `en,de`. Texts of fewer than 50 letters beside code and addresses, and those
     of which the model is not sure, are of the language `und`, which is named where they should stay."""
     thresholds: Thresholds | None = None

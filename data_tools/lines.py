@@ -24,6 +24,7 @@ from .ngrams import Words, split_words, words_in
 from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of
 from .sources import Row, read_rows
 from .spec import SourceSpec
+from .tool import comma_separated
 from .tool_report import Bar, Plot, Table, ToolReport, percent
 
 if TYPE_CHECKING:
@@ -70,10 +71,6 @@ class Repeated:
     first: str
 
 
-def _as_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
 class Lines(RowTool):
     """Cuts lines and paragraphs that stand in many rows, such as menus, notices and footers of pages.
 
@@ -94,7 +91,7 @@ class Lines(RowTool):
     max_cut: Annotated[float, Field(gt=0, le=1)] | None = None
     """The largest share of a row's words that may be cut; of more, the row is left out. RefinedWeb's is .05, for lines
     that rules find. A row of which nothing is left is left out in any case."""
-    columns: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    columns: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None
     """The columns whose texts are cut; by default `text`, or `messages` with `chats`."""
     chats: bool = False
     """Whether lines of conversations are cut too; they are refused otherwise: answers of one form are no notices."""

@@ -30,22 +30,14 @@ from .personal_data import (
 from .row_tool import Decide, Outcome, RowTool
 from .sources import Row
 from .spec import SourceSpec
+from .tool import comma_separated
 
 PLACEHOLDER = re.compile(rf"<(?:{'|'.join(kind.upper() for kind in KINDS)})(?:_[0-9a-f]{{8}})?>")
 _AROUND = 80  # characters on each side of a find that an example shows
 
 
-def _as_list(value: Any) -> Any:
-    """Splits at commas: the text of an option, and each of several."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return [part.strip() for whole in value for part in whole.split(",")]
-    return value
-
-
 def _as_codes(value: Any) -> Any:
-    value = _as_list(value)
+    value = comma_separated(value)
     return [part.upper() if isinstance(part, str) else part for part in value] if isinstance(value, list) else value
 
 
@@ -57,13 +49,11 @@ class Scrub(RowTool):
     what they begin with or by entropy behind a word for them. Examples in the report show the shape of what was found.
     """
 
-    kinds: Annotated[list[KindName], Field(min_length=1), BeforeValidator(_as_list)] = Field(
+    kinds: Annotated[list[KindName], Field(min_length=1), BeforeValidator(comma_separated)] = Field(
         default_factory=lambda: ["key", "email", "iban", "card", "phone", "ip"]
     )
     """What is looked for: `key`, `email`, `iban`, `card`, `phone`, `ip`, and `national`, which needs `countries`."""
-    columns: Annotated[
-        list[str] | None, BeforeValidator(lambda names: _as_list(names) if isinstance(names, str) else names)
-    ] = None
+    columns: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None
     """The columns whose texts are scrubbed; by default every text of a row."""
     replace: Literal["mask", "pseudonym", "drop"] = "mask"
     """`mask` writes `<EMAIL>`; `pseudonym` writes `<EMAIL_3f2a91c0>`, the same for the same address in all files under

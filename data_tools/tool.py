@@ -30,6 +30,14 @@ class Tool(Section):
         raise NotImplementedError
 
 
+def comma_separated(value: Any) -> Any:
+    """Splits a text at its commas, as a command line has a list of names; whatever else stays."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(comma_separated)]
+
+
 def _from_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 

@@ -12,7 +12,7 @@ from ..data_tools.compare_tokenizers import Named
 from ..data_tools.decontaminate import Benchmarks, DecontaminateSpec
 from ..data_tools.overlap import Item
 from ..data_tools.stats import CountTokens, StatsSpec
-from ..data_tools.tool import Source, Tool
+from ..data_tools.tool import Names, Source, Tool
 from .tokenizer_tools import load_tokenizers, tokenizer_hashes
 
 
@@ -49,9 +49,9 @@ class Decontaminate(DecontaminateSpec):
     ``evidence.log``, ``report.json`` and ``report.html``.
     """
 
-    tasks: list[str] = Field([])
+    tasks: Names = Field([])
     """Tasks of lm-eval or of your own, as a suite names them."""
-    suites: list[str] = Field([])
+    suites: Names = Field([])
     """Suites, by name or file."""
     data_dir: str | None = None
     """A folder of benchmarks to read in place of the tasks' own data."""
@@ -99,7 +99,7 @@ class Stats(StatsSpec):
     Writes ``report.json`` and ``report.html``.
     """
 
-    tokenizers: list[str] = Field([])
+    tokenizers: Names = Field([])
     """Runs, folders or Hub ids whose tokenizers count tokens, so that they are compared on these rows."""
 
     def counters(self) -> dict[str, CountTokens]:

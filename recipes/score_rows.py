@@ -14,6 +14,7 @@ from ..data_tools.row_tool import Counts, Decide, Outcome, Plan
 from ..data_tools.score_columns import Bounds, column_taken, outside
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
+from ..data_tools.tool import comma_separated
 from ..data_tools.tool_report import Table, ToolReport
 from .model_rows import ModelRows, RowModel, histogram, rank_correlation
 
@@ -28,10 +29,6 @@ _ALONE = ("ifd", "ifd_perplexity")  # scores of an answer alone and behind its p
 _NO_SCORE = "no score"
 
 
-def _as_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
 class ScoreRows(ModelRows):
     """Scores rows by a language model and writes the scores as columns; `keep` leaves rows out by them.
 
@@ -44,7 +41,7 @@ class ScoreRows(ModelRows):
     is counted.
     """
 
-    scores: Annotated[list[RowScore], Field(min_length=1), BeforeValidator(_as_list)] = Field(["perplexity"])
+    scores: Annotated[list[RowScore], Field(min_length=1), BeforeValidator(comma_separated)] = Field(["perplexity"])
     """Which scores: several of `loss`, `perplexity`, `bits_per_byte`, `ifd` and `ifd_perplexity`."""
     keep: dict[RowScore, Bounds] = Field({})
     """Which rows stay, such as `{ifd: {max: 1, min_quantile: .9}}`; all bounds must hold. By default all rows stay."""

@@ -28,6 +28,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),
     "explain": ("posttrain.data_tools.explain:Explain", "Show why a row went, beside the one that stays for it."),
     "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
+    "prepare": ("posttrain.recipes.prepare_data:Prepare", "Mix and tokenise a recipe's rows; say where they are from."),
     "quality": ("posttrain.data_tools.quality:Quality", "Score rows by a classifier trained on good and bad ones."),
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),
@@ -110,7 +111,7 @@ def _parameters(tool: type["Tool"]) -> list[Parameter]:
         if key == unnamed:
             sources = typer.Argument(help=said, parser=read_source, metavar=key)
             annotation = Annotated[paths[kind], sources]
-        elif kind in plain or get_origin(kind) is Literal:
+        elif (kind in plain and not field.metadata) or get_origin(kind) is Literal:
             annotation = Annotated[kind, typer.Option(help=said)]
         else:
             annotation = Annotated[str, typer.Option(help=said, parser=read_yaml, metavar="<yaml>")]

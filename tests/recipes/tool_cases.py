@@ -10,7 +10,10 @@ from posttrain.data_tools.row_tool import RowTool
 from posttrain.recipes.tools import TOOLS, load_tool
 
 # What is not tried, and why.
-ALONE = {"explain": "it reads what dedup wrote, and writes nothing"}
+ALONE = {
+    "explain": "it reads what dedup wrote, and writes nothing",
+    "prepare": "it reads a recipe; its rows come from the cache that kills of trainings try",
+}
 EVERY = [name for name in TOOLS if name not in ALONE]
 
 # What a tool needs beside its sources; a new one that needs something says it here.

@@ -1,0 +1,210 @@
+"""`data prepare`: the rows of a recipe as its training reads them, in a file, and a page on how they came to be."""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ..chat_templates.errors import PosttrainError
+from ..data_tools.files import explain_full_disk, locked, read_json
+from ..data_tools.sources import is_hub, local_files
+from ..data_tools.spec import SourceSpec
+from ..data_tools.tool import Tool
+from ..data_tools.tool_report import EXAMPLES, PAGE, REPORT, Plot, Spread, Table, Tally, ToolReport, percent
+
+if TYPE_CHECKING:
+    from ..data_tools.dataset import PreparedReport, SourceSummary
+    from ..data_tools.prepare import Prepared
+
+_ROWS = 4096  # written at a time
+_REASONS = 3  # of a tool, that the page names
+
+
+class Prepare(Tool):
+    """Mixes, tokenises and packs the rows of a recipe as its training reads them, and explains where they are from.
+
+    Writes ``train.parquet``, and ``eval.parquet`` if the recipe has such rows: token ids, labels and what else its
+    stage needs, for ``datasets.load_dataset("parquet", …)``. The page follows each source back through the data tools
+    that made it.
+    """
+
+    recipe: str
+    """The recipe: a YAML file."""
+    overrides: list[str] = Field([])
+    """Keys of the recipe with other values, such as `data.tokens=1000000`."""
+    references: dict[str, str] = Field({})
+    """Folders that `@name` stands for in the recipe, as in `{tokenizer: runs/tokenizer}`."""
+
+    def run(self, output_dir: Path) -> str:
+        """Prepares the rows; what has been prepared for a training is taken from there.
+
+        Raises:
+            PosttrainError: The recipe or its data are wrong, or the folder cannot be written.
+        """
+        from .decisions import placed
+        from .job import open_job
+        from .load import load
+        from .rows import prepare_rows
+
+        places = {name: Path(folder) for name, folder in self.references.items()}
+        loaded = load(Path(self.recipe), self.overrides, places)
+        with locked(output_dir / ".lock"), explain_full_disk(output_dir):
+            with placed(loaded):
+                job = open_job(loaded)
+                splits = [(split, prepare_rows(job, split)) for split in ("train", "eval")]
+            data = loaded.recipe.data
+            reports = []
+            for split, prepared in splits:
+                if prepared is None:
+                    continue
+                _write(prepared, output_dir / f"{split}.parquet")
+                sources = data.train if split == "train" else data.eval or ()
+                reports.append(_Split(split, prepared, sources, loaded.path.parent, job.tokenizer))
+            report = _report(self.model_dump(mode="json"), reports)
+            report.write(output_dir)
+        return "\n".join([*report.summary, str(output_dir / PAGE)])
+
+
+def _write(prepared: "Prepared", path: Path) -> None:
+    from pyarrow import parquet
+
+    temporary = path.with_name(f".{path.name}.part")
+    tables: Any = prepared.dataset.with_format("arrow").iter(_ROWS)
+    first = next(tables)
+    with temporary.open("wb") as file:
+        with parquet.ParquetWriter(file, first.schema.remove_metadata()) as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table.replace_schema_metadata())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class _Split:
+    """What there is to say of one split."""
+
+    def __init__(
+        self, name: str, prepared: "Prepared", sources: Sequence[SourceSpec], folder: Path, tokenizer: Any
+    ) -> None:
+        self.name, self.prepared, self.sources, self.folder, self.tokenizer = name, prepared, sources, folder, tokenizer
+        self.report: PreparedReport = prepared.report
+
+    def summary(self) -> list[str]:
+        """Returns the size of the split, and how its rows were read."""
+        fill = f", rows {self.report.fill:.1%} full" if self.report.fill is not None else ""
+        size = f"{self.report.rows:,} rows, {self.report.tokens:,} tokens, {self.report.loss_tokens:,} carry loss{fill}"
+        return [f"{self.name}.parquet: {size}", *self.report.notes]
+
+    def tables(self) -> list[Table]:
+        """Returns the mixture, and the way of each source."""
+        header = ["source", "rows read", "usable", "rows taken", "tokens", "carry loss", "epochs", "asked", "share"]
+        mixture = Table(
+            f"{self.name}: sources",
+            header,
+            [_source_row(source) for source in self.report.sources],
+            "Shares are of tokens. More than one epoch: rows repeat.",
+        )
+        steps = [
+            [_shown(source.title), *step]
+            for source in self.sources
+            for file in _files(source, self.folder)
+            for step in reversed(list(_steps(file)))
+        ]
+        way = Table(
+            f"{self.name}: how each source came to be",
+            ["source", "step", "rows in", "rows out", "kept", "most went for"],
+            steps,
+            "From the reports of the data tools beside the files, the first step first. What most rows went for is "
+            "counted over all sources of the step.",
+        )
+        return [mixture, way] if steps else [mixture]
+
+    def lengths(self) -> Plot:
+        """Returns how many tokens rows have."""
+        spread = Spread()
+        column = next(name for name in self.prepared.dataset.column_names if name.endswith("ids"))
+        batches: Any = self.prepared.dataset.select_columns([column]).iter(_ROWS)
+        for batch in batches:
+            for ids in batch[column]:
+                spread.add(len(ids))
+        return spread.plot(f"{self.name}: tokens of a row", f"tokens ({column})")
+
+    def dropped(self) -> Tally:
+        """Returns why rows could not be used."""
+        tally = Tally()
+        for source in self.report.sources:
+            for reason, count in source.dropped.items():
+                for example in source.examples[reason]:
+                    tally.add(reason, example)
+                tally.counts[reason] += count - len(source.examples[reason])
+        return tally
+
+    def rows(self) -> Tally:
+        """Returns the first rows as text, special tokens too."""
+        tally = Tally()
+        first: Any = self.prepared.dataset.select(range(min(EXAMPLES, len(self.prepared.dataset))))
+        for number, row in enumerate(first):
+            parts = [self.tokenizer.decode(ids) for name, ids in row.items() if name.endswith("ids")]
+            tally.add(f"the first rows of {self.name}.parquet", f"row {number}", "\n---\n".join(parts))
+        return tally
+
+
+def _source_row(source: "SourceSummary") -> list[Any]:
+    counts = [source.rows, source.kept, source.documents, source.tokens, source.loss_tokens]
+    return [_shown(source.name), *counts, round(source.epochs, 2), f"{source.target:.1%}", f"{source.share:.1%}"]
+
+
+def _report(arguments: Mapping[str, Any], splits: Sequence[_Split]) -> ToolReport:
+    dropped, rows = Tally(), Tally()
+    for split in splits:
+        dropped.merge(split.dropped())
+        rows.merge(split.rows())
+    return ToolReport(
+        "posttrain data prepare",
+        arguments,
+        [line for split in splits for line in split.summary()],
+        [table for split in splits for table in split.tables()],
+        [split.lengths() for split in splits],
+        ({"Not usable": dropped} if dropped.counts else {}) | {"As the model reads them": rows},
+        {"fingerprints": {split.name: split.prepared.fingerprint for split in splits}},
+    )
+
+
+def _files(source: SourceSpec, folder: Path) -> list[Path]:
+    return [] if is_hub(source, folder) else list(local_files(source, folder))
+
+
+def _steps(file: Path) -> Iterator[list[Any]]:
+    """Yields what data tools did on the way to a file, the last first, as far back as their reports are there."""
+    seen: set[Path] = set()
+    while file.resolve() not in seen:
+        seen.add(file.resolve())
+        report = read_json(file.parent / REPORT) or {}
+        entry = next((one for one in report.get("files", []) if one.get("file") == file.name), None)
+        if entry is None:
+            return
+        went = [f"{reason['name']} ({reason['count']:,})" for reason in report["counts"].get("Left out", ())]
+        step = report["title"].removeprefix("posttrain data ")
+        rows, kept = entry["rows"], entry["kept"]
+        yield [step, rows, kept, percent(kept, rows), "; ".join(went[:_REASONS])]
+        made_of = next((one for one in report["arguments"]["sources"] if _title(one) == entry["source"]), None)
+        try:
+            files = _files(SourceSpec.model_validate(made_of), Path()) if made_of else []
+        except PosttrainError:  # no longer there
+            return
+        if len(files) != 1:
+            return
+        file = files[0]
+
+
+def _shown(title: str) -> str:
+    """Returns a source's title, as a path from here if it is one below."""
+    here = f"{Path.cwd()}{os.sep}"
+    return title.removeprefix(here)
+
+
+def _title(source: Mapping[str, Any]) -> str:
+    return source.get("name") or source["path"]
