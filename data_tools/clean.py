@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
+import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from .errors import DataError, RowError
+from .files import hash_file
 from .languages import MIN_PROBABILITY, check_codes, identifier, model_version
 from .ngrams import words_in
 from .row_tool import Decide, Outcome, TextTool, canonical_reader
@@ -21,6 +23,7 @@ from .sources import Row, read_rows
 from .spec import Kind, SourceSpec
 from .tool import comma_separated
 from .web_rules import PASSES, Verdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
+from .word_list import WordList, path_of
 
 Preset = Literal["gopher", "gopher_datatrove", "c4", "c4_datatrove", "fineweb", "fineweb_datatrove", "chat", "code"]
 WEB: Mapping[str, Callable[..., Any]] = {"gopher": gopher, "c4": c4, "fineweb": fineweb}
@@ -51,6 +54,8 @@ class Thresholds(WebThresholds):
     """Code: whether a file that says it is generated goes."""
     syntax: bool = True
     """Code: whether Python goes that cannot be parsed, by the grammar of the Python that runs this."""
+    max_listed_words: int | None = 0
+    """Blocklist: how many words of the list a row may hold; C4's pages held none (Raffel et al. 2020, section 2.2)."""
     min_language_probability: float | None = MIN_PROBABILITY
     """Languages: the least probability of a text's language; of less it is `und`, undetermined."""
 
@@ -68,6 +73,10 @@ class Clean(TextTool):
     languages: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None
     """Languages whose rows stay, such as `en,de`. Texts of fewer than 50 letters beside code and addresses, and those
     of which the model is not sure, are of the language `und`, which is named where they should stay."""
+    blocklist: str | None = None
+    """A file of words and phrases, one a line, whose rows go; `profanity` is a short list of English swear words. They
+    are looked for as whole words. Lists of words are known to take more of what minorities say of themselves (Dodge et
+    al. 2021, arXiv:2104.08758): see by `--no-remove` what goes."""
     thresholds: Thresholds | None = None
     """Thresholds other than the presets' own, such as `{min_words: 20, max_bullet_lines: null}`; `null` is off."""
     python: bool | None = None
@@ -77,8 +86,8 @@ class Clean(TextTool):
 
     @model_validator(mode="after")
     def _has_rules(self) -> Self:
-        if not self.presets and not self.languages:
-            raise ValueError("name `presets`, `languages` or both")
+        if not self.presets and not self.languages and not self.blocklist:
+            raise ValueError("name `presets`, `languages`, a `blocklist` or several of them")
         return self
 
     @property
@@ -86,9 +95,11 @@ class Clean(TextTool):
         """Returns the thresholds, the presets' own where none is named."""
         return self.thresholds or Thresholds()
 
-    def identity(self) -> str | None:
-        """Returns the model of languages, if it decides."""
-        return model_version() if self.languages else None
+    def identity(self) -> list[str | None]:
+        """Returns the model of languages and the hash of the list of words, if they decide."""
+        listed = path_of(self.blocklist) if self.blocklist else None
+        digest = hash_file(listed) if listed is not None and listed.is_file() else None
+        return [model_version() if self.languages else None, digest]
 
     def decider(self, source: SourceSpec) -> Decide:
         """Refuses presets that do not fit the source's rows.
@@ -103,6 +114,8 @@ class Clean(TextTool):
         read = self.reader(source)
         canonical = canonical_reader(source, get_args(Kind)) if {"chat", "code"} & set(self.presets) else None
         checks = [(name, self._check(name, canonical)) for name in self.presets]
+        if self.blocklist:
+            checks.append(("blocklist", blocklist_check(WordList.read(self.blocklist), self.limits.max_listed_words)))
 
         def decide(rows: Sequence[Row]) -> list[Outcome]:
             outcomes: dict[int, Outcome] = {}
@@ -218,6 +231,26 @@ def conversation_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         value = found.get(name)
         messages += [{"role": role, "content": value}] if isinstance(value, str) else (value or [])
     return messages
+
+
+def blocklist_check(
+    listed: WordList, most: int | None
+) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[Verdict]]":
+    """Returns the rule that texts hold few words of a list."""
+
+    def check(rows: Sequence[Row], texts: Sequence[str]) -> list[Verdict]:
+        numbers, entries = listed.find(texts)
+        bounds = np.searchsorted(numbers, np.arange(len(texts) + 1))
+        verdicts = []
+        for start, end in itertools.pairwise(bounds.tolist()):
+            if most is None or end - start <= most:
+                verdicts.append(PASSES)
+                continue
+            words = ", ".join(dict.fromkeys(listed.entries[entry] for entry in entries[start:end]))
+            verdicts.append(Verdict("listed words", f"{end - start}, at most {most}: {words}"))
+        return verdicts
+
+    return check
 
 
 _CANNOT = r"(?:can['’]?t|cannot|can not|unable|won['’]?t|not able)\b"

@@ -22,6 +22,7 @@ from .sources import Row, content_hash
 from .spec import SourceSpec
 from .tool import Sources
 from .tool_report import EXAMPLES, Bar, Plot, Table, Tally, ToolReport, percent
+from .word_list import WordList, path_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +68,9 @@ class Quality(TextTool):
     l2: Annotated[float, Field(gt=0)] | None = None
     """How strongly weights are held to zero; by default what serves a fifth of the training rows best, of 1e-3 to 1e-6,
     when trained on the others."""
+    terms: str | None = None
+    """A file of words, one a line, or `identity`, words for groups of people: the report has for each how often good
+    rows held out would go that hold it, beside those that hold none. A classifier of toxicity must not go by them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides which rows are held out."""
 
@@ -76,13 +80,16 @@ class Quality(TextTool):
             raise ValueError("needs `good` and `bad` rows to learn from, or a `classifier`")
         if self.classifier is not None and (self.good or self.bad):
             raise ValueError("`classifier` stands in place of `good` and `bad`; remove one")
+        if self.classifier is not None and self.terms:
+            raise ValueError("`terms` are counted in good and bad rows; a `classifier` keeps what it was asked for")
         return self
 
     def identity(self) -> Any:
         """Returns the hashes of what the classifier is made from."""
         if self.classifier is not None:
             return hash_file(self._classifier_file())
-        return [content_hash(source, Path()) for source in [*(self.good or ()), *(self.bad or ())]]
+        hashes = [content_hash(source, Path()) for source in [*(self.good or ()), *(self.bad or ())]]
+        return hashes + ([hash_file(path_of(self.terms))] if self.terms and path_of(self.terms).is_file() else [])
 
     def _classifier_file(self) -> Path:
         path = Path(self.classifier or "")
@@ -150,6 +157,7 @@ class _Trained:
         scores: Of held-out rows, shape (rows,).
         is_good: Which of them are good, likewise.
         words: How many each has, likewise.
+        terms: Which terms each of them holds, shape (rows, terms).
         facts: What the report says of the training, as plain values.
     """
 
@@ -157,6 +165,7 @@ class _Trained:
     scores: "Floats"
     is_good: "Flags"
     words: "Floats"
+    terms: "Flags"
     facts: Mapping[str, Any]
 
     @classmethod
@@ -168,8 +177,8 @@ class _Trained:
         """
         classifier, more = HashedClassifier.load(path)
         try:
-            facts = json.loads(str(more["facts"]))
-            return cls(classifier, more["held_scores"], more["held_is_good"].astype(bool), more["held_words"], facts)  # pyright: ignore[reportArgumentType]
+            held: list[Any] = [more[f"held_{name}"] for name in ("scores", "is_good", "words", "terms")]
+            return cls(classifier, *held, json.loads(str(more["facts"])))
         except (KeyError, ValueError) as error:
             raise DataError("is no classifier that `data quality` wrote", where=str(path)) from error
 
@@ -180,6 +189,7 @@ class _Labelled:
     def __init__(self, spec: Quality):
         self.spec = spec
         own = spec.model_copy(update={"columns": None})
+        self.terms = WordList.read(spec.terms) if spec.terms else WordList.of([])
         self.sources = [[(source, own.reader(source)) for source in side or ()] for side in (spec.good, spec.bad)]
 
     def _blocks(self, side: int) -> Iterator[list[str]]:
@@ -206,12 +216,15 @@ class _Labelled:
         l2, tried = self._strength(rows[~is_held], is_good[~is_held], known[~is_held])
         weights, bias = fit(rows[~is_held], is_good[~is_held], l2)
         classifier = HashedClassifier(weights.astype(np.float32), bias, np.sort(known[~is_held]))
-        facts = {"l2": l2, "tried": tried, "rows": counts, "words": self._strongest(classifier, hashes, chosen)}
+        terms = np.concatenate([self._terms(side, hashes[side], chosen[side]) for side in (0, 1)])
+        facts = {"l2": l2, "tried": tried, "rows": counts, "terms": list(self.terms.entries)}
+        facts |= {"words": self._strongest(classifier, hashes, chosen)}
         classifier.save(
             path,
             held_scores=classifier.scores_of(rows[is_held]),
             held_is_good=is_good[is_held],
             held_words=words[is_held],
+            held_terms=terms,
             facts=np.array(json.dumps(facts)),
         )
 
@@ -266,6 +279,15 @@ class _Labelled:
             if end > start:
                 yield [block[place - first] for place in chosen[start:end]]
             first += len(block)
+
+    def _terms(self, side: int, hashes: "Hashes", chosen: "NDArray[np.int64]") -> "Flags":
+        """Returns which terms the held-out texts of a side hold, shape (texts, terms)."""
+        parts = []
+        for texts in self._texts(side, chosen[self._is_held(hashes[chosen])]):
+            held = np.zeros((len(texts), len(self.terms.entries)), bool)
+            held[self.terms.find(texts)] = True
+            parts.append(held)
+        return np.concatenate(parts)
 
     def _strength(self, rows: Any, is_good: "Flags", known: "Hashes") -> tuple[float, list[tuple[float, float]]]:
         """Returns the strength that serves training rows best which were left out, and the loss of each."""
@@ -437,6 +459,8 @@ def _add(
         note = "Rows drawn at random would be as long as all. See that what is kept is not merely longer or shorter."
         tables.append(Table("What is kept, beside all", ["rows", "count", "words a row", "median"], rows, note))
     tables += [_threshold_table(trained, scored), _word_table(trained)]
+    if trained.facts["terms"]:
+        tables.append(_term_table(trained, bounds or (0.5, np.inf)))
     plots = [
         *report.plots,
         _roc(good, bad),
@@ -481,6 +505,37 @@ def _threshold_table(trained: _Trained, scored: _Scored) -> Table:
         rows.append([f"{least:.6g}", int(kept.sum()), percent(int(kept.sum()), len(kept)), words, *sides])
     header = ["least score", "rows", "of rows", "of words", "of good held out", "of bad held out"]
     return Table("At other thresholds", header, rows, "What would stay.")
+
+
+def _term_table(trained: _Trained, bounds: tuple[float, float]) -> Table:
+    """Returns how often good and bad rows would go that hold a term, the terms of most rows first."""
+    goes = (trained.scores < bounds[0]) | (trained.scores > bounds[1])
+    none = ~trained.terms.any(axis=1)
+    named = list(zip(trained.facts["terms"], trained.terms.T, strict=True))
+    named.sort(key=lambda one: -int((one[1] & trained.is_good).sum()))
+    rows: list[list[Any]] = []
+    for name, holds in [("none of them", none), ("any of them", ~none), *named]:
+        good, bad = holds & trained.is_good, holds & ~trained.is_good
+        if not good.any() and not bad.any():
+            continue
+        lost = int((good & goes).sum())
+        rows.append([name, int(good.sum()), lost, _share_with_interval(lost, int(good.sum())), int(bad.sum())])
+        rows[-1].append(percent(int((bad & goes).sum()), int(bad.sum())))
+    note = (
+        "Of rows held out, which would go by `keep`, or at .5 without it. A term whose good rows go more often than "
+        "those without any is what the classifier goes by. 95% intervals by Wilson."
+    )
+    header = ["term", "good rows", "of them go", "share", "bad rows", "of them go, share"]
+    return Table("By term", header, rows, note)
+
+
+def _share_with_interval(part: int, whole: int) -> str:
+    from scipy.stats import binomtest
+
+    if not whole:
+        return "–"
+    ends = binomtest(part, whole).proportion_ci(method="wilson")
+    return f"{percent(part, whole)} ({100 * ends.low:.1f} to {100 * ends.high:.1f})"
 
 
 def _word_table(trained: _Trained) -> Table:

@@ -114,7 +114,7 @@ def test_stats_count_rows_by_language(tmp_path: Path) -> None:
 def test_what_cannot_be_told_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"no language 'english'.*known: .*\bde, "):
         check_codes(["english"])
-    with pytest.raises(ValidationError, match="name `presets`, `languages` or both"):
+    with pytest.raises(ValidationError, match="name `presets`, `languages`, a `blocklist` or several"):
         Clean.model_validate({"sources": ["a.jsonl"]})
     languages._model.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)

@@ -214,3 +214,23 @@ def test_what_cannot_be_done_is_said(rows: dict[str, str], tmp_path: Path) -> No
         Quality.model_validate({"sources": [rows["sources"]], "classifier": str(tmp_path)}).run(tmp_path / "o")
     with pytest.raises(DataError, match=r"mixed\.jsonl:1: has a column text already.*`column`"):
         run(rows, tmp_path / "out", column="text")
+
+
+def test_good_rows_that_hold_a_term_are_counted_apart(rows: dict[str, str], tmp_path: Path) -> None:
+    """Where bad rows name a group, good rows that name it go too, and the report says so."""
+    bad = write(tmp_path / "b.jsonl", [f"{text} asian" if n % 2 else text for n, text in enumerate(texts("bad", 300))])
+    good = write(
+        tmp_path / "g.jsonl", [f"{text} Asian" if n % 9 == 0 else text for n, text in enumerate(texts("good", 300))]
+    )
+    run(rows | {"good": good, "bad": bad}, tmp_path / "out", terms="identity")
+    found = {row[0]: row[1:] for row in table(tmp_path / "out", "By term")}
+    assert list(found) == ["none of them", "any of them", "asian"]
+    assert found["asian"] == found["any of them"]
+    count, gone, share, bad_count, _ = found["asian"]
+    assert share.startswith(f"{100 * gone / count:.1f}% (")
+    assert count + found["none of them"][0] == table(tmp_path / "out", "Rows that the classifier knows")[0][7]
+    assert gone / count > 2 * found["none of them"][1] / found["none of them"][0]
+    assert bad_count > 10
+    (tmp_path / "words.txt").write_text("lemma\n")
+    run(rows, tmp_path / "own", terms=str(tmp_path / "words.txt"))
+    assert [row[0] for row in table(tmp_path / "own", "By term")] == ["none of them", "any of them", "lemma"]
