@@ -246,7 +246,7 @@ def blocklist_check(
             if most is None or end - start <= most:
                 verdicts.append(PASSES)
                 continue
-            words = ", ".join(dict.fromkeys(listed.entries[entry] for entry in entries[start:end]))
+            words = ", ".join(dict.fromkeys(str(listed.entries[entry]) for entry in entries[start:end]))
             verdicts.append(Verdict("listed words", f"{end - start}, at most {most}: {words}"))
         return verdicts
 

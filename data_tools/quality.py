@@ -177,8 +177,8 @@ class _Trained:
         """
         classifier, more = HashedClassifier.load(path)
         try:
-            held: list[Any] = [more[f"held_{name}"] for name in ("scores", "is_good", "words", "terms")]
-            return cls(classifier, *held, json.loads(str(more["facts"])))
+            held: dict[str, Any] = {name: more[f"held_{name}"] for name in ("scores", "is_good", "words", "terms")}
+            return cls(classifier, **held, facts=json.loads(str(more["facts"])))
         except (KeyError, ValueError) as error:
             raise DataError("is no classifier that `data quality` wrote", where=str(path)) from error
 
