@@ -32,7 +32,7 @@ class Convert(RowTool):
     """Converts rows to canonical columns: roles and keys by one name, whatever the file calls them.
 
     A chat that ends before an answer loses its last turns, as nothing would be learnt from them. What no column of the
-    kind holds is left out, and counted. With `heldout`, rows go to `train/` and `validation/`, the two splits of the
+    kind holds is left out, and counted. With `held_out`, rows go to `train/` and `validation/`, the two splits of the
     folder.
     """
 
@@ -41,7 +41,7 @@ class Convert(RowTool):
     single ones `prompt_completion`."""
     trim: bool = True
     """Whether turns after the last answer are cut off conversations; else such a row is left out, with its reason."""
-    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of each source's rows that is held out, such as .02. Near-duplicates, as `dedup` finds them, and rows
     of one prompt are not parted."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -50,7 +50,7 @@ class Convert(RowTool):
     @property
     def folders(self) -> tuple[str, str] | None:
         """The two splits of the folder, if rows are held out."""
-        return ("train", "validation") if self.heldout else None
+        return ("train", "validation") if self.held_out else None
 
     def plan(self, folder: Path) -> Plan:
         """Decides which rows are held out, and refuses a source of which nothing is left.
@@ -60,12 +60,12 @@ class Convert(RowTool):
         """
         apart: list[set[str]] = [set() for _ in self.sources]
         tables: list[Table] = []
-        if self.heldout:
+        if self.held_out:
             clusters = self._clusters(folder / "hashes")
-            chosen = choose_heldout(clusters, self.heldout, self.seed)
+            chosen = choose_heldout(clusters, self.held_out, self.seed)
             if not chosen.any():
                 hint = "a larger share; rows that are alike, or of one prompt, are not parted"
-                raise DataError(f"no rows can be held out at a share of {self.heldout:g}", where="heldout", hint=hint)
+                raise DataError(f"no rows can be held out at a share of {self.held_out:g}", where="held_out", hint=hint)
             apart = clusters.places(chosen)
             tables.append(self._table(clusters, chosen))
 
@@ -75,7 +75,7 @@ class Convert(RowTool):
 
             def decide_and_part(rows: Sequence[Row]) -> list[Outcome]:
                 outcomes = zip(rows, decide(rows), strict=True)
-                return [dataclasses.replace(made, heldout=row.where in mine) for row, made in outcomes]
+                return [dataclasses.replace(made, held_out=row.where in mine) for row, made in outcomes]
 
             return decide_and_part if mine else decide
 
@@ -89,7 +89,7 @@ class Convert(RowTool):
                 report,
                 summary=[
                     *report.summary,
-                    *(f"{found.heldout:,} rows of {title} are held out" for title, found in counts.items() if tables),
+                    *(f"{found.held_out:,} rows of {title} are held out" for title, found in counts.items() if tables),
                 ],
                 tables=[*report.tables, *tables],
             )

@@ -23,6 +23,7 @@ from .errors import DataError, RowError, missing_column
 from .files import write_atomic
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
+from .progress import progress_shown
 from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, text_blocks, turn_places
 from .sources import Row, read_rows
 from .spec import SourceSpec
@@ -257,17 +258,19 @@ class _Texts:
         parts: list[dict[str, Any]] = []
         self.counts = []
         self.core: Core = "numpy"
-        for number, texts in self._blocks():
-            path = folder / f"{len(parts):06}.npz"
-            self.core = fastest_core() if len(parts) >= _WARM else "numpy"
-            if not path.exists():
-                buffer = io.BytesIO()
-                hashes: Any = self._hashes(texts)
-                np.savez(buffer, **hashes)
-                write_atomic(path, buffer.getvalue())
-            with np.load(path) as loaded:
-                parts.append(dict(loaded))
-            self.counts.append((number, len(texts)))
+        with progress_shown("hashing rows") as advance:
+            for number, texts in self._blocks():
+                path = folder / f"{len(parts):06}.npz"
+                self.core = fastest_core() if len(parts) >= _WARM else "numpy"
+                if not path.exists():
+                    buffer = io.BytesIO()
+                    hashes: Any = self._hashes(texts)
+                    np.savez(buffer, **hashes)
+                    write_atomic(path, buffer.getvalue())
+                with np.load(path) as loaded:
+                    parts.append(dict(loaded))
+                self.counts.append((number, len(texts)))
+                advance(len(texts))
         self.exact, self.words, self.lengths, self.keys = (
             np.concatenate([part[name] for part in parts]) for name in ("exact", "words", "lengths", "keys")
         )

@@ -5,8 +5,7 @@ one source, whatever the mixture it is part of; ``<key>`` holds finished rows. C
 tokenises nothing again, save texts to classify, which are cut as the tokenizer cuts them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from .errors import DataError
 from .examples import PARTS, Encoder, LossOn, encode_batches
 from .files import hash_json
 from .pack import Strategy
+from .progress import progress_shown
 from .rows import Plan, write_rows
 from .sources import content_hash
 from .store import Examples, Store, StoreWriter
@@ -270,35 +270,6 @@ def _tokenised(source: "SourceSpec", key: str, columns: tuple[str, ...], reading
     report.check(reading.max_bad_share)
     rest: Any = {name: found[name] for name in ("per_row", "types", "truncated") if name in found}
     return Examples(Store.open(entry.folder), report, len(PARTS[kind]), columns=columns, **rest)
-
-
-@contextmanager
-def progress_shown(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows rows and tokens done on a terminal, and nothing elsewhere."""
-    import sys
-
-    if not sys.stderr.isatty():
-        yield lambda rows, tokens: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[rows]:,} rows, {task.fields[tokens]:,} tokens"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None, rows=0, tokens=0)
-        done = [0, 0]
-
-        def advance(rows: int, tokens: int) -> None:
-            done[0] += rows
-            done[1] += tokens
-            progress.update(task, rows=done[0], tokens=done[1])
-
-        yield advance
 
 
 def _open_rows(path: Path, key: str) -> "Dataset":

@@ -25,6 +25,7 @@ from .dataset import DataReport
 from .errors import DataError, RowError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
 from .formats import Canonicalize, canonicalizer, choose
+from .progress import progress_shown
 from .sources import Row, content_hash, is_hub, local_files, read_rows
 from .spec import Kind, SourceSpec
 from .tool import Sources, Tool
@@ -50,7 +51,7 @@ class Outcome:
         edits: What was changed in it, by name, with how often.
         measures: Numbers whose distribution the report shows, by name: lengths, scores.
         shown: What examples quote in place of the row, which may hold what no report should.
-        heldout: Whether it is written apart, to the file of held-out rows.
+        held_out: Whether it is written apart, to the file of held-out rows.
         groups: What it belongs to, by what rows are told apart by: ``{"language": "en"}``.
     """
 
@@ -60,7 +61,7 @@ class Outcome:
     edits: Mapping[str, int] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
     shown: str | None = None
-    heldout: bool = False
+    held_out: bool = False
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,7 +94,7 @@ class Counts:
     Attributes:
         rows: Rows read, unreadable ones included.
         kept: Rows written, held-out ones included.
-        heldout: Rows written apart.
+        held_out: Rows written apart.
         reasons: Why the others were not.
         edits: What was changed in those that were.
         measures: Distributions, of all rows that were read.
@@ -102,7 +103,7 @@ class Counts:
 
     rows: int = 0
     kept: int = 0
-    heldout: int = 0
+    held_out: int = 0
     reasons: Tally = field(default_factory=Tally)
     edits: Tally = field(default_factory=Tally)
     measures: dict[str, Spread] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class Counts:
             self.reasons.add(outcome.reason, row.where, text, outcome.detail)
         else:
             self.kept += 1
-            self.heldout += outcome.heldout
+            self.held_out += outcome.held_out
         for name, number in outcome.measures.items():
             self.measures.setdefault(name, Spread()).add(number)
         for name, count in outcome.edits.items():
@@ -134,7 +135,7 @@ class Counts:
         """Adds a later block's."""
         self.rows += other.rows
         self.kept += other.kept
-        self.heldout += other.heldout
+        self.held_out += other.held_out
         self.reasons.merge(other.reasons)
         self.edits.merge(other.edits)
         for name, spread in other.measures.items():
@@ -152,7 +153,7 @@ class Counts:
         """Reads what ``to_dict`` gave."""
         reasons, edits = (Tally.from_dict(value[name]) for name in ("reasons", "edits"))
         measures = {name: Spread.from_dict(spread) for name, spread in value["measures"].items()}
-        return cls(value["rows"], value["kept"], value["heldout"], reasons, edits, measures, value["groups"])
+        return cls(value["rows"], value["kept"], value["held_out"], reasons, edits, measures, value["groups"])
 
 
 class RowTool(Tool):
@@ -459,11 +460,13 @@ class Blocks:
                 continue
             decide = decide or self.decider(self.sources[number])
             read = block_number = 0
-            for block_number, block in enumerate(blocks_of(part), start=1):
-                read += len(block)
-                if by_part or block_number % tasks == task:
-                    rows += len(block)
-                    self._settle(block, decide, stem.with_name(f"{stem.name}-{block_number:06}.jsonl"))
+            with progress_shown(part.title) as advance:
+                for block_number, block in enumerate(blocks_of(part), start=1):
+                    read += len(block)
+                    if by_part or block_number % tasks == task:
+                        rows += len(block)
+                        self._settle(block, decide, stem.with_name(f"{stem.name}-{block_number:06}.jsonl"))
+                    advance(len(block))
             write_json(stem.with_suffix(".json"), {"blocks": block_number, "rows": read})
         return rows
 
@@ -546,7 +549,7 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], list[str], 
         outcome = next(outcomes)
         if outcome.values is not None:
             mended: list[str] = []
-            lines[outcome.heldout].append(json_line(outcome.values, row.where, mended))
+            lines[outcome.held_out].append(json_line(outcome.values, row.where, mended))
             outcome = replace(outcome, edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome
         counts.add(row, outcome)
     assert next(outcomes, None) is None, "an outcome for each row"

@@ -109,7 +109,7 @@ class _Scorer(RowModel):
         Raises:
             DataError: The rows' layout is unknown or holds nothing to score.
         """
-        from ..data_tools.prepare import progress_shown
+        from ..data_tools.progress import progress_shown
 
         read = self.reader(source)
         found: dict[str, Any] = {}

@@ -122,7 +122,7 @@ class _Embedder(RowModel):
 
     def embed(self, source: SourceSpec, folder: Path) -> _Vectors:
         """Returns the vectors of a source's readable rows."""
-        from ..data_tools.prepare import progress_shown
+        from ..data_tools.progress import progress_shown
 
         read = self.reader(source)
         found = _Vectors()

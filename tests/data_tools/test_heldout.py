@@ -51,7 +51,7 @@ def jaccard(one: str, other: str) -> float:
 
 
 def convert(path: str, out: Path, share: float = 0.2, **more: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    Convert(sources=[SourceSpec(path=path)], heldout=share, **more).run(out)
+    Convert(sources=[SourceSpec(path=path)], held_out=share, **more).run(out)
     name = Path(path).name
     return read(out / "train" / name), read(out / "validation" / name)
 
@@ -101,7 +101,7 @@ def test_each_source_gives_its_share_and_a_folder_has_two_splits(tmp_path: Path)
     rows = texts(50)
     sources = [write(tmp_path / "a.jsonl", [{"text": text} for text in rows[:80]])]
     sources.append(write(tmp_path / "b.jsonl", [{"text": text} for text in rows[80:]]))
-    said = Convert(sources=[SourceSpec(path=path) for path in sources], heldout=0.1).run(tmp_path / "out")
+    said = Convert(sources=[SourceSpec(path=path) for path in sources], held_out=0.1).run(tmp_path / "out")
     assert len(read(tmp_path / "out" / "validation" / "a.jsonl")) == 8
     assert len(read(tmp_path / "out" / "validation" / "b.jsonl")) == round(0.1 * (len(rows) - 80))
     assert f"8 rows of {sources[0]} are held out" in said
@@ -125,5 +125,5 @@ def test_bad_rows_are_counted_and_neither_side_has_them(tmp_path: Path) -> None:
 
 def test_rows_that_are_all_alike_cannot_be_parted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": texts(1)[0]}] * 50)
-    with pytest.raises(DataError, match=r"heldout: no rows can be held out at a share of 0.2; a larger share"):
+    with pytest.raises(DataError, match=r"held_out: no rows can be held out at a share of 0.2; a larger share"):
         convert(path, tmp_path / "out")

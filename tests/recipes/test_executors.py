@@ -49,7 +49,7 @@ def call(name: str, *arguments: Any) -> None:
 @pytest.mark.parametrize("tasks", [4, 9])
 def test_tasks_leave_what_the_tool_alone_leaves(tmp_path: Path, sources: list[Path], tasks: int) -> None:
     """Four tasks have files to themselves, of nine each reads all files for its blocks."""
-    shared = ("--max-bad-share", "0.5", "--heldout", "0.2")
+    shared = ("--max-bad-share", "0.5", "--held-out", "0.2")
     call("convert", *sources, *shared, "-o", tmp_path / "alone")
     options = (
         "--executor",

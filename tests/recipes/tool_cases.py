@@ -31,7 +31,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "tokenizer": ("--vocab-size", "300"),
 }
 # Tools once more, with what changes how they write.
-VARIANTS = [("convert", ("--heldout", "0.2"))]
+VARIANTS = [("convert", ("--held-out", "0.2"))]
 CALLS = [*((name, ()) for name in EVERY), *VARIANTS]
 _PROMPTS = ("answers", "best_of_n")  # read prompts
 _REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(str(text))) for text in completions]\n"
