@@ -1,6 +1,9 @@
 """`data score_rows`: how likely a language model finds each row, as columns; rows kept by threshold or quantile."""
 
+import bisect
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +13,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..data_tools.errors import RowError
 from ..data_tools.files import read_json, write_json
-from ..data_tools.row_tool import Counts, Decide, Outcome, Plan
+from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, quote
 from ..data_tools.score_columns import Bounds, column_taken, outside
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
 from ..data_tools.tool import comma_separated
-from ..data_tools.tool_report import Table, ToolReport
+from ..data_tools.tool_report import EXAMPLES, Table, Tally, ToolReport
 from .model_rows import ModelRows, RowModel, histogram, rank_correlation
 
 if TYPE_CHECKING:
@@ -64,7 +67,9 @@ class ScoreRows(ModelRows):
         """
         scorer = _Scorer(self)
         found = [scorer.score(source, folder / f"scores-{number}") for number, source in enumerate(self.sources)]
-        table = _Table.of(self.scores, [one for scored in found for one in scored.values()])
+        table = _Table.of(
+            self.scores, {source.title: list(one.values()) for source, one in zip(self.sources, found, strict=True)}
+        )
         bounds = {name: limits.resolve(table.scores[name]) for name, limits in self.keep.items()}
 
         def decider(source: SourceSpec) -> Decide:
@@ -76,9 +81,37 @@ class ScoreRows(ModelRows):
             return decide
 
         def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
-            return _add(report, table, bounds)
+            return _add(report, table, bounds, self._examples(found, bounds))
 
         return Plan(decider, add)
+
+    def _examples(
+        self, found: "Sequence[Mapping[str, Likelihood | RowError]]", bounds: Mapping[str, tuple[float, float]]
+    ) -> Tally:
+        """Reads the rows again that have the least and the largest scores, and those next to a bound."""
+        wanted: dict[tuple[int, str], list[tuple[str, str]]] = {}
+        for name in self.scores:
+            ranked = sorted(
+                (getattr(one, name), number, where)
+                for number, scored in enumerate(found)
+                for where, one in scored.items()
+                if not isinstance(one, RowError)
+            )
+            some = {f"lowest {name}": ranked[:EXAMPLES], f"highest {name}": ranked[-EXAMPLES:]}
+            for bound in bounds.get(name, ()):
+                if math.isfinite(bound):
+                    at = bisect.bisect_left(ranked, (bound,))
+                    some[f"{name} just below {bound:.6g}"] = ranked[max(0, at - EXAMPLES) : at]
+                    some[f"{name} at {bound:.6g} and just above"] = ranked[at : at + EXAMPLES]
+            for heading, rows in some.items():
+                for value, number, where in rows:
+                    wanted.setdefault((number, where), []).append((heading, f"{name} {value:.6g}"))
+        tally = Tally()
+        for number, source in enumerate(self.sources):
+            for row in itertools.chain.from_iterable(blocks_of(source)):
+                for heading, detail in wanted.get((number, row.where), ()):
+                    tally.add(heading, row.where, quote(row.values), detail)
+        return tally
 
     def _outcome(self, row: Row, scored: Any, bounds: Mapping[str, tuple[float, float]]) -> Outcome:
         columns = {name: f"{name}{self.suffix}" for name in self.scores}
@@ -165,29 +198,33 @@ class _Table:
     Attributes:
         scores: By name.
         tokens: How many were scored.
-        bytes: Of UTF-8 that they stand for.
+        source: The number of each row's source.
+        titles: Of the sources.
         unscored: Rows without a score.
     """
 
     scores: "Mapping[str, NDArray[np.float64]]"
     tokens: "NDArray[np.float64]"
-    bytes: "NDArray[np.float64]"
+    source: "NDArray[np.float64]"
+    titles: Sequence[str]
     unscored: int
 
     @classmethod
-    def of(cls, names: Sequence[RowScore], scored: "Sequence[Likelihood | RowError]") -> "_Table":
-        """Lays scores out by column."""
+    def of(cls, names: Sequence[RowScore], scored: "Mapping[str, Sequence[Likelihood | RowError]]") -> "_Table":
+        """Lays scores out by column, given those of each source by its title."""
         import numpy as np
 
         from ..evals.row_scores import Likelihood
 
-        good = [one for one in scored if isinstance(one, Likelihood)]
+        every = [(number, one) for number, some in enumerate(scored.values()) for one in some]
+        good = [(number, one) for number, one in every if isinstance(one, Likelihood)]
 
         def column(name: str) -> "NDArray[np.float64]":
-            return np.array([getattr(one, name) for one in good], dtype=np.float64)
+            return np.array([getattr(one, name) for _, one in good], dtype=np.float64)
 
         scores = {name: column(name) for name in names}
-        return cls(scores, column("tokens"), column("bytes"), len(scored) - len(good))
+        source = np.array([number for number, _ in good], dtype=np.float64)
+        return cls(scores, column("tokens"), source, [*scored], len(every) - len(good))
 
     def kept(self, bounds: Mapping[str, tuple[float, float]]) -> "NDArray[np.bool_]":
         """Returns which rows are within all bounds."""
@@ -199,7 +236,7 @@ class _Table:
         return within
 
 
-def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, float]]) -> ToolReport:
+def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, float]], examples: Tally) -> ToolReport:
     """Adds how the scores are distributed, what they have to do with length, and what is kept by them."""
     import numpy as np
 
@@ -216,6 +253,19 @@ def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, fl
         "length is one by length."
     )
     tables = [*report.tables, Table("Scores", header, rows, note)]
+    if len(table.titles) > 1:
+        parts = [(title, table.source == number) for number, title in enumerate(table.titles)]
+        means = [
+            [
+                title,
+                int(mine.sum()),
+                float(table.tokens[mine].mean()),
+                *(float(v[mine].mean()) for v in table.scores.values()),
+            ]
+            for title, mine in parts
+            if mine.any()
+        ]
+        tables.append(Table("Means by source", ["source", "rows", "tokens a row", *table.scores], means))
     summary = [*report.summary]
     if table.unscored:
         summary.append(f"{table.unscored:,} rows have no score")
@@ -238,4 +288,5 @@ def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, fl
         header = ["scored rows", "rows", "tokens a row", *table.scores]
         tables.append(Table("What is kept, beside all", header, compared, note))
     plots = [*report.plots, *(histogram(name, values) for name, values in table.scores.items() if len(values))]
-    return dataclasses.replace(report, summary=summary, tables=tables, plots=plots)
+    tallies = {**report.tallies, "Rows at either end": examples}
+    return dataclasses.replace(report, summary=summary, tables=tables, plots=plots, tallies=tallies)

@@ -146,6 +146,12 @@ def test_rows_are_kept_by_quantile_and_threshold_and_every_other_is_counted(
     [left] = found["counts"]["Left out"]
     assert (left["count"], left["name"]) == (12 - len(upper), f"ifd below {ranked[6]:.6g}")
     assert any("IFD is above 1" in line for line in found["summary"])
+    ends = {entry["name"]: entry["examples"] for entry in found["counts"]["Rows at either end"]}
+    assert len(ends["lowest ifd"]) == 10
+    assert {one["detail"] for one in ends[f"ifd just below {ranked[6]:.6g}"]} == {f"ifd {x:.6g}" for x in ranked[:6]}
+    assert {one["detail"] for one in ends[f"ifd at {ranked[6]:.6g} and just above"]} == {
+        f"ifd {value:.6g}" for value in ranked[6:]
+    }
     table = next(table for table in found["tables"] if table["title"] == "What is kept, beside all")
     assert [row[:2] for row in table["rows"]] == [["all", 12], ["kept", len(upper)]]
     both: Any = {"ifd": Bounds(max=ranked[8]), "loss": Bounds(min=0.0, max=100.0)}
