@@ -99,7 +99,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=60)
