@@ -4,7 +4,7 @@ import hashlib
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from ..chat_templates.errors import PosttrainError
 from .errors import DataError
 from .files import write_atomic
+from .spec import SourceSpec
 from .tool import Sources, Tool
 from .tool_report import percent
 
@@ -95,15 +96,17 @@ class Tokenizer(Tool):
         """
         from transformers import PreTrainedTokenizerFast
 
-        total = sum(len(text.encode(errors="surrogatepass")) for text in self._texts())
+        total = sum(
+            len(text.encode(errors="surrogatepass")) for text in texts_of_sources(self.sources, self.max_bad_share)
+        )
         share = min(1.0, self.max_bytes / max(total, 1))
         used = 0
 
         def sample() -> Iterator[str]:
             nonlocal used
-            for text in self._texts():
+            for text in texts_of_sources(self.sources, self.max_bad_share):
                 data = text.encode(errors="surrogatepass")
-                if share == 1 or _place(data) < share:
+                if share == 1 or hash_place(data) < share:
                     used += len(data)
                     yield text
 
@@ -203,19 +206,24 @@ class Tokenizer(Tool):
         specials = [(token, least * (len(token.encode()) + 1)) for token in self.special_tokens]
         return specials + pieces
 
-    def _texts(self) -> Iterator[str]:
-        """Yields all texts in the rows of the sources."""
-        from .dataset import load
 
-        kinds: Any = ("text", "messages", "prompt_completion")
-        for source in self.sources:
-            for _, row in load(source, Path(), kinds, max_bad_share=self.max_bad_share):
-                for key in ("text", "prompt", "completion", "messages"):
-                    yield from _strings(row.get(key))
+def texts_of_sources(sources: Sequence[SourceSpec], max_bad_share: float) -> Iterator[str]:
+    """Yields every text, prompt, completion and message of the rows of sources.
+
+    Raises:
+        DataError: A source cannot be read, has no text, or too many bad rows.
+    """
+    from .dataset import load
+
+    kinds: Any = ("text", "messages", "prompt_completion")
+    for source in sources:
+        for _, row in load(source, Path(), kinds, max_bad_share=max_bad_share):
+            for key in ("text", "prompt", "completion", "messages"):
+                yield from _strings(row.get(key))
 
 
-def _place(data: bytes) -> float:
-    """Returns a number from 0 to 1 that only the text decides."""
+def hash_place(data: bytes) -> float:
+    """Returns a number from 0 to 1 that the text alone decides, to choose texts by."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) / 2**64
 
 

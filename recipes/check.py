@@ -291,9 +291,11 @@ def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
     """Says which tokens the model has yet to learn, and how many parameters that is under adapters."""
     if not job.new_tokens:
         return []
-    names = " ".join(job.tokenizer.convert_ids_to_tokens(list(job.new_tokens)))
+    names = " ".join(job.tokenizer.convert_ids_to_tokens(list(job.new_tokens[:_NAMED])))
+    more = f" and {len(job.new_tokens) - _NAMED:,} more" if len(job.new_tokens) > _NAMED else ""
+    why = "which the template added" if job.added else "by which its tokenizer was extended"
     rows = f", {size.new_tokens:,} parameters in float32" if size.new_tokens else ""
-    return [f"new tokens: {names}, which the template added and the model has to learn{rows}"]
+    return [f"new tokens: {names}{more}, {why} and the model has to learn{rows}"]
 
 
 def _count(number: float) -> str:
@@ -309,6 +311,7 @@ def _count(number: float) -> str:
 # What a trainer refuses, it mostly refuses when it is built, at the first step or at the first evaluation, in words of
 # its own library. No list of such refusals stays complete, so `check` lets the trainer itself decide.
 
+_NAMED = 8  # new tokens that are called by their names
 _ROW_TOKENS = 16
 _STEPS_OF_ROWS = 4
 _DROPPED = (

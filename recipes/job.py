@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data_tools.extend_tokenizer import new_tokens_of
 from .errors import RecipeError
 from .load import Loaded
 from .model import choose_template, load_tokenizer
@@ -35,9 +36,10 @@ class Job:
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
-        """The ids of the added tokens that a model must learn: all but padding."""
+        """The ids of the tokens that a model must learn: those added, but padding, and those it was extended by."""
         learned = [token for token in self.added if token != self.tokenizer.pad_token]
-        return tuple(self.tokenizer.convert_tokens_to_ids(token) for token in learned)  # type: ignore[misc]
+        added: Any = self.tokenizer.convert_tokens_to_ids(learned)
+        return (*new_tokens_of(Path(str(self.loaded.recipe.model.name_or_path))), *added)
 
     @property
     def run_dir(self) -> Path:

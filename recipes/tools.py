@@ -27,6 +27,10 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "decontaminate": ("posttrain.recipes.model_tools:Decontaminate", "Find and remove rows that hold items of tests."),
     "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),
     "explain": ("posttrain.data_tools.explain:Explain", "Show why a row went, beside the one that stays for it."),
+    "extend_tokenizer": (
+        "posttrain.recipes.tokenizer_tools:ExtendTokenizer",
+        "Extend a model's tokenizer by merges learnt on rows.",
+    ),
     "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
     "prepare": ("posttrain.recipes.prepare_data:Prepare", "Mix and tokenise a recipe's rows; say where they are from."),
     "quality": ("posttrain.data_tools.quality:Quality", "Score rows by a classifier trained on good and bad ones."),
