@@ -167,18 +167,26 @@ class LoadedModel:
         Raises:
             EvalError: The checkpoint has a head of classes, or is a masked language model.
         """
-        if self.is_masked:
-            raise EvalError(
-                f"this needs a causal language model, but the checkpoint is a masked one ({type(self.model).__name__})",
-                where=task,
-                hint="its `eval_loss` is in the run's log; the stage `classify` trains it for a task",
-            )
+        self.refuse_masked(task)
         if self.outputs is not None:
             raise EvalError(
                 "this task needs a language model, but the checkpoint is a classifier "
                 f"({type(self.model).__name__}, {self.outputs} outputs)",
                 where=task,
                 hint="score classifiers with `classification`, reward models with `pairs`",
+            )
+
+    def refuse_masked(self, where: str) -> None:
+        """Refuses a masked language model, where text is read from its beginning on.
+
+        Raises:
+            EvalError: The checkpoint is one.
+        """
+        if self.is_masked:
+            raise EvalError(
+                f"this needs a causal language model, but the checkpoint is a masked one ({type(self.model).__name__})",
+                where=where,
+                hint="its `eval_loss` is in the run's log; the stage `classify` trains it for a task",
             )
 
     def needs_reward_model(self, where: str, hint: str) -> None:

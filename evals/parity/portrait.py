@@ -263,7 +263,11 @@ def portray(name: str, loaded: LoadedModel, material: Material) -> Portrait:
         name: What this form is called.
         loaded: The model.
         material: What it is tried on.
+
+    Raises:
+        EvalError: It is a masked language model.
     """
+    loaded.refuse_masked(name)
     tokenizer: Any = loaded.tokenizer
     template = from_tokenizer(tokenizer) if tokenizer.chat_template else None
     encoder = TextEncoder(tokenizer, template)

@@ -18,7 +18,8 @@ from posttrain.data_tools.files import hash_file
 from posttrain.data_tools.masking import Masking, fixed_tokens
 from posttrain.evals import checkpoints
 from posttrain.evals.errors import EvalError
-from posttrain.evals.models import load_language_model
+from posttrain.evals.models import load_language_model, load_model
+from posttrain.evals.parity.portrait import gather, portray
 from posttrain.recipes.check import check_all
 from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
@@ -120,6 +121,9 @@ def test_the_trained_encoder_is_a_body_for_a_classifier_and_no_language_model_to
     trained = run(make_recipe(BERT))
     with pytest.raises(EvalError, match=r"needs a causal language model, .* masked one \(BertForMaskedLM\)"):
         load_language_model(str(trained))
+    masked = load_model(str(trained), device="cpu")
+    with pytest.raises(EvalError, match="a masked one"):
+        portray("mine", masked, gather(masked, {}, quick=True))
     sections = {"model": {"name_or_path": str(trained)}}
     assert losses(run(make_recipe("classify", "head", sections=sections, max_steps=2)))
 
