@@ -201,27 +201,42 @@ def require_generation_marks(template: ChatTemplate) -> None:
         )
 
 
+class _Offsets(Sequence[Span]):
+    """The character range of each token of an encoding, made when it is looked at: a mask needs but a few."""
+
+    def __init__(self, encoding: Any):
+        self._encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self._encoding)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice) or not 0 <= number < len(self):
+            return self._encoding.offsets[number]
+        return self._encoding.token_to_chars(number)
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._encoding.offsets)
+
+
 @dataclass(frozen=True)
 class _Tokens:
     """Token ids and the character range of each, in order."""
 
     ids: list[int]
-    offsets: list[Span]
+    offsets: Sequence[Span]
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str], as_text: bool = False) -> list[_Tokens]:
-    batch = tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=as_text,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    return [_Tokens(ids, at) for ids, at in zip(batch["input_ids"], batch["offset_mapping"], strict=True)]
+    # What `tokenizer(texts)` calls, without the lists that it makes of every encoding.
+    rust: Any = tokenizer.backend_tokenizer
+    if rust.truncation is not None:
+        rust.no_truncation()
+    if rust.padding is not None:
+        rust.no_padding()
+    if rust.encode_special_tokens != as_text:
+        rust.encode_special_tokens = as_text
+    return [_Tokens(made.ids, _Offsets(made)) for made in rust.encode_batch(texts, add_special_tokens=False)]
 
 
 def _with_mask(
@@ -229,14 +244,17 @@ def _with_mask(
 ) -> Encoded:
     mask = [loss_on == "all"] * len(tokens.ids)
     straddling: list[int] = []
-    ends = [end for _, end in tokens.offsets]
     for span in rendered.spans if loss_on == "assistant" else ():
-        first, last, across = _tokens_inside(tokenizer, rendered.text, tokens, ends, span)
+        first, last, across = _tokens_inside(tokenizer, rendered.text, tokens, span)
         mask[first:last] = [True] * (last - first)
         straddling += across
     if straddling and not by_byte:
         return _with_mask(tokenizer, rendered, _byte_by_byte(rendered.text, tokens), loss_on, by_byte=True)
     return Encoded(tokens.ids, mask, tuple(straddling))
+
+
+def _end(span: Span) -> int:
+    return span[1]
 
 
 def _byte_by_byte(text: str, tokens: _Tokens) -> _Tokens:
@@ -254,25 +272,26 @@ def _byte_by_byte(text: str, tokens: _Tokens) -> _Tokens:
 
 
 def _tokens_inside(
-    tokenizer: "PreTrainedTokenizerBase", text: str, tokens: _Tokens, ends: list[int], span: Span
+    tokenizer: "PreTrainedTokenizerBase", text: str, tokens: _Tokens, span: Span
 ) -> tuple[int, int, list[int]]:
     """Finds the tokens ``first:last`` that lie wholly inside a span, and those across one of its edges."""
     start, end = span
+    offsets, count = tokens.offsets, len(tokens.ids)
 
     def begin(i: int) -> int:
         # A tokenizer with trim_offsets leaves a token's leading space out of its offsets: count it in, so that such a
         # token is seen to lie across an edge. (Tokens that share the bytes of one character also share its offsets.)
-        return min(tokens.offsets[i][0], ends[i - 1]) if i else tokens.offsets[i][0]
+        return min(offsets[i][0], offsets[i - 1][1]) if i else offsets[i][0]
 
     across: list[int] = []
-    first = bisect_right(ends, start)
-    while first < len(ends) and begin(first) < start < ends[first]:
+    first = bisect_right(offsets, start, key=_end)
+    while first < count and begin(first) < start < offsets[first][1]:
         across.append(first)
         first += 1
-    last = bisect_right(ends, end, lo=min(first, len(ends)))
-    if last < len(ends) and begin(last) < end:
+    last = bisect_right(offsets, end, lo=min(first, count), key=_end)
+    if last < count and begin(last) < end:
         # A special token with rstrip=True (Phi-3's) reaches over the white space after it, yet is itself inside.
-        visible = text[: ends[last]].rstrip()
+        visible = text[: offsets[last][1]].rstrip()
         if tokens.ids[last] in tokenizer.added_tokens_decoder and len(visible) <= end:
             last += 1
         else:
@@ -454,7 +473,7 @@ def _tokenize_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, first: boo
     if not first:
         # A SentencePiece tokenizer puts a space before a text; after a newline it does not, and the newline is cut off.
         tokens = _byte_by_byte("\n" + piece, _tokenize(tokenizer, ["\n" + piece], as_text)[0])
-        cut = bisect_right([end for _, end in tokens.offsets], 1)
+        cut = bisect_right(tokens.offsets, 1, key=_end)
         if cut and (cut == len(tokens.ids) or tokens.offsets[cut][0] >= 1):
             return _Tokens(tokens.ids[cut:], [(start - 1, end - 1) for start, end in tokens.offsets[cut:]])
     return _tokenize(tokenizer, [piece], as_text)[0]

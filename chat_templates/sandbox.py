@@ -54,13 +54,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Calls a function from a template."""
         used = __self._used
-        if not hasattr(used, "steps"):
+        try:
+            used.steps += 1
+        except AttributeError:  # nothing has begun a render in this thread
             __self.start()
-        used.steps += 1
         if used.steps > MOST_STEPS:
             raise LimitError(f"it takes more than {MOST_STEPS:,} steps")
         if time.monotonic() > used.end:
             raise LimitError(f"it takes more than {MOST_SECONDS:g} seconds")
+        if getattr(__obj, "__func__", None) is Sandbox.same:  # ours, and half of all calls: nothing to look into
+            return measured(*args) if args else None
         method = getattr(__obj, "__wrapped__", __obj)
         whose = getattr(method, "__self__", None)
         values = (whose, *args) if isinstance(whose, str) else args
@@ -70,7 +73,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Calculates, unless the result were a giant."""
         size = 0
-        if isinstance(left, int) and isinstance(right, int):
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            size = len(left) + len(right)
+        elif isinstance(left, int) and isinstance(right, int):
             powers = max(left.bit_length(), 1) * max(right, 1)
             size = 64 * (powers if operator == "**" else left.bit_length() + right.bit_length())
         elif operator == "*":
@@ -87,8 +92,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _written(self, value: Any) -> Any:
         """Counts what is written."""
         text = value if isinstance(value, str) else str(measured(value)) if isinstance(value, list | dict) else ""
-        self._used.written = getattr(self._used, "written", 0) + len(text)
-        if self._used.written > MOST_CHARACTERS:
+        used = self._used
+        used.written = getattr(used, "written", 0) + len(text)
+        if used.written > MOST_CHARACTERS:
             raise LimitError(f"it writes more than {MOST_CHARACTERS:,} characters")
         return value
 

@@ -5,6 +5,7 @@ one source, whatever the mixture it is part of; ``<key>`` holds finished rows. C
 tokenises nothing again, save texts to classify, which are cut as the tokenizer cuts them.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +123,8 @@ def prepare(
     reading = _Reading(base_dir, tuple(accepts), spec.max_bad_share, encoder, cache_dir, num_proc)
     contents = tuple(content_hash(source, base_dir) for source in sources)
     columns = [_number_columns(spec, source) if split == "train" else () for source in sources]
-    names = [_source_key(*each, reading) for each in zip(sources, contents, columns, strict=True)]
+    makes = {"tokenizer": _tokenizer_hash(tokenizer), "template": template and fingerprint(template, tokenizer)}
+    names = [_source_key(*each, reading, makes) for each in zip(sources, contents, columns, strict=True)]
 
     def build(folder: Path) -> dict[str, Any]:
         examples = [_tokenised(*each, reading) for each in zip(sources, names, columns, strict=True)]
@@ -183,15 +185,16 @@ class _Reading:
     num_proc: int
 
 
-def _source_key(source: "SourceSpec", content: str, columns: tuple[str, ...], reading: _Reading) -> str:
+def _source_key(
+    source: "SourceSpec", content: str, columns: tuple[str, ...], reading: _Reading, makes: dict[str, Any]
+) -> str:
     """Names the tokens of one source, and the columns of numbers beside them; weights and name change none of them."""
     encoder = reading.encoder
     decides = {
         "version": CACHE_VERSION,
         "content": content,
         "source": source.model_dump(mode="json", exclude={"weight", "row_weight", "name"}),
-        "tokenizer": _tokenizer_hash(encoder.tokenizer),
-        "template": fingerprint(encoder.template, encoder.tokenizer) if encoder.template else None,
+        **makes,
         "accepts": reading.accepts,
     }
     if columns:
@@ -209,12 +212,21 @@ def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     if backend is None:
         rules: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), repr(sorted(tokenizer.init_kwargs.items()))]
     else:
-        rust = tokenizers.Tokenizer.from_str(backend.to_str())
-        rust.no_truncation()  # these two follow the last call, and we use neither
-        rust.no_padding()
-        rules = [rust.to_str(), tokenizers.__version__]
+        rules = [_without_lengths(backend.to_str()), tokenizers.__version__]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return hash_json([rules, special, tokenizer.eos_token_id, bool(getattr(tokenizer, "split_special_tokens", False))])
+
+
+def _without_lengths(text: str) -> str:
+    """Returns a tokenizer's JSON without truncation and padding, which follow the last call: we use neither.
+
+    They stand first; reading and writing the vocabulary behind them would take longer than tokenising a small source.
+    """
+    for key in ('"truncation":', '"padding":'):
+        begin = text.index(key) + len(key)
+        _, end = json.JSONDecoder().raw_decode(text, begin)
+        text = text[:begin] + "null" + text[end:]
+    return text
 
 
 def _tokenised(source: "SourceSpec", key: str, columns: tuple[str, ...], reading: _Reading) -> Examples:
