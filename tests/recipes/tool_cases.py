@@ -23,6 +23,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "clean": ("--presets", "c4"),
     "compare_tokenizers": ("--tokenizers", "{model}"),
     "decontaminate": ("--items", "{items}"),
+    "extend_tokenizer": ("--model", "{model}", "--min-frequency", "2", "--new-tokens", "20", "--measure", "2"),
     "quality": ("--good", "{good}", "--bad", "{bad}"),
     "score_rows": ("--model", "{model}"),
     "semantic": ("--model", "wordllama"),
