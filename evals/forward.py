@@ -203,7 +203,7 @@ def _token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int, *
 def weighted_means(model: Any, rows: Rows, batch_size: int) -> "np.ndarray":
     """Embeds rows as the mean of their last hidden states, each weighted by its place.
 
-    The i-th of n tokens weighs i / (1 + ... + n) (SGPT, Muennighoff 2022, arXiv:2202.08904, section 3.1.1), so that
+    The i-th of n tokens weighs i / (1 + ... + n) (SGPT, Muennighoff 2022, arXiv:2202.08904), so that
     later tokens, which have seen more, count more. Padding has no part in it.
 
     Args:

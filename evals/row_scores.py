@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOO_LONG = "longer than the model takes"
 NO_TOKENS = "no token to score"
+CERTAIN = "certain without its prompt"
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class Likelihood:
     def ifd(self) -> float:
         """The instruction-following difficulty: the loss given the prompt over the loss without it.
 
-        Both are means over the tokens of the answer (Li et al. 2024, arXiv:2308.12032, section 2.2). Superfiltering's
-        ratio of perplexities (arXiv:2402.00530) ranks rows otherwise.
+        Both are means over the tokens of the answer: the conditioned over the direct answer score (Li et al. 2024,
+        arXiv:2308.12032). Superfiltering's ratio of perplexities (arXiv:2402.00530) ranks rows otherwise.
         """
         assert self.alone is not None, "the caller has asked for it"
         return self.nats / self.alone
 
     @property
     def ifd_perplexity(self) -> float:
-        """The perplexity given the prompt over that without it (Li et al. 2024, arXiv:2402.00530, equation 3)."""
+        """The perplexity given the prompt over that without it (Li et al. 2024, Superfiltering, arXiv:2402.00530)."""
         assert self.alone is not None, "the caller has asked for it"
         return math.exp(min((self.nats - self.alone) / self.tokens, 700.0))
 
@@ -156,7 +157,8 @@ def answer_likelihoods(
                 first.append(len(context) + skipped)
     nats = iter(_nats(loaded, passes, first, batch_size))
     for number, (tokens, size) in sizes.items():
-        found[number] = Likelihood(tokens, size, next(nats), next(nats) if alone else None)
+        likely = Likelihood(tokens, size, next(nats), next(nats) if alone else None)
+        found[number] = RowError(CERTAIN) if likely.alone == 0 else likely  # which nothing can be divided by
     return [one for one in found if one is not None]
 
 

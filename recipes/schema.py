@@ -190,11 +190,12 @@ class ObjectiveSpec(Section):
     name: Literal["mlm"]
     """`mlm`: masked language modelling, for encoders."""
     mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """The probability with which a token is chosen to be predicted; special tokens never are. ModernBERT's is .3."""
+    """The probability with which a token is chosen to be predicted; special tokens never are. ModernBERT was made
+    with .3 (Warner et al. 2024, arXiv:2412.13663), and with the shares below."""
     mask_replace_prob: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """The share of chosen tokens that the mask token stands for. ModernBERT's is 1."""
+    """The share of chosen tokens that the mask token stands for."""
     random_replace_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The share that any token of the vocabulary stands for; the rest stay as they are. ModernBERT's is 0."""
+    """The share that any token of the vocabulary stands for; the rest stay as they are."""
     whole_word: bool = False
     """Whether all pieces of a word are chosen together; for WordPiece vocabularies, whose pieces begin with `##`."""
 
