@@ -206,7 +206,16 @@ def test_mutated_recipes_are_decided_alike_and_without_a_traceback(models: dict[
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGE_RECIPES) - {"kto"}))
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *("classify", "grpo", "sft"),  # a stage of each way of taking rows
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in sorted(set(STAGE_RECIPES) - {"kto", "classify", "grpo", "sft"})
+        ),
+    ],
+)
 def test_rows_are_trained_on_in_the_order_of_the_data_section(make_recipe: Make, stage: str) -> None:
     def rows_in_turn(order: str) -> list[int]:
         loaded = load(make_recipe(stage), [f"data.order={order}"])

@@ -44,9 +44,9 @@ def logged(recipe: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
-        ("sft", {}),
+        pytest.param("sft", {}, marks=pytest.mark.slow),
         ("sft", {"packing": True}),
-        ("pretrain", {"packing": True, "packing_strategy": "wrapped"}),
+        pytest.param("pretrain", {"packing": True, "packing_strategy": "wrapped"}, marks=pytest.mark.slow),
         ("distill", {"alpha": 1.0, "chunk": 16}),
     ],
 )
