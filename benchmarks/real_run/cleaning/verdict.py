@@ -2,8 +2,9 @@
 
     python benchmarks/real_run/cleaning/verdict.py runs/cleaning
 
-Documents are paired. Where a side has several seeds, the difference is the mean over seeds, and its error holds the
-documents and the seeds: the two variances are added, and Student's t has the degrees of freedom of the smaller count.
+Documents are paired. Where a side has several seeds, the difference is the mean over seeds, and its error holds both
+the documents and the seeds: their variances are added, and Student's t has the degrees of freedom of Satterthwaite, "An
+approximate distribution of estimates of variance components", Biometrics Bulletin 2 (1946).
 All rows of the page are one family (Holm).
 """
 
@@ -23,7 +24,7 @@ def items(folder: Path) -> dict[str, tuple[float, Items]]:
     for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines():
         score = json.loads(line)
         path = samples_path(folder, score)
-        value = score["metrics"]["bits_per_byte"]["value"]
+        value = next(one["value"] for one in score["metrics"] if one["name"] == "bits_per_byte")
         documents = path and read_items(path, "bits_per_byte", value)
         if documents:
             found[score["task"]] = (value, documents)
@@ -34,10 +35,11 @@ def difference(cleaned: list[Items], raw: list[Items]) -> Difference:
     """Estimates the difference of two sides, a run for each seed."""
     by_seed = np.array([one.values - other.values for one, other in zip(cleaned, raw, strict=True)])
     documents = by_seed.mean(axis=0)
-    variance, df = documents.var(ddof=1) / len(documents), len(documents) - 1
+    parts = [(documents.var(ddof=1) / len(documents), len(documents) - 1)]
     if len(by_seed) > 1:
-        variance += by_seed.mean(axis=1).var(ddof=1) / len(by_seed)
-        df = min(df, len(by_seed) - 1)
+        parts.append((by_seed.mean(axis=1).var(ddof=1) / len(by_seed), len(by_seed) - 1))
+    variance = sum(part for part, _ in parts)
+    df = variance**2 / sum(part**2 / free for part, free in parts)
     return from_error(float(documents.mean()), math.sqrt(variance), len(documents), df, "t")
 
 
