@@ -66,6 +66,10 @@ class Convert(RowTool):
             if not chosen.any():
                 hint = "a larger share; rows that are alike, or of one prompt, are not parted"
                 raise DataError(f"no rows can be held out at a share of {self.held_out:g}", where="held_out", hint=hint)
+            for number, source in enumerate(self.sources):
+                if chosen[clusters.sources == number].all():
+                    what = f"a share of {self.held_out:g} leaves no row to train on"
+                    raise DataError(what, where=source.title, hint="a smaller share")
             apart = clusters.places(chosen)
             tables.append(self._table(clusters, chosen))
 
@@ -87,10 +91,6 @@ class Convert(RowTool):
                     raise DataError(what, where=title, hint="say what they are with `format:` or a mapping")
             return dataclasses.replace(
                 report,
-                summary=[
-                    *report.summary,
-                    *(f"{found.held_out:,} rows of {title} are held out" for title, found in counts.items() if tables),
-                ],
                 tables=[*report.tables, *tables],
             )
 

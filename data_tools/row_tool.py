@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
@@ -34,6 +35,7 @@ from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolRepo
 BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 1 << 24
 UNREADABLE = "unreadable"
+_FILES = ("file", "held_out_file")  # of a source, in a report
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
 _KEPT, _HELDOUT = ".jsonl", ".heldout"  # what the rows of a block are in
@@ -228,6 +230,7 @@ class RowTool(Tool):
             files, apart = ({title: f"{folder}/{name}" for title, name in files.items()} for folder in self.folders)
         written = [*files.values(), *apart.values()] if self.writes_rows else []
         _refuse_own(self.sources, [output_dir / name for name in written])
+        _refuse_left_over(output_dir, written)
         counts: dict[str, Counts] = {}
         plan = self.plan(work)
         blocks = Blocks(self.sources, plan.decider, work, self.writes_rows)
@@ -238,8 +241,8 @@ class RowTool(Tool):
                 blocks.settle(number)
             counts[source.title] = blocks.gather(number)
             _check(source, counts[source.title], self.max_bad_share)
-        report = row_report(_snake(type(self).__name__), arguments, counts, files if self.writes_rows else {})
-        report = plan.add(report, counts)
+        names = (files, apart) if self.writes_rows else ({}, {})
+        report = plan.add(row_report(_snake(type(self).__name__), arguments, counts, *names), counts)
         for names, pattern in ((files, f"*{_KEPT}"), (apart, f"*{_HELDOUT}")):
             for number, name in enumerate(names.values() if self.writes_rows else ()):
                 join(sorted((work / str(number)).glob(pattern)), output_dir / name)
@@ -281,6 +284,18 @@ def _refuse_own(sources: Sequence[SourceSpec], outputs: Sequence[Path]) -> None:
             if inside or (glob.has_magic(source.path) and fnmatch.fnmatch(str(written), str(path.absolute()))):
                 what = "its rows would be written among what is read, and be read the next time"
                 raise DataError(what, where=source.title, hint="name another folder: -o")
+
+
+def _refuse_left_over(folder: Path, written: Sequence[str]) -> None:
+    """Refuses a folder that holds rows of another call which would stand beside this one's, and be read with them."""
+    earlier = [
+        file[name] for file in (read_json(folder / REPORT) or {}).get("files", ()) for name in _FILES if name in file
+    ]
+    left = [name for name in earlier if name and name not in written and (folder / name).exists()]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        what = f"holds rows of an earlier call that this one would not write over: {left[0]}{more}"
+        raise DataError(what, where=str(folder), hint="name another folder: -o, or remove that one")
 
 
 class TextTool(RowTool):
@@ -569,7 +584,11 @@ def _check(source: SourceSpec, counts: Counts, max_bad_share: float) -> None:
 
 
 def row_report(
-    tool: str, arguments: Mapping[str, Any], counts: Mapping[str, Counts], files: Mapping[str, str]
+    tool: str,
+    arguments: Mapping[str, Any],
+    counts: Mapping[str, Counts],
+    files: Mapping[str, str],
+    apart: Mapping[str, str] = MappingProxyType({}),
 ) -> ToolReport:
     """Returns rows in and out of each source, every reason and change with examples, and distributions.
 
@@ -578,15 +597,21 @@ def row_report(
         arguments: What it was told.
         counts: By the source's title.
         files: The file of each source; none where rows are only counted.
+        apart: The file of its held-out rows, if there are any.
     """
-    summary, rows, total = [], [], Counts()
+    summary, rows, entries, total = [], [], [], Counts()
     what = "left out" if files else "unreadable"
     for title, found in counts.items():
         total.merge(found)
-        gone = found.rows - found.kept
+        gone, kept = found.rows - found.kept, found.kept - found.held_out
         shown = f"{title} → {files[title]}" if files else title
-        summary.append(f"{shown}: {found.kept:,} of {found.rows:,} rows, {gone:,} {what}")
-        rows.append([title, files.get(title, ""), found.rows, gone, found.kept, percent(found.kept, found.rows)])
+        held = f", {found.held_out:,} held out" if title in apart else ""
+        summary.append(f"{shown}: {kept:,} of {found.rows:,} rows{held}, {gone:,} {what}")
+        rows.append([title, files.get(title, ""), found.rows, gone, kept, percent(kept, found.rows)])
+        entry = {"source": title, "file": files.get(title, ""), "rows": found.rows, "removed": gone, "kept": kept}
+        if title in apart:
+            entry |= {"held_out_file": apart[title], "held_out": found.held_out}
+        entries.append(entry | {"reasons": dict(found.reasons.counts)})
     table = Table("Rows", ["source", "file", "rows in", "left out", "rows out", "kept"], rows)
     if not files:
         table = Table("Rows", ["source", "rows", what], [[title, read, gone] for title, _, read, gone, *_ in rows])
@@ -594,7 +619,7 @@ def row_report(
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
     groups = group_tables(counts, bool(files))
     plots += [Plot(f"Rows by {name}", name, bars) for name, bars in group_bars(total).items()]
-    more = {"files": [dict(zip(("source", "file", "rows", "removed", "kept"), row, strict=False)) for row in rows]}
+    more = {"files": entries}
     return ToolReport(f"posttrain data {tool}", arguments, summary, [table, *groups], plots, tallies, more)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ class Prepare(Tool):
             reports = []
             for split, prepared in splits:
                 if prepared is None:
+                    (output_dir / f"{split}.parquet").unlink(missing_ok=True)  # of an earlier call
                     continue
                 _write(prepared, output_dir / f"{split}.parquet")
                 sources = data.train if split == "train" else data.eval or ()
@@ -117,20 +119,20 @@ class _Split:
             f"{self.name}: how each source came to be",
             ["source", "step", "rows in", "rows out", "kept", "most went for"],
             steps,
-            "From the reports of the data tools beside the files, the first step first. What most rows went for is "
-            "counted over all sources of the step.",
+            "From the reports of the data tools beside the files, the first step first.",
         )
         return [mixture, way] if steps else [mixture]
 
-    def lengths(self) -> Plot:
-        """Returns how many tokens rows have."""
-        spread = Spread()
-        column = next(name for name in self.prepared.dataset.column_names if name.endswith("ids"))
-        batches: Any = self.prepared.dataset.select_columns([column]).iter(_ROWS)
+    def lengths(self) -> list[Plot]:
+        """Returns how many tokens rows have: each part of them that is tokenised before training."""
+        columns = [name for name in self.prepared.dataset.column_names if name.endswith("ids")]
+        spreads = {name: Spread() for name in columns}
+        batches: Any = self.prepared.dataset.select_columns(columns).iter(_ROWS) if columns else ()
         for batch in batches:
-            for ids in batch[column]:
-                spread.add(len(ids))
-        return spread.plot(f"{self.name}: tokens of a row", f"tokens ({column})")
+            for name, spread in spreads.items():
+                for ids in batch[name]:
+                    spread.add(len(ids))
+        return [spread.plot(f"{self.name}: tokens of {name}", "tokens") for name, spread in spreads.items()]
 
     def dropped(self) -> Tally:
         """Returns why rows could not be used."""
@@ -147,7 +149,7 @@ class _Split:
         tally = Tally()
         first: Any = self.prepared.dataset.select(range(min(EXAMPLES, len(self.prepared.dataset))))
         for number, row in enumerate(first):
-            parts = [self.tokenizer.decode(ids) for name, ids in row.items() if name.endswith("ids")]
+            parts = [self.tokenizer.decode(ids) for name, ids in row.items() if name.endswith("ids")] or [str(row)]
             tally.add(f"the first rows of {self.name}.parquet", f"row {number}", "\n---\n".join(parts))
         return tally
 
@@ -167,7 +169,7 @@ def _report(arguments: Mapping[str, Any], splits: Sequence[_Split]) -> ToolRepor
         arguments,
         [line for split in splits for line in split.summary()],
         [table for split in splits for table in split.tables()],
-        [split.lengths() for split in splits],
+        [plot for split in splits for plot in split.lengths()],
         ({"Not usable": dropped} if dropped.counts else {}) | {"As the model reads them": rows},
         {"fingerprints": {split.name: split.prepared.fingerprint for split in splits}},
     )
@@ -180,31 +182,62 @@ def _files(source: SourceSpec, folder: Path) -> list[Path]:
 def _steps(file: Path) -> Iterator[list[Any]]:
     """Yields what data tools did on the way to a file, the last first, as far back as their reports are there."""
     seen: set[Path] = set()
+    read = None  # rows that the later tool read, by which an earlier one's report is known to be of these rows
     while file.resolve() not in seen:
         seen.add(file.resolve())
-        report = read_json(file.parent / REPORT) or {}
-        entry = next((one for one in report.get("files", []) if one.get("file") == file.name), None)
-        if entry is None:
+        found = _entry(file)
+        if found is None or (read is not None and found.kept != read):
             return
-        went = [f"{reason['name']} ({reason['count']:,})" for reason in report["counts"].get("Left out", ())]
-        step = report["title"].removeprefix("posttrain data ")
-        rows, kept = entry["rows"], entry["kept"]
-        yield [step, rows, kept, percent(kept, rows), "; ".join(went[:_REASONS])]
-        made_of = next((one for one in report["arguments"]["sources"] if _title(one) == entry["source"]), None)
+        ranked = sorted(found.entry["reasons"].items(), key=lambda item: -item[1])
+        went = [f"{reason} ({count:,})" for reason, count in ranked]
+        if "held_out" in found.entry:
+            went.insert(0, f"held out ({found.entry['held_out']:,})")
+        read = found.entry["rows"]
+        yield [found.step, read, found.kept, percent(found.kept, read), "; ".join(went[:_REASONS])]
+        before = _file_of(found)
+        if before is None:
+            return
+        file = before
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a tool's report says of one of its files: the tool, its folder and arguments, the entry, how many rows."""
+
+    step: str
+    folder: Path
+    arguments: Mapping[str, Any]
+    entry: Mapping[str, Any]
+    kept: int
+
+
+def _entry(file: Path) -> _Made | None:
+    """Finds the report that a file of rows belongs to: beside it, or above the folder of a split."""
+    for folder in (file.parent, file.parent.parent):
+        report = read_json(folder / REPORT) or {}
+        for one in report.get("files", ()):
+            for name, count in (("file", "kept"), ("held_out_file", "held_out")):
+                if one.get(name) and "reasons" in one and folder / one[name] == file:
+                    step = report["title"].removeprefix("posttrain data ")
+                    return _Made(step, folder, report["arguments"], one, one[count])
+    return None
+
+
+def _file_of(made: _Made) -> Path | None:
+    """Returns the file that a tool read, if it was one: from here, or from beside the tool's folder."""
+    sources = made.arguments.get("sources", ())
+    source = next((one for one in sources if (one.get("name") or one["path"]) == made.entry["source"]), None)
+    for here in (Path(), made.folder.parent) if source else ():
         try:
-            files = _files(SourceSpec.model_validate(made_of), Path()) if made_of else []
+            files = _files(SourceSpec.model_validate(source), here)
         except PosttrainError:  # no longer there
-            return
-        if len(files) != 1:
-            return
-        file = files[0]
+            continue
+        if len(files) == 1:
+            return files[0]
+    return None
 
 
 def _shown(title: str) -> str:
     """Returns a source's title, as a path from here if it is one below."""
     here = f"{Path.cwd()}{os.sep}"
     return title.removeprefix(here)
-
-
-def _title(source: Mapping[str, Any]) -> str:
-    return source.get("name") or source["path"]

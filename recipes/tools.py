@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from inspect import Parameter, Signature, getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -12,6 +12,8 @@ from ..chat_templates.errors import InputError, did_you_mean
 from ..data_tools.functions import function_file, load_function
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from ..data_tools.tool import Tool
 
 # Where each tool's model of its arguments is, imported when the tool is used, and the line that `--help` has for it.
@@ -76,6 +78,7 @@ def run_command(name: str, *arguments: str) -> None:
             raise typer.Exit
 
     def run(output: Path, json_schema: bool, **values: Any) -> None:
+        values = {key: _given(tool, key, value) for key, value in values.items()}
         checked = validate(tool, Document(Path(f"posttrain data {name}"), values))
         assert checked is not None, "no problem was raised, so it validated"
         print(checked.run(output) or output)
@@ -100,28 +103,73 @@ def _parameters(tool: type["Tool"]) -> list[Parameter]:
     from ..data_tools.specfile import parse_scalar
     from ..data_tools.tool import Source
 
-    def read_yaml(value: Any) -> Any:
-        return parse_scalar(value) if isinstance(value, str) else value  # else it is the default
-
     def read_source(value: Any) -> Any:
         return parse_scalar(value) if isinstance(value, str) and value.startswith("{") else value
 
     paths: dict[Any, Any] = {SourceSpec: str, list[Source]: list[str]}
-    plain = (bool, int, float, str, str | None, list[str])
     parameters = []
-    unnamed = next((key for key, field in tool.model_fields.items() if field.annotation in paths), None)
+    unnamed = _unnamed(tool)
     for key, field in tool.model_fields.items():
         kind, said = field.annotation, field.description
         if key == unnamed:
             sources = typer.Argument(help=said, parser=read_source, metavar=key)
             annotation = Annotated[paths[kind], sources]
-        elif (kind in plain and not field.metadata) or get_origin(kind) is Literal:
+        elif not _is_yaml(field):
             annotation = Annotated[kind, typer.Option(help=said)]
         else:
-            annotation = Annotated[str, typer.Option(help=said, parser=read_yaml, metavar="<yaml>")]
+            default = field.get_default(call_default_factory=True)
+            shown: Any = False if field.is_required() or default is None else str(default)
+            option = typer.Option(help=said, metavar="<yaml>", show_default=shown)
+            empty = Parameter.empty if field.is_required() else None
+            parameters.append(_parameter(key, Annotated[list[str] | None, option], empty))
+            continue
         default = Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
         parameters.append(_parameter(key, annotation, default))
     return parameters
+
+
+def _unnamed(tool: type["Tool"]) -> str | None:
+    """Returns the field that comes without a name: what the tool reads."""
+    from ..data_tools.spec import SourceSpec
+    from ..data_tools.tool import Source
+
+    return next((key for key, one in tool.model_fields.items() if one.annotation in (SourceSpec, list[Source])), None)
+
+
+def _is_yaml(field: "FieldInfo") -> bool:
+    """Says whether an option of this field takes YAML, rather than what the command line has words for."""
+    from pydantic import BeforeValidator
+
+    plain = (bool, int, float, str, str | None, list[str])
+    return not (
+        (field.annotation in plain and not any(isinstance(one, BeforeValidator) for one in field.metadata))
+        or get_origin(field.annotation) is Literal
+    )
+
+
+def _given(tool: type["Tool"], key: str, value: Any) -> Any:
+    """Returns what an option that may be any YAML was given: a list where it stands several times and is one.
+
+    Raises:
+        InputError: It stands several times and is no list.
+    """
+    from ..data_tools.specfile import parse_scalar
+    from ..data_tools.tool import comma_separated
+
+    field = tool.model_fields[key]
+    if value is None:
+        return field.get_default(call_default_factory=True)
+    if key == _unnamed(tool) or not _is_yaml(field) or not isinstance(value, list):
+        return value
+    read = [parse_scalar(text) for text in value]
+    if len(read) == 1:
+        return read[0]
+    if not any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation))):
+        raise InputError(f"stands {len(read)} times", where=f"--{key.replace('_', '-')}", hint="give it once")
+    found: list[Any] = []
+    for one in read:
+        found += one if isinstance(one, list) else comma_separated(one) if isinstance(one, str) else [one]
+    return found
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:

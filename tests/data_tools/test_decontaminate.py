@@ -73,6 +73,7 @@ def test_rows_with_items_are_removed_and_all_others_written_as_they_were(tmp_pat
         "rows": 302,
         "removed": 2,
         "kept": 300,
+        "reasons": {"quiz: n-grams": 2},
     }
     [reason] = report["counts"]["Left out"]
     assert (reason["name"], reason["count"]) == ("quiz: n-grams", 2)

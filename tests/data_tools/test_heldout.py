@@ -104,7 +104,7 @@ def test_each_source_gives_its_share_and_a_folder_has_two_splits(tmp_path: Path)
     said = Convert(sources=[SourceSpec(path=path) for path in sources], held_out=0.1).run(tmp_path / "out")
     assert len(read(tmp_path / "out" / "validation" / "a.jsonl")) == 8
     assert len(read(tmp_path / "out" / "validation" / "b.jsonl")) == round(0.1 * (len(rows) - 80))
-    assert f"8 rows of {sources[0]} are held out" in said
+    assert f"{sources[0]} → train/a.jsonl: 72 of 80 rows, 8 held out" in said
     counts = [
         len(list(read_rows(SourceSpec(path=str(tmp_path / "out"), split=split), tmp_path)))
         for split in ("train", "validation")
@@ -120,7 +120,14 @@ def test_bad_rows_are_counted_and_neither_side_has_them(tmp_path: Path) -> None:
     train, heldout = convert(path, tmp_path / "out", max_bad_share=0.5)
     assert len(train) + len(heldout) == len(rows)
     [file] = json.loads((tmp_path / "out" / "report.json").read_text())["files"]
-    assert (file["rows"], file["removed"], file["kept"]) == (len(rows) + 3, 3, len(rows))
+    assert (file["rows"], file["removed"], file["kept"]) == (len(rows) + 3, 3, len(train))
+    assert (file["held_out_file"], file["held_out"]) == ("validation/a.jsonl", len(heldout))
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": text} for text in texts(20)])
+    with pytest.raises(DataError, match=r"a share of 0\.99 leaves no row to train on"):
+        convert(path, tmp_path / "out", 0.99)
 
 
 def test_rows_that_are_all_alike_cannot_be_parted(tmp_path: Path) -> None:

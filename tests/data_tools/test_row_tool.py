@@ -62,6 +62,7 @@ def test_every_row_is_written_or_counted_with_examples(tmp_path: Path) -> None:
         "rows": 61,
         "removed": 31,
         "kept": 30,
+        "reasons": {"even": 30, "unreadable: not JSON": 1},
     }
     even, unreadable = found["counts"]["Left out"]
     assert (even["name"], even["count"], len(even["examples"])) == ("even", 30, 10)
@@ -257,3 +258,14 @@ def test_all_and_none_are_said_of_nothing_less() -> None:
         "0.0%", "<0.1%", "0.1%", "99.9%", ">99.9%", "100.0%",
     ]  # fmt: skip
     assert percent(0, 0) == "–"
+
+
+def test_a_folder_with_rows_of_another_call_is_refused_and_kept(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / f"{name}.jsonl", [{"text": name}]) for name in "ab")
+    Convert(sources=[SourceSpec(path=a), SourceSpec(path=b)]).run(tmp_path / "out")
+    with pytest.raises(DataError, match=r"holds rows of an earlier call that this one would not write over: b\.jsonl"):
+        Convert(sources=[SourceSpec(path=a)]).run(tmp_path / "out")
+    with pytest.raises(DataError, match=r"a\.jsonl and 1 more"):
+        Convert(sources=[SourceSpec(path=a), SourceSpec(path=b)], output_format="parquet").run(tmp_path / "out")
+    assert (tmp_path / "out" / "b.jsonl").exists()
+    Convert(sources=[SourceSpec(path=a), SourceSpec(path=b)], kind="text").run(tmp_path / "out")

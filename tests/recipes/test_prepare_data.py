@@ -1,6 +1,7 @@
 """The rows of a recipe in a file are those that training reads, and the page follows them back to their sources."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +25,16 @@ def made(tmp_path: Path, make_recipe: Callable[..., Path]) -> Path:
     ]
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 3))
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "seen seven times"}) + "\n")
-    for command in (["dedup", "raw.jsonl", "-o", "unique"], ["convert", "unique/raw.jsonl", "-o", "converted"]):
+    for command in (
+        ["dedup", "raw.jsonl", "-o", "unique"],
+        ["convert", "unique/raw.jsonl", "--held-out", "0.34", "-o", "converted"],
+    ):
         with pytest.raises(SystemExit, match="0"):
             run_command(*command)
-    train = [{"path": str(tmp_path / "converted/raw.jsonl"), "name": "words"}, {"path": str(tmp_path / "other.jsonl")}]
+    train = [
+        {"path": str(tmp_path / "converted/train/raw.jsonl"), "name": "words"},
+        {"path": str(tmp_path / "other.jsonl")},
+    ]
     return make_recipe(stage="pretrain", sections={"data": {"train": train}})
 
 
@@ -57,8 +64,22 @@ def test_the_page_follows_a_source_back_through_the_tools(
     assert [row[0] for row in sources["rows"]] == ["words", "other.jsonl"]
     assert way["rows"] == [
         ["words", "dedup", 12, 3, "25.0%", "exact duplicate (9)"],
-        ["words", "convert", 3, 3, "100.0%", ""],
+        ["words", "convert", 3, 2, "66.7%", "held out (1)"],
     ]
+    monkeypatch.chdir(tmp_path / "unique")  # the tools' paths are not found from here, but beside their folders
+    Prepare(recipe=str(tmp_path / "run.yaml")).run(tmp_path / "again")
+    assert json.loads((tmp_path / "again/report.json").read_text())["tables"][1]["rows"] == way["rows"]
+
+
+def test_prompts_have_a_page_too_and_rows_of_an_earlier_call_go(
+    tmp_path: Path, make_recipe: Callable[..., Path]
+) -> None:
+    recipe = make_recipe(stage="grpo")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/eval.parquet").write_bytes(b"of another recipe")
+    Prepare(recipe=str(recipe)).run(tmp_path / "out")
+    assert re.search(r"What is \d+\+\d+", (tmp_path / "out/report.html").read_text())
+    assert not (tmp_path / "out/eval.parquet").exists()
 
 
 def test_what_is_wrong_with_a_recipe_is_said_where_it_stands(tmp_path: Path, make_recipe: Callable[..., Path]) -> None:

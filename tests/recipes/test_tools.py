@@ -1,6 +1,7 @@
 """Every data tool is one model of its arguments: the command, a pipeline's step, its checks and its schema follow."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -179,3 +180,18 @@ def test_what_is_no_tool_is_said_where_it_stands(tmp_path: Path, tool: str, word
     assert words in str(caught.value)
     with pytest.raises(InputError):
         load_tool(tool)
+
+
+def test_an_option_that_stands_twice_is_a_list_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"text": "to ann@firm.org or 8.8.4.4"}\n')
+    with pytest.raises(SystemExit, match="0"):
+        run_command("scrub", "a.jsonl", "--kinds", "email", "--kinds", "card,iban", "-o", "out")
+    assert json.loads(Path("out/report.json").read_text())["arguments"]["kinds"] == ["email", "card", "iban"]
+    with pytest.raises(InputError, match="--thresholds: stands 2 times"):
+        run_command("clean", "a.jsonl", "--presets", "c4", "--thresholds", "{min_words: 1}", "--thresholds", "{}")
+    with pytest.raises(SystemExit, match="0"):
+        run_command("dedup", "--help")
+    assert re.search(r"--threshold <float>.*\[default: 0\.8\]", capsys.readouterr().out, re.DOTALL)
