@@ -105,6 +105,9 @@ class Dedup(TextTool):
     """Hashes of a band: a pair of similarity s is compared with probability 1 - (1 - s^rows)^bands, 99% at .8."""
     seed: Annotated[int, Field(ge=0)] = 1
     """Decides the hash functions."""
+    exact_join: bool = False
+    """Whether every pair at the threshold is found, in the place of 99% by `bands`: all n-grams of all rows are in
+    memory then, 1 kB for a row of 120 words."""
     remove: bool = True
     """Whether duplicates are left out; else all rows are written, with a column `duplicate_of`."""
 
@@ -252,7 +255,7 @@ class _Texts:
 
     def __init__(self, spec: Dedup, folder: Path, readers: "Sequence[Callable[[Row], str | list[str]]] | None" = None):
         self.spec = spec
-        self.bands = Bands(spec.bands if spec.match == NEAR else 0, spec.rows, spec.seed)
+        self.bands = Bands(spec.bands if spec.match == NEAR and not spec.exact_join else 0, spec.rows, spec.seed)
         sources = [*(spec.against or ()), *spec.sources]
         self.readers = list(zip(sources, readers or map(spec.unit_reader, sources), strict=True))
         parts: list[dict[str, Any]] = []
@@ -399,7 +402,7 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
     count = len(texts)
     kept, how, similarity = np.full(count, -1), np.zeros(count, np.int8), np.zeros(count)
     for number, hashes in ((0, texts.exact), (1, texts.words[:, None]))[: 1 if spec.match == "exact" else 2]:
-        first = _first_equal(hashes)
+        first = first_equal(hashes)
         go = (kept < 0) & (first < np.arange(count))
         if not spec.within:
             go &= first < texts.reference
@@ -434,8 +437,12 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
 
 def _comparer(texts: _Texts, left: "NDArray[np.int64]") -> tuple[Candidates, "Callable[..., NDArray[np.float64]]"]:
     """Returns which of some texts are worth comparing, and what gives the similarity of pairs of them."""
-    candidates = Candidates.of(texts.keys[left])
     wanted = np.zeros(len(texts), bool)
+    if texts.spec.exact_join:
+        wanted[left] = True
+        every = texts.shingles(wanted)
+        return Candidates.joined(every, texts.spec.threshold), lambda pairs: jaccard(every, pairs)
+    candidates = Candidates.of(texts.keys[left])
     for some in (candidates.pairs.ravel(), *candidates.buckets):
         wanted[left[some]] = True
     shingles = texts.shingles(wanted)
@@ -443,7 +450,7 @@ def _comparer(texts: _Texts, left: "NDArray[np.int64]") -> tuple[Candidates, "Ca
     return candidates, lambda pairs: jaccard(shingles, place[left[pairs]])
 
 
-def _first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":
+def first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":
     """Returns for each row of hashes the number of the first row that is equal."""
     order = np.lexsort((np.arange(len(hashes)), *hashes.T))
     ordered = hashes[order]
@@ -519,13 +526,13 @@ def cluster_rows(
 
     texts = _Texts(spec, folder, read)
     count = len(texts)
-    same = _first_equal(np.where(texts.lengths > 0, texts.words, texts.exact[:, 0])[:, None])
+    same = first_equal(np.where(texts.lengths > 0, texts.words, texts.exact[:, 0])[:, None])
     left = np.flatnonzero(same == np.arange(count))
     candidates, compare = _comparer(texts, left)
     near = left[join_alike(candidates, len(left), compare, spec.threshold)]
     prompts = np.fromiter(_prompt_hashes(spec.sources, read, read_prompt), np.uint64, count)
     with_prompt = np.flatnonzero(prompts)
-    of_prompt = with_prompt[_first_equal(prompts[with_prompt][:, None])]
+    of_prompt = with_prompt[first_equal(prompts[with_prompt][:, None])]
     firsts = np.concatenate([same, near[:, 0], of_prompt])
     seconds = np.concatenate([np.arange(count), near[:, 1], with_prompt])
     edges = coo_array((np.ones(len(firsts), bool), (firsts, seconds)), shape=(count, count))
@@ -564,6 +571,12 @@ def _least_alike(removals: Sequence[Removal]) -> Tally:
     return Tally({name: len(examples)}, {name: examples}) if examples else Tally()
 
 
+def _compared(spec: Dedup, bands: Bands, similarity: float) -> str:
+    if not spec.exact_join:
+        return f"{100 * bands.recall(similarity):.1f}%"
+    return "all" if similarity >= spec.threshold else "some"
+
+
 _NUMBA = " (numba takes half of the time: pip install 'posttrain[fast]')"
 
 
@@ -584,7 +597,7 @@ def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: T
     if found.near is not None:
         equal = int((found.how[found.kept >= 0] < HOW.index(NEAR)).sum())
         curve = [
-            [share, equal + int((found.near.nearness >= share).sum()), f"{100 * texts.bands.recall(share):.1f}%"]
+            [share, equal + int((found.near.nearness >= share).sum()), _compared(spec, texts.bands, share)]
             for share in _CURVE
         ]
         note = (

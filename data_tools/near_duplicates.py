@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 16  # shingles of which signatures are made at a time: what fits the cache of a core
 _PAIRED = 16  # members of a bucket of which every pair is looked at
+_JOINED = 1000  # members of a bucket of which an exact join looks at every pair
+_TABLE, _COUNTED, _CUT = np.uint64(24), np.uint64(12), np.uint64(38)  # bits of a join's table, counts and shingles
 _ROUNDS = 8  # texts that stay with which each of a larger bucket's is compared, at most
 _BITS = np.uint64(44)  # of a shingle's hash; the others number texts or pairs, so that one sort serves both
 _MANY = 1 << 20  # what those bits can number
@@ -199,6 +201,75 @@ class Candidates:
                 found = [np.unique(np.concatenate(found))]
         pairs = np.unique(np.concatenate(found))
         return cls(np.stack(np.divmod(pairs, max(count, 1)), axis=1), list(buckets.values()))
+
+    @classmethod
+    def joined(cls, shingles: Shingles, threshold: float) -> "Candidates":
+        """Finds every pair that can be ``threshold`` alike, so that none is missed: an exact join.
+
+        Of two texts that share enough shingles, at least one is among the rarest |x| - ceil(t |x|) + 1 of both (prefix
+        filter: Bayardo et al. 2007, "Scaling up all pairs similarity search", section 4), and the smaller has t times
+        the larger's (Xiao et al. 2008, "Efficient similarity joins for near duplicate detection", section 3.2).
+
+        Args:
+            shingles: Of all texts.
+            threshold: The least similarity that is looked for.
+        """
+        tokens, owners = _prefixes(shingles, threshold)
+        count, sizes = len(shingles), shingles.counts
+        order = np.lexsort((owners, sizes[owners], tokens))
+        tokens, owners = tokens[order], owners[order]
+        starts = np.flatnonzero(np.append(True, tokens[1:] != tokens[:-1])[: len(tokens)])
+        groups = np.diff(np.append(starts, len(tokens)))
+        buckets = {}
+        for large in np.flatnonzero(groups > _JOINED):
+            members = np.unique(owners[starts[large] : starts[large] + groups[large]])
+            buckets[members.tobytes()] = members
+        found: list[Integers] = [np.zeros(0, np.int64)]
+        open_ = np.flatnonzero(np.repeat(groups <= _JOINED, groups))
+        back = 0
+        while len(open_):
+            back += 1
+            open_ = open_[open_ + back < len(tokens)]
+            first, second = owners[open_], owners[open_ + back]
+            # Sizes rise within a group, so what is too large for one text makes all behind it too large.
+            fits = (tokens[open_] == tokens[open_ + back]) & (sizes[first] >= threshold * sizes[second] - 1e-9)
+            open_, first, second = open_[fits], first[fits], second[fits]
+            found.append(np.minimum(first, second) * count + np.maximum(first, second))
+            if sum(map(len, found)) > 1 << 24:
+                found = [np.unique(np.concatenate(found))]
+        pairs = np.unique(np.concatenate(found))
+        pairs = pairs[pairs // max(count, 1) != pairs % max(count, 1)]
+        return cls(np.stack(np.divmod(pairs, max(count, 1)), axis=1), list(buckets.values()))
+
+
+def _prefixes(shingles: Shingles, threshold: float) -> "tuple[Hashes, Integers]":
+    """Returns the rarest shingles of each text that others may have, cut to 38 bits, and whose each is.
+
+    Shingles are rare by a table of 2^24 counts, which never counts too few; two that fall together only add candidates.
+    """
+    table = np.bincount((shingles.hashes >> (_BITS - _TABLE)).astype(np.int64), minlength=1 << int(_TABLE))
+    often = np.minimum(table, (1 << int(_COUNTED)) - 1).astype(np.uint64)
+    sizes = shingles.counts
+    prefix = sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1
+    tokens, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    most = 1 << int(np.uint64(64) - _COUNTED - _CUT)
+    for begin in range(0, len(shingles), most):
+        end = min(begin + most, len(shingles))
+        part = shingles.hashes[shingles.bounds[begin] : shingles.bounds[end]]
+        some = sizes[begin:end]
+        numbers = np.repeat(np.arange(end - begin, dtype=np.uint64), some) << (_COUNTED + _CUT)
+        keys = (often[(part >> (_BITS - _TABLE)).astype(np.int64)] << _CUT) | (
+            part & ((np.uint64(1) << _CUT) - np.uint64(1))
+        )
+        keys |= numbers
+        keys.sort()
+        owner = np.repeat(np.arange(end - begin), some)
+        place = np.arange(len(keys)) - np.repeat(bounds_of(some)[:-1], some)
+        token = keys & ((np.uint64(1) << (_COUNTED + _CUT)) - np.uint64(1))
+        kept = (place < prefix[begin:end][owner]) & (token >> _CUT > 1)
+        tokens.append(token[kept])
+        owners.append(owner[kept] + begin)
+    return np.concatenate(tokens), np.concatenate(owners)
 
 
 def _numbered(hashes: "Hashes", counts: "Integers") -> "Hashes":

@@ -110,6 +110,33 @@ def test_every_text_that_goes_is_like_one_that_stays(seed: int) -> None:
     assert not left  # 60 bands of 3 miss a pair in 10^11
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 1])
+def test_an_exact_join_misses_no_pair(threshold: float) -> None:
+    texts = some_texts(11, 150)
+    shingles = Shingles.of(split_words(texts), 3)
+    found = Candidates.joined(shingles, threshold)
+    every = np.array(list(itertools.combinations(range(len(texts)), 2)))
+    alike = every[jaccard(shingles, every) >= threshold]
+    assert len(alike) > 30
+    assert {*map(tuple, alike.tolist())} <= {*map(tuple, found.pairs.tolist())}
+    assert len(found.pairs) < len(every) / 4
+    assert (found.pairs[:, 0] < found.pairs[:, 1]).all()
+    assert not found.buckets
+    assert len(Candidates.joined(Shingles.of(split_words([]), 3), threshold).pairs) == 0
+
+
+def test_dedup_can_join_exactly(tmp_path: Path) -> None:
+    draw = random.Random(12)
+    texts = [sentence(draw, 60) for _ in range(40)]
+    texts += [changed(draw, text, 0.02) for text in texts]
+    path = write(tmp_path / "a.jsonl", texts)
+    kept = dedup(path, tmp_path / "out", exact_join=True, threshold=0.7)
+    assert [row["text"] for row in kept] == [
+        row["text"] for row in dedup(path, tmp_path / "bands", threshold=0.7, bands=300, rows=2)
+    ]
+    assert 40 < len(kept) < 80
+
+
 def test_a_chain_of_likenesses_removes_no_row_that_is_like_none_that_stays(tmp_path: Path) -> None:
     words = sentence(random.Random(5), 90).split()
     chain = [" ".join([*words[5 * step :], *(f"y{number}" for number in range(5 * step))]) for step in range(8)]
