@@ -360,13 +360,14 @@ def _cut_digits(one: Named, ids: Sequence[int]) -> list[str]:
 def _probe_table(opened: Sequence[Named]) -> Table:
     rows = []
     for what, text in PROBES.items():
-        cells = [f"{len(one.encode([text])[0])}: {_shown(_pieces(one, text))}" for one in opened]
+        cells = [f"{len(one.encode([text])[0])}: {show_pieces(_pieces(one, text))}" for one in opened]
         rows.append([what, *cells])
     note = "How many tokens, and where they cut; [3] stands behind a character, or several, that three tokens make."
     return Table("Numbers, code and other writing", ["text", *[one.name for one in opened]], rows, note)
 
 
-def _shown(pieces: Sequence[str]) -> str:
+def show_pieces(pieces: Sequence[str]) -> str:
+    """Returns the pieces of a text with signs between them, and for white space."""
     signs = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
     return " · ".join(piece.translate(signs) for piece in pieces)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ..chat_templates.errors import InputError
-from ..data_tools.compare_tokenizers import CompareTokenizersSpec, Named
+from ..data_tools.compare_tokenizers import CompareTokenizersSpec, Named, show_pieces
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.extend_tokenizer import EXTENSION, Extension, count_words, extend, read_backend, require_bpe
 from ..data_tools.files import explain_full_disk, locked, write_json
@@ -114,10 +114,15 @@ class ExtendTokenizer(Tool):
             InputError: The folder holds another model, or the model is an adapter or quantised.
             PosttrainError: The model cannot be loaded, or the folder cannot be written.
         """
+        work = output_dir / ".work"
         with locked(output_dir / ".lock"), explain_full_disk(output_dir):
-            return self._run(output_dir)
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                return self._run(output_dir, work)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
 
-    def _run(self, output_dir: Path) -> str:
+    def _run(self, output_dir: Path, work: Path) -> str:
         from ..evals.models import load_language_model, load_tokenizer
         from ..evals.runs import locate
 
@@ -126,8 +131,6 @@ class ExtendTokenizer(Tool):
         before = Named("before", load_tokenizer(str(folder))[0])
         learnt, held_out = self._texts()
         extension = _learn(before, learnt, self.new_tokens, self.min_frequency, str(folder))
-        work = output_dir / ".work"
-        shutil.rmtree(work, ignore_errors=True)
         after = _extended(before, extension, work / "tokenizer")
         reference = list(texts_of_sources(self.reference, self.max_bad_share)) if self.reference else []
         costs = {
@@ -184,7 +187,7 @@ class ExtendTokenizer(Tool):
         before, added = parameters
         summary = [
             f"{new:,} new tokens behind {extension.first:,}: {gain.before:,} tokens of held-out texts become "
-            f"{gain.after:,} ({-100 * gain.gain:+.1f}%)",
+            f"{gain.after:,} ({100 * gain.change:+.1f}%)",
             f"{percent(seen, new)} of the new tokens occur in held-out texts, together {sum(uses):,} times",
             f"{added:,} parameters more ({100 * added / before:.1f}%)",
         ]
@@ -196,14 +199,14 @@ class ExtendTokenizer(Tool):
         cost_table = Table(
             "Tokens",
             ["texts", "bytes", "before", "after", "change"],
-            [[what, one.bytes, one.before, one.after, f"{-100 * one.gain:+.2f}%"] for what, one in costs.items()],
+            [[what, one.bytes, one.before, one.after, f"{100 * one.change:+.2f}%"] for what, one in costs.items()],
             "No text has more tokens than before: each was looked at.",
         )
         order = sorted(range(new), key=lambda place: (-uses[place] * (len(extension.pieces[place]) - 1), place))
         listed = [
             [
-                after.decode([extension.first + place]),
-                " · ".join(after.decode([piece]) for piece in extension.pieces[place]),
+                show_pieces([after.decode([extension.first + place])]),
+                show_pieces([after.decode([piece]) for piece in extension.pieces[place]]),
                 uses[place],
                 uses[place] * (len(extension.pieces[place]) - 1),
             ]
@@ -236,9 +239,9 @@ class TokenCost:
     lost: str | None
 
     @property
-    def gain(self) -> float:
-        """The share of the tokens that is saved."""
-        return (self.before - self.after) / self.before if self.before else 0.0
+    def change(self) -> float:
+        """The share of the tokens that is added, or saved, if it is below zero."""
+        return (self.after - self.before) / self.before if self.before else 0.0
 
 
 def token_cost(before: Named, after: Named, texts: Sequence[str]) -> TokenCost:
@@ -266,9 +269,9 @@ def refuse_costs(costs: Mapping[str, TokenCost], min_gain: float) -> None:
                 where=what,
             )
     gain = costs["held-out texts"]
-    if gain.gain < min_gain:
+    if -gain.change < min_gain:
         raise DataError(
-            f"{gain.before:,} tokens would become {gain.after:,}: {100 * gain.gain:.1f}% saved, of at least "
+            f"{gain.before:,} tokens would become {gain.after:,}: {abs(100 * gain.change):.1f}% saved, of at least "
             f"{100 * min_gain:.1f}% wanted",
             where="held-out texts",
             hint="keep the tokenizer as it is, or give more rows or new_tokens, or a lower min_gain",
@@ -378,7 +381,6 @@ def _write(grown: "LoadedModel", extension: Extension, work: Path, output_dir: P
     files = sorted((work / "model").iterdir(), key=lambda path: path.name == "config.json")
     for path in files:
         path.replace(output_dir / path.name)
-    shutil.rmtree(work)
 
 
 def _require_same(grown: "LoadedModel", folder: Path) -> None:
