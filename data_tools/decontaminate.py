@@ -81,8 +81,8 @@ class DecontaminateSpec(RowTool):
     """The arguments that need no other room than this one."""
 
     items: Annotated[list[Source] | None, BeforeValidator(_as_list)] = None
-    """Files of test items: prompts and completions, prompts or texts, with `columns` or a mapping for those of other
-    names."""
+    """Files of test items: prompts and completions, prompts or texts. Columns of other names are renamed, by
+    `{path: test.jsonl, columns: {question: prompt, answer: completion}}`, or mapped."""
     rule: Literal["gpt3", "palm", "llama2", "llama3", "tulu3"] = "tulu3"
     """When an item counts as seen: any of its 8- to 13-grams is found (gpt3), 70% of its 8-grams (palm), 80% of its
     words in spans of more than ten of which four may differ (llama2), half of its words in 8-grams (llama3), more than

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 WORDLLAMA = "wordllama"
+_MODEL_HINT = "name a folder or repository that model2vec saved, or `wordllama`"
 Embed = Callable[[Sequence[str]], "Vectors"]
 
 
@@ -35,12 +36,14 @@ def static_embeddings(model: str) -> Embed:
     except ImportError as error:
         hint = "pip install 'posttrain[semantic]', or name an `endpoint`"
         raise DataError("static embeddings need the package 'model2vec'", where=model, hint=hint) from error
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise DataError("there is no such folder", where=model, hint=_MODEL_HINT)
     try:
         # No text is cut: one that differs from another behind its 512th token is not the same.
         found: Any = _wordllama() if model == WORDLLAMA else StaticModel.from_pretrained(model, max_length=None)
     except (OSError, ValueError, KeyError) as error:
-        hint = "name a folder or repository that model2vec saved, or `wordllama`"
-        raise DataError(f"no static embeddings: {str(error).splitlines()[0]}", where=model, hint=hint) from error
+        what = f"no static embeddings: {str(error).splitlines()[0]}"
+        raise DataError(what, where=model, hint=_MODEL_HINT) from error
 
     def embed(texts: Sequence[str]) -> "Vectors":
         said = [text.encode(errors="replace").decode() for text in texts]

@@ -207,7 +207,9 @@ class _Labelled:
         hashes = [np.concatenate([_hashes_of(block) for block in self._blocks(side)] or [_NONE]) for side in (0, 1)]
         chosen = [self._choose(hashes[side], hashes[1 - side]) for side in (0, 1)]
         counts = [self._counts(hashes[side], hashes[1 - side], chosen[side]) for side in (0, 1)]
-        found = [self._features(side, hashes[side], chosen[side]) for side in (0, 1)]
+        found = [
+            self._features(side, hashes[side], chosen[side], both=counts[side]["on both sides"]) for side in (0, 1)
+        ]
         rows = _stack([rows for rows, _, _ in found])
         known = np.concatenate([hashes for _, hashes, _ in found])
         words = np.concatenate([counts for _, _, counts in found])
@@ -258,13 +260,22 @@ class _Labelled:
             "held out": held,
         }
 
-    def _features(self, side: int, hashes: "Hashes", chosen: "NDArray[np.int64]") -> tuple[Any, "Hashes", "Floats"]:
-        """Returns the features of the chosen texts of a side, their hashes, and how many words they have."""
+    def _features(
+        self, side: int, hashes: "Hashes", chosen: "NDArray[np.int64]", *, both: int
+    ) -> tuple[Any, "Hashes", "Floats"]:
+        """Returns the features of the chosen texts of a side, their hashes, and how many words they have.
+
+        Texts that are on both sides are not chosen; ``both`` of them are named where too few are left.
+        """
         if min(self._is_held(hashes[chosen]).sum(), (~self._is_held(hashes[chosen])).sum()) < LEAST_ROWS:
             what = (
                 f"{len(chosen)} different rows with words are too few: {LEAST_ROWS} must be held out and as many left"
             )
-            raise DataError(what, where=_SIDES[side], hint="give more of them, or hold out another share: `held_out`")
+            hint = "give more of them, or hold out another share: `held_out`"
+            if both:
+                what = f"{both} of its different rows stand on the other side too, which says nothing; {what}"
+                hint = "see that `good` and `bad` are not the same rows"
+            raise DataError(what, where=_SIDES[side], hint=hint)
         parts, words = [], []
         for texts in self._texts(side, chosen):
             parts.append(features(texts))

@@ -161,7 +161,10 @@ def _row(where: str, value: Any, text: str, *, suspect: bool) -> Row:
     if text.count("[") + text.count("{") > MAX_LEVELS and _deeper_than(MAX_LEVELS, value):
         return Row(where, {}, RowError(f"nested deeper than {MAX_LEVELS} levels"))
     if suspect and not _encodes(value):
-        return Row(where, {}, RowError("not valid UTF-8", "half of a surrogate pair"))
+        if not _encodes(text):
+            return Row(where, {}, RowError("not valid UTF-8"))
+        detail = r"an escape such as \ud83d stands without its other half, which makes no character"
+        return Row(where, {}, RowError("lone surrogate", detail))
     return Row(where, value)
 
 

@@ -57,6 +57,8 @@ class Tokenizer(Tool):
     """One of the special tokens."""
     eos_token: str = "<|endoftext|>"
     """Another of them. Were they the same, masking padding would mask every end of text."""
+    mask_token: str | None = None
+    """What `objective: mlm` hides tokens behind, such as `[MASK]`: one of the special tokens, or put behind them."""
     split_digits: bool = True
     """Whether every digit is a token of its own, which makes arithmetic learnable; otherwise numbers are cut into
     groups of up to three."""
@@ -70,7 +72,7 @@ class Tokenizer(Tool):
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
-        special = self.special_tokens
+        special = self._all_special
         if len(set(special)) != len(special) or not all(special):
             raise ValueError("special_tokens: a special token is empty or stands twice")
         for name in ("pad_token", "eos_token"):
@@ -78,6 +80,8 @@ class Tokenizer(Tool):
                 raise ValueError(f"{name}: '{getattr(self, name)}' is not among special_tokens")
         if self.pad_token == self.eos_token:
             raise ValueError("pad_token: is also the eos_token; give padding a token of its own")
+        if self.mask_token in (self.pad_token, self.eos_token):
+            raise ValueError("mask_token: is also the pad_token or eos_token; give masking a token of its own")
         if self.model == "unigram" and self.min_frequency != type(self).model_fields["min_frequency"].default:
             raise ValueError("min_frequency: is a setting of bpe; unigram keeps pieces by what they are worth")
         if self.vocab_size < (least := BYTES + len(special)):
@@ -86,6 +90,12 @@ class Tokenizer(Tool):
                 f"least {least}"
             )
         return self
+
+    @property
+    def _all_special(self) -> list[str]:
+        """The special tokens in the order of their ids."""
+        more = [] if self.mask_token is None or self.mask_token in self.special_tokens else [self.mask_token]
+        return [*self.special_tokens, *more]
 
     def run(self, output_dir: Path) -> str:
         """Reads the texts twice, of which only counts of words are held in memory, and writes ``tokenizer.json``.
@@ -113,12 +123,13 @@ class Tokenizer(Tool):
         trained = self._train(sample())
         if not used:
             raise DataError(f"no text fits into max_bytes: {self.max_bytes}", hint="raise it, or cut the texts")
-        named = {self.pad_token, self.eos_token}
+        named = {"pad_token": self.pad_token, "eos_token": self.eos_token}
+        if self.mask_token is not None:
+            named["mask_token"] = self.mask_token
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=trained,
-            pad_token=self.pad_token,
-            eos_token=self.eos_token,
-            extra_special_tokens=[token for token in self.special_tokens if token not in named],
+            **named,
+            extra_special_tokens=[token for token in self._all_special if token not in named.values()],
             clean_up_tokenization_spaces=False,
         )
         with tempfile.TemporaryDirectory() as temporary:
@@ -146,7 +157,7 @@ class Tokenizer(Tool):
             backend.pre_tokenizer = pre_tokenizers.Sequence([words, cut, to_bytes])
             trainer = trainers.BpeTrainer(
                 vocab_size=self.vocab_size,
-                special_tokens=self.special_tokens,
+                special_tokens=self._all_special,
                 initial_alphabet=alphabet,
                 min_frequency=self.min_frequency,
                 show_progress=False,
@@ -180,7 +191,7 @@ class Tokenizer(Tool):
                 input_format="tsv",
                 model_writer=written,
                 model_type="unigram",
-                vocab_size=self.vocab_size - len(self.special_tokens) + 2,
+                vocab_size=self.vocab_size - len(self._all_special) + 2,
                 hard_vocab_limit=False,
                 character_coverage=1.0,
                 max_sentencepiece_length=_LETTERS,
@@ -203,7 +214,7 @@ class Tokenizer(Tool):
         pieces = [(piece, score) for piece, score in pieces if piece not in (_UNKNOWN, _END)]
         least = min(score for _, score in pieces)
         # A score below that of its bytes: written out in a text, a special token is never cut as itself.
-        specials = [(token, least * (len(token.encode()) + 1)) for token in self.special_tokens]
+        specials = [(token, least * (len(token.encode()) + 1)) for token in self._all_special]
         return specials + pieces
 
 

@@ -330,14 +330,18 @@ def chat(
     talk(model, Sampling(max_new_tokens, temperature=temperature, top_p=top_p, seed=seed), system=system)
 
 
+_TOOL_LINES = {name: line for name, (_, line) in TOOLS.items()}
+_TOOL_LINES["file.py:Name"] = "One of your own, a class made from posttrain.data_tools.tool.Tool."
+_LONGEST_NAME = max(map(len, _TOOL_LINES))
+
+
 @app.command(
     options_metavar="TOOL [ARGUMENTS]...",
     no_args_is_help=True,
     # What follows the tool's name is the tool's own, `--help` too.
     context_settings={"allow_interspersed_args": False, "allow_extra_args": True},
     help="Run a tool that makes training sets.\n\n\b\nTools, each with a --help of its own:\n"
-    + "\n".join(f"  {name:14}{line}" for name, (_, line) in TOOLS.items())
-    + "\n  file.py:Name  One of your own, a class made from posttrain.data_tools.tool.Tool.",
+    + "\n".join(f"  {name:{_LONGEST_NAME}}  {line}" for name, line in _TOOL_LINES.items()),
 )
 def data(context: typer.Context) -> None:
     """Run a tool that makes training sets."""

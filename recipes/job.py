@@ -86,7 +86,7 @@ def prove_template(job: Job) -> "Proof | None":
     )
 
 
-def _prepare_masking(tokenizer: "PreTrainedTokenizerBase", objective: ObjectiveSpec) -> None:
+def _prepare_masking(tokenizer: "PreTrainedTokenizerBase", objective: ObjectiveSpec, named: str) -> None:
     """Makes sure that tokens can be masked, and lets texts end as the tokenizer ends them, with its ``[SEP]``.
 
     Raises:
@@ -95,8 +95,9 @@ def _prepare_masking(tokenizer: "PreTrainedTokenizerBase", objective: ObjectiveS
     from ..data_tools.masking import word_pieces
 
     if tokenizer.mask_token_id is None:
-        what = f"objective: mlm hides tokens behind a mask token, and {type(tokenizer).__name__} has none"
-        raise RecipeError(what, hint="take an encoder's tokenizer, or give this one a `mask_token`")
+        what = f"objective: mlm hides tokens behind a mask token, and the tokenizer of {named} has none"
+        hint = "take an encoder's, or train one with such a token: `posttrain data tokenizer --mask-token '[MASK]'`"
+        raise RecipeError(what, hint=hint)
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if objective.whole_word and not word_pieces(tokenizer).any():
@@ -115,7 +116,8 @@ def open_job(loaded: Loaded) -> Job:
 
     tokenizer = load_tokenizer(loaded.recipe.model)
     if loaded.recipe.objective:
-        _prepare_masking(tokenizer, loaded.recipe.objective)
+        model = loaded.recipe.model
+        _prepare_masking(tokenizer, loaded.recipe.objective, str(model.tokenizer or model.name_or_path))
     template = choose_template(loaded.recipe.model, tokenizer)
     if template and loaded.option("assistant_only_loss") and not template.marks_generation:
         template = chat_templates.recognise(template, tokenizer) or template

@@ -177,6 +177,8 @@ def test_items_are_read_from_files_of_any_known_layout(tmp_path: Path) -> None:
     source = SourceSpec(path=path, name="quiz", prompt="{{ question }}", completion="{{ answer }}")
     found = read_items([source])
     assert [(item.question, item.answer) for item in found["quiz"]] == [("Why?", "So."), ("How?", "Thus.")]
+    renamed = spec_of("a.jsonl", items={"path": path, "columns": {"question": "prompt", "answer": "completion"}})
+    assert [(item.question, item.answer) for item in renamed.benchmarks()[path]] == [("Why?", "So."), ("How?", "Thus.")]
     text = write(tmp_path / "text.jsonl", [{"text": "All of it."}])
     assert [item.question for item in read_items([SourceSpec(path=text)])[text]] == ["All of it."]
 

@@ -204,6 +204,8 @@ def test_what_cannot_be_done_is_said(rows: dict[str, str], tmp_path: Path) -> No
     few = write(tmp_path / "few.jsonl", texts("good", 12))
     with pytest.raises(DataError, match=r"good: 12 different rows with words are too few: 10 must be held out"):
         run(rows | {"good": few}, tmp_path / "out")
+    with pytest.raises(DataError, match=r"good: 200 of its different rows stand on the other side too.*; 0 different"):
+        run(rows | {"good": rows["bad"]}, tmp_path / "out")
     for content in (b"", b"no", b"PK\x03\x04" + b"\0" * 40):
         (tmp_path / "x.npz").write_bytes(content)
         with pytest.raises(DataError, match=r"x\.npz: is no classifier"):

@@ -164,8 +164,11 @@ def test_what_cannot_be_is_one_error(tmp_path: Path, static_model: str) -> None:
         Semantic(sources=[SourceSpec(path=path)])
     with pytest.raises(DataError, match="more than 2 rows"):
         semantic(path, tmp_path / "out", model=static_model, max_rows=2)
-    with pytest.raises(DataError, match="no static embeddings"):
+    with pytest.raises(DataError, match="there is no such folder"):
         semantic(path, tmp_path / "out", model=str(tmp_path / "nowhere" / "at" / "all"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no static embeddings"):
+        semantic(path, tmp_path / "out", model=str(tmp_path / "empty"))
 
 
 def test_long_texts_are_embedded_whole(static_model: str) -> None:

@@ -40,6 +40,17 @@ def test_auto_tokenizer_loads_it_with_the_specials_first(trained):
     assert loaded.decode(loaded("fox<|im_end|>")["input_ids"], skip_special_tokens=True) == "fox"
 
 
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_a_mask_token_is_one_of_the_special_tokens_or_put_behind_them(tmp_path, model):
+    loaded = train(TEXTS, tmp_path / "more", vocab_size=288, model=model, mask_token="[MASK]")
+    assert (loaded.mask_token, loaded.mask_token_id) == ("[MASK]", 4)
+    assert len(loaded) <= 288
+    assert loaded("fox[MASK]")["input_ids"][-1] == 4
+    again = train(TEXTS, tmp_path / "again", vocab_size=288, model=model, mask_token="<|im_end|>")
+    assert (again.mask_token_id, len(SPECIAL_TOKENS)) == (3, 4)
+    assert train(TEXTS, tmp_path / "none", vocab_size=288, model=model).mask_token is None
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text())
 def test_any_text_survives(trained, text):
@@ -159,6 +170,8 @@ def test_it_reads_the_texts_of_every_kind_of_row(tmp_path):
         ({"pad_token": "<|endoftext|>"}, "pad_token: is also the eos_token"),
         ({"eos_token": "</s>"}, "eos_token: '</s>' is not among special_tokens"),
         ({"special_tokens": ["<|pad|>", "<|endoftext|>", "<|pad|>"]}, "stands twice"),
+        ({"mask_token": "<|pad|>"}, "mask_token: is also the pad_token"),
+        ({"mask_token": "[MASK]", "vocab_size": 260}, "256 bytes and 5 special tokens need at least 261"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_is_refused(changes, message):

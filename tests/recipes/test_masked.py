@@ -16,11 +16,13 @@ import torch
 from posttrain.data_tools.errors import SpecError
 from posttrain.data_tools.files import hash_file
 from posttrain.data_tools.masking import Masking, fixed_tokens
+from posttrain.data_tools.tokenizer import Tokenizer
 from posttrain.evals import checkpoints
 from posttrain.evals.errors import EvalError
 from posttrain.evals.models import load_language_model, load_model
 from posttrain.evals.parity.portrait import gather, portray
 from posttrain.recipes.check import check_all
+from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
 from posttrain.recipes.rows import prepare_rows
@@ -188,6 +190,21 @@ def test_what_means_nothing_is_refused_when_the_recipe_is_read(
     with pytest.raises(SpecError) as caught:
         load(make_recipe(BERT, sections=changes, **fields))
     assert what in str(caught.value)
+
+
+def test_a_tokenizer_of_ones_own_serves_if_it_was_made_with_a_mask_token(
+    make_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "words.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"What is {number} and {number + 1}?"}) + "\n" for number in range(50)))
+    config = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    for name, token in (("none", None), ("masks", "[MASK]")):
+        Tokenizer.model_validate({"sources": [str(rows)], "vocab_size": 300, "mask_token": token}).run(tmp_path / name)
+    sections = {"model": {"config": config, "tokenizer": str(tmp_path / "masks")}}
+    assert open_job(load(make_recipe(BERT, sections=sections))).tokenizer.mask_token == "[MASK]"
+    sections["model"]["tokenizer"] = str(tmp_path / "none")
+    with pytest.raises(RecipeError, match=r"the tokenizer of \S*/none has none; .*data tokenizer --mask-token"):
+        open_job(load(make_recipe(BERT, sections=sections)))
 
 
 def test_other_stages_have_no_objective(make_recipe: Callable[..., Path]) -> None:

@@ -42,6 +42,12 @@ def least_of(kind: Any) -> str:
     return get_args(kind)[0] if get_origin(kind) is Literal else "x.jsonl"
 
 
+def test_the_list_of_tools_has_a_gap_behind_every_name() -> None:
+    printed = posttrain("data", "--help").stdout
+    for name, (_, line) in TOOLS.items():
+        assert re.search(rf"^ +{name} {{2,}}{re.escape(line)}$", printed, re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_the_command_line_and_the_schema_know_every_argument_and_what_it_is(
     name: str, capsys: pytest.CaptureFixture[str]
