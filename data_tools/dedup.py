@@ -586,11 +586,13 @@ def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: T
     clusters = sizes[sizes > 0] + 1
     counted = np.bincount(clusters) if len(clusters) else np.zeros(0, np.int64)
     bars = [Bar(f"{size} rows", float(counted[size])) for size in np.flatnonzero(counted)[:40]]
-    tables = [*report.tables, Table("Duplicates", ["how", "rows"], _by_how(found))]
+    tables = [*report.tables, Table("Duplicates", ["how", f"{spec.by}s"], _by_how(found))]
     summary = [*report.summary]
     words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
     if spec.match != "exact":
-        summary.append(f"{gone:,} of {words:,} words go with {int((found.kept >= 0).sum()):,} rows")
+        count = int((found.kept >= 0).sum())
+        turns = f"{gone:,} of {words:,} words are in {count:,} turns that stand elsewhere; those amid others stay"
+        summary.append(f"{gone:,} of {words:,} words go with {count:,} rows" if spec.by == "row" else turns)
         summary.append(
             f"words were hashed by {texts.core}{_NUMBA if texts.slow else ''}; the outcome does not depend on it"
         )

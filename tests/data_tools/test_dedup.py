@@ -290,6 +290,7 @@ def test_turns_at_the_end_of_a_conversation_go(tmp_path: Path) -> None:
         "duplicate turn stays amid others": 1,
         "every turn is a duplicate": 2,
     }
+    assert any("in 7 turns that stand elsewhere" in line for line in report["summary"])
     assert "a.jsonl:3, turn 1 of 2 stays: exact" in Explain(folder=str(tmp_path / "out"), row="a.jsonl:3").run(tmp_path)
     marked = dedup(path, tmp_path / "marked", by="turn", remove=False)
     assert [row["messages"] for row in marked] == talks
