@@ -188,6 +188,32 @@ def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
         Explain(folder=str(tmp_path), row="a").run(tmp_path)
 
 
+def test_the_number_of_a_row_is_whole_and_a_row_that_stays_says_so(tmp_path: Path) -> None:
+    draw = random.Random(11)
+    texts = [sentence(draw, 30) for _ in range(14)]
+    for name in "xy":
+        (tmp_path / name).mkdir()
+    path = write(tmp_path / "x" / "a.jsonl", [*texts, texts[0], texts[2], texts[0]])
+    other = write(tmp_path / "y" / "a.jsonl", [texts[1], "alone"])
+    Dedup(sources=[SourceSpec(path=path), SourceSpec(path=other)]).run(tmp_path / "out")
+
+    def explain(row: str) -> list[str]:
+        said = Explain(folder=str(tmp_path / "out"), row=row).run(tmp_path)
+        return [line.split(",")[0].split(" of ")[0] for line in said.splitlines() if not line.startswith("  ")]
+
+    went = [f"{path}:{number} went: exact duplicate" for number in (15, 16, 17)]
+    stays = [f"{path}:1 stays; found to be like it: 2", went[0], went[2]]
+    assert explain(f"{path}:1") == stays
+    assert explain("a.jsonl:15") == went[:1]
+    assert explain("15") == went[:1]
+    ambiguous = [f"{other}:1 went: exact duplicate", *stays]
+    assert explain("a.jsonl:1") == explain("1") == ambiguous
+    assert explain("a.jsonl") == [*went, ambiguous[0]]
+    for row in ("a.jsonl:4", "5", f"{other}:2"):
+        with pytest.raises(DataError, match="no such row went, and none for it"):
+            explain(row)
+
+
 def test_rows_around_the_threshold_are_shown_before_anyone_trusts_it(tmp_path: Path) -> None:
     draw = random.Random(6)
     rows = []
