@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from .errors import DataError, RowError
 from .files import hash_file, write_atomic
 from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
 from .ngrams import mix_bits, ngrams, split_words, words_in
-from .row_tool import Counts, Decide, Outcome, Plan, TextTool, text_blocks
+from .row_tool import Counts, Decide, Outcome, Plan, TextTool, canonical_reader, text_blocks
 from .score_columns import Bounds, column_taken, outside
 from .sources import Row, content_hash
 from .spec import SourceSpec
@@ -43,6 +43,11 @@ _BARS = 20
 _FRESH = 100  # rows that the classifier was not trained on, so that quantiles are taken of them
 
 
+def _as_labels(value: Any) -> Any:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return [str(part).strip() for part in parts]
+
+
 class Quality(TextTool):
     """Scores rows by a classifier that is trained on rows of yours, and leaves out those of low score.
 
@@ -55,6 +60,10 @@ class Quality(TextTool):
     """Rows such as should stay, by their own layout."""
     bad: Sources | None = None
     """Rows such as should go: those of the sources themselves, as a rule a sample of them, or others."""
+    labelled: Sources | None = None
+    """Rows with a label each, in place of good and bad ones or beside them."""
+    good_labels: Annotated[list[str], BeforeValidator(_as_labels)] = Field([])
+    """The labels of labelled rows that are good, such as `1` or `positive,neutral`; the others are bad."""
     classifier: str | None = None
     """A folder of an earlier call, whose classifier scores these rows."""
     keep: Bounds | None = None
@@ -76,10 +85,12 @@ class Quality(TextTool):
 
     @model_validator(mode="after")
     def _has_a_classifier(self) -> Self:
-        if self.classifier is None and (self.good is None or self.bad is None):
-            raise ValueError("needs `good` and `bad` rows to learn from, or a `classifier`")
-        if self.classifier is not None and (self.good or self.bad):
-            raise ValueError("`classifier` stands in place of `good` and `bad`; remove one")
+        if bool(self.labelled) != bool(self.good_labels):
+            raise ValueError("`labelled` rows need `good_labels`, and the other way round")
+        if self.classifier is None and not self.labelled and (self.good is None or self.bad is None):
+            raise ValueError("needs `good` and `bad` rows to learn from, `labelled` rows or a `classifier`")
+        if self.classifier is not None and (self.good or self.bad or self.labelled):
+            raise ValueError("`classifier` stands in place of rows to learn from; remove one")
         if self.classifier is not None and self.terms:
             raise ValueError("`terms` are counted in good and bad rows; a `classifier` keeps what it was asked for")
         return self
@@ -88,7 +99,8 @@ class Quality(TextTool):
         """Returns the hashes of what the classifier is made from."""
         if self.classifier is not None:
             return hash_file(self._classifier_file())
-        hashes = [content_hash(source, Path()) for source in [*(self.good or ()), *(self.bad or ())]]
+        learnt_from = [*(self.good or ()), *(self.bad or ()), *(self.labelled or ())]
+        hashes = [content_hash(source, Path()) for source in learnt_from]
         return hashes + ([hash_file(path_of(self.terms))] if self.terms and path_of(self.terms).is_file() else [])
 
     def _classifier_file(self) -> Path:
@@ -191,6 +203,21 @@ class _Labelled:
         own = spec.model_copy(update={"columns": None})
         self.terms = WordList.read(spec.terms) if spec.terms else WordList.of([])
         self.sources = [[(source, own.reader(source)) for source in side or ()] for side in (spec.good, spec.bad)]
+        for source in spec.labelled or ():
+            for side in (0, 1):
+                self.sources[side].append((source, self._reader_of_side(source, side)))
+
+    def _reader_of_side(self, source: SourceSpec, side: int) -> Callable[[Row], str]:
+        """Returns what gives the text of a labelled row that is of a side; it raises RowError."""
+        canonical = canonical_reader(source, ("classification",))
+
+        def read(row: Row) -> str:
+            found = canonical(row.values)
+            if (str(found["label"]) in self.spec.good_labels) != (side == 0):
+                raise RowError("is of the other side")
+            return "\n".join(found[name] for name in ("text", "text_pair") if name in found)
+
+        return read
 
     def _blocks(self, side: int) -> Iterator[list[str]]:
         """Yields the texts of a side, in blocks."""

@@ -197,7 +197,7 @@ def test_the_strength_is_chosen_on_training_rows_that_are_left_out(rows: dict[st
 
 
 def test_what_cannot_be_done_is_said(rows: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="needs `good` and `bad` rows to learn from, or a `classifier`"):
+    with pytest.raises(ValidationError, match="needs `good` and `bad` rows to learn from, `labelled`"):
         Quality.model_validate({"sources": [rows["sources"]], "good": [rows["good"]]})
     with pytest.raises(ValidationError, match="stands in place of"):
         Quality.model_validate({"sources": [rows["sources"]], "good": [rows["good"]], "classifier": "x"})
@@ -236,3 +236,18 @@ def test_good_rows_that_hold_a_term_are_counted_apart(rows: dict[str, str], tmp_
     (tmp_path / "words.txt").write_text("lemma\n")
     run(rows, tmp_path / "own", terms=str(tmp_path / "words.txt"))
     assert [row[0] for row in table(tmp_path / "own", "By term")] == ["none of them", "any of them", "lemma"]
+
+
+def test_labelled_rows_are_good_and_bad_rows(rows: dict[str, str], tmp_path: Path) -> None:
+    apart = run(rows, tmp_path / "apart")
+    sides = [(text, label) for side, label in (("good", "1"), ("bad", "0")) for text in texts(side, 200)]
+    random.Random(0).shuffle(sides)
+    path = tmp_path / "labelled.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in sides))
+    given = {"sources": [rows["sources"]], "labelled": [str(path)], "l2": 1e-3}
+    Quality.model_validate(given | {"good_labels": 1}).run(tmp_path / "out")
+    assert read(tmp_path / "out" / "mixed.jsonl") == apart
+    with pytest.raises(ValidationError, match="`labelled` rows need `good_labels`"):
+        Quality.model_validate(given)
+    with pytest.raises(DataError, match="good: 0 different rows"):
+        Quality.model_validate(given | {"good_labels": "yes"}).run(tmp_path / "none")
