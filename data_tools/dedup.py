@@ -132,10 +132,8 @@ class Dedup(TextTool):
         texts = _Texts(self, folder / "hashes")
         found = _choose(self, texts)
         entries = texts.ledger(found)
-        if not self.remove:
-            entries = [[dataclasses.replace(entry, went=False) for entry in some] for some in entries]
-        elif self.by == "turn":
-            entries = [_ending(some) for some in entries]
+        went = iter((texts.leaving(found.kept >= 0) & self.remove)[texts.own(found.kept >= 0)].tolist())
+        entries = [[dataclasses.replace(entry, went=next(went)) for entry in some] for some in entries]
         lines = (json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entries_of in entries for entry in entries_of)
         write_atomic(folder / LEDGER, "".join(lines))
         gone = [{entry.row: entry for entry in entries_of} for entries_of in entries]
@@ -152,12 +150,13 @@ class Dedup(TextTool):
 
             return decide
 
-        below = texts.examples(found.just_below())
-        above = [entry for entries_of in entries for entry in entries_of if entry.how == NEAR]
+        below = texts.examples(found.just_below(), f"most alike {self.by}s that stay")
+        near = [entry for entries_of in entries for entry in entries_of if entry.how == NEAR]
+        above = [entry for entry in near if entry.went or not self.remove]
         above = sorted(above, key=lambda entry: entry.similarity)[:EXAMPLES]
 
         def add(report: ToolReport, _: Any) -> ToolReport:
-            return _add(report, self, texts, found, _least_alike(above), below)
+            return _add(report, self, texts, found, _least_alike(above, self), below)
 
         return Plan(decider, add, [LEDGER])
 
@@ -227,18 +226,9 @@ def _turn_starts(messages: "Sequence[Mapping[str, Any]]") -> list[int]:
     return [place for place, role in enumerate(roles) if role == "user" and (place == 0 or roles[place - 1] != "user")]
 
 
-def _ending(entries: "Sequence[Removal]") -> "list[Removal]":
-    """Marks duplicate turns that stay because one that is none follows."""
-    marked: list[Removal] = []
-    row, next_cut = "", 0
-    for entry in reversed(entries):
-        where, _, place = entry.row.rpartition(", turn ")
-        number, count = map(int, place.split(" of "))
-        row, next_cut = (row, next_cut) if where == row else (where, count)
-        went = number == next_cut
-        next_cut -= went
-        marked.append(dataclasses.replace(entry, went=went))
-    return marked[::-1]
+def _is_last_turn(where: str) -> bool:
+    number, count = where.rpartition(", turn ")[2].split(" of ")
+    return number == count
 
 
 class _Texts:
@@ -249,6 +239,7 @@ class _Texts:
         words: A hash of each text's words, shape (texts,).
         lengths: How many words each has, shape (texts,).
         keys: Of its bands, shape (texts, bands).
+        ends: Whether each is the last of its row, shape (texts,).
         reference: How many texts belong to the reference.
         core: What hashes them, but for the first blocks.
     """
@@ -260,6 +251,7 @@ class _Texts:
         self.readers = list(zip(sources, readers or map(spec.unit_reader, sources), strict=True))
         parts: list[dict[str, Any]] = []
         self.counts = []
+        ends: list[NDArray[np.bool_]] = []
         self.core: Core = "numpy"
         with progress_shown("hashing rows") as advance:
             for number, texts in self._blocks():
@@ -273,15 +265,31 @@ class _Texts:
                 with np.load(path) as loaded:
                     parts.append(dict(loaded))
                 self.counts.append((number, len(texts)))
+                ends.append(np.fromiter((spec.by == "row" or _is_last_turn(where) for where, _ in texts), bool))
                 advance(len(texts))
         self.exact, self.words, self.lengths, self.keys = (
             np.concatenate([part[name] for part in parts]) for name in ("exact", "words", "lengths", "keys")
         )
+        self.ends = np.concatenate(ends)
         references = len(spec.against or ())
         self.reference = sum(count for number, count in self.counts if number < references)
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def own(self, some: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
+        """Returns which of some texts do not belong to the reference."""
+        return some & (np.arange(len(self)) >= self.reference)
+
+    def leaving(self, duplicates: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
+        """Returns which of some duplicates leave the rows: of turns those behind which only others of them follow."""
+        duplicates = self.own(duplicates)
+        places = np.arange(len(self))
+
+        def next_of(some: "NDArray[np.bool_]") -> "NDArray[np.int64]":
+            return np.minimum.accumulate(np.where(some, places, len(self))[::-1])[::-1]
+
+        return duplicates & (next_of(~duplicates) > next_of(self.ends))
 
     @property
     def slow(self) -> bool:
@@ -328,7 +336,7 @@ class _Texts:
             counts.append(part.counts)
         return Shingles(np.concatenate(hashes), bounds_of(np.concatenate(counts)))
 
-    def examples(self, pairs: Sequence[tuple[int, int, float]]) -> Tally:
+    def examples(self, pairs: Sequence[tuple[int, int, float]], name: str) -> Tally:
         """Returns pairs of texts as examples of one count."""
         wanted = np.zeros(len(self), bool)
         wanted[[place for first, second, _ in pairs for place in (first, second)]] = True
@@ -336,9 +344,7 @@ class _Texts:
         tally = Tally()
         for first, second, similarity in pairs:
             where, other = texts[second]
-            tally.add(
-                "most alike rows that stay", texts[first][0], texts[first][1], f"{similarity:.3f} like {where}: {other}"
-            )
+            tally.add(name, *texts[first], f"{similarity:.3f} like {where}: {other}")
         return tally
 
     def ledger(self, found: "_Found") -> list[list[Removal]]:
@@ -383,6 +389,22 @@ class _Found:
     similarity: "NDArray[np.float64]"
     near: Removals | None = None
     left: "NDArray[np.int64] | None" = None
+
+    def duplicates_at(self, share: float, threshold: float) -> "NDArray[np.bool_]":
+        """Returns which texts are duplicates at about another threshold, and just those at that of the run.
+
+        What is equal to an earlier text is a duplicate at any threshold. Below the run's, what is so much like an
+        earlier one is counted, whether that stays or not; above it, those among them that are duplicates at the run's.
+
+        Args:
+            share: The other threshold.
+            threshold: That of the run.
+        """
+        duplicates = self.kept >= 0
+        if self.near is not None and self.left is not None:
+            alike = self.near.nearness >= share
+            duplicates[self.left] = alike if share < threshold else alike & (self.near.kept >= 0)
+        return duplicates
 
     def just_below(self) -> list[tuple[int, int, float]]:
         """Returns the texts that stay and are most like another that stays: their numbers, and how alike they are."""
@@ -484,13 +506,15 @@ def longest_shared(text: str, other: str) -> str:
     return ""
 
 
-def _by_how(found: _Found) -> list[list[Any]]:
-    return [[name, int((found.how[found.kept >= 0] == number).sum())] for number, name in enumerate(HOW)]
+def _by_how(found: _Found, *which: "NDArray[np.bool_]") -> list[list[Any]]:
+    """Returns a row for each way to be alike: how many of some duplicates are so, and of others."""
+    return [[name, *(int((found.how[some] == number).sum()) for some in which)] for number, name in enumerate(HOW)]
 
 
 def count_duplicates(spec: Dedup, folder: Path) -> list[list[Any]]:
     """Returns how many rows `dedup` would remove, by how they are alike; what is read is kept in a folder of work."""
-    return _by_how(_choose(spec, _Texts(spec, folder)))
+    found = _choose(spec, _Texts(spec, folder))
+    return _by_how(found, found.kept >= 0)
 
 
 @dataclass(frozen=True)
@@ -563,11 +587,11 @@ def _prompt_hashes(
                 continue
 
 
-def _least_alike(removals: Sequence[Removal]) -> Tally:
+def _least_alike(removals: Sequence[Removal], spec: Dedup) -> Tally:
     examples = [
         Example.of(one.row, one.text, f"{one.similarity:.3f} like {one.kept}: {one.kept_text}") for one in removals
     ]
-    name = "least alike rows that go"
+    name = f"least alike {spec.by}s that {'go' if spec.remove else 'are marked'}"
     return Tally({name: len(examples)}, {name: examples}) if examples else Tally()
 
 
@@ -581,39 +605,54 @@ _NUMBA = " (numba takes half of the time: pip install 'posttrain[fast]')"
 
 
 def _add(report: ToolReport, spec: Dedup, texts: _Texts, found: _Found, above: Tally, below: Tally) -> ToolReport:
-    """Adds what the comparison found."""
-    sizes = np.bincount(found.kept[found.kept >= 0], minlength=1)
+    """Adds what the comparison found: of the rows that are written, not of the reference."""
+    unit = f"{spec.by}s"
+    duplicates = texts.own(found.kept >= 0)
+    sizes = np.bincount(found.kept[duplicates], minlength=1)
     clusters = sizes[sizes > 0] + 1
     counted = np.bincount(clusters) if len(clusters) else np.zeros(0, np.int64)
-    bars = [Bar(f"{size} rows", float(counted[size])) for size in np.flatnonzero(counted)[:40]]
-    tables = [*report.tables, Table("Duplicates", ["how", f"{spec.by}s"], _by_how(found))]
+    bars = [Bar(f"{size} {unit}", float(counted[size])) for size in np.flatnonzero(counted)[:40]]
+
+    def count(some: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
+        return texts.leaving(some) if spec.remove else texts.own(some)
+
+    gone = count(duplicates)
+    by_how = Table("Duplicates", ["how", unit], _by_how(found, gone))
+    if spec.by == "turn" and spec.remove:
+        header = ["how", "turns that go", "turns that stay amid others"]
+        by_how = Table("Duplicates", header, _by_how(found, gone, duplicates & ~gone))
+    tables = [*report.tables, by_how]
     summary = [*report.summary]
-    words, gone = int(texts.lengths.sum()), int(texts.lengths[found.kept >= 0].sum())
+    words, gone_words = int(texts.lengths[texts.reference :].sum()), int(texts.lengths[gone].sum())
     if spec.match != "exact":
-        count = int((found.kept >= 0).sum())
-        turns = f"{gone:,} of {words:,} words are in {count:,} turns that stand elsewhere; those amid others stay"
-        summary.append(f"{gone:,} of {words:,} words go with {count:,} rows" if spec.by == "row" else turns)
+        did = "go with" if spec.remove else "are those of marked duplicates:"
+        stay = (
+            f"; {int((duplicates & ~gone).sum()):,} more stay amid others" if spec.by == "turn" and spec.remove else ""
+        )
+        summary.append(f"{gone_words:,} of {words:,} words {did} {int(gone.sum()):,} {unit}{stay}")
         summary.append(
             f"words were hashed by {texts.core}{_NUMBA if texts.slow else ''}; the outcome does not depend on it"
         )
     if found.near is not None:
-        equal = int((found.how[found.kept >= 0] < HOW.index(NEAR)).sum())
         curve = [
-            [share, equal + int((found.near.nearness >= share).sum()), _compared(spec, texts.bands, share)]
-            for share in _CURVE
+            [share, int(count(found.duplicates_at(share, spec.threshold)).sum()), _compared(spec, texts.bands, share)]
+            for share in sorted({*_CURVE, spec.threshold})
         ]
+        does = "go" if spec.remove else "are marked"
         note = (
-            "How many rows are so much like an earlier one, whether that stays or not: about what would go at that "
-            "threshold. Last, with what probability a pair is compared at all; what is compared counts exactly."
+            f"At {spec.threshold:g}, the threshold of this run, the {unit} that {does}; elsewhere about those that "
+            f"would. Below it, {unit} so much like an earlier one, whether that stays or not; above it, those of them "
+            f"that {does} now. Last, with what probability a pair is compared at all; what is compared counts exactly."
         )
-        header = ["similarity", "rows as like an earlier one", "pairs compared"]
-        tables.append(Table("At other thresholds", header, curve, note))
+        tables.append(
+            Table("At other thresholds", ["similarity", f"{unit} that {does}", "pairs compared"], curve, note)
+        )
         if found.near.passed_over:
             summary.append(
-                f"{found.near.passed_over:,} rows in large groups of alike rows, as a template makes them, were not "
-                "compared with every row that stays"
+                f"{found.near.passed_over:,} {unit} in large groups of alike {unit}, as a template makes them, were "
+                f"not compared with every {spec.by} that stays"
             )
-    plot = Plot("Sizes of groups", "rows of a group, the one that stays included", bars)
+    plot = Plot("Sizes of groups", f"{unit} of a group, the one that stays included", bars)
     tallies = {**report.tallies, "Around the threshold": above}
     tallies["Around the threshold"].merge(below)
     return dataclasses.replace(report, summary=summary, tables=tables, plots=[*report.plots, plot], tallies=tallies)

@@ -233,6 +233,54 @@ def test_rows_around_the_threshold_are_shown_before_anyone_trusts_it(tmp_path: P
     assert stay == sorted((round(one, 3) for one in alike if 0 < one < 0.8), reverse=True)
 
 
+def tables_of(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "report.json").read_text())
+    return {table["title"]: table["rows"] for table in found["tables"]} | {"summary": "\n".join(found["summary"])}
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_the_report_counts_what_went_and_nothing_of_the_reference(tmp_path: Path, remove: bool) -> None:
+    draw = random.Random(12)
+    texts = some_texts(12, 60)
+    # A row equal to one that goes as a near-duplicate, equal short ones, and some of them in the reference, twice.
+    long = sentence(draw, 60)
+    texts += [long, long + " more", long + " more", "Yes!", "yes", "yes", *texts[:10]]
+    test = write(tmp_path / "test.jsonl", [*texts[:9], *texts[:9], "yes", "Yes"])
+    path = write(tmp_path / "a.jsonl", texts)
+    for threshold in (0.5, 0.72, 0.8, 1):
+        folder = tmp_path / f"{threshold}"
+        kept = dedup(path, folder, against=[SourceSpec(path=test)], threshold=threshold, remove=remove)
+        ledger = read(folder / "removed.log")
+        found = tables_of(folder)
+        assert len(ledger) > 20
+        assert [entry["went"] for entry in ledger] == [remove] * len(ledger)
+        assert len(kept) == len(texts) - len(ledger) * remove
+        hows = [entry["how"] for entry in ledger]
+        assert found["Duplicates"] == [[how, hows.count(how)] for how in ("exact", "normalised", "near")]
+        curve = {row[0]: row[1] for row in found["At other thresholds"]}
+        assert curve[threshold] == len(ledger)
+        assert list(curve.values()) == sorted(curve.values(), reverse=True)
+        if remove:
+            count = sum(len(words_in(text)) for text in texts)
+            left = sum(len(words_in(row["text"])) for row in kept)
+            assert f"{count - left:,} of {count:,} words go with {len(ledger):,} rows" in found["summary"]
+
+
+def test_turns_that_stay_are_not_counted_among_those_that_go(tmp_path: Path) -> None:
+    draw = random.Random(13)
+    a, b, c, d = (turn(sentence(draw, 20), sentence(draw, 20)) for _ in range(4))
+    near = [b[0], {"role": "assistant", "content": b[1]["content"] + " at last"}]
+    talks = [[*a, *b], [*a, *c], [*d, *near, *a], [*near, *b]]
+    path = write(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    dedup(path, tmp_path / "out", by="turn")
+    found = tables_of(tmp_path / "out")
+    assert found["Duplicates"] == [["exact", 2, 1], ["normalised", 0, 0], ["near", 2, 0]]
+    assert "164 of 364 words go with 4 turns; 1 more stay amid others" in found["summary"]
+    curve = {row[0]: row[1] for row in found["At other thresholds"]}
+    assert curve[0.8] == 4
+    assert curve[1.0] == 3  # `near` in the third conversation would stay, that in the last is the first's equal
+
+
 def test_what_a_tool_wrote_is_a_source_of_rows_alone(tmp_path: Path) -> None:
     rows = dedup(write(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"]), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.jsonl")] == ["a.jsonl"]
@@ -316,7 +364,7 @@ def test_turns_at_the_end_of_a_conversation_go(tmp_path: Path) -> None:
         "duplicate turn stays amid others": 1,
         "every turn is a duplicate": 2,
     }
-    assert any("in 7 turns that stand elsewhere" in line for line in report["summary"])
+    assert any("go with 6 turns; 1 more stay amid others" in line for line in report["summary"])
     assert "a.jsonl:3, turn 1 of 2 stays: exact" in Explain(folder=str(tmp_path / "out"), row="a.jsonl:3").run(tmp_path)
     marked = dedup(path, tmp_path / "marked", by="turn", remove=False)
     assert [row["messages"] for row in marked] == talks
