@@ -40,8 +40,10 @@ class BlocksStep(PipelineStep):
         """Does the work of one task; no document leaves it."""
         try:
             counted = self.job(rank, world_size)
-        except PosttrainError as error:
-            raise RuntimeError(str(error)) from None  # ours lose their place and hint on the way between processes
+        except Exception as error:
+            # What loses its arguments on the way between processes, as ours would, leaves the caller waiting for ever.
+            name = "" if isinstance(error, PosttrainError) else f"{type(error).__name__}: "
+            raise RuntimeError(f"{name}{error}") from error
         for label, value in counted.items():
             self.stat_update(label, value=value, unit="task")
         yield from ()

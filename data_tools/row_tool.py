@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -258,6 +259,9 @@ class RowTool(Tool):
         except ImportError as error:
             hint = "pip install 'posttrain[datatrove]'"
             raise DataError(f"needs the package '{error.name}'", where="executor", hint=hint) from error
+        if type(self).__module__ not in sys.modules:  # as of file.py:Name
+            hint = "make its file a module of an installed package, or leave `executor` out"
+            raise DataError("other processes cannot import this tool", where="executor", hint=hint)
         folder = work / f"{executor}-{self.executor_tasks}"
         run_tasks(blocks, executor, self.executor_tasks, self.executor_options, folder)
 

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Row", "content_hash", "is_hub", "local_files", "read_rows"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What stands beside rows in folders that `datasets` and data tools write.
-_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "report.json"}
+# What stands beside rows in folders that `datasets`, data tools and steps of pipelines write.
+_NOT_ROWS = {
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "report.json",
+    "manifest.json",
+}
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",

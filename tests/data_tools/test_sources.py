@@ -101,6 +101,13 @@ def test_a_folder_with_splits_gives_the_one_asked_for(tmp_path: Path):
         local_files(spec("d/val.jsonl", split="test"), tmp_path)
 
 
+def test_what_a_step_of_a_pipeline_writes_beside_rows_is_no_file_of_rows(tmp_path: Path):
+    for name in ("report.json", "manifest.json", ".step.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS))
+    assert values(tmp_path, ".") == ROWS
+
+
 def test_documents_are_labelled_by_their_folders(tmp_path: Path):
     for name in ("neg/1.txt", "neg/2.txt", "pos/1.txt"):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)

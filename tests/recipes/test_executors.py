@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import row_tool
 from posttrain.data_tools.convert import Convert
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.row_tool import Blocks
 from posttrain.data_tools.spec import SourceSpec
+from posttrain.recipes import pipeline as pipelines
 from posttrain.recipes.tools import load_tool, run_command
 
 from .tool_cases import needs, row_tools, rows_of, write_rows
@@ -37,7 +39,7 @@ def sources(tmp_path: Path) -> list[Path]:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -165,6 +167,17 @@ def test_slurm_is_given_an_array_of_the_tasks(
     assert any("#SBATCH --array=0-2\n" in script and "#SBATCH --partition=cpu\n" in script for script in scripts)
 
 
+def test_a_tool_that_other_processes_cannot_import_is_refused(tmp_path: Path, sources: list[Path]) -> None:
+    """They would wait for each other for ever."""
+    (tmp_path / "own.py").write_text(
+        'from posttrain.data_tools.convert import Convert\n\n\nclass Own(Convert):\n    """Converts."""\n'
+    )
+    own = f"{tmp_path / 'own.py'}:Own"
+    with pytest.raises(DataError, match="executor: other processes cannot import this tool"):
+        run_command(own, str(sources[1]), "--executor", "local", "-o", str(tmp_path / "out"))
+    call(own, sources[1], "-o", tmp_path / "out")
+
+
 def test_without_datatrove_it_is_said_what_to_install(
     tmp_path: Path, sources: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,3 +196,26 @@ def test_the_executor_is_no_part_of_what_is_done(sources: list[Path]) -> None:
         Convert(sources=specs, executor="local", executor_tasks=4, executor_options={"workers": 1}).model_dump_json,
     ]
     assert dumps[0]() == dumps[1]()
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_tools_gives_the_same_rows_under_four_tasks(
+    tmp_path: Path, sources: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From raw rows to scrubbed ones, each step under datatrove's local executor."""
+    monkeypatch.chdir(tmp_path)
+    tools: list[tuple[str, dict[str, Any]]] = [
+        ("convert", {"sources": [*map(str, sources)], "max_bad_share": 0.5}),
+        ("clean", {"sources": ["@convert"], "presets": ["c4"]}),
+        ("dedup", {"sources": ["@clean"]}),
+        ("scrub", {"sources": ["@dedup"]}),
+    ]
+    for folder, executor in (("alone", {}), ("tasks", {"executor": "local", "executor_tasks": 4})):
+        steps = [{"name": tool, "tool": tool, "args": args | executor} for tool, args in tools]
+        (tmp_path / f"{folder}.yaml").write_text(yaml.safe_dump({"steps": steps, "output_dir": "out"}))
+        assert pipelines.run(tmp_path / f"{folder}.yaml")
+        (tmp_path / "out").rename(tmp_path / folder)
+    for tool, _ in tools:
+        found = [bytes_of(tmp_path / folder / tool) for folder in ("alone", "tasks")]
+        assert found[0] == found[1]
+        assert any(name.endswith(".jsonl") and rows for name, rows in found[0].items())

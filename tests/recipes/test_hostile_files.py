@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,3 +207,36 @@ def test_what_is_written_never_stands_among_what_is_read(tmp_path: Path, name: s
         with pytest.raises(PosttrainError, match=r"written .*name another folder: -o"):
             run_command(name, str(source), *more, "-o", str(out))
         assert sorted(path.name for path in folder.rglob("*.jsonl")) == before
+
+
+MEASURE = """
+import resource, sys
+from posttrain.recipes.tools import run_command
+try:
+    run_command(*sys.argv[1:])
+except SystemExit as done:
+    assert not done.code
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["convert", "clean", "dedup", "scrub", "stats"])
+def test_memory_is_bounded_by_the_largest_row_that_is_one(tmp_path: Path, name: str) -> None:
+    """A line of 100 MB costs what the reader holds of it; the largest text that is a row costs 50 bytes a byte."""
+    more = needs(name, tmp_path, lambda: tmp_path)
+    rows = rows_of(name, 400)
+    draw = random.Random(0)
+    words = " ".join(f"w{draw.randrange(50_000)}" for _ in range(1_400_000))  # 9 MB
+    long = write_rows(tmp_path / "long.jsonl", [*rows, b'{"text": "' + b"word " * 20_000_000 + b'"}'])
+    large = write_rows(tmp_path / "large.jsonl", [*rows, {"text": words}])
+    peaks = {}
+    for path in (write_rows(tmp_path / "rows.jsonl", rows), long, large):
+        out = tmp_path / f"out-{path.stem}"
+        command = [sys.executable, "-c", MEASURE, name, str(path), *more, "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks[path.stem] = int(done.stdout.split("peak")[1])
+    assert peaks["long"] < peaks["rows"] + 120
+    assert peaks["large"] < peaks["rows"] + 50 * large.stat().st_size / 2**20
