@@ -148,6 +148,9 @@ def negatives(rng: random.Random) -> dict[str, Callable[[], str]]:
         "times and MACs": lambda: ":".join(some(rng, "0123456789abcdef", 2) for _ in range(rng.choice([3, 6]))),
         "names of settings": lambda: f"token = max_new_tokens_{number(1)}_of_model_{number(2)}",
         "private addresses": lambda: f"192.168.{rng.randint(0, 255)}.{rng.randint(0, 255)}",
+        "small versions in brackets": lambda: rng.choice(["{}", '"{}"', "[{}]", "lib-a ({})", ">= {}:"]).format(
+            ".".join(str(rng.randint(0, 31)) for _ in range(4))
+        ),
     }
 
 

@@ -39,7 +39,7 @@ class Thresholds(WebThresholds):
     min_prose_words: int | None = 20
     """Chat: an answer of so many words that ends in the middle of a sentence is cut off; shorter ones need no end."""
     refusals: bool = True
-    """Chat: whether an answer that begins by refusing goes."""
+    """Chat: whether an answer goes that begins by refusing what was asked; an excuse that was asked for stays."""
     self_reference: bool = True
     """Chat: whether an answer goes in which a model speaks of itself as one."""
     repeated_question: bool = True
@@ -253,15 +253,35 @@ def blocklist_check(
     return check
 
 
-_CANNOT = r"(?:can['’]?t|cannot|can not|unable|won['’]?t|not able)\b"
+_CANNOT = r"(?:can['’]?t|cannot|can not|unable|won['’]?t|will not|not able|not allowed)\b"
 _MODEL = r"(?:ai|artificial intelligence|(?:large )?language model|llm|chatbot)\b"
+_SPEAKER_CANNOT = rf"(?:\b(?:i|we)(?:['’]?m|['’]?re| am| are)?(?: \w+)?|\b(?:and|but)) {_CANNOT}"
+# Behind a quotation mark somebody else speaks.
 _REFUSAL = re.compile(
-    rf"\W*(?:(?:i['’]?m|i am|we['’]?re) (?:\w+ )?(?:sorry|afraid)[^.\n]{{0,60}}?\b{_CANNOT}"
-    rf"|(?:sorry|unfortunately|apologies|i apologi[sz]e)\b[^.\n]{{0,60}}?\bi(?:['’]?m| am)? {_CANNOT}"
-    r"|i (?:can['’]?t|cannot|can not|won['’]?t|will not|am unable to|am not able to) (?:\w+ )?"
-    r"(?:assist|help|provide|fulfill|fulfil|comply|answer|engage|create|write|generate|support|do that|discuss)"
-    r"|i['’]?m (?:unable|not able|not allowed) to\b)",
+    r"[^\w\"'“”‘’„«]*(?:"
+    rf"(?:(?:i['’]?m|i am|we['’]?re|we are) (?:\w+ )?(?:sorry|afraid)|sorry|unfortunately|apologies|i apologi[sz]e)\b"
+    rf"[^.\n]{{0,60}}?{_SPEAKER_CANNOT}"
+    r"|i(?:['’]m| am) (?:unable|not able|not allowed) to\b"
+    r"|(?P<bare>i (?:can['’]?t|cannot|can not|won['’]?t|will not)\b))",
     re.IGNORECASE,
+)
+_HELP = re.compile(
+    r"(?: to)? (?:\w+ )?(?:assist|help(?! but\b| it\b| \w+ing\b)|provide|fulfill|fulfil|comply|answer|engage|create"
+    r"|write|generate|support|do (?:that|this)\b|discuss|comment)",
+    re.IGNORECASE,
+)
+# What people say they cannot do to each other: an excuse that was asked for, or a role.
+_EXCUSE = re.compile(
+    r"(?: to)? (?:\w+ )?(?:come\b(?! up with)|attend|join|be (?:there|here|at|with|in|home)|go (?:to|out|with|home)"
+    r"|stay|wait|meet (?:you|up|with|for|at|on)|visit (?:you|him|her|them)|believe|make it\b(?! \w+er\b| more))\b",
+    re.IGNORECASE,
+)
+_ASKS_FOR_WORDS = re.compile(
+    r"\b(?:say|write|draft|compose|generate|phrase|express|translat\w+|re(?:phrase|write)|paraphrase|excuses?|apologi[sz]e)\b",
+    re.IGNORECASE,
+)
+_OF_REFUSING = re.compile(
+    r"\b(?:sorry|apolog\w+|excuses?|declin\w+|turn(?:ing)? down|reject\w*|refus\w+|resign\w*|regrets?)\b", re.IGNORECASE
 )
 _SELF = re.compile(
     rf"(?<!such )\bas an? {_MODEL}[^.\n]{{0,40}}?\b(?:i|my)\b|\bi,? as an? {_MODEL}"
@@ -325,8 +345,9 @@ def _answer(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], limits
     """Returns what is wrong with an answer."""
     text = str(turn.get("content") or "").strip()
     question = str(before[-1].get("content") or "") if before and before[-1]["role"] == "user" else ""
-    if limits.refusals and (refusal := _REFUSAL.match(text)):
-        return Verdict("refusal", refusal[0])
+    refusal = _refusal(text, question) if limits.refusals else None
+    if refusal:
+        return Verdict("refusal", refusal)
     own = _own_words(text) if limits.self_reference else None
     if own:
         return Verdict("speaks of itself as a model", text[max(own.start() - 40, 0) : own.end() + 40])
@@ -335,6 +356,21 @@ def _answer(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], limits
     if limits.min_prose_words is not None and is_cut_off(text, limits.min_prose_words):
         return Verdict("cut off", text[-80:])
     return None
+
+
+def _refusal(text: str, question: str) -> str | None:
+    """Returns how an answer begins in which the speaker refuses what was asked.
+
+    Where words of apology or refusal were asked for, an answer may hold them, and must deny help to be a refusal.
+    """
+    begins = _REFUSAL.match(text)
+    if begins is None or _EXCUSE.match(text, begins.end()):
+        return None
+    asked_for = _ASKS_FOR_WORDS.search(question) and _OF_REFUSING.search(question)
+    denied = _HELP.match(text, begins.end())
+    if not denied and (begins["bare"] or asked_for):
+        return None
+    return text[: denied.end() if denied else begins.end()]
 
 
 def _own_words(text: str) -> "re.Match[str] | None":

@@ -53,16 +53,22 @@ _NO_DOMAINS = re.compile(
     r"|sum|shape|dot|conj|transpose|values|data|real|imag|inverse|inv|flatten|reshape",
     re.IGNORECASE,
 )
+_USER_IN_URL = re.compile(r"://[^\s/:@<>]{1,64}:[^\s/:@<>]{0,64}\Z")
 _RESERVED_DOMAIN = re.compile(r"(?:^|\.)(?:example\.(?:com|org|net)|example|test|invalid|localhost)$", re.IGNORECASE)
 
 
 def find_emails(text: str, reserved: bool = False) -> Iterator[Find]:
-    """Yields addresses; those at example.com and its kin (RFC 2606) only where ``reserved``."""
+    """Yields addresses; those at example.com and its kin (RFC 2606) only where ``reserved``.
+
+    ``https://name:password@host.com`` holds none.
+    """
     if "@" not in text:
         return
     for match in _EMAIL.finditer(text):
         domain = match[1]
         if _NO_DOMAINS.fullmatch(domain.rpartition(".")[2]) or match[0].startswith("git@"):
+            continue
+        if _USER_IN_URL.search(text, max(0, match.start() - 132), match.start()):
             continue
         if reserved or not _RESERVED_DOMAIN.search(domain):
             yield Find("email", match.start(), match.end(), match[0].lower())
@@ -310,20 +316,30 @@ def phone_finder(regions: Sequence[str]) -> Finder:
 _IPV4 = re.compile(r"(?<![\w.])(?<!\w/)(?<!\d-)(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\w)", re.ASCII)
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
 _VERSION_WORD = re.compile(r"\b(?:v|ver|version|release|rev|build|section|chapter|clause|rule|§)\.?[ :=]{0,3}$", re.I)
-_HOST_WORD = re.compile(r"(?:\b(?:ip|ipv4|address|addr|host|server|dns|ping|gateway|from|peer|client)\b|://|@)", re.I)
+_HOST_WORD = re.compile(
+    r"(?<![^\W_])(?:ips?|ipv4|address(?:es)?|addrs?|hosts?|(?:name|dns)?servers?|resolvers?|dns|ping|gateways?|from"
+    r"|peers?|clients?)(?![^\W_])|://|@",
+    re.I,
+)
+# A port, or the length of a network's prefix: no version has them. Quotes and brackets stand around versions too.
+_PORT_OR_PREFIX = re.compile(r":\d{2,5}(?![\w:.])|/(?:[89]|[12]\d|3[0-2])(?![\w/.])", re.ASCII)
 _SMALL = 32  # versions and numbers of sections have parts below it
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 def find_ips(text: str, reserved: bool = False) -> Iterator[Find]:
-    """Yields addresses of machines; those of private and documentation ranges only where ``reserved``."""
+    """Yields addresses of machines; those of private and documentation ranges only where ``reserved``.
+
+    Four small numbers may be a version: such are addresses only behind a word for a host, or with a port or a prefix.
+    """
     for match in _IPV4.finditer(text) if "." in text else ():
         try:
             address = ipaddress.IPv4Address(match[0])
         except ValueError:
             continue
         before = _before(text, match.start())
-        if _VERSION_WORD.search(before) or (max(address.packed) < _SMALL and not _HOST_WORD.search(before)):
+        said = _HOST_WORD.search(before) or _PORT_OR_PREFIX.match(text, match.end())
+        if _VERSION_WORD.search(before) or (max(address.packed) < _SMALL and not said):
             continue
         if reserved or (address.is_global and not address.is_multicast):
             yield Find("ip", match.start(), match.end(), str(address))
@@ -368,7 +384,7 @@ _PEM = re.compile(
     r"(?:(?:\s|\\[nr]){0,8}[A-Za-z0-9+/=]{1,80}(?=(?:\s|\\[nr]){0,8}-----END))?"
     r"(?:(?:\s|\\[nr]){0,8}-----END [A-Z0-9 ]{0,40}KEY(?: BLOCK)?-----)?"
 )
-_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/:@<>]{1,64}:([^\s/:@<>]{3,64})(?=@[\w.-])")
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/:@<>]{1,64}:([^\s/:@<>]{1,64})(?=@[\w.-])")
 # What manuals write in place of a password.
 _NO_PASSWORD = re.compile(r"pass(?:w(?:or)?d)?|pwd|secret|token|\W+|.*[\[\]{}$*].*|x+", re.IGNORECASE)
 _ASSIGNED = re.compile(

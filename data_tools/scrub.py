@@ -46,7 +46,10 @@ class Scrub(RowTool):
 
     Each find is verified as its kind allows: cards by Luhn's digit and an issuer's prefix, IBANs by mod 97 and the
     country's length, national numbers by check digits and a word before them, phones by the plan of the region, keys by
-    what they begin with or by entropy behind a word for them. Examples in the report show the shape of what was found.
+    what they begin with or, 16 characters and longer, by entropy behind a word for them: a short password, `password:
+    hunter2`, stays, unless it stands in a URL, `https://ann:hunter2@host.com`. An IPv4 address whose numbers are all
+    below 32 may be a version: it counts behind a word for a host (`server`, `from`, `dns`) or with a port or a prefix
+    (`8.8.4.4:53`, `8.8.4.0/24`). Examples in the report show the shape of what was found.
     """
 
     kinds: Annotated[list[KindName], Field(min_length=1), BeforeValidator(comma_separated)] = Field(

@@ -43,6 +43,8 @@ FOUND = [
     ("gb29nwbk60161331926819;", "<IBAN>;"),
     ("call +1 (650) 253-0000 or +1 (650) 053-0000", "call <PHONE> or +1 (650) 053-0000"),
     ("from 8.8.4.4 and 93.184.216.34:80", "from <IP> and <IP>:80"),
+    ("8.8.4.4:53, 8.8.8.0/24", "<IP>:53, <IP>/24"),
+    ("DNS servers 8.8.8.8, 8.8.4.4; remote_addr='1.2.3.4'", "DNS servers <IP>, <IP>; remote_addr='<IP>'"),
     ("at 2a00:1450:4001:81b::200e", "at <IP>"),
     ("AKIAIOSFODNN7EXAMPLE", "<KEY>"),
     (f"ghp_{'a1B2' * 9}", "<KEY>"),
@@ -50,6 +52,7 @@ FOUND = [
     ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVPmB92K27uhbUJU1p1r", "<KEY>"),
     ('api_key = "9fK2xQ7vLw3Zp8Rt"', 'api_key = "<KEY>"'),
     ("postgres://app:hunter22@db.corp.io/x", "postgres://app:<KEY>@db.corp.io/x"),
+    ("https://a:b@host.com/ ann@corp.io", "https://a:<KEY>@host.com/ <EMAIL>"),
     (
         f"-----BEGIN RSA PRIVATE KEY-----\n{'MIIEpAIB' * 8}\n{'Ab3/' * 16}\nq9==\n-----END RSA PRIVATE KEY-----\nok",
         "<KEY>\nok",
@@ -63,6 +66,8 @@ def test_what_is_found(text: str, expected: str) -> None:
 
 
 KEPT = [
+    'password: hunter2; {"version": "4.0.0.3", "lib": "4.0.0.3"} (2.6.18.6) [2.6.18.6] ~=1.4.5.0, 3.3.0.1: release',
+    "https://user:password@host.com/",
     "version 10.0.19.41, v1.2.3.4, Chrome/120.0.0.0, section 3.2.1.4",
     "192.168.0.1 127.0.0.1 10.1.2.3 203.0.113.9 2001:db8::1 fe80::1 std::vector a[1::2] x[2000::3] 12:34:56",
     "ISBN 978-0-306-40615-7, 2024-11-29T10:15:00Z, 550e8400-e29b-41d4-a716-446655440000",
