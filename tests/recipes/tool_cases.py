@@ -21,7 +21,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "answers": ("--model", "{model}", "--max-new-tokens", "40", "--temperature", "1", "--max-bad-share", "1"),
     "best_of_n": ("--policy", "{model}", "--reward", "{reward}", "--n", "2", "--max-new-tokens", "3", "--limit", "4"),
     "clean": ("--presets", "c4"),
-    "compare_tokenizers": ("--tokenizers", "[{model}]"),
+    "compare_tokenizers": ("--tokenizers", "{model}"),
     "decontaminate": ("--items", "{items}"),
     "extend_tokenizer": (
         "--model",
