@@ -186,14 +186,16 @@ def _steps(file: Path) -> Iterator[list[Any]]:
     while file.resolve() not in seen:
         seen.add(file.resolve())
         found = _entry(file)
-        if found is None or (read is not None and found.kept != read):
+        if found is None or (read is not None and found.entry[found.count] != read):
             return
+        kept = found.entry[found.count]
         ranked = sorted(found.entry["reasons"].items(), key=lambda item: -item[1])
         went = [f"{reason} ({count:,})" for reason, count in ranked]
         if "held_out" in found.entry:
-            went.insert(0, f"held out ({found.entry['held_out']:,})")
+            others = {"held_out": "held out", "kept": "for training"}
+            went[:0] = [f"{what} ({found.entry[key]:,})" for key, what in others.items() if key != found.count]
         read = found.entry["rows"]
-        yield [found.step, read, found.kept, percent(found.kept, read), "; ".join(went[:_REASONS])]
+        yield [found.step, read, kept, percent(kept, read), "; ".join(went[:_REASONS])]
         before = _file_of(found)
         if before is None:
             return
@@ -202,13 +204,13 @@ def _steps(file: Path) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a tool's report says of one of its files: the tool, its folder and arguments, the entry, how many rows."""
+    """What a tool's report says of one of its files: the tool, its folder and arguments, the entry, the key of its count."""
 
     step: str
     folder: Path
     arguments: Mapping[str, Any]
     entry: Mapping[str, Any]
-    kept: int
+    count: str
 
 
 def _entry(file: Path) -> _Made | None:
@@ -219,7 +221,7 @@ def _entry(file: Path) -> _Made | None:
             for name, count in (("file", "kept"), ("held_out_file", "held_out")):
                 if one.get(name) and "reasons" in one and folder / one[name] == file:
                     step = report["title"].removeprefix("posttrain data ")
-                    return _Made(step, folder, report["arguments"], one, one[count])
+                    return _Made(step, folder, report["arguments"], one, count)
     return None
 
 
