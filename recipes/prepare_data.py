@@ -204,7 +204,7 @@ def _steps(file: Path) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a tool's report says of one of its files: the tool, its folder and arguments, the entry, the key of its count."""
+    """What a report says of one of its files: the tool, its folder and arguments, the entry, and its count's key."""
 
     step: str
     folder: Path
