@@ -108,7 +108,9 @@ def test_a_cap_of_bytes_takes_a_share_of_each_source_and_says_so(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(rows)
     tool = Tokenizer(sources=[str(tmp_path / f"{name}.jsonl") for name in ("one", "two")], max_bytes=2000)
     said = tool.run(tmp_path / "out")
-    used, share = re.search(r"from ([\d,]+) bytes \((.*)% of the texts\)", said).groups()
+    found = re.search(r"from ([\d,]+) bytes \((.*)% of the texts\)", said)
+    assert found is not None
+    used, share = found.groups()
     assert 1500 < int(used.replace(",", "")) < 2500
     assert 15 < float(share) < 28
     assert {"one", "two"} <= AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().keys()

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_tables_of_their_own_and_rows_for_speed_are_filled_each_by_its_own_means
         vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
         tie_word_embeddings=False,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model: Any = LlamaForCausalLM(config).bfloat16()
     add_rows(model, 38, [[1, 2], [3, 4, 5], [38, 2]])
     for table in (model.model.embed_tokens.weight, model.lm_head.weight):
         assert table.shape[0] == 41
@@ -131,7 +132,8 @@ def test_any_recipe_trains_it_and_its_new_rows_in_float32(
     loaded = load(recipe)
     train(loaded)
     run = Path(loaded.recipe.output_dir)
-    before, after = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (model, run))
+    before: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    after: Any = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
     first = before.config.vocab_size - 24
     moved = (after.get_input_embeddings().weight - before.get_input_embeddings().weight).abs().amax(1)
     assert (moved[first:] > 0).float().mean() > 0.5
