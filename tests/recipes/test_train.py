@@ -103,7 +103,7 @@ def test_scoring_before_the_first_step_keeps_the_first_weights(
         (
             {"model": {"name_or_path": "nobody/nothing", "chat_template": "chatml"}},
             RecipeError,
-            "cannot load the tokenizer",
+            "cannot load the model nobody/nothing",
         ),
         ({"data": {"train": {"path": "messages.jsonl", "format": "alpaca"}}}, DataError, "instruction"),
         ({"trainer": {"max_length": 4}}, DataError, "longer than max_length"),
