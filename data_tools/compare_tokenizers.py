@@ -17,7 +17,7 @@ from .encode import TextEncoder
 from .errors import RowError
 from .files import write_atomic
 from .languages import MIN_PROBABILITY, identifier, model_version
-from .row_tool import CHANGED, Counts, Decide, Outcome, Plan, TextTool
+from .row_tool import CHANGED, Counts, Decide, Outcome, Plan, TextTool, read_texts
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import Bar, Plot, Table, ToolReport, percent
@@ -155,12 +155,7 @@ class CompareTokenizersSpec(TextTool):
             return language if self.by is None else str(row.values.get(self.by, "–"))
 
         def decide(rows: Sequence[Row]) -> list[Outcome]:
-            texts: list[str | RowError] = []
-            for row in rows:
-                try:
-                    texts.append(read(row))
-                except RowError as error:
-                    texts.append(error)
+            texts = read_texts(read, rows)
             good = [text for text in texts if isinstance(text, str)]
             tokens = {one.name: one.encode(good) for one in opened}
             if good:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import load
@@ -26,7 +26,7 @@ from .paraphrases import FEWEST, Near, Nearest, count_words, margin_of_chance
 from .row_tool import Counts, Decide, Outcome, Plan, RowTool, blocks_of
 from .sources import Row
 from .spec import SourceSpec
-from .tool import Source
+from .tool import Sources
 from .tool_report import Table, Tally, ToolReport
 
 Benchmarks = Mapping[str, Sequence[Item]]
@@ -36,10 +36,6 @@ NGRAMS, PARAPHRASE = "n-grams", "possible paraphrase"
 _FEW = 256  # rows compared with every item at a time
 _PLANTED = 200  # items of which copies are planted
 _SHOWN = 500  # characters of a row or an item that the evidence quotes
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | dict) else value
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Finding:
 class DecontaminateSpec(RowTool):
     """The arguments that need no other room than this one."""
 
-    items: Annotated[list[Source] | None, BeforeValidator(_as_list)] = None
+    items: Sources | None = None
     """Files of test items: prompts and completions, prompts or texts. Columns of other names are renamed, by
     `{path: test.jsonl, columns: {question: prompt, answer: completion}}`, or mapped."""
     rule: Literal["gpt3", "palm", "llama2", "llama3", "tulu3"] = "tulu3"

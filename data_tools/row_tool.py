@@ -366,6 +366,17 @@ def turn_places(where: str, count: int) -> list[str]:
     return [f"{where}, turn {number} of {count}" for number in range(1, count + 1)]
 
 
+def read_texts(read: Callable[[Row], str], rows: Sequence[Row]) -> list[str | RowError]:
+    """Returns the text of each row, or why it has none."""
+    texts: list[str | RowError] = []
+    for row in rows:
+        try:
+            texts.append(read(row))
+        except RowError as error:
+            texts.append(error)
+    return texts
+
+
 def _turns(value: Any) -> list[str]:
     """Returns what a text or the messages of a conversation say."""
     if isinstance(value, str):

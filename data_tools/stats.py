@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .dedup import Dedup, count_duplicates
 from .errors import RowError
 from .languages import MIN_PROBABILITY, identifier, model_version
-from .row_tool import Counts, Decide, Outcome, Plan, TextTool
+from .row_tool import Counts, Decide, Outcome, Plan, TextTool, read_texts
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import Spread, Table, ToolReport
@@ -58,12 +58,7 @@ class StatsSpec(TextTool):
         identify = identifier(MIN_PROBABILITY) if self.languages else None
 
         def decide(rows: Sequence[Row]) -> list[Outcome]:
-            texts: list[str | RowError] = []
-            for row in rows:
-                try:
-                    texts.append(read(row))
-                except RowError as error:
-                    texts.append(error)
+            texts = read_texts(read, rows)
             good = [text for text in texts if isinstance(text, str)]
             tokens = {name: iter(count(good)) for name, count in counters.items()}
             languages = iter(identify(good) if identify else ())

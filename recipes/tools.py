@@ -164,11 +164,14 @@ def _given(tool: type["Tool"], key: str, value: Any) -> Any:
     read = [parse_scalar(text) for text in value]
     if len(read) == 1:
         return read[0]
-    if not any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation))):
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(field.annotation)]
+    if not any(get_origin(kind) is list for kind in (field.annotation, *kinds)):
         raise InputError(f"stands {len(read)} times", where=f"--{key.replace('_', '-')}", hint="give it once")
+    names = any(getattr(one, "func", None) is comma_separated for one in field.metadata)
     found: list[Any] = []
     for one in read:
-        found += one if isinstance(one, list) else comma_separated(one) if isinstance(one, str) else [one]
+        one = comma_separated(one) if names else one
+        found += one if isinstance(one, list) else [one]
     return found
 
 

@@ -196,6 +196,11 @@ def test_an_option_that_stands_twice_is_a_list_or_is_refused(
     with pytest.raises(SystemExit, match="0"):
         run_command("scrub", "a.jsonl", "--kinds", "email", "--kinds", "card,iban", "-o", "out")
     assert json.loads(Path("out/report.json").read_text())["arguments"]["kinds"] == ["email", "card", "iban"]
+    Path("b,c.jsonl").write_text('{"text": "something else"}\n')
+    with pytest.raises(SystemExit, match="0"):
+        run_command("dedup", "a.jsonl", "--against", "a.jsonl", "--against", "b,c.jsonl", "-o", "unique")
+    against = json.loads(Path("unique/report.json").read_text())["arguments"]["against"]
+    assert [source["path"] for source in against] == ["a.jsonl", "b,c.jsonl"]
     with pytest.raises(InputError, match="--thresholds: stands 2 times"):
         run_command("clean", "a.jsonl", "--presets", "c4", "--thresholds", "{min_words: 1}", "--thresholds", "{}")
     with pytest.raises(SystemExit, match="0"):
