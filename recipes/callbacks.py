@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data_tools.files import append_line
+from ..data_tools.progress import ProgressLine
 from ..evals import checkpoints
 from ..evals.models import save_head
 from . import rundir
@@ -158,6 +159,93 @@ class CheckpointKeeper(TrainerCallback):
             # Without its manifest a half-removed folder is never taken for a whole one.
             (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
+
+
+class ProgressDisplay(TrainerCallback):
+    """Shows how far a run is, in place of transformers' bars and dictionaries: one line with loss, rate and time left.
+
+    On a terminal it moves, and evaluations stand above it; elsewhere it is a plain line now and then.
+
+    Args:
+        title: What the line begins with.
+    """
+
+    def __init__(self, title: str):
+        self._title = title
+        self._line: ProgressLine | None = None
+        self._figures: dict[str, Any] = {}
+        self._began = (0, 0.0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begins the line."""
+        if state.is_world_process_zero:
+            self._line = ProgressLine(self._title, state.max_steps, terminal=False if args.disable_tqdm else None)
+            self._began = (state.global_step, time.monotonic())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Moves the line on."""
+        self._show(state)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says that the run evaluates."""
+        self._show(state, "evaluating")
+
+    def _show(self, state: TrainerState, doing: str = "") -> None:
+        if self._line is None:
+            return
+        step, known = state.global_step, self._figures
+        begun, when = self._began
+        parts = [f"{step:,}/{state.max_steps:,}"]
+        parts += [f"loss {known['loss']:.4g}"] if "loss" in known else []
+        parts += [f"reward {known['reward']:.4g}"] if "reward" in known else []
+        parts += [f"{known['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in known else []
+        if step > begun:
+            left = (time.monotonic() - when) / (step - begun) * (state.max_steps - step)
+            parts.append(f"{clock(left)} left")
+        self._line.show(", ".join([*parts, doing] if doing else parts), step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the newest figures; those of an evaluation get a line that stays."""
+        logs = logs or {}
+        self._figures |= {name: logs[name] for name in ("loss", "reward", "tokens_per_second") if name in logs}
+        held_out = {name: value for name, value in logs.items() if name.startswith("eval_") and "_per_" not in name}
+        held_out.pop("eval_runtime", None)
+        if self._line is not None and held_out:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items() if isinstance(value, float))
+            print(f"step {state.global_step:,}: {said}", flush=True)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Gives the terminal free: a checkpoint may be scored now, by a process that has lines of its own."""
+        self.hide()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the line."""
+        self.hide()
+
+    def hide(self) -> None:
+        """Takes the line off the terminal."""
+        if self._line is not None:
+            self._line.hide()
+
+
+def clock(seconds: float) -> str:
+    """Returns a time as people say it: ``4:05``, ``3:04:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _folder(args: TrainingArguments, step: int) -> Path:

@@ -19,6 +19,7 @@ from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
+from .announce import header, next_steps, standing_checkpoint
 from .decisions import Ready, decide, placed, trainer_config
 from .errors import RecipeError, RunError
 from .job import Job
@@ -46,6 +47,8 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
     if record and rundir.change_since(record, rundir.origin_of(loaded)) is None and rundir.is_finished(run_dir):
         _say(f"{run_dir}: already trained; nothing to do")
         return
+    _say("\n".join(header(loaded, int(os.environ.get("WORLD_SIZE", "1")))))
+    _quiet_bars()
     args = trainer_config(loaded)
     state = _check_processes(processes)
     # A second run is kept out of the folder for as long as this one lives.
@@ -61,6 +64,17 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
             _run(ready.job, trainer, resume)
             _finish(ready.job, trainer, ready.head)
     _say(f"{run_dir}: trained for {trainer.state.global_step} steps; the final model is whole")
+    _say("\n".join(next_steps(loaded)))
+
+
+def _quiet_bars() -> None:
+    """Leaves out the bars of reading and writing weights; those of downloads stay, on a terminal."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the Hub's too
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def _say(text: str) -> None:
@@ -111,9 +125,12 @@ def build(ready: Ready) -> "Trainer":
         PosttrainError: The model cannot be loaded, or the trainer refuses it.
     """
     from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from .adapters import lora_config, settle
-    from .callbacks import CheckpointKeeper, ProgressKeeper
+    from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper
+    from .estimate import training_flops
+    from .meter import Meter
     from .model import load_model
 
     job, recipe = ready.job, ready.job.loaded.recipe
@@ -122,6 +139,8 @@ def build(ready: Ready) -> "Trainer":
     set_seed(ready.args.seed)
     progress = ProgressKeeper()
     keeper = CheckpointKeeper(job.loaded, progress, say=_say)
+    display = ProgressDisplay(job.loaded.name)
+    meter = Meter(lambda tokens: training_flops(recipe, ready.size, tokens))
     with placed(job.loaded):
         model = load_model(recipe, job.tokenizer, ready.head)
         common = {
@@ -131,10 +150,13 @@ def build(ready: Ready) -> "Trainer":
             "eval_dataset": held_out.dataset if held_out else None,
             "processing_class": job.tokenizer,
             "peft_config": lora_config(job, model),
-            "callbacks": [progress, keeper],  # the manifest is written last
+            "callbacks": [meter, display, progress, keeper],  # the manifest is written last
         }
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)
         settle(trainer.model)
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    meter.attach(trainer)
     keeper.trainer = progress.trainer = trainer
     trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
     return trainer
@@ -142,6 +164,8 @@ def build(ready: Ready) -> "Trainer":
 
 def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
     """Trains to the end, from a checkpoint if there is a whole one."""
+    from .callbacks import ProgressDisplay
+
     if trainer.is_world_process_zero():
         rundir.rewind_log(job.run_dir, resume)
     try:
@@ -155,6 +179,10 @@ def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
         what += f" ({type(error).__name__}, {place.filename}:{place.lineno})"
         hint = "posttrain check rehearses a step with the same settings"
         raise RunError(what, where=job.loaded.where(str(error)), hint=hint) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressDisplay):
+                callback.hide()
     if trainer.state.global_step == 0:
         hint = "trainer.max_steps and trainer.num_train_epochs say how long, data.train with what"
         raise RunError("the run took no step, so nothing was trained", where=str(job.run_dir), hint=hint)
@@ -256,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", action="append", default=[], help="NAME=FOLDER: what @NAME stands for in the recipe")
     options = parser.parse_intermixed_args(argv)  # overrides may stand behind flags
     launch.quiet_libraries()
+    loaded = None
     try:
         with explain_full_disk(Path()):
             loaded = load(options.recipe, options.overrides, parse_steps(options.step))
@@ -268,8 +297,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one was", file=sys.stderr)
-        return 130
+        if int(os.environ.get("RANK", "0")) == 0:
+            standing = standing_checkpoint(Path(loaded.recipe.output_dir)) if loaded else None
+            what = (
+                f"{standing} stands, and the same command goes on from there" if standing else "nothing was saved yet"
+            )
+            print(f"interrupted; {what}", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(130)  # at once: workers that read data or score, and a library's threads, would be waited for
 
 
 def parse_steps(pairs: Sequence[str]) -> dict[str, Path]:

@@ -5,8 +5,7 @@ again. A place costs 8 k + 4 bytes.
 """
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 
 from ...data_tools.cache import get_or_build
 from ...data_tools.files import hash_json
+from ...data_tools.progress import progress_shown
 from ...evals import checkpoints
 from ..model import pretrained, whole_weights
 from .losses import IGNORED, predicting, top_k
@@ -148,7 +148,8 @@ def _write(
         files = {name: stack.enter_context((folder / name).open("wb")) for name in (IDS, LOG_Q, LOG_REST)}
         stack.enter_context(torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)))
         size = args.per_device_train_batch_size
-        for start in _progress(range(0, len(rows), size)):
+        advance = stack.enter_context(progress_shown("asking the teacher", len(rows)))
+        for start in range(0, len(rows), size):
             numbers = range(start, min(start + size, len(rows)))
             features = rows.select(numbers).to_list()
             counts += [int((collate([row])["labels"][:, 1:] != IGNORED).sum()) for row in features]
@@ -163,16 +164,7 @@ def _write(
                 mass += float(log_q.exp().sum())
                 for name, values in ((IDS, ids.int()), (LOG_Q, log_q), (LOG_REST, log_rest)):
                     files[name].write(values.cpu().numpy().tobytes())
+            advance(len(numbers))
     np.save(folder / "starts.npy", np.cumsum(counts))
     places = int(sum(counts))
     return {"places": places, "mass": mass / max(1, places)}
-
-
-def _progress(steps: range) -> Iterable[int]:
-    """Shows how far the teacher is, on a terminal."""
-    if not sys.stderr.isatty():
-        return steps
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(steps, "asking the teacher", console=Console(stderr=True), transient=True)

@@ -182,9 +182,9 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def log(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the log, wall times aside."""
+    """Returns the log, wall times and memory aside."""
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    times = ("_runtime", "_per_second", "step_time")
+    times = ("_runtime", "_per_second", "step_time", "memory_gib")
     return [{key: value for key, value in line.items() if not key.endswith(times)} for line in lines]
 
 

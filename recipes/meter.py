@@ -1,0 +1,101 @@
+"""What every stage's log says beside the trainer's own figures: speed, use of the device, memory."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Meter(TrainerCallback):
+    """Adds to each line of a trainer's log what training costs.
+
+    ``tokens_per_second``
+        Tokens that the model read, of all processes, padding left out; in stages that sample, those of prompts and
+        completions. Evaluations, saves and the log itself do not count as time.
+    ``mfu``
+        Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): the FLOPs that these tokens
+        need, attention scores left out, over what the devices could have done. Absent where their peak is not known.
+    ``memory_gib``
+        The most that the process has held: on CUDA what tensors took, elsewhere resident memory.
+
+    Args:
+        flops: The FLOPs of training on a number of tokens.
+        peak: FLOPs a second of one device; None where that is not known.
+    """
+
+    def __init__(self, flops: Callable[[int], float], peak: float | None = None):
+        self._flops, self._peak = flops, peak
+        self._seconds = 0.0
+        self._mark = time.monotonic()
+        self._tokens: Any = 0
+        self._sampled = 0
+
+    def attach(self, trainer: Any) -> None:
+        """Counts the tokens of a trainer's batches and adds to what it logs."""
+        train, log = trainer.training_step, trainer.log
+
+        def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(inputs, dict):  # else prompts that have yet to be answered
+                self._tokens = self._tokens + tokens_of(inputs)
+            return train(model, inputs, *args, **kwargs)
+
+        def logged(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            if "loss" in logs:
+                logs.update(self._figures(trainer))
+            log(logs, *args, **kwargs)
+            self._mark = time.monotonic()
+
+        trainer.training_step, trainer.log = training_step, logged
+
+    def _figures(self, trainer: Any) -> dict[str, float]:
+        """Returns the figures since the last line of the log, and begins anew; to be called in all processes."""
+        self._pass()
+        counted: Any = trainer.accelerator.reduce(torch.as_tensor(self._tokens, device=trainer.args.device))
+        sampled = trainer.state.num_input_tokens_seen
+        tokens = int(counted) or sampled - self._sampled
+        rate = tokens / max(self._seconds, 1e-9)
+        self._seconds, self._tokens, self._sampled = 0.0, 0, sampled
+        figures = {"tokens_per_second": round(rate, 1)} if tokens else {}
+        if self._peak and tokens:
+            figures["mfu"] = round(self._flops(tokens) * rate / tokens / self._peak / trainer.args.world_size, 4)
+        return figures | {"memory_gib": round(peak_memory() / 2**30, 3)}
+
+    def _pass(self) -> None:
+        now = time.monotonic()
+        self._seconds, self._mark = self._seconds + now - self._mark, now
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
+        self._mark, self._sampled = time.monotonic(), state.num_input_tokens_seen
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Counts the step's time."""
+        self._pass()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaves an evaluation's time out."""
+        self._mark = time.monotonic()
+
+    on_save = on_evaluate
+
+
+def tokens_of(batch: dict[str, Any]) -> Any:
+    """Counts the tokens of a batch that a model reads, whatever its columns are called; a tensor, not waited for."""
+    masks = [batch[name] for name in batch if name.endswith("attention_mask")]
+    if masks:
+        return sum(mask.sum() for mask in masks)
+    return sum(ids.numel() for name, ids in batch.items() if name.endswith("input_ids"))
+
+
+def peak_memory() -> int:
+    """Returns the bytes that this process has held at most."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

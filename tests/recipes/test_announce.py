@@ -1,0 +1,79 @@
+"""What a run shows: what it is about to do before anything heavy is imported, how far it is, what to do next."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from posttrain.recipes import announce
+from posttrain.recipes.load import load
+from posttrain.recipes.train import train
+
+Make = Callable[..., Path]
+
+
+def test_the_header_needs_no_heavy_import(make_recipe: Make, tiny_model_dir: Path) -> None:
+    recipe = make_recipe(max_steps=-1, num_train_epochs=2)
+    script = (
+        "import sys; from pathlib import Path; from posttrain.recipes.train import header, load\n"
+        "print(*header(load(Path(sys.argv[1])), 2), sep='\\n')\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'peft', 'trl', 'pandas'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script, recipe], capture_output=True, text=True, check=True)
+    *lines, heavy = found.stdout.splitlines()
+    assert heavy == "[]"
+    said = "\n".join(lines)
+    assert lines[0] == "sft: run"
+    assert f"{tiny_model_dir.name} (llama, " in said
+    assert "messages.jsonl: 80 rows" in said
+    assert "2 epochs, about 20, of 8 rows each" in said  # of 4 rows in each of two processes
+    assert str(recipe.parent / "run") in said
+
+
+def test_a_run_shows_neither_dictionaries_nor_bars_of_libraries(
+    make_recipe: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(max_steps=2, save_strategy="no")
+    train(load(recipe))
+    out, err = capfd.readouterr()
+    assert "{'" not in out
+    assert err == ""
+    assert out.startswith("sft: run\n")
+    assert f"  posttrain chat {recipe.parent / 'run'}" in out
+    lines = [json.loads(line) for line in (recipe.parent / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(line["tokens_per_second"] > 0 and line["memory_gib"] > 0 for line in lines if "loss" in line)
+    assert not any("mfu" in line for line in lines)  # nobody knows what a CPU could do
+
+
+def test_a_terminal_shows_one_line_and_evaluations_above_it(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(max_steps=2, save_strategy="no", eval_strategy="steps", eval_steps=1)
+    recipe.write_text(recipe.read_text().replace("  train:", "  eval: &rows {path: messages.jsonl}\n  train:"))
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(load(recipe))
+    assert "2/2, loss " in terminal.getvalue()
+    assert "evaluating" in terminal.getvalue()
+    assert "step 1: eval_loss " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(5, "0:05"), (245.4, "4:05"), (11045, "3:04:05")])
+def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    from posttrain.recipes.callbacks import clock
+
+    assert clock(seconds) == said
+
+
+def test_only_a_checkpoint_that_was_saved_to_its_end_stands(make_recipe: Make) -> None:
+    recipe = make_recipe(max_steps=4, save_steps=2)
+    train(load(recipe))
+    run_dir = recipe.parent / "run"
+    standing = announce.standing_checkpoint(run_dir)
+    assert standing == run_dir / "checkpoint-4"
+    (standing / "manifest.json").unlink()
+    assert announce.standing_checkpoint(run_dir) == run_dir / "checkpoint-2"
