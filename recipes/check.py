@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.specfile import load_document
-from . import estimate
+from . import estimate, needs
 from .decisions import Ready, decide, placed, trainer_config
 from .errors import RecipeError
 from .load import Loaded, load
@@ -35,6 +35,7 @@ def check_all(
     *,
     read_data: bool,
     data_dir: Path | None = None,
+    assumed: needs.Assumptions | None = None,
 ) -> int:
     """Checks recipes, pipelines, suites and judges, and prints what was found.
 
@@ -44,6 +45,7 @@ def check_all(
         references: What ``@name`` stands for.
         read_data: Whether data, template and loss mask are read, and the tasks of suites built.
         data_dir: A folder of benchmarks that suites read in place of their own.
+        assumed: What memory and compute are estimated for; by default one GPU of any kind.
 
     Returns:
         The exit code: 2 if any of them is wrong.
@@ -51,7 +53,14 @@ def check_all(
     wrong = 0
     for path in paths:
         try:
-            what, lines = _check(path, overrides, references, read_data=read_data, data_dir=data_dir)
+            what, lines = _check(
+                path,
+                overrides,
+                references,
+                read_data=read_data,
+                data_dir=data_dir,
+                assumed=assumed or needs.Assumptions(),
+            )
         except PosttrainError as error:
             wrong = max(wrong, error.exit_code)
             for line in str(error).splitlines():
@@ -64,7 +73,13 @@ def check_all(
 
 
 def _check(
-    path: Path, overrides: Sequence[str], references: Mapping[str, Path], *, read_data: bool, data_dir: Path | None
+    path: Path,
+    overrides: Sequence[str],
+    references: Mapping[str, Path],
+    *,
+    read_data: bool,
+    data_dir: Path | None,
+    assumed: needs.Assumptions,
 ) -> tuple[str, list[str]]:
     """Returns what a file is, and what there is to say of it."""
     from ..evals.judges import FILE, judge_names
@@ -90,7 +105,7 @@ def _check(
         lines = [line for name, suite in suites if suite for line in _score_lines(name, *suite, read_data=read_data)]
         return f"pipeline of {', '.join(plans)}", lines
     loaded = load(path, overrides, references)
-    lines = _with_data(loaded) if read_data else _without_data(loaded)
+    lines = _with_data(loaded, assumed) if read_data else needs.lines(loaded, assumed)
     if suite := _suite_of(loaded):
         lines += _score_lines("score", *suite, read_data=read_data)
     return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
@@ -178,21 +193,7 @@ def _judge(folder: Path) -> tuple[str, list[str]]:
     ]
 
 
-def _without_data(loaded: Loaded) -> list[str]:
-    """Describes a recipe from its file, and from the headers of a local model's weights."""
-    model = loaded.recipe.model
-    total = estimate.stored_parameters(Path(model.name_or_path)) if model.name_or_path and not model.layers else None
-    if total is None:
-        return []
-    recipe = loaded.recipe
-    lines = [f"model: {_count(total)} parameters"]
-    if recipe.lora is None:
-        states = estimate.state_bytes(recipe, estimate.Size(total, total))
-        lines.append(f"memory: {states / estimate.GIB:.2f} GiB for weights, gradients and AdamW, before activations")
-    return lines
-
-
-def _with_data(loaded: Loaded) -> list[str]:
+def _with_data(loaded: Loaded, assumed: needs.Assumptions) -> list[str]:
     """Reads data and template as a run would, and adds up what the run would do."""
     ready = decide(loaded, trainer_config(loaded))
     lines = _template_lines(ready)
@@ -203,7 +204,7 @@ def _with_data(loaded: Loaded) -> list[str]:
         share = f"{objective.mlm_probability:.0%} of them, special tokens aside"
         lines.append(f"objective: {objective.name}: {share}, are hidden and carry loss, others in each epoch")
     assert ready.data["train"] is not None, "a recipe always has data.train"
-    lines += _cost_lines(ready.job, ready.size, ready.data["train"])
+    lines += _run_lines(ready.job, ready.size, ready.data["train"], assumed)
     rehearse(ready)
     return lines
 
@@ -246,8 +247,8 @@ def _data_lines(split: str, prepared: "Prepared") -> list[str]:
     return [*lines, *(f"  {note}" for note in report.order_notes)]
 
 
-def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]:
-    """Reports parameters, memory, steps and compute of the whole run on one process."""
+def _run_lines(job: "Job", size: estimate.Size, train: "Prepared", assumed: needs.Assumptions) -> list[str]:
+    """Reports steps, and what the whole run needs."""
     recipe, report = job.loaded.recipe, train.report
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
     sampled = report.sources[0].kind == "prompt"
@@ -257,17 +258,13 @@ def _cost_lines(job: "Job", size: estimate.Size, train: "Prepared") -> list[str]
     # an answer that has yet to be sampled is counted as long as it may become
     answer = (job.option("max_completion_length") or 0) if sampled else 0
     tokens = int(steps * batch * (report.tokens / max(1, report.rows) + answer))
-    flops = estimate.training_flops(recipe, size, tokens)
-    states = estimate.state_bytes(recipe, size) / estimate.GIB
     return [
-        f"model: {_count(size.total)} parameters, {size.trainable / 1e6:.2f} M trained ({size.trainable:,})",
         *_new_token_lines(job, size),
-        f"memory: {states:.2f} GiB for weights, gradients and AdamW on one process, before activations",
         *_warmup_lines(job, steps),
         f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
-        f"{'at most ' if sampled else ''}{_count(tokens)} tokens",
+        f"{'at most ' if sampled else ''}{needs.count(tokens)} tokens",
         *_schedule_lines(job, steps / per_epoch),
-        f"compute: {flops:.2e} FLOPs, attention scores {'and sampling ' if sampled else ''}left out",
+        *needs.lines(job.loaded, assumed, needs.Run(tokens, size)),
         *(described(recipe.score, steps) if recipe.score else []),
     ]
 
@@ -296,14 +293,6 @@ def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
     why = "which the template added" if job.added else "by which its tokenizer was extended"
     rows = f", {size.new_tokens:,} parameters in float32" if size.new_tokens else ""
     return [f"new tokens: {names}{more}, {why} and the model has to learn{rows}"]
-
-
-def _count(number: float) -> str:
-    """Formats 1234567 as 1.23 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
 
 
 # --- The rehearsal: one step of the run's own trainer, with its own settings, by a model of some thousand weights ---

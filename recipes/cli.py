@@ -39,14 +39,29 @@ def check(
         bool, typer.Option("--json-schema", help="Print the JSON Schema of recipes, or of: suite, judge.")
     ] = False,
     step: Steps = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Tabulate memory over batch, ZeRO stage and adapter.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="What it would run on, such as H100, or cpu.", show_default="a GPU")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Devices that train together.", show_default="1")] = None,
+    accelerate: Accelerate = None,
+    tokens: Annotated[
+        float | None, typer.Option(min=1, help="Tokens of the run, where the data is not read, such as 1e9.")
+    ] = None,
+    utilization: Annotated[
+        float, typer.Option(min=0.01, max=1, help="The share of the device's peak that a run reaches; assumed.")
+    ] = 0.4,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device for an hour.", show_default=False)] = None,
 ) -> None:
     """Check recipes, pipelines, suites and judges: all that can be known before a model is trained or scored.
 
-    Of a recipe: schema, data columns, template, loss mask, and an estimate of memory, FLOPs and tokens. Of a suite:
-    what files and packages each task needs, and whether its right answers count.
+    Of a recipe: schema, data columns, template, loss mask, and an estimate of memory, FLOPs, tokens and time; with
+    --no-data by the model's config.json alone. Of a suite: what files and packages each task needs, and whether its
+    right answers count.
     """
     from . import check as checking
     from . import schema
+    from .needs import Assumptions
     from .train import parse_steps
 
     if json_schema:
@@ -59,7 +74,10 @@ def check(
     overrides = [argument for argument in recipes or [] if "=" in argument]
     if not paths:
         raise typer.BadParameter("give at least one recipe", param_hint="RECIPE")
-    code = checking.check_all(paths, overrides, parse_steps(step or []), read_data=data, data_dir=data_dir)
+    assumed = Assumptions(device, accelerate, processes, tokens, utilization, price, plan)
+    code = checking.check_all(
+        paths, overrides, parse_steps(step or []), read_data=data, data_dir=data_dir, assumed=assumed
+    )
     raise typer.Exit(code)
 
 

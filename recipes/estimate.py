@@ -1,13 +1,18 @@
-"""What a run will need, before it is started: parameters, memory, compute."""
+"""What a run will need, before it is started: parameters, memory, compute. Arithmetic on shapes alone, no model loaded.
 
-import json
-import math
-import struct
-from dataclasses import dataclass
-from pathlib import Path
+The memory of a training step is the largest of a few moments, each a sum of parts: when the loss is computed all
+activations are there, and no gradients yet but those of the output layer; when the backward pass ends, all gradients.
+What a layer keeps for its backward pass follows from its operations: each counts what autograd saves for it once.
+``benchmarks/estimate_memory.md`` holds these figures against measured ones.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .schema import Recipe
+from .architectures import Architecture, Matrix, Reads
+from .load import Loaded
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
@@ -15,6 +20,17 @@ if TYPE_CHECKING:
     from .model import Head
 
 GIB = 2**30
+# The tiles in which TRL's fused output layer computes log-probabilities (`trl.kernels.chunked_logprob`).
+_TILE_TOKENS, _TILE_VOCAB = 4096, 32768
+# Without Triton, its backward pass holds so many float32 tiles: logits, scaled, at temperature, log p, p, gradient, and
+# two of the product that is added to it.
+_TILES_WITHOUT_TRITON = 8
+# NF4 and FP4 with double quantization take 4.127 bits a weight (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+QUANTIZED_BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.0}
+# Bytes of an optimizer's state for a float32 weight, by words in the optimizer's name; AdamW's two moments otherwise.
+# 8-bit ones leave tensors below 4,096 numbers in float32, which are few.
+_STATES = {"lion_8bit": 1, "8bit": 2, "4bit": 1, "lion": 4, "adafactor": 0, "sgd": 0, "rmsprop": 4, "adagrad": 4}
+_ADAM_STATES = 8
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,8 @@ class Size:
     """Parameters of a model.
 
     Attributes:
-        total: All of them, tied ones once.
-        trainable: Those that receive gradients.
+        total: All of the model's own, tied ones once; adapters are not among them.
+        trainable: Those that receive gradients, adapters or all.
         embeddings: Those of the input and output embeddings, which quantization leaves alone.
         new_tokens: Of the trainable ones, those of rows for tokens that the chat template added.
     """
@@ -34,27 +50,358 @@ class Size:
     new_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a run is launched on.
+
+    Attributes:
+        gpu: Whether it computes in bfloat16 unless told otherwise, and has Triton; else it is a CPU in float32.
+        processes: How many train together.
+        zero: DeepSpeed's ZeRO stage, 1 to 3; 0 without.
+        fsdp: Whether weights are sharded by FSDP.
+        offload_optimizer: Whether the optimizer's state lies in the host's memory.
+        offload_weights: Whether the weights do, but those in use.
+    """
+
+    gpu: bool = True
+    processes: int = 1
+    zero: int = 0
+    fsdp: bool = False
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training step.
+
+    Attributes:
+        architecture: The model's.
+        size: Its parameters.
+        machine: Where it runs.
+        batch: Examples of a batch on one process.
+        rows_each: Rows of an example: two for the two answers of a pair.
+        length: Tokens of a row.
+        weight_bytes: Of a weight of the base, where it is not quantized.
+        compute_bytes: Of a number that matrices are multiplied with.
+        bits: Of a quantized weight; 0 if none is.
+        ranks: Of the adapters on matrices of a layer, by the matrices' names; None where all weights are trained.
+        optimizer: Its name in transformers.
+        accumulates: Whether gradients of earlier batches of the step are there.
+        checkpointing: Whether only the inputs of layers are kept, and all else computed again.
+        attention: `sdpa`, `eager` or `flash`.
+        masked: Whether attention needs a mask, as packed rows and padding do.
+        loss: How logits are computed: `fused` (TRL's tiles), `full`, `masked` (of an encoder),
+            `chunked` or `head` (a few numbers a row).
+        chunk: Tokens whose logits are there at the same time, for `chunked`.
+        share: Of tokens that carry loss, for `masked`.
+        others: Bytes of what else is there, by name: reference, teacher, reward models.
+        critic: The step of a second model that is trained beside it, as PPO's value function.
+        turns: Batches for which completions are generated at the same time; 0 where none are.
+        passes: Forward passes a token beside the trained one's, in units of the model.
+    """
+
+    architecture: Architecture
+    size: Size
+    machine: Machine
+    batch: int
+    rows_each: int
+    length: int
+    weight_bytes: int
+    compute_bytes: int
+    bits: float = 0
+    ranks: Mapping[str, int] | None = None
+    optimizer: str = "adamw_torch_fused"
+    accumulates: bool = False
+    checkpointing: bool = False
+    attention: str = "sdpa"
+    masked: bool = False
+    loss: str = "fused"
+    chunk: int = 0
+    share: float = 0
+    others: Mapping[str, float] = field(default_factory=dict)
+    critic: "Setup | None" = None
+    turns: int = 0
+    passes: float = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of a batch on one process."""
+        return self.batch * self.rows_each * self.length
+
+
+def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> Size:
+    """Counts the parameters that a recipe trains; tokens that its template may add are left out.
+
+    Args:
+        loaded: The recipe.
+        architecture: Its model's.
+        outputs: Of a classification head.
+    """
+    total = architecture.parameters(outputs)
+    tables = architecture.table * (1 if architecture.tied or outputs is not None else 2)
+    ranks = adapted(loaded, architecture)
+    if ranks is None:
+        return Size(total, total, tables)
+    spec = loaded.recipe.lora
+    assert spec is not None, "there are ranks"
+    trained = total - architecture.body if outputs is not None else 0
+    for name, rank in ranks.items():
+        matrix = architecture.matrices[name]
+        trained += architecture.layers * (
+            rank * (matrix.inputs + matrix.outputs) + (matrix.outputs if spec.use_dora else 0)
+        )
+    return Size(total, trained, tables)
+
+
+def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None:
+    """Returns the ranks of the adapters on a layer's matrices; None if all weights are trained."""
+    spec = loaded.recipe.lora
+    if spec is None:
+        return None
+    wanted = spec.target_modules
+
+    def has(name: str) -> bool:
+        if isinstance(wanted, str):
+            return wanted == "all-linear" or re.fullmatch(wanted, f"model.layers.0.{name}") is not None
+        return any(f".{name}".endswith(f".{ending}") for ending in wanted)
+
+    return {name: spec.r for name in architecture.matrices if has(name)}
+
+
+# --- Memory ---
+
+
+def moments(setup: Setup) -> dict[str, dict[str, float]]:
+    """Returns the bytes on one device by part, at each moment of a step that may be its peak."""
+    head = 4.0 * setup.architecture.table if setup.ranks is None and setup.loss != "head" else 0.0
+    # Tied embeddings receive two gradients: while the second one is made, the first one stands beside it.
+    tied = head if setup.architecture.tied else 0.0
+    base = {"weights": _weights(setup), **_states(setup), **setup.others}
+    gradients = _gradients(setup)
+    earlier = gradients if setup.accumulates else 0.0
+    kept, layer = activations(setup)
+    found = {
+        "loss": {**base, "gradients": earlier + head, "activations": kept, "logits": _logits(setup)},
+        "backward pass": {**base, "gradients": earlier + head, "activations": kept + layer},
+        "update": {**base, "gradients": gradients + tied},
+    }
+    if setup.critic:
+        for moment, parts in moments(setup.critic).items():
+            found[moment]["critic"] = sum(parts.values())
+    if setup.turns:
+        rows = setup.turns * setup.batch
+        logits = 8.0 * rows * setup.architecture.vocab  # of one token of each, and a copy in float32
+        found["sampling"] = {**base, "cache": rows * _cache_bytes(setup), "logits": logits}
+        if setup.critic:
+            found["sampling"]["critic"] = _weights(setup.critic) + sum(_states(setup.critic).values())
+    return found
+
+
+def peak(setup: Setup) -> tuple[str, dict[str, float]]:
+    """Returns the moment at which a step needs most memory on one device, and the bytes by part then."""
+    found = moments(setup)
+    name = max(found, key=lambda moment: sum(found[moment].values()))
+    return name, {part: size for part, size in found[name].items() if size}
+
+
+def host_bytes(setup: Setup) -> float:
+    """Returns what offloading puts in the host's memory, for one process."""
+    machine, trained = setup.machine, setup.size.trainable
+    states = (4 + _ADAM_STATES) * trained / machine.processes if machine.offload_optimizer else 0.0
+    weights = setup.compute_bytes * setup.size.total / machine.processes if machine.offload_weights else 0.0
+    return states + weights
+
+
+def _weight_bytes(setup: Setup) -> int:
+    """Returns the bytes of a trained weight: ZeRO trains in the compute type, and keeps float32 ones as state."""
+    if setup.ranks is not None:
+        return 4
+    return setup.compute_bytes if setup.machine.zero else setup.weight_bytes
+
+
+def _weights(setup: Setup) -> float:
+    """Returns the bytes of all weights of the trained model, and of the copies that mixed precision makes of them."""
+    size, machine, architecture = setup.size, setup.machine, setup.architecture
+    shards = machine.processes if machine.zero == 3 or machine.fsdp else 1
+    width = _weight_bytes(setup)
+    if setup.ranks is None:
+        held = float(width) * size.total
+        # Autocast keeps 16-bit copies of float32 weights for the backward pass; of checkpointed layers, one at a time.
+        if setup.compute_bytes < width:
+            cast = architecture.linear if not setup.checkpointing else architecture.linear // architecture.layers
+            held += setup.compute_bytes * cast * shards
+    else:
+        layers = (size.total - size.embeddings) * (setup.bits / 8 or setup.weight_bytes)
+        held = layers + size.embeddings * setup.weight_bytes + 4.0 * size.trainable
+        if setup.bits:  # one matrix at a time is computed with whole
+            held += shards * setup.compute_bytes * max(matrix.size for matrix in architecture.matrices.values())
+    if shards == 1:
+        return held
+    gathered = setup.compute_bytes * (architecture.table + architecture.linear // architecture.layers)
+    return (0.0 if machine.offload_weights else held / shards) + gathered
+
+
+def _gradients(setup: Setup) -> float:
+    """Returns the bytes of all gradients."""
+    machine = setup.machine
+    held = float(_weight_bytes(setup)) * setup.size.trainable
+    if machine.zero >= 2 or machine.fsdp:
+        return held / machine.processes
+    return held * (2 if machine.processes > 1 and not machine.zero else 1)  # DDP sends copies of them
+
+
+def _states(setup: Setup) -> dict[str, float]:
+    """Returns the bytes of the optimizer's state: under ZeRO with its float32 weights, a share for each process."""
+    machine = setup.machine
+    if machine.offload_optimizer:
+        return {}
+    per = next((size for word, size in _STATES.items() if word in setup.optimizer), _ADAM_STATES)
+    per = per + 4 if machine.zero else per * _weight_bytes(setup) / 4
+    shards = machine.processes if machine.zero or machine.fsdp else 1
+    return {"optimizer": per * setup.size.trainable / shards}
+
+
+def activations(setup: Setup) -> tuple[float, float]:
+    """Returns the bytes that the forward pass leaves for the backward pass, and what the backward of a layer adds."""
+    architecture, tokens = setup.architecture, setup.tokens
+    hidden, stream = architecture.hidden, _stream_bytes(setup)
+    layers = [tokens * _layer_bytes(setup, window) for window in architecture.windows]
+    # the last norm and its result, of which the loss reads a copy without the last token of each row
+    end = tokens * hidden * (_norm_bytes(setup) + stream * (2 if setup.loss == "fused" else 1))
+    inside = tokens * setup.compute_bytes * (2 * architecture.intermediate + 2 * hidden)
+    if setup.attention == "eager":
+        inside += 2 * 4 * tokens * architecture.heads * setup.length
+    if not setup.checkpointing:
+        return sum(layers) + end, inside
+    return len(layers) * tokens * hidden * stream + end, max(layers) + inside
+
+
+def _stream_bytes(setup: Setup) -> int:
+    """Returns the bytes of a number of the residual stream: autocast adds 16-bit results to float32 ones."""
+    return setup.weight_bytes if not setup.machine.zero else setup.compute_bytes
+
+
+def _norm_bytes(setup: Setup) -> int:
+    """Returns the bytes that a norm saves of each number: its input in float32 and, for its weight, the normed one."""
+    if setup.architecture.is_encoder:
+        return 4  # LayerNorm computes the normed one again
+    normed = 4 if setup.architecture.model_type == "gemma3_text" else _stream_bytes(setup)
+    return 4 + (normed if setup.ranks is None else 0)
+
+
+def _layer_bytes(setup: Setup, window: int | None) -> float:
+    """Returns the bytes that a layer saves of each token."""
+    architecture, width = setup.architecture, setup.compute_bytes
+    query, key = architecture.heads * architecture.head_dim, architecture.kv_heads * architecture.head_dim
+    masked = setup.attention == "sdpa" and (setup.masked or (window is not None and window < setup.length))
+    found = float(architecture.norms * architecture.hidden * _norm_bytes(setup))
+    if architecture.qk_norm:
+        found += (query + key) * _norm_bytes(setup)
+    # query, key, value and result; keys and values of each query where the kernel cannot share them
+    shared = setup.attention != "eager" and not masked
+    found += width * (2 * query + 2 * (key if shared else query))
+    if masked:
+        found += setup.length * width
+    if setup.attention == "eager":
+        found += architecture.heads * setup.length * (4 + (width if width < 4 else 0))
+    found += width * 3 * architecture.intermediate  # gate, its activation, up
+    readers: dict[Reads, list[tuple[Matrix, int]]] = {}
+    for name, matrix in architecture.matrices.items():
+        rank = 0 if setup.ranks is None else setup.ranks.get(name, 0)
+        if setup.ranks is None or rank:
+            readers.setdefault(matrix.reads, []).append((matrix, rank))
+    return found + sum(_input_bytes(setup, reads, matrices) for reads, matrices in readers.items())
+
+
+def _input_bytes(setup: Setup, reads: Reads, matrices: list[tuple[Matrix, int]]) -> float:
+    """Returns the bytes of what matrices save of their one input, and adapters of what stands between their two."""
+    inputs, width, stream = matrices[0][0].inputs, setup.compute_bytes, _stream_bytes(setup)
+    given = stream if reads in ("attention", "mlp") else width  # norms give what the stream has
+    wanted = width if setup.ranks is None or width < stream else 4 if width == stream else width
+    between = wanted * sum(rank for _, rank in matrices)
+    if wanted != given:  # each of them makes a copy in its own type
+        return wanted * inputs * len(matrices) + between
+    return (0 if reads == "attention output" else wanted * inputs) + between  # attention has saved its result
+
+
+def _logits(setup: Setup) -> float:
+    """Returns the bytes with which the loss is computed from the last hidden states."""
+    vocab, tokens, width = setup.architecture.vocab, setup.tokens, setup.compute_bytes
+    tile = min(tokens, _TILE_TOKENS) * min(vocab, _TILE_VOCAB)
+    if setup.loss == "fused":
+        states = 4.0 * tokens * setup.architecture.hidden  # their gradient
+        if setup.machine.gpu:
+            return states + width * (tile + min(vocab, _TILE_VOCAB) * setup.architecture.hidden)
+        return states + 4.0 * _TILES_WITHOUT_TRITON * tile
+    if setup.loss == "chunked":  # logits, log-probabilities and their gradients, of student and teacher
+        return 4.0 * 6 * min(tokens, setup.chunk) * vocab
+    if setup.loss == "full":
+        return 4.0 * 4 * tokens * vocab
+    if setup.loss == "masked":
+        return (width * 2 + 4.0 * 3 * setup.share) * tokens * vocab
+    return 0.0
+
+
+def _cache_bytes(setup: Setup) -> float:
+    """Returns the bytes of the keys and values of a row that is generated."""
+    architecture = setup.architecture
+    seen = sum(min(window or setup.length, setup.length) for window in architecture.windows)
+    return 2.0 * setup.weight_bytes * seen * architecture.kv_heads * architecture.head_dim
+
+
+def largest_batch(setup: Setup, budget: float) -> int:
+    """Returns the most examples a batch of which fits into so many bytes; 0 if not even one does."""
+
+    def fits(batch: int) -> bool:
+        return sum(peak(replace(setup, batch=batch))[1].values()) <= budget
+
+    most, step = 0, 2**16
+    while step:  # memory grows with the batch, so the number is found bit by bit
+        if fits(most + step):
+            most += step
+        step //= 2
+    return most
+
+
+# --- Compute ---
+
+
+def flops_per_token(setup: Setup) -> tuple[float, float]:
+    """Returns the floating-point operations of a trained token: of the model, and of recomputing checkpointed layers.
+
+    Forward, a weight takes two and attention 4 heads x width x context; backward twice that: 6 N + 12 L H Q T
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B; 6 N is Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+    As there, the causal mask saves nothing, and N has no embeddings but those of the output layer; a layer with a
+    sliding window has no more context than that. A frozen base needs no gradients of its weights: 4 N, and 6 for each
+    weight of the adapters.
+    """
+    architecture = setup.architecture
+    output = architecture.table if setup.loss != "head" else 0
+    context = sum(min(window or setup.length, setup.length) for window in architecture.windows)
+    attention = 4.0 * architecture.heads * architecture.head_dim * context
+    forward = 2.0 * (architecture.linear + output)
+    if setup.ranks is None:
+        model = 3 * (forward + attention)
+    else:
+        model = 2 * forward + 3 * attention + 6.0 * setup.size.trainable
+    model += setup.passes * (forward + attention)
+    again = 2.0 * architecture.linear + attention if setup.checkpointing else 0.0
+    if setup.critic:
+        critic = flops_per_token(setup.critic)
+        return model + critic[0], again + critic[1]
+    return model, again
+
+
+# --- With models at hand ---
+
+
 def steps_per_epoch(job: "Job", train: "Prepared", *, processes: int = 1) -> int:
     """Counts the steps in which each training row comes once; a prompt once for each answer and pass over answers."""
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps") * processes
     sampled = train.report.sources[0].kind == "prompt"
     times = (job.option("num_generations") or 1) * (job.option("num_iterations") or 1) if sampled else 1
     return max(1, -(-train.report.rows * times // batch))
-
-
-def stored_parameters(folder: Path) -> int | None:
-    """Counts the parameters of a saved model from the headers of its safetensors files; None if there are none.
-
-    A header is eight bytes of length and then JSON with every tensor's shape, so no weight is read.
-    """
-    total = 0
-    files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
-    for file in files:
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total if files else None
 
 
 def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
@@ -77,30 +424,3 @@ def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
         trained = {name: weight.numel() for name, weight in adapted if weight.requires_grad}
         rows = sum(size for name, size in trained.items() if "trainable_tokens" in name)
         return Size(total, sum(trained.values()), embeddings, rows)
-
-
-def state_bytes(recipe: Recipe, size: Size) -> int:
-    """Returns the bytes of weights, gradients and AdamW's two moments on one device, before any sharding.
-
-    Trained weights cost 16 bytes each: 4 for the float32 weight, 4 for its gradient, 8 for the moments (Rajbhandari
-    et al. 2020, arXiv:1910.02054, section 3.1, where the float32 copy stands beside a 16-bit one). Frozen ones cost
-    what they are stored in. NF4 with double quantization takes 4.127 bits (Dettmers et al. 2023, arXiv:2305.14314,
-    section 3).
-    """
-    if recipe.lora is None:
-        return size.trainable * 16
-    plain = 32.0 if recipe.model.dtype == "float32" else 16.0
-    layers = {"nf4": 4.127, "fp4": 4.127, "int8": 8.0}.get(recipe.quantization or "", plain)
-    frozen = (size.total - size.embeddings) * layers + size.embeddings * plain
-    return int(frozen / 8 + size.trainable * 16)
-
-
-def training_flops(recipe: Recipe, size: Size, tokens: int) -> float:
-    """Returns the floating-point operations of training on a number of tokens, attention scores left out.
-
-    6 N D: two for each weight and token forward, four backward (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
-    With a frozen base, the backward pass needs no weight gradients for it: 4 N D, and 6 for the adapters.
-    """
-    if recipe.lora:
-        return (4.0 * size.total + 6.0 * size.trainable) * tokens
-    return 6.0 * size.total * tokens

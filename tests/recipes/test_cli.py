@@ -107,21 +107,6 @@ def test_suites_and_judges_have_a_json_schema_that_says_what_each_key_is() -> No
     assert suite["required"] == []
 
 
-def test_what_is_frozen_costs_what_it_is_stored_in() -> None:
-    from posttrain.recipes.estimate import Size, state_bytes, training_flops
-    from posttrain.recipes.schema import Recipe
-
-    base = {"stage": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": {"path": "a/b"}}, "output_dir": "o"}
-    full, lora, qlora = (
-        Recipe.model_validate({**base, **extra}) for extra in ({}, {"lora": {}}, {"lora": {}, "quantization": "nf4"})
-    )
-    size, adapted = Size(1000, 1000, 100), Size(1000, 10, 100)
-    assert state_bytes(full, size) == 16_000  # Rajbhandari et al. 2020, section 3.1
-    assert state_bytes(lora, adapted) == 1000 * 2 + 160
-    assert state_bytes(qlora, adapted) == int(900 * 4.127 / 8 + 100 * 2 + 160)
-    assert training_flops(full, size, 7) == 6 * 1000 * 7  # Kaplan et al. 2020, section 2.1
-
-
 def test_the_json_schema_knows_ranges_and_words_by_stage() -> None:
     schema = json.loads(json_schema())
     trainer = schema["properties"]["trainer"]["properties"]

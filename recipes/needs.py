@@ -1,0 +1,357 @@
+"""What `check` says a run will need: a training step of the recipe, on a machine, in words and as a table."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from ..chat_templates.errors import did_you_mean
+from . import architectures, estimate, launch
+from .architectures import Architecture
+from .errors import RecipeError
+from .estimate import GIB, Machine, Setup, Size
+from .load import Loaded
+from .schema import LoraSpec
+
+_DEVICES = Path(__file__).parent / "devices.yaml"
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_USABLE = 0.9  # of a device's memory: the rest is left to CUDA's context, kernels' workspaces and fragmentation
+_PROMPT = 512  # tokens of a prompt, where none was read
+_PAIRED = ("dpo", "reward", "orpo")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of the table.
+
+    Attributes:
+        name: Its name.
+        memory: In bytes.
+        flops: Dense bfloat16 operations a second.
+    """
+
+    name: str
+    memory: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a user says of the machine and the run.
+
+    Attributes:
+        device: The name of a device of the table, `cpu`, or None for any GPU.
+        accelerate: The name of an accelerate config, or its path.
+        processes: How many train together; by default those of the accelerate config, else one.
+        tokens: Training tokens of the run, where neither the recipe nor the data says.
+        utilization: The share of the device's peak that a run reaches, recomputed layers counted.
+        price: Of a device for an hour.
+        table: Whether the table over batch, ZeRO and adapters is wanted.
+    """
+
+    device: str | None = None
+    accelerate: str | None = None
+    processes: int | None = None
+    tokens: float | None = None
+    utilization: float = 0.4
+    price: float | None = None
+    table: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run once its data is read.
+
+    Attributes:
+        tokens: That it trains on, on one process.
+        size: The model's parameters.
+    """
+
+    tokens: int
+    size: Size
+
+
+def devices() -> dict[str, Device]:
+    """Returns the table of devices."""
+    table = yaml.safe_load(_DEVICES.read_text())
+    return {name: Device(name, entry["memory"] * 1e9, entry["tflops"] * 1e12) for name, entry in table.items()}
+
+
+def machine_of(assumed: Assumptions) -> Machine:
+    """Reads what is launched, from an accelerate config if one is named.
+
+    Raises:
+        RecipeError: There is no such config or device.
+    """
+    if assumed.device not in (None, "cpu", *devices()):
+        known = (*devices(), "cpu")
+        hint = did_you_mean(str(assumed.device), known) or f"known: {', '.join(known)}"
+        raise RecipeError(f"--device: {assumed.device} is not in the table of devices", hint=hint)
+    if assumed.accelerate is None:
+        return Machine(gpu=assumed.device != "cpu", processes=assumed.processes or 1)
+    config = yaml.safe_load(launch.find_config(assumed.accelerate).read_text())
+    zero = config.get("deepspeed_config") or {}
+    return Machine(
+        gpu=assumed.device != "cpu" and not config.get("use_cpu", False),
+        processes=assumed.processes or config.get("num_processes", 1),
+        zero=zero.get("zero_stage", 0),
+        fsdp=config.get("distributed_type") == "FSDP",
+        offload_optimizer=zero.get("offload_optimizer_device") not in (None, "none"),
+        offload_weights=zero.get("offload_param_device") not in (None, "none"),
+    )
+
+
+def setup_of(loaded: Loaded, architecture: Architecture, machine: Machine, size: Size | None = None) -> Setup:
+    """Describes a training step of a recipe.
+
+    Args:
+        loaded: The recipe.
+        architecture: Its model's.
+        machine: Where it runs.
+        size: The model's parameters, where they were counted in it; by default they are counted by its shape.
+    """
+    recipe, trainer = loaded.recipe, loaded.recipe.trainer
+    stage, family = recipe.stage, loaded.stage.family
+    labels = (recipe.classify and recipe.classify.labels) or ("no", "yes")
+    outputs = None if not loaded.stage.headed else 1 if stage == "reward" else len(labels)
+    size = size or estimate.size_of(loaded, architecture, outputs)
+    dtype = recipe.model.dtype if recipe.model.dtype != "auto" else architecture.dtype if recipe.lora else "float32"
+    width = _BYTES[dtype]
+    by_default = machine.gpu and family not in ("masked", "classify") and not trainer.get("fp16")  # TRL's configs
+    mixed = trainer.get("bf16", by_default) or trainer.get("fp16")
+    accumulated, batch = loaded.option("gradient_accumulation_steps"), loaded.option("per_device_train_batch_size")
+    kernel = recipe.model.attn_implementation or "sdpa"
+    own_reference = recipe.lora is None and _has_reference(loaded)
+    setup = Setup(
+        architecture=architecture,
+        size=size,
+        machine=machine,
+        batch=batch,
+        rows_each=2 if stage in _PAIRED else 1,
+        length=row_length(loaded),
+        weight_bytes=width,
+        compute_bytes=2 if mixed else width,
+        bits=estimate.QUANTIZED_BITS.get(recipe.quantization or "", 0),
+        ranks=estimate.adapted(loaded, architecture),
+        optimizer=loaded.option("optim") or "adamw_torch_fused",
+        accumulates=accumulated > 1,
+        checkpointing=bool(loaded.option("gradient_checkpointing")),
+        attention="flash" if kernel.startswith(("flash", "kernels-community")) else kernel,
+        masked=bool(loaded.option("packing")) or batch > 1 or stage in _PAIRED,
+        loss=_loss(loaded),
+        chunk=loaded.option("chunk") or 0,
+        share=recipe.objective.mlm_probability if recipe.objective else 0,
+        others=({"reference": float(width * size.total)} if own_reference else {}) | _other_models(loaded),
+        turns=(loaded.option("steps_per_generation") or accumulated) if family == "sampling" else 0,
+        passes=_passes(loaded),
+    )
+    if stage != "ppo" or (recipe.critic and recipe.critic.shared):
+        return setup
+    total = architecture.parameters(1)  # a model of its own, whole, whatever the policy trains
+    critic = replace(setup, size=Size(total, total, architecture.table), ranks=None, bits=0, loss="head", others={})
+    return replace(setup, critic=replace(critic, weight_bytes=4, turns=0, passes=0))
+
+
+def row_length(loaded: Loaded) -> int:
+    """Returns the tokens of a row at most; a prompt that was not read is taken for one of 512."""
+    answer = loaded.option("max_completion_length")
+    if loaded.stage.family == "sampling":
+        return _PROMPT + (answer or 256)
+    return loaded.option("max_length") or 1024
+
+
+def _loss(loaded: Loaded) -> str:
+    """Says how a stage computes logits."""
+    if loaded.stage.headed:
+        return "head"
+    if loaded.recipe.objective:
+        return "masked"
+    if loaded.recipe.stage == "distill":
+        return "chunked"
+    return "full" if loaded.recipe.stage == "orpo" or loaded.option("label_smoothing_factor") else "fused"
+
+
+def _has_reference(loaded: Loaded) -> bool:
+    """Says whether a run asks the model as it was for log-probabilities, at each step."""
+    stage = loaded.recipe.stage
+    if stage in ("dpo", "kto"):
+        return not loaded.option("precompute_ref_log_probs")
+    return stage == "ppo" or (stage in ("grpo", "rloo") and bool(loaded.option("beta")))
+
+
+def _passes(loaded: Loaded) -> float:
+    """Counts forward passes of a token beside the trained one's: of references, samples, samples' log-probabilities."""
+    recipe = loaded.recipe
+    passes = float(_has_reference(loaded))
+    if recipe.stage == "kto":
+        passes *= 3  # the mismatched answers, by both models
+    if loaded.stage.family == "sampling":
+        passes += 1 + (2 if recipe.stage == "ppo" else 0)  # the answers; PPO's old log-probabilities and values
+    return passes
+
+
+def _other_models(loaded: Loaded) -> dict[str, float]:
+    """Returns the bytes of the frozen models that a run holds beside its own, those whose shape is known."""
+    recipe = loaded.recipe
+    found = {}
+    if recipe.teacher and recipe.teacher.top_k is None and not loaded.stage.headed:
+        found["teacher"] = (recipe.teacher.name_or_path, recipe.teacher.dtype)
+    terms = [str(term.model) for term in (*recipe.rewards, recipe.gold) if term and term.model]
+    found |= {f"reward model {number}": (model, "auto") for number, model in enumerate(terms, 1)}
+    sizes = {}
+    for name, (model, dtype) in found.items():
+        shape = architectures.named(model)
+        if isinstance(shape, Architecture):
+            sizes[name] = float(shape.parameters() * _BYTES[shape.dtype if dtype == "auto" else dtype])
+    return sizes
+
+
+# --- In words ---
+
+
+def lines(loaded: Loaded, assumed: Assumptions, run: Run | None = None) -> list[str]:
+    """Says what a run needs: parameters, memory, compute, time.
+
+    Args:
+        loaded: The recipe.
+        assumed: What the user says of the machine.
+        run: What is known of the run, where its data it was read.
+
+    Raises:
+        RecipeError: The machine is not one.
+    """
+    machine = machine_of(assumed)
+    architecture = architectures.find(loaded)
+    if isinstance(architecture, str):
+        size = run.size if run else None
+        counted = _counted(size) if size else []
+        return [*counted, f"no estimate of memory and compute: {architecture}"]
+    setup = setup_of(loaded, architecture, machine, run.size if run else None)
+    origin = f" ({architecture.source})" if architecture.source else ""
+    found = [f"{line}{origin}" for line in _counted(setup.size)]
+    found += _memory_lines(setup, assumed)
+    found += _compute_lines(loaded, setup, assumed, run)
+    return [*found, *(_table(loaded, setup, assumed) if assumed.table else [])]
+
+
+def _counted(size: Size) -> list[str]:
+    return [
+        f"model: {count(size.total)} parameters ({size.total:,}), {size.trainable / 1e6:.2f} M trained "
+        f"({size.trainable:,})"
+    ]
+
+
+def _memory_lines(setup: Setup, assumed: Assumptions) -> list[str]:
+    """Says what a device holds at the peak of a step, and the largest batch that fits."""
+    moment, parts = estimate.peak(setup)
+    named = ", ".join(f"{part} {size / GIB:.2f}" for part, size in parts.items())
+    machine, rows = setup.machine, setup.batch * setup.rows_each
+    where = f"each of {machine.processes} {'GPUs' if machine.gpu else 'processes'}" if machine.processes > 1 else ""
+    where = where or ("a GPU" if machine.gpu else "the CPU")
+    found = [
+        f"memory: {sum(parts.values()) / GIB:.2f} GiB on {where}{_sharding(machine)} at its peak, the {moment} "
+        f"({rows} row{'s' * (rows > 1)} of {setup.length:,} tokens, {8 * setup.compute_bytes}-bit"
+        f"{', checkpointed' if setup.checkpointing else ''})",
+        f"  GiB: {named}",
+    ]
+    if host := estimate.host_bytes(setup):
+        found.append(f"  and {host / GIB:.2f} GiB of the host's memory for each process")
+    if machine.gpu:
+        chosen = [devices()[assumed.device]] if assumed.device else devices().values()
+        fitting = [f"{device.name} {estimate.largest_batch(setup, _USABLE * device.memory)}" for device in chosen]
+        found.append(f"  largest per_device_train_batch_size in {_USABLE:.0%} of a device: {', '.join(fitting)}")
+    return found
+
+
+def _sharding(machine: Machine) -> str:
+    """Names what is split over processes, and how."""
+    if machine.fsdp:
+        return " by FSDP"
+    offload = " with offload" if machine.offload_optimizer or machine.offload_weights else ""
+    return f" by ZeRO-{machine.zero}{offload}" if machine.zero else ""
+
+
+def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run | None) -> list[str]:
+    """Says what the run computes, and how long that takes on a device."""
+    accumulated, limit = loaded.option("gradient_accumulation_steps"), loaded.option("max_steps")
+    per_step = setup.tokens * accumulated * setup.machine.processes
+    if run:
+        tokens: float | None = run.tokens * setup.machine.processes if limit > 0 else run.tokens
+    else:
+        tokens = assumed.tokens or loaded.recipe.data.tokens or (limit * per_step if limit > 0 else None)
+    model, again = estimate.flops_per_token(setup)
+    attention = 1 - estimate.flops_per_token(replace(setup, length=0))[0] / model
+    recomputed = f"; {again / model:.0%} more to compute checkpointed layers again" if again else ""
+    found = [
+        f"compute: {model:.3g} FLOPs a token of rows of {setup.length:,}, {attention:.0%} of them attention{recomputed}"
+    ]
+    if tokens is None:
+        said = f"a step has at most {count(per_step)} tokens; how many the run has, the data or --tokens says"
+        return [*found, f"  {said}"]
+    steps = math.ceil(tokens / per_step)
+    bound = "" if run or assumed.tokens or loaded.recipe.data.tokens else "at most "
+    found.append(
+        f"  run: {bound}{count(tokens)} tokens, {model * tokens:.2e} FLOPs, "
+        f"{steps:,} steps of {count(per_step)} tokens if rows are full"
+    )
+    device = devices().get(assumed.device or "")
+    if device:
+        speed = device.flops * setup.machine.processes * assumed.utilization
+        hours = (model + again) * tokens / speed / 3600
+        cost = (
+            assumed.price and f", {assumed.price * hours * setup.machine.processes:,.2f} at {assumed.price:g} an hour"
+        )
+        sampling = "; generation is slower than that" if setup.turns else ""
+        found.append(
+            f"  time: {hours:.3g} hours on {setup.machine.processes} {device.name} at {assumed.utilization:.0%} of "
+            f"{device.flops / 1e12:g} TFLOP/s, an assumption{cost}{sampling}"
+        )
+    return found
+
+
+def _table(loaded: Loaded, setup: Setup, assumed: Assumptions) -> list[str]:
+    """Tabulates memory over batch, ZeRO stage and adapter; a star where it fits into the named device."""
+    processes = setup.machine.processes if setup.machine.processes > 1 else 8
+    machines = {
+        "one": Machine(setup.machine.gpu),
+        "DDP": Machine(setup.machine.gpu, processes),
+        **{f"ZeRO-{stage}": Machine(setup.machine.gpu, processes, stage) for stage in (1, 2, 3)},
+        "3+offload": Machine(setup.machine.gpu, processes, 3, offload_optimizer=True, offload_weights=True),
+    }
+    device = devices().get(assumed.device or "")
+    fits = f"; * fits into {_USABLE:.0%} of {device.name}'s {device.memory / 1e9:g} GB" if device else ""
+    found = [f"plan: GiB on each device, {processes} of them but for the first column{fits}"]
+    found.append("  " + "".join(f"{name:>11}" for name in ("adapter", "batch", *machines)))
+    for name, changed in _adapters(loaded, setup).items():
+        for batch in sorted({1, 2, 4, 8, 16, setup.batch}):
+            cells = []
+            for machine in machines.values():
+                critic = changed.critic and replace(changed.critic, machine=machine, batch=batch)
+                one = replace(changed, machine=machine, batch=batch, critic=critic)
+                size = sum(estimate.peak(one)[1].values())
+                star = "*" if device and size <= _USABLE * device.memory else " "
+                cells.append(f"{size / GIB:.2f}{star}")
+            found.append("  " + "".join(f"{cell:>11}" for cell in (name, str(batch), *cells)))
+    return found
+
+
+def _adapters(loaded: Loaded, setup: Setup) -> dict[str, Setup]:
+    """Returns the step with all weights trained, with LoRA, and with LoRA on a quantized base."""
+    recipe, found = loaded.recipe, {}
+    for name, lora, quantization in (("full", None, None), ("lora", {}, None), ("qlora", {}, "nf4")):
+        if recipe.model.config is not None and name != "full":
+            continue  # a new model has nothing to adapt
+        section = None if lora is None else recipe.lora or LoraSpec()
+        update = {"lora": section, "quantization": quantization and (recipe.quantization or quantization)}
+        changed = replace(loaded, recipe=recipe.model_copy(update=update))
+        found[name] = setup_of(changed, setup.architecture, setup.machine)
+    return found
+
+
+def count(number: float) -> str:
+    """Formats 1234567 as 1.23 M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
