@@ -6,9 +6,13 @@ What a layer keeps for its backward pass follows from its operations: each count
 ``benchmarks/estimate_memory.md`` holds these figures against measured ones.
 """
 
+import json
+import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .architectures import Architecture, Matrix, Reads
@@ -402,6 +406,21 @@ def steps_per_epoch(job: "Job", train: "Prepared", *, processes: int = 1) -> int
     sampled = train.report.sources[0].kind == "prompt"
     times = (job.option("num_generations") or 1) * (job.option("num_iterations") or 1) if sampled else 1
     return max(1, -(-train.report.rows * times // batch))
+
+
+def stored_parameters(folder: Path) -> int | None:
+    """Counts the parameters of a saved model from the headers of its safetensors files; None if there are none.
+
+    A header is eight bytes of length and then JSON with every tensor's shape, so no weight is read.
+    """
+    total = 0
+    files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
+    for file in files:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total if files else None
 
 
 def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:

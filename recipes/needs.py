@@ -153,6 +153,17 @@ def setup_of(loaded: Loaded, architecture: Architecture, machine: Machine, size:
     return replace(setup, critic=replace(critic, weight_bytes=4, turns=0, passes=0))
 
 
+def token_flops(loaded: Loaded, size: Size) -> float:
+    """Returns the FLOPs of training on a token, attention scores left out, since rows may be of any length.
+
+    Of a model whose layers are not known it is 6 N, or 4 N and 6 for each weight of its adapters.
+    """
+    architecture = architectures.find(loaded)
+    if isinstance(architecture, str):
+        return 6.0 * size.total if loaded.recipe.lora is None else 4.0 * size.total + 6.0 * size.trainable
+    return estimate.flops_per_token(replace(setup_of(loaded, architecture, Machine(), size), length=0, passes=0))[0]
+
+
 def row_length(loaded: Loaded) -> int:
     """Returns the tokens of a row at most; a prompt that was not read is taken for one of 512."""
     answer = loaded.option("max_completion_length")
@@ -224,8 +235,8 @@ def lines(loaded: Loaded, assumed: Assumptions, run: Run | None = None) -> list[
     machine = machine_of(assumed)
     architecture = architectures.find(loaded)
     if isinstance(architecture, str):
-        size = run.size if run else None
-        counted = _counted(size) if size else []
+        stored = estimate.stored_parameters(Path(str(loaded.recipe.model.name_or_path)))
+        counted = _counted(run.size) if run else [f"model: {count(stored)} parameters"] if stored else []
         return [*counted, f"no estimate of memory and compute: {architecture}"]
     setup = setup_of(loaded, architecture, machine, run.size if run else None)
     origin = f" ({architecture.source})" if architecture.source else ""

@@ -129,9 +129,9 @@ def build(ready: Ready) -> "Trainer":
 
     from .adapters import lora_config, settle
     from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper
-    from .estimate import training_flops
     from .meter import Meter
     from .model import load_model
+    from .needs import token_flops
 
     job, recipe = ready.job, ready.job.loaded.recipe
     train, held_out = ready.data["train"], ready.data["eval"]
@@ -140,7 +140,8 @@ def build(ready: Ready) -> "Trainer":
     progress = ProgressKeeper()
     keeper = CheckpointKeeper(job.loaded, progress, say=_say)
     display = ProgressDisplay(job.loaded.name)
-    meter = Meter(lambda tokens: training_flops(recipe, ready.size, tokens))
+    flops = token_flops(job.loaded, ready.size)
+    meter = Meter(lambda tokens: flops * tokens)
     with placed(job.loaded):
         model = load_model(recipe, job.tokenizer, ready.head)
         common = {
