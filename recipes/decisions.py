@@ -44,12 +44,15 @@ _OPTIMIZERS = {
     "anyprecision": "torchdistx",
     "adamw_torch_4bit": "torchao",
     "adamw_torch_8bit": "torchao",
+    "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu": "torch_npu",
     "_bnb": "bitsandbytes",
     "8bit": "bitsandbytes",
     "lion": "bitsandbytes",
     "paged": "bitsandbytes",
     "ademamix": "bitsandbytes",
 }
+_ON_GPU = ("galore_adamw_8bit", "lomo")  # words in the names of optimizers whose kernels are CUDA's
 _SWITCHES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
 _PIP = {
     "liger_kernel": "liger-kernel",
@@ -203,6 +206,8 @@ def check_packages(loaded: Loaded) -> None:
     Raises:
         RecipeError: With the first of them.
     """
+    import torch
+
     trainer = loaded.recipe.trainer
     reporters = trainer.get("report_to") or []
     needed: dict[str, str] = {
@@ -219,6 +224,8 @@ def check_packages(loaded: Loaded) -> None:
             raise RecipeError(
                 f"trainer.{field} needs the package {name}, which is not installed", hint=f"pip install {name}"
             )
+    if any(word in optim for word in _ON_GPU) and not torch.cuda.is_available():
+        raise RecipeError(f"trainer.optim: {optim} runs on CUDA alone", hint="take another optimizer on this machine")
     if "kubeflow" in _as_list(reporters) and "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
         why = "needs KUBEFLOW_TRAINER_SERVER_URL, which Kubeflow sets in its own pods"
         raise RecipeError(f"trainer.report_to: kubeflow {why}", hint="drop it elsewhere")
@@ -257,6 +264,10 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             raise RecipeError(f"trainer: {first_line(error)}") from error
         if args.torch_compile:
             check_compiler(args)
+        if loaded.option("optim") == "muon":
+            from .optimizers import check_muon
+
+            check_muon(args, sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true")
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
     return args
 
@@ -285,6 +296,8 @@ def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
     import torch
 
     values = {**loaded.recipe.trainer, **_kept_order(loaded), "output_dir": loaded.recipe.output_dir}
+    if values.get("optim") == "muon":  # not one of transformers' names; `train.build` puts it in the place of this one
+        values["optim"] = "adamw_torch"
     values["save_total_limit"] = None  # CheckpointKeeper removes old checkpoints, after the new one is whole
     values.setdefault("logging_nan_inf_filter", False)  # it would print the last good loss for a broken one
     values.setdefault("disable_tqdm", not sys.stderr.isatty())

@@ -155,6 +155,10 @@ def build(ready: Ready) -> "Trainer":
         }
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)
         settle(trainer.model)
+        if job.option("optim") == "muon":
+            from .optimizers import use_muon
+
+            use_muon(trainer, say=_say)
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     meter.attach(trainer)

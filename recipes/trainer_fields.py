@@ -117,6 +117,8 @@ _WORDS: dict[str, str] = {
     ),
     "torch_compile_mode": "default reduce-overhead max-autotune max-autotune-no-cudagraphs",
 }
+# Words that a field takes beside those of its class.
+_OWN_WORDS = {"optim": ("muon",)}
 # Fields that may be left out but not be null, although their annotation says so.
 _NEEDED = ("num_generations",)
 _WIDEST = {int: 2**31, float: 1e12}  # of numbers that no table names
@@ -230,7 +232,8 @@ def _with_values(field: Field, classes: tuple[str, ...]) -> Field:
         widest = _WIDEST[numeric]
         found = Range(f"[{-widest:.4g}, {widest:.4g}]", -widest, widest)
     words = _named(_WORDS, classes, field.name)
-    return replace(field, range=found, choices=tuple(words.split()) if words else field.choices)
+    choices = tuple(words.split()) if words else (*field.choices, *_OWN_WORDS.get(field.name, ()))
+    return replace(field, range=found, choices=choices)
 
 
 def _package_folder(package: str) -> Path:

@@ -40,7 +40,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("classify", {"classify": {"labels": ["0", "1", "0"]}}, {}, "names the class '0' twice"),
     ("sft", {}, {"report_to": "wandb"}, "pip install wandb"),
     ("sft", {}, {"report_to": "kubeflow"}, "kubeflow needs KUBEFLOW_TRAINER_SERVER_URL"),
-    ("sft", {}, {"optim": "galore_adamw"}, "pip install galore-torch"),
+    ("sft", {}, {"optim": "adamw_torch_4bit"}, "pip install torchao"),
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
     ("sft", {}, {"router_aux_loss_coef": 0.1}, "the model has none"),
     ("sft", {}, {"save_strategy": "best"}, "metric_for_best_model"),

@@ -83,6 +83,14 @@ def test_every_stage_ends_with_the_same_bits_wherever_it_was_killed(killer: Call
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+def test_a_run_under_muon_ends_with_the_same_bits(killer: Callable[..., Killer]) -> None:
+    runs = killer("sft", optim="muon", weight_decay=0.1)
+    for at in runs.chosen(KILLS):
+        runs.kill(at)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_preparation_ends_with_the_same_bits_wherever_it_was_killed(killer: Callable[..., Killer]) -> None:
     runs = killer("pretrain")
     changes = [at for at, event in enumerate(runs.events, 1) if " cache/" in event]

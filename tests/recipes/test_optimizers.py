@@ -1,0 +1,222 @@
+"""Muon moves the matrices of hidden linear layers, as torch's own does, and resumes to the same bits."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from posttrain.recipes.decisions import check_packages
+from posttrain.recipes.errors import RecipeError, RunError
+from posttrain.recipes.load import load
+from posttrain.recipes.optimizers import MuonWithAdamW, check_muon, hidden_matrices, muon_options
+from posttrain.recipes.train import train
+from transformers.training_args import OptimizerNames
+
+from . import warm
+from .conftest import log, losses
+from .ppo.test_deepspeed import MISSING, for_cpus
+from .test_resume import WEIGHTS, undo_end
+
+NARROW: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+
+
+def llama(kind: str, **options: Any) -> Any:
+    import transformers
+
+    config = transformers.LlamaConfig(**NARROW, num_hidden_layers=1, num_key_value_heads=1, **options)
+    return getattr(transformers, kind)(config)
+
+
+def bert() -> Any:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(BertConfig(**NARROW, num_hidden_layers=1))
+
+
+def gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2))
+
+
+def with_lora() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    model = llama("LlamaForSequenceClassification", num_labels=3, pad_token_id=0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], modules_to_save=["score"], task_type="SEQ_CLS")
+    return get_peft_model(model, config)
+
+
+LINEAR = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+ROUTES: dict[str, tuple[Callable[[], Any], set[str]]] = {
+    "untied": (lambda: llama("LlamaForCausalLM"), {f"model.layers.0.{name}" for name in LINEAR}),
+    "tied": (
+        lambda: llama("LlamaForCausalLM", tie_word_embeddings=True),
+        {f"model.layers.0.{name}" for name in LINEAR},
+    ),
+    "classifier": (
+        lambda: llama("LlamaForSequenceClassification", num_labels=3),
+        {f"model.layers.0.{name}" for name in LINEAR},
+    ),
+    "gpt2, whose layers are transposed and whose tables are called wte and wpe": (
+        gpt2,
+        {f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
+    ),
+    "adapters": (
+        with_lora,
+        {f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.default" for side in "AB"},
+    ),
+}
+
+
+@pytest.mark.parametrize("which", ROUTES)
+def test_matrices_are_known_by_their_module_and_not_by_name_or_shape(which: str) -> None:
+    model, expected = ROUTES[which][0](), ROUTES[which][1]
+    matrices = {id(weight) for weight in hidden_matrices(model)}
+    found = {name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) in matrices}
+    assert found == {f"{name}.weight" for name in expected}
+
+
+def test_a_masked_models_head_has_a_hidden_layer_and_its_decoder_is_none() -> None:
+    model = bert()
+    matrices = {id(weight) for weight in hidden_matrices(model)}
+    found = {name for name, weight in model.named_parameters() if id(weight) in matrices}
+    assert "cls.predictions.transform.dense.weight" in found
+    assert not {name for name in found if "embeddings" in name or "decoder" in name}
+
+
+def test_it_moves_each_weight_as_the_two_algorithms_alone_do() -> None:
+    torch.manual_seed(0)
+    start = {"matrix": torch.randn(6, 4), "vector": torch.randn(5)}
+    gradients = [{name: torch.randn_like(weight) for name, weight in start.items()} for _ in range(4)]
+    mine = {name: torch.nn.Parameter(weight.clone()) for name, weight in start.items()}
+    theirs = {name: torch.nn.Parameter(weight.clone()) for name, weight in start.items()}
+    muon = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    adamw = {"lr": 0.02, "weight_decay": 0.0}
+    both = MuonWithAdamW([{"params": [mine["matrix"]], **muon}], [{"params": [mine["vector"]], **adamw}])
+    alone = [torch.optim.Muon([theirs["matrix"]], **muon), torch.optim.AdamW([theirs["vector"]], **adamw)]  # type: ignore[arg-type]
+    for step, gradient in enumerate(gradients):
+        for weights in (mine, theirs):
+            for name, weight in weights.items():
+                weight.grad = gradient[name].clone()
+        if step == 2:  # a load replaces groups and state, which both algorithms must then see
+            saved = both.state_dict()
+            both = MuonWithAdamW([{"params": [mine["matrix"]], **muon}], [{"params": [mine["vector"]], **adamw}])
+            both.load_state_dict(saved)
+        for group in [*both.param_groups, *(group for each in alone for group in each.param_groups)]:
+            group["lr"] = 0.02 / (step + 1)
+        for optimizer in (both, *alone):
+            optimizer.step()
+    assert all(torch.equal(mine[name], theirs[name]) for name in start)
+
+
+def test_a_step_is_as_large_as_one_of_adamw() -> None:
+    # Liu et al. 2025 (arXiv:2502.16982), section 2.2: AdamW's updates have a root mean square of .2 to .4 of the rate
+    torch.manual_seed(0)
+    for rows, columns in ((32, 32), (16, 96), (96, 16)):
+        weight = torch.nn.Parameter(torch.zeros(rows, columns))
+        weight.grad = torch.randn(rows, columns)
+        options = {"params": [weight], "lr": 1.0, "weight_decay": 0.0, **muon_options(None)}
+        MuonWithAdamW([options], [{"params": [torch.nn.Parameter(torch.zeros(1))]}]).step()
+        assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
+
+
+def test_a_run_says_what_it_moves_how_and_resumes_to_the_same_bits(
+    make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(optim="muon", weight_decay=0.1, max_steps=6, optim_args="momentum=0.9, ns_steps=4")
+    run_dir = tmp_path / "run"
+    train(load(recipe))
+    # seven matrices in each of two layers; the tied table, two norms a layer and the last
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("optimizer:"))
+    assert said.startswith("optimizer: Muon moves 14 tensors (18,432 parameters), AdamW 6 tensors")
+    saved = torch.load(run_dir / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    groups = {(group["algorithm"], group["weight_decay"]): group for group in saved["param_groups"]}
+    assert groups.keys() == {("muon", 0.1), ("adamw", 0.1), ("adamw", 0.0)}
+    muon = groups["muon", 0.1]
+    assert (muon["momentum"], muon["ns_steps"], muon["adjust_lr_fn"]) == (0.9, 4, "match_rms_adamw")
+    assert {"momentum_buffer"} == saved["state"][muon["params"][0]].keys()
+    assert {"step", "exp_avg", "exp_avg_sq"} == saved["state"][groups["adamw", 0.0]["params"][0]].keys()
+    weights, before = (run_dir / WEIGHTS).read_bytes(), log(run_dir)
+    undo_end(run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    train(load(recipe))
+    assert (run_dir / WEIGHTS).read_bytes() == weights
+    assert log(run_dir) == before
+
+
+def test_a_critic_has_its_own_rate_under_muon(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    fields = {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2}
+    train(load(make_recipe("ppo", optim="muon", critic_learning_rate=1e-4, lr_scheduler_type="constant", **fields)))
+    saved = torch.load(tmp_path / "run" / "checkpoint-2" / "optimizer.pt", weights_only=True)
+    rates = {(group["algorithm"], group.get("critic", False)): group["lr"] for group in saved["param_groups"]}
+    assert rates == {("muon", False): 0.003, ("adamw", False): 0.003, ("muon", True): 1e-4, ("adamw", True): 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optim_args": "momentun=0.9"}, "did you mean 'momentum'"),
+        ({"optim_args": "adjust_lr_fn=moonlight"}, "cannot be 'moonlight'"),
+        ({"optim_args": "ns_steps=many"}, "cannot be 'many'"),
+    ],
+)
+def test_options_that_muon_has_not_are_refused(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        muon_options(fields["optim_args"])
+
+
+@pytest.mark.parametrize(("plugin", "sharded", "engine"), [(object(), False, "DeepSpeed"), (None, True, "FSDP")])
+def test_it_is_refused_where_weights_are_sharded(plugin: object, sharded: bool, engine: str) -> None:
+    args: Any = SimpleNamespace(optim_args=None, deepspeed_plugin=plugin)
+    with pytest.raises(RecipeError, match=f"{engine} cuts them into shards"):
+        check_muon(args, sharded=sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
+def test_under_deepspeed_a_run_ends_before_it_begins(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    done = warm.run_two("train", make_recipe(optim="muon"), config=for_cpus("zero1", tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert "DeepSpeed cuts them into shards" in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    train(load(make_recipe("sft", "one", optim="muon", max_steps=4)))
+    two = warm.run_two("train", make_recipe("sft", "two", optim="muon", max_steps=4, per_device_train_batch_size=2))
+    assert two.returncode == 0, two.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+# What a name needs beside its package: the layers whose gradients are projected.
+_NEEDS = {"galore": {"optim_target_modules": "all-linear"}, "apollo": {"optim_target_modules": "all-linear"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*(str(name.value) for name in OptimizerNames), "muon"])
+def test_every_optimizer_trains_or_names_its_package(
+    make_recipe: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    fields = next((fields for word, fields in _NEEDS.items() if word in name), {})
+    loaded = load(make_recipe(optim=name, max_steps=2, save_steps=2, logging_steps=1, **fields))
+    try:
+        check_packages(loaded)
+    except RecipeError as error:
+        if "runs on CUDA alone" in str(error):
+            assert not torch.cuda.is_available()
+            return
+        package = str(error.hint).removeprefix("pip install ")
+        assert importlib.util.find_spec(package.replace("-", "_")) is None
+        return
+    if name == "galore_adafactor_layerwise":  # transformers 5.23 gives it options that it does not take together
+        with pytest.raises(RunError, match="Cannot combine manual `lr`"):
+            train(loaded)
+        return
+    train(loaded)
+    assert len(losses(tmp_path / "run")) == 2
