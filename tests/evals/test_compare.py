@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from posttrain.evals.stats.compare import (
     Question,
     compare,
@@ -9,6 +10,7 @@ from posttrain.evals.stats.compare import (
     judge,
     mcnemar,
     paired_difference,
+    seeded_difference,
     smallest_difference,
     unpaired_difference,
     verdict,
@@ -242,3 +244,46 @@ def test_so_many_votes_show_four_times_of_five_who_wins(share: float, n: int):
     shown = {wins: float(binomtest(int(wins), n).pvalue) <= 0.05 for wins in set(won.tolist())}
     assert 0.75 < sum(shown[wins] for wins in won.tolist()) / 2000 < 0.83
     assert votes_for_verdict(share, 10) > 1.5 * n
+
+
+def seeded(seeds, n, spread, seed):
+    by_seed, by_item, rest = spread
+    rng = np.random.default_rng(seed)
+    parts = (rng.normal(0, by_seed, (seeds, 1)), rng.normal(0, by_item, (1, n)), rng.normal(0, rest, (seeds, n)))
+    return sum(parts)
+
+
+@pytest.mark.parametrize("spread", [(1, 1, 1), (0, 1, 0), (0.3, 1, 1), (0.15, 1, 0)])
+def test_ways_to_train_that_are_equal_are_seldom_told_apart(spread):
+    """At most 5% of 600; 46 or more of them would come once in a thousand times."""
+    found = [seeded_difference(seeded(3, 50, spread, seed), np.zeros((3, 50))) for seed in range(600)]
+    assert 0 < sum(one.p <= 0.05 for one in found) < 46
+
+
+def test_items_alone_vary_as_in_a_paired_comparison():
+    """From seeds that all say the same, the interval is that of the items."""
+    row = np.random.default_rng(0).normal(0.1, 1, 200)
+    found = seeded_difference(np.stack([row] * 4), np.zeros((4, 200)))
+    paired = paired_difference(row, np.zeros(200))
+    assert (found.value, found.low, found.p) == pytest.approx((paired.value, paired.low, paired.p), rel=1e-6)
+
+
+def test_seeds_alone_vary_as_in_a_t_test():
+    """On items that all say the same, the interval is that of the seeds."""
+    by_seed = np.array([0.3, 0.5, 0.1, 0.4])
+    found = seeded_difference(np.repeat(by_seed[:, None], 30, axis=1), np.zeros((4, 30)))
+    assert found.p == pytest.approx(scipy.stats.ttest_1samp(by_seed, 0).pvalue, rel=1e-6)
+    assert (found.low, found.high) == pytest.approx(tuple(scipy.stats.ttest_1samp(by_seed, 0).confidence_interval()))
+
+
+def test_two_seeds_are_no_verdict():
+    found = seeded_difference(
+        np.full((2, 50), 1.0) + np.random.default_rng(0).normal(0, 0.01, (2, 50)), np.zeros((2, 50))
+    )
+    assert found.value == pytest.approx(1, abs=0.01)
+    assert (found.p, found.low, found.test) == (1.0, None, "none")
+
+
+def test_seeds_of_other_items_are_refused():
+    with pytest.raises(ValueError, match="each seed"):
+        seeded_difference(np.zeros((3, 5)), np.zeros((3, 4)))
