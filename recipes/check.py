@@ -85,6 +85,7 @@ def _check(
     from ..evals.judges import FILE, judge_names
     from ..evals.spec import load_suite, suite_names
     from .pipeline import load_pipeline, plan, plan_parity, plan_score
+    from .study import check_study
 
     is_judge = (path / FILE).is_file() or path.name == FILE or (not path.exists() and str(path) in judge_names())
     is_suite = not is_judge and ((not path.exists() and str(path) in suite_names()) or _reads_as_suite(path))
@@ -95,7 +96,10 @@ def _check(
     if is_suite:
         suite = load_suite(path, references, data_dir=data_dir)
         return f"suite {suite.name}", _suite_lines(suite, read_data=read_data)
-    if "steps" in load_document(path).value:
+    keys = load_document(path).value
+    if "arms" in keys:
+        return "study", check_study(path, overrides)
+    if "steps" in keys:
         pipeline, document = load_pipeline(path, overrides)
         plans = plan(document, pipeline)
         suites = [(name, _suite_of(one.loaded)) for name, one in plans.items() if one.loaded]

@@ -138,6 +138,30 @@ def run(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="The study's YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Start no seed that would end after so many hours.", show_default="none"),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Processes that train each cell.", show_default="1")] = None,
+    accelerate: Accelerate = None,
+) -> None:
+    """Run a study: a recipe in several versions from several seeds, compared with verdicts."""
+    from .study import run_study
+
+    run_study(
+        file,
+        overrides or [],
+        hours=hours,
+        processes=processes,
+        accelerate=accelerate,
+        say=lambda text: print(text, flush=True),
+    )
+
+
+@app.command()
 def score(
     models: Annotated[
         list[str],

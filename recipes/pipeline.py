@@ -123,6 +123,21 @@ def run(
         PosttrainError: A file is wrong or a step failed; what was finished before stays.
     """
     pipeline, document = load_pipeline(path, overrides)
+    worked = run_steps(pipeline, document, processes=processes, accelerate=accelerate, say=say)
+    if not worked:
+        say(f"{pipeline.output_dir}: every step is unchanged and every checkpoint scored; nothing to do")
+    return worked
+
+
+def run_steps(
+    pipeline: Pipeline,
+    document: Document,
+    *,
+    processes: int | None = None,
+    accelerate: str | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Runs a pipeline that has been loaded, as :func:`run` does."""
     output_dir = Path(pipeline.output_dir)
     how = {"processes": processes, "accelerate": accelerate}
     worked = False
@@ -146,8 +161,6 @@ def run(
     if others:
         hint = "mend the files of the folder, or save the model anew: posttrain parity says which differ"
         raise RunError("transformers reads another model than was trained", where=", ".join(others), hint=hint)
-    if not worked:
-        say(f"{output_dir}: every step is unchanged and every checkpoint scored; nothing to do")
     return worked
 
 

@@ -354,6 +354,52 @@ class Pipeline(Section):
     """The folder of the steps' folders."""
 
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Study(Section):
+    """A recipe in several versions (arms), each at every size and from every seed."""
+
+    name: str | None = None
+    """What the page is called; by default the name of the file."""
+    recipe: str
+    """What is trained in every cell, relative to the study's file."""
+    steps: list[Step] = []
+    """Steps before the cells, as in a pipeline, such as the tools that select rows; arms say `@step`."""
+    arms: Annotated[dict[_Name, list[str]], Field(min_length=2)]
+    """The versions that are compared: for each the overrides of the recipe, `a.b=c`."""
+    baseline: str | None = None
+    """The arm that the others are compared with; the first by default."""
+    sizes: Annotated[dict[_Name, list[str]], Field(min_length=1)] = {"all": []}
+    """A second axis, such as the tokens of training: for each value its overrides; arms are compared within a size."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] = [1, 2, 3]
+    """Each sets `trainer.seed` and `data.seed`; a verdict needs three or more."""
+    suite: str
+    """The suite that every cell's final model is scored by."""
+    outcomes: Annotated[list[str], Field(min_length=1)] | None = None
+    """The tasks of the suite that arms are compared on, by their first figures; all of them by default."""
+    output_dir: str
+    """The folder of the steps, the cells and the page."""
+
+    @model_validator(mode="after")
+    def _arms(self) -> Self:
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline: no arm '{self.baseline}'; arms: {', '.join(self.arms)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one stands twice")
+        return self
+
+    @property
+    def others(self) -> list[str]:
+        """The arms that are compared with the baseline."""
+        return [arm for arm in self.arms if arm != self.reference]
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return self.baseline or next(iter(self.arms))
+
+
 def json_schema(of: str = "recipe") -> str:
     """Returns the JSON Schema of a kind of file, for editors: ``recipe``, ``suite`` or ``judge``."""
     from ..evals.judges import JudgeSpec

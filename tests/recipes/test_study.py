@@ -1,0 +1,129 @@
+"""A study trains every arm, size and seed once, and says of the arms only what the seeds and items bear out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from posttrain.data_tools.errors import SpecError
+from posttrain.recipes import launch
+from posttrain.recipes.forks import Forks
+from posttrain.recipes.study import check_study, grid, load_study, run_study
+
+from . import warm
+
+STUDY = {
+    "recipe": "pretrain.yaml",
+    "steps": [{"name": "tokenizer", "tool": "tokenizer", "args": {"sources": ["sums.jsonl"], "vocab_size": 280}}],
+    "arms": {"sums": [], "sums_again": ["trainer.logging_steps=2"], "noise": ["data.train.path=noise.jsonl"]},
+    "sizes": {"short": ["trainer.max_steps=3"], "long": ["trainer.max_steps=12"]},
+    "suite": "suite.yaml",
+    "output_dir": "out",
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sums to learn, noise to learn in their place, and held-out sums."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    texts = {
+        "sums.jsonl": [f"{a} and {b} make {a + b}." for a in range(20) for b in range(10)],
+        "noise.jsonl": ["qzx jkv wvy " * (number % 5 + 1) for number in range(200)],
+        "held.jsonl": [f"{a} and {b} make {a + b}." for a in range(20, 30) for b in range(3)],
+    }
+    for name, lines in texts.items():
+        (tmp_path / name).write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    trainer = {"max_length": 32, "max_steps": 4, "logging_steps": 4, "learning_rate": 0.01}
+    trainer |= {"per_device_train_batch_size": 4, "gradient_checkpointing": False}
+    recipe = {"stage": "pretrain", "model": {"config": config, "tokenizer": "@tokenizer"}, "output_dir": "unused"}
+    recipe |= {"data": {"train": {"path": "sums.jsonl"}}, "trainer": trainer}
+    suite = {"perplexity": [{"name": "sums", "path": "held.jsonl", "text": "{{ text }}"}]}
+    for name, value in {"pretrain.yaml": recipe, "suite.yaml": suite, "study.yaml": STUDY}.items():
+        (tmp_path / name).write_text(yaml.safe_dump(value, sort_keys=False))
+    return tmp_path / "study.yaml"
+
+
+def change(study: Path, **keys: object) -> Path:
+    study.write_text(yaml.safe_dump(STUDY | keys, sort_keys=False))
+    return study
+
+
+def test_every_arm_size_and_seed_is_a_cell_and_a_seed_comes_whole(study: Path) -> None:
+    spec, document = load_study(study)
+    pipeline, _ = grid(spec, document, spec.seeds)
+    names = [step.name for step in pipeline.steps]
+    assert names[0] == "tokenizer"
+    assert names[1:7] == [f"{arm}.{size}.1" for size in ("short", "long") for arm in ("sums", "sums_again", "noise")]
+    assert len(names) == 1 + 3 * 2 * 3
+    noise = next(step for step in pipeline.steps if step.name == "noise.long.2")
+    assert noise.overrides == [
+        "trainer.max_steps=12",
+        "data.train.path=noise.jsonl",
+        "trainer.seed=2",
+        "data.seed=2",
+    ]
+
+
+def test_a_check_says_how_many_cells_there_are_and_what_they_can_show(study: Path) -> None:
+    said = check_study(study, [])
+    assert said[0].startswith("3 arms x 2 sizes x 3 seeds: 18 cells; 4 comparisons with sums")
+    assert "times the standard deviation between seeds" in said[1]
+    assert "no verdict" in check_study(study, ["seeds=[1, 2]"])[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"arms": {"sums": []}}, "arms"),
+        ({"baseline": "nothing"}, "no arm 'nothing'; arms: sums, sums_again, noise"),
+        ({"seeds": [1, 1, 2]}, "one stands twice"),
+        ({"arms": {"a": [], "b.c": []}}, "arms"),
+        ({"arms": {"a": [], "b": ["trainer.lerning_rate=1"]}}, "lerning_rate"),
+        ({"suite": "nothing.yaml"}, "no suite 'nothing.yaml'"),
+        ({"size": {}}, "did you mean 'sizes'"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_runs(study: Path, keys: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        run_study(change(study, **keys))
+    assert not Path("out").exists() or not any(Path("out").glob("*.1"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_tells_noise_from_sums_and_nothing_from_nothing(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "run", warm.launched)
+    monkeypatch.setattr(Forks, "prepare", lambda self: None)
+    change(study, sizes={"long": ["trainer.max_steps=12"]})
+    said: list[str] = []
+    assert run_study(study, hours=0, say=said.append) == [], "the first seed always runs, and says nothing alone"
+    assert sorted(path.name for path in Path("out").glob("*.long.*")) == [
+        "noise.long.1",
+        "sums.long.1",
+        "sums_again.long.1",
+    ]
+    assert said[-1].startswith("one seed says nothing")
+
+    (found,) = run_study(study, say=said.append)
+    assert found.by_items
+    assert [len(values) for values in found.values.values()] == [3, 3, 3]
+    assert found.values["sums"] == found.values["sums_again"]
+    noise, again = found.comparisons["noise"], found.comparisons["sums_again"]
+    assert noise.verdict == "worse"
+    assert noise.difference.low is not None
+    assert noise.difference.low > 0
+    assert again.verdict == "no verdict"
+    assert again.difference.value == 0
+    page = json.loads(Path("out/report.json").read_text())
+    assert "sums, long: noise is worse than sums by" in page["summary"][0]
+    scored = Path("out/noise.long.3/scores.jsonl").read_text()
+    value = json.loads(scored.splitlines()[-1])["metrics"][0]["value"]
+    assert found.values["noise"][2] == value
+
+    said.clear()
+    run_study(study, say=said.append)
+    assert sum(line.endswith("unchanged, skipped") for line in said) == (1 + 3) + (1 + 6) + (1 + 9)
+    assert not any(line.endswith("running") for line in said)
