@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Two test processes of one thread each: two threads in each of two processes are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: install quickstart test test-slow test-all kills lint format wheel clean
+.PHONY: install quickstart test test-slow test-all kills lint format docs wheel clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,10 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, offline: a warning, a dead link among them, is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build
 
 # Builds the wheel, installs it into a clean environment outside the checkout, and runs commands from it there.
 wheel: $(INSTALLED)
