@@ -4,9 +4,15 @@ Sphinx with furo and MyST, because it is kept and stable: mkdocs-material is in 
 stable version. A build takes four seconds and no network.
 """
 
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import reference  # noqa: E402 - of this folder
+
+reference.write(ROOT / "docs/reference")
 
 project = "posttrain"
 author = "The posttrain authors"

@@ -2,14 +2,27 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from ..chat_templates.errors import PosttrainError
 from .tools import TOOLS, run_command
 
+
+class _Commands(TyperGroup):
+    """Lists its commands with the whole first paragraph of their help, which click cuts at the width of a line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, " ".join((one.help or "").partition("\n\n")[0].split())) for name, one in self.commands.items()]
+            )
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="posttrain",
     help="Post-training and evaluation: one YAML recipe in, one trained and scored checkpoint out.",
     no_args_is_help=True,
@@ -26,6 +39,45 @@ Steps = Annotated[
     list[str] | None, typer.Option("--step", metavar="NAME=FOLDER", help="What @NAME stands for in the recipe.")
 ]
 Accelerate = Annotated[str | None, typer.Option(help="An accelerate config: cpu, ddp, zero2, …, or a path.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        libraries = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm-eval")
+        print(f"posttrain {version('posttrain')}", *(f"{name} {version(name)}" for name in libraries), sep="\n  ")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the versions of posttrain and its libraries.",
+        ),
+    ] = False,
+) -> None:
+    """Holds what stands before a command."""
+
+
+@app.command()
+def init(
+    stage: Annotated[str, typer.Argument(help="What to train, such as sft, dpo or classify.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A Hub id or a folder.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("-o", help="The file to write.", show_default="STAGE.yaml")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What to train on: a file, a folder or a Hub id.", show_default="example rows")
+    ] = None,
+) -> None:
+    """Write a commented recipe for a stage and a model."""
+    from .init import write_recipe
+
+    print(*write_recipe(stage, model, output or Path(f"{stage}.yaml"), data), sep="\n")
 
 
 @app.command()
