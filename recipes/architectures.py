@@ -183,12 +183,16 @@ def _windows(kind: str, config: Mapping[str, Any], layers: int) -> tuple[int | N
     return tuple(window if slides else None for slides in sliding)
 
 
-def find(loaded: Loaded) -> Architecture | str:
+# What earlier steps of a pipeline will have written, by their folders: a model's shape, the tokens of a tokenizer.
+Made = Mapping[str, Architecture | int]
+
+
+def find(loaded: Loaded, made: Made) -> Architecture | str:
     """Returns what the recipe's model is made of, or why that is not known."""
     spec = loaded.recipe.model
     if spec.config is not None:
-        return _new(spec.config, spec.tokenizer)
-    found = named(str(spec.name_or_path), spec.revision)
+        return _new(spec.config, str(spec.tokenizer), made)
+    found = named(str(spec.name_or_path), made, spec.revision)
     if isinstance(found, str) or spec.layers is None:
         return found
     if max(spec.layers) >= found.layers:
@@ -198,43 +202,54 @@ def find(loaded: Loaded) -> Architecture | str:
     return replace(found, windows=windows, trained_norms=per_layer * len(windows) + found.hidden)
 
 
-def named(name: str, revision: str | None = None) -> Architecture | str:
+def named(name: str, made: Made, revision: str | None = None) -> Architecture | str:
     """Returns what a model is made of, given its folder or its name on the Hub, or why that is not known."""
     from huggingface_hub import try_to_load_from_cache
 
+    written = made.get(name)
+    if isinstance(written, Architecture):
+        return written
     source, file = "", Path(name) / "config.json"
-    if not Path(name).is_dir():
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not file.parent.is_dir():
+        cached = None if Path(name).is_absolute() else try_to_load_from_cache(name, "config.json", revision=revision)
         file = Path(cached) if isinstance(cached, str) else file
     if file.is_file():
         config = json.loads(file.read_text())
     else:
         published = yaml.safe_load(_PUBLISHED.read_text()).get(name)
         if published is None:
-            where = "in it" if Path(name).is_dir() else "here, neither in a folder of that name nor in the Hub's cache"
-            return f"{name}: there is no config.json {where}"
+            return f"there is no config.json of {name} here"
         config, source = published["config"], f"its published shape; there is no config.json of {name} here"
-    config = {**config, **config.get("text_config", {})}
     try:
-        found = read(config)
-    except KeyError as error:
-        return f"{name}: its config.json does not say {error.args[0]}"
-    if found is None:
-        return f"{name}: the layers of a {config['model_type']} are not known to `check`"
-    return replace(found, source=source)
+        return replace(_read({**config, **config.get("text_config", {})}), source=source)
+    except ValueError as error:
+        return f"{name}: {error}"
 
 
-def _new(config: Mapping[str, Any], tokenizer: str | None) -> Architecture | str:
+def _new(config: Mapping[str, Any], tokenizer: str, made: Made) -> Architecture | str:
     """Reads `model.config`, whose vocabulary is the tokenizer's unless it says so."""
     values = dict(config)
     if "vocab_size" not in values:
-        file = Path(str(tokenizer)) / "tokenizer.json"
-        if not file.is_file():
-            return f"the size of the vocabulary is that of the tokenizer {tokenizer}, which is not here"
-        from tokenizers import Tokenizer
+        file, tokens = Path(tokenizer) / "tokenizer.json", made.get(tokenizer)
+        if file.is_file():
+            from tokenizers import Tokenizer
 
-        values["vocab_size"] = Tokenizer.from_file(str(file)).get_vocab_size()
+            tokens = Tokenizer.from_file(str(file)).get_vocab_size()
+        if not isinstance(tokens, int):
+            return f"the vocabulary is that of the tokenizer {tokenizer}, which is not here"
+        values["vocab_size"] = tokens
     try:
-        return read(values) or f"the layers of a {values['model_type']} are not known to `check`"
+        return _read(values)
+    except ValueError as error:
+        return f"model.config: {error}"
+
+
+def _read(config: Mapping[str, Any]) -> Architecture:
+    """Reads a config.json; a ValueError says why its architecture is not known."""
+    try:
+        found = read(config)
     except KeyError as error:
-        return f"model.config leaves {error.args[0]} to its class"
+        raise ValueError(f"it does not say {error.args[0]}") from error
+    if found is None:
+        raise ValueError(f"the layers of a {config['model_type']} are not known to `check`")
+    return found

@@ -5,7 +5,7 @@ import io
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..evals.spec import SuiteSpec
     from .job import Job
     from .model import Head
+    from .pipeline import Plan
 
 
 def check_all(
@@ -106,13 +107,26 @@ def _check(
         last = plan_score(document, pipeline, plans)
         plan_parity(document, pipeline, plans)
         suites += [("all steps", (last.suite, last.references))] if last else []
-        lines = [line for name, suite in suites if suite for line in _score_lines(name, *suite, read_data=read_data)]
+        lines = _step_lines(plans.values(), assumed)
+        lines += [line for name, suite in suites if suite for line in _score_lines(name, *suite, read_data=read_data)]
         return f"pipeline of {', '.join(plans)}", lines
     loaded = load(path, overrides, references)
     lines = _with_data(loaded, assumed) if read_data else needs.lines(loaded, assumed)
     if suite := _suite_of(loaded):
         lines += _score_lines("score", *suite, read_data=read_data)
     return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
+
+
+def _step_lines(plans: "Iterable[Plan]", assumed: needs.Assumptions) -> list[str]:
+    """Says what each step that trains will need, from shapes alone: earlier steps have yet to write their models."""
+    lines, made = [], {}
+    for step in plans:
+        if tokens := getattr(step.tool, "vocab_size", None):
+            made[str(step.folder.absolute())] = tokens
+        if step.loaded:
+            said = needs.lines(step.loaded, assumed, made=made)
+            lines += [f"{step.name}: {line}" for line in said if not line.startswith(" ")]  # without the details
+    return lines
 
 
 def _suite_of(loaded: Loaded) -> tuple[str, Mapping[str, Path]] | None:

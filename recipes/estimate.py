@@ -88,6 +88,7 @@ class Setup:
         length: Tokens of a row.
         weight_bytes: Of a weight of the base, where it is not quantized.
         compute_bytes: Of a number that matrices are multiplied with.
+        autocast: Whether these are made of others at each use (mixed precision), not what weights are held in.
         bits: Of a quantized weight; 0 if none is.
         ranks: Of the adapters on matrices of a layer, by the matrices' names; None where all weights are trained.
         optimizer: Its name in transformers.
@@ -113,6 +114,7 @@ class Setup:
     length: int
     weight_bytes: int
     compute_bytes: int
+    autocast: bool = False
     bits: float = 0
     ranks: Mapping[str, int] | None = None
     optimizer: str = "adamw_torch_fused"
@@ -231,15 +233,15 @@ def _weights(setup: Setup) -> float:
     width = _weight_bytes(setup)
     if setup.ranks is None:
         held = float(width) * size.total
-        # Autocast keeps 16-bit copies of float32 weights for the backward pass; of checkpointed layers, one at a time.
-        if setup.compute_bytes < width:
-            cast = architecture.linear if not setup.checkpointing else architecture.linear // architecture.layers
-            held += setup.compute_bytes * cast * shards
     else:
         layers = (size.total - size.embeddings) * (setup.bits / 8 or setup.weight_bytes)
         held = layers + size.embeddings * setup.weight_bytes + 4.0 * size.trainable
         if setup.bits:  # one matrix at a time is computed with whole
             held += shards * setup.compute_bytes * max(matrix.size for matrix in architecture.matrices.values())
+    # Autocast keeps 16-bit copies of float32 matrices for the backward pass; of checkpointed layers, one at a time.
+    if setup.autocast and _stream_bytes(setup) > setup.compute_bytes and not setup.bits:
+        cast = architecture.linear if not setup.checkpointing else architecture.linear // architecture.layers
+        held += setup.compute_bytes * cast * shards
     if shards == 1:
         return held
     gathered = setup.compute_bytes * (architecture.table + architecture.linear // architecture.layers)
@@ -272,7 +274,9 @@ def activations(setup: Setup) -> tuple[float, float]:
     hidden, stream = architecture.hidden, _stream_bytes(setup)
     layers = [tokens * _layer_bytes(setup, window) for window in architecture.windows]
     # the last norm and its result, of which the loss reads a copy without the last token of each row
-    end = tokens * hidden * (_norm_bytes(setup) + stream * (2 if setup.loss == "fused" else 1))
+    end = tokens * hidden * (_norm_bytes(setup, stream) + stream * (2 if setup.loss == "fused" else 1))
+    if architecture.is_encoder:
+        end += tokens * hidden * stream  # the norm of the embeddings
     inside = tokens * setup.compute_bytes * (2 * architecture.intermediate + 2 * hidden)
     if setup.attention == "eager":
         inside += 2 * 4 * tokens * architecture.heads * setup.length
@@ -286,11 +290,11 @@ def _stream_bytes(setup: Setup) -> int:
     return setup.weight_bytes if not setup.machine.zero else setup.compute_bytes
 
 
-def _norm_bytes(setup: Setup) -> int:
+def _norm_bytes(setup: Setup, given: int) -> int:
     """Returns the bytes that a norm saves of each number: its input in float32 and, for its weight, the normed one."""
     if setup.architecture.is_encoder:
-        return 4  # LayerNorm computes the normed one again
-    normed = 4 if setup.architecture.model_type == "gemma3_text" else _stream_bytes(setup)
+        return given  # LayerNorm takes 16-bit numbers as they are, and computes the normed one again
+    normed = 4 if setup.architecture.model_type == "gemma3_text" else given
     return 4 + (normed if setup.ranks is None else 0)
 
 
@@ -299,14 +303,16 @@ def _layer_bytes(setup: Setup, window: int | None) -> float:
     architecture, width = setup.architecture, setup.compute_bytes
     query, key = architecture.heads * architecture.head_dim, architecture.kv_heads * architecture.head_dim
     masked = setup.attention == "sdpa" and (setup.masked or (window is not None and window < setup.length))
-    found = float(architecture.norms * architecture.hidden * _norm_bytes(setup))
+    found = float(architecture.norms * architecture.hidden * _norm_bytes(setup, _stream_bytes(setup)))
     if architecture.qk_norm:
-        found += (query + key) * _norm_bytes(setup)
+        found += (query + key) * _norm_bytes(setup, width)
     # query, key, value and result; keys and values of each query where the kernel cannot share them
     shared = setup.attention != "eager" and not masked
     found += width * (2 * query + 2 * (key if shared else query))
     if masked:
         found += setup.length * width
+    if architecture.is_encoder and setup.attention == "sdpa":
+        found += width * 2 * query  # values are a view of what one matrix gives for all three
     if setup.attention == "eager":
         found += architecture.heads * setup.length * (4 + (width if width < 4 else 0))
     found += width * 3 * architecture.intermediate  # gate, its activation, up
@@ -322,9 +328,9 @@ def _input_bytes(setup: Setup, reads: Reads, matrices: list[tuple[Matrix, int]])
     """Returns the bytes of what matrices save of their one input, and adapters of what stands between their two."""
     inputs, width, stream = matrices[0][0].inputs, setup.compute_bytes, _stream_bytes(setup)
     given = stream if reads in ("attention", "mlp") else width  # norms give what the stream has
-    wanted = width if setup.ranks is None or width < stream else 4 if width == stream else width
+    wanted = width if setup.ranks is None or setup.autocast else 4  # adapters are held in float32
     between = wanted * sum(rank for _, rank in matrices)
-    if wanted != given:  # each of them makes a copy in its own type
+    if wanted != given or (setup.ranks is not None and setup.autocast):  # each of them makes a copy in its own type
         return wanted * inputs * len(matrices) + between
     return (0 if reads == "attention output" else wanted * inputs) + between  # attention has saved its result
 

@@ -8,7 +8,7 @@ import yaml
 
 from ..chat_templates.errors import did_you_mean
 from . import architectures, estimate, launch
-from .architectures import Architecture
+from .architectures import Architecture, Made
 from .errors import RecipeError
 from .estimate import GIB, Machine, Setup, Size
 from .load import Loaded
@@ -18,6 +18,7 @@ _DEVICES = Path(__file__).parent / "devices.yaml"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _USABLE = 0.9  # of a device's memory: the rest is left to CUDA's context, kernels' workspaces and fragmentation
 _PROMPT = 512  # tokens of a prompt, where none was read
+_NOTHING: Made = {}
 _PAIRED = ("dpo", "reward", "orpo")
 
 
@@ -102,7 +103,9 @@ def machine_of(assumed: Assumptions) -> Machine:
     )
 
 
-def setup_of(loaded: Loaded, architecture: Architecture, machine: Machine, size: Size | None = None) -> Setup:
+def setup_of(
+    loaded: Loaded, architecture: Architecture, machine: Machine, size: Size | None = None, made: Made = _NOTHING
+) -> Setup:
     """Describes a training step of a recipe.
 
     Args:
@@ -110,6 +113,7 @@ def setup_of(loaded: Loaded, architecture: Architecture, machine: Machine, size:
         architecture: Its model's.
         machine: Where it runs.
         size: The model's parameters, where they were counted in it; by default they are counted by its shape.
+        made: What a pipeline's earlier steps will have written.
     """
     recipe, trainer = loaded.recipe, loaded.recipe.trainer
     stage, family = recipe.stage, loaded.stage.family
@@ -132,6 +136,7 @@ def setup_of(loaded: Loaded, architecture: Architecture, machine: Machine, size:
         length=row_length(loaded),
         weight_bytes=width,
         compute_bytes=2 if mixed else width,
+        autocast=bool(mixed) and not machine.zero,
         bits=estimate.QUANTIZED_BITS.get(recipe.quantization or "", 0),
         ranks=estimate.adapted(loaded, architecture),
         optimizer=loaded.option("optim") or "adamw_torch_fused",
@@ -142,7 +147,7 @@ def setup_of(loaded: Loaded, architecture: Architecture, machine: Machine, size:
         loss=_loss(loaded),
         chunk=loaded.option("chunk") or 0,
         share=recipe.objective.mlm_probability if recipe.objective else 0,
-        others=({"reference": float(width * size.total)} if own_reference else {}) | _other_models(loaded),
+        others=({"reference": float(width * size.total)} if own_reference else {}) | _other_models(loaded, made),
         turns=(loaded.option("steps_per_generation") or accumulated) if family == "sampling" else 0,
         passes=_passes(loaded),
     )
@@ -158,7 +163,7 @@ def token_flops(loaded: Loaded, size: Size) -> float:
 
     Of a model whose layers are not known it is 6 N, or 4 N and 6 for each weight of its adapters.
     """
-    architecture = architectures.find(loaded)
+    architecture = architectures.find(loaded, _NOTHING)
     if isinstance(architecture, str):
         return 6.0 * size.total if loaded.recipe.lora is None else 4.0 * size.total + 6.0 * size.trainable
     return estimate.flops_per_token(replace(setup_of(loaded, architecture, Machine(), size), length=0, passes=0))[0]
@@ -202,7 +207,7 @@ def _passes(loaded: Loaded) -> float:
     return passes
 
 
-def _other_models(loaded: Loaded) -> dict[str, float]:
+def _other_models(loaded: Loaded, made: Made) -> dict[str, float]:
     """Returns the bytes of the frozen models that a run holds beside its own, those whose shape is known."""
     recipe = loaded.recipe
     found = {}
@@ -212,7 +217,7 @@ def _other_models(loaded: Loaded) -> dict[str, float]:
     found |= {f"reward model {number}": (model, "auto") for number, model in enumerate(terms, 1)}
     sizes = {}
     for name, (model, dtype) in found.items():
-        shape = architectures.named(model)
+        shape = architectures.named(model, made)
         if isinstance(shape, Architecture):
             sizes[name] = float(shape.parameters() * _BYTES[shape.dtype if dtype == "auto" else dtype])
     return sizes
@@ -221,36 +226,37 @@ def _other_models(loaded: Loaded) -> dict[str, float]:
 # --- In words ---
 
 
-def lines(loaded: Loaded, assumed: Assumptions, run: Run | None = None) -> list[str]:
+def lines(
+    loaded: Loaded, assumed: Assumptions, run: Run | None = None, made: dict[str, Architecture | int] | None = None
+) -> list[str]:
     """Says what a run needs: parameters, memory, compute, time.
 
     Args:
         loaded: The recipe.
         assumed: What the user says of the machine.
-        run: What is known of the run, where its data it was read.
+        run: What is known of the run, where its data was read.
+        made: What a pipeline's earlier steps will have written; this run's model is added to it.
 
     Raises:
         RecipeError: The machine is not one.
     """
-    machine = machine_of(assumed)
-    architecture = architectures.find(loaded)
+    machine, made = machine_of(assumed), {} if made is None else made
+    architecture = architectures.find(loaded, made)
     if isinstance(architecture, str):
         stored = estimate.stored_parameters(Path(str(loaded.recipe.model.name_or_path)))
-        counted = _counted(run.size) if run else [f"model: {count(stored)} parameters"] if stored else []
+        counted = [_counted(run.size)] if run else [f"model: {count(stored)} parameters"] if stored else []
         return [*counted, f"no estimate of memory and compute: {architecture}"]
-    setup = setup_of(loaded, architecture, machine, run.size if run else None)
-    origin = f" ({architecture.source})" if architecture.source else ""
-    found = [f"{line}{origin}" for line in _counted(setup.size)]
+    made[str(Path(loaded.recipe.output_dir).absolute())] = architecture
+    setup = setup_of(loaded, architecture, machine, run and run.size, made)
+    found = [_counted(setup.size) + (f" ({architecture.source})" if architecture.source else "")]
     found += _memory_lines(setup, assumed)
     found += _compute_lines(loaded, setup, assumed, run)
-    return [*found, *(_table(loaded, setup, assumed) if assumed.table else [])]
+    return [*found, *(_table(loaded, setup, assumed, made) if assumed.table else [])]
 
 
-def _counted(size: Size) -> list[str]:
-    return [
-        f"model: {count(size.total)} parameters ({size.total:,}), {size.trainable / 1e6:.2f} M trained "
-        f"({size.trainable:,})"
-    ]
+def _counted(size: Size) -> str:
+    trained = "all trained" if size.trainable == size.total else f"{count(size.trainable)} trained ({size.trainable:,})"
+    return f"model: {count(size.total)} parameters ({size.total:,}), {trained}"
 
 
 def _memory_lines(setup: Setup, assumed: Assumptions) -> list[str]:
@@ -303,7 +309,7 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run 
     steps = math.ceil(tokens / per_step)
     bound = "" if run or assumed.tokens or loaded.recipe.data.tokens else "at most "
     found.append(
-        f"  run: {bound}{count(tokens)} tokens, {model * tokens:.2e} FLOPs, "
+        f"run: {bound}{count(tokens)} tokens, {model * tokens:.2e} FLOPs, "
         f"{steps:,} steps of {count(per_step)} tokens if rows are full"
     )
     device = devices().get(assumed.device or "")
@@ -315,13 +321,13 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run 
         )
         sampling = "; generation is slower than that" if setup.turns else ""
         found.append(
-            f"  time: {hours:.3g} hours on {setup.machine.processes} {device.name} at {assumed.utilization:.0%} of "
+            f"time: {hours:.3g} hours on {setup.machine.processes} {device.name} at {assumed.utilization:.0%} of "
             f"{device.flops / 1e12:g} TFLOP/s, an assumption{cost}{sampling}"
         )
     return found
 
 
-def _table(loaded: Loaded, setup: Setup, assumed: Assumptions) -> list[str]:
+def _table(loaded: Loaded, setup: Setup, assumed: Assumptions, made: Made) -> list[str]:
     """Tabulates memory over batch, ZeRO stage and adapter; a star where it fits into the named device."""
     processes = setup.machine.processes if setup.machine.processes > 1 else 8
     machines = {
@@ -334,7 +340,7 @@ def _table(loaded: Loaded, setup: Setup, assumed: Assumptions) -> list[str]:
     fits = f"; * fits into {_USABLE:.0%} of {device.name}'s {device.memory / 1e9:g} GB" if device else ""
     found = [f"plan: GiB on each device, {processes} of them but for the first column{fits}"]
     found.append("  " + "".join(f"{name:>11}" for name in ("adapter", "batch", *machines)))
-    for name, changed in _adapters(loaded, setup).items():
+    for name, changed in _adapters(loaded, setup, made).items():
         for batch in sorted({1, 2, 4, 8, 16, setup.batch}):
             cells = []
             for machine in machines.values():
@@ -347,7 +353,7 @@ def _table(loaded: Loaded, setup: Setup, assumed: Assumptions) -> list[str]:
     return found
 
 
-def _adapters(loaded: Loaded, setup: Setup) -> dict[str, Setup]:
+def _adapters(loaded: Loaded, setup: Setup, made: Made) -> dict[str, Setup]:
     """Returns the step with all weights trained, with LoRA, and with LoRA on a quantized base."""
     recipe, found = loaded.recipe, {}
     for name, lora, quantization in (("full", None, None), ("lora", {}, None), ("qlora", {}, "nf4")):
@@ -356,7 +362,7 @@ def _adapters(loaded: Loaded, setup: Setup) -> dict[str, Setup]:
         section = None if lora is None else recipe.lora or LoraSpec()
         update = {"lora": section, "quantization": quantization and (recipe.quantization or quantization)}
         changed = replace(loaded, recipe=recipe.model_copy(update=update))
-        found[name] = setup_of(changed, setup.architecture, setup.machine)
+        found[name] = setup_of(changed, setup.architecture, setup.machine, made=made)
     return found
 
 
