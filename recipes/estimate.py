@@ -35,6 +35,8 @@ QUANTIZED_BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.0}
 # 8-bit ones leave tensors below 4,096 numbers in float32, which are few.
 _STATES = {"lion_8bit": 1, "8bit": 2, "4bit": 1, "lion": 4, "adafactor": 0, "sgd": 0, "rmsprop": 4, "adagrad": 4}
 _ADAM_STATES = 8
+# Copies of the largest tensor that an optimizer makes as it updates it; the fused AdamW, the default, makes none.
+_UPDATE_COPIES = {"adafactor": 2}  # its squared gradient or its negative step, beside the step
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,14 @@ def moments(setup: Setup) -> dict[str, dict[str, float]]:
     base = {"weights": _weights(setup), **_states(setup), **setup.others}
     gradients = _gradients(setup)
     earlier = gradients if setup.accumulates else 0.0
+    matrices = max(matrix.size for matrix in setup.architecture.matrices.values())
+    largest = 4.0 * (max(setup.architecture.table, matrices) if setup.ranks is None else 0)
     kept, layer = activations(setup)
     found = {
         "loss": {**base, "gradients": earlier + head, "activations": kept, "logits": _logits(setup)},
         "backward pass": {**base, "gradients": earlier + head, "activations": kept + layer},
-        "update": {**base, "gradients": gradients + tied},
+        "end of the backward pass": {**base, "gradients": gradients + tied},
+        "update": {**base, "gradients": gradients, "update": _UPDATE_COPIES.get(setup.optimizer, 0) * largest},
     }
     if setup.critic:
         for moment, parts in moments(setup.critic).items():

@@ -68,7 +68,7 @@ def test_zero_shards_what_its_paper_says() -> None:
     setup = a_setup(shape_of("llama"), compute_bytes=2)
     weights = setup.size.total
     for stage, shards in ((1, (1, 1, 8)), (2, (1, 8, 8)), (3, (8, 8, 8))):
-        parts = estimate.moments(replace(setup, machine=Machine(processes=8, zero=stage)))["update"]
+        parts = estimate.moments(replace(setup, machine=Machine(processes=8, zero=stage)))["end of the backward pass"]
         assert parts["optimizer"] == 12 * weights / shards[2]
         assert parts["gradients"] == pytest.approx(2 * weights / shards[1] + 4 * setup.architecture.table)
         gathered = 2 * (setup.architecture.table + setup.architecture.linear / 7) if stage == 3 else 0
