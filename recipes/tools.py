@@ -36,6 +36,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
     "prepare": ("posttrain.recipes.prepare_data:Prepare", "Mix and tokenise a recipe's rows; say where they are from."),
     "quality": ("posttrain.data_tools.quality:Quality", "Score rows by a classifier trained on good and bad ones."),
+    "sample": ("posttrain.recipes.sample_rows:Sample", "Keep so many tokens: at random, by length, score or DSIR."),
     "scaling": ("posttrain.recipes.scaling:Scaling", "Fit a scaling law to runs: exponents, best sizes, predictions."),
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),

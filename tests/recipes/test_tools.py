@@ -32,9 +32,8 @@ def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.Plan:
 def smallest(name: str) -> dict[str, Any]:
     """The arguments that a tool cannot do without."""
     needed = {key: field.annotation for key, field in load_tool(name).model_fields.items() if field.is_required()}
-    return {
-        key: "x.jsonl" if kind in (str, SourceSpec) else [least_of(*get_args(kind))] for key, kind in needed.items()
-    }
+    plain = {str: "x.jsonl", SourceSpec: "x.jsonl", float: 1.0}
+    return {key: plain[kind] if kind in plain else [least_of(*get_args(kind))] for key, kind in needed.items()}
 
 
 def least_of(kind: Any) -> str:

@@ -37,6 +37,7 @@ NEEDS: dict[str, Sequence[str]] = {
         "2",
     ),
     "quality": ("--good", "{good}", "--bad", "{bad}"),
+    "sample": ("--by", "dsir", "--target", "{items}", "--tokens", "2000"),
     "score_rows": ("--model", "{model}"),
     "semantic": ("--model", "wordllama"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),

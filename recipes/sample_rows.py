@@ -1,0 +1,249 @@
+"""`data sample`: so many tokens of rows, drawn at random or chosen by length, by a score, or by DSIR.
+
+Random and length are what every other way to select must be compared with: most that score rows by themselves do not
+beat them (Diddee and Ippolito 2024, arXiv:2410.09335).
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+import xxhash
+from pydantic import Field, model_validator
+
+from ..data_tools.errors import DataError, RowError
+from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, TextTool, text_blocks
+from ..data_tools.sources import Row
+from ..data_tools.spec import SourceSpec
+from ..data_tools.tool import Sources
+from ..data_tools.tool_report import Table, ToolReport, percent
+from .model_rows import rank_correlation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_BUCKETS = 10_000  # of n-grams, as DSIR has them
+_UNSEEN = 1e-8  # added to a bucket's share, as DSIR does
+_PIECES = re.compile(r"\w+|[^\w\s]+")  # nltk's WordPunct, which DSIR cuts texts by
+_GROUPS = 20  # of lengths, where they are matched
+
+
+class Sample(TextTool):
+    """Keeps so many tokens of rows: drawn at random, or chosen by length, by a column of scores, or by DSIR.
+
+    DSIR (Xie et al. 2023, arXiv:2302.03169) draws rows by how much likelier their hashed words and pairs of words are
+    in `target` than in all rows. As published the logarithms are summed over a row, which is nearly a choice of short
+    rows; `dsir_mean` takes their mean and no noise, and `match_length` leaves lengths as they are. The page has the
+    rows' lengths and scores beside those of all, and says how much a score is length.
+    """
+
+    by: Literal["random", "longest", "shortest", "dsir", "dsir_mean", "column"] = "random"
+    """What rows are chosen by."""
+    column: str | None = None
+    """With `by: column`: the numbers, such as `quality`, `ifd` or `loss`; the highest are kept."""
+    lowest: bool = False
+    """Keeps the lowest of `column`."""
+    target: Sources | None = None
+    """With `dsir`: rows like those that are wanted; see that none of them is of a test."""
+    tokens: Annotated[float, Field(gt=0)]
+    """How many tokens are kept, of `tokenizer`, else words: as many rows as fit."""
+    tokenizer: str | None = None
+    """A run, folder or Hub id whose tokenizer counts; by default words and signs are counted."""
+    match_length: bool = False
+    """Chooses among rows of like length, a twentieth of them at a time, so that what is kept is as long as all."""
+    seed: int = 0
+    """Of what is drawn."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.column is None) == (self.by == "column") or (self.lowest and self.column is None):
+            raise ValueError("column, and lowest with it, belong to `by: column`")
+        if (self.target is None) == self.by.startswith("dsir"):
+            raise ValueError("target belongs to `by: dsir` and `by: dsir_mean`")
+        return self
+
+    def identity(self) -> Any:
+        """Returns the hash of the tokenizer's files."""
+        from .tokenizer_tools import tokenizer_hashes
+
+        return tokenizer_hashes([self.tokenizer]) if self.tokenizer else None
+
+    def plan(self, folder: Path) -> Plan:
+        """Reads all rows once for their lengths and scores (twice by DSIR), and chooses."""
+        pool = self._read()
+        kept = self._choose(pool)
+
+        def decider(source: SourceSpec) -> Decide:
+            places = pool.places[self.number_of(source)]
+            read = self.reader(source)
+
+            def decide(rows: Sequence[Row]) -> list[Outcome]:
+                return [self._outcome(row, read, places, pool, kept) for row in rows]
+
+            return decide
+
+        def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
+            return _add(report, self, pool, kept)
+
+        return Plan(decider, add)
+
+    def _outcome(
+        self, row: Row, read: Callable[[Row], str], places: Mapping[str, int], pool: "_Pool", kept: "NDArray[np.bool_]"
+    ) -> Outcome:
+        place = places.get(row.where)
+        if place is None:
+            try:
+                read(row)
+            except RowError as error:
+                return Outcome(None, error.reason, error.detail)
+            return Outcome(None, f"no number in '{self.column}'")
+        if not kept[place]:
+            return Outcome(None, "not chosen", "" if self.by == "random" else f"{pool.scores[place]:.4g}")
+        return Outcome(row.values)
+
+    def _read(self) -> "_Pool":
+        """Returns the length and the score of every readable row."""
+        count = self._counter()
+        ratios = self._ratios() if self.by.startswith("dsir") else None
+        draw = np.random.default_rng(self.seed)
+        sizes: list[float] = []
+        scores: list[float] = []
+        places: list[dict[str, int]] = []
+        for source in self.sources:
+            values = dict(self._values(source)) if self.column else {}
+            mine: dict[str, int] = {}
+            for block in text_blocks(source, self.reader(source)):
+                for (where, text), size in zip(block, count([text for _, text in block]), strict=True):
+                    if self.column and where not in values:
+                        continue
+                    if ratios is not None:
+                        score = _importance(text, ratios, mean=self.by == "dsir_mean")
+                        score += draw.gumbel() if self.by == "dsir" else 0.0
+                    elif self.column:
+                        score = -values[where] if self.lowest else values[where]
+                    else:
+                        score = {"random": draw.random(), "longest": size, "shortest": -size}[self.by]
+                    mine[where] = len(sizes)
+                    sizes.append(size)
+                    scores.append(score)
+            places.append(mine)
+        return _Pool(np.array(sizes, np.float64), np.array(scores, np.float64), places)
+
+    def _values(self, source: SourceSpec) -> Iterator[tuple[str, float]]:
+        """Yields where each row is and its number in the column, of those that have one.
+
+        Raises:
+            DataError: No row has one.
+        """
+        from ..data_tools.row_tool import blocks_of
+
+        found = 0
+        for row in itertools.chain.from_iterable(blocks_of(source)):
+            value = row.values.get(self.column or "")
+            if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
+                found += 1
+                yield row.where, float(value)
+        if not found:
+            raise DataError(f"has no numbers in a column '{self.column}'", where=source.title)
+
+    def _counter(self) -> Callable[[Sequence[str]], list[float]]:
+        if self.tokenizer is None:
+            return lambda texts: [float(len(_PIECES.findall(text))) for text in texts]
+        from .tokenizer_tools import load_tokenizers
+
+        (named,) = load_tokenizers([self.tokenizer])
+        return lambda texts: [float(len(ids)) for ids in named.encode(texts)]
+
+    def _ratios(self) -> "Floats":
+        """Returns for each bucket the log of its share in the target over its share in all rows, ``[buckets]``."""
+        counts = []
+        for sources in (self.target or [], self.sources):
+            total = np.zeros(_BUCKETS)
+            for source in sources:
+                for block in text_blocks(source, self.reader(source)):
+                    for _, text in block:
+                        np.add.at(total, _buckets(text), 1)
+            if not total.any():
+                raise DataError("holds no text", where=sources[0].title if sources else "target")
+            counts.append(np.log(total / total.sum() + _UNSEEN))
+        return counts[0] - counts[1]
+
+    def _choose(self, pool: "_Pool") -> "NDArray[np.bool_]":
+        """Returns which rows are kept."""
+        sizes = pool.sizes
+        kept = np.zeros(len(sizes), bool)
+        for group in _like_lengths(sizes) if self.match_length else [np.arange(len(sizes))]:
+            order = group[np.argsort(-pool.scores[group], kind="stable")]  # of equal scores the first row
+            budget = self.tokens * sizes[group].sum() / max(1.0, sizes.sum())
+            kept[order[np.cumsum(sizes[order]) <= budget + 1e-6]] = True
+        return kept
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """All readable rows.
+
+    Attributes:
+        sizes: Tokens of each.
+        scores: What each is chosen by, the highest first.
+        places: For each source, by where a row is, its number.
+    """
+
+    sizes: "Floats"
+    scores: "Floats"
+    places: list[dict[str, int]]
+
+
+def _buckets(text: str) -> "NDArray[np.int64]":
+    """Returns the bucket of every word and pair of words."""
+    pieces = _PIECES.findall(text.lower())
+    grams = [*pieces, *(f"{one} {other}" for one, other in itertools.pairwise(pieces))]
+    return np.array([xxhash.xxh3_64_intdigest(gram.encode(errors="replace")) % _BUCKETS for gram in grams], np.int64)
+
+
+def _importance(text: str, ratios: "Floats", *, mean: bool) -> float:
+    """Returns a row's log importance weight: the sum over its n-grams, or their mean."""
+    buckets = _buckets(text)
+    total = float(ratios[buckets].sum())
+    return total / max(1, len(buckets)) if mean else total
+
+
+def _like_lengths(sizes: "Floats") -> "list[NDArray[np.int64]]":
+    """Returns the rows in groups of like length, each with about a twentieth of them."""
+    return [group for group in np.array_split(np.argsort(sizes, kind="stable"), _GROUPS) if len(group)]
+
+
+def _add(report: ToolReport, spec: Sample, pool: _Pool, kept: "NDArray[np.bool_]") -> ToolReport:
+    """Adds what is kept beside all rows, and how much of the score is length."""
+    unit = "tokens" if spec.tokenizer else "words"
+    rows = [
+        [name, int(some.sum()), float(pool.sizes[some].sum()), *_means(pool, some, spec)]
+        for name, some in (("all, as drawn at random", np.ones(len(kept), bool)), ("kept", kept))
+        if some.any()
+    ]
+    note = ""
+    if spec.by not in ("random", "longest", "shortest") and len(kept):
+        found = rank_correlation(pool.scores, pool.sizes)
+        shown = f"{found:.2f}" if isinstance(found, float) else found
+        note = f"The rank correlation (Spearman) of the score with length is {shown}."
+    summary = [
+        *report.summary,
+        f"{percent(pool.sizes[kept].sum(), pool.sizes.sum())} of the {unit} are kept, by {spec.column or spec.by}",
+    ]
+    if kept.all():
+        summary.append("there are fewer rows than asked for, so all are kept")
+    header = ["rows", "count", unit, f"{unit} a row", "score"]
+    tables = [*report.tables, Table("What is kept, beside all", header, rows, note)]
+    return dataclasses.replace(report, summary=summary, tables=tables)
+
+
+def _means(pool: _Pool, some: "NDArray[np.bool_]", spec: Sample) -> tuple[float, Any]:
+    score = float(pool.scores[some].mean()) * (-1 if spec.lowest or spec.by == "shortest" else 1)
+    return float(pool.sizes[some].mean()), "–" if spec.by == "random" else score
