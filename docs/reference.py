@@ -1,7 +1,9 @@
 """The reference: every key of YAML files and data tools by their JSON Schemas, and the command line by click."""
 
+import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,34 @@ def write(folder: Path) -> None:
     tools = {name: load_tool(name) for name in sorted(TOOLS)}
     said = "Arguments of `posttrain data TOOL`, and keys of `args` in a pipeline's step; `a_b` is `--a-b` there."
     pages |= {"tools": _page("Data tools", said, tools), "trainer": _trainer(), "commands": _commands()}
+    pages["museum"] = _museum(Path(__file__).parents[1] / "tests" / "museum")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+
+
+def _museum(folder: Path) -> str:
+    """The museum of traps: the docstring of each of its tests, and the test."""
+    lines = [
+        "# A museum of traps",
+        "",
+        "Silent faults of the field: nothing fails, and the result is wrong. Each room is a test that shows the fault",
+        "in the library that has it, as it is installed, and that it is not here. It fails once that is mended.",
+        "",
+    ]
+    for path in sorted(folder.glob("test_*.py")):
+        source = path.read_text()
+        tree = ast.parse(source)
+        subject = (ast.get_docstring(tree) or "").removeprefix("Rooms of the museum: ").rstrip(".")
+        lines += [f"## {subject.capitalize()}", ""]
+        for room in tree.body:
+            if isinstance(room, ast.FunctionDef) and room.name.startswith("test_"):
+                title = room.name.removeprefix("test_").replace("_", " ").capitalize()
+                code = textwrap.dedent("\n".join(source.splitlines()[room.body[1].lineno - 1 : room.end_lineno]))
+                lines += [f"### {title}", "", ast.get_docstring(room) or "", "", "```python", code, "```", ""]
+    return "\n".join(lines)
 
 
 def _page(title: str, said: str, models: Mapping[str, type[BaseModel]]) -> str:
