@@ -60,6 +60,9 @@ SETTINGS: dict[str, Any] = {
     "dpo, lora": _setting("dpo", 2, 256, {**_LORA, **_model(dtype="float32")}),
     "reward": _setting("reward", 2, 256),
     "classify": _setting("classify", 4, 256),
+    "kto": _setting("kto", 2, 256),
+    "orpo": _setting("orpo", 1, 256),
+    "distill": _setting("distill", 2, 256, {"teacher": {"name_or_path": "{model}"}}),
 }
 
 
@@ -79,7 +82,9 @@ def _rows(stage: str, length: int) -> list[dict[str, Any]]:
             {
                 "pretrain": {"text": text(2 * length)},
                 "sft": {"messages": [prompt, answer]},
+                "distill": {"messages": [prompt, answer]},
                 "classify": {"text": text(2 * length), "label": ("one", "two")[number % 2]},
+                "kto": {"prompt": [prompt], "completion": [answer], "label": number % 2 == 0},
             }.get(stage)
             or {
                 "prompt": [prompt],
@@ -93,7 +98,9 @@ def _rows(stage: str, length: int) -> list[dict[str, Any]]:
 def recipe_of(name: str, model: Path, folder: Path) -> Path:
     """Writes a setting's recipe and rows into a folder."""
     setting = SETTINGS[name]
-    kind = {"pretrain": "text", "sft": "messages", "classify": "classification"}.get(setting["stage"], "preference")
+    kinds = {"pretrain": "text", "classify": "classification", "kto": "unpaired"}
+    kinds |= dict.fromkeys(("sft", "distill"), "messages")
+    kind = kinds.get(setting["stage"], "preference")
     data = folder / "rows.jsonl"
     rows = _rows(setting["stage"], setting["trainer"]["max_length"])
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -107,8 +114,10 @@ def recipe_of(name: str, model: Path, folder: Path) -> Path:
         "trainer": {**_TWO_STEPS, **setting["trainer"], "train_sampling_strategy": "sequential"},
         "output_dir": str(folder / "run"),
     }
+    if setting["stage"] == "kto":
+        del recipe["trainer"]["train_sampling_strategy"]  # shuffles as its estimate of the divergence needs it
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe).replace("{model}", str(model)))
     return path
 
 

@@ -90,7 +90,7 @@ class Setup:
         length: Tokens of a row.
         weight_bytes: Of a weight of the base, where it is not quantized.
         compute_bytes: Of a number that matrices are multiplied with.
-        autocast: Whether these are made of others at each use (mixed precision), not what weights are held in.
+        mixed: Whether these are made of others at each use (mixed precision), not what weights are held in.
         bits: Of a quantized weight; 0 if none is.
         ranks: Of the adapters on matrices of a layer, by the matrices' names; None where all weights are trained.
         optimizer: Its name in transformers.
@@ -116,7 +116,7 @@ class Setup:
     length: int
     weight_bytes: int
     compute_bytes: int
-    autocast: bool = False
+    mixed: bool = False
     bits: float = 0
     ranks: Mapping[str, int] | None = None
     optimizer: str = "adamw_torch_fused"
@@ -137,6 +137,15 @@ class Setup:
         """Of a batch on one process."""
         return self.batch * self.rows_each * self.length
 
+    @property
+    def casts(self) -> bool:
+        """Whether autocast makes 16-bit copies; DeepSpeed holds all weights in 16 bits instead."""
+        return self.mixed and not self.machine.zero
+
+    def of_critic(self) -> "Setup | None":
+        """Returns the critic's step on the same rows and machine."""
+        return self.critic and replace(self.critic, batch=self.batch, length=self.length, machine=self.machine)
+
 
 def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> Size:
     """Counts the parameters that a recipe trains; tokens that its template may add are left out.
@@ -154,6 +163,7 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
     spec = loaded.recipe.lora
     assert spec is not None, "there are ranks"
     trained = total - architecture.body if outputs is not None else 0
+    trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in spec.modules_to_save)
     for name, rank in ranks.items():
         matrix = architecture.matrices[name]
         trained += architecture.layers * (
@@ -195,17 +205,18 @@ def moments(setup: Setup) -> dict[str, dict[str, float]]:
         "loss": {**base, "gradients": earlier + head, "activations": kept, "logits": _logits(setup)},
         "backward pass": {**base, "gradients": earlier + head, "activations": kept + layer},
         "end of the backward pass": {**base, "gradients": gradients + tied},
-        "update": {**base, "gradients": gradients, "update": _UPDATE_COPIES.get(setup.optimizer, 0) * largest},
+        "update": {**base, "gradients": gradients, "temporaries": _UPDATE_COPIES.get(setup.optimizer, 0) * largest},
     }
-    if setup.critic:
-        for moment, parts in moments(setup.critic).items():
+    critic = setup.of_critic()
+    if critic:
+        for moment, parts in moments(critic).items():
             found[moment]["critic"] = sum(parts.values())
     if setup.turns:
         rows = setup.turns * setup.batch
         logits = 8.0 * rows * setup.architecture.vocab  # of one token of each, and a copy in float32
         found["sampling"] = {**base, "cache": rows * _cache_bytes(setup), "logits": logits}
-        if setup.critic:
-            found["sampling"]["critic"] = _weights(setup.critic) + sum(_states(setup.critic).values())
+        if critic:
+            found["sampling"]["critic"] = _weights(critic) + sum(_states(critic).values())
     return found
 
 
@@ -226,25 +237,25 @@ def host_bytes(setup: Setup) -> float:
 
 def _weight_bytes(setup: Setup) -> int:
     """Returns the bytes of a trained weight: ZeRO trains in the compute type, and keeps float32 ones as state."""
-    if setup.ranks is not None:
-        return 4
-    return setup.compute_bytes if setup.machine.zero else setup.weight_bytes
+    if setup.machine.zero:
+        return setup.compute_bytes
+    return 4 if setup.ranks is not None else setup.weight_bytes
 
 
 def _weights(setup: Setup) -> float:
     """Returns the bytes of all weights of the trained model, and of the copies that mixed precision makes of them."""
     size, machine, architecture = setup.size, setup.machine, setup.architecture
     shards = machine.processes if machine.zero == 3 or machine.fsdp else 1
-    width = _weight_bytes(setup)
+    width = _stream_bytes(setup)
     if setup.ranks is None:
         held = float(width) * size.total
     else:
-        layers = (size.total - size.embeddings) * (setup.bits / 8 or setup.weight_bytes)
-        held = layers + size.embeddings * setup.weight_bytes + 4.0 * size.trainable
+        layers = (size.total - size.embeddings) * (setup.bits / 8 or width)
+        held = layers + float(size.embeddings * width + size.trainable * _weight_bytes(setup))
         if setup.bits:  # one matrix at a time is computed with whole
             held += shards * setup.compute_bytes * max(matrix.size for matrix in architecture.matrices.values())
     # Autocast keeps 16-bit copies of float32 matrices for the backward pass; of checkpointed layers, one at a time.
-    if setup.autocast and _stream_bytes(setup) > setup.compute_bytes and not setup.bits:
+    if setup.casts and width > setup.compute_bytes and not setup.bits:
         cast = architecture.linear if not setup.checkpointing else architecture.linear // architecture.layers
         held += setup.compute_bytes * cast * shards
     if shards == 1:
@@ -291,8 +302,8 @@ def activations(setup: Setup) -> tuple[float, float]:
 
 
 def _stream_bytes(setup: Setup) -> int:
-    """Returns the bytes of a number of the residual stream: autocast adds 16-bit results to float32 ones."""
-    return setup.weight_bytes if not setup.machine.zero else setup.compute_bytes
+    """Returns the bytes of a weight of the base, which a number of the residual stream has too, autocast or not."""
+    return setup.compute_bytes if setup.machine.zero else setup.weight_bytes
 
 
 def _norm_bytes(setup: Setup, given: int) -> int:
@@ -333,9 +344,9 @@ def _input_bytes(setup: Setup, reads: Reads, matrices: list[tuple[Matrix, int]])
     """Returns the bytes of what matrices save of their one input, and adapters of what stands between their two."""
     inputs, width, stream = matrices[0][0].inputs, setup.compute_bytes, _stream_bytes(setup)
     given = stream if reads in ("attention", "mlp") else width  # norms give what the stream has
-    wanted = width if setup.ranks is None or setup.autocast else 4  # adapters are held in float32
+    wanted = width if setup.ranks is None or setup.casts else _weight_bytes(setup)
     between = wanted * sum(rank for _, rank in matrices)
-    if wanted != given or (setup.ranks is not None and setup.autocast):  # each of them makes a copy in its own type
+    if wanted != given or (setup.ranks is not None and setup.casts):  # each of them makes a copy in its own type
         return wanted * inputs * len(matrices) + between
     return (0 if reads == "attention output" else wanted * inputs) + between  # attention has saved its result
 
@@ -402,9 +413,9 @@ def flops_per_token(setup: Setup) -> tuple[float, float]:
         model = 2 * forward + 3 * attention + 6.0 * setup.size.trainable
     model += setup.passes * (forward + attention)
     again = 2.0 * architecture.linear + attention if setup.checkpointing else 0.0
-    if setup.critic:
-        critic = flops_per_token(setup.critic)
-        return model + critic[0], again + critic[1]
+    if critic := setup.of_critic():
+        its_model, its_again = flops_per_token(critic)
+        return model + its_model, again + its_again
     return model, again
 
 

@@ -136,7 +136,7 @@ def setup_of(
         length=row_length(loaded),
         weight_bytes=width,
         compute_bytes=2 if mixed else width,
-        autocast=bool(mixed) and not machine.zero,
+        mixed=bool(mixed),
         bits=estimate.QUANTIZED_BITS.get(recipe.quantization or "", 0),
         ranks=estimate.adapted(loaded, architecture),
         optimizer=loaded.option("optim") or "adamw_torch_fused",
@@ -153,9 +153,9 @@ def setup_of(
     )
     if stage != "ppo" or (recipe.critic and recipe.critic.shared):
         return setup
-    total = architecture.parameters(1)  # a model of its own, whole, whatever the policy trains
-    critic = replace(setup, size=Size(total, total, architecture.table), ranks=None, bits=0, loss="head", others={})
-    return replace(setup, critic=replace(critic, weight_bytes=4, turns=0, passes=0))
+    total = architecture.parameters(1)  # a model of its own, trained whole, whatever the policy trains
+    size, alone = Size(total, total, architecture.table), {"others": {}, "turns": 0, "passes": 0}
+    return replace(setup, critic=replace(setup, size=size, ranks=None, bits=0, loss="head", weight_bytes=4, **alone))
 
 
 def token_flops(loaded: Loaded, size: Size) -> float:
@@ -316,9 +316,8 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run 
     if device:
         speed = device.flops * setup.machine.processes * assumed.utilization
         hours = (model + again) * tokens / speed / 3600
-        cost = (
-            assumed.price and f", {assumed.price * hours * setup.machine.processes:,.2f} at {assumed.price:g} an hour"
-        )
+        bill = hours * setup.machine.processes * (assumed.price or 0)
+        cost = "" if assumed.price is None else f", {bill:,.2f} at {assumed.price:g} an hour"
         sampling = "; generation is slower than that" if setup.turns else ""
         found.append(
             f"time: {hours:.3g} hours on {setup.machine.processes} {device.name} at {assumed.utilization:.0%} of "
@@ -344,9 +343,7 @@ def _table(loaded: Loaded, setup: Setup, assumed: Assumptions, made: Made) -> li
         for batch in sorted({1, 2, 4, 8, 16, setup.batch}):
             cells = []
             for machine in machines.values():
-                critic = changed.critic and replace(changed.critic, machine=machine, batch=batch)
-                one = replace(changed, machine=machine, batch=batch, critic=critic)
-                size = sum(estimate.peak(one)[1].values())
+                size = sum(estimate.peak(replace(changed, machine=machine, batch=batch))[1].values())
                 star = "*" if device and size <= _USABLE * device.memory else " "
                 cells.append(f"{size / GIB:.2f}{star}")
             found.append("  " + "".join(f"{cell:>11}" for cell in (name, str(batch), *cells)))
@@ -356,11 +353,12 @@ def _table(loaded: Loaded, setup: Setup, assumed: Assumptions, made: Made) -> li
 def _adapters(loaded: Loaded, setup: Setup, made: Made) -> dict[str, Setup]:
     """Returns the step with all weights trained, with LoRA, and with LoRA on a quantized base."""
     recipe, found = loaded.recipe, {}
-    for name, lora, quantization in (("full", None, None), ("lora", {}, None), ("qlora", {}, "nf4")):
-        if recipe.model.config is not None and name != "full":
-            continue  # a new model has nothing to adapt
-        section = None if lora is None else recipe.lora or LoraSpec()
-        update = {"lora": section, "quantization": quantization and (recipe.quantization or quantization)}
+    lora = recipe.lora or LoraSpec()
+    sections = {"full": (None, None), "lora": (lora, None), "qlora": (lora, recipe.quantization or "nf4")}
+    if recipe.model.config is not None or recipe.objective is not None:
+        del sections["lora"], sections["qlora"]  # trained whole, as the schema has it
+    for name, (section, quantization) in sections.items():
+        update = {"lora": section, "quantization": quantization}
         changed = replace(loaded, recipe=recipe.model_copy(update=update))
         found[name] = setup_of(changed, setup.architecture, setup.machine, made=made)
     return found

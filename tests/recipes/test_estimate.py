@@ -93,11 +93,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {"attention": "eager"},
     "packed": {"masked": True},
     "checkpointed": {"checkpointing": True},
-    "autocast": {"autocast": True, "compute_bytes": 2},
+    "autocast": {"mixed": True, "compute_bytes": 2},
     "lora": {"ranks": 4},
     "bf16": {"weight_bytes": 2, "compute_bytes": 2},
     "lora on bf16": {"ranks": 4, "weight_bytes": 2, "compute_bytes": 2},
-    "lora on bf16, autocast": {"ranks": 4, "weight_bytes": 2, "compute_bytes": 2, "autocast": True},
+    "lora on bf16, autocast": {"ranks": 4, "weight_bytes": 2, "compute_bytes": 2, "mixed": True},
 }
 CASES = [
     *((kind, "plain") for kind in CONFIGS),
@@ -139,9 +139,9 @@ def test_activations_are_what_autograd_saves(kind: str, variant: str) -> None:
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=setup.autocast):
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=setup.mixed):
         model(input_ids=ids, use_cache=False, **packed)
-    casts = 2 * shape.linear if setup.autocast and dtype == torch.float32 else 0  # counted among the weights
+    casts = 2 * shape.linear if setup.mixed and dtype == torch.float32 else 0  # counted among the weights
     last = setup.tokens * shape.hidden * setup.weight_bytes  # which the loss would have saved
     found = sum(storage.nbytes() for storage in saved.values())
     assert estimate.activations(setup)[0] - last + casts == pytest.approx(found, rel=0.03)
@@ -173,7 +173,9 @@ def test_check_estimates_from_a_config_alone(
     assert f"({adapters:,})" in said
     for words in ("GiB on each of 4 GPUs", "fits into 90% of H100", "at 2 an hour", "ZeRO-3", "qlora"):
         assert words in said
-    assert check.check_all([recipe], [], {}, read_data=False, assumed=needs.Assumptions(device="H10")) == 2
+    assert check.check_all([recipe], [], {}, read_data=False, assumed=replace(assumed, price=None)) == 0
+    assert "None" not in capsys.readouterr().out
+    assert check.check_all([recipe], [], {}, read_data=False, assumed=replace(assumed, device="H10")) == 2
     assert "did you mean" in capsys.readouterr().err
 
 
