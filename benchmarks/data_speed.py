@@ -55,7 +55,7 @@ def ours(texts: Sequence[str], core: Core = "numpy") -> tuple[Removals, Candidat
         wanted[some] = True
     shingles = shingles_of(texts, np.flatnonzero(wanted).tolist(), core)
     place = np.cumsum(wanted) - 1
-    removals = choose_removals(candidates, len(texts), lambda pairs: jaccard(shingles, place[pairs]), THRESHOLD)
+    removals = choose_removals(candidates, len(texts), lambda pairs: jaccard(shingles, place[pairs], core), THRESHOLD)
     return removals, candidates, shingles
 
 

@@ -93,6 +93,21 @@ def _band_keys(words, bounds, powers, factors, offsets, rows, shift, keys):
             keys[text, band] = key
 
 
+@_compiled
+def _count_shared(hashes, bounds, firsts, seconds, shared):
+    """Is ``near_duplicates._count_shared``: each text's hashes are sorted, and two that are equal stand in both."""
+    for pair in range(len(firsts)):
+        one, end = bounds[firsts[pair]], bounds[firsts[pair] + 1]
+        other, other_end = bounds[seconds[pair]], bounds[seconds[pair] + 1]
+        count = 0
+        while one < end and other < other_end:
+            left, right = hashes[one], hashes[other]
+            count += left == right
+            one += left <= right
+            other += right <= left
+        shared[pair] = count
+
+
 def hash_words(text: bytes, lookup: bytes, base: np.uint64) -> "tuple[NDArray[np.uint64], NDArray[np.int64]]":
     """Is ``ngrams``' hashing of a text that ends between words: the hashes, and where each word begins.
 
@@ -129,3 +144,18 @@ def band_keys(
     keys = np.zeros((len(bounds) - 1, len(factors) // rows), np.uint64)
     _band_keys(words, bounds, powers, factors, offsets, rows, np.uint64(64 - bits), keys)
     return keys
+
+
+def count_shared(
+    hashes: "NDArray[np.uint64]", bounds: "NDArray[np.int64]", pairs: "NDArray[np.int64]"
+) -> "NDArray[np.int64]":
+    """Returns how many shingles both texts of each pair have, shape (pairs,).
+
+    Args:
+        hashes: Of the shingles, sorted and distinct within each text, shape (shingles,).
+        bounds: Where each text's begin, and the last's end, shape (texts + 1,).
+        pairs: Numbers of two texts, shape (pairs, 2).
+    """
+    shared = np.empty(len(pairs), np.int64)
+    _count_shared(hashes, bounds, *np.ascontiguousarray(pairs.T), shared)
+    return shared

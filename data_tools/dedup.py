@@ -463,13 +463,13 @@ def _comparer(texts: _Texts, left: "NDArray[np.int64]") -> tuple[Candidates, "Ca
     if texts.spec.exact_join:
         wanted[left] = True
         every = texts.shingles(wanted)
-        return Candidates.joined(every, texts.spec.threshold), lambda pairs: jaccard(every, pairs)
+        return Candidates.joined(every, texts.spec.threshold), lambda pairs: jaccard(every, pairs, texts.core)
     candidates = Candidates.of(texts.keys[left])
     for some in (candidates.pairs.ravel(), *candidates.buckets):
         wanted[left[some]] = True
     shingles = texts.shingles(wanted)
     place = np.cumsum(wanted) - 1  # of a text among those whose shingles are known
-    return candidates, lambda pairs: jaccard(shingles, place[left[pairs]])
+    return candidates, lambda pairs: jaccard(shingles, place[left[pairs]], texts.core)
 
 
 def first_equal(hashes: "NDArray[np.uint64]") -> "NDArray[np.int64]":

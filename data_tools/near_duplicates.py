@@ -9,6 +9,7 @@ are equal.
 A text goes only if it is a near-duplicate of one that stays, never because a chain of others joins them.
 """
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -278,17 +279,28 @@ def _numbered(hashes: "Hashes", counts: "Integers") -> "Hashes":
     return (owners << _BITS) | hashes
 
 
-def jaccard(shingles: Shingles, pairs: "Integers", chunk: int = 1 << 22) -> "Floats":
+def jaccard(shingles: Shingles, pairs: "Integers", core: Core = "numpy", chunk: int = 1 << 22) -> "Floats":
     """Returns the similarity of pairs of texts, shape (pairs,); 0 where both have no shingles.
 
     Args:
         shingles: Of all texts.
         pairs: Numbers of two texts, shape (pairs, 2).
-        chunk: Shingles compared at a time.
+        core: What counts the shingles that both have.
+        chunk: Shingles compared at a time by numpy.
     """
-    sizes = shingles.counts
-    work = np.cumsum(sizes[pairs].sum(axis=1))
-    similarity = np.zeros(len(pairs))
+    sizes = shingles.counts[pairs].sum(axis=1)
+    if core == "numba":
+        from .compiled import count_shared
+
+        shared = count_shared(shingles.hashes, shingles.bounds, pairs)
+    else:
+        shared = _count_shared(shingles, pairs, np.cumsum(sizes), chunk)
+    return shared / np.maximum(sizes - shared, 1)
+
+
+def _count_shared(shingles: Shingles, pairs: "Integers", work: "Integers", chunk: int) -> "Integers":
+    """Counts the shingles that both texts of each pair have, so many pairs at a time as ``work`` fits a chunk."""
+    shared = np.zeros(len(pairs), np.int64)
     begin = 0
     while begin < len(pairs):
         before = int(work[begin - 1]) if begin else 0
@@ -299,10 +311,9 @@ def jaccard(shingles: Shingles, pairs: "Integers", chunk: int = 1 << 22) -> "Flo
         keys.sort()
         # A text's shingles are distinct, so what stands twice in a pair is in both.
         twice = keys[1:][keys[1:] == keys[:-1]]
-        shared = np.bincount((twice >> _BITS).astype(np.int64), minlength=len(some))
-        similarity[begin:end] = shared / np.maximum(sizes[some].sum(axis=1) - shared, 1)
+        shared[begin:end] = np.bincount((twice >> _BITS).astype(np.int64), minlength=len(some))
         begin = end
-    return similarity
+    return shared
 
 
 @dataclass(frozen=True)
@@ -340,37 +351,30 @@ def choose_removals(
         compare: Gives the exact similarity of pairs, shape (pairs, 2) to (pairs,).
         threshold: The least similarity of duplicates.
     """
-    alike: dict[int, dict[int, float]] = {}  # later text: earlier texts with their similarity
+    chosen = _Chosen(count)
     seen = np.zeros(0, np.int64)
     nearest, nearness = np.full(count, -1), np.zeros(count)
-    compared = 0
 
-    def settle(pairs: "Integers") -> bool:
-        """Compares the pairs that are new; returns whether any was."""
-        nonlocal seen, compared
-        coded = np.setdiff1d(pairs[:, 0] * count + pairs[:, 1], seen)
-        seen = np.union1d(seen, coded)
-        pairs = np.stack(np.divmod(coded, max(count, 1)), axis=1)
-        similarity = compare(pairs)
-        compared += len(pairs)
-        order = np.argsort(similarity, kind="stable")
-        order = order[similarity[order] > nearness[pairs[order, 1]]]
-        nearest[pairs[order, 1]], nearness[pairs[order, 1]] = (
-            pairs[order, 0],
-            similarity[order],
-        )  # the largest comes last
-        for place in np.flatnonzero(similarity >= threshold):
-            first, second = pairs[place].tolist()
-            alike.setdefault(second, {})[first] = float(similarity[place])
-        return len(pairs) > 0
+    def settle(pairs: "Integers") -> None:
+        """Compares the pairs that are new, and those that then must be compared too."""
+        nonlocal seen
+        while len(pairs):
+            coded = np.unique(pairs[:, 0] * count + pairs[:, 1])
+            places = np.searchsorted(seen, coded)
+            is_new = np.append(seen, -1)[places] != coded
+            seen = np.insert(seen, places[is_new], coded[is_new])
+            pairs = np.stack(np.divmod(coded[is_new], max(count, 1)), axis=1)
+            similarity = compare(pairs)
+            order = np.argsort(similarity, kind="stable")
+            order = order[similarity[order] > nearness[pairs[order, 1]]]
+            first, second = pairs[order].T
+            nearest[second], nearness[second] = first, similarity[order]  # the largest comes last
+            alike = similarity >= threshold
+            pairs = np.array(chosen.add(pairs[alike], similarity[alike]), np.int64)
 
-    kept, best, chained = np.full(count, -1), np.zeros(count), []
     settle(candidates.pairs)
+    kept = chosen.kept
     for number in range(_ROUNDS):
-        while True:
-            kept, best, chained = _keepers(alike, count)
-            if not chained or not settle(np.array(chained)):
-                break
         staying = [bucket[kept[bucket] < 0] for bucket in candidates.buckets]
         pairs = [
             np.stack([np.full(len(some) - number - 1, some[number]), some[number + 1 :]], axis=1)
@@ -380,24 +384,49 @@ def choose_removals(
         if not pairs:
             break
         settle(np.concatenate(pairs))
-    kept, best, chained = _keepers(alike, count)
     left = [some[_ROUNDS + 1 :] for some in (bucket[kept[bucket] < 0] for bucket in candidates.buckets)]
     passed_over = len(np.unique(np.concatenate(left))) if left else 0
-    return Removals(kept, best, nearest, nearness, compared, passed_over)
+    return Removals(kept, chosen.similarity, nearest, nearness, len(seen), passed_over)
 
 
-def _keepers(alike: dict[int, dict[int, float]], count: int) -> tuple["Integers", "Floats", list[tuple[int, int]]]:
-    """Removes texts in order; returns the keepers, similarities, and what else must be compared."""
-    kept, best = np.full(count, -1), np.zeros(count)
-    chained: list[tuple[int, int]] = []
-    for second in sorted(alike):
-        stays = {first: similarity for first, similarity in alike[second].items() if kept[first] < 0}
-        if stays:
-            kept[second] = min(stays, key=lambda first: (-stays[first], first))
-            best[second] = stays[int(kept[second])]
-        else:
-            chained += [(int(kept[first]), second) for first in alike[second]]
-    return kept, best, chained
+class _Chosen:
+    """Which texts go, by the pairs known to be alike so far; more pairs change only what depends on them.
+
+    Attributes:
+        kept: As in ``Removals``.
+        similarity: Likewise.
+    """
+
+    def __init__(self, count: int):
+        self.kept, self.similarity = np.full(count, -1), np.zeros(count)
+        self._earlier: dict[int, dict[int, float]] = {}  # of a text, those alike before it, with the similarity
+        self._later: dict[int, list[int]] = {}  # of a text, those alike behind it
+
+    def add(self, pairs: "Integers", similarity: "Floats") -> list[tuple[int, int]]:
+        """Adds pairs that are alike; returns which must be compared: a text with those for which its likes went."""
+        for (first, second), alike in zip(pairs.tolist(), similarity.tolist(), strict=True):
+            self._earlier.setdefault(second, {})[first] = alike
+            self._later.setdefault(first, []).append(second)
+        kept = self.kept
+        chained: list[tuple[int, int]] = []
+        waiting = np.unique(pairs[:, 1]).tolist()  # sorted, hence a heap: a text comes when all before it are settled
+        last = -1
+        while waiting:
+            text = heapq.heappop(waiting)
+            if text == last:
+                continue
+            last = text
+            earlier = self._earlier[text]
+            stays = [first for first in earlier if kept[first] < 0]
+            keeper = min(stays, key=lambda first: (-earlier[first], first)) if stays else -1
+            if not stays:
+                chained += [(int(kept[first]), text) for first in earlier]
+            if keeper != kept[text]:
+                kept[text] = keeper
+                for later in self._later.get(text, ()):
+                    heapq.heappush(waiting, later)
+            self.similarity[text] = earlier.get(keeper, 0.0)
+        return chained
 
 
 def join_alike(
