@@ -120,13 +120,14 @@ def setup_of(
     labels = (recipe.classify and recipe.classify.labels) or ("no", "yes")
     outputs = None if not loaded.stage.headed else 1 if stage == "reward" else len(labels)
     size = size or estimate.size_of(loaded, architecture, outputs)
-    dtype = recipe.model.dtype if recipe.model.dtype != "auto" else architecture.dtype if recipe.lora else "float32"
-    width = _BYTES[dtype]
+    ranks = estimate.adapted(loaded, architecture)
+    as_saved = "float32" if ranks is None else architecture.dtype  # what `auto` means
+    width = _BYTES[as_saved if recipe.model.dtype == "auto" else recipe.model.dtype]
     by_default = machine.gpu and family not in ("masked", "classify") and not trainer.get("fp16")  # TRL's configs
     mixed = trainer.get("bf16", by_default) or trainer.get("fp16")
     accumulated, batch = loaded.option("gradient_accumulation_steps"), loaded.option("per_device_train_batch_size")
     kernel = recipe.model.attn_implementation or "sdpa"
-    own_reference = recipe.lora is None and _has_reference(loaded)
+    own_reference = ranks is None and _has_reference(loaded)
     setup = Setup(
         architecture=architecture,
         size=size,
@@ -138,7 +139,7 @@ def setup_of(
         compute_bytes=2 if mixed else width,
         mixed=bool(mixed),
         bits=estimate.QUANTIZED_BITS.get(recipe.quantization or "", 0),
-        ranks=estimate.adapted(loaded, architecture),
+        ranks=ranks,
         optimizer=loaded.option("optim") or "adamw_torch_fused",
         accumulates=accumulated > 1,
         checkpointing=bool(loaded.option("gradient_checkpointing")),
@@ -165,7 +166,7 @@ def token_flops(loaded: Loaded, size: Size) -> float:
     """
     architecture = architectures.find(loaded, _NOTHING)
     if isinstance(architecture, str):
-        return 6.0 * size.total if loaded.recipe.lora is None else 4.0 * size.total + 6.0 * size.trainable
+        return 6.0 * size.total if size.trainable == size.total else 4.0 * size.total + 6.0 * size.trainable
     return estimate.flops_per_token(replace(setup_of(loaded, architecture, Machine(), size), length=0, passes=0))[0]
 
 
