@@ -78,6 +78,8 @@ def _belongs_to_run(name: str) -> bool:
         "run.json",
         "parity.json",
         "log.jsonl",
+        "watchdog.jsonl",
+        "profile",
         "scores.jsonl",
         "judgments.jsonl",
         "samples",

@@ -121,5 +121,6 @@ def next_steps(loaded: Loaded) -> list[str]:
     if not loaded.stage.headed and loaded.stage.family != "masked":
         commands += [(f"chat {folder}", "talk to it")]
         commands += [(f"export {folder} --to vllm -o DIR", "serve it; an adapter is merged already")]
-    width = max((len(command) for command, _ in commands), default=0)
+    commands += [(f"watch {folder}", "its curves")]
+    width = max(len(command) for command, _ in commands)
     return ["next:", *(f"  posttrain {command:{width}}  # {why}" for command, why in commands)]

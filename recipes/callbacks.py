@@ -1,6 +1,5 @@
 """What every run does around the trainer's own steps: manifests, rotation, the log, going on where a killed run was."""
 
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from ..data_tools.progress import ProgressLine
 from ..evals import checkpoints
 from ..evals.models import save_head
 from . import rundir
-from .errors import RunError
 from .load import Loaded
 from .monitor import Monitor
 
@@ -227,15 +225,15 @@ class ProgressDisplay(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Gives the terminal free: a checkpoint may be scored now, by a process that has lines of its own."""
-        self.hide()
+        self.close()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ends the line."""
-        self.hide()
+        self.close()
 
-    def hide(self) -> None:
+    def close(self) -> None:
         """Takes the line off the terminal."""
         if self._line is not None:
             self._line.hide()
@@ -342,11 +340,7 @@ class ProgressKeeper(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes a line of ``log.jsonl``, which outlives the checkpoints; its speeds are those of all parts of the run.
-
-        Raises:
-            RunError: The loss is not finite: every weight is lost already, and every further step is wasted.
-        """
+        """Writes a line of ``log.jsonl``, which outlives checkpoints; its speeds are those of all parts of a run."""
         logs = {} if logs is None else logs
         if self._earlier and "train_runtime" in logs:
             seconds = logs["train_runtime"]
@@ -356,13 +350,6 @@ class ProgressKeeper(TrainerCallback):
         if state.is_world_process_zero and logs:
             line = rundir.log_line({**logs, "step": state.global_step})
             append_line(Path(str(args.output_dir)) / rundir.LOG, line, sync=False)
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {state.global_step}",
-                where=str(args.output_dir),
-                hint="lower trainer.learning_rate or trainer.max_grad_norm, and begin again in another output_dir",
-            )
 
 
 _METRICS = ("_metrics", "_pending_metrics", "_stored_metrics")

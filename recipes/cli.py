@@ -1,5 +1,6 @@
 """The command line. Everything heavy is imported inside the commands, so that ``--help`` answers at once."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -278,6 +279,29 @@ def _without_processes(arguments: list[str]) -> list[str]:
         at = kept.index("--processes")
         del kept[at : at + 2]
     return [argument for argument in kept if not argument.startswith("--processes=")]
+
+
+@app.command()
+def watch(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, beside each other in one picture.", show_default=False)
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A figure of the log to show; may be given again.", show_default="the most telling"),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the curves and end.")] = False,
+    browser: Annotated[bool, typer.Option("--browser", help="Show them on a page of trackio's instead.")] = False,
+) -> None:
+    """Watch runs: the curves of their logs as they grow, and what the watchdog saw. Ctrl-C ends it, and no run."""
+    from .watch import browse
+    from .watch import watch as watch_runs
+
+    if browser:
+        browse(runs)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        watch_runs(runs, metric or (), once=once)
 
 
 @app.command()

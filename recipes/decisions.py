@@ -103,6 +103,11 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
                 check_suite(loaded.recipe.score.suite, loaded.references)
             else:
                 check_columns(loaded, load_suite(loaded.recipe.score.suite))
+        if loaded.recipe.watchdog == "rewind" and (args.fp16 or args.deepspeed_plugin is not None):
+            raise RecipeError(
+                f"watchdog: rewind skips updates, which {'fp16' if args.fp16 else 'DeepSpeed'} cannot",
+                hint=f"say watchdog: stop{', or train in bf16' if args.fp16 else ''}",
+            )
         if loaded.stage.family in ("text", "masked"):
             check_objective(loaded.recipe)
         job = open_job(loaded)

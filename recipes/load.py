@@ -23,8 +23,9 @@ from .inputs import find_inputs
 from .schema import Recipe
 from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
 
-# What a run is called, where it lies and how it is scored do not change what is trained, unless scores end it.
-_NOT_IDENTITY = ("name", "output_dir", "score")
+# What a run is called, where it lies and how it is scored and watched do not change what is trained, unless scores end
+# it.
+_NOT_IDENTITY = ("name", "output_dir", "score", "watchdog", "profile")
 # Keys of what has a fingerprint of its own in a run's record.
 _FINGERPRINTED = ("path", "name_or_path", "chat_template", "model")
 _PATH_KEYS = ("path", "name_or_path", "tokenizer", "chat_template", "suite", "model")

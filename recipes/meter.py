@@ -3,7 +3,6 @@
 import resource
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,16 +17,16 @@ class Meter(TrainerCallback):
         completions. Evaluations, saves and the log itself do not count as time.
     ``mfu``
         Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): the FLOPs that these tokens
-        need, attention scores left out, over what the devices could have done. Absent where their peak is not known.
+        need over what the devices could have done. Absent where their peak is not known.
     ``memory_gib``
         The most that the process has held: on CUDA what tensors took, elsewhere resident memory.
 
     Args:
-        flops: The FLOPs of training on a number of tokens.
+        flops: The FLOPs of training on a token.
         peak: FLOPs a second of one device; None where that is not known.
     """
 
-    def __init__(self, flops: Callable[[int], float], peak: float | None = None):
+    def __init__(self, flops: float, peak: float | None = None):
         self._flops, self._peak = flops, peak
         self._seconds = 0.0
         self._mark = time.monotonic()
@@ -61,7 +60,7 @@ class Meter(TrainerCallback):
         self._seconds, self._tokens, self._sampled = 0.0, 0, sampled
         figures = {"tokens_per_second": round(rate, 1)} if tokens else {}
         if self._peak and tokens:
-            figures["mfu"] = round(self._flops(tokens) * rate / tokens / self._peak / trainer.args.world_size, 4)
+            figures["mfu"] = round(self._flops * rate / self._peak / trainer.args.world_size, 4)
         return figures | {"memory_gib": round(peak_memory() / 2**30, 3)}
 
     def _pass(self) -> None:

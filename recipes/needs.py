@@ -79,6 +79,18 @@ def devices() -> dict[str, Device]:
     return {name: Device(name, entry["memory"] * 1e9, entry["tflops"] * 1e12) for name, entry in table.items()}
 
 
+def peak_of(name: str) -> float | None:
+    """Returns the bfloat16 FLOPs a second of a device by the name that CUDA gives it; None if the table has it not.
+
+    Hopper's PCIe and NVL boards are slower than those of the table.
+    """
+    words = set(name.replace("-", " ").upper().split())
+    if words & {"H100", "H200"} and words & {"PCIE", "NVL"}:
+        return None
+    known = {each: device for each, device in devices().items() if set(each.upper().split("-")) <= words}
+    return known[max(known, key=len)].flops if known else None
+
+
 def machine_of(assumed: Assumptions) -> Machine:
     """Reads what is launched, from an accelerate config if one is named.
 

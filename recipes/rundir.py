@@ -16,6 +16,7 @@ from ..chat_templates.errors import first_line
 from ..data_tools.files import write_atomic, write_json
 from ..evals import checkpoints
 from ..evals.runs import RUN_FILE, is_closed, read_record, run_of
+from . import faults
 from .errors import RunFolderError
 from .load import Loaded, recipe_hash
 
@@ -47,7 +48,7 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     if old and not _holds_work(run_dir):  # what a run left that saved no step is cleared away
         old = {}
         shutil.rmtree(run_dir / "checkpoint-0", ignore_errors=True)
-        for name in (LOG, CARD):
+        for name in (LOG, CARD, faults.FILE):
             (run_dir / name).unlink(missing_ok=True)
     hint = "choose another output_dir, or go on here with --force"
     if run_dir.is_dir() and not (run_dir / RUN_FILE).exists() and not force:
@@ -292,6 +293,15 @@ def rewind_log(run_dir: Path, checkpoint: Path | None) -> None:
         return
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     write_atomic(run_dir / LOG, "".join(log_line(entry) + "\n" for entry in history))
+
+
+def drop_checkpoints(run_dir: Path, *, since: int) -> None:
+    """Removes the checkpoints of a step and of later ones."""
+    for folder in checkpoints.list_checkpoints(run_dir):
+        if (checkpoints.step_of(folder) or 0) >= since:
+            # Without its manifest a half-removed folder is never taken for a whole one.
+            (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
 
 
 def write_card(folder: Path) -> None:

@@ -270,6 +270,12 @@ class Recipe(Section):
     """Verbatim fields of the stage's configuration class, such as TRL's SFTConfig."""
     score: ScoreSpec | None = None
     """Which checkpoints are scored, and by what; nothing by default."""
+    watchdog: Literal["warn", "stop", "rewind"] = "warn"
+    """What is done where training goes wrong (a loss or gradient that spikes or is not finite, a batch without a
+    supervised token, rewards that collapse, a divergence that blows up): a warning; an end; or the run goes back to the
+    last checkpoint before it and skips the batch."""
+    profile: bool = False
+    """Whether a few steps are traced: a file for ui.perfetto.dev, and words on where their time went."""
     output_dir: str
     """The run folder."""
 

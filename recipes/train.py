@@ -58,10 +58,8 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
             ready = decide(loaded, args)
         if state.is_main_process:
             _record_inputs(ready.job, record, ready.data, force)
-        resume = rundir.find_resume(run_dir, say=_say, best=args.load_best_model_at_end)
-        trainer = build(ready)
         with explain_full_disk(run_dir):
-            _run(ready.job, trainer, resume)
+            trainer = _trained_through(ready)
             _finish(ready.job, trainer, ready.head)
     _say(f"{run_dir}: trained for {trainer.state.global_step} steps; the final model is whole")
     _say("\n".join(next_steps(loaded)))
@@ -124,6 +122,7 @@ def build(ready: Ready) -> "Trainer":
     Raises:
         PosttrainError: The model cannot be loaded, or the trainer refuses it.
     """
+    import torch
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -131,7 +130,9 @@ def build(ready: Ready) -> "Trainer":
     from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper
     from .meter import Meter
     from .model import load_model
-    from .needs import token_flops
+    from .needs import peak_of, token_flops
+    from .profiler import Profiler
+    from .watchdog import Watchdog
 
     job, recipe = ready.job, ready.job.loaded.recipe
     train, held_out = ready.data["train"], ready.data["eval"]
@@ -140,8 +141,12 @@ def build(ready: Ready) -> "Trainer":
     progress = ProgressKeeper()
     keeper = CheckpointKeeper(job.loaded, progress, say=_say)
     display = ProgressDisplay(job.loaded.name)
-    flops = token_flops(job.loaded, ready.size)
-    meter = Meter(lambda tokens: flops * tokens)
+    halves = torch.cuda.is_available() and (ready.args.bf16 or ready.args.fp16)  # what a device's peak is known of
+    peak = peak_of(torch.cuda.get_device_name()) if halves else None
+    meter = Meter(token_flops(job.loaded, ready.size), peak)
+    sampled = job.loaded.stage.family == "sampling"
+    watchdog = Watchdog(job.run_dir, recipe.watchdog, sampled=sampled, say=_say)
+    profiler = Profiler(_say) if recipe.profile else None
     with placed(job.loaded):
         model = load_model(recipe, job.tokenizer, ready.head)
         common = {
@@ -151,7 +156,14 @@ def build(ready: Ready) -> "Trainer":
             "eval_dataset": held_out.dataset if held_out else None,
             "processing_class": job.tokenizer,
             "peft_config": lora_config(job, model),
-            "callbacks": [meter, display, progress, keeper],  # the manifest is written last
+            "callbacks": [
+                *([profiler] if profiler else []),
+                watchdog,
+                meter,
+                display,
+                progress,
+                keeper,
+            ],  # the manifest is written last
         }
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)
         settle(trainer.model)
@@ -161,15 +173,44 @@ def build(ready: Ready) -> "Trainer":
             use_muon(trainer, say=_say)
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
+    if profiler:
+        profiler.attach(trainer)
     meter.attach(trainer)
+    watchdog.attach(trainer)
     keeper.trainer = progress.trainer = trainer
     trainer.create_model_card = lambda *_, **__: None  # TRL's names no parent; `rundir.write_card` writes ours
     return trainer
 
 
+def _trained_through(ready: Ready) -> "Trainer":
+    """Trains to the end, as often as the watchdog sends the run back; returns the trainer."""
+    from accelerate import PartialState
+
+    from .watchdog import Rewind, record
+
+    run_dir = ready.job.run_dir
+    while True:
+        resume = rundir.find_resume(run_dir, say=_say, best=ready.args.load_best_model_at_end)
+        trainer = build(ready)
+        try:
+            _run(ready.job, trainer, resume)
+        except Rewind as found:
+            fault = found.fault
+        else:
+            return trainer
+        del trainer
+        _leave_memory()
+        if PartialState().is_main_process:
+            rundir.drop_checkpoints(run_dir, since=fault.step)
+            record(run_dir, fault, "rewind")
+        PartialState().wait_for_everyone()
+        _say(f"watchdog: step {fault.step}: {fault.what}; going back, to skip its batch; {fault.hint}")
+
+
 def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
     """Trains to the end, from a checkpoint if there is a whole one."""
     from .callbacks import ProgressDisplay
+    from .profiler import Profiler
 
     if trainer.is_world_process_zero():
         rundir.rewind_log(job.run_dir, resume)
@@ -186,8 +227,8 @@ def _run(job: Job, trainer: "Trainer", resume: Path | None) -> None:
         raise RunError(what, where=job.loaded.where(str(error)), hint=hint) from error
     finally:
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressDisplay):
-                callback.hide()
+            if isinstance(callback, ProgressDisplay | Profiler):
+                callback.close()
     if trainer.state.global_step == 0:
         hint = "trainer.max_steps and trainer.num_train_epochs say how long, data.train with what"
         raise RunError("the run took no step, so nothing was trained", where=str(job.run_dir), hint=hint)
@@ -329,15 +370,22 @@ def parse_steps(pairs: Sequence[str]) -> dict[str, Path]:
 
 def _leave_group() -> None:
     """Ends the process group, so that no worker waits while the main process scores, and frees the GPU."""
-    import gc
-
     import torch.distributed
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    _leave_memory()  # the scorer is a process of its own and needs the room
+
+
+def _leave_memory() -> None:
+    """Frees what nothing refers to any more, on the GPU too."""
+    import gc
+
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # the scorer is a process of its own and needs the room
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(
         broken.state_dict()["model.embed_tokens.weight"].fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "broken")
-    with pytest.raises(RunError, match="the loss is nan at step 1"):
+    with pytest.raises(RunError, match="step 1: the loss is nan"):
         run(make_recipe(), model={"name_or_path": "broken", "chat_template": "chatml"})
 
 
