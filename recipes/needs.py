@@ -319,12 +319,9 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run 
     if tokens is None:
         said = f"a step has at most {count(per_step)} tokens; how many the run has, the data or --tokens says"
         return [*found, f"  {said}"]
-    steps = math.ceil(tokens / per_step)
     bound = "" if run or assumed.tokens or loaded.recipe.data.tokens else "at most "
-    found.append(
-        f"run: {bound}{count(tokens)} tokens, {model * tokens:.2e} FLOPs, "
-        f"{steps:,} steps of {count(per_step)} tokens if rows are full"
-    )
+    steps = f", {math.ceil(tokens / per_step):,} steps of {count(per_step)} tokens if rows are full" if not run else ""
+    found.append(f"run: {bound}{count(tokens)} tokens, {model * tokens:.2e} FLOPs{steps}")
     device = devices().get(assumed.device or "")
     if device:
         speed = device.flops * setup.machine.processes * assumed.utilization
