@@ -154,13 +154,20 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] | None = None) 
 def main() -> int:
     """Launches what the command line says, as ``accelerate launch`` does; returns the failed process's exit code.
 
+    ``--config_file`` may also be the name of one of our configurations.
+
     A worker prints its own one-line error; torch's launcher would follow it with pages of its own and exit with 1.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    options = launch_command_parser().parse_args()
     try:
-        launch_command(launch_command_parser().parse_args())
+        options.config_file = options.config_file and str(find_config(options.config_file))
+        launch_command(options)
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:  # it could say nothing itself
