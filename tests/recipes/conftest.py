@@ -1,6 +1,8 @@
 """A small supervised run, in this process or in its own."""
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from posttrain.recipes import launch
 
 from ..encoders import ENCODERS, save_encoder
 
@@ -74,15 +77,19 @@ def encoder_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """The tiny model with other weights: a teacher that its student differs from. Do not change it."""
+    return save_teacher(tmp_path_factory.mktemp("teacher"), tiny_model_dir)
+
+
+def save_teacher(folder: Path, model: Path) -> Path:
+    """Saves a model with other weights, wider spread."""
     import torch
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(1)
-    config: Any = AutoConfig.from_pretrained(tiny_model_dir)
+    config: Any = AutoConfig.from_pretrained(model)
     config.initializer_range = 0.3
     LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     return folder
 
 
@@ -168,6 +175,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def command(*arguments: str | Path) -> list[str]:
     """Returns the command line of a posttrain process."""
     return [sys.executable, "-m", "posttrain.recipes.cli", *map(str, arguments)]
+
+
+MISSING = [name for name in ("g++", "ninja") if shutil.which(name) is None]
+MISSING += [] if importlib.util.find_spec("deepspeed") else ["deepspeed"]
+needs_deepspeed = pytest.mark.skipif(bool(MISSING), reason=f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
+
+
+def for_cpus(name: str, folder: Path) -> Path:
+    """Writes one of the library's launch configurations for two processes on CPUs."""
+    config = yaml.safe_load((launch.CONFIGS / f"{name}.yaml").read_text())
+    path = folder / f"{name}_cpu.yaml"
+    path.write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
+    return path
 
 
 def posttrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from posttrain.recipes.train import train
 
 from ..conftest import build_tokenizer, save_model
 from . import warm
-from .ppo.test_deepspeed import MISSING, for_cpus
+from .conftest import for_cpus, needs_deepspeed
 from .test_resume import WEIGHTS, undo_end
 
 Make = Callable[..., Path]
@@ -165,7 +165,7 @@ def test_stock_peft_loads_what_was_trained_in_full_and_needs_both_names_of_tied_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
+@needs_deepspeed
 def test_zero3_trains_whole_tables_for_new_tokens_and_stores_them_once(adapted: Make, tmp_path: Path) -> None:
     result = warm.run_two("train", adapted("new tokens"), config=for_cpus("zero3", tmp_path))
     assert result.returncode == 0, result.stderr[-3000:]

@@ -17,8 +17,7 @@ from posttrain.recipes.train import train
 from transformers.training_args import OptimizerNames
 
 from . import warm
-from .conftest import log, losses
-from .ppo.test_deepspeed import MISSING, for_cpus
+from .conftest import for_cpus, log, losses, needs_deepspeed
 from .test_resume import WEIGHTS, undo_end
 
 NARROW: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
@@ -178,7 +177,7 @@ def test_it_is_refused_where_weights_are_sharded(plugin: object, sharded: bool, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
+@needs_deepspeed
 def test_under_deepspeed_a_run_ends_before_it_begins(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     done = warm.run_two("train", make_recipe(optim="muon"), config=for_cpus("zero1", tmp_path))
     assert done.returncode == 2, done.stderr

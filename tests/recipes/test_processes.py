@@ -18,7 +18,6 @@ from posttrain.recipes.train import train
 
 from . import warm
 from .conftest import EVERY_RECIPE, command, log, losses, posttrain
-from .ppo.test_deepspeed import MISSING, for_cpus
 
 
 @pytest.mark.slow
@@ -68,20 +67,16 @@ def test_every_accelerate_config_names_itself_and_sets_the_process_count() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["cpu", "zero2"])
 def test_two_processes_killed_and_started_again_end_with_the_same_bits_and_log(
-    make_recipe: Callable[..., Path], tmp_path: Path, config: str
+    make_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    if config != "cpu" and MISSING:
-        pytest.skip(f"DeepSpeed on CPUs needs {', '.join(MISSING)}")
-    described = for_cpus(config, tmp_path)
     options = {"packing": True, "max_length": 96, "per_device_train_batch_size": 2, "max_steps": 10}
     options |= {"lr_scheduler_type": "constant", "logging_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = warm.run_two("train", make_recipe("sft", "whole", **options), config=described)
+    result = warm.run_two("train", make_recipe("sft", "whole", **options))
     assert result.returncode == 0, result.stderr
     recipe = make_recipe("sft", "killed", **options)
-    started = command("train", recipe, "--accelerate", described, "--processes", "2")
+    started = command("train", recipe, "--processes", "2")
     launcher = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while launcher.poll() is None and checkpoints.read_manifest(killed / "checkpoint-4") is None:
         time.sleep(0.005)
@@ -94,7 +89,7 @@ def test_two_processes_killed_and_started_again_end_with_the_same_bits_and_log(
     psutil.wait_procs(processes, timeout=30)
     assert rundir.find_resume(killed) is not None
     assert not rundir.is_finished(killed)
-    again = warm.run_two("train", recipe, config=described)
+    again = warm.run_two("train", recipe)
     assert again.returncode == 0, again.stderr
     assert "resuming from" in again.stdout
     saved = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+LOGITS = "POSTTRAIN_TEST_LOGITS"  # names the file that a run's logits are kept in
+PROBE = [9, 40, 7, 77, 12, 300, 5, 61]  # the tokens
 _IMPORTED = (
     "posttrain.recipes.cli",
     "posttrain.recipes.train",
@@ -75,24 +77,29 @@ def run(*arguments: str | Path, kilobytes: int | None = None) -> subprocess.Comp
     return _run(command(*arguments), [os.environ], kilobytes)[0]
 
 
-def run_two(*arguments: str | Path, config: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command in two processes that know of each other, with what ``accelerate launch`` would tell them.
+def run_two(*arguments: str | Path, config: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in two processes that know of each other, with ``more`` in their environment.
 
     Returns:
         What came of the first one, or of the second one if only that failed.
     """
+    from .conftest import command
+
+    first, second = _run(command(*arguments), [told | more for told in environments_of_two(config)])
+    return first if first.returncode else second if second.returncode else first
+
+
+def environments_of_two(config: Path | None = None) -> list[dict[str, str]]:
+    """Returns the environments of two processes that know of each other, as ``accelerate launch`` would make them."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from posttrain.recipes import launch
-
-    from .conftest import command
 
     port, told = str(launch._free_port()), {}
     asked = ["--config_file", str(config or launch.find_config("cpu")), "--num_processes", "2"]
     with mock.patch("torch.distributed.run.run", side_effect=lambda _: told.update(os.environ)):
         launch_command(launch_command_parser().parse_args([*asked, "--main_process_port", port, "-m", launch.MODULE]))
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    first, second = _run(command(*arguments), [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
-    return first if first.returncode else second if second.returncode else first
+    return [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
 def launched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
@@ -133,6 +140,24 @@ def _no_main() -> Iterator[None]:
         main.__file__ = path
 
 
+def _keep_logits(train: Any, path: Path) -> None:
+    """Makes a run write, before it saves its model, what that gives for some tokens, as its trainer holds it."""
+    finish = train._finish
+
+    def keeping(job: Any, trainer: Any, head: Any) -> None:
+        import torch
+
+        model = trainer.model_wrapped
+        model.eval()
+        with torch.no_grad():  # all processes together, each of which may hold a part of every weight
+            logits = model(input_ids=torch.tensor([PROBE]), attention_mask=torch.ones(1, len(PROBE))).logits
+        if trainer.is_world_process_zero():
+            torch.save(logits.float().clone(), path)
+        finish(job, trainer, head)
+
+    train._finish = keeping
+
+
 def _become(
     command: list[str], environment: Mapping[str, str], folder: str, output: Sequence[str], kilobytes: int | None
 ) -> None:
@@ -161,6 +186,8 @@ def _become(
         plain(command)
 
     launch.become = become  # type: ignore[assignment]
+    if LOGITS in environment:
+        _keep_logits(train, Path(environment[LOGITS]))
     if command[2] == launch.MODULE:
         become(command)
     sys.argv = ["posttrain", *command[3:]]
