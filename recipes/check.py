@@ -319,6 +319,7 @@ def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
 # its own library. No list of such refusals stays complete, so `check` lets the trainer itself decide.
 
 _NAMED = 8  # new tokens that are called by their names
+_OF_ITS_MODEL = ("attn_implementation", "chat_template", "rope_parameters")  # what fits the recipe's own model alone
 _ROW_TOKENS = 16
 _STEPS_OF_ROWS = 4
 _DROPPED = (
@@ -392,7 +393,7 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
     policy = save_tiny(ready.job.tokenizer, folder / "policy", None, masked=recipe.objective is not None)
     named = {"name_or_path": policy, "config": None, "tokenizer": None, "revision": None, "layers": None}
     changed: dict[str, Any] = {
-        "model": recipe.model.model_copy(update={**named, "attn_implementation": None, "chat_template": None}),
+        "model": recipe.model.model_copy(update={**named, **dict.fromkeys(_OF_ITS_MODEL)}),
         "quantization": None,
         "output_dir": str(folder / "run"),
         "score": None,

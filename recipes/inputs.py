@@ -36,9 +36,15 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
                 _find_path(document, place, section, name, steps)
             if key == ("model",):
                 _find_template(document, section)
-            elif isinstance(function := section.get("function"), str) and (file := function_file(function)):
-                found = _found(document, (*place, "function"), file)
-                section["function"] = function.replace(file, found, 1)
+            elif "function" in section:
+                _find_function(document, place, section, "function")
+    _find_function(document, (), document.value, "rollout_func")
+    _find_function(document, (), document.value, "environment")
+    for key in ("tools", "environment"):
+        several = document.value.get(key)
+        places = several if isinstance(several, dict) else range(len(several)) if isinstance(several, list) else ()
+        for name in places:
+            _find_function(document, (key,), several, name)
     classify = document.value.get("classify")
     if isinstance(classify, dict) and isinstance(classify.get("metrics"), list):
         for number, value in enumerate(classify["metrics"]):  # each a script, or a metric's name
@@ -78,6 +84,13 @@ def _find_path(document: Document, key: KeyPath, section: dict[str, Any], name: 
         return
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(_FILE_SUFFIXES)
     section[name] = _found(document, (*key, name), value, is_path)
+
+
+def _find_function(document: Document, place: KeyPath, section: Any, name: Any) -> None:
+    """Makes the file of a function's place absolute."""
+    function = section.get(name) if isinstance(section, dict) else section[name]
+    if isinstance(function, str) and (file := function_file(function)):
+        section[name] = function.replace(file, _found(document, (*place, name), file), 1)
 
 
 def _found(document: Document, key: KeyPath, value: str, is_path: bool = True) -> str:

@@ -8,14 +8,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
+from ..chat_templates.errors import did_you_mean, first_line
 from ..evals.models import ModelKind, Pretrained, auto_class, kind_of, make_room
 from .errors import RecipeError
 from .schema import ModelSpec, Recipe, TeacherSpec
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        BitsAndBytesConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainingArguments,
+    )
 
     from ..chat_templates import ChatTemplate
+
+
+VARLEN = ("flash_attention", "kernels-community")
+"""How the names of attention kernels begin that keep the documents of one flat row apart."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ def load_model(
         if recipe.quantization and not empty:
             options["quantization_config"] = quantization_config(recipe)
             options["quantization_config"].llm_int8_skip_modules = _head_modules(spec, head)
-        model = _trained_model(recipe, dtype, options, head, empty=empty)
+        model = _trained_model(recipe, dtype, options | rope_fields(spec), head, empty=empty)
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
     agree(model, tokenizer)
@@ -169,6 +180,62 @@ def _trained_model(
         )
         with torch.device("meta") if empty else contextlib.nullcontext():
             return keep_layers(model, spec.layers) if spec.layers else model
+
+
+def kernels(model: "PreTrainedModel", args: "TrainingArguments") -> str:
+    """Returns a line on what computes the model's layers, and on what is installed and does not."""
+    import importlib.util
+
+    attention = str(getattr(model.config, "_attn_implementation", None) or "of the model's own")
+    if not attention.startswith(VARLEN) and importlib.util.find_spec("flash_attn"):
+        attention += " (flash_attn is installed: model.attn_implementation: flash_attention_2 would use it)"
+    others = [name for name in ("use_liger_kernel", "torch_compile", "activation_checkpointing") if getattr(args, name)]
+    return f"kernels: attention {attention}{''.join(f', {name}' for name in others)}"
+
+
+def rope_fields(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the fields of the configuration with which a model reads longer contexts; none if the recipe says none.
+
+    The model is then made for ``factor`` times its tokens, but with ``dynamic``, which scales no context that the model
+    was made for. Where layers with a sliding window have parameters of their own (Gemma 3), those of full attention are
+    scaled alone: the others see no further than their window.
+
+    Raises:
+        RecipeError: The model has no rotary positions, or transformers does not know them as given.
+    """
+    if spec.rope_parameters is None:
+        return {}
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config: Any = pretrained(spec).config()
+    own: Any = getattr(config, "rope_parameters", None)
+    length: Any = getattr(config, "max_position_embeddings", None)
+    if not own or not length:
+        what = f"model.rope_parameters: {config.model_type} has no rotary positions at the top of its configuration"
+        raise RecipeError(what, hint="drop it")
+    by_layer = all(isinstance(value, dict) for value in own.values())
+    given = spec.rope_parameters
+    if by_layer and not given.keys() & own.keys():
+        given = {"full_attention": given}
+    merged = {name: {**own[name], **given.get(name, {})} for name in own} if by_layer else {**own, **given}
+    for part in merged.values() if by_layer else [merged]:
+        kind = str(part.get("rope_type"))
+        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
+            hint = did_you_mean(kind, ROPE_INIT_FUNCTIONS) or f"one of {', '.join(ROPE_INIT_FUNCTIONS)}"
+            raise RecipeError(f"model.rope_parameters: there is no rope_type '{kind}'", hint=hint)
+        if kind in ("llama3", "yarn", "longrope"):
+            part.setdefault("original_max_position_embeddings", length)
+    scaled: Any = merged.get("full_attention", merged) if by_layer else merged
+    times = scaled.get("factor", 1) if scaled["rope_type"] != "dynamic" else 1
+    fields = {
+        "rope_parameters": merged,
+        "max_position_embeddings": round(scaled.get("original_max_position_embeddings", length) * times),
+    }
+    try:
+        pretrained(spec).config(**fields).validate_rope()
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(f"model.rope_parameters: {first_line(error)}") from error
+    return fields
 
 
 @contextlib.contextmanager
@@ -274,7 +341,7 @@ def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
 
     if head is None:
         return None
-    with torch.device("meta"):
+    with whole_weights(), torch.device("meta"):  # ZeRO-3 would divide weights that are not there
         config = pretrained(spec).config()
         model = auto_class("classifier").from_config(config, trust_remote_code=spec.trust_remote_code)
     return head_modules(model)

@@ -158,7 +158,7 @@ class BestOfN(Tool):
         from ..evals.checkpoints import model_hash
         from ..evals.models import load_model
         from ..evals.runs import locate
-        from .rewards import load_terms, name_of
+        from .rewards import for_each, load_terms, name_of
         from .schema import RewardSpec
 
         reward, gold = (
@@ -171,7 +171,7 @@ class BestOfN(Tool):
         recipe: Any = SimpleNamespace(rewards=[reward], gold=gold)
         args = SimpleNamespace(device=loaded.model.device, per_device_eval_batch_size=self.batch_size)
         terms, _ = load_terms(recipe, loaded.tokenizer, args, ends_of(loaded.model, loaded.tokenizer))
-        names = {
+        names: dict[str, Any] = {
             "policy": Path(self.policy).name if Path(self.policy).is_dir() else self.policy,
             "policy_model": model_hash(folder),
             "reward": name_of(reward),
@@ -183,8 +183,8 @@ class BestOfN(Tool):
             best_of_n.read_prompts(self.prompts, loaded, self.limit),
             self.n,
             Sampling(self.max_new_tokens, self.temperature, seed=self.seed, batch_size=self.batch_size),
-            reward=terms[0],
-            gold=terms[1] if gold else None,
+            reward=for_each(terms[0], names["reward"]),
+            gold=for_each(terms[1], names["gold"]) if gold else None,
             names=names,
             say=lambda line: print(line, flush=True),
         )

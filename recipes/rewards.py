@@ -1,7 +1,8 @@
 """From a recipe's ``rewards`` and ``gold`` to functions that score completions, the same for PPO, GRPO and RLOO.
 
-A term is a reward model or a function. TRL calls either as a function, which keeps reward models out of its own path:
-that one scores the completion's text with the end token stripped, whereas ``reward`` runs train on answers with it.
+A term is a reward model, a function or a verifier. TRL calls each as a function, which keeps reward models out of its
+own path: that one scores the completion's text with the end token stripped, whereas ``reward`` runs train on answers
+with it.
 """
 
 import inspect
@@ -18,12 +19,13 @@ from ..evals.errors import EvalError
 from .errors import RecipeError, RunError
 from .model import whole_weights
 from .schema import Recipe, RewardSpec
+from .verifiers import check_verifier, verifier_term
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GOLD = "gold"
-Term = Callable[..., list[float]]
+Term = Callable[..., Any]  # what TRL calls: gives a number, or None, for each completion; perhaps a coroutine function
 
 
 def load_terms(
@@ -45,7 +47,9 @@ def load_terms(
     """
     terms = []
     for name, spec in _named_specs(recipe).items():
-        if spec.function:
+        if spec.verifier:
+            terms.append(function_term(verifier_term(spec.verifier, spec.column), name))
+        elif spec.function:
             terms.append(function_term(load_function(spec.function, "reward function"), name))
         else:
             model = RewardModel(str(spec.model), tokenizer, args.device, args.per_device_eval_batch_size, ends)
@@ -66,8 +70,12 @@ def check_terms(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", row: Mappi
         EvalError: A model cannot read the prompt.
     """
     for spec in _named_specs(recipe).values():
-        if spec.function:
-            _check_arguments(load_function(spec.function, "reward function"), spec.function, row)
+        if spec.verifier:
+            check_verifier(spec.verifier, spec.column, row)
+        elif spec.function:
+            function = load_function(spec.function, "reward function")
+            if not recipe.rollout_func:  # which may give it more
+                _check_arguments(function, spec.function, row, ("environments",) if recipe.environment else ())
         else:
             prompt = row["prompt"]
             answer = "." if isinstance(prompt, str) else [{"role": "assistant", "content": "."}]
@@ -90,50 +98,80 @@ def name_of(spec: RewardSpec) -> str:
     """Returns what the logs call a term."""
     if spec.name:
         return spec.name
-    return spec.function.rpartition(":")[2] if spec.function else Path(spec.model or "").name
+    return spec.function.rpartition(":")[2] if spec.function else spec.verifier or Path(spec.model or "").name
 
 
 def function_term(function: Callable[..., Any], name: str) -> Term:
     """Wraps a reward function so that whatever it does wrong is one clear error that names it and the row.
 
     It is called as TRL calls it: ``f(prompts=…, completions=…, completion_ids=…, **columns)``, where a column is a list
-    with one value a completion. A function that does not take ``**columns`` gets those it names.
+    with one value a completion. A function that does not take ``**columns`` gets those it names. None in the place of
+    a number says that the term does not apply to that completion. Asynchronous functions are awaited together by TRL.
     """
     accepted = _accepted(function)
     where = f"reward {name}"
 
-    def term(**inputs: Any) -> list[float]:
-        completions = inputs["completions"]
-        given = inputs if accepted is None else {key: value for key, value in inputs.items() if key in accepted}
-        try:
-            values = list(function(**given))
-        except Exception as error:  # whatever a user's function may raise
-            kind = type(error).__name__
-            row = _failing_row(function, given, len(completions))
-            hint = f"row {row}: {_shown(inputs, row)}" if row is not None else None
-            raise RunError(f"raised {kind}: {first_line(error)}", where=where, hint=hint) from error
-        if len(values) != len(completions):
-            raise RunError(f"returned {len(values)} values for {len(completions)} completions", where=where)
-        for row, value in enumerate(values):
-            if not _is_number(value):
-                raise RunError(
-                    f"returned {value!r}, which is not a finite number",
-                    where=where,
-                    hint=f"row {row}: {_shown(inputs, row)}",
-                )
-        return [float(value) for value in values]
+    def given(inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs if accepted is None else {key: value for key, value in inputs.items() if key in accepted}
 
-    term.__name__ = name
-    return term
+    def failed(error: Exception, inputs: dict[str, Any], row: int | None) -> RunError:
+        hint = f"row {row}: {_shown(inputs, row)}" if row is not None else None
+        return RunError(f"raised {type(error).__name__}: {first_line(error)}", where=where, hint=hint)
+
+    def checked(values: list[Any], inputs: dict[str, Any]) -> list[float | None]:
+        if len(values) != len(inputs["completions"]):
+            raise RunError(f"returned {len(values)} values for {len(inputs['completions'])} completions", where=where)
+        for row, value in enumerate(values):
+            if value is not None and not _is_number(value):
+                hint = f"row {row}: {_shown(inputs, row)}"
+                raise RunError(f"returned {value!r}, which is neither a finite number nor None", where=where, hint=hint)
+        return [None if value is None else float(value) for value in values]
+
+    def term(**inputs: Any) -> list[float | None]:
+        try:
+            values = list(function(**given(inputs)))
+        except Exception as error:  # whatever a user's function may raise
+            raise failed(error, inputs, _failing_row(function, given(inputs), len(inputs["completions"]))) from error
+        return checked(values, inputs)
+
+    async def awaited(**inputs: Any) -> list[float | None]:
+        try:
+            values = list(await function(**given(inputs)))
+        except Exception as error:
+            raise failed(error, inputs, None) from error
+        return checked(values, inputs)
+
+    chosen = awaited if _is_asynchronous(function) else term
+    chosen.__name__ = name
+    return chosen
+
+
+def for_each(term: Term, name: str) -> Callable[..., list[float]]:
+    """Returns a term for a caller that needs a number for every answer, now.
+
+    Raises:
+        RecipeError: The term is asynchronous.
+    """
+    if _is_asynchronous(term):
+        raise RecipeError(f"the reward {name} is asynchronous", hint="write a plain function")
+
+    def numbers(**inputs: Any) -> list[float]:
+        values = term(**inputs)
+        if None in values:
+            row = values.index(None)
+            raise RunError("gave None, and every answer needs a number", where=f"reward {name}", hint=f"row {row}")
+        return values
+
+    return numbers
 
 
 # What TRL passes beside the columns of the rows.
 _PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
-def _check_arguments(function: Callable[..., Any], name: str, row: Mapping[str, Any]) -> None:
+def _check_arguments(function: Callable[..., Any], name: str, row: Mapping[str, Any], more: Collection[str]) -> None:
     """Refuses a function that asks for what it will not be given."""
-    passed = [*_PASSED, *sorted(row.keys() - {"prompt"})]
+    passed = [*_PASSED, *more, *sorted(row.keys() - {"prompt"})]
     accepted = _accepted(function)
     try:
         inspect.signature(function).bind(**{key: None for key in passed if accepted is None or key in accepted})
@@ -144,10 +182,12 @@ def _check_arguments(function: Callable[..., Any], name: str, row: Mapping[str, 
         return
 
 
+def _is_asynchronous(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 def _accepted(function: Callable[..., Any]) -> set[str] | None:
     """Returns the names of a function's arguments, or None if it takes any."""
-    if inspect.iscoroutinefunction(function):
-        raise RecipeError(f"the reward function {function.__name__} is asynchronous", hint="write a plain function")
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # a built-in without a signature

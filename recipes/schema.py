@@ -49,6 +49,9 @@ class ModelSpec(Section):
     """Whether Python code from the model's repository may run."""
     chat_template: str | None = None
     """A built-in name or the path of a .jinja file; by default the tokenizer's own."""
+    rope_parameters: dict[str, Any] | None = None
+    """How rotary positions are scaled for longer contexts, in transformers' words: `{rope_type: yarn, factor: 2.0}`, or
+    `linear`, `dynamic`, `llama3`, `longrope`; what is not said stays as the model has it."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Keep only these layers of the model, counted from 0: a student made of some of its teacher's layers."""
 
@@ -60,6 +63,8 @@ class ModelSpec(Section):
             raise ValueError("config needs model_type, such as llama")
         if self.config is not None and self.tokenizer is None:
             raise ValueError("a model from config needs tokenizer (a Hub id, a folder or @step)")
+        if self.config is not None and self.rope_parameters is not None:
+            raise ValueError("rope_parameters scales a trained model; a model from config has its own in config")
         if self.config is not None and self.layers is not None:
             raise ValueError("layers keeps some layers of a trained model; a model from config says its own number")
         return self
@@ -103,21 +108,29 @@ class TeacherSpec(Section):
 
 
 class RewardSpec(Section):
-    """One term of the reward: a reward model or a function."""
+    """One term of the reward: a reward model, a function or a verifier."""
 
     model: str | None = None
     """A sequence-classification model with one output: a Hub id, a folder, or `@step` of a `reward` run."""
     function: str | None = None
-    """`package.module:name`, or `file.py:name` relative to the recipe."""
+    """`package.module:name`, or `file.py:name` relative to the recipe; it may be asynchronous. Where it gives None, the
+    term is left out of that answer's reward."""
+    verifier: Literal["numeric", "symbolic", "tests"] | None = None
+    """1 for an answer that is right and 0 for a wrong one, by the row's own `answer` as a number or as an expression
+    (math-verify), or by its `tests`, Python that is run in the sandbox."""
+    column: str | None = None
+    """The column that the verifier checks by; by default `answer`, or `tests`."""
     name: str | None = None
-    """What the logs call it; by default the function's name or the model's folder."""
+    """What the logs call it; by default the function's or verifier's name or the model's folder."""
     weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
     """Its factor in the sum of all terms."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.model is None) == (self.function is None):
-            raise ValueError("give either model (a reward model) or function (package.module:name)")
+        if sum(origin is not None for origin in (self.model, self.function, self.verifier)) != 1:
+            raise ValueError("give one of model (a reward model), function (package.module:name) and verifier")
+        if self.column is not None and self.verifier is None:
+            raise ValueError("column is what a verifier checks by; a function names its columns as arguments")
         if self.function is not None and ":" not in self.function:
             raise ValueError("function is package.module:name, or file.py:name")
         return self
@@ -257,6 +270,14 @@ class Recipe(Section):
     """The terms of the reward; stages `ppo`, `grpo` and `rloo`."""
     gold: RewardSpec | None = None
     """A reward that is logged beside the others and never trained on, to show over-optimisation."""
+    tools: list[str] = []
+    """Functions that the policy may call while it writes, as TRL's GRPOTrainer takes them; stage `grpo`. Each is
+    `package.module:name` or `file.py:name`, with typed arguments and a docstring for the template."""
+    environment: str | dict[str, str] | None = None
+    """What makes the environments that answers are written in (TRL's `environment_factory`): a class's place, or the
+    places by what rows say under `environment`; stage `grpo`. One that has `get_reward` may stand for `rewards`."""
+    rollout_func: str | None = None
+    """A function in the place of TRL's own generation (its `rollout_func`); stage `grpo`."""
     critic: CriticSpec | None = None
     """The value function; stage `ppo`."""
     classify: ClassifySpec | None = None
@@ -293,6 +314,11 @@ class Recipe(Section):
             raise ValueError("quantization freezes the base, so it needs a lora section (QLoRA is the two together)")
         if self.objective is not None and (self.lora or self.quantization):
             raise ValueError("objective: mlm trains all weights of an encoder: drop lora and quantization")
+        if self.model.rope_parameters is not None and self.lora:
+            raise ValueError(
+                "an adapter does not keep model.rope_parameters, so whoever loads it would read its base unscaled; "
+                "drop lora, or write rope_parameters into the base's config.json"
+            )
         if self.model.config is not None and (self.lora or self.quantization):
             raise ValueError("a new model (model.config) has nothing to adapt: drop lora and quantization")
         if self.score and self.score.every == "checkpoint" and self.trainer.get("save_total_limit") is not None:

@@ -136,6 +136,7 @@ class Stage:
 
 _ALL_LOSS = "pretraining puts loss on every token"
 _RL_SECTIONS = frozenset({"rewards", "gold"})
+_ROLLOUT_SECTIONS = frozenset({"tools", "environment", "rollout_func"})  # TRL 1.16 has them in GRPO alone
 
 STAGES: Mapping[str, Stage] = {
     "pretrain": Stage(
@@ -175,7 +176,7 @@ STAGES: Mapping[str, Stage] = {
         config="trl:trainer/grpo_config.py:GRPOConfig",
         accepts=("prompt",),
         owned=_OWNED_RL,
-        sections=_RL_SECTIONS,
+        sections=_RL_SECTIONS | _ROLLOUT_SECTIONS,
         required=frozenset({"rewards"}),
     ),
     "rloo": Stage(
@@ -220,7 +221,7 @@ STAGES: Mapping[str, Stage] = {
         required=frozenset({"teacher"}),
     ),
 }
-STAGE_SECTIONS = frozenset({"teacher", "rewards", "gold", "critic", "classify", "objective"})
+STAGE_SECTIONS = frozenset({"teacher", "critic", "classify", "objective"}) | _RL_SECTIONS | _ROLLOUT_SECTIONS
 
 _NO_PACKING = "an encoder's tokens would see the other documents of a packed row; texts of like lengths share a batch"
 _MASKED = Stage(

@@ -129,7 +129,7 @@ def build(ready: Ready) -> "Trainer":
     from .adapters import lora_config, settle
     from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper
     from .meter import Meter
-    from .model import load_model
+    from .model import kernels, load_model
     from .needs import peak_of, token_flops
     from .profiler import Profiler
     from .watchdog import Watchdog
@@ -165,6 +165,7 @@ def build(ready: Ready) -> "Trainer":
                 keeper,
             ],  # the manifest is written last
         }
+        _say(kernels(model, ready.args))
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)
         settle(trainer.model)
         if job.option("optim") == "muon":

@@ -28,6 +28,7 @@ from torch import nn
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
+from ..errors import RunError
 from ..trainers.sampling import RowSamplingGRPOTrainer, base_model
 from . import objective
 from .config import PPOConfig
@@ -85,7 +86,10 @@ class PPOTrainer(RowSamplingGRPOTrainer):
         """Keeps the weighted sum of the terms of this process's rows, [B]."""
         terms = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
-        scores = (terms * self.reward_weights.to(terms.device)).sum(dim=1)
+        if terms.isnan().all(dim=1).any():
+            hint = "give a term that applies to every row, such as a reward model; GRPO and RLOO leave such answers out"
+            raise RunError("no reward applies to an answer (all are None), and PPO learns from each", hint=hint)
+        scores = (terms * self.reward_weights.to(terms.device)).nansum(dim=1)
         self._scores = scores[first : first + len(prompts)]
         return terms
 

@@ -7,11 +7,14 @@
   et al. 2023, arXiv:2306.13649).
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from ...data_tools.functions import load_function
 from ...data_tools.prepare import Prepared
 from ..job import Job
 from ..model import load_reference
+from ..schema import Recipe
 from ..stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -53,5 +56,28 @@ def build(
 
         return PPOTrainer(**common, critic=load_critic(recipe, job.tokenizer, model))
     grouped = recipe.stage == "grpo"
+    if grouped:
+        common |= rollouts(recipe)
     trainer_class = trainers.RowSamplingGRPOTrainer if grouped else trainers.RowSamplingRLOOTrainer
-    return keeping_reference(trainer_class, common, moves=moves and measured)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are using '(environment_factory|rollout_func)'")  # as asked
+        return keeping_reference(trainer_class, common, moves=moves and measured)
+
+
+def rollouts(recipe: Recipe) -> dict[str, Any]:
+    """Loads what TRL's GRPOTrainer is given to generate with, beside the policy.
+
+    Raises:
+        InputError: A function or class cannot be found.
+    """
+    found: dict[str, Any] = {}
+    if recipe.tools:
+        found["tools"] = [load_function(place, "tool") for place in recipe.tools]
+    if isinstance(recipe.environment, dict):
+        named = {name: load_function(place, "environment") for name, place in recipe.environment.items()}
+        found["environment_factory"] = named
+    elif recipe.environment:
+        found["environment_factory"] = load_function(recipe.environment, "environment")
+    if recipe.rollout_func:
+        found["rollout_func"] = load_function(recipe.rollout_func, "rollout_func")
+    return found

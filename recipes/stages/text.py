@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ...data_tools.prepare import Prepared
 from .. import job as jobs
 from ..job import Job
-from ..model import pretrained
+from ..model import VARLEN, pretrained
 from ..stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # What the data section has already done when the trainer is built.
 _PREPARED = ("packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_num_proc")
-_VARLEN = ("flash_attention", "kernels-community")
 
 
 def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":
@@ -35,7 +34,7 @@ def build(
     multiple = args.pad_to_multiple_of  # SFTConfig has turned the word "auto" into a number or None
     common["data_collator"] = padded_collator(pad, pad_to_multiple_of=multiple)
     if job.option("packing"):  # packed rows stay rows unless a varlen kernel asks for one flat row
-        flatten = (getattr(model.config, "_attn_implementation", None) or "").startswith(_VARLEN)
+        flatten = (getattr(model.config, "_attn_implementation", None) or "").startswith(VARLEN)
         common["data_collator"] = PackedRowCollator(pad, flatten=flatten, pad_to_multiple_of=multiple)
     common["data_collator"] = SourceCollator(common["data_collator"])
     common["sources"] = tuple(source.title for source in job.loaded.recipe.data.train)

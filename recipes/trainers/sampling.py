@@ -12,8 +12,8 @@ the order of the first. Here:
 - The order of the prompts depends on the seed and the epoch alone; evaluations take theirs as they come.
 
 TRL's and transformers' private names used here, which `tests/recipes/ppo/test_hooks.py` holds to what they are:
-``_step``, ``_buffered_inputs``, ``_generate_single_turn``, ``_get_eval_sampler``, ``_get_train_sampler``,
-``_load_optimizer_and_scheduler``, ``_save_checkpoint``, ``_tokenize_prompts``.
+``_step``, ``_buffered_inputs``, ``_calculate_rewards``, ``_generate_single_turn``, ``_get_eval_sampler``,
+``_get_train_sampler``, ``_load_optimizer_and_scheduler``, ``_save_checkpoint``, ``_tokenize_prompts``.
 """
 
 import contextlib
@@ -107,13 +107,16 @@ def uniform_numbers(key: tuple[int, ...], first_row: int, rows: int, places: int
 def sampling_by_row(trainer: Any, rows: int) -> Iterator[None]:
     """Makes the policy's ``generate`` draw by row; not with vLLM and the like, which have generators of their own.
 
+    Nor with tools, after whose calls some of the rows go on: TRL draws for them.
+
     Args:
         trainer: A GRPOTrainer or RLOOTrainer.
         rows: The rows of this process.
     """
     key, first = _generation_key(trainer), trainer.accelerator.process_index * rows
     config = getattr(trainer, "generation_config", None)
-    if config is None or trainer.use_transformers_continuous_batching or any(_says(config, n) for n in _OTHER_WARPERS):
+    others = trainer.use_transformers_continuous_batching or getattr(trainer, "tools", None)
+    if config is None or others or any(_says(config, name) for name in _OTHER_WARPERS):
         yield
         return
     model = base_model(trainer)
@@ -203,6 +206,8 @@ class RowSampling:
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Returns prompts as the data section counted them, and as supervised stages read them; no images."""
+        if getattr(self, "tools", None):  # which the template tells the policy of
+            return super()._tokenize_prompts(prompts)  # type: ignore[misc]
         # TRL's own way lets a special token written out in a message end the turn, and gives text prompts no BOS
         # where the tokenizer adds none by itself.
         return self.prompt_encoder.prompts(prompts, where="data"), None, {}
@@ -210,6 +215,17 @@ class RowSampling:
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         with sampling_by_row(self, len(prompt_ids)):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Returns the terms of all processes' rows, [rows, terms]; NaN is None.
+
+        A row to which no term applies that is learnt from has none at all: a gold reward beside them would make 0 of
+        it, where TRL leaves the row out.
+        """
+        terms = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        learnt: Any = self.reward_weights.to(terms.device) != 0  # type: ignore[attr-defined]
+        terms[terms[:, learnt].isnan().all(dim=1)] = torch.nan
+        return terms
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         """Returns TRL's own sampler of training prompts (``GRPOTrainer._get_train_sampler``), by epoch."""

@@ -163,10 +163,9 @@ FAULTS = {
     "nothing": (lambda **_: None, "reward f: raised TypeError"),
     "not a number": (
         lambda **_: [0.0, float("nan"), 1.0],
-        r"returned nan, which is not a finite number; row 1: .*'yy'",
+        r"returned nan, which is neither a finite number nor None; row 1: .*'yy'",
     ),
     "infinite": (lambda **_: [0.0, 1.0, float("inf")], "returned inf.*row 2"),
-    "none": (lambda **_: [0.0, 1.0, None], "returned None.*row 2"),
     "text": (lambda **_: ["1", "2", "3"], "returned '1'.*row 0"),
 }
 
@@ -212,12 +211,12 @@ def test_a_function_that_cannot_be_found_is_one_clear_error(tmp_path: Path, refe
         load_function(reference.format(folder=tmp_path))
 
 
-def test_an_asynchronous_function_is_refused() -> None:
+def test_an_asynchronous_function_is_refused_where_nothing_awaits_it() -> None:
     async def later(**columns: Any) -> list[float]:
         return []
 
     with pytest.raises(RecipeError, match="asynchronous"):
-        rewards.function_term(later, "f")
+        rewards.for_each(rewards.function_term(later, "f"), "f")
 
 
 def test_terms_are_named_after_what_they_are() -> None:
