@@ -122,10 +122,10 @@ def edit(recipe: Path, **sections: Any) -> Path:
     return recipe
 
 
-def with_tools(recipe: Path) -> Path:
+def with_tools(recipe: Path, template: str = "qwen3") -> Path:
     """Gives a recipe a template that renders tools, as TRL asks of whoever trains in environments."""
     value = yaml.safe_load(recipe.read_text())
-    value["model"]["chat_template"] = "qwen3"
+    value["model"]["chat_template"] = template
     recipe.write_text(yaml.safe_dump(value))
     return recipe
 
@@ -175,3 +175,13 @@ def test_tools_need_a_template_whose_calls_can_be_read(make_recipe: Callable[...
     recipe = edit(make_recipe("grpo", **SHORT), tools=["functions.py:add"])
     with pytest.raises(RecipeError, match="Unrecognized chat template, failed to add response schema"):
         train(load(with_tools(recipe)))
+
+
+def test_the_policy_is_told_of_its_tools(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    import trl
+
+    recipe = edit(make_recipe("grpo", **SHORT), tools=["functions.py:add"])
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    train(load(with_tools(recipe, str(template))))
+    line = next(line for line in log(tmp_path / "run") if "loss" in line)
+    assert line["tools/call_frequency"] == 0.0  # a model without training calls none
