@@ -61,16 +61,18 @@ class Detector:
 
     Args:
         clip: ``trainer.max_grad_norm``; gradients below it are not exploding, whatever came before. 0 for none.
-        sampled: Whether the policy learns from its own samples. Its loss then says nothing, and may be about 0 at any
-            time; its rewards and its divergence from the reference are judged instead.
+        spikes: Whether a loss can spike. That of a policy which learns from its own samples says nothing, and may be
+            about 0 at any time: its rewards and its divergence from the reference are judged instead. KTO's is bounded
+            (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1), and a batch's depends on how many of its answers
+            are wanted.
         scaled: Whether losses are scaled for fp16: a gradient that overflows is part of it, and its step is left out.
 
     Attributes:
         history: The latest figures by name, which checkpoints keep.
     """
 
-    def __init__(self, *, clip: float = 0.0, sampled: bool = False, scaled: bool = False):
-        self._clip, self._sampled, self._scaled = clip, sampled, scaled
+    def __init__(self, *, clip: float = 0.0, spikes: bool = True, scaled: bool = False):
+        self._clip, self._spikes, self._scaled = clip, spikes, scaled
         self.history: dict[str, list[float]] = {}
 
     def step(self, step: int, loss: float, grad_norm: float | None, supervised: float | None) -> list[Fault]:
@@ -87,7 +89,7 @@ class Detector:
         found = []
         if not math.isfinite(loss):
             found.append(self._fault(step, "loss not finite", f"the loss is {loss}"))
-        elif not self._sampled:
+        elif self._spikes:
             median, z = self._rise("loss", loss, relative=0.05, absolute=0.02)
             if z > SPIKE:
                 what = f"the loss is {loss:.4g} after a median of {median:.4g}"

@@ -145,7 +145,8 @@ def build(ready: Ready) -> "Trainer":
     peak = peak_of(torch.cuda.get_device_name()) if halves else None
     meter = Meter(token_flops(job.loaded, ready.size), peak)
     sampled = job.loaded.stage.family == "sampling"
-    watchdog = Watchdog(job.run_dir, recipe.watchdog, sampled=sampled, say=_say)
+    spikes = not sampled and recipe.stage != "kto"
+    watchdog = Watchdog(job.run_dir, recipe.watchdog, sampled=sampled, spikes=spikes, say=_say)
     profiler = Profiler(_say) if recipe.profile else None
     with placed(job.loaded):
         model = load_model(recipe, job.tokenizer, ready.head)

@@ -43,6 +43,7 @@ class Watchdog(TrainerCallback):
         run_dir: The run folder.
         does: What is done about a fault.
         sampled: Whether the policy learns from its own samples.
+        spikes: Whether its loss can spike, as ``faults.Detector`` says.
         say: Takes a line for the user.
     """
 
@@ -52,11 +53,13 @@ class Watchdog(TrainerCallback):
         does: Literal["warn", "stop", "rewind"],
         *,
         sampled: bool,
+        spikes: bool,
         say: Callable[[str], None] = print,
     ):
-        self._run_dir, self._does, self._sampled, self._say = run_dir, does, sampled, say
+        self._run_dir, self._does, self._say = run_dir, does, say
+        self._sampled, self._spikes = sampled, spikes
         self._skipped = set(faults.skipped_steps(faults.read(run_dir)))
-        self._detector = faults.Detector(sampled=sampled)
+        self._detector = faults.Detector()
         self._muted: dict[str, int] = {}
         self._losses: list[torch.Tensor] = []
         self._norm: Any = None
@@ -106,7 +109,7 @@ class Watchdog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes back the figures that the next ones are compared with."""
-        self._detector = faults.Detector(clip=args.max_grad_norm, sampled=self._sampled, scaled=args.fp16)
+        self._detector = faults.Detector(clip=args.max_grad_norm, spikes=self._spikes, scaled=args.fp16)
         path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE
         if path.is_file():
             kept = json.loads(path.read_text())
