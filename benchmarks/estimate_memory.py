@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ SETTINGS: dict[str, Any] = {
         "pretrain", 4, 512, {**_LORA, **_model(dtype="float32")}, gradient_checkpointing=True
     ),
     "lora, bf16 base": _setting("pretrain", 2, 256, _LORA),
+    "sft, lora, new tokens": _setting("sft", 2, 256, {**_LORA, **_model(dtype="float32", chat_template="llama3")}),
     "dpo": _setting("dpo", 1, 256),
     "dpo, lora": _setting("dpo", 2, 256, {**_LORA, **_model(dtype="float32")}),
     "reward": _setting("reward", 2, 256),
@@ -128,8 +130,8 @@ def _held(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def estimated(name: str, model: Path) -> dict[str, dict[str, float]]:
-    """Estimates a setting: bytes by part at each moment of a step."""
+def estimated(name: str, model: Path, size: dict[str, int] | None) -> dict[str, dict[str, float]]:
+    """Estimates a setting: bytes by part at each moment of a step; with parameters as counted in the model."""
     from posttrain.recipes import architectures, estimate, needs
     from posttrain.recipes.load import load
 
@@ -137,7 +139,7 @@ def estimated(name: str, model: Path) -> dict[str, dict[str, float]]:
         loaded = load(recipe_of(name, model, Path(folder)))
     shape = architectures.find(loaded, {})
     assert isinstance(shape, architectures.Architecture), shape
-    return estimate.moments(needs.setup_of(loaded, shape, estimate.Machine(gpu=False)))
+    return estimate.moments(needs.setup_of(loaded, shape, estimate.Machine(gpu=False), size and estimate.Size(**size)))
 
 
 def measure(name: str, model: Path) -> dict[str, Any]:
@@ -163,6 +165,7 @@ def measure(name: str, model: Path) -> dict[str, Any]:
             "setting": name,
             "measured": _held("VmHWM") - baseline,
             "loaded": before - baseline,
+            "size": asdict(ready.size),
         }
 
 
@@ -182,7 +185,9 @@ def table(found: list[dict[str, Any]]) -> str:
     lines.append("|---|---|---|---|--:|--:|--:|")
     for one in found:
         model = Path(one["model"])
-        sums = {moment: sum(parts.values()) for moment, parts in estimated(one["setting"], model).items()}
+        sums = {
+            moment: sum(parts.values()) for moment, parts in estimated(one["setting"], model, one.get("size")).items()
+        }
         moment = max(sums, key=lambda name: sums[name])
         fields = SETTINGS[one["setting"]]["trainer"]
         size = f"{fields['per_device_train_batch_size']} x {fields['max_length']}"

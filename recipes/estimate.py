@@ -192,15 +192,18 @@ def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None
 
 def moments(setup: Setup) -> dict[str, dict[str, float]]:
     """Returns the bytes on one device by part, at each moment of a step that may be its peak."""
-    head = 4.0 * setup.architecture.table if setup.ranks is None and setup.loss != "head" else 0.0
+    # peft trains rows of new tokens by way of a copy of their table, whose gradient is as large as the table.
+    table, grown = setup.architecture.table, setup.ranks is not None and setup.size.new_tokens > 0
+    head = 4.0 * table if (setup.ranks is None or grown) and setup.loss != "head" else 0.0
     # Tied embeddings receive two gradients: while the second one is made, the first one stands beside it.
-    tied = head if setup.architecture.tied else 0.0
+    tied = 4.0 * table if grown else head if setup.architecture.tied else 0.0
     base = {"weights": _weights(setup), **_states(setup), **setup.others}
     gradients = _gradients(setup)
     earlier = gradients if setup.accumulates else 0.0
     matrices = max(matrix.size for matrix in setup.architecture.matrices.values())
-    largest = 4.0 * (max(setup.architecture.table, matrices) if setup.ranks is None else 0)
+    largest = 4.0 * (max(table, matrices) if setup.ranks is None else 0)
     kept, layer = activations(setup)
+    kept += _stream_bytes(setup) * table if grown and head else 0.0
     found = {
         "loss": {**base, "gradients": earlier + head, "activations": kept, "logits": _logits(setup)},
         "backward pass": {**base, "gradients": earlier + head, "activations": kept + layer},

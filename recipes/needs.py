@@ -308,8 +308,11 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run 
     per_step = setup.tokens * accumulated * setup.machine.processes
     if run:
         tokens: float | None = run.tokens * setup.machine.processes if limit > 0 else run.tokens
+    elif limit > 0:
+        tokens = assumed.tokens or limit * per_step
     else:
-        tokens = assumed.tokens or loaded.recipe.data.tokens or (limit * per_step if limit > 0 else None)
+        mixture = loaded.recipe.data.tokens
+        tokens = assumed.tokens or (mixture and mixture * loaded.option("num_train_epochs"))
     model, again = estimate.flops_per_token(setup)
     attention = 1 - estimate.flops_per_token(replace(setup, length=0))[0] / model
     recomputed = f"; {again / model:.0%} more to compute checkpointed layers again" if again else ""
@@ -319,7 +322,7 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run 
     if tokens is None:
         said = f"a step has at most {count(per_step)} tokens; how many the run has, the data or --tokens says"
         return [*found, f"  {said}"]
-    bound = "" if run or assumed.tokens or loaded.recipe.data.tokens else "at most "
+    bound = "at most " if limit > 0 and not (run or assumed.tokens) else ""
     steps = f", {math.ceil(tokens / per_step):,} steps of {count(per_step)} tokens if rows are full" if not run else ""
     found.append(f"run: {bound}{count(tokens)} tokens, {model * tokens:.2e} FLOPs{steps}")
     device = devices().get(assumed.device or "")

@@ -77,6 +77,14 @@ def test_zero_shards_what_its_paper_says() -> None:
     assert (alone["weights"], alone["optimizer"]) == (4 * weights, 8 * weights)
 
 
+def test_rows_of_new_tokens_cost_a_copy_of_their_table_and_its_gradient() -> None:
+    shape = shape_of("gemma3_text")
+    setup = a_setup(shape, ranks={"mlp.up_proj": 2}, size=Size(shape.parameters(), 1000, shape.table))
+    grown = replace(setup, size=replace(setup.size, trainable=1000, new_tokens=128))
+    before, after = (sum(estimate.moments(one)["loss"].values()) for one in (setup, grown))
+    assert after - before == (4 + 4) * shape.table
+
+
 def test_compute_is_that_of_palm_with_windows() -> None:
     shape = shape_of("gemma3_text")
     n, heads = shape.linear + shape.table, 4 * 24
