@@ -4,9 +4,11 @@ Perplexity, log-probabilities of answers and of labels, outputs of heads: whatev
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import EvalError
+from .models import has_virtual_tokens
 from .team import divided
 
 if TYPE_CHECKING:
@@ -92,8 +94,15 @@ def run(
 
 def _body(model: Any) -> Any:
     """Returns what makes the hidden states that a model's head reads, its adapters with it."""
+    if has_virtual_tokens(model):  # which only the whole model puts before a text
+        return lambda **inputs: _States(model(**inputs, output_hidden_states=True).hidden_states[-1])
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.base_model
+
+
+@dataclass(frozen=True)
+class _States:
+    last_hidden_state: "torch.Tensor"
 
 
 def batches(rows: Rows, starts: Sequence[int], size: int, most: float = float("inf")) -> Iterator[list[int]]:

@@ -1,6 +1,7 @@
 """Checkpoints as models in memory: whole models, and adapters with the base they were trained on."""
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -404,12 +405,29 @@ def load_base(folder: Path, tokenizer: Any, dtype: str) -> Any:
 
 
 def apply_adapter(model: Any, folder: Path) -> Any:
-    """Puts an adapter on its base, and returns peft's model."""
+    """Puts an adapter on its base, and returns peft's model; it has logits for the tokens that it is given alone."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, str(folder))
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
     _unwrap(adapted.get_base_model())
+    if has_virtual_tokens(adapted) and model.can_generate():
+        adapted.forward = functools.partial(_without_virtual, adapted.forward)
     return adapted
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Says whether an adapter puts learned tokens before a text (prompt learning), on the way into peft's own model."""
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def _without_virtual(forward: Callable[..., Any], input_ids: Any = None, **options: Any) -> Any:
+    """Runs a model and leaves out what it says at places of virtual tokens, which are the first."""
+    made = forward(input_ids=input_ids, **options)
+    given = options["inputs_embeds"] if input_ids is None else input_ids
+    made.logits = made.logits[:, -given.shape[1] :]
+    if made.get("hidden_states") is not None:
+        made.hidden_states = tuple(layer[:, -given.shape[1] :] for layer in made.hidden_states)
+    return made
 
 
 def _base(folder: Path) -> tuple[Pretrained, bool]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
 from .forward import batches
+from .models import has_virtual_tokens
 from .team import at_work, divided
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def unsupported(model: Any) -> str | None:
     """Returns why a model cannot be run with masks and positions of our own, or None if nothing speaks against it."""
     import inspect
 
+    if has_virtual_tokens(model):
+        return "its adapter puts tokens of its own before a text"
     config = model.config.get_text_config()
     kinds = _layers(config)
     takes = inspect.signature(_plain(model).forward).parameters

@@ -1,61 +1,105 @@
 """Adapters and heads: which weights they train, in which type, and what of them is saved."""
 
 import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from .adapter_types import STATE, TYPES
 from .errors import RecipeError
 from .job import Job
 from .model import Head, head_modules, load_model
+from .schema import AdapterSpec
+from .trainer_fields import fields_of
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig
+    from peft import PeftConfig
     from transformers import PreTrainedModel
 
+_NO_STEPS_YET = 1 << 30  # what AdaLoRA's schedule is laid out for until the trainer has counted its steps
 
-def lora_config(job: Job, model: "PreTrainedModel") -> "LoraConfig | None":
+
+def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
     """Builds the adapter's configuration; None if the recipe has none.
 
     A token that the chat template added has an embedding that no pretraining has seen, and adapters on the linear
     layers would leave it as it is. So its rows of the embeddings are trained, and nothing else of them: the whole
-    tables may be most of a small model. Where weights are sharded, or the output layer has a bias, peft cannot train
-    single rows, and the embeddings are trained in full. A pad token is never read, so it is not trained.
+    tables may be most of a small model. Where weights are sharded, the output layer has a bias, or the kind of adapter
+    knows of no rows, the embeddings are trained in full. A pad token is never read, so it is not trained.
 
     Args:
         job: With the recipe's section.
         model: The model it will be put on.
 
     Raises:
-        RecipeError: An adapter on the output layer, whose weight the losses read without calling the layer.
+        RecipeError: An adapter on the output layer, whose weight the losses read without calling the layer; one that
+            cannot train the embeddings of new tokens.
     """
-    from peft import LoraConfig
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    spec = job.loaded.recipe.lora
+    spec = job.loaded.recipe.adapts
     if spec is None:
         return None
+    task = "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
+    if spec.name_or_path:
+        config = PeftConfig.from_pretrained(spec.name_or_path)
+        config.inference_mode = False
+        return config
+    kind, options = spec.kind, _options(spec, job)
     tables, tied, biased = _embeddings(model)
-    saved = [*spec.modules_to_save, *([] if model.can_generate() else head_modules(model))]
+    saved = [*(options.get("modules_to_save") or []), *([] if model.can_generate() else head_modules(model))]
     grown: list[str] = []  # whose new rows are trained by themselves; of tied tables the first stands for both
     if job.new_tokens:
+        _refuse_new_tokens(job, spec)
         whole = _named(tables, saved)
         grown = ([] if whole else tables[:1]) if tied else [name for name in tables if name not in whole]
-    if grown and (biased or _is_sharded()):
+    if grown and (biased or _is_sharded() or "trainable_token_indices" not in kind.fields):
         saved, grown = [*saved, *grown], []
-    config = LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.target_modules,
-        modules_to_save=saved or None,
-        trainable_token_indices={name: list(job.new_tokens) for name in grown} or None,
-        ensure_weight_tying=tied and bool(_named(tables, saved)),
-        use_rslora=spec.use_rslora,
-        use_dora=spec.use_dora,
-        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
-    )
-    _refuse_adapted_output(config, tables if tied else tables[1:], tied, job)
+    if grown:
+        given = options.get("trainable_token_indices") or {}
+        given = given if isinstance(given, dict) else {tables[0]: given}
+        rows = {name: [*dict.fromkeys([*(given.get(name) or ()), *job.new_tokens])] for name in grown}
+        options["trainable_token_indices"] = {**given, **rows}
+    if saved:
+        options["modules_to_save"] = saved
+    if "ensure_weight_tying" in kind.fields:
+        options["ensure_weight_tying"] = tied and bool(_named(tables, saved))
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[spec.type.upper()](task_type=task, **options)  # type: ignore[index]
+    if not kind.virtual:
+        _refuse_adapted_output(config, tables if tied else tables[1:], tied, job)
     return config
+
+
+def _options(spec: AdapterSpec, job: Job) -> dict[str, Any]:
+    """Returns the fields of the adapter's configuration, mappings made into the classes that they stand for."""
+    import importlib
+
+    options = spec.options
+    for name, field in fields_of(spec.kind.config).items():
+        if field.nested and isinstance(options.get(name), dict):
+            package, file, kind = field.nested.split(":")
+            module = importlib.import_module(f"{package}.{file.removesuffix('.py').replace('/', '.')}")
+            options[name] = getattr(module, kind)(**options[name])
+    if "total_step" in spec.kind.fields:
+        options["total_step"] = _NO_STEPS_YET
+    if "tokenizer_name_or_path" in spec.kind.fields:
+        model = job.loaded.recipe.model
+        options.setdefault("tokenizer_name_or_path", model.tokenizer or model.name_or_path)
+    return options
+
+
+def _refuse_new_tokens(job: Job, spec: AdapterSpec) -> None:
+    """Refuses new tokens where their embeddings would stay as no training has left them."""
+    if spec.kind.virtual or "modules_to_save" not in spec.kind.fields:
+        names = " ".join(job.tokenizer.convert_ids_to_tokens(list(job.new_tokens[:4])))
+        raise RecipeError(
+            f"adapter.type: {spec.type} trains no embeddings, and the model has yet to learn {names}",
+            hint="name a model.chat_template whose tokens the model knows, or train with lora",
+        )
 
 
 def _embeddings(model: "PreTrainedModel") -> tuple[list[str], bool, bool]:
@@ -72,21 +116,25 @@ def _named(tables: list[str], modules: list[str]) -> list[str]:
     return [name for name in tables if any(name.endswith(module) for module in modules)]
 
 
-def _refuse_adapted_output(config: "LoraConfig", names: list[str], tied: bool, job: Job) -> None:
+def _refuse_adapted_output(config: Any, names: list[str], tied: bool, job: Job) -> None:
     """Refuses adapters on the output layer, and on the input embeddings where the two are one."""
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
-    if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+    targets = config.target_modules
+    if config.peft_type == "TRAINABLE_TOKENS":
+        targets = targets or ["embed_tokens"]  # which peft says later
+    if targets in (None, INCLUDE_LINEAR_LAYERS_SHORTHAND):
         return  # peft leaves the output layer out
-    found = [name for name in names if check_target_module_exists(config, name)]
+    aimed = SimpleNamespace(**vars(config) | {"target_modules": targets})
+    found = [name for name in names if check_target_module_exists(aimed, name)]
     if found:
-        shared = ", which it shares with the input embeddings," if tied else ""
+        shared, section = ", which it shares with the input embeddings," if tied else "", job.loaded.recipe.section
         raise RecipeError(
-            f"lora.target_modules puts an adapter on {found[0]}: the loss reads the output layer's weight{shared} and "
-            "never calls the layer, so the adapter would not be trained",
+            f"{section}.target_modules puts an adapter on {found[0]}: the loss reads the output layer's weight{shared} "
+            "and never calls the layer, so the adapter would not be trained",
             where=str(job.loaded.path),
-            hint=f"leave it out, or train the layer in full with lora.modules_to_save: [{found[0].split('.')[-1]}]",
+            hint=f"leave it out, or train it in full with {section}.modules_to_save: [{found[0].split('.')[-1]}]",
         )
 
 
@@ -101,7 +149,7 @@ def add_adapter(job: Job, model: "PreTrainedModel") -> Any:
     """Puts the recipe's adapters, if it has any, on a model whose trainer does not do so itself."""
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    config = lora_config(job, model)
+    config = adapter_config(job, model)
     if config is None:
         return model
     if job.loaded.recipe.quantization:
@@ -147,7 +195,7 @@ def _settle_adapters(model: Any, base: Any, heads: list[Any]) -> None:
     output = base.get_output_embeddings() if base.can_generate() else None
     for wrapper in base.modules():
         if isinstance(wrapper, TrainableTokensWrapper):
-            wrapper.register_parameter("bias", None)  # TRL asks the output layer for it; `lora_config` made sure
+            wrapper.register_parameter("bias", None)  # TRL asks the output layer for it; `adapter_config` made sure
         if isinstance(wrapper, ModulesToSaveWrapper) and not any(wrapper is head for head in heads):
             frozen = next(wrapper.original_module.parameters()).dtype
             for module in wrapper.modules_to_save.values():
@@ -157,6 +205,63 @@ def _settle_adapters(model: Any, base: Any, heads: list[Any]) -> None:
             if isinstance(value, set):
                 setattr(config, name, sorted(value))
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    kind = next(iter(model.peft_config.values())).peft_type.value.lower()
+    if kind == "adaption_prompt":  # peft holds the base's forward pass as it was before a trainer put its own in place
+        model.base_model.forward = base.forward
+    if TYPES[kind].forgets:
+        model.save_pretrained = functools.partial(_save, model, model.save_pretrained)
+        model.load_adapter = functools.partial(_load, model, model.load_adapter)
+
+
+# --- What an adapter's own file forgets ---
+#
+# P-tuning and prefix tuning with a projection keep the virtual tokens that their networks made, and AdaLoRA the ranks
+# that are left of its matrices. A run that went on from there would go another way (P-tuning, with peft 0.21), or fail.
+
+
+def _save(model: Any, save: Callable[..., Any], folder: str, **options: Any) -> None:
+    """Saves an adapter as peft does, and beside it all that is trained with what allocates ranks."""
+    from safetensors.torch import save_file
+
+    save(folder, **options)
+    tensors = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    config, allocator = next(iter(model.peft_config.values())), allocator_of(model)
+    if allocator is not None:
+        for group in _IMPORTANCE:
+            tensors |= {f"{group}/{name}": value for name, value in getattr(allocator, group).items()}
+    pattern = json.dumps(config.rank_pattern if allocator is not None else None)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(tensors, Path(folder) / STATE, {"format": "pt", "rank_pattern": pattern})
+
+
+def _load(model: Any, load: Callable[..., Any], folder: str, *arguments: Any, **options: Any) -> Any:
+    """Takes up what ``_save`` has kept; without it, what peft loads."""
+    import torch
+    from safetensors import safe_open
+
+    path = Path(folder) / STATE
+    if not path.is_file():
+        return load(folder, *arguments, **options)
+    places, allocator = dict(model.named_parameters()), allocator_of(model)
+    with safe_open(path, "pt") as kept, torch.no_grad():
+        for name in kept.keys():  # noqa: SIM118  # not a dict
+            group, _, rest = name.partition("/")
+            tensor = kept.get_tensor(name)
+            if rest:
+                getattr(allocator, group)[rest] = tensor.to(model.device)
+            else:
+                places[name].copy_(tensor)
+        if allocator is not None:
+            next(iter(model.peft_config.values())).rank_pattern = json.loads(kept.metadata()["rank_pattern"])
+    return None
+
+
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def allocator_of(model: Any) -> Any:
+    """Returns what shares out AdaLoRA's ranks; None for other adapters."""
+    return getattr(getattr(model, "base_model", None), "rankallocator", None)
 
 
 def _own_type(module: Any, *, autocast: bool = False, gives: "torch.dtype | None" = None) -> None:

@@ -27,8 +27,9 @@ def header(loaded: Loaded, processes: int) -> list[str]:
     """
     recipe, option = loaded.recipe, loaded.option
     trained = "all weights"
-    if recipe.lora:
-        trained = f"adapters of rank {recipe.lora.r}" + (f" on {recipe.quantization}" if recipe.quantization else "")
+    if spec := recipe.adapts:
+        trained = f"adapters of rank {spec.options.get('r', 8)}" if spec.type == "lora" else f"{spec.type} adapters"
+        trained += f" on {recipe.quantization}" if recipe.quantization else ""
     batch = option("per_device_train_batch_size") * option("gradient_accumulation_steps") * processes
     counts = [_rows(source, loaded.path.parent) for source in recipe.data.train]
     rows = sum(count for count in counts if isinstance(count, int)) if all(isinstance(n, int) for n in counts) else None

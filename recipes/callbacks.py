@@ -16,6 +16,7 @@ from ..data_tools.progress import ProgressLine
 from ..evals import checkpoints
 from ..evals.models import save_head
 from . import rundir
+from .adapters import allocator_of
 from .load import Loaded
 from .monitor import Monitor
 
@@ -248,6 +249,27 @@ def clock(seconds: float) -> str:
 
 def _folder(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{step}"
+
+
+class RankAllocation(TrainerCallback):
+    """Shares out AdaLoRA's ranks after each optimizer step (Zhang et al. 2023, arXiv:2303.10512, algorithm 1).
+
+    Nobody else calls peft's allocator, without which the ranks stay as they begin. It is told how long the run is.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Lays the schedule out over the run's steps."""
+        if allocator := allocator_of(kwargs["model"]):
+            allocator.set_total_step(state.max_steps)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Updates what each rank is worth, while the step's gradients are there, and masks those beyond the budget."""
+        if allocator_of(kwargs["model"]):
+            kwargs["model"].base_model.update_and_allocate(state.global_step + 1)
 
 
 class ProgressKeeper(TrainerCallback):

@@ -18,7 +18,7 @@ from .errors import RecipeError
 from .load import Loaded, load
 from .monitor import described
 from .rewards import name_of
-from .schema import RewardSpec
+from .schema import AdapterSpec, RewardSpec
 from .stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -401,9 +401,8 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
         "gold": _constant(recipe.gold) if recipe.gold and recipe.gold.model else recipe.gold,
         "trainer": _settings(recipe.trainer, recipe.stage, evaluates=recipe.data.eval is not None),
     }
-    if recipe.lora:
-        update = {"target_modules": "all-linear", "modules_to_save": [], "r": min(recipe.lora.r, 4)}
-        changed["lora"] = recipe.lora.model_copy(update=update)
+    if recipe.adapts:
+        changed |= {"lora": None, "adapter": _small_adapter(recipe.adapts)}
     if recipe.teacher:
         teacher = save_tiny(ready.job.tokenizer, folder / "teacher", ready.head)
         update = {"name_or_path": teacher, "revision": None, "top_k": None, "attn_implementation": None}
@@ -413,6 +412,33 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
     if recipe.classify:
         changed["classify"] = recipe.classify.model_copy(update={"pooling": None})
     return replace(loaded, recipe=recipe.model_copy(update=changed))
+
+
+# What a kind of adapter needs to fit the stand-in, whose layers are 16 wide.
+_LAYERS = {"target_modules": ["q_proj", "v_proj"]}
+_SMALL: dict[str, dict[str, Any]] = {
+    "adaption_prompt": {"adapter_layers": 2, "adapter_len": 2},
+    "c3a": {**_LAYERS, "block_size": 8},
+    "fourierft": {**_LAYERS, "n_frequency": 16},
+    "ia3": {**_LAYERS, "feedforward_modules": []},
+    "ln_tuning": {"target_modules": ["input_layernorm"]},
+    "lora": {"target_modules": "all-linear", "r": 4},
+    "miss": {**_LAYERS, "r": 4},
+    "psoft": {**_LAYERS, "r": 4},
+    "road": {**_LAYERS, "group_size": 8},
+    "shira": {**_LAYERS, "r": 2},
+    "trainable_tokens": {"token_indices": [0]},
+    "vblora": {**_LAYERS, "vector_length": 8, "num_vectors": 8},
+    "waveft": {**_LAYERS, "n_frequency": 16},
+}
+_SIZELESS = ("use_dora", "use_rslora", "lora_dropout", "prefix_projection", "encoder_reparameterization_type")
+
+
+def _small_adapter(spec: AdapterSpec) -> AdapterSpec:
+    """Returns an adapter of the same kind that fits the stand-in; fields of the recipe that have no size are kept."""
+    small = _SMALL.get(spec.type, {"num_virtual_tokens": 2} if spec.kind.virtual else _LAYERS)
+    kept = {name: value for name, value in spec.options.items() if name in _SIZELESS}
+    return AdapterSpec.model_validate({"type": spec.type, **small, **kept})
 
 
 def _settings(trainer: dict[str, Any], stage: str, *, evaluates: bool) -> dict[str, Any]:

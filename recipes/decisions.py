@@ -123,7 +123,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
             model.config.get_text_config(), "output_router_logits"
         ):
             raise RecipeError("trainer.router_aux_loss_coef weighs experts, and the model has none", hint="drop it")
-        if loaded.recipe.lora:
+        if loaded.recipe.adapts:
             check_adapter(loaded.recipe, model)
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
 
@@ -304,6 +304,10 @@ def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
     if values.get("optim") == "muon":  # not one of transformers' names; `train.build` puts it in the place of this one
         values["optim"] = "adamw_torch"
     values["save_total_limit"] = None  # CheckpointKeeper removes old checkpoints, after the new one is whole
+    if (
+        loaded.recipe.adapts and loaded.recipe.adapts.kind.cached
+    ):  # its tokens stand in a cache, which is not recomputed
+        values.setdefault("gradient_checkpointing", False)
     values.setdefault("logging_nan_inf_filter", False)  # it would print the last good loss for a broken one
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
     values.setdefault("ddp_timeout", 6 * 3600)  # the other processes wait while the first one tokenises
@@ -360,47 +364,53 @@ def check_adapter(recipe: Recipe, model: Any) -> None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    assert recipe.lora is not None, "the caller has looked"
-    spec = recipe.lora
+    spec, section = recipe.adapts, recipe.section
+    assert spec is not None, "the caller has looked"
+    options = spec.options
+    saved = options.get("modules_to_save") or []
+    targets = None if spec.type in ("adaption_prompt", "ln_tuning") else options.get("target_modules")
     modules = {name: module for name, module in model.named_modules() if name}
     adaptable = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     known = {name.rpartition(".")[2] for name, module in modules.items() if any(True for _ in module.parameters())}
     known = {name for name in known if not name.isdecimal()}
     problems = []
-    regex = spec.target_modules if isinstance(spec.target_modules, str) else None
-    listed = spec.target_modules if isinstance(spec.target_modules, list) else []
+    regex = targets if isinstance(targets, str) else None
+    listed = targets if isinstance(targets, list) else []
     if regex is not None and regex != "all-linear":
         try:
             found = [name for name in modules if re.fullmatch(regex, name)]
         except re.error as error:
-            found, problems = [], [f"lora.target_modules is no regular expression: {error}"]
+            found, problems = [], [f"{section}.target_modules is no regular expression: {error}"]
         if not found:
             names = ("all-linear", *linear)
             hint = f"say [{regex}]" if regex in linear else did_you_mean(regex.lower(), names)
             problems.append(
-                f"lora.target_modules: no module's whole name matches {regex!r}; {hint or 'or say all-linear'}"
+                f"{section}.target_modules: no module's whole name matches {regex!r}; {hint or 'or say all-linear'}"
             )
         listed = [name for name in found if not isinstance(modules[name], adaptable)][:1]
-    for key, names, choices in (("target_modules", listed, linear), ("modules_to_save", spec.modules_to_save, known)):
+    for key, names, choices in (("target_modules", listed, linear), ("modules_to_save", saved, known)):
         for name in names:
             found = [modules[full] for full in modules if full == name or full.endswith(f".{name}")]
             others = choices - {name}
             hint = did_you_mean(name, others) or f"it has {', '.join(sorted(others))}"
             if not found:
-                problems.append(f"lora.{key}: the model has no module {name!r}; {hint}")
+                problems.append(f"{section}.{key}: the model has no module {name!r}; {hint}")
             elif key == "target_modules" and (other := next((m for m in found if not isinstance(m, adaptable)), None)):
-                problems.append(f"lora.{key}: {name!r} is a {type(other).__name__}, which takes no adapter; {hint}")
+                problems.append(
+                    f"{section}.{key}: {name!r} is a {type(other).__name__}, which takes no adapter; {hint}"
+                )
             elif key == "modules_to_save" and (why := _untrainable(found, recipe, model)):
-                problems.append(f"lora.{key}: {name!r} {why}; {hint}")
+                problems.append(f"{section}.{key}: {name!r} {why}; {hint}")
     if not model.can_generate() and listed and set(listed) <= set(head_modules(model)):
         problems.append(
-            "lora.target_modules names the head alone, which is trained in full as it is; name other modules"
+            f"{section}.target_modules names the head alone, which is trained in full as it is; name other modules"
         )
-    if spec.use_dora and recipe.quantization == "int8" and not torch.accelerator.is_available():
-        problems.append("lora.use_dora: bitsandbytes cannot run int8 weights under DoRA on a CPU; say nf4, or drop one")
-    if spec.target_modules == []:
-        problems.append("lora.target_modules is empty; say all-linear, or name modules")
+    if options.get("use_dora") and recipe.quantization == "int8" and not torch.accelerator.is_available():
+        why = "bitsandbytes cannot run int8 weights under DoRA on a CPU"
+        problems.append(f"{section}.use_dora: {why}; say nf4, or drop one")
+    if targets == []:
+        problems.append(f"{section}.target_modules is empty; say all-linear, or name modules")
     if problems:
         raise RecipeError("; ".join(problems))
 
@@ -412,7 +422,7 @@ def _untrainable(modules: "list[Any]", recipe: Recipe, model: Any) -> str | None
     body = getattr(model, model.base_model_prefix, None)
     for module in modules:
         if isinstance(module, nn.ModuleList | nn.ModuleDict) or module is body:
-            return "holds all layers, and adapters need a frozen one; train without lora, or name a part"
+            return "holds all layers, and adapters need a frozen one; train without, or name a part"
         if not any(True for _ in module.parameters()):
             return f"is a {type(module).__name__}, which has no weights to train"
         if recipe.quantization and module is not model.get_output_embeddings():

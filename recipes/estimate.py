@@ -45,7 +45,8 @@ class Size:
 
     Attributes:
         total: All of the model's own, tied ones once; adapters are not among them.
-        trainable: Those that receive gradients, adapters or all.
+        trainable: Those that receive gradients, adapters or all; 0 where that is up to the numbers of the base's
+            weights.
         embeddings: Those of the input and output embeddings, which quantization leaves alone.
         new_tokens: Of the trainable ones, those of rows for tokens that the chat template added.
     """
@@ -160,31 +161,36 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
     ranks = adapted(loaded, architecture)
     if ranks is None:
         return Size(total, total, tables)
-    spec = loaded.recipe.lora
+    spec = loaded.recipe.adapts
     assert spec is not None, "there are ranks"
     trained = total - architecture.body if outputs is not None else 0
     trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in spec.modules_to_save)
     for name, rank in ranks.items():
         matrix = architecture.matrices[name]
         trained += architecture.layers * (
-            rank * (matrix.inputs + matrix.outputs) + (matrix.outputs if spec.use_dora else 0)
+            rank * (matrix.inputs + matrix.outputs) + (matrix.outputs if spec.options.get("use_dora") else 0)
         )
     return Size(total, trained, tables)
 
 
 def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None:
-    """Returns the ranks of the adapters on a layer's matrices; None if all weights are trained."""
-    spec = loaded.recipe.lora
+    """Returns the ranks of the adapters on a layer's matrices; None if all weights are trained.
+
+    Of kinds other than LoRA it knows none: what they train is counted once the data are read and the model is built.
+    """
+    spec = loaded.recipe.adapts
     if spec is None:
         return None
-    wanted = spec.target_modules
+    if spec.type != "lora":
+        return {}
+    wanted = spec.options.get("target_modules") or ["q_proj", "v_proj"]  # which is what peft takes for most models
 
     def has(name: str) -> bool:
         if isinstance(wanted, str):
             return wanted == "all-linear" or re.fullmatch(wanted, f"model.layers.0.{name}") is not None
         return any(f".{name}".endswith(f".{ending}") for ending in wanted)
 
-    return {name: spec.r for name in architecture.matrices if has(name)}
+    return {name: spec.options.get("r", 8) for name in architecture.matrices if has(name)}
 
 
 # --- Memory ---
@@ -452,19 +458,22 @@ def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
     """Counts the parameters of a model that was loaded empty, which then carries the recipe's adapters."""
     import torch
 
-    from .adapters import lora_config
+    from .adapters import adapter_config
 
     with torch.device("meta"):
         total = sum(parameter.numel() for parameter in model.parameters())
         layers = (model.get_input_embeddings(), *([] if head else [model.get_output_embeddings()]))
         tables = {layer.weight for layer in layers}
         embeddings = sum(table.numel() for table in tables)
-        config = lora_config(job, model)
+        config = adapter_config(job, model)
         if config is None:
             return Size(total, total, embeddings)
         from peft import get_peft_model
 
-        adapted = get_peft_model(model, config).named_parameters()
+        try:
+            adapted = get_peft_model(model, config).named_parameters()
+        except (NotImplementedError, RuntimeError):  # it is laid out by the numbers of the base's weights
+            return Size(total, 0, embeddings)
         trained = {name: weight.numel() for name, weight in adapted if weight.requires_grad}
         rows = sum(size for name, size in trained.items() if "trainable_tokens" in name)
         return Size(total, sum(trained.values()), embeddings, rows)

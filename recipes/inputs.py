@@ -13,6 +13,7 @@ _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt
 # Where a recipe names files or models: the section, or list of sections, and the keys in it.
 _PATHS = (
     (("model",), "name_or_path", "tokenizer"),
+    (("adapter",), "name_or_path"),
     (("teacher",), "name_or_path"),
     (("critic",), "name_or_path"),
     (("gold",), "model"),

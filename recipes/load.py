@@ -1,5 +1,6 @@
 """From a YAML file and ``a.b=c`` overrides to a frozen recipe, or to every problem at once."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from ..data_tools.specfile import (
     validate,
     with_references,
 )
+from ..evals.models import ADAPTER
 from . import trainer_fields
+from .adapter_types import STATE, TYPES, adapter_problems
 from .inputs import find_inputs
 from .schema import Recipe
 from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
@@ -151,11 +154,53 @@ def _checked(document: Document, overrides: Sequence[str], references: Mapping[s
             replaced = key == "rewards" and document.value.get("environment")  # which may score what happens in it
             if not document.value.get(key) and not replaced:
                 document.problem(("stage",), f"the stage {name} needs the section {key}")
+        _check_adapter(document, stage)
     values = document.value
     document.value = with_references(document, values, references)
     find_inputs(document, references)
+    if stage:
+        _find_adapter(document, stage, references)
     recipe = validate(Recipe, document, raise_problems=False)
     return recipe and Loaded(recipe, values, document.path, tuple(overrides), dict(references), document)
+
+
+def _check_adapter(document: Document, stage: Stage) -> None:
+    """Checks the fields of an adapter, and that it goes with the stage and the trainer's fields."""
+    section, trainer = document.value.get("adapter"), document.value.get("trainer")
+    if not isinstance(section, dict) or not isinstance(trainer, dict):
+        return  # which is told where the recipe is validated
+    if "name_or_path" in section:
+        for key in sorted(section.keys() - {"name_or_path"}):
+            document.problem(("adapter", key), "is said by the adapter that name_or_path names", "drop it")
+        return
+    for key, what, hint in adapter_problems(section, document.value, headed=stage.headed):
+        document.problem(("adapter", key), what, hint)
+
+
+def _find_adapter(document: Document, stage: Stage, references: Mapping[str, Path]) -> None:
+    """Finds the adapter that a run goes on from, and takes its type from its own configuration."""
+    section, trainer = document.value.get("adapter"), document.value.get("trainer")
+    name = section.get("name_or_path") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not isinstance(trainer, dict) or name.startswith("@"):
+        return
+    key = ("adapter", "name_or_path")
+    places = (Path(name), Path(name) / "adapter")
+    folder = next((place for place in places if (place / ADAPTER).is_file()), None)
+    if folder is None:
+        if not name.startswith(tuple(map(str, references.values())) or "\0"):  # else a step has yet to write it
+            document.problem(key, f"there is no adapter in {name}", f"expected {ADAPTER}")
+        return
+    config = json.loads((folder / ADAPTER).read_text())
+    kind = str(config.get("peft_type")).lower()
+    found = adapter_problems({"type": kind}, document.value, headed=stage.headed)
+    problems = [what for _, what, _ in found]
+    if (config.get("task_type") == "SEQ_CLS") != stage.headed:
+        problems.append("is not the adapter of a model of this stage's kind")
+    if kind in TYPES and TYPES[kind].forgets and (kind == "adalora" or not (folder / STATE).is_file()):
+        problems.append(f"{kind} cannot go on from its final adapter, which is for use alone")
+    for what in problems:
+        document.problem(key, what)
+    document.value["adapter"] = {"type": kind, "name_or_path": str(folder)}
 
 
 def _blame_overrides(document: Document, path: Path, overrides: Sequence[str], references: Mapping[str, Path]) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, first_line
+from ..data_tools.files import read_json
 from ..evals.models import ADAPTER, load_model
 from ..evals.parity import Comparison, Sides, compare_sides, require_base
 from ..evals.runs import is_run, locate, read_record, run_of
+from .adapter_types import TYPES
 from .errors import RunError
 from .model import agree
 
@@ -39,6 +41,9 @@ def merge_to(source: str, output: Path, *, dtype: str = "auto") -> Comparison:
     adapter = folder if (folder / ADAPTER).is_file() else folder / "adapter"
     if not (adapter / ADAPTER).is_file():
         raise InputError("there is no adapter here to merge", where=source, hint=f"expected {ADAPTER}")
+    kind = str((read_json(adapter / ADAPTER) or {}).get("peft_type")).lower()
+    if (known := TYPES.get(kind)) and known.apart:
+        raise InputError(f"{kind} cannot be merged: {known.apart}", where=source, hint="it is used with its base")
     require_base(record, source, "the run's own folder holds the merged model")
     loaded = load_model(str(adapter), dtype=dtype)
     model: Any = loaded.model

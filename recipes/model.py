@@ -1,15 +1,16 @@
-"""From a recipe's ``model``, ``lora`` and ``quantization`` sections to a tokenizer, a model and an adapter."""
+"""From a recipe's ``model``, ``quantization`` and adapter sections to a tokenizer, a model and an adapter."""
 
 import contextlib
 import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import chat_templates
 from ..chat_templates.errors import did_you_mean, first_line
-from ..evals.models import ModelKind, Pretrained, auto_class, kind_of, make_room
+from ..evals.models import ModelKind, Pretrained, apply_adapter, auto_class, kind_of, make_room
 from .errors import RecipeError
 from .schema import ModelSpec, Recipe, TeacherSpec
 
@@ -101,7 +102,7 @@ def load_model(
     import torch
 
     spec = recipe.model
-    dtype = spec.dtype if spec.dtype != "auto" or recipe.lora else "float32"
+    dtype = spec.dtype if spec.dtype != "auto" or recipe.adapts else "float32"
     options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     if spec.config is not None:
         with torch.device("meta") if empty else contextlib.nullcontext():
@@ -383,12 +384,23 @@ def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
 def load_reference(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
     """Loads once more what the policy starts from, tokens that the template added included.
 
-    TRL would load it by its name alone: without its revision, its added tokens or its choice of layers.
+    TRL would load it by its name alone: without its revision, its added tokens or its choice of layers. An adapter that
+    the policy goes on from is merged into it.
+
+    Raises:
+        RecipeError: That adapter cannot be merged.
     """
     from transformers import set_seed
 
     set_seed(seed)  # new weights are drawn as the policy's were
-    return load_model(recipe, tokenizer)
+    model: Any = load_model(recipe, tokenizer)
+    if (start := recipe.adapts) is None or start.name_or_path is None:
+        return model
+    why = start.kind.apart or (recipe.quantization and "merging into quantized weights would lose digits")
+    if why:
+        what = f"adapter.name_or_path: the reference is the policy as it starts, adapter merged: {why}"
+        raise RecipeError(what, hint="train a fresh adapter, or merge the first run's and go on from that model")
+    return apply_adapter(model, Path(start.name_or_path)).merge_and_unload()
 
 
 def head_options(head: Head | None) -> dict[str, Any]:

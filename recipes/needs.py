@@ -139,7 +139,7 @@ def setup_of(
     mixed = trainer.get("bf16", by_default) or trainer.get("fp16")
     accumulated, batch = loaded.option("gradient_accumulation_steps"), loaded.option("per_device_train_batch_size")
     kernel = recipe.model.attn_implementation or "sdpa"
-    own_reference = ranks is None and _has_reference(loaded)
+    own_reference = recipe.loads_reference and _has_reference(loaded)
     setup = Setup(
         architecture=architecture,
         size=size,
@@ -269,6 +269,8 @@ def lines(
 
 def _counted(size: Size) -> str:
     trained = "all trained" if size.trainable == size.total else f"{count(size.trainable)} trained ({size.trainable:,})"
+    if not size.trainable:
+        trained = "what the adapter trains of them is not known by its fields alone, and left out"
     return f"model: {count(size.total)} parameters ({size.total:,}), {trained}"
 
 
@@ -366,12 +368,12 @@ def _table(loaded: Loaded, setup: Setup, assumed: Assumptions, made: Made) -> li
 def _adapters(loaded: Loaded, setup: Setup, made: Made) -> dict[str, Setup]:
     """Returns the step with all weights trained, with LoRA, and with LoRA on a quantized base."""
     recipe, found = loaded.recipe, {}
-    lora = recipe.lora or LoraSpec()
+    lora = recipe.adapts if recipe.adapts and recipe.adapts.type == "lora" else LoraSpec().adapter()
     sections = {"full": (None, None), "lora": (lora, None), "qlora": (lora, recipe.quantization or "nf4")}
     if recipe.model.config is not None or recipe.objective is not None:
         del sections["lora"], sections["qlora"]  # trained whole, as the schema has it
     for name, (section, quantization) in sections.items():
-        update = {"lora": section, "quantization": quantization}
+        update = {"lora": None, "adapter": section, "quantization": quantization}
         changed = replace(loaded, recipe=recipe.model_copy(update=update))
         found[name] = setup_of(changed, setup.architecture, setup.machine, made=made)
     return found

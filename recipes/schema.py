@@ -7,9 +7,10 @@ and ``trainer`` is passed to the stage's own configuration class, whose fields a
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ..data_tools.spec import DataSpec, Section
+from .adapter_types import TYPES, AdapterType
 from .stage_table import STAGES
 from .trainer_fields import Field as TrainerField
 from .trainer_fields import fields_of
@@ -70,8 +71,32 @@ class ModelSpec(Section):
         return self
 
 
+class AdapterSpec(Section):
+    """What is trained instead of the model's own weights: one of peft's kinds of adapters, with peft's own fields.
+
+    Those fields stand beside ``type``; a recipe's are checked when it is read (`adapter_types.adapter_problems`).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = ""
+    """Such as `lora`, `prefix_tuning`, `ia3`: peft's type in lower case."""
+    name_or_path: str | None = None
+    """A trained adapter to go on from, in place of a type and its fields: its folder, a run of one, or `@step`."""
+
+    @property
+    def kind(self) -> AdapterType:
+        """What must be known of its type."""
+        return TYPES[self.type]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of peft's configuration class."""
+        return dict(self.model_extra or {})
+
+
 class LoraSpec(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained instead of the model's own weights."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): the short form of `adapter: {type: lora, …}`."""
 
     r: Annotated[int, Field(gt=0, le=65536)] = 16
     """The rank."""
@@ -87,6 +112,12 @@ class LoraSpec(Section):
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
+
+    def adapter(self) -> AdapterSpec:
+        """Returns the same by peft's names."""
+        given = self.model_dump()
+        named = {f"lora_{name}": given.pop(name) for name in ("alpha", "dropout")}
+        return AdapterSpec(type="lora", **given, **named)
 
 
 class TeacherSpec(Section):
@@ -259,9 +290,11 @@ class Recipe(Section):
     model: ModelSpec
     """Where the model and its tokenizer come from."""
     lora: LoraSpec | None = None
-    """Train adapters instead of all weights."""
+    """Train low-rank adapters instead of all weights."""
+    adapter: AdapterSpec | None = None
+    """Train an adapter of any kind that peft has; `lora` is its short form."""
     quantization: Literal["nf4", "fp4", "int8"] | None = None
-    """Quantize the frozen base; needs `lora`. nf4 with lora is QLoRA."""
+    """Quantize the frozen base; needs an adapter. nf4 with lora is QLoRA."""
     data: DataSpec
     """What to train on and what to evaluate the loss on."""
     teacher: TeacherSpec | None = None
@@ -301,26 +334,44 @@ class Recipe(Section):
     """The run folder."""
 
     @property
+    def adapts(self) -> AdapterSpec | None:
+        """The adapter that is trained, however the recipe says it; None where all weights are."""
+        return self.adapter or (self.lora and self.lora.adapter())
+
+    @property
+    def section(self) -> str:
+        """What the section of its adapter is called in the recipe."""
+        return "adapter" if self.adapter else "lora"
+
+    @property
+    def loads_reference(self) -> bool:
+        """Whether the policy as it was is another model, and not the policy without its adapter."""
+        return self.adapts is None or self.adapts.name_or_path is not None
+
+    @property
     def models(self) -> tuple[str, ...]:
-        """Every model that the recipe names: the trained one, its teacher, its reward models and its critic."""
+        """Every model that the recipe names: the trained one, its adapter, teacher, reward models and critic."""
         named = [self.model.name_or_path, self.teacher and self.teacher.name_or_path]
+        named.append(self.adapter and self.adapter.name_or_path)
         named += [reward.model for reward in (*self.rewards, self.gold) if reward]
         named.append(self.critic and self.critic.name_or_path)
         return tuple(name for name in named if name)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.quantization and self.lora is None:
-            raise ValueError("quantization freezes the base, so it needs a lora section (QLoRA is the two together)")
-        if self.objective is not None and (self.lora or self.quantization):
-            raise ValueError("objective: mlm trains all weights of an encoder: drop lora and quantization")
-        if self.model.rope_parameters is not None and self.lora:
+        if self.lora and self.adapter:
+            raise ValueError("lora is the short form of adapter: drop one of the two")
+        if self.quantization and self.adapts is None:
+            raise ValueError("quantization freezes the base, so it needs a lora section or an adapter section")
+        if self.objective is not None and (self.adapts or self.quantization):
+            raise ValueError("objective: mlm trains all weights of an encoder: drop lora, adapter and quantization")
+        if self.model.rope_parameters is not None and self.adapts:
             raise ValueError(
                 "an adapter does not keep model.rope_parameters, so whoever loads it would read its base unscaled; "
-                "drop lora, or write rope_parameters into the base's config.json"
+                f"drop {self.section}, or write rope_parameters into the base's config.json"
             )
-        if self.model.config is not None and (self.lora or self.quantization):
-            raise ValueError("a new model (model.config) has nothing to adapt: drop lora and quantization")
+        if self.model.config is not None and (self.adapts or self.quantization):
+            raise ValueError("a new model (model.config) has nothing to adapt: drop lora, adapter and quantization")
         if self.score and self.score.every == "checkpoint" and self.trainer.get("save_total_limit") is not None:
             raise ValueError(
                 "trainer.save_total_limit deletes checkpoints that score.every: checkpoint still has to score; "

@@ -126,8 +126,8 @@ def build(ready: Ready) -> "Trainer":
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from .adapters import lora_config, settle
-    from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper
+    from .adapters import adapter_config, settle
+    from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper, RankAllocation
     from .meter import Meter
     from .model import kernels, load_model
     from .needs import peak_of, token_flops
@@ -156,19 +156,22 @@ def build(ready: Ready) -> "Trainer":
             "train_dataset": train.dataset,
             "eval_dataset": held_out.dataset if held_out else None,
             "processing_class": job.tokenizer,
-            "peft_config": lora_config(job, model),
+            "peft_config": adapter_config(job, model),
             "callbacks": [
                 *([profiler] if profiler else []),
                 watchdog,
                 meter,
                 display,
                 progress,
+                RankAllocation(),
                 keeper,
             ],  # the manifest is written last
         }
         _say(kernels(model, ready.args))
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)
         settle(trainer.model)
+        if recipe.adapts and recipe.adapts.name_or_path:
+            trainer.model.load_adapter(recipe.adapts.name_or_path, "default", is_trainable=True)  # type: ignore[union-attr]
         if job.option("optim") == "muon":
             from .optimizers import use_muon
 
@@ -240,7 +243,8 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
     """Saves the final model in plain Hugging Face format at the root of the run folder and closes the record."""
     from accelerate import PartialState
 
-    adapter = job.loaded.recipe.lora is not None
+    spec = job.loaded.recipe.adapts
+    adapter = spec is not None and not spec.kind.apart  # others are the run's final model as they are
     trained = job.run_dir / "adapter" if adapter else job.run_dir
     if trainer.is_world_process_zero():
         (job.run_dir / checkpoints.MANIFEST).unlink(missing_ok=True)  # an older one says nothing of what is saved now

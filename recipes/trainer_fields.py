@@ -1,4 +1,4 @@
-"""The fields of a trainer's configuration class, read from its source without importing it.
+"""The fields of a configuration class of TRL, peft or our own, read from its source without importing it.
 
 Importing ``SFTConfig`` takes about ten seconds, most of it torch and transformers; a recipe must be checkable in
 well under three. The classes are plain dataclasses, so their source says names, annotations and defaults. A test holds
@@ -29,7 +29,9 @@ _ELSEWHERE = {
     "DebugOption": ("transformers", "debug_utils.py"),
 }
 # Packages whose classes a configuration class of ours may extend.
-_PACKAGES = ("trl", "transformers")
+_PACKAGES = ("trl", "transformers", "peft")
+# Bases that hold no field.
+_FIELDLESS = ("PushToHubMixin", "Enum")
 # Lists whose class also takes one item by itself, and makes a list of it.
 _ONE_WILL_DO: dict[str, tuple[type, ...]] = {"loss_type": (str,)}
 # The values of numeric fields, as intervals; `Class.field` where a field means something else in that class. A number
@@ -39,9 +41,10 @@ _RANGES: dict[str, str] = {
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps torch_empty_cache_steps "
         "eval_accumulation_steps save_total_limit dataloader_prefetch_factor ddp_bucket_cap_mb ref_model_sync_steps "
         "precompute_ref_batch_size generation_batch_size steps_per_generation num_iterations num_generations_eval "
-        "chunk PPOConfig.num_generations vllm_tensor_parallel_size"
+        "chunk PPOConfig.num_generations vllm_tensor_parallel_size PromptLearningConfig.num_virtual_tokens"
     ),
     "[2, 1e6]": "num_generations",
+    "[1, 65536]": "PeftConfigMixin.r PeftConfigMixin.init_r PeftConfigMixin.target_r",
     "[1, 1e9]": (
         "max_completion_length vllm_max_model_length kl_horizon ddp_timeout pad_to_multiple_of "
         "ClassifyConfig.max_length"
@@ -68,7 +71,7 @@ _RANGES: dict[str, str] = {
         "alpha DistillationConfig.beta"
     ),
     "[0, 0.5)": "label_smoothing",
-    "[0, 1)": "adam_beta1 adam_beta2",
+    "[0, 1)": "adam_beta1 adam_beta2 PeftConfigMixin.lora_dropout",
     "(0, 1]": "adam_epsilon top_p top_entropy_quantile vllm_gpu_memory_utilization",
     "[0, 4294967295]": "seed data_seed",
     "[0, 1024]": "dataloader_num_workers",
@@ -144,6 +147,7 @@ class Field:
         types: The Python types that a YAML value may have; empty if the annotation is beyond what YAML can say.
         choices: The words that it takes, if they are a fixed set.
         range: The numbers that it takes.
+        nested: The configuration class that a mapping is made into, as ``fields_of`` takes it; None for plain values.
     """
 
     name: str
@@ -152,6 +156,7 @@ class Field:
     types: tuple[type, ...]
     choices: tuple[str, ...]
     range: "Range | None"
+    nested: str | None = None
 
 
 @dataclass(frozen=True)
@@ -203,9 +208,10 @@ class Range:
 _RANGE_OF = {name: Range.read(text) for text, names in _RANGES.items() for name in names.split()}
 
 
-def _named(table: Mapping[str, Any], classes: tuple[str, ...], name: str) -> Any:
-    """Finds a field in a table, by the class that it is used in or one of its bases, else by its name alone."""
-    return next((table[key] for key in (*(f"{cls}.{name}" for cls in classes), name) if key in table), None)
+def _named(table: Mapping[str, Any], classes: tuple[str, ...], name: str, *, plain: bool) -> Any:
+    """Finds a field in a table, by the class that it is used in or one of its bases, else by its plain name."""
+    keys = (*(f"{cls}.{name}" for cls in classes), *([name] if plain else []))
+    return next((table[key] for key in keys if key in table), None)
 
 
 @functools.cache
@@ -221,17 +227,18 @@ def fields_of(config: str) -> Mapping[str, Field]:
     package, file, name = config.split(":")
     lineage: list[str] = []
     fields = _class_fields(_package_folder(package) / file, name, lineage)
-    return {key: _with_values(field, tuple(lineage)) for key, field in fields.items()}
+    plain = package != "peft"  # whose names, `alpha` for one, mean other things than a trainer's
+    return {key: _with_values(field, tuple(lineage), plain=plain) for key, field in fields.items()}
 
 
-def _with_values(field: Field, classes: tuple[str, ...]) -> Field:
+def _with_values(field: Field, classes: tuple[str, ...], *, plain: bool) -> Field:
     """Adds what the tables say of a field in a class, given with its bases from the last to the first."""
     numeric = next((kind for kind in (float, int) if kind in field.types), None)
-    found = _named(_RANGE_OF, classes, field.name)
+    found = _named(_RANGE_OF, classes, field.name, plain=plain)
     if found is None and numeric is not None:
         widest = _WIDEST[numeric]
         found = Range(f"[{-widest:.4g}, {widest:.4g}]", -widest, widest)
-    words = _named(_WORDS, classes, field.name)
+    words = _named(_WORDS, classes, field.name, plain=plain)
     choices = tuple(words.split()) if words else (*field.choices, *_OWN_WORDS.get(field.name, ()))
     return replace(field, range=found, choices=choices)
 
@@ -267,15 +274,15 @@ def _find(path: Path, name: str) -> tuple[Path, ast.ClassDef]:
 
 
 def _imported_file(path: Path, level: int, module: str) -> Path | None:
-    """Returns the file of a module that another imports from, relatively or by its full name, if it is one file."""
+    """Returns the file of a module, or of a package, that another imports from, relatively or by its full name."""
     if level:
-        file = path.parents[level - 1] / f"{module.replace('.', '/')}.py"
+        place = path.parents[level - 1] / module.replace(".", "/")
     else:
         package, _, rest = module.partition(".")
         if package not in _PACKAGES or not rest:
             return None
-        file = _package_folder(package) / f"{rest.replace('.', '/')}.py"
-    return file if file.is_file() else None
+        place = _package_folder(package) / rest.replace(".", "/")
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
 def _class_fields(path: Path, name: str, lineage: list[str]) -> dict[str, Field]:
@@ -284,7 +291,7 @@ def _class_fields(path: Path, name: str, lineage: list[str]) -> dict[str, Field]
     lineage.append(name)
     fields: dict[str, Field] = {}
     for base in node.bases:
-        if isinstance(base, ast.Name):
+        if isinstance(base, ast.Name) and base.id not in _FIELDLESS:
             fields |= _class_fields(path, base.id, lineage)
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -309,24 +316,43 @@ def _field(path: Path, name: str, statement: ast.AnnAssign) -> Field:
     annotation = ast.unparse(statement.annotation)
     types: list[type] = []
     choices: list[str] = []
+    nested = None
     for part in _parts(statement.annotation):
-        if part in _PRIMITIVES:
+        here = _class_in(path, part) if isinstance(part, str) else None
+        if isinstance(part, tuple):
+            types.append(str)
+            choices.extend(part)
+        elif part in _PRIMITIVES:
             types.extend(_PRIMITIVES[part])
-        elif part in _ELSEWHERE:
+        elif part in _ELSEWHERE or (here is not None and here.bases and "Enum" in ast.unparse(here.bases[-1])):
             choices.extend(_enumeration(path, part))
+        elif here is not None:
+            types.append(dict)
+            package = next(folder for folder in path.parents if folder.name in _PACKAGES)
+            nested = f"{package.name}:{path.relative_to(package)}:{part}"
     if list in types:
         types.extend(_ONE_WILL_DO.get(name, ()))
-    return Field(name, annotation, _default(statement.value), tuple(types), tuple(choices), None)
+    return Field(name, annotation, _default(statement.value), tuple(types), tuple(choices), None, nested)
 
 
-def _parts(annotation: ast.expr) -> list[str]:
-    """Splits ``dict[str, Any] | str | None`` into ``dict``, ``str``, ``None``."""
+def _class_in(path: Path, name: str) -> ast.ClassDef | None:
+    """Returns the class of a name that a module defines, if it does."""
+    return next((node for node in _parse(path).body if isinstance(node, ast.ClassDef) and node.name == name), None)
+
+
+def _parts(annotation: ast.expr) -> list[str | tuple[str, ...]]:
+    """Splits ``dict[str, Any] | Literal["a", "b"] | None`` into ``dict``, ``("a", "b")``, ``None``."""
     if isinstance(annotation, ast.BinOp):
         return _parts(annotation.left) + _parts(annotation.right)
+    if isinstance(annotation, ast.Tuple):
+        return [part for item in annotation.elts for part in _parts(item)]
     if isinstance(annotation, ast.Subscript):
-        name = ast.unparse(annotation.value)
-        return _parts(annotation.slice) if name == "Optional" else [name]
-    return [ast.unparse(annotation)]
+        name = ast.unparse(annotation.value).removeprefix("typing.")
+        if name == "Literal":
+            words = ast.literal_eval(annotation.slice)
+            return [words if isinstance(words, tuple) else (words,)]
+        return _parts(annotation.slice) if name in ("Optional", "Union") else [name]
+    return [ast.unparse(annotation).removeprefix("typing.")]
 
 
 def _default(value: ast.expr | None) -> Any:
@@ -373,17 +399,25 @@ def _value_problems(value: Any, field: Field) -> Iterator[tuple[str, str | None]
         yield f"must be {field.annotation}, not {_shown(value)}", "leave it out for the default" if needed else None
         return
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, str) and field.choices and item not in field.choices:
+        if isinstance(item, str) and field.choices and not any(_is_word(item, choice) for choice in field.choices):
             yield f"has no value {item!r}", did_you_mean(item, field.choices) or f"one of {', '.join(field.choices)}"
         elif isinstance(item, int | float) and not isinstance(item, bool) and field.range:
             if not field.range.holds(item):
                 yield f"must be in {field.range.text}, not {_shown(item)}", None
+        elif isinstance(item, dict) and field.nested:
+            yield from ((f"{key}: {what}", hint) for key, what, hint in problems(item, fields_of(field.nested)))
         elif isinstance(item, dict):
             yield from (
                 (f"{key} must be a finite number, not {number!r}", None)
                 for key, number in item.items()
                 if isinstance(number, float) and not math.isfinite(number)
             )
+
+
+def _is_word(value: str, choice: str) -> bool:
+    """Compares a value with a word, in which a description in brackets, as peft writes it, stands for a number."""
+    stem, bracket, _ = choice.partition("[")
+    return value == choice or bool(bracket and value.startswith(stem) and value[len(stem) :].isdecimal())
 
 
 def _shown(value: Any) -> str:

@@ -73,7 +73,7 @@ def merge(model: Any, rows_of_base: int | None) -> Merged:
     rows = rows if isinstance(rows, dict) else {"embed_tokens": rows}
     layers = [base.get_input_embeddings(), base.get_output_embeddings() if base.can_generate() else None]
     tables = {f"{name}.weight" for name, module in base.named_modules() if any(module is layer for layer in layers)}
-    whole = {*(config.modules_to_save or ())}
+    whole = {*(getattr(config, "modules_to_save", None) or ())}
     changed = {name for name, _ in base.named_parameters() if any(f".{part}." in f".{name}" for part in whole)}
     changed |= set(plain.values()) | (tables if rows else set())
     trained = {row for places in rows.values() for row in places}

@@ -192,7 +192,7 @@ def load_critic(
                 f"critic: {spec.name_or_path} has another vocabulary than the policy, whose tokens it must read",
                 hint="name a model with the policy's tokenizer, or say critic.shared: true",
             )
-    body = recipe.model_copy(update={"model": source, "lora": None, "quantization": None})
+    body = recipe.model_copy(update={"model": source, "lora": None, "adapter": None, "quantization": None})
     try:
         with quiet_reports():  # a language model has no head for values
             model = load_model(body, tokenizer, _HEAD, empty=empty)

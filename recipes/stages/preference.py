@@ -60,9 +60,11 @@ def build(
         return trainers.PreparedRewardTrainer(**common, data_collator=collator)
     paired = job.loaded.recipe.stage == "dpo"
     # The reference is the policy without its adapter, or its log-probabilities are computed before, or it is loaded.
-    lacking = "lora" if job.loaded.recipe.lora else "trainer.precompute_ref_log_probs" * args.precompute_ref_log_probs
+    recipe = job.loaded.recipe
+    lacking = "" if recipe.loads_reference else recipe.section
+    lacking = lacking or "trainer.precompute_ref_log_probs" * args.precompute_ref_log_probs
     if args.sync_ref_model:
         trainers.refuse_moving(job, lacking)
-    reference = None if lacking else load_reference(job.loaded.recipe, job.tokenizer, args.seed)
+    reference = None if lacking else load_reference(recipe, job.tokenizer, args.seed)
     trainer_class = trainers.PreparedDPOTrainer if paired else trainers.PreparedKTOTrainer
     return trainers.keeping_reference(trainer_class, common | {"ref_model": reference}, moves=args.sync_ref_model)

@@ -46,10 +46,11 @@ def build(
         return trainers.RowSamplingDistillationTrainer(**common, teacher=load_teacher(recipe.teacher, job.tokenizer))
     moves = getattr(args, "sync_ref_model", False)  # PPO's stays
     if moves:
-        refuse_moving(job, "lora" if recipe.lora else "")
+        refuse_moving(job, recipe.section if recipe.adapts else "")
     common["reward_funcs"], args.reward_weights = load_terms(recipe, job.tokenizer, args)
     measured = recipe.stage == "ppo" or args.beta != 0  # whether the KL to the policy as it was is needed
-    common["reference"] = load_reference(recipe, job.tokenizer, args.seed) if measured and not recipe.lora else None
+    loads = measured and recipe.loads_reference
+    common["reference"] = load_reference(recipe, job.tokenizer, args.seed) if loads else None
     if recipe.stage == "ppo":
         from ..ppo.critic import load_critic
         from ..ppo.trainer import PPOTrainer

@@ -4,13 +4,17 @@ import dataclasses
 import importlib
 
 import pytest
+from posttrain.recipes.adapter_types import TYPES
 from posttrain.recipes.stage_table import STAGES
 from posttrain.recipes.trainer_fields import fields_of, problems
 
 SFT = "trl:trainer/sft_config.py:SFTConfig"
 
 
-@pytest.mark.parametrize("config", sorted({stage.config for stage in STAGES.values()}))
+CONFIGS = sorted({*(stage.config for stage in STAGES.values()), *(kind.config for kind in TYPES.values())})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_source_and_class_agree_on_names_and_literal_defaults(config: str) -> None:
     package, file, name = config.split(":")
     module = importlib.import_module(f"{package}.{file.removesuffix('.py').replace('/', '.')}")
@@ -103,8 +107,9 @@ def test_values_at_the_edge_of_their_range_pass(stage: str, values: dict) -> Non
 def test_the_tables_name_fields_that_some_stage_has_and_allow_every_default() -> None:
     from posttrain.recipes.trainer_fields import _RANGE_OF, _WORDS
 
-    fields = {name: field for stage in STAGES.values() for name, field in fields_of(stage.config).items()}
-    assert {name.rpartition(".")[2] for name in (*_RANGE_OF, *_WORDS)} <= fields.keys()
+    configs = [stage.config for stage in STAGES.values()] + [kind.config for kind in TYPES.values()]
+    fields = {name for config in configs for name in fields_of(config)}
+    assert {name.rpartition(".")[2] for name in (*_RANGE_OF, *_WORDS)} <= fields
     for name, stage in STAGES.items():
         given = {key: field.default for key, field in fields_of(stage.config).items() if field.default is not None}
         assert problems(given, fields_of(stage.config)) == [], name
