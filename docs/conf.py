@@ -23,7 +23,7 @@ include_patterns = ["docs/**.md", "benchmarks/**.md", "README.md", "CONTRIBUTING
 _SOURCES = {"docs", "benchmarks", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.name not in _SOURCES] + ["docs/_build"]
 
-myst_enable_extensions = ["html_image"]
+myst_enable_extensions = ["deflist", "html_image"]
 myst_heading_anchors = 3
 nitpicky = True
 
@@ -31,6 +31,7 @@ html_theme = "furo"
 html_title = "posttrain"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 # Jinja, Go templates and chat formats stand in many blocks: text without a language is text.
 highlight_language = "text"
 

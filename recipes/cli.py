@@ -72,7 +72,8 @@ def init(
     model: Annotated[str, typer.Argument(help="A Hub id or a folder.", show_default=False)],
     output: Annotated[Path | None, typer.Option("-o", help="The file to write.", show_default="STAGE.yaml")] = None,
     data: Annotated[
-        str | None, typer.Option(help="What to train on: a file, a folder or a Hub id.", show_default="example rows")
+        str | None,
+        typer.Option(help="What to train on: a path, a Hub id, or a source as YAML.", show_default="example rows"),
     ] = None,
 ) -> None:
     """Write a commented recipe for a stage and a model."""

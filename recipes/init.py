@@ -13,6 +13,7 @@ import yaml
 from ..chat_templates.errors import InputError, did_you_mean
 from ..data_tools.files import write_atomic
 from ..data_tools.spec import Section
+from ..data_tools.specfile import parse_scalar
 from .schema import Recipe
 from .stage_table import STAGE_SECTIONS, STAGES, Stage
 from .trainer_fields import fields_of
@@ -52,7 +53,7 @@ def write_recipe(stage_name: str, model: str, output: Path, data: str | None = N
         stage_name: One of the stages.
         model: A Hub id or a folder.
         output: The recipe's file; examples go beside it.
-        data: What to train on, as ``data.train.path``; without it, a file of example rows.
+        data: What to train on, a path or as YAML what a recipe may say of a source; without it, a file of example rows.
 
     Returns:
         The files that were written, the recipe first.
@@ -66,7 +67,7 @@ def write_recipe(stage_name: str, model: str, output: Path, data: str | None = N
     stage = STAGES[stage_name]
     files: dict[Path, str] = {}
     kind = stage.accepts[0]
-    train: dict[str, Any] = {"path": data}
+    train = parse_scalar(data) if data is not None and data.startswith("{") else {"path": data}
     if data is None:
         rows = output.with_name(f"{output.stem}-rows.jsonl")
         files[rows] = "".join(json.dumps(row) + "\n" for row in _ROWS[kind] * 8)
