@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {
         "pretrain", 4, 512, {**_LORA, **_model(dtype="float32")}, gradient_checkpointing=True
     ),
     "lora, bf16 base": _setting("pretrain", 2, 256, _LORA),
-    "sft, lora, new tokens": _setting("sft", 2, 256, {**_LORA, **_model(dtype="float32", chat_template="llama3")}),
+    "sft, lora, new tokens": _setting("sft", 2, 256, {**_LORA, **_model(dtype="float32", chat_template="phi")}),
     "dpo": _setting("dpo", 1, 256),
     "dpo, lora": _setting("dpo", 2, 256, {**_LORA, **_model(dtype="float32")}),
     "reward": _setting("reward", 2, 256),

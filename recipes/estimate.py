@@ -287,10 +287,13 @@ def _states(setup: Setup) -> dict[str, float]:
     machine = setup.machine
     if machine.offload_optimizer:
         return {}
+    trained, muons = setup.size.trainable, 0
+    if setup.optimizer == "muon":  # one moment for matrices of hidden layers, AdamW's two for all else
+        muons = trained if setup.ranks is not None else setup.architecture.linear
     per = next((size for word, size in _STATES.items() if word in setup.optimizer), _ADAM_STATES)
     per = per + 4 if machine.zero else per * _weight_bytes(setup) / 4
     shards = machine.processes if machine.zero or machine.fsdp else 1
-    return {"optimizer": per * setup.size.trainable / shards}
+    return {"optimizer": per * (trained - muons / 2) / shards}
 
 
 def activations(setup: Setup) -> tuple[float, float]:

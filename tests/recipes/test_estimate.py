@@ -75,6 +75,8 @@ def test_zero_shards_what_its_paper_says() -> None:
         assert parts["weights"] == pytest.approx(2 * weights / shards[0] + gathered)
     alone = estimate.moments(replace(setup, compute_bytes=4))["update"]
     assert (alone["weights"], alone["optimizer"]) == (4 * weights, 8 * weights)
+    muon = estimate.moments(replace(setup, compute_bytes=4, optimizer="muon"))["update"]["optimizer"]
+    assert muon == 8 * weights - 4 * setup.architecture.linear  # one moment for matrices of hidden layers
 
 
 def test_rows_of_new_tokens_cost_a_copy_of_their_table_and_its_gradient() -> None:
