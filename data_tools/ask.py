@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport, load
-from .endpoint import EMPTY, EndpointSpec, Reply, Request
+from .endpoint import EMPTY, Budget, EndpointSpec, Prices, Reply, Request
 from .endpoint_client import Endpoint
 from .errors import DataError
 from .files import append_line, hash_json, locked, read_json, read_jsonl_log, write_atomic, write_json
@@ -237,11 +237,9 @@ def request_of(query: Query, sampling: Sampling, salt: str = "") -> Request:
 Count = Annotated[int, Field(ge=1)]
 
 
-class AnswersSpec(Tool):
-    """Which prompts are to be answered, by whom and how."""
+class AskSpec(Tool):
+    """Who is asked, and how it answers."""
 
-    prompts: Source
-    """Prompts, or conversations whose last answer is left out."""
     model: str
     """A folder or Hub id, run in this process; with `base_url` the name that the endpoint knows it by."""
     base_url: str | None = None
@@ -254,8 +252,6 @@ class AnswersSpec(Tool):
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The mass of the likeliest tokens that are drawn from."""
-    samples: Count = 1
-    """Answers to each prompt."""
     seed: int = 0
     """Of the draws."""
     batch_size: Count = 32
@@ -264,14 +260,27 @@ class AnswersSpec(Tool):
     """Requests at a time."""
     retries: Annotated[int, Field(ge=0)] = 4
     """How often a failed request is repeated."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """The largest share of the prompts that may stay without a usable answer."""
+    budget: Budget | None = None
+    """What may be spent at the endpoint, reserved before a request is sent: `{tokens: 1000000}`, `{money: 5}`."""
+    prices: Prices | None = None
+    """What the endpoint's tokens cost, for a million: `{input: 0.15, output: 0.60}`; a budget in money needs them."""
 
     @property
     def sampling(self) -> Sampling:
         """Returns how to answer."""
         top_p = self.top_p if self.temperature > 0 else 1.0  # greedy, a server is sent none
         return Sampling(self.max_new_tokens, self.temperature, top_p, self.seed, self.batch_size)
+
+
+class AnswersSpec(AskSpec):
+    """Which prompts are to be answered, by whom and how."""
+
+    prompts: Source
+    """Prompts, or conversations whose last answer is left out."""
+    samples: Count = 1
+    """Answers to each prompt."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The largest share of the prompts that may stay without a usable answer."""
 
 
 def answer(
@@ -300,18 +309,18 @@ def answer(
     report.rows, report.kept = report.rows + len(asked) - len(rows), len(asked)
 
     def backend(queries: Sequence[Query], done: Collection[str], take: Take) -> None:
-        chosen = _local(spec, loader) if spec.base_url is None else _server(spec, output_dir / RECORD)
+        chosen = answerer(spec, output_dir, loader)
         chosen([query for query in queries if query.key not in done], (), take)
 
     with locked(output_dir / ".lock"):
         decides = {"model", "base_url", "max_new_tokens", "temperature", "top_p", "seed"}
         own = {} if spec.base_url else {"model": identify(spec.model)}
-        _claim(output_dir / SETTINGS, spec.model_dump(include=decides) | own)
+        claim(output_dir / SETTINGS, spec.model_dump(include=decides) | own)
         log = Log(output_dir / LOG, _from_line, _to_line, sync=False)
         answers = ask((query for _, query in asked), backend, log)
         lines = []
         for where, query in asked:
-            problem = _problem(answers.get(query.key) or log.failed.get(query.key))
+            problem = problem_of(answers.get(query.key) or log.failed.get(query.key))
             if problem:
                 report.kept -= 1
                 report.drop(problem, where)
@@ -342,7 +351,7 @@ def _to_line(reply: Reply) -> dict[str, Any] | None:
     return None
 
 
-def _problem(reply: Reply | None) -> str | None:
+def problem_of(reply: Reply | None) -> str | None:
     """Says why there is no usable answer."""
     if reply is None:
         return "no answer"
@@ -352,7 +361,7 @@ def _problem(reply: Reply | None) -> str | None:
     return error or (None if reply.text.strip() else EMPTY)
 
 
-def _claim(path: Path, identity: Mapping[str, Any]) -> None:
+def claim(path: Path, identity: Mapping[str, Any]) -> None:
     """Refuses a folder in which another model answered, or the same one otherwise."""
     if path.exists() and (old := read_json(path)) != identity:
         changed = [key for key in identity if not isinstance(old, dict) or old.get(key) != identity[key]]
@@ -364,7 +373,16 @@ def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     write_json(path, identity)
 
 
-def _local(spec: AnswersSpec, loader: Callable[[str], Any]) -> Local:
+def answerer(spec: AskSpec, output_dir: Path, loader: Callable[[str], Any]) -> Local | Server:
+    """Returns who answers: a model that is loaded here, or an endpoint, whose record is in the folder.
+
+    Raises:
+        PosttrainError: The model cannot be loaded, or the arguments describe no endpoint.
+    """
+    return _local(spec, loader) if spec.base_url is None else _server(spec, output_dir / RECORD)
+
+
+def _local(spec: AskSpec, loader: Callable[[str], Any]) -> Local:
     """Loads the model."""
     from .encode import TextEncoder
 
@@ -379,9 +397,10 @@ def _local(spec: AnswersSpec, loader: Callable[[str], Any]) -> Local:
     )
 
 
-def _server(spec: AnswersSpec, record: Path) -> Server:
+def _server(spec: AskSpec, record: Path) -> Server:
     """Opens the endpoint."""
-    given = spec.model_dump(include={"model", "base_url", "api_key_env", "concurrency", "retries"})
+    names = {"model", "base_url", "api_key_env", "concurrency", "retries", "budget", "prices"}
+    given = spec.model_dump(include=names)
     try:
         server = EndpointSpec(**given, timeout=_TIMEOUT)
     except ValidationError as error:

@@ -43,6 +43,10 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "semantic": ("posttrain.data_tools.semantic:Semantic", "Flag rows that mean nearly what an earlier one means."),
     "select": ("posttrain.recipes.select_rows:Select", "Keep the rows most like rows that are wanted (RDS+)."),
     "stats": ("posttrain.recipes.model_tools:Stats", "Measure rows: lengths, turns, tokens, duplicates."),
+    "synthesize": (
+        "posttrain.recipes.synthesize:Synthesize",
+        "Make rows with a model: tasks, pairs, worked answers.",
+    ),
     "tokenizer": ("posttrain.data_tools.tokenizer:Tokenizer", "Train a byte-level BPE or Unigram tokenizer."),
 }
 

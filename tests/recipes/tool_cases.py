@@ -42,12 +42,18 @@ NEEDS: dict[str, Sequence[str]] = {
     "semantic": ("--model", "wordllama"),
     "scrub": ("--replace", "pseudonym", "--seed", "secret"),
     "select": ("--model", "{model}", "--queries", "{items}", "--count", "20"),
+    "synthesize": ("--method", "{method}", "--model", "{model}", "--temperature", "1", "--max-new-tokens", "5"),
     "tokenizer": ("--vocab-size", "300"),
 }
 # Tools once more, with what changes how they write.
 VARIANTS = [("convert", ("--held-out", "0.2"))]
 CALLS = [*((name, ()) for name in EVERY), *VARIANTS]
 _PROMPTS = ("answers", "best_of_n")  # read prompts
+_METHOD = """
+description: a reply
+steps: [{name: reply, prompt: "{{ text[:40] }}", pattern: "(?s)^(.)"}]
+output: {prompt: "{{ text[:40] }}", completion: "{{ reply }}"}
+"""
 _REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(str(text))) for text in completions]\n"
 
 
@@ -94,7 +100,8 @@ def needs(name: str, folder: Path, model: Callable[[], Path]) -> list[str]:
     for side, texts in (("good", some), ("bad", [words[::-1] for words in some])):
         write_rows(folder / f"{side}.jsonl", [{"text": " ".join(words)} for words in texts])
     values = {"good": str(folder / "good.jsonl"), "bad": str(folder / "bad.jsonl")}
-    values |= {"items": str(items), "reward": f"{folder / 'reward.py'}:reward"}
+    (folder / "method.yaml").write_text(_METHOD)
+    values |= {"method": str(folder / "method.yaml"), "items": str(items), "reward": f"{folder / 'reward.py'}:reward"}
     if any("{model}" in part for part in NEEDS.get(name, ())):
         values["model"] = str(model())
     return [part.format(**values) if "{" in part else part for part in NEEDS.get(name, ())]

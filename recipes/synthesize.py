@@ -1,0 +1,423 @@
+"""`data synthesize`: rows that a model writes, by a method: prompts one after the other, checks, and what is kept.
+
+A method is a YAML file: steps that ask the model, each with a prompt over a row's columns and the replies so far, and
+the row that comes of them. Who is asked, the log of what was answered and what was paid are those of `data answers`.
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..chat_templates.errors import InputError, did_you_mean
+from ..data_tools.ask import (
+    CUT,
+    LOG,
+    SETTINGS,
+    AskSpec,
+    Count,
+    Log,
+    Query,
+    Take,
+    answerer,
+    ask,
+    claim,
+    problem_of,
+)
+from ..data_tools.errors import DataError, RowError
+from ..data_tools.files import hash_json, locked, write_atomic
+from ..data_tools.mapping import compile_template
+from ..data_tools.ngrams import words_in
+from ..data_tools.sources import read_rows
+from ..data_tools.spec import Section, Template
+from ..data_tools.specfile import load_document, validate
+from ..data_tools.tool import Source
+from ..data_tools.tool_report import PAGE, Table, Tally, ToolReport, percent, texts_of
+
+if TYPE_CHECKING:
+    from ..data_tools.endpoint import Reply
+
+ROWS = "rows.jsonl"
+METHODS = Path(__file__).parent / "methods"
+_WAVE = 64  # rows that are made together, before it is looked whether they are still new
+_DRY = 0.1  # of a wave: with fewer new ones, no more are made
+_SHINGLE = 3  # words
+
+
+class StepSpec(Section):
+    """One question to the model."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """What later prompts and the row call the reply."""
+    prompt: Template
+    """What is asked: a template over the row's columns, earlier replies, `examples` and the call's `variables`."""
+    system: Template | None = None
+    """A system message before it."""
+    pattern: str | None = None
+    """What counts of the reply: the first group of this regular expression; a reply it is not found in is dropped."""
+    novel: bool = False
+    """Whether a reply is dropped that is much like an earlier one, or like what a row says."""
+
+
+class MethodSpec(Section):
+    """How rows are made."""
+
+    description: str
+    """What the rows are, in a line."""
+    examples: Annotated[int, Field(ge=0)] = 0
+    """Rows drawn to show the model for each row that is made; 0 makes a row of each row."""
+    steps: Annotated[list[StepSpec], Field(min_length=1)]
+    """What is asked, in order."""
+    output: dict[str, Any]
+    """The row's columns: templates, in lists and mappings if need be."""
+
+
+class Check(Section):
+    """What a row must pass."""
+
+    verifier: Literal["numeric", "symbolic", "tests"]
+    """`numeric`: the last number is right; `symbolic`: the last expression is, by math-verify; `tests`: Python passes
+    tests in the sandbox."""
+    of: str
+    """The step whose reply is checked."""
+    column: str
+    """The column of the rows that says what is right."""
+
+
+class Synthesize(AskSpec):
+    """Makes rows with a model, by a method: new instructions, harder ones, translations, revised answers, worked ones.
+
+    Writes ``rows.jsonl``, in which `synthetic` says of each row the method, the model and what it was made from, and a
+    page with examples of what was kept and why the rest was not. What was answered is not asked again, but for answers
+    that were cut at a lower `max_new_tokens`.
+    """
+
+    rows: Source
+    """What is made something of: seeds, questions, texts; the method's prompts name its columns."""
+    method: str
+    """A method that comes with posttrain (self_instruct, evol_instruct, backtranslation, translation, personas,
+    critique_revise, branch_solve_merge, chain_of_thought), or a YAML file of your own."""
+    count: Count | None = None
+    """How many rows are asked for, by methods that draw examples; fewer where nothing new comes any more."""
+    samples: Count = 1
+    """How often a row is made of each row, by methods that do not."""
+    keep: Literal["all", "first"] = "all"
+    """Of several samples of a row that pass: `all` different ones, or the `first`."""
+    verify: list[Check] = Field(default_factory=list)
+    """What a row must pass: `{verifier: numeric, of: reasoning, column: answer}`."""
+    max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How much of its runs of three words (Jaccard) a new reply may share with an earlier one."""
+    variables: dict[str, str] = Field(default_factory=dict)
+    """What the prompts name beside columns, such as `{language: German}`."""
+
+    def run(self, output_dir: Path) -> str:
+        """Makes the rows; a killed call goes on where it was.
+
+        Raises:
+            PosttrainError: The method or the rows cannot be read, or the model cannot be asked.
+        """
+        from ..evals.checkpoints import model_hash
+        from ..evals.models import load_language_model
+        from ..evals.runs import locate
+
+        method = load_method(self.method)
+        self._check(method)
+        rows = [(row.where, row.values) for row in read_rows(self.rows, Path()) if row.problem is None]
+        if not rows:
+            raise DataError("holds no rows", where=self.rows.title)
+        decides = {"model", "base_url", "temperature", "top_p", "seed"}
+        own = {} if self.base_url else {"model": model_hash(locate(self.model))}
+        with locked(output_dir / ".lock"):
+            claim(output_dir / SETTINGS, self.model_dump(include=decides) | own)
+            log = _AnswerLog(output_dir / LOG, self.max_new_tokens)
+            model: list[Any] = []
+
+            def backend(queries: Sequence[Query], done: Collection[str], take: Take) -> None:
+                if not model:
+                    model.append(answerer(self, output_dir, lambda name: load_language_model(str(locate(name)))))
+                model[0]([query for query in queries if query.key not in done], (), take)
+
+            work = _Work(self, method, rows, log, backend)
+            work.run()
+            made = work.kept()
+            write_atomic(output_dir / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+        report = work.report(len(made))
+        report.write(output_dir)
+        return f"{report.as_text()}\n{output_dir / PAGE}"
+
+    def _check(self, method: MethodSpec) -> None:
+        """Refuses arguments that do not fit the method.
+
+        Raises:
+            InputError: With what to say instead.
+        """
+        if method.examples and self.count is None:
+            raise InputError(f"the method {self.method} makes as many rows as are asked for", hint="say --count")
+        if not method.examples and self.count is not None:
+            raise InputError(f"the method {self.method} makes a row of each row", hint="say --samples, not --count")
+        if (self.samples > 1 or method.examples) and self.temperature == 0:
+            raise InputError("greedy replies to one prompt are all the same", hint="give a temperature above 0")
+        names = [step.name for step in method.steps]
+        for check in self.verify:
+            if check.of not in names:
+                raise InputError(f"verify: no step '{check.of}'", hint=f"steps: {', '.join(names)}")
+
+
+def load_method(name: str) -> MethodSpec:
+    """Reads a method: one that comes with posttrain, or a YAML file.
+
+    Raises:
+        PosttrainError: There is none, or it is wrong.
+    """
+    known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    path = METHODS / f"{name}.yaml" if name in known else Path(name)
+    if not path.is_file():
+        hint = did_you_mean(name, known) or f"methods: {', '.join(known)}, or a YAML file"
+        raise InputError(f"no method '{name}'", hint=hint)
+    method = validate(MethodSpec, load_document(path))
+    assert method is not None, "no problem was raised, so it validated"
+    return method
+
+
+@dataclass
+class _Item:
+    """A row in the making.
+
+    Attributes:
+        where: The row that it is made of, or the examples that were shown.
+        sample: Which of several.
+        values: What prompts may name.
+        dropped: Why it is not kept; empty while it may be.
+        detail: What the reason is about.
+        tokens: Of prompts and replies, as far as they were counted.
+    """
+
+    where: list[str]
+    sample: int
+    values: dict[str, Any]
+    dropped: str = ""
+    detail: str = ""
+    tokens: int = 0
+
+
+class _AnswerLog(Log):
+    """The replies there are; those that were cut at a lower limit are asked for again."""
+
+    def __init__(self, path: Path, limit: int):
+        from ..data_tools.endpoint import EMPTY, Reply
+
+        def read(line: dict[str, Any]) -> "Reply":
+            return Reply(
+                "",
+                line["text"],
+                "length" if line["limit"] else "stop",
+                prompt_tokens=line["tokens"][0],
+                completion_tokens=line["tokens"][1],
+                seconds=line["limit"],
+            )
+
+        def write(reply: "Reply") -> dict[str, Any] | None:
+            if reply.error not in (None, EMPTY) and reply.finish != "length":
+                return None
+            cut = limit if reply.finish == "length" else 0
+            return {"text": reply.text, "limit": cut, "tokens": [reply.prompt_tokens, reply.completion_tokens]}
+
+        super().__init__(path, read, write, sync=False)
+        for key, reply in list(self.answers.items()):
+            if reply.finish == "length" and reply.seconds < limit:
+                del self.answers[key]
+
+
+class _Known:
+    """What has been said, by its runs of three words."""
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[str, frozenset[tuple[str, ...]]]] = []
+        self._places: dict[tuple[str, ...], list[int]] = {}
+
+    def add(self, text: str) -> None:
+        """Adds a text."""
+        shingles = _shingles(text)
+        for shingle in shingles:
+            self._places.setdefault(shingle, []).append(len(self._texts))
+        self._texts.append((text, shingles))
+
+    def like(self, text: str, most: float) -> str | None:
+        """Returns an earlier text that shares more than so much (Jaccard), or None."""
+        mine = _shingles(text)
+        for place in sorted({place for shingle in mine for place in self._places.get(shingle, ())}):
+            other, theirs = self._texts[place]
+            if len(mine & theirs) > most * len(mine | theirs):
+                return other
+        return None
+
+
+@dataclass
+class _Work:
+    """The making of all rows."""
+
+    spec: Synthesize
+    method: MethodSpec
+    rows: list[tuple[str, dict[str, Any]]]
+    log: _AnswerLog
+    backend: Callable[[Sequence[Query], Collection[str], Take], None]
+    items: list[_Item] = field(default_factory=list)
+    known: _Known = field(default_factory=_Known)
+    dried: bool = False
+
+    def run(self) -> None:
+        """Makes the rows wave after wave, until there are enough or nothing new comes."""
+        if self.method.examples:
+            for text in texts_of([values for _, values in self.rows]):
+                self.known.add(text)
+        while wave := self._wave():
+            for step in self.method.steps:
+                self._ask(step, [item for item in wave if not item.dropped])
+            for check in self.spec.verify:
+                self._verify(check, [item for item in wave if not item.dropped])
+            self.items += wave
+            new = sum(not item.dropped for item in wave)
+            if self.method.examples and new < _DRY * len(wave):
+                self.dried = True
+                break
+
+    def _wave(self) -> list[_Item]:
+        """Returns the next rows in the making."""
+        first = len(self.items)
+        if not self.method.examples:
+            if first:
+                return []
+            return [
+                _Item([where], sample, values | self.spec.variables)
+                for where, values in self.rows
+                for sample in range(self.spec.samples)
+            ]
+        wanted = (self.spec.count or 0) - sum(not item.dropped for item in self.items)
+        if first >= 4 * (self.spec.count or 0):  # each of them had its chance four times
+            return []
+        return [self._shown(number) for number in range(first, first + min(_WAVE, wanted))]
+
+    def _shown(self, number: int) -> _Item:
+        draw = random.Random(f"{self.spec.seed}-{number}")
+        shown = draw.sample(self.rows, min(self.method.examples, len(self.rows)))
+        values = {"examples": [values for _, values in shown]} | self.spec.variables
+        return _Item([where for where, _ in shown], number, values)
+
+    def _ask(self, step: StepSpec, items: Sequence[_Item]) -> None:
+        """Asks one step of all items, and keeps what counts of the replies."""
+        queries = []
+        for item in items:
+            try:
+                messages = [
+                    {"role": role, "content": str(compile_template(text)(item.values)).strip()}
+                    for role, text in (("system", step.system), ("user", step.prompt))
+                    if text is not None
+                ]
+            except RowError as error:
+                item.dropped, item.detail = f"{step.name}: {error.reason}", error.detail
+                continue
+            queries.append((item, Query(hash_json([messages, item.sample]), messages, item.sample)))
+        answers = ask([query for _, query in queries], self.backend, self.log)
+        for item, query in queries:
+            reply = answers.get(query.key) or self.log.failed.get(query.key)
+            self._take(step, item, reply)
+
+    def _take(self, step: StepSpec, item: _Item, reply: "Reply | None") -> None:
+        if reply is not None:
+            item.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+        text = reply.text.strip() if reply is not None else ""
+        found = re.search(step.pattern, text) if step.pattern is not None else None
+        whole = found is not None and found.end() < len(text)  # what counts was said before the reply was cut
+        if (problem := problem_of(reply)) and not (problem == CUT and whole):
+            item.dropped, item.detail = f"{step.name}: {problem}", text
+            return
+        if step.pattern is not None and found is None:
+            item.dropped, item.detail = f"{step.name}: the pattern is not in the reply", text
+            return
+        text = found[1].strip() if found is not None else text
+        if step.novel and (like := self.known.like(text, self.spec.max_similarity)) is not None:
+            item.dropped, item.detail = f"{step.name}: much like an earlier one", f"{text}\n\nlike: {like}"
+            return
+        if step.novel:
+            self.known.add(text)
+        item.values = item.values | {step.name: text}
+
+    def _verify(self, check: Check, items: Sequence[_Item]) -> None:
+        """Drops items that do not pass; what could not be decided is dropped under a name of its own."""
+        from .verifiers import VERIFIERS
+
+        if missing := next((item for item in items if check.column not in item.values), None):
+            raise DataError(f"has no column '{check.column}' to verify by", where=missing.where[0])
+        right = [item.values[check.column] for item in items]
+        verdicts = VERIFIERS[check.verifier]([item.values[check.of] for item in items], right)
+        for item, verdict in zip(items, verdicts, strict=True):
+            if verdict != 1:
+                reason = "could not be decided" if verdict is None else "wrong"
+                item.dropped, item.detail = f"{check.of}: {reason} by {check.verifier}", item.values[check.of]
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Returns the rows that are kept, in order; of equal ones of a row the first."""
+        found: list[dict[str, Any]] = []
+        seen: set[str] = set()
+        for item in self.items:
+            if item.dropped:
+                continue
+            row = _filled(self.method.output, item.values)
+            once = hash_json(item.where if self.spec.keep == "first" and not self.method.examples else row)
+            if once in seen:
+                item.dropped = "another sample is kept" if self.spec.keep == "first" else "the same as another"
+                continue
+            seen.add(once)
+            made = {"method": self.spec.method, "model": self.spec.model, "from": item.where, "sample": item.sample}
+            made |= {"verified": [check.verifier for check in self.spec.verify]} if self.spec.verify else {}
+            found.append(row | {"synthetic": made})
+        return found
+
+    def report(self, kept: int) -> ToolReport:
+        """Returns what is said of the work: what was kept and dropped, with examples, and what a kept row cost."""
+        tally = Tally()
+        shown = Tally()
+        for item in self.items:
+            last = item.values.get(self.method.steps[-1].name, "")
+            if item.dropped:
+                tally.add(item.dropped, item.where[0], item.detail or last)
+            else:
+                said = json.dumps(_filled(self.method.output, item.values), ensure_ascii=False, indent=1)
+                shown.add("kept", item.where[0], said)
+        tokens = sum(item.tokens for item in self.items)
+        summary = [f"{self.spec.rows.title} → {ROWS}: {kept:,} of {len(self.items):,} rows that were begun are kept"]
+        if self.dried:
+            summary.append("hardly anything new came any more, so no more were asked for")
+        cost = [["tokens of prompts and replies", tokens], ["of them for a kept row", tokens / kept if kept else "–"]]
+        cost.append(["kept", percent(kept, len(self.items))])
+        return ToolReport(
+            f"Synthetic rows: {self.method.description}",
+            self.spec.model_dump(mode="json"),
+            summary,
+            [Table("What it took", ["figure", "value"], cost)],
+            tallies={"Kept": shown, "Dropped": tally},
+            printed=[Table("Dropped", ["reason", "rows"], [[one, tally.counts[one]] for one in tally.counts])]
+            if tally.counts
+            else [],
+        )
+
+
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """Returns the runs of three words of a text; a shorter one is one run."""
+    words = words_in(text)
+    runs = [tuple(words[at : at + _SHINGLE]) for at in range(len(words) - _SHINGLE + 1)]
+    return frozenset(runs or [tuple(words)])
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> Any:
+    """Returns an output with its templates filled in."""
+    if isinstance(template, dict):
+        return {key: _filled(item, values) for key, item in template.items()}
+    if isinstance(template, list):
+        return [_filled(item, values) for item in template]
+    return compile_template(template)(dict(values)) if isinstance(template, str) else template

@@ -1,0 +1,186 @@
+"""Rows that a model writes: by steps, with what is not new, cut or wrong left out by name, and nothing asked twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from posttrain.chat_templates.errors import PosttrainError
+from posttrain.recipes.synthesize import METHODS, Synthesize, load_method
+
+from ..fault_server import FaultServer
+
+QUESTIONS = [{"question": f"What is {a} plus {b}?", "answer": str(a + b)} for a, b in ((2, 3), (10, 7), (12, 30))]
+STEPS = {
+    "description": "A worked answer",
+    "steps": [{"name": "hint", "prompt": "Hint for: {{ question }}"}, {"name": "worked", "prompt": "Use {{ hint }}"}],
+    "output": {"prompt": "{{ question }}", "completion": "{{ worked }}", "all": ["{{ hint }}", "{{ answer }}"]},
+}
+
+
+def rows_file(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "seeds.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make(folder: Path, reply: Callable[[str], str], rows: list[dict[str, Any]] = QUESTIONS, **given: Any) -> Any:
+    """Makes rows with a server that replies to the last message; returns them, the report and the server."""
+    method = given.pop("method", STEPS)
+    if isinstance(method, dict):
+        (folder / "method.yaml").write_text(yaml.safe_dump(method))
+        method = str(folder / "method.yaml")
+    plan = given.pop("plan", None)
+    with FaultServer(plan=plan, reply=lambda messages: reply(messages[-1]["content"])) as server:
+        given |= {"rows": rows_file(folder, rows), "method": method, "model": "m", "base_url": server.url}
+        Synthesize.model_validate({"temperature": 1.0, "retries": 0} | given).run(folder / "out")
+        made = [json.loads(line) for line in (folder / "out" / "rows.jsonl").read_text().splitlines()]
+        report = json.loads((folder / "out" / "report.json").read_text())
+    return made, report, server
+
+
+def reasons(report: dict[str, Any]) -> dict[str, int]:
+    return {one["name"]: one["count"] for one in report["counts"]["Dropped"]}
+
+
+def test_each_step_reads_the_row_and_the_replies_before_it(tmp_path: Path) -> None:
+    made, report, server = make(tmp_path, str.upper)
+    assert made[0] == {
+        "prompt": "What is 2 plus 3?",
+        "completion": "USE HINT FOR: WHAT IS 2 PLUS 3?",
+        "all": ["HINT FOR: WHAT IS 2 PLUS 3?", "5"],
+        "synthetic": {"method": str(tmp_path / "method.yaml"), "model": "m", "from": [f"{tmp_path}/seeds.jsonl:1"], "sample": 0},
+    }
+    assert len(made) == 3
+    assert len(server.requests) == 6
+    assert report["tables"][0]["rows"][0][1] == server.tokens
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    made, _, _ = make(tmp_path, str.upper)
+    (tmp_path / "out" / "rows.jsonl").unlink()
+
+    def never(text: str) -> str:
+        raise AssertionError(text)
+
+    log = (tmp_path / "out" / "answered.jsonl").read_bytes()
+    again = json.loads((tmp_path / "out" / "settings.json").read_text())
+    with FaultServer(reply=lambda messages: never(messages[-1]["content"])) as server:
+        again["base_url"] = server.url
+        (tmp_path / "out" / "settings.json").write_text(json.dumps(again))
+        given = {"rows": rows_file(tmp_path, QUESTIONS), "method": str(tmp_path / "method.yaml"), "model": "m"}
+        Synthesize.model_validate(given | {"base_url": server.url, "temperature": 1.0}).run(tmp_path / "out")
+        assert server.requests == []
+    assert [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()] == made
+    assert (tmp_path / "out" / "answered.jsonl").read_bytes() == log
+
+
+def test_a_reply_that_was_cut_is_dropped_and_asked_again_when_more_is_allowed(tmp_path: Path) -> None:
+    cut = lambda body, times: "length" if body["max_tokens"] == 5 and "12 plus 30" in str(body["messages"]) else None  # noqa: E731
+    with FaultServer(plan=cut) as server:
+        given = {"rows": rows_file(tmp_path, QUESTIONS), "method": str(tmp_path / "method.yaml"), "model": "m"}
+        (tmp_path / "method.yaml").write_text(yaml.safe_dump(STEPS))
+        given |= {"base_url": server.url, "temperature": 1.0}
+        Synthesize.model_validate(given | {"max_new_tokens": 5}).run(tmp_path / "out")
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert reasons(report) == {"hint: the answer was cut at max_new_tokens": 1}
+        asked = len(server.requests)
+        Synthesize.model_validate(given | {"max_new_tokens": 50}).run(tmp_path / "out")
+        assert len(server.requests) == asked + 2, "the hint that was cut, and what comes after it"
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 3
+
+
+def test_what_is_much_like_an_earlier_reply_is_dropped_and_no_more_is_asked_for_when_nothing_new_comes(
+    tmp_path: Path,
+) -> None:
+    seeds = [{"instruction": f"Write about the {word} in some few words."} for word in ("sea", "sky", "sun", "wind")]
+    made, report, server = make(
+        tmp_path, lambda text: "Name the planets of the sun in order.", seeds, method="self_instruct", count=200
+    )
+    assert [row["messages"][0]["content"] for row in made] == ["Name the planets of the sun in order."]
+    assert reasons(report) == {"instruction: much like an earlier one": 63}
+    assert "hardly anything new" in report["summary"][1]
+    assert len(server.requests) == 65, "one wave, and the one answer"
+
+
+def test_new_instructions_come_until_there_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    seeds = [{"instruction": f"Write about the {word} in some few words."} for word in ("sea", "sky", "sun", "wind")]
+    numbers = iter(range(1000))
+    fresh = lambda text: " ".join(f"w{next(numbers)}" for _ in range(6)) if "Write one more" in text else "done"  # noqa: E731
+    made, _, _ = make(tmp_path, fresh, seeds, method="self_instruct", count=70, concurrency=1)
+    assert len(made) == 70
+    assert all(len(row["synthetic"]["from"]) == 4 for row in made)
+
+
+def test_only_what_a_verifier_finds_right_is_kept_and_the_first_of_several(tmp_path: Path) -> None:
+    pytest.importorskip("posttrain.recipes.verifiers")
+    calls = iter(range(100))
+
+    def reply(text: str) -> str:
+        right = {"2": 5, "10": 17, "12": 42}[text.split()[2]]
+        return f"so it is {right + (next(calls) % 2)} in the {text.split()[4]} end" if right != 42 else "I cannot say"
+
+    check = {"verifier": "numeric", "of": "reasoning", "column": "answer"}
+    made, report, _ = make(
+        tmp_path, reply, method="chain_of_thought", samples=8, keep="first", verify=[check], concurrency=1
+    )
+    assert [row["messages"][0]["content"] for row in made] == [row["question"] for row in QUESTIONS[:2]]
+    assert all(row["synthetic"]["verified"] == ["numeric"] for row in made)
+    found = reasons(report)
+    assert found["reasoning: wrong by numeric"] >= 8
+    assert sum(found.values()) == 22
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in METHODS.glob("*.yaml")))
+def test_a_method_that_comes_with_us_is_whole(tmp_path: Path, name: str) -> None:
+    """Its prompts name only columns that its head speaks of, earlier steps, examples and variables."""
+    row = {"instruction": "Say it.", "output": "It.", "text": "It was said.", "persona": "a beekeeper"}
+    row |= {"prompt": "Ask.", "question": "What?"}
+    head = (METHODS / f"{name}.yaml").read_text()
+    named = {key: value for key, value in row.items() if f"`{key}`" in head}
+    more: dict[str, Any] = {"count": 1} if load_method(name).examples else {}
+    made, report, _ = make(
+        tmp_path,
+        lambda text: f"1. reply to {len(text)}\n2. and more",
+        [
+            named | {"instruction": f"{named.get('instruction', '')} {n}"} if "instruction" in named else named
+            for n in (1,)
+        ],
+        method=name,
+        variables={"language": "German"},
+        **more,
+    )
+    assert len(made) == 1, report["counts"]
+    assert "{{" not in json.dumps(made[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "self_instrct"}, "did you mean 'self_instruct'"),
+        ({"method": "self_instruct"}, "say --count"),
+        ({"count": 3}, "say --samples"),
+        ({"samples": 2, "temperature": 0.0}, "temperature above 0"),
+        ({"verify": [{"verifier": "numeric", "of": "nothing", "column": "answer"}]}, "no step 'nothing'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(PosttrainError, match=said):
+        make(tmp_path, str.upper, **given)
+
+
+def test_a_row_without_what_a_prompt_names_is_dropped_by_name(tmp_path: Path) -> None:
+    made, report, _ = make(tmp_path, str.upper, [*QUESTIONS, {"other": "x"}])
+    assert len(made) == 3
+    (reason,) = reasons(report)
+    assert reason.startswith("hint: ")
+
+
+def test_no_more_is_spent_than_the_budget(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(40)]
+    made, report, server = make(tmp_path, str.upper, rows, budget={"tokens": 600}, max_new_tokens=64)
+    assert 0 < len(made) < 40
+    assert server.tokens <= 600
+    assert any("budget" in reason for reason in reasons(report))
