@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from posttrain.chat_templates.errors import PosttrainError
+from posttrain.recipes import synthesize
 from posttrain.recipes.synthesize import METHODS, Synthesize, load_method
 
 from ..fault_server import FaultServer
@@ -51,7 +52,12 @@ def test_each_step_reads_the_row_and_the_replies_before_it(tmp_path: Path) -> No
         "prompt": "What is 2 plus 3?",
         "completion": "USE HINT FOR: WHAT IS 2 PLUS 3?",
         "all": ["HINT FOR: WHAT IS 2 PLUS 3?", "5"],
-        "synthetic": {"method": str(tmp_path / "method.yaml"), "model": "m", "from": [f"{tmp_path}/seeds.jsonl:1"], "sample": 0},
+        "synthetic": {
+            "method": str(tmp_path / "method.yaml"),
+            "model": "m",
+            "from": [f"{tmp_path}/seeds.jsonl:1"],
+            "sample": 0,
+        },
     }
     assert len(made) == 3
     assert len(server.requests) == 6
@@ -178,9 +184,12 @@ def test_a_row_without_what_a_prompt_names_is_dropped_by_name(tmp_path: Path) ->
     assert reason.startswith("hint: ")
 
 
-def test_no_more_is_spent_than_the_budget(tmp_path: Path) -> None:
+def test_no_more_is_spent_than_the_budget_and_whole_rows_come_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthesize, "_WAVE", 4)
     rows = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(40)]
-    made, report, server = make(tmp_path, str.upper, rows, budget={"tokens": 600}, max_new_tokens=64)
+    made, report, server = make(tmp_path, str.upper, rows, budget={"tokens": 700}, max_new_tokens=32, concurrency=1)
     assert 0 < len(made) < 40
-    assert server.tokens <= 600
+    assert server.tokens <= 700
     assert any("budget" in reason for reason in reasons(report))
