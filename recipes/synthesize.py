@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..chat_templates.errors import InputError, did_you_mean
 from ..data_tools.ask import (
@@ -89,6 +89,10 @@ class Check(Section):
     """The column of the rows that says what is right."""
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
 class Synthesize(AskSpec):
     """Makes rows with a model, by a method: new instructions, harder ones, translations, revised answers, worked ones.
 
@@ -108,7 +112,7 @@ class Synthesize(AskSpec):
     """How often a row is made of each row, by methods that do not."""
     keep: Literal["all", "first"] = "all"
     """Of several samples of a row that pass: `all` different ones, or the `first`."""
-    verify: list[Check] = Field(default_factory=list)
+    verify: Annotated[list[Check], BeforeValidator(_listed)] = Field(default_factory=list)
     """What a row must pass: `{verifier: numeric, of: reasoning, column: answer}`."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
     """How much of its runs of three words (Jaccard) a new reply may share with an earlier one."""

@@ -121,12 +121,11 @@ def test_new_instructions_come_until_there_are_as_many_as_asked_for(tmp_path: Pa
 
 
 def test_only_what_a_verifier_finds_right_is_kept_and_the_first_of_several(tmp_path: Path) -> None:
-    pytest.importorskip("posttrain.recipes.verifiers")
     calls = iter(range(100))
 
     def reply(text: str) -> str:
         right = {"2": 5, "10": 17, "12": 42}[text.split()[2]]
-        return f"so it is {right + (next(calls) % 2)} in the {text.split()[4]} end" if right != 42 else "I cannot say"
+        return f"so it is {right + (next(calls) % 2)}" if right != 42 else "I cannot say"
 
     check = {"verifier": "numeric", "of": "reasoning", "column": "answer"}
     made, report, _ = make(
