@@ -163,8 +163,11 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
         return Size(total, total, tables)
     spec = loaded.recipe.adapts
     assert spec is not None, "there are ranks"
+    if spec.type != "lora":
+        return Size(total, 0, tables)
     trained = total - architecture.body if outputs is not None else 0
-    trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in spec.modules_to_save)
+    saved = spec.options.get("modules_to_save") or ()
+    trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in saved)
     for name, rank in ranks.items():
         matrix = architecture.matrices[name]
         trained += architecture.layers * (
