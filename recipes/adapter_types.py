@@ -168,6 +168,9 @@ def adapter_problems(
     fields = fields_of(kind.config)
     if kind.virtual and stage in _OF_HIDDEN_STATES:
         yield "type", f"{name} does not go with the stage {stage}: {_OF_HIDDEN_STATES[stage]}", _OTHERS
+    if kind.virtual and not kind.cached and stage == "orpo":
+        what = f"{name} does not go with the stage orpo, whose loss takes as many logits as a row has tokens"
+        yield "type", what, "prefix_tuning does"
     if kind.headless and headed:
         yield "type", f"{name} does not go with the stage {stage}, which trains a head: {kind.headless}", _OTHERS
     if recipe.get("quantization") and not kind.quantizes:

@@ -138,6 +138,7 @@ def test_a_kind_of_adapter_trains_resumes_merges_and_is_stock_pefts(
         ("reward", {"type": "prompt_tuning", "num_virtual_tokens": 4}, "which trains a head"),
         ("classify", {"type": "adaption_prompt"}, "neither trains nor saves one"),
         ("distill", {"type": "prefix_tuning", "num_virtual_tokens": 4}, "past the adapter's own forward pass"),
+        ("orpo", {"type": "p_tuning", "num_virtual_tokens": 4}, "as many logits as a row has tokens"),
         ("ppo", {"type": "p_tuning", "num_virtual_tokens": 4}, "past the adapter's own forward pass"),
         ("pretrain", {"type": "prompt_tuning", "num_virtual_tokens": 4}, "its documents would see each other"),
         *(("sft", {"type": name}, str(kind.refused)) for name, kind in TYPES.items() if kind.refused),
@@ -253,7 +254,7 @@ def test_what_a_policy_started_from_is_its_reference_with_its_adapter(make_recip
 
 STAGES_OF = [
     *((stage, "prefix_tuning") for stage in ("pretrain", "dpo", "kto", "orpo", "grpo", "rloo", "reward", "classify")),
-    *((stage, "p_tuning") for stage in ("pretrain", "dpo", "kto", "orpo", "grpo", "rloo")),
+    *((stage, "p_tuning") for stage in ("pretrain", "dpo", "kto", "grpo", "rloo")),
     *((stage, "ia3") for stage in ("pretrain", "reward", "classify", "grpo", "ppo", "distill", "distill_on_policy")),
     *((stage, "adalora") for stage in ("dpo", "reward", "grpo", "ppo", "distill")),
 ]
@@ -263,7 +264,7 @@ STAGES_OF = [
 @pytest.mark.parametrize(("stage", "name"), STAGES_OF)
 def test_a_kind_of_adapter_trains_and_resumes_on_other_stages(stage: str, name: str, make_recipe: Make) -> None:
     sections = {"adapter": {"type": name, **options_of(name)}}
-    more = {"packing": False} if stage == "pretrain" else {}
+    more = {"packing": False, "max_length": 256} if stage == "pretrain" else {}
     recipe = make_recipe(stage, sections=sections, learning_rate=0.05, max_steps=4, save_steps=2, **more)
     run_dir = run(recipe)
     final = run_dir if TYPES[name].apart else run_dir / "adapter"
