@@ -79,7 +79,8 @@ def _cell(cell: dict[str, str] | None) -> str:
         return "not run"
     if "resumed" not in cell:
         return "failed"
-    figures = ", ".join(f"{float(cell[name]):.0e}" for name in ("loss", "logits", "resumed"))
+    found = [float(cell[name]) for name in ("loss", "logits", "resumed")]
+    figures = ", ".join(f"{value:.0e}" if value else "0" for value in found)
     return figures if cell["passed"] == "True" else f"failed: {figures}"
 
 
