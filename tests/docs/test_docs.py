@@ -55,6 +55,7 @@ ELSEWHERE: Mapping[str, str] = {
     "posttrain data compare_tokenizers": "network; tests/recipes/test_tokenizer_tools.py",
     "posttrain data extend_tokenizer": "network; tests/recipes/test_tokenizer_tools.py",
     "posttrain data quality": "seconds; tests/data_tools/test_quality.py",
+    "posttrain data synthesize": "a server, network; tests/recipes/test_synthesize.py",
     "posttrain data scaling": "seconds; tests/recipes/test_scaling.py",
 }
 
@@ -63,7 +64,7 @@ def blocks() -> Iterator[tuple[Path, int, list[str]]]:
     """Every block of commands: its page, its number there, and its commands."""
     for page in PAGES:
         for number, block in enumerate(re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)):
-            lines = [line.strip() for line in block.splitlines()]
+            lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
             yield page, number, [line for line in lines if line and not line.startswith("#")]
 
 
