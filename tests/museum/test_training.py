@@ -1,7 +1,9 @@
 """Rooms of the museum: batches, losses, adapters and checkpoints."""
 
+import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,3 +140,54 @@ def test_the_newest_checkpoint_is_damaged(tmp_path: Path) -> None:
     find_resume(tmp_path, said.append)
     assert "checkpoint-20" in said[0]
     assert "optimizer.pt" in said[0]
+
+
+def test_an_adapter_that_never_prunes() -> None:
+    """AdaLoRA's ranks are pruned only by `update_and_allocate`, which neither transformers nor TRL calls.
+
+    It runs as an adapter of a fixed rank.
+
+    Source: read 2026-11-28. Stock: transformers 5.23, trl 1.16, peft 0.21.
+    """
+    import transformers.trainer
+    import trl.trainer.sft_trainer
+    from peft import AdaLoraConfig, get_peft_model
+    from posttrain.recipes.callbacks import RankAllocation
+
+    for module in (transformers.trainer, trl.trainer.sft_trainer):
+        assert "update_and_allocate" not in inspect.getsource(module)
+    config = AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10)
+    model: Any = get_peft_model(tiny_llama(), config)
+    called: list[int] = []
+    model.base_model.update_and_allocate = called.append
+    state: Any = SimpleNamespace(global_step=4)
+    nothing: Any = None
+    RankAllocation().on_optimizer_step(nothing, state, nothing, model=model)
+    assert called == [5]
+
+
+def test_packed_documents_behind_virtual_tokens(tmp_path: Path) -> None:
+    """Prompt tuning drops the position ids with a warning, so that packed documents read each other.
+
+    Source: peft 0.21.2, peft_model.py; measured 2026-11-28.
+    """
+    from peft import PromptTuningConfig, get_peft_model
+    from posttrain.data_tools.errors import SpecError
+    from posttrain.recipes.load import load
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model: Any = get_peft_model(tiny_llama(), config).eval()
+    after, positions = torch.tensor([[8, 10, 11]]), torch.tensor([[0, 1, 2, 0, 1, 2]])
+    found = []
+    for before in ([[5, 6, 7]], [[5, 6, 9]]):
+        ids = torch.cat([torch.tensor(before), after], 1)
+        with torch.no_grad(), pytest.warns(UserWarning, match="position"):
+            found.append(model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, -3:])
+    assert (found[0] - found[1]).abs().max() > 1e-4
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "stage: sft\nmodel: {name_or_path: org/model}\nadapter: {type: prompt_tuning, num_virtual_tokens: 2}\n"
+        "data: {train: {path: org/rows}}\ntrainer: {packing: true}\noutput_dir: out\n"
+    )
+    with pytest.raises(SpecError, match=r"does not go with trainer\.packing"):
+        load(file)
