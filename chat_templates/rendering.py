@@ -312,7 +312,7 @@ def _render_one(
     tools, mark = conversation.get("tools"), None
     # joined first: a token may be written in two parts of a content
     messages: Any = [plain_message(message) for message in conversation["messages"]]
-    if special is not None and any(special.search(text) for text in strings_in([messages, tools])):
+    if special is not None and holds([messages, tools], special):
         (messages, tools), mark = mark_special((messages, tools), special)
     rendered = render(template, messages, tokenizer=tokenizer, tools=tools, **variables)
     if whole:
@@ -392,17 +392,23 @@ def special_pattern(
     return re.compile("|".join(map(re.escape, sorted(special, key=lambda t: (-len(t), t))))) if special else None
 
 
-def strings_in(value: Any) -> Iterator[str]:
-    """Yields every string in nested lists and mappings, keys too: those of a tool's arguments are anyone's."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from strings_in(key)
-            yield from strings_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings_in(item)
+def strings_in(value: Any) -> list[str]:
+    """Returns every string in nested lists and mappings, keys too: those of a tool's arguments are anyone's."""
+    found, waiting = [], [value]
+    for one in waiting:
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, Mapping):
+            waiting += one
+            waiting += one.values()
+    return found
+
+
+def holds(value: Any, pattern: re.Pattern[str]) -> bool:
+    """Whether a string in nested lists and mappings matches a pattern that matches no NUL."""
+    return pattern.search("\0".join(strings_in(value))) is not None
 
 
 def is_mark(char: str) -> bool:

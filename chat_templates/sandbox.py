@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -22,6 +22,8 @@ MOST_PARTS = 300_000  # values inside a value
 MOST_SECONDS = 10.0
 _WIDTHS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice")
 _WIDE = re.compile(r"\d+")  # a width in a format
+_STEP = " step"  # no template can name such a filter
+_METHODS = frozenset(dir(dict))  # which jinja2 prefers to keys
 
 
 class LimitError(SecurityError):
@@ -41,41 +43,48 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Sets up the limits, also in an environment of jinja2's own class that became one of this."""
         self._used = threading.local()
         self.filters = {name: _bounded_filter(name, run) for name, run in self.filters.items()}
+        self.filters[_STEP] = self._step
         self.finalize = self._written
 
     def start(self) -> None:
         """Begins a render: nothing is used up yet."""
         self._used.steps, self._used.written, self._used.end = 0, 0, time.monotonic() + MOST_SECONDS
 
-    def same(self, value: Any = None) -> Any:
-        """What loops call in each round, and assignments with their value; calls are counted and measured."""
-        return value
-
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Calls a function from a template."""
-        used = __self._used
+    @pass_context  # without one to pass, compiling would work it out
+    def _step(self, _: Any, value: Any = None) -> Any:
+        """What loops go through in each round, and what assignments give."""
+        used = self._used
         try:
             used.steps += 1
         except AttributeError:  # nothing has begun a render in this thread
-            __self.start()
+            self.start()
         if used.steps > MOST_STEPS:
             raise LimitError(f"it takes more than {MOST_STEPS:,} steps")
         if time.monotonic() > used.end:
             raise LimitError(f"it takes more than {MOST_SECONDS:g} seconds")
-        if getattr(__obj, "__func__", None) is Sandbox.same:  # ours, and half of all calls: nothing to look into
-            return measured(*args) if args else None
+        return measured(value)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """Calls a function from a template."""
+        __self._step(__context)
         method = getattr(__obj, "__wrapped__", __obj)
         whose = getattr(method, "__self__", None)
         values = (whose, *args) if isinstance(whose, str) else args
         _check_growth(getattr(method, "__name__", ""), (*values, *kwargs.values()))
         return measured(super().call(__context, __obj, *args, **kwargs))
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Reads a key of an object, most of all a message's, or what else jinja2 finds under a name."""
+        if type(obj) is dict and attribute in obj and attribute not in _METHODS:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Calculates, unless the result were a giant."""
+        if operator == "+" and type(left) is str and type(right) is str and len(left) + len(right) <= MOST_CHARACTERS:
+            return left + right
         size = 0
-        if operator == "+" and isinstance(left, str) and isinstance(right, str):
-            size = len(left) + len(right)
-        elif isinstance(left, int) and isinstance(right, int):
+        if isinstance(left, int) and isinstance(right, int):
             powers = max(left.bit_length(), 1) * max(right, 1)
             size = 64 * (powers if operator == "**" else left.bit_length() + right.bit_length())
         elif operator == "*":
@@ -99,17 +108,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
-        """Compiles a template with a call in each round of its loops, and around each value that it assigns."""
+        """Compiles a template with a step in each round of its loops, and around each value that it assigns."""
         for loop in source.find_all(nodes.For):
-            loop.body.insert(0, nodes.ExprStmt(_call([]), lineno=loop.lineno))
+            loop.body.insert(0, nodes.ExprStmt(_stepped(nodes.Const(None)), lineno=loop.lineno))
         for assignment in source.find_all(nodes.Assign):
-            assignment.node = _call([assignment.node])
+            assignment.node = _stepped(assignment.node)
         source.set_environment(self)
         return super()._generate(source, *args, **options)
 
 
-def _call(values: list[Any]) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute("same"), values, [], None, None)
+def _stepped(value: Any) -> nodes.Filter:
+    return nodes.Filter(value, _STEP, [], [], None, None)
 
 
 def _length(value: Any) -> int:

@@ -191,12 +191,12 @@ def parse_header(source: str, where: str) -> dict[str, str]:
 def fingerprint(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Returns 16 hexadecimal digits that change with the template's text or the special tokens' names, text or ids."""
     named = dict(tokenizer.special_tokens_map)
-    vocab = _vocab(tokenizer)
-    tokens = {*named.values(), *template.special_tokens}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    find = backend.token_to_id if backend is not None else _vocab(tokenizer).get  # all of a vocabulary takes its time
     identity = {
         "source": template.source,
         "named": named,
-        "ids": {token: vocab.get(token) for token in tokens},
+        "ids": {token: find(token) for token in {*named.values(), *template.special_tokens}},
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -14,10 +14,10 @@ from .probes import Case, Probe, build_case, default_probes, end_of_turn
 from .rendering import (
     Conversation,
     encode,
+    holds,
     render,
     require_generation_marks,
     special_pattern,
-    strings_in,
     with_strings,
 )
 from .templates import ChatTemplate, is_single_token
@@ -340,7 +340,7 @@ def _injection(subject: _Subject) -> Iterator[Problem]:
     if special is None:
         return
     for case in subject.cases:
-        if not any(special.search(text) for text in strings_in(case.probe.conversation)):
+        if not holds(case.probe.conversation, special):
             continue
         if subject.given:
             yield (

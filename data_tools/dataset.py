@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ..chat_templates.rendering import holds
 from .columns import answer_messages
 from .errors import DataError, RowError, missing_column
 from .formats import canonicalizer, choose
@@ -290,6 +292,7 @@ def load(
     report.format, report.kind = choose(source, first, accepts)
     canonical = canonicalizer(source, report.format, report.kind, unread) if report.kind else None
     shape = Shape(source, report, template)
+    control = re.compile("|".join(map(re.escape, template.special_tokens if template else ())) or "(?!)")
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         assert canonical is not None, "a row that can be read has a format"
@@ -298,7 +301,7 @@ def load(
         return {**shape(canonical(row)), NUMBERS: [_number(row, column) for column in numbers]}
 
     for where, example in usable(itertools.chain(first, rows if canonical else ()), convert, report, max_bad_share):
-        report.literal += template is not None and _spells(example, template.special_tokens)
+        report.literal += template is not None and holds(example, control)
         yield where, example
         if report.kept == source.limit:
             break
@@ -417,11 +420,3 @@ class Shape:
                 raise RowError("the source is raw, and this is a conversation", "drop `raw`")
             example = {**example, "prompt": prompt[0]["content"]}
         return example
-
-
-def _spells(value: Any, tokens: Collection[str]) -> bool:
-    """Whether a text anywhere in a row holds one of some tokens."""
-    if isinstance(value, str):
-        return any(token in value for token in tokens)
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(_spells(part, tokens) for part in inner)

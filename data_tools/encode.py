@@ -20,12 +20,12 @@ from ..chat_templates import ChatTemplate, TemplateError, encode, from_tokenizer
 from ..chat_templates.errors import InputError
 from ..chat_templates.rendering import (
     encode_marked,
+    holds,
     mark_special,
     plain_message,
     require_whole,
     special_pattern,
     special_texts,
-    strings_in,
 )
 from .errors import DataError, RowError
 
@@ -243,7 +243,7 @@ class TextEncoder:
             for messages in (talk.prompt, *talk.answers)
         )
         whole = [(prompt, True), *(([*prompt, *answer], False) for answer in answers)]
-        if any(self.special.search(text) for text in strings_in([prompt, answers, talk.tools])):
+        if holds([prompt, answers, talk.tools], self.special):
             return [
                 encode(
                     template,

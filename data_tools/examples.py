@@ -216,7 +216,9 @@ class Encoder:
         while at < len(conversations):
             try:
                 encoded = encode(self.template, self.tokenizer, conversations[at:], loss_on, whole=True)
-                return results + [(list(item.input_ids), np.array(item.loss_mask, dtype=np.uint8)) for item in encoded]
+                return results + [
+                    (item.input_ids, np.frombuffer(bytes(item.loss_mask), dtype=np.uint8)) for item in encoded
+                ]
             except ConversationError as error:
                 # those before the refused one are known to render
                 results += self._encode(conversations[at : at + error.index])

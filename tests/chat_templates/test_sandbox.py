@@ -66,3 +66,10 @@ def test_numbers_and_long_texts_of_rows_are_no_giants():
     row = {"when": 1_700_000_000_000, "url": "a%2012345678 {12345678}", "text": "long " * 200_000}
     assert compile_template("{{ when }} {{ url.split(' ')[0] | trim }}")(row) == "1700000000000 a%2012345678"
     assert len(compile_template("Say: {{ text | replace('o', '00') }}")(row)) == 5 + 6 * 200_000
+
+
+def test_a_key_of_a_message_is_read_by_its_name_unless_objects_have_a_method_of_it(tokenizer, tmp_path):
+    path = tmp_path / "names.jinja"
+    path.write_text("{{ messages[0].content }} {{ messages[0].get('role') }} {{ messages[0].mood }}")
+    talk = [{"role": "user", "content": "hi", "get": "nothing"}]
+    assert render(chat_templates.load(path), talk, tokenizer=tokenizer).text == "hi user "
