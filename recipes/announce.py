@@ -1,6 +1,5 @@
 """What a run tells its user: before anything heavy is imported what it is about to do, and what to do with it after."""
 
-import json
 import os
 import platform
 import shlex
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_tools.errors import DataError
+from ..data_tools.files import read_json
 from ..data_tools.sources import is_hub, local_files
 from ..data_tools.spec import SourceSpec
 from ..evals import checkpoints
@@ -55,7 +55,8 @@ def _model(loaded: Loaded) -> str:
     folder = Path(spec.name_or_path)
     if not (folder / "config.json").is_file():
         return spec.name_or_path
-    kind = json.loads((folder / "config.json").read_text()).get("model_type", "model")
+    config = read_json(folder / "config.json")  # whatever is wrong with it is said where the model is opened
+    kind = config.get("model_type", "model") if isinstance(config, dict) else "model"
     size = stored_parameters(folder)
     return f"{folder.name} ({kind}" + (f", {size / 1e6:,.4g} M parameters)" if size else ")")
 

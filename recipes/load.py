@@ -1,6 +1,5 @@
 """From a YAML file and ``a.b=c`` overrides to a frozen recipe, or to every problem at once."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data_tools.files import hash_json
+from ..data_tools.files import hash_json, read_json
 from ..data_tools.specfile import (
     Document,
     KeyPath,
@@ -19,7 +18,6 @@ from ..data_tools.specfile import (
     validate,
     with_references,
 )
-from ..evals.models import ADAPTER
 from . import trainer_fields
 from .adapter_types import STATE, TYPES, adapter_problems
 from .inputs import find_inputs
@@ -179,6 +177,8 @@ def _check_adapter(document: Document, stage: Stage) -> None:
 
 def _find_adapter(document: Document, stage: Stage, references: Mapping[str, Path]) -> None:
     """Finds the adapter that a run goes on from, and takes its type from its own configuration."""
+    from ..evals.models import ADAPTER
+
     section, trainer = document.value.get("adapter"), document.value.get("trainer")
     name = section.get("name_or_path") if isinstance(section, dict) else None
     if not isinstance(name, str) or not isinstance(trainer, dict) or name.startswith("@"):
@@ -190,7 +190,10 @@ def _find_adapter(document: Document, stage: Stage, references: Mapping[str, Pat
         if not name.startswith(tuple(map(str, references.values())) or "\0"):  # else a step has yet to write it
             document.problem(key, f"there is no adapter in {name}", f"expected {ADAPTER}")
         return
-    config = json.loads((folder / ADAPTER).read_text())
+    config = read_json(folder / ADAPTER)
+    if not isinstance(config, dict):
+        document.problem(key, f"{folder / ADAPTER} cannot be read as JSON")
+        return
     kind = str(config.get("peft_type")).lower()
     found = adapter_problems({"type": kind}, document.value, headed=stage.headed)
     problems = [what for _, what, _ in found]

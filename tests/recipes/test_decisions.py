@@ -62,7 +62,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("grpo", {"rewards": [{"function": "builtins:len"}]}, {}, "cannot be called: missing a required argument: 'obj'"),
     ("grpo", {"rewards": [{"function": "{here}/wrong.py:asks"}]}, {}, "missing a required argument: 'solution'"),
     ("grpo", {"rewards": [{"function": "{here}/wrong.py:strips"}]}, {}, "has no attribute 'strip'"),
-    ("ppo", {"gold": {"function": "{here}/wrong.py:words"}}, {}, "which is not a finite number"),
+    ("ppo", {"gold": {"function": "{here}/wrong.py:words"}}, {}, "neither a finite number nor None"),
     ("sft", {"score": {"suite": ""}}, {}, "there is no suite ''"),
     ("sft", {"score": {"suite": "{here}"}}, {}, "there is no suite"),
     ("sft", {"score": {"suite": "{here}/suite.yaml"}}, {}, "suite.yaml:1: taks: unknown key; did you mean 'tasks'?"),
