@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from posttrain.data_tools import dedup, row_tool
-from posttrain.data_tools.near_duplicates import Bands
+from posttrain.data_tools.near_duplicates import Bands, Shingles, jaccard
 from posttrain.data_tools.ngrams import Core, fastest_core, split_words
 from posttrain.data_tools.spec import SourceSpec
 
@@ -39,6 +39,16 @@ def test_bands_are_hashed_to_the_same_bits(n: int) -> None:
     assert np.array_equal(keys, bands.keys(words, n, "numba"))
     assert (keys[words.counts == 0] == 0).all()
     assert keys[words.counts > 0].all()
+
+
+def test_shared_shingles_are_counted_alike() -> None:
+    shingles = Shingles.of(split_words(TEXTS), 1)
+    pairs = np.random.default_rng(3).integers(0, len(TEXTS), (2000, 2))
+    found = jaccard(shingles, pairs)
+    assert np.array_equal(found, jaccard(shingles, pairs, "numba"))
+    assert (found[(pairs[:, 0] == pairs[:, 1]) & (shingles.counts[pairs[:, 0]] > 0)] == 1).all()
+    assert len(np.unique(found)) > 100
+    assert len(jaccard(shingles, pairs[:0], "numba")) == 0
 
 
 def test_the_faster_core_removes_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,32 @@ def test_every_text_that_goes_is_like_one_that_stays(seed: int) -> None:
     assert not left  # 60 bands of 3 miss a pair in 10^11
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_goes_is_what_deciding_all_anew_after_each_comparison_gives(seed: int) -> None:
+    draw, count = np.random.default_rng(seed), 80
+    likeness = np.triu(draw.random((count, count)).round(2), 1)
+    pairs = np.argwhere((likeness > 0.75) & (draw.random((count, count)) < 0.6))
+    found = choose_removals(Candidates(pairs, []), count, lambda some: likeness[some[:, 0], some[:, 1]], 0.8)
+    compared = set(map(tuple, pairs.tolist()))
+    while True:
+        kept = [-1] * count
+        asked = set()
+        for text in range(count):
+            alike = [one for one in range(text) if (one, text) in compared and likeness[one, text] >= 0.8]
+            stays = [one for one in alike if kept[one] < 0]
+            kept[text] = max(stays, key=lambda one: (likeness[one, text], -one)) if stays else -1
+            asked |= set() if stays else {(kept[one], text) for one in alike}
+        if asked <= compared:
+            break
+        compared |= asked
+    assert found.kept.tolist() == kept
+    assert found.compared == len(compared) > len(pairs)
+    assert found.similarity.tolist() == [likeness[one, text] if one >= 0 else 0 for text, one in enumerate(kept)]
+    assert found.nearness.tolist() == [
+        max((likeness[one, other] for one, other in compared if other == text), default=0) for text in range(count)
+    ]
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1])
 def test_an_exact_join_misses_no_pair(threshold: float) -> None:
     texts = some_texts(11, 150)
