@@ -93,7 +93,7 @@ class Words:
         counts = self.counts
         return mix_bits(self.sums_of(self.bounds[:-1], counts) + counts.astype(np.uint64))
 
-    def sums_of(self, starts: "Integers", counts: "Integers") -> "Hashes":
+    def sums_of(self, starts: "Integers", counts: "Integers | int") -> "Hashes":
         """Returns a hash of so many words from each place on, the same for the same words, shape (places,)."""
         return (self.sums[starts + counts] - self.sums[starts]) * integer_powers(len(self.sums))[1, starts]
 

@@ -10,7 +10,6 @@ section 2.2; FineWeb, Penedo et al. 2024 (arXiv 2406.17557), section 3.6. "datat
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from .ngrams import CHUNK, bounds_of, integer_powers
+from .ngrams import CHUNK, Words, bounds_of, integer_powers, mix_bits
 from .spec import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .ngrams import Hashes, Integers
 
 # The signs that end a sentence and the other punctuation, of all scripts, as datatrove 0.10.1 (Apache-2.0) lists them.
 _TERMINAL = """21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736
@@ -179,7 +180,8 @@ def sentences_in(line: str) -> int:
 
 
 # Flags of a code point.
-_WORD, _OTHER, _ALPHA, _PLAIN = 1, 2, 4, 8  # part of a word; other, not space; alphabetic; no punctuation
+_WORD, _OTHER, _ALPHA, _PLAIN, _BREAK = 1, 2, 4, 8, 16
+"""Part of a word; other, not space; alphabetic; no punctuation; `str.splitlines` breaks lines there."""
 
 
 @functools.cache
@@ -189,6 +191,9 @@ def _flags() -> "NDArray[np.uint8]":
     flags = np.full(0x110000, _OTHER | _PLAIN, np.uint8)
     for found in re.finditer(r"\s+", every):
         flags[found.start() : found.end()] = _PLAIN
+        for place in range(found.start(), found.end()):
+            if every[place].splitlines() == [""]:
+                flags[place] |= _BREAK
     for found in re.finditer(r"\w+", every):
         flags[found.start() : found.end()] = _WORD | _PLAIN
         for place in range(found.start(), found.end()):
@@ -199,10 +204,6 @@ def _flags() -> "NDArray[np.uint8]":
     return flags
 
 
-_ASCII_SPACES = bytes(code for code in range(128) if chr(code).isspace())
-_HASH_BITS = 64
-
-
 @functools.cache
 def _ascii_flags() -> bytes:
     return _flags()[:128].tobytes() + bytes(128)
@@ -210,167 +211,296 @@ def _ascii_flags() -> bytes:
 
 @dataclass(frozen=True)
 class Table:
-    """The words of several texts.
+    """Several texts between line breaks, and where their words are.
 
     Attributes:
-        bounds: Where each text's words begin, and the last's end, shape (texts + 1,).
-        ends: Characters of words before each word, shape (words + 1,).
-        flags: The flags that any character of a word has, shape (words,).
-        sums: Sum of ``c[i] B^i`` over the characters of words that come before each, shape (words + 1,).
-        inverse: ``B^-i`` of each word's first character, shape (words,).
+        texts: The texts.
+        places: Which of more texts they are, shape (texts,).
+        codes: All characters, shape (characters,).
+        flags: Their flags, likewise.
+        edges: Where each text begins, and behind the last's line break, shape (texts + 1,).
+        starts: Where each word begins, shape (words,).
+        lengths: Characters of each word, shape (words,).
+        bounds: At which word each text begins, and where the last ends, shape (texts + 1,).
     """
 
-    bounds: "NDArray[np.int64]"
-    ends: "NDArray[np.int64]"
+    texts: Sequence[str]
+    places: "Integers"
+    codes: "NDArray[Any]"
     flags: "NDArray[np.uint8]"
-    sums: "NDArray[np.uint64]"
-    inverse: "NDArray[np.uint64]"
-
-    @functools.cached_property
-    def texts(self) -> "NDArray[np.int64]":
-        """Returns to which text each word belongs, shape (words,)."""
-        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
-
-    @functools.cached_property
-    def lengths(self) -> "NDArray[np.int64]":
-        """Returns the characters of each word, shape (words,)."""
-        return np.diff(self.ends)
+    edges: "Integers"
+    starts: "Integers"
+    lengths: "Integers"
+    bounds: "Integers"
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> "Table":
+    def of(cls, texts: Sequence[str], places: "Integers | None" = None) -> "Table":
         """Splits texts into words, as ``words_of`` does one; texts of ASCII alone are split faster."""
         joined = "\n".join(["", *texts, ""])
-        characters: NDArray[Any]
+        codes: NDArray[Any]
         if joined.isascii():
             data = joined.encode()
             codes = np.frombuffer(data, np.uint8)
-            kinds = np.frombuffer(data.translate(_ascii_flags()), np.uint8) & (_WORD | _OTHER)
-            letters = data.translate(None, _ASCII_SPACES)
-            characters = np.frombuffer(letters, np.uint8)
-            flags = np.frombuffer(letters.translate(_ascii_flags()), np.uint8)
+            flags = np.frombuffer(data.translate(_ascii_flags()), np.uint8)
         else:
             codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
             flags = _flags().take(codes)
-            kinds = flags & (_WORD | _OTHER)
-            inside = kinds != 0
-            characters, flags = codes[inside], flags[inside]
+        kinds = flags & (_WORD | _OTHER)
         for sign in "'\u2019":
             if sign in joined:
                 at = np.flatnonzero(codes == ord(sign))
                 kinds[at[(kinds[at - 1] == _WORD) & (kinds[at + 1] == _WORD)]] = _WORD
-        edges = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
-        is_word = kinds[edges[:-1]] != 0
-        starts, lengths = edges[:-1][is_word], np.diff(edges)[is_word]
-        ends = bounds_of(lengths)
-        power = integer_powers(len(characters) + 1)
-        sums = np.zeros(len(characters) + 1, np.uint64)
-        np.cumsum(characters * power[0, : len(characters)], out=sums[1:])
-        first = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
-        any_flags = np.bitwise_or.reduceat(flags, ends[:-1]) if len(lengths) else np.zeros(0, np.uint8)
-        return cls(np.searchsorted(starts, first), ends, any_flags, sums[ends], power[1, ends[:-1]])
+        changes = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
+        begins = np.flatnonzero(kinds[changes])
+        starts = changes[begins]
+        edges = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
+        lengths = changes[begins + 1] - starts
+        places = np.arange(len(texts)) if places is None else places
+        return cls(texts, places, codes, flags, edges, starts, lengths, np.searchsorted(starts, edges))
 
-    def per_text(self, values: "NDArray[np.int64] | NDArray[np.bool_]") -> list[int]:
-        """Returns the sum over each text's words."""
-        return np.diff(bounds_of(values.astype(np.int64, copy=False))[self.bounds]).tolist()
+    def only(self, wanted: "NDArray[np.bool_]") -> "Table":
+        """Returns the table of some of the texts, shape (texts,)."""
+        chosen = np.flatnonzero(wanted)
+        return (
+            self
+            if len(chosen) == len(wanted)
+            else self.of([self.texts[place] for place in chosen], self.places[chosen])
+        )
 
-    def hashes(self, starts: "NDArray[np.int64]", n: int) -> "NDArray[np.uint64]":
-        """Hashes n words from each place on, by their characters without what stands between."""
-        return _mixed((self.sums[starts + n] - self.sums[starts]) * self.inverse[starts])
+    @property
+    def counts(self) -> "Integers":
+        """Returns how many words each text has, shape (texts,)."""
+        return np.diff(self.bounds)
 
-    def windows(self, n: int) -> "tuple[NDArray[np.uint64], NDArray[np.int64]]":
-        """Hashes every n words in a row, those that stand in two texts too; returns their characters as well."""
-        hashes = _mixed((self.sums[n:] - self.sums[:-n]) * self.inverse[: 1 - n or None])
-        return hashes, self.ends[n:] - self.ends[:-n]
+    @functools.cached_property
+    def word_flags(self) -> "NDArray[np.uint8]":
+        """Returns the flags that any character of a word has, shape (words,)."""
+        flags = self.flags[self.starts]
+        # What the first character does not settle; most words are letters.
+        open_ = np.flatnonzero((flags & (_ALPHA | _PLAIN) != _ALPHA | _PLAIN) & (self.lengths > 1))
+        if len(open_):
+            spans = np.stack([self.starts[open_], self.starts[open_] + self.lengths[open_]], axis=1).ravel()
+            flags[open_] = np.bitwise_or.reduceat(self.flags, spans)[::2]
+        return flags
 
-    def spacing(self, starts: "NDArray[np.int64]", n: int) -> "NDArray[np.uint64]":
-        """Hashes where n words are parted from each other."""
-        found = np.zeros(len(starts), np.uint64)
-        for word in range(n):
-            found = (found + self.lengths[starts + word].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        return _mixed(found)
+    @functools.cached_property
+    def sums(self) -> "Hashes":
+        """Returns the sum of ``c[i] B^i`` over the characters before each, shape (characters + 1,)."""
+        count = len(self.codes)
+        sums = np.zeros(count + 1, np.uint64)
+        np.cumsum(self.codes * integer_powers(count + 1)[0, :count], out=sums[1:])
+        return sums
 
-    def repeats(self, n: int, wanted: "NDArray[np.bool_]", spaced: bool) -> "Repeats":
-        """Finds the n-grams that stand in one of the wanted texts more than once.
+    def polynomials(self, starts: "Integers", lengths: "Integers") -> "Hashes":
+        """Returns the sum of ``c[i] B^i`` over the characters of each piece of the texts, shape (pieces,)."""
+        return (self.sums[starts + lengths] - self.sums[starts]) * integer_powers(len(self.sums))[1, starts]
 
-        Args:
-            n: Words of an n-gram.
-            wanted: Which texts.
-            spaced: Whether those are two that have the same characters, parted in another way.
-        """
-        counts = np.where(wanted, np.maximum(np.diff(self.bounds) - n + 1, 0), 0)
+    def hashes(self, starts: "Integers", lengths: "Integers") -> "Hashes":
+        """Hashes pieces of the texts, shape (pieces,)."""
+        return mix_bits(self.polynomials(starts, lengths) + lengths.astype(np.uint64))
+
+    @functools.cached_property
+    def words(self) -> Words:
+        """Returns the words as hashes."""
+        return Words(self.hashes(self.starts, self.lengths), self.bounds)
+
+    @functools.cached_property
+    def ends(self) -> "Integers":
+        """Returns the characters of words before each word, shape (words + 1,)."""
+        return bounds_of(self.lengths)
+
+    @functools.cached_property
+    def letters(self) -> "Hashes":
+        """Returns ``sums`` at each word, of the characters of words alone, shape (words + 1,)."""
+        sums = np.zeros(len(self.starts) + 1, np.uint64)
+        powers = integer_powers(len(self.sums))[0, self.ends[:-1]]
+        np.cumsum(self.polynomials(self.starts, self.lengths) * powers, out=sums[1:])
+        return sums
+
+    def letters_of(self, starts: "Integers", n: int) -> "Hashes":
+        """Hashes n words from each place on, by their characters without what stands between, shape (places,)."""
+        return mix_bits(
+            (self.letters[starts + n] - self.letters[starts]) * integer_powers(len(self.sums))[1, self.ends[starts]]
+        )
+
+    @functools.cached_property
+    def characters(self) -> "Integers":
+        """Returns the characters of each text, 1 at least, shape (texts,)."""
+        return np.maximum(np.diff(self.edges) - 1, 1)
+
+    def per_text(self, values: "Integers | NDArray[np.bool_]") -> "Integers":
+        """Returns the sum over each text's words, shape (texts,)."""
+        return np.diff(bounds_of(values)[self.bounds])
+
+    def ngrams(self, n: int) -> "tuple[Integers, Integers]":
+        """Returns the first word of each text's n-grams, and where each text's begin and the last's end."""
+        counts = np.maximum(self.counts - n + 1, 0)
         bounds = bounds_of(counts)
-        starts = np.arange(int(bounds[-1])) + np.repeat(self.bounds[:-1] - bounds[:-1], counts)
-        return self._repeats(starts, lambda places: self.hashes(places, n) + self.spacing(places, n) * spaced)
+        return np.arange(int(bounds[-1])) + np.repeat(self.bounds[:-1] - bounds[:-1], counts), bounds
 
-    def _repeats(
-        self,
-        starts: "NDArray[np.int64]",
-        hashes_of: "Callable[[NDArray[np.int64]], NDArray[np.uint64]]",
-    ) -> "Repeats":
-        def in_texts(places: "NDArray[np.int64]") -> "NDArray[np.uint64]":
-            return _mixed(hashes_of(places) + self.texts[places].astype(np.uint64) * np.uint64(0x94D049BB133111EB))
+    @functools.cached_property
+    def breaks(self) -> "Integers":
+        """Returns where ``str.splitlines`` breaks the texts and what stands around them, shape (breaks,)."""
+        return np.flatnonzero(self.flags & _BREAK)
 
-        # Upper bits of the hash and lower ones of the place, so that one sort of plain numbers orders both.
-        low = np.uint64(max(len(self.lengths).bit_length(), 64 - _HASH_BITS, 1))
-        keys = np.sort(in_texts(starts) >> low << low | starts.astype(np.uint64))
-        part = np.uint64((1 << int(low)) - 1)
-        is_same = (keys[1:] ^ keys[:-1]) <= part
-        places = (keys[_members(is_same)[: len(keys)]] & part).astype(np.int64)
-        # Those that only share the upper bits are parted by all of them.
-        hashes = in_texts(places)
-        order = np.lexsort((places, hashes))
-        places, hashes = places[order], hashes[order]
-        is_same = hashes[1:] == hashes[:-1]
-        is_member = _members(is_same)[: len(places)]
-        is_first = ~np.append(False, is_same)[: len(places)][is_member]
-        places = places[is_member]
-        return Repeats(places, np.append(np.flatnonzero(is_first), len(places)))
+    @functools.cached_property
+    def lines(self) -> "Lines":
+        """Returns the lines between line feeds."""
+        return Lines.between(self, self.breaks[self.codes[self.breaks] == ord("\n")])
+
+    @functools.cached_property
+    def universal_lines(self) -> "Lines":
+        """Returns the lines that ``str.splitlines`` finds, and one behind a break that ends a text."""
+        codes = self.codes[self.breaks]
+        feeds = codes == ord("\n")
+        if feeds.all():
+            return self.lines
+        is_pair = (codes[:-1] == ord("\r")) & feeds[1:] & (np.diff(self.breaks) == 1)
+        return Lines.between(self, np.delete(self.breaks, np.flatnonzero(is_pair)))
 
 
-def _mixed(hashes: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
-    """Spreads hashes over the upper bits."""
-    hashes ^= hashes >> np.uint64(32)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    return hashes
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a table's texts.
+
+    Attributes:
+        starts: Where each begins, shape (lines,).
+        ends: Where each ends, likewise.
+        words: The first word that does not stand before each, and behind the last, shape (lines + 1,).
+        bounds: At which line each text begins, and where the last ends, shape (texts + 1,).
+    """
+
+    starts: "Integers"
+    ends: "Integers"
+    words: "Integers"
+    bounds: "Integers"
+
+    @classmethod
+    def between(cls, table: Table, breaks: "Integers") -> "Lines":
+        """Returns the lines between breaks, of which one stands before each text and one behind the last."""
+        words = np.searchsorted(table.starts, breaks)
+        return cls(breaks[:-1] + 1, breaks[1:], words, np.searchsorted(breaks, table.edges - 1))
+
+    @functools.cached_property
+    def texts(self) -> "Integers":
+        """Returns to which text each line belongs, shape (lines,)."""
+        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+
+    @property
+    def has_words(self) -> "NDArray[np.bool_]":
+        """Tells which lines are not blank, shape (lines,)."""
+        return self.words[1:] > self.words[:-1]
 
 
-def _members(is_same: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
-    """Tells which of sorted values are equal to a neighbour, from which are equal to the one before."""
-    return np.append(is_same, False) | np.append(False, is_same)
+_BOXES = 16  # for each value: of those that a text has once few share a box
+
+
+def _boxes(hashes: "Hashes", bounds: "Integers", each: int) -> "tuple[Integers, Integers]":
+    """Puts each text's values into boxes of its own, so many for each value and one more: equal ones into the same.
+
+    Returns:
+        The box of each value, shape (values,), and where each text's boxes begin and the last's end.
+    """
+    counts = np.diff(bounds)
+    edges = bounds_of(counts * each + 1)
+    sizes = np.repeat(np.diff(edges).astype(np.uint64), counts)
+    return ((hashes >> np.uint64(32)) * sizes >> np.uint64(32)).astype(np.int64) + np.repeat(edges[:-1], counts), edges
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """N-grams that stand more than once in a text.
+    """Values that a text has more than once.
 
     Attributes:
-        places: The first word of each occurrence, those of one n-gram together and in order, shape (occurrences,).
-        bounds: Where each n-gram's begin, and the last's end, shape (n-grams + 1,).
+        places: Where they stand, those of one value together and in order, shape (occurrences,).
+        bounds: Where each value's places begin, and the last's end, shape (values + 1,).
     """
 
-    places: "NDArray[np.int64]"
-    bounds: "NDArray[np.int64]"
+    places: "Integers"
+    bounds: "Integers"
 
     @property
-    def counts(self) -> "NDArray[np.int64]":
-        """Returns how often each stands there, shape (n-grams,)."""
+    def counts(self) -> "Integers":
+        """Returns how often each stands there, shape (values,)."""
         return np.diff(self.bounds)
 
+    @property
+    def first(self) -> "Integers":
+        """Returns where each stands first, shape (values,)."""
+        return self.places[self.bounds[:-1]]
 
-def _in_chunks(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Yields places of texts, so many at a time that what numpy needs stays in a core's cache, ASCII apart."""
-    for ascii_ in (True, False):
-        chunk: list[int] = []
-        size = 0
-        for place, text in enumerate(texts):
-            if text.isascii() == ascii_:
-                chunk.append(place)
-                size += len(text)
-                if size > CHUNK:
-                    yield chunk
-                    chunk, size = [], 0
-        if chunk:
-            yield chunk
+    @property
+    def again(self) -> "Integers":
+        """Returns the places of values that stand in the text before."""
+        return np.delete(self.places, self.bounds[:-1])
+
+    @classmethod
+    def among(cls, hashes: "Hashes", bounds: "Integers") -> "Repeats":
+        """Finds the values of each text that it has more than once.
+
+        Args:
+            hashes: The values, text by text.
+            bounds: Where each text's begin, and the last's end.
+        """
+        # Most stand in a box alone, and need not be sorted.
+        box, edges = _boxes(hashes, bounds, _BOXES)
+        first = np.empty(int(edges[-1]), np.int32)
+        numbers = np.arange(len(hashes), dtype=np.int32)
+        first[box[::-1]] = numbers[::-1]
+        is_shared = np.zeros(len(first), bool)
+        is_shared[box[first[box] != numbers]] = True
+        places = np.flatnonzero(is_shared[box])
+        keys = mix_bits(hashes[places] + box[places].astype(np.uint64))
+        order = np.argsort(keys, kind="stable")
+        places, keys = places[order], keys[order]
+        changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+        counts = np.diff(np.concatenate([[0], changes, [len(keys)]]))
+        return cls(places[np.repeat(counts > 1, counts)], bounds_of(counts[counts > 1]))
+
+
+class _Judge:
+    """The first reason for which each of several texts goes.
+
+    Attributes:
+        verdicts: What is said of each.
+        left: Which have none, shape (texts,).
+    """
+
+    def __init__(self, count: int) -> None:
+        self.verdicts = [PASSES] * count
+        self.left = np.ones(count, bool)
+
+    def above(self, table: Table, name: str, values: "NDArray[Any]", limit: float | None) -> None:
+        """Drops the texts of a table that are left and whose number is above a limit."""
+        if limit is not None:
+            self._drop(table, values > limit, values, lambda value: above(name, value, limit))
+
+    def below(self, table: Table, name: str, values: "NDArray[Any]", limit: float | None) -> None:
+        """Drops the texts of a table that are left and whose number is below a limit."""
+        if limit is not None:
+            self._drop(table, values < limit, values, lambda value: below(name, value, limit))
+
+    def _drop(
+        self,
+        table: Table,
+        is_bad: "NDArray[np.bool_]",
+        values: "NDArray[Any]",
+        verdict_on: "Callable[[float], Verdict | None]",
+    ) -> None:
+        bad = np.flatnonzero(is_bad & self.left[table.places])
+        for place, value in zip(table.places[bad].tolist(), values[bad].tolist(), strict=True):
+            self.verdicts[place] = verdict_on(value) or PASSES
+        self.left[table.places[bad]] = False
+
+
+def _tables(texts: Sequence[str], places: "Integers") -> Iterator[Table]:
+    """Yields tables of texts, so many at a time that what numpy needs stays in a core's cache, ASCII apart."""
+    is_ascii = np.fromiter((texts[place].isascii() for place in places), bool, len(places))
+    for some in (places[is_ascii], places[~is_ascii]):
+        chunks = np.cumsum([len(texts[place]) for place in some]) // CHUNK
+        for chunk in np.split(some, np.flatnonzero(np.diff(chunks)) + 1):
+            if len(chunk):
+                yield Table.of([texts[place] for place in chunk], chunk)
 
 
 def gopher(limits: WebThresholds, datatrove: bool = False) -> Check:
@@ -384,226 +514,245 @@ def gopher(limits: WebThresholds, datatrove: bool = False) -> Check:
     """
 
     def check(texts: Sequence[str]) -> list[Verdict]:
-        verdicts = [PASSES] * len(texts)
-        for places in _in_chunks(texts):
-            some = [texts[place] for place in places]
-            table = Table.of(some)
-            found = _quality(some, table, limits, datatrove)
-            for place, text in enumerate(some):
-                found[place] = found[place] or _repeated_lines(text, limits, datatrove)
-            _repeated_ngrams(some, table, limits, datatrove, found)
-            for place, verdict in zip(places, found, strict=True):
-                verdicts[place] = verdict or PASSES
-        return verdicts
+        judge = _Judge(len(texts))
+        for rules in ((_quality, _repeated_parts), (_repeated_ngrams,)):
+            for table in _tables(texts, np.flatnonzero(judge.left)):
+                for rule in rules:
+                    rule(judge, table, limits, datatrove)
+        return judge.verdicts
 
     return check
 
 
-def _quality(texts: Sequence[str], table: Table, limits: WebThresholds, datatrove: bool) -> list[Verdict | None]:
-    plain = (table.flags & _PLAIN) != 0
-    counts = zip(
-        texts,
-        np.diff(table.bounds).tolist(),
-        table.per_text(plain),
-        table.per_text(np.where(plain, table.lengths, 0)),
-        table.per_text((table.flags & _ALPHA) != 0),
-        _stop_words(table, limits, datatrove),
-        strict=True,
-    )
-    return [
-        _counted(text, words if datatrove else plain, plain, length, alphabetic, stop, limits, datatrove)
-        for text, words, plain, length, alphabetic, stop in counts
-    ]
+def _quality(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
+    """Applies Gopher's rules of quality."""
+    is_plain = (table.word_flags & _PLAIN) != 0
+    plain = table.per_text(is_plain)
+    words = np.maximum(table.counts if datatrove else plain, 1)
+    length = table.per_text(table.lengths * is_plain) / np.maximum(plain, 1)
+    hashes = np.array([text.count("#") for text in table.texts])
+    ellipses = np.array([text.count("...") + text.count("…") for text in table.texts])
+    judge.below(table, "too few words", plain, max(limits.min_words or 0, 1))
+    judge.above(table, "too many words", plain, limits.max_words)
+    judge.below(table, "short words", length, limits.min_word_length)
+    judge.above(table, "long words", length, limits.max_word_length)
+    judge.above(table, "many hashes", hashes / words, limits.max_hashes)
+    judge.above(table, "many ellipses", ellipses / words, limits.max_ellipses)
+    begun, ended = _line_marks(table, datatrove)
+    judge.above(table, "bullet lines", begun, limits.max_bullet_lines)
+    judge.above(table, "ellipsis lines", ended, limits.max_ellipsis_lines)
+    alphabetic = table.per_text((table.word_flags & _ALPHA) != 0)
+    judge.below(table, "few words with letters", alphabetic / words, limits.min_alphabetic_words)
+    stop = _stop_words(table, judge.left[table.places], limits.stop_words, datatrove)
+    judge.below(table, "few stop words", stop, limits.min_stop_words)
 
 
-def _counted(
-    text: str, words: int, plain: int, length: int, alphabetic: int, stop: int, limits: WebThresholds, datatrove: bool
-) -> Verdict | None:
-    """Returns what Gopher's rules of quality say of a text, by its counts."""
-    if (limits.min_words is not None and plain < limits.min_words) or not plain:
-        return Verdict("too few words", f"{plain}, at least {limits.min_words}")
-    return (
-        above("too many words", plain, limits.max_words)
-        or below("short words", length / plain, limits.min_word_length)
-        or above("long words", length / plain, limits.max_word_length)
-        or above("many hashes", text.count("#") / words, limits.max_hashes)
-        or above("many ellipses", (text.count("...") + text.count("…")) / words, limits.max_ellipses)
-        or _line_marks(text, limits, datatrove)
-        or below("few words with letters", alphabetic / words, limits.min_alphabetic_words)
-        or below("few stop words", stop, limits.min_stop_words)
-    )
+def _line_marks(table: Table, datatrove: bool) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """Returns the shares of lines that begin with a bullet and that end with an ellipsis, each of shape (texts,)."""
+    lines = table.universal_lines if datatrove else table.lines
+    some = np.flatnonzero(lines.has_words)
+    texts = lines.texts[some]
+    if datatrove:  # blank lines count, but there is none behind the last break
+        last = lines.bounds[1:] - 1
+        counts = np.diff(lines.bounds) - (lines.starts[last] == lines.ends[last])
+    else:
+        counts = np.bincount(texts, minlength=len(table.texts))
+    last = lines.words[some + 1] - 1
+    end = table.starts[last] + table.lengths[last]
+    begin = table.codes[table.starts[lines.words[some]]]
+    is_begun = (begin == ord("-")) | (begin == ord("•"))
+    is_ended = table.codes[end - 1] == ord("…")
+    is_ended |= np.all([table.codes[end - place] == ord(".") for place in (1, 2, 3)], axis=0)
+    begun, ended = (np.bincount(texts[marked], minlength=len(counts)) for marked in (is_begun, is_ended))
+    return begun / np.maximum(counts, 1), ended / np.maximum(counts, 1)
 
 
-def _line_marks(text: str, limits: WebThresholds, datatrove: bool) -> Verdict | None:
-    bullets, ellipses = text.count("-") + text.count("•"), text.count("...") + text.count("…")
-    if not bullets and not ellipses:
-        return None
-    lines = text.splitlines() if datatrove else [line for line in text.split("\n") if line.strip()]
-    # No more lines can begin or end with such a sign than there are signs, which are counted faster.
-    most_begun, most_ended = limits.max_bullet_lines, limits.max_ellipsis_lines
-    if most_begun is not None and bullets > most_begun * len(lines):
-        begun = sum([line.lstrip().startswith(("•", "-")) for line in lines])
-        if begun / len(lines) > most_begun:
-            return above("bullet lines", begun / len(lines), most_begun)
-    if most_ended is not None and ellipses > most_ended * len(lines):
-        ended = sum([line.rstrip().endswith(("...", "…")) for line in lines])
-        return above("ellipsis lines", ended / len(lines), most_ended)
-    return None
-
-
-def _stop_words(table: Table, limits: WebThresholds, datatrove: bool) -> list[int]:
-    """Returns how many different stop words each text has."""
-    known = _stop_hashes(tuple(sorted({word if datatrove else word.lower() for word in limits.stop_words})), datatrove)
-    short = np.flatnonzero(table.lengths <= max((length for length, _ in known), default=0))
-    hashes = table.hashes(short, 1)
-    seen = np.zeros((len(table.bounds) - 1, len(known)), bool)
-    for place, (_, forms) in enumerate(known):
-        for form in forms:
-            seen[table.texts[short[hashes == form]], place] = True
-    return seen.sum(axis=1).tolist()
+def _stop_words(table: Table, wanted: "NDArray[np.bool_]", listed: Sequence[str], datatrove: bool) -> "Integers":
+    """Returns how many different stop words each of the wanted texts has, shape (texts,)."""
+    seen = np.zeros((len(table.texts), len(listed)), bool)
+    if listed:
+        numbers, forms, longest = _stop_forms(tuple(listed), datatrove)
+        short = np.flatnonzero((table.lengths <= longest) & np.repeat(wanted, table.counts))
+        hashes = table.hashes(table.starts[short], table.lengths[short])
+        place = np.searchsorted(forms[:-1], hashes)
+        is_form = forms[place] == hashes
+        seen[np.searchsorted(table.bounds, short[is_form], "right") - 1, numbers[place[is_form]]] = True
+    return seen.sum(axis=1)
 
 
 @functools.lru_cache(8)
-def _stop_hashes(words: tuple[str, ...], datatrove: bool) -> list[tuple[int, list[int]]]:
-    """Returns the length of each word and the hashes of its forms."""
-    found = []
-    for word in words:
-        forms = sorted({word} if datatrove else {word, word.upper(), word.title()})
-        found.append((len(word), Table.of(forms).hashes(np.arange(len(forms)), 1).tolist()))
-    return found
+def _stop_forms(words: tuple[str, ...], datatrove: bool) -> "tuple[Integers, Hashes, int]":
+    """Returns the forms of words: which word each is of, their hashes, sorted, and the characters of the longest."""
+    numbers: dict[str, int] = {}
+    for number, word in enumerate(sorted({word if datatrove else word.lower() for word in words})):
+        numbers.update(dict.fromkeys([word] if datatrove else [word, word.upper(), word.title()], number))
+    table = Table.of(list(numbers))
+    hashes = table.hashes(table.edges[:-1], np.diff(table.edges) - 1)
+    order = np.argsort(hashes)
+    return np.array(list(numbers.values()))[order], hashes[order], max(map(len, numbers))
 
 
-def _may_repeat_lines(text: str) -> bool:
-    """Tells whether any line of a text, and so any paragraph, stands there twice."""
-    if "\n" not in text:
-        return False
-    inner = text.strip("\n")
-    lines = [line for line in inner.split("\n") if line]
-    if len(set(lines)) < len(lines):
-        return True
-    # The rules split a text with the white space around it for lines, and without it for paragraphs.
-    return (text[0] == text[-1] == "\n") or inner[:1].isspace() or inner[-1:].isspace()
+def _repeated_parts(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
+    """Applies Gopher's rules of paragraphs and lines that repeat an earlier one."""
+    if not len(table.starts):
+        return
+    lines = table.lines
+    is_kept = lines.starts < lines.ends if datatrove else lines.has_words
+    # datatrove counts what stands before a break that begins a text, and behind one that ends it: nothing.
+    is_break = table.codes[[table.edges[:-1], table.edges[1:] - 2]] == ord("\n")
+    empty = is_break.sum(axis=0) * datatrove
+    owners, starts, ends = _paragraphs(table, datatrove)
+    names = "duplicate paragraphs", "characters in duplicate paragraphs"
+    count, characters = _duplicates(table, owners, starts, ends, 0 * empty)
+    judge.above(table, names[0], count, limits.max_duplicate_paragraphs)
+    judge.above(table, names[1], characters, limits.max_duplicate_paragraph_characters)
+    count, characters = _duplicates(table, lines.texts[is_kept], lines.starts[is_kept], lines.ends[is_kept], empty)
+    judge.above(table, "duplicate lines", count, limits.max_duplicate_lines)
+    judge.above(table, "characters in duplicate lines", characters, limits.max_duplicate_line_characters)
 
 
-def _repeated_lines(text: str, limits: WebThresholds, datatrove: bool) -> Verdict | None:
-    """Returns what Gopher's rules say of repeated paragraphs and lines."""
-    if not _may_repeat_lines(text):
-        return None
-    paragraphs = _PARAGRAPHS.split(text.strip())
-    if datatrove:
-        lines = _LINES.split(text)
-    else:
-        lines = [line for line in text.split("\n") if line.strip()]
-        paragraphs = [part for part in paragraphs if part.strip()]
-    for name, parts, share, characters in (
-        ("paragraphs", paragraphs, limits.max_duplicate_paragraphs, limits.max_duplicate_paragraph_characters),
-        ("lines", lines, limits.max_duplicate_lines, limits.max_duplicate_line_characters),
-    ):
-        count, length = find_duplicates(parts)
-        verdict = above(f"duplicate {name}", count / len(parts), share) or above(
-            f"characters in duplicate {name}", length / len(text), characters
-        )
-        if verdict:
-            return verdict
-    return None
+def _paragraphs(table: Table, blank: bool) -> "tuple[Integers, Integers, Integers]":
+    """Returns of each paragraph the text, where it begins and where it ends, each of shape (paragraphs,).
+
+    A paragraph is what stands between two line feeds in a row, without the white space around the text.
+
+    Args:
+        table: The texts.
+        blank: Whether those of white space count.
+    """
+    lines = table.lines
+    has_text = lines.starts < lines.ends
+    is_edge = np.zeros(len(has_text) + 1, bool)
+    is_edge[lines.bounds] = True
+    is_edge[1:] |= ~has_text
+    is_edge[:-1] |= ~has_text
+    first, last = np.flatnonzero(has_text & is_edge[:-1]), np.flatnonzero(has_text & is_edge[1:])
+    texts = lines.texts[first]
+    final = table.bounds[texts + 1] - 1
+    starts = np.maximum(lines.starts[first], table.starts.take(table.bounds[texts], mode="clip"))
+    ends = np.minimum(lines.ends[last], table.starts[final] + table.lengths[final])
+    is_kept = (starts < ends) & (blank | (lines.words[last + 1] > lines.words[first]))
+    return texts[is_kept], starts[is_kept], ends[is_kept]
 
 
-def _repeated_ngrams(
-    texts: Sequence[str], table: Table, limits: WebThresholds, datatrove: bool, found: "list[Verdict | None]"
-) -> None:
-    """Adds what Gopher's rules say of repeated n-grams to the verdicts."""
-    characters = np.maximum(np.fromiter(map(len, texts), np.int64, len(texts)), 1)
+def _duplicates(
+    table: Table, texts: "Integers", starts: "Integers", ends: "Integers", empty: "Integers"
+) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """Returns the share of each text's pieces that repeat an earlier one, and of its characters in such.
 
-    def judge(name: str, values: "NDArray[np.int64]", limit: float) -> None:
-        for place in np.flatnonzero(values / characters > limit).tolist():
-            found[place] = found[place] or above(name, int(values[place]) / len(texts[place]), limit)
+    Args:
+        table: The texts.
+        texts: Which text each piece is of, shape (pieces,).
+        starts: Where each begins.
+        ends: Where each ends.
+        empty: How many pieces without a character each text has besides, 2 at most, shape (texts,).
+    """
+    counts = np.bincount(texts, minlength=len(empty))
+    again = Repeats.among(table.hashes(starts, ends - starts), bounds_of(counts)).again
+    repeated = np.bincount(texts[again], minlength=len(empty)) + (empty == 2)
+    characters = np.bincount(texts[again], (ends - starts)[again], len(empty))
+    return repeated / np.maximum(counts + empty, 1), characters / table.characters
 
+
+def _repeated_ngrams(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
+    """Applies Gopher's rules of the most frequent n-gram and of n-grams that repeat an earlier one."""
     for n, limit in limits.top_ngrams.items():
-        left = np.array([verdict is None for verdict in found])
-        left &= _most_of_one(table, n) / characters > limit
-        if left.any():
-            judge(f"most frequent {n}-gram", _top(table, n, left, datatrove), limit)
-    # Words in a repeated n-gram stand in repeated shorter ones, so those of the shortest bound all that follow.
-    left = np.array([verdict is None for verdict in found])
-    for number, (n, limit) in enumerate(sorted(limits.duplicate_ngrams.items())):
-        left &= np.array([verdict is None for verdict in found])
-        if left.any():
-            values, covered = _duplicate_characters(table, n, left, characters, limit)
-            judge(f"duplicate {n}-grams", values, limit)
-            if number == 0:
-                left &= covered / characters > min(limits.duplicate_ngrams.values())
+        likely = table.only((_most_of_one(table, n) / table.characters > limit) & judge.left[table.places])
+        if len(likely.texts):
+            judge.above(likely, f"most frequent {n}-gram", _top(likely, n, datatrove) / likely.characters, limit)
+    least = min(limits.duplicate_ngrams.values(), default=0)
+    for n, limit in sorted(limits.duplicate_ngrams.items()):
+        table = table.only(judge.left[table.places])
+        if not len(table.texts):
+            return
+        duplicate, covered = _duplicate_characters(table, n, limit)
+        judge.above(table, f"duplicate {n}-grams", duplicate, limit)
+        # Words in a repeated n-gram stand in repeated shorter ones too.
+        table = table.only(covered > least)
 
 
 def _most_of_one(table: Table, n: int) -> "NDArray[np.float64]":
     """Returns what the characters of all occurrences of any n-gram of a text do not exceed, shape (texts,).
 
-    N-grams are counted in four times as many boxes as the text has words: several may share one, none stands in two.
+    Each n-gram is in one box, which several may share.
     """
-    if len(table.lengths) < n:
-        return np.zeros(len(table.bounds) - 1)
-    hashes, lengths = table.windows(n)
-    counts = np.diff(table.bounds).astype(np.uint64) * np.uint64(4) + np.uint64(1)
-    bounds = bounds_of(counts.astype(np.int64))
-    texts = table.texts[: len(hashes)]
-    box = (hashes >> np.uint64(32)) * counts[texts] >> np.uint64(32)
-    filled = np.bincount(box.astype(np.int64) + bounds[texts], lengths + (n - 1), int(bounds[-1]))
-    return np.maximum.reduceat(filled, bounds[:-1])
+    places, bounds = table.ngrams(n)
+    box, edges = _boxes(table.words.sums_of(places, n), bounds, 4)
+    filled = np.bincount(box, table.ends[places + n] - table.ends[places] + (n - 1), int(edges[-1]))
+    return np.maximum.reduceat(filled, edges[:-1])
 
 
-def _top(table: Table, n: int, wanted: "NDArray[np.bool_]", datatrove: bool) -> "NDArray[np.int64]":
-    """Returns the characters of all occurrences of the most frequent n-gram of the wanted texts, shape (texts,).
+def _top(table: Table, n: int, datatrove: bool) -> "Integers":
+    """Returns the characters of all occurrences of the most frequent n-gram of each text, shape (texts,).
 
     Of equally frequent ones the first counts. One that stands once counts for datatrove alone.
     """
-    values = np.zeros(len(wanted), np.int64)
+    places, bounds = table.ngrams(n)
+    lengths = table.ends[places + n] - table.ends[places] + (n - 1)
+    values = np.zeros(len(table.texts), np.int64)
     if datatrove:
-        has = np.flatnonzero(wanted & (np.diff(table.bounds) >= n))
-        starts = table.bounds[has]
-        values[has] = table.ends[starts + n] - table.ends[starts] + n - 1
-    repeats = table.repeats(n, wanted, True)
-    first = repeats.places[repeats.bounds[:-1]]
-    texts = table.texts[first]
-    order = np.lexsort((first, -repeats.counts, texts))
+        has = np.flatnonzero(np.diff(bounds))
+        values[has] = lengths[bounds[has]]
+    repeats = Repeats.among(table.words.sums_of(places, n), bounds)
+    texts = np.searchsorted(bounds, repeats.first, "right") - 1
+    order = np.lexsort((repeats.first, -repeats.counts, texts))
     chosen = order[np.flatnonzero(np.diff(texts[order], prepend=-1))]
-    starts = first[chosen]
-    values[texts[chosen]] = (table.ends[starts + n] - table.ends[starts] + n - 1) * repeats.counts[chosen]
+    values[texts[chosen]] = lengths[repeats.first[chosen]] * repeats.counts[chosen]
     return values
 
 
-def _duplicate_characters(
-    table: Table, n: int, wanted: "NDArray[np.bool_]", characters: "NDArray[np.int64]", limit: float
-) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-    """Returns the characters of n-grams that repeat an earlier one, none counted twice, and all words' in such.
+def _duplicate_characters(table: Table, n: int, limit: float) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """Returns the shares of characters of n-grams that repeat an earlier one, none counted twice, and of words in such.
 
-    A text is walked through: behind a repeated n-gram the next begins, and those between them are not known later. The
-    first is at most the second, and is worked out only where the second is above the limit; each of shape (texts,).
+    The first is at most the second, and is worked out only where the second is above the limit; each of shape (texts,).
     """
-    repeats = table.repeats(n, wanted, False)
-    again = np.delete(repeats.places, repeats.bounds[:-1])
-    edges = np.zeros(len(table.lengths) + 1, np.int64)
+    starts, bounds = table.ngrams(n)
+    repeats = Repeats.among(table.letters_of(starts, n), bounds)
+    again = starts[repeats.again]
+    edges = np.zeros(len(table.starts) + 1, np.int64)
     edges[again] += 1
     edges[again + n] -= 1
-    inside = np.cumsum(edges)[:-1] > 0
-    covered = np.array(table.per_text(np.where(inside, table.lengths, 0)))
-    grams = np.repeat(np.arange(len(repeats.counts)), repeats.counts)
-    is_wanted = (covered / characters > limit)[table.texts[repeats.places]]
-    order = np.flatnonzero(is_wanted)[np.argsort(repeats.places[is_wanted])]
-    places = repeats.places[order]
-    lengths = table.ends[places + n] - table.ends[places]
-    values = [0] * len(wanted)
-    known = [False] * len(repeats.counts)
-    free = 0
-    for place, gram, length, text in zip(
-        places.tolist(), grams[order].tolist(), lengths.tolist(), table.texts[places].tolist(), strict=True
-    ):
-        if place < free:
+    covered = table.per_text(table.lengths * (np.cumsum(edges)[:-1] > 0)) / table.characters
+    texts = np.searchsorted(table.bounds, again, "right") - 1
+    looked_at = np.flatnonzero((covered > limit)[texts])
+    looked_at = looked_at[np.argsort(again[looked_at])]
+    again = again[looked_at]
+    first = starts[np.repeat(repeats.first, repeats.counts - 1)][looked_at]
+    counted = _walk(again, first, n)
+    lengths = table.ends[again + n] - table.ends[again]
+    values = np.bincount(texts[looked_at][counted], lengths[counted], len(table.texts))
+    return values / table.characters, covered
+
+
+def _walk(again: "Integers", first: "Integers", n: int) -> list[int]:
+    """Walks through texts: behind an n-gram that is known the next begins, and those between them are not known later.
+
+    Args:
+        again: Where n-grams stand that stand in the text before, sorted, shape (places,).
+        first: Where each stands first, likewise.
+        n: Words of an n-gram.
+
+    Returns:
+        Which of the places count.
+    """
+    firsts, number = np.unique(first, return_inverse=True)
+    following = np.searchsorted(again, again + n).tolist()
+    passed_from = np.searchsorted(firsts, again + 1).tolist()
+    passed_to = np.searchsorted(firsts, again + n).tolist()
+    numbers = number.tolist()
+    is_passed = [False] * len(firsts)
+    counted = []
+    place = 0
+    while place < len(numbers):
+        if is_passed[numbers[place]]:
+            is_passed[numbers[place]] = False
+            place += 1
             continue
-        if known[gram]:
-            values[text] += length
-            free = place + n
-        else:
-            known[gram] = True
-    return np.array(values), covered
+        counted.append(place)
+        for passed in range(passed_from[place], passed_to[place]):
+            is_passed[passed] = True
+        place = following[place]
+    return counted
 
 
 def find_duplicates(parts: Sequence[str]) -> tuple[int, int]:
@@ -661,15 +810,18 @@ def c4(limits: WebThresholds, datatrove: bool = False) -> Check:
                 return Verdict("curly bracket")
             if "lorem ipsum" in text.lower():
                 return Verdict("lorem ipsum")
-        kept, cuts, sentences = [], Counter[str](), 0
+        kept: list[str] = []
+        cuts: dict[str, int] = {}
+        sentences = 0
         for line in text.splitlines() if datatrove else text.split("\n"):
             line, why = _c4_line(line.strip(), limits, datatrove)
-            if why in ("curly bracket", "lorem ipsum"):
-                return Verdict(why)
             if why:
-                cuts[why] += 1
+                if why in ("curly bracket", "lorem ipsum"):
+                    return Verdict(why)
+                cuts[why] = cuts.get(why, 0) + 1
                 continue
-            sentences += sentences_in(line) if limits.min_sentences is not None else 0
+            if limits.min_sentences is not None and sentences < limits.min_sentences:
+                sentences += sentences_in(line)
             kept.append(line)
         few = below("few sentences", sentences, limits.min_sentences)
         if few:
@@ -684,18 +836,17 @@ def _c4_line(line: str, limits: WebThresholds, datatrove: bool) -> tuple[str, st
     """Returns a line without citations, and why it is cut or its text goes."""
     if not line and not datatrove:
         return line, "blank line"
-    words = line.split()
+    whole = line
     longest = len(line) if limits.max_line_word is None else limits.max_line_word
-    if len(line) > longest and any(len(word) > longest for word in words):
+    if len(line) > longest and any(len(word) > longest for word in line.split()):
         return line, "line with a long word"
     if "[" in line:
         line = _CITATION.sub("", line)
         if not datatrove:
-            line = line.strip()
-            words = line.split()
+            whole = line = line.strip()
     if not line.endswith(_C4_ENDS if datatrove else _CLOSED_ENDS) or line.endswith("..."):
         return line, "line that ends no sentence"
-    if limits.min_line_words is not None and len(words) < limits.min_line_words:
+    if limits.min_line_words is not None and len(whole.split(None, limits.min_line_words)) < limits.min_line_words:
         return line, "line of few words"
     lower = line.lower()
     if datatrove and "lorem ipsum" in lower:

@@ -389,10 +389,10 @@ def test_a_stop_word_that_no_text_can_have_is_refused() -> None:
         Thresholds(stop_words=["e-mail"])
 
 
-def test_ngrams_are_told_apart_where_the_bits_that_sort_them_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_shares_a_box_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = pages(6, 300)
     found = gopher(EXACT)(texts), gopher(EXACT, True)(texts)
-    monkeypatch.setattr(web_rules, "_HASH_BITS", 3)
+    monkeypatch.setattr(web_rules, "_BOXES", 0)
     assert (gopher(EXACT)(texts), gopher(EXACT, True)(texts)) == found
 
 
