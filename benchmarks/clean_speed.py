@@ -34,7 +34,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict, is_cut_off
-from posttrain.data_tools.web_rules import SENTENCE_END, Table, Verdict, c4, fineweb, gopher, words_of
+from posttrain.data_tools.web_rules import SENTENCE_END, Verdict, c4, fineweb, gopher, words_of
 
 Filter = Callable[[str], tuple[str, str]]
 BATCH = 4096
@@ -193,6 +193,9 @@ def main() -> int:
         programs[name] = in_batches(preset(limits))
         programs[f"{name}_datatrove"] = in_batches(preset(exact, True))
         programs[f"datatrove's {name}"] = one_by_one(peers[name])
+    for name, some, datatrove in (("gopher", limits, False), ("gopher_datatrove", exact, True)):
+        programs[name] = in_batches(gopher(some, datatrove, "numpy"))
+        programs[f"{name}, numba"] = in_batches(gopher(some, datatrove, "numba"))
     programs["code"] = in_batches(lambda some: [code_verdict(text, False, limits) for text in some])
     programs["chat"] = in_batches(
         lambda some: [
@@ -200,7 +203,8 @@ def main() -> int:
             for text in some
         ]
     )
-    Table.of(["the table of signs is made once"])
+    for run in programs.values():  # tables of signs are made, and loops compiled, once
+        run(texts[:100] + web[:50])
     rates: dict[str, list[float]] = {name: [] for name in programs}
     pages: dict[str, list[float]] = {name: [] for name in programs}
     results: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""The inner loops of ``ngrams`` and ``near_duplicates`` compiled by numba: the bits that numpy gives, in less time.
+"""The inner loops of ``ngrams``, ``near_duplicates`` and ``web_rules`` in numba: what numpy gives, in less time.
 
 numba is an extra (``posttrain[fast]``). Its import and its compiler take seconds, once for each installation, so only
 work that takes longer asks for it.
@@ -159,3 +159,143 @@ def count_shared(
     shared = np.empty(len(pairs), np.int64)
     _count_shared(hashes, bounds, *np.ascontiguousarray(pairs.T), shared)
     return shared
+
+
+@numba.njit(inline="always")
+def _slot(keys, stamps, stamp, key):
+    """Returns where a key stands in a table with open addresses, or would stand; other stamps mean free places."""
+    last = np.uint64(len(keys) - 1)
+    slot = key & last
+    while stamps[slot] == stamp and keys[slot] != key:
+        slot = (slot + _ONE) & last
+    return slot
+
+
+@_compiled
+def _ngram_characters(
+    codes, starts, lengths, bounds, wanted, characters, base, least, tops, duplicates, once, top, duplicate
+):
+    """Fills in what ``ngram_characters`` returns."""
+    longest = 1
+    for text in range(len(wanted)):
+        longest = max(longest, bounds[text + 1] - bounds[text])
+    size = 2
+    while size < 2 * longest:
+        size *= 2
+    keys, stamps, counts = np.empty(size, np.uint64), np.zeros(size, np.int64), np.empty(size, np.int64)
+    words, powers, grams = np.empty(longest, np.uint64), np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+    slots, ends = np.empty(longest, np.uint64), np.zeros(longest + 1, np.int64)
+    stamp = 0
+    for text in range(len(wanted)):
+        if not wanted[text]:
+            continue
+        begin, count = bounds[text], bounds[text + 1] - bounds[text]
+        for word in range(count):
+            start, length = starts[begin + word], lengths[begin + word]
+            total, power = _ZERO, _ONE
+            for place in range(start, start + length):
+                total = total * base + np.uint64(codes[place])
+                power *= base
+            words[word], powers[word], grams[word] = total, power, _ZERO
+            ends[word + 1] = ends[word] + length
+        made = 0
+        for column in range(len(tops)):
+            n = tops[column]
+            stamp += 1
+            for gram in range(count - n + 1):
+                key = grams[gram]
+                for word in range(made, n):
+                    key = _mix(key + words[gram + word] + np.uint64(lengths[begin + gram + word])) * base
+                grams[gram] = key
+                slot = _slot(keys, stamps, stamp, key)
+                if stamps[slot] != stamp:
+                    stamps[slot], keys[slot], counts[slot] = stamp, key, 0
+                counts[slot] += 1
+                slots[gram] = slot
+            made = n
+            most = 0 if once else 1
+            for gram in range(count - n + 1):
+                if counts[slots[gram]] > most:
+                    most = counts[slots[gram]]
+                    top[text, column] = most * (ends[gram + n] - ends[gram] + n - 1)
+        made = 0
+        grams[:count] = _ZERO
+        for column in range(len(duplicates)):
+            n = duplicates[column]
+            for gram in range(count - n + 1):
+                key = grams[gram]
+                for word in range(made, n):
+                    key = key * powers[gram + word] + words[gram + word]
+                grams[gram] = key
+            made = n
+            if column == 0:
+                stamp += 1
+                covered = free = 0
+                for gram in range(count - n + 1):
+                    key = _mix(grams[gram])
+                    slot = _slot(keys, stamps, stamp, key)
+                    if stamps[slot] == stamp:
+                        covered += ends[gram + n] - ends[max(gram, free)]
+                        free = gram + n
+                    stamps[slot], keys[slot] = stamp, key
+                if covered / characters[text] <= least:
+                    break
+            stamp += 1
+            free = 0
+            for gram in range(count - n + 1):
+                if gram < free:
+                    continue
+                key = _mix(grams[gram])
+                slot = _slot(keys, stamps, stamp, key)
+                if stamps[slot] == stamp:
+                    duplicate[text, column] += ends[gram + n] - ends[gram]
+                    free = gram + n
+                stamps[slot], keys[slot] = stamp, key
+
+
+def ngram_characters(
+    texts: "tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]",
+    wanted: "NDArray[np.bool_]",
+    characters: "NDArray[np.int64]",
+    base: np.uint64,
+    least: float,
+    sizes: tuple[list[int], list[int]],
+    once: bool,
+) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """Counts the characters of repeated n-grams as ``web_rules`` does: the most frequent, and those that repeat others.
+
+    Args:
+        texts: Code points of all, where each word begins, its characters, and at which word each text begins.
+        wanted: Which texts, shape (texts,).
+        characters: Of each text, likewise.
+        base: Of the polynomial that hashes characters.
+        least: Texts with no larger share of characters in repeated n-grams of the least size are not looked at further.
+        sizes: Words of the most frequent n-grams, and of those that repeat others, each in order.
+        once: Whether the most frequent n-gram may stand once.
+
+    Returns:
+        Characters of the most frequent one for each size, and of those that repeat others, shape (texts, sizes).
+    """
+    top, duplicate = (np.zeros((len(wanted), len(some)), np.int64) for some in sizes)
+    tops, duplicates = (np.array(some, np.int64) for some in sizes)
+    _ngram_characters(*texts, wanted, characters, base, least, tops, duplicates, once, top, duplicate)
+    return top, duplicate
+
+
+@_compiled
+def _polynomials(codes, starts, lengths, base, values):
+    for piece in range(len(starts)):
+        total, power = _ZERO, _ONE
+        for place in range(starts[piece], starts[piece] + lengths[piece]):
+            total += np.uint64(codes[place]) * power
+            power *= base
+        values[piece] = total
+
+
+def polynomials(
+    codes: "NDArray[Any]", starts: "NDArray[np.int64]", lengths: "NDArray[np.int64]", base: np.uint64
+) -> "NDArray[np.uint64]":
+    """Returns the sum of ``c[i] B^i`` over the code points of each piece of a text, shape (pieces,)."""
+    values = np.empty(len(starts), np.uint64)
+    _polynomials(codes, starts, lengths, base, values)
+    return values

@@ -30,9 +30,9 @@ Core = Literal["numpy", "numba"]
 _SPARSE = 5  # bits by which the table of an index is larger than it has n-grams
 CHUNK = 1 << 19  # bytes hashed at a time: what prefix sums of it need stays in the cache of a core
 
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 _ONE = np.uint64(1)
-_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
+_INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
@@ -130,7 +130,7 @@ def split_words(texts: Sequence[str], core: Core = "numpy") -> Words:
     if core == "numba":
         from . import compiled
 
-        hash_words = functools.partial(compiled.hash_words, lookup=_LOOKUP, base=_BASE)
+        hash_words = functools.partial(compiled.hash_words, lookup=_LOOKUP, base=BASE)
     hashes, counts = [], []
     for chunk in _chunks(texts):
         starts = bounds_of(np.array([len(part) + 1 for part in chunk]))
@@ -260,7 +260,7 @@ def integer_powers(count: int) -> "Hashes":
     if not _cache or _cache[0].shape[1] < count:
         powers = np.empty((2, max(count, CHUNK + (CHUNK >> 2))), np.uint64)
         powers[:, 0] = 1
-        powers[0, 1:], powers[1, 1:] = _BASE, _INVERSE
+        powers[0, 1:], powers[1, 1:] = BASE, _INVERSE
         _cache[:] = [np.cumprod(powers, axis=1, out=powers)]
     return _cache[0]
 

@@ -1,8 +1,8 @@
 """Rules for web text: Gopher's, C4's and FineWeb's, as datatrove has them and as their papers mean them.
 
 A word is a run of letters, digits and ``_``, with the apostrophes inside it, or a run of other signs between spaces.
-What counts words does so for many texts at once in numpy; what looks for repeated n-grams first works out the
-most that a text can repeat, and counts only where that is too much. N-grams are equal if their 64-bit hashes are.
+What counts words and lines does so for many texts at once in numpy; n-grams are counted by numba where it is installed
+and there is enough to do. Lines, paragraphs and n-grams are equal if their 64-bit hashes are.
 
 Sources: Gopher, Rae et al. 2021 (arXiv 2112.11446), appendix A.1 and table A1; C4, Raffel et al. 2020 (JMLR 21),
 section 2.2; FineWeb, Penedo et al. 2024 (arXiv 2406.17557), section 3.6. "datatrove" is its version 0.10.1.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from .ngrams import CHUNK, Words, bounds_of, integer_powers, mix_bits
+from .ngrams import BASE, CHUNK, Core, Words, bounds_of, fastest_core, integer_powers, mix_bits
 from .spec import Section
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ class Table:
     Attributes:
         texts: The texts.
         places: Which of more texts they are, shape (texts,).
+        core: What hashes them.
         codes: All characters, shape (characters,).
         flags: Their flags, likewise.
         edges: Where each text begins, and behind the last's line break, shape (texts + 1,).
@@ -226,6 +227,7 @@ class Table:
 
     texts: Sequence[str]
     places: "Integers"
+    core: Core
     codes: "NDArray[Any]"
     flags: "NDArray[np.uint8]"
     edges: "Integers"
@@ -234,7 +236,7 @@ class Table:
     bounds: "Integers"
 
     @classmethod
-    def of(cls, texts: Sequence[str], places: "Integers | None" = None) -> "Table":
+    def of(cls, texts: Sequence[str], places: "Integers | None" = None, core: Core = "numpy") -> "Table":
         """Splits texts into words, as ``words_of`` does one; texts of ASCII alone are split faster."""
         joined = "\n".join(["", *texts, ""])
         codes: NDArray[Any]
@@ -256,7 +258,7 @@ class Table:
         edges = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
         lengths = changes[begins + 1] - starts
         places = np.arange(len(texts)) if places is None else places
-        return cls(texts, places, codes, flags, edges, starts, lengths, np.searchsorted(starts, edges))
+        return cls(texts, places, core, codes, flags, edges, starts, lengths, np.searchsorted(starts, edges))
 
     def only(self, wanted: "NDArray[np.bool_]") -> "Table":
         """Returns the table of some of the texts, shape (texts,)."""
@@ -264,7 +266,7 @@ class Table:
         return (
             self
             if len(chosen) == len(wanted)
-            else self.of([self.texts[place] for place in chosen], self.places[chosen])
+            else self.of([self.texts[place] for place in chosen.tolist()], self.places[chosen], self.core)
         )
 
     @property
@@ -293,6 +295,10 @@ class Table:
 
     def polynomials(self, starts: "Integers", lengths: "Integers") -> "Hashes":
         """Returns the sum of ``c[i] B^i`` over the characters of each piece of the texts, shape (pieces,)."""
+        if self.core == "numba":
+            from .compiled import polynomials
+
+            return polynomials(self.codes, starts, lengths, BASE)
         return (self.sums[starts + lengths] - self.sums[starts]) * integer_powers(len(self.sums))[1, starts]
 
     def hashes(self, starts: "Integers", lengths: "Integers") -> "Hashes":
@@ -330,7 +336,7 @@ class Table:
 
     def per_text(self, values: "Integers | NDArray[np.bool_]") -> "Integers":
         """Returns the sum over each text's words, shape (texts,)."""
-        return np.diff(bounds_of(values)[self.bounds])
+        return np.diff(bounds_of(values.astype(np.int64, copy=False))[self.bounds])
 
     def ngrams(self, n: int) -> "tuple[Integers, Integers]":
         """Returns the first word of each text's n-grams, and where each text's begin and the last's end."""
@@ -392,6 +398,7 @@ class Lines:
         return self.words[1:] > self.words[:-1]
 
 
+_WARM = 1 << 15  # texts
 _BOXES = 16  # for each value: of those that a text has once few share a box
 
 
@@ -493,17 +500,18 @@ class _Judge:
         self.left[table.places[bad]] = False
 
 
-def _tables(texts: Sequence[str], places: "Integers") -> Iterator[Table]:
-    """Yields tables of texts, so many at a time that what numpy needs stays in a core's cache, ASCII apart."""
-    is_ascii = np.fromiter((texts[place].isascii() for place in places), bool, len(places))
-    for some in (places[is_ascii], places[~is_ascii]):
-        chunks = np.cumsum([len(texts[place]) for place in some]) // CHUNK
-        for chunk in np.split(some, np.flatnonzero(np.diff(chunks)) + 1):
-            if len(chunk):
-                yield Table.of([texts[place] for place in chunk], chunk)
+def _tables(texts: Sequence[str], wanted: "NDArray[np.bool_]", core: Core) -> Iterator[Table]:
+    """Yields tables of wanted texts, so many at a time that what numpy needs stays in a core's cache, ASCII apart."""
+    is_ascii = np.fromiter(map(str.isascii, texts), bool, len(texts))
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    for some in (np.flatnonzero(wanted & is_ascii), np.flatnonzero(wanted & ~is_ascii)):
+        chunks = np.cumsum(lengths[some]) // CHUNK
+        for places in np.split(some, np.flatnonzero(np.diff(chunks)) + 1):
+            if len(places):
+                yield Table.of([texts[place] for place in map(int, places)], places, core)
 
 
-def gopher(limits: WebThresholds, datatrove: bool = False) -> Check:
+def gopher(limits: WebThresholds, datatrove: bool = False, core: Core | None = None) -> Check:
     """Returns Gopher's rules, of quality and of repetition.
 
     Args:
@@ -511,14 +519,23 @@ def gopher(limits: WebThresholds, datatrove: bool = False) -> Check:
         datatrove: Whether the rules are datatrove's, to the letter. Else stop words count in lower, upper or title
             case, words of punctuation count for no share, blank lines for none either, and the most frequent n-gram
             only if it stands there twice.
+        core: What hashes texts; by default numpy, and the fastest once there were so many texts that its start pays.
     """
+    seen = 0
 
     def check(texts: Sequence[str]) -> list[Verdict]:
+        nonlocal seen
+        chosen = core or (fastest_core() if seen >= _WARM else "numpy")
+        seen += len(texts)
         judge = _Judge(len(texts))
-        for rules in ((_quality, _repeated_parts), (_repeated_ngrams,)):
-            for table in _tables(texts, np.flatnonzero(judge.left)):
-                for rule in rules:
-                    rule(judge, table, limits, datatrove)
+        for table in _tables(texts, judge.left.copy(), chosen):
+            _quality(judge, table, limits, datatrove)
+            _repeated_parts(judge, table, limits, datatrove)
+            if chosen == "numba":
+                _compiled_ngrams(judge, table, limits, datatrove)
+        if chosen == "numpy":
+            for table in _tables(texts, judge.left.copy(), chosen):
+                _repeated_ngrams(judge, table, limits, datatrove)
         return judge.verdicts
 
     return check
@@ -656,7 +673,7 @@ def _duplicates(
 
 def _repeated_ngrams(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
     """Applies Gopher's rules of the most frequent n-gram and of n-grams that repeat an earlier one."""
-    for n, limit in limits.top_ngrams.items():
+    for n, limit in sorted(limits.top_ngrams.items()):
         likely = table.only((_most_of_one(table, n) / table.characters > limit) & judge.left[table.places])
         if len(likely.texts):
             judge.above(likely, f"most frequent {n}-gram", _top(likely, n, datatrove) / likely.characters, limit)
@@ -669,6 +686,20 @@ def _repeated_ngrams(judge: _Judge, table: Table, limits: WebThresholds, datatro
         judge.above(table, f"duplicate {n}-grams", duplicate, limit)
         # Words in a repeated n-gram stand in repeated shorter ones too.
         table = table.only(covered > least)
+
+
+def _compiled_ngrams(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
+    """Is ``_repeated_ngrams``, compiled."""
+    from .compiled import ngram_characters
+
+    allowed = sorted(limits.top_ngrams.items()), sorted(limits.duplicate_ngrams.items())
+    sizes = [n for n, _ in allowed[0]], [n for n, _ in allowed[1]]
+    least = min(limits.duplicate_ngrams.values(), default=0)
+    texts = table.codes, table.starts, table.lengths, table.bounds
+    found = ngram_characters(texts, judge.left[table.places], table.characters, BASE, float(least), sizes, datatrove)
+    for name, some, values in zip(("most frequent {}-gram", "duplicate {}-grams"), allowed, found, strict=True):
+        for (n, limit), characters in zip(some, values.T, strict=True):
+            judge.above(table, name.format(n), characters / table.characters, limit)
 
 
 def _most_of_one(table: Table, n: int) -> "NDArray[np.float64]":

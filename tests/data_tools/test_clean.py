@@ -396,6 +396,17 @@ def test_what_shares_a_box_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (gopher(EXACT)(texts), gopher(EXACT, True)(texts)) == found
 
 
+@pytest.mark.parametrize("datatrove", [False, True])
+def test_the_compiled_core_gives_the_same_verdicts(datatrove: bool) -> None:
+    pytest.importorskip("numba")
+    texts = pages(8, 300)
+    loose = Thresholds(min_words=None, min_alphabetic_words=None, min_stop_words=None, top_ngrams={1: 0.05, 3: 0.1})
+    for limits in (EXACT, loose):
+        found = gopher(limits, datatrove, "numpy")(texts)
+        assert gopher(limits, datatrove, "numba")(texts) == found
+        assert any("duplicate" in verdict.reason for verdict in found)
+
+
 def test_verdicts_do_not_depend_on_what_is_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = pages(7, 60)
     for preset in (gopher(EXACT), c4(EXACT), fineweb(EXACT)):
