@@ -82,7 +82,7 @@ class Scaling(Tool):
         if self.leave_out:
             worst = sorted(runs, key=lambda run: -run.loss)[: self.leave_out]
             runs = [run for run in runs if run not in worst]
-        held = runs[len(runs) - self.hold_out :] if self.hold_out else []
+        held = runs[max(0, len(runs) - self.hold_out) :]
         fitted = runs[: len(runs) - len(held)]
         figures = _figures(fitted)
         try:

@@ -50,6 +50,12 @@ def test_a_larger_run_that_does_not_keep_to_the_law_refutes_it(tmp_path, capsys)
     assert "refutes" in capsys.readouterr().out
 
 
+def test_holding_out_all_runs_and_more_leaves_none_to_fit(tmp_path):
+    path = write(tmp_path / "runs.jsonl", runs())
+    with pytest.raises(PosttrainError, match="0 runs to fit"):
+        run_command("scaling", path, "--hold-out", "40", "-o", str(tmp_path / "out"))
+
+
 def test_compute_stands_for_tokens_and_columns_are_named(tmp_path, capsys):
     rows = [
         {"Size": run["parameters"], "C": 6 * run["parameters"] * run["tokens"], "loss": run["loss"]} for run in runs()
