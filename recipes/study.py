@@ -186,14 +186,14 @@ def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Out
                 raise RunError("cells were scored by different versions of the task", where=f"{task}, {size}")
             metric = mine[study.reference][0].metrics[0]
             figures = {arm: [score.metrics[0].value for score in of_arm] for arm, of_arm in mine.items()}
-            values = _by_item(study, size, seeds, mine)
+            values, clusters = _by_item(study, size, seeds, mine) or (None, None)
             kept[task, size] = (figures, metric.name, values is not None)
             for arm in study.others:
                 one, other = (
                     (values[name] if values else [[value] for value in figures[name]])
                     for name in (arm, study.reference)
                 )
-                difference = seeded_difference(one, other)
+                difference = seeded_difference(one, other, clusters)
                 questions[task, size, arm] = Question(difference, metric.higher_is_better)
     answers = judge(questions)
     return [
@@ -221,21 +221,24 @@ def _one(scores: Mapping[Cell, Mapping[str, "Score"]], cell: Cell, task: str) ->
 
 def _by_item(
     study: Study, size: str, seeds: Sequence[int], scores: Mapping[str, Sequence["Score"]]
-) -> "Mapping[str, list[Any]] | None":
-    """Returns of each arm the value of every item from each seed; None where the items are unknown or not the same."""
+) -> "tuple[Mapping[str, list[Any]], tuple[str, ...] | None] | None":
+    """Returns of each arm the items' values from each seed, and their clusters; None if unknown or not the same."""
     from ..evals.report.items import read_items
 
     values: dict[str, list[Any]] = {}
-    keys: set[tuple[str, ...]] = set()
+    asked: set[tuple[tuple[str, ...], tuple[str, ...] | None]] = set()
     for arm, of_arm in scores.items():
         for seed, score in zip(seeds, of_arm, strict=True):
             path = Path(study.output_dir) / Cell(arm, size, seed).name / score.samples_name
             items = read_items(path, score.metrics[0].name, score.metrics[0].value) if path.is_file() else None
             if items is None:
                 return None
-            keys.add(items.keys)
+            asked.add((items.keys, items.clusters))
             values.setdefault(arm, []).append(items.values)
-    return values if len(keys) == 1 else None
+    if len(asked) != 1:
+        return None
+    ((_, clusters),) = asked
+    return values, clusters
 
 
 def _describe(study: Study) -> list[str]:

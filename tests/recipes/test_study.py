@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import yaml
 from posttrain.data_tools.errors import SpecError
+from posttrain.evals.report import items
 from posttrain.recipes import launch
 from posttrain.recipes.forks import Forks
-from posttrain.recipes.study import check_study, grid, load_study, run_study
+from posttrain.recipes.study import _by_item, check_study, grid, load_study, run_study
 
 from . import warm
 
@@ -90,6 +94,21 @@ def test_a_wrong_study_is_refused_before_anything_runs(study: Path, keys: dict[s
     with pytest.raises(SpecError, match=said):
         run_study(change(study, **keys))
     assert not Path("out").exists() or not any(Path("out").glob("*.1"))
+
+
+def test_items_that_are_not_independent_are_compared_by_cluster(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, _ = load_study(study)
+    score = SimpleNamespace(samples_name="samples", metrics=[SimpleNamespace(name="win_rate", value=0.5)])
+    for arm in loaded.arms:
+        for seed in loaded.seeds:
+            (Path("out") / f"{arm}.short.{seed}").mkdir(parents=True)
+            (Path("out") / f"{arm}.short.{seed}" / "samples").touch()
+    found = items.Items(("a:0", "a:1", "b:0"), np.array([0.0, 1.0, 0.5]), ("a", "a", "b"))
+    monkeypatch.setattr(items, "read_items", lambda *_: found)
+    read: Any = _by_item(loaded, "short", loaded.seeds, {arm: cast(Any, [score] * 3) for arm in loaded.arms})
+    values, clusters = read
+    assert clusters == ("a", "a", "b")
+    assert [len(of_arm) for of_arm in values.values()] == [3, 3, 3]
 
 
 @pytest.mark.slow
