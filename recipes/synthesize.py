@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from ..chat_templates.errors import InputError, did_you_mean
 from ..data_tools.ask import (
@@ -62,6 +62,19 @@ class StepSpec(Section):
     """What counts of the reply: the first group of this regular expression; a reply it is not found in is dropped."""
     novel: bool = False
     """Whether a reply is dropped that is much like an earlier one, or like what a row says."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if not groups:
+            raise ValueError("has no group; put what counts in parentheses")
+        return pattern
 
 
 class MethodSpec(Section):
@@ -130,10 +143,10 @@ class Synthesize(AskSpec):
         from ..evals.runs import locate
 
         method = load_method(self.method)
-        self._check(method)
         rows = [(row.where, row.values) for row in read_rows(self.rows, Path()) if row.problem is None]
         if not rows:
             raise DataError("holds no rows", where=self.rows.title)
+        self._check(method, rows)
         decides = {"model", "base_url", "temperature", "top_p", "seed"}
         own = {} if self.base_url else {"model": model_hash(locate(self.model))}
         with locked(output_dir / ".lock"):
@@ -154,11 +167,12 @@ class Synthesize(AskSpec):
         report.write(output_dir)
         return f"{report.as_text()}\n{output_dir / PAGE}"
 
-    def _check(self, method: MethodSpec) -> None:
-        """Refuses arguments that do not fit the method.
+    def _check(self, method: MethodSpec, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Refuses arguments that do not fit the method or the rows, before anything is asked.
 
         Raises:
             InputError: With what to say instead.
+            DataError: A row lacks what it is to be verified by.
         """
         if method.examples and self.count is None:
             raise InputError(f"the method {self.method} makes as many rows as are asked for", hint="say --count")
@@ -170,6 +184,17 @@ class Synthesize(AskSpec):
         for check in self.verify:
             if check.of not in names:
                 raise InputError(f"verify: no step '{check.of}'", hint=f"steps: {', '.join(names)}")
+            columns = [] if method.examples else rows  # examples are shown, and a new row has none of their columns
+            if check.column in names:
+                if check.column == check.of or any(check.column in values for _, values in columns):
+                    raise InputError(
+                        f"verify: the column '{check.column}' is hidden by the step of that name",
+                        hint="rename the step, or replies are checked by replies",
+                    )
+            elif check.column not in self.variables:
+                where = next((where for where, values in columns if check.column not in values), None)
+                if where is not None or method.examples:
+                    raise DataError(f"has no column '{check.column}' to verify by", where=where or self.rows.title)
 
 
 def load_method(name: str) -> MethodSpec:
@@ -335,6 +360,8 @@ class _Work:
             item.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
         text = reply.text.strip() if reply is not None else ""
         found = re.search(step.pattern, text) if step.pattern is not None else None
+        if found is not None and found[1] is None:  # an optional group that took no part
+            found = None
         whole = found is not None and found.end() < len(text)  # what counts was said before the reply was cut
         if (problem := problem_of(reply)) and not (problem == CUT and whole):
             item.dropped, item.detail = f"{step.name}: {problem}", text
@@ -354,10 +381,12 @@ class _Work:
         """Drops items that do not pass; what could not be decided is dropped under a name of its own."""
         from .verifiers import VERIFIERS
 
-        if missing := next((item for item in items if check.column not in item.values), None):
-            raise DataError(f"has no column '{check.column}' to verify by", where=missing.where[0])
         right = [item.values[check.column] for item in items]
-        verdicts = VERIFIERS[check.verifier]([item.values[check.of] for item in items], right)
+        try:
+            verdicts = VERIFIERS[check.verifier]([item.values[check.of] for item in items], right)
+        except ValueError as error:
+            where = f"{self.spec.rows.title}, column '{check.column}'"
+            raise DataError(f"cannot be verified by {check.verifier}: {error}", where=where) from error
         for item, verdict in zip(items, verdicts, strict=True):
             if verdict != 1:
                 reason = "could not be decided" if verdict is None else "wrong"
@@ -370,7 +399,11 @@ class _Work:
         for item in self.items:
             if item.dropped:
                 continue
-            row = _filled(self.method.output, item.values)
+            try:
+                row = _filled(self.method.output, item.values)
+            except RowError as error:
+                item.dropped, item.detail = f"output: {error.reason}", error.detail
+                continue
             once = hash_json(item.where if self.spec.keep == "first" and not self.method.examples else row)
             if once in seen:
                 item.dropped = "another sample is kept" if self.spec.keep == "first" else "the same as another"

@@ -176,6 +176,56 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, given: dict[str, 
         make(tmp_path, str.upper, **given)
 
 
+@pytest.mark.parametrize(
+    ("step", "column", "said"),
+    [
+        ({"pattern": "(open"}, "answer", "pattern: .*no regular expression"),
+        ({"pattern": "none"}, "answer", "pattern: .*no group"),
+        ({"name": "answer"}, "answer", "hidden by the step of that name"),
+        ({}, "nowhere", "seeds.jsonl:1: has no column 'nowhere'"),
+    ],
+)
+def test_a_method_that_cannot_be_verified_or_read_is_refused_before_anything_is_asked(
+    tmp_path: Path, step: dict[str, str], column: str, said: str
+) -> None:
+    asked: list[str] = []
+
+    def reply(text: str) -> str:
+        asked.append(text)
+        return "17"
+
+    step = {"name": "worked", "prompt": "{{ question }}"} | step
+    method = {"description": "d", "steps": [step], "output": {"text": "{{ question }}"}}
+    check = {"verifier": "numeric", "of": step["name"], "column": column}
+    with pytest.raises(PosttrainError, match=said):
+        make(tmp_path, reply, method=method, verify=[check])
+    assert not asked
+
+
+def test_an_answer_that_is_no_number_is_one_clear_error(tmp_path: Path) -> None:
+    check = {"verifier": "numeric", "of": "worked", "column": "answer"}
+    with pytest.raises(PosttrainError, match=r"seeds\.jsonl, column 'answer': cannot be verified by numeric"):
+        make(tmp_path, str.upper, [{"question": "Why?", "answer": "so"}], verify=[check])
+
+
+@pytest.mark.parametrize(
+    ("step", "output", "reason"),
+    [
+        ({"pattern": "(never)?WHAT"}, "{{ worked }}", "worked: the pattern is not in the reply"),
+        ({}, "{{ wroked }}", "output: missing column 'wroked'"),
+    ],
+)
+def test_a_group_that_took_no_part_and_an_output_that_names_nothing_are_reasons_to_drop(
+    tmp_path: Path, step: dict[str, str], output: str, reason: str
+) -> None:
+    step = {"name": "worked", "prompt": "{{ question }}"} | step
+    made, report, _ = make(
+        tmp_path, str.upper, method={"description": "d", "steps": [step], "output": {"text": output}}
+    )
+    assert not made
+    assert reasons(report) == {reason: 3}
+
+
 def test_a_row_without_what_a_prompt_names_is_dropped_by_name(tmp_path: Path) -> None:
     made, report, _ = make(tmp_path, str.upper, [*QUESTIONS, {"other": "x"}])
     assert len(made) == 3
