@@ -18,14 +18,14 @@ MANIFEST = "manifest.json"
 FINAL = "final"
 # What only resuming needs; the names are those that transformers, accelerate and DeepSpeed write.
 _RESUME_STATE = re.compile(
-    r"^(optimizer|scheduler|scaler|progress|rollout_state)[^/]*\.(pt|bin)$|^(rng_state|random_states)[^/]*\.(pth|pkl)$|^trainer_state\.json$"
+    r"^(optimizer|scheduler|scaler|progress|rollout_state)[^/]*\.(pt|bin)$|^(rng_state|random_states)[^/]*\.(pth|pkl)$|^(trainer_state|watchdog)\.json$"
     r"|^training_args\.bin$|^(global_step\d+|optimizer_\d+|pytorch_model_fsdp_\d+)/|^latest$|^zero_to_fp32\.py$"
 )
 _WEIGHTS = re.compile(r"^(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)$")
 # What decides an answer beside the weights, of the files that transformers, tokenizers, sentencepiece and peft read:
 # an unknown JSON file counts, so that at worst a model is scored once more.
 _DECISIVE = re.compile(
-    r"^(?!(manifest|run|trainer_state|leaderboard|best_of_n|parity|.*results)\.json$)[^/]+\.json$"
+    r"^(?!(manifest|run|trainer_state|watchdog|leaderboard|best_of_n|parity|.*results)\.json$)[^/]+\.json$"
     r"|^[^/]+\.(py|jinja|model|spm|tiktoken|vocab|codes|bpe)(\.v\d+)?$|^[^/]*(vocab|merges|dict|tokens|bpe)[^/]*\.txt$"
     r"|^(additional_)?chat_templates/[^/]+\.jinja$"
 )

@@ -205,4 +205,6 @@ def _timeless(value: Any) -> Any:
 
 
 def _is_time(key: Any) -> bool:
-    return isinstance(key, str) and (key in _TIMES or key.endswith(("_runtime", "_per_second", "step_time")))
+    return isinstance(key, str) and (
+        key in _TIMES or key.endswith(("_runtime", "_per_second", "step_time", "memory_gib"))
+    )
