@@ -197,7 +197,7 @@ def study(
     overrides: Overrides = None,
     hours: Annotated[
         float | None,
-        typer.Option(help="Start no seed that would end after so many hours.", show_default="none"),
+        typer.Option(min=0, help="Start no seed that would end after so many hours.", show_default="none"),
     ] = None,
     processes: Annotated[int | None, typer.Option(help="Processes that train each cell.", show_default="1")] = None,
     accelerate: Accelerate = None,

@@ -176,13 +176,21 @@ class Sample(TextTool):
         return counts[0] - counts[1]
 
     def _choose(self, pool: "_Pool") -> "NDArray[np.bool_]":
-        """Returns which rows are kept."""
+        """Returns which rows are kept.
+
+        Raises:
+            DataError: None fits.
+        """
         sizes = pool.sizes
         kept = np.zeros(len(sizes), bool)
         for group in _like_lengths(sizes) if self.match_length else [np.arange(len(sizes))]:
             order = group[np.argsort(-pool.scores[group], kind="stable")]  # of equal scores the first row
             budget = self.tokens * sizes[group].sum() / max(1.0, sizes.sum())
             kept[order[np.cumsum(sizes[order]) <= budget + 1e-6]] = True
+        if not kept.any():
+            least = "of each group of like length " if self.match_length else ""
+            hint = "say more tokens" + (", or leave match_length out" if self.match_length else "")
+            raise DataError(f"no row fits: the first {least}has more than the share of {self.tokens:g}", hint=hint)
         return kept
 
 
@@ -238,7 +246,7 @@ def _add(report: ToolReport, spec: Sample, pool: _Pool, kept: "NDArray[np.bool_]
         f"{percent(pool.sizes[kept].sum(), pool.sizes.sum())} of the {unit} are kept, by {spec.column or spec.by}",
     ]
     if kept.all():
-        summary.append("there are fewer rows than asked for, so all are kept")
+        summary.append("there are no more rows than asked for, so all are kept")
     header = ["rows", "count", unit, f"{unit} a row", "score"]
     tables = [*report.tables, Table("What is kept, beside all", header, rows, note)]
     return dataclasses.replace(report, summary=summary, tables=tables)

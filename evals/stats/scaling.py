@@ -27,6 +27,7 @@ DRAWS = 500
 _UNKNOWNS = 5
 _GRID = [step / 10 for step in range(1, 13)]  # of exponents, for a start
 _EXPONENTS = (1e-3, 5.0)  # a fit that ends at one of these has not been told by its runs
+_NEAR = 1e-6  # an exponent to its end, or a term of the law to nothing
 _TOLERANCE = 1e-12
 _SAME_COMPUTE = 1.1  # times the least of a group
 
@@ -157,7 +158,8 @@ def fit(
         seed: Of the resamples.
 
     Raises:
-        ValueError: Fewer than six runs, a figure that is not above zero, or too few sizes or lengths among them.
+        ValueError: Fewer than six runs, a figure that is not above zero, too few sizes or lengths among them, or losses
+            that do not fall with one of the two.
     """
     n, d, y = (np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses))
     for name, values in (("parameters", n), ("tokens", d), ("losses", y)):
@@ -168,6 +170,13 @@ def fit(
     if not _determined(n, d):
         raise ValueError("three sizes and three numbers of tokens are needed, or an exponent is not determined")
     law, objective = _minimum(n, d, y, delta, _start(n, d, y))
+    for name, exponent, term in (
+        ("parameters", law.alpha, law.A * n**-law.alpha),
+        ("tokens", law.beta, law.B * d**-law.beta),
+    ):
+        at_end = min(abs(exponent / end - 1) for end in _EXPONENTS) < _NEAR
+        if at_end or (term / y).max() < _NEAR:
+            raise ValueError(f"the losses do not say how they fall with {name}: no exponent fits best")
     laws: list[ParametricLaw] = []
     rng = np.random.default_rng(seed)
     while len(laws) < draws:

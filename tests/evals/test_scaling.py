@@ -117,6 +117,7 @@ def test_runs_of_equal_compute_enclose_the_best_size():
         (lambda n, d, y: (n[:5], d[:5], y[:5]), "six runs or more"),
         (lambda n, d, y: (np.full_like(n, 1e8), d, y), "three sizes"),
         (lambda n, d, y: (n, d, -y), "losses must be above zero"),
+        (lambda n, d, y: (n, d, np.full_like(y, 2.0)), "do not say how they fall"),
         (lambda n, d, y: (n, d * np.nan, y), "tokens must be above zero"),
     ],
 )

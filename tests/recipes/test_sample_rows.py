@@ -135,3 +135,9 @@ def test_a_row_without_a_number_is_counted(tmp_path: Path) -> None:
     kept = sample(tmp_path, rows=[{"text": "no number here"}, *ROWS[:20]], by="column", column="score", tokens=1e6)
     assert len(kept) == 20
     assert "no number in 'score'" in (tmp_path / "out" / "report.json").read_text()
+
+
+@pytest.mark.parametrize("given", [{"by": "longest", "tokens": 3}, {"match_length": True, "tokens": 5}])
+def test_a_budget_that_no_row_fits_into_is_refused(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(PosttrainError, match="no row fits"):
+        sample(tmp_path, **given)
