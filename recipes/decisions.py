@@ -21,6 +21,7 @@ from .job import Job, open_job, prove_template
 from .load import Loaded
 from .model import check_objective, head_modules, load_model, whole_weights
 from .monitor import check_columns
+from .mup import check_mup
 from .rows import prepare_rows
 from .schema import ClassifySpec, Recipe
 from .stage_table import STAGES
@@ -273,6 +274,9 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             from .optimizers import check_muon
 
             check_muon(args, sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true")
+        if loaded.recipe.model.mup_base:
+            optim = str(loaded.recipe.trainer.get("optim") or args.optim.value)  # muon is not the args' own word
+            check_mup(args, optim, sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true")
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
     return args
 

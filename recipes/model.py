@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import chat_templates
 from ..chat_templates.errors import did_you_mean, first_line
 from ..evals.models import ModelKind, Pretrained, apply_adapter, auto_class, kind_of, make_room
+from . import mup
 from .errors import RecipeError
 from .schema import ModelSpec, Recipe, TeacherSpec
 
@@ -381,6 +382,15 @@ def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
     return config
 
 
+def mup_base(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
+    """Builds the configuration of the narrow model that ``model.mup_base`` describes.
+
+    Raises:
+        RecipeError: As :func:`new_config`.
+    """
+    return new_config(spec.model_copy(update={"config": {**(spec.config or {}), **(spec.mup_base or {})}}), tokenizer)
+
+
 def load_reference(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
     """Loads once more what the policy starts from, tokens that the template added included.
 
@@ -423,7 +433,10 @@ def _new_model(
     config = new_config(recipe.model, tokenizer)
     for name, value in head_options(head).items():
         setattr(config, name, value)
-    return auto_class(_kind(recipe, head, config)).from_config(config, dtype=weights, **options)
+    model = auto_class(_kind(recipe, head, config)).from_config(config, dtype=weights, **options)
+    if recipe.model.mup_base:
+        mup.initialise(model, mup_base(recipe.model, tokenizer))
+    return model
 
 
 def agree(model: "PreTrainedModel", tokenizer: Any) -> None:

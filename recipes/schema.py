@@ -55,6 +55,10 @@ class ModelSpec(Section):
     `linear`, `dynamic`, `llama3`, `longrope`; what is not said stays as the model has it."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Keep only these layers of the model, counted from 0: a student made of some of its teacher's layers."""
+    mup_base: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = None
+    """For a new model by the maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466): the fields of `config`
+    that widths differ in, at the width that `initializer_range` and `trainer.learning_rate` were found for, such as
+    `{hidden_size: 64, intermediate_size: 256, num_attention_heads: 4}`. The size of a head stays."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -68,6 +72,10 @@ class ModelSpec(Section):
             raise ValueError("rope_parameters scales a trained model; a model from config has its own in config")
         if self.config is not None and self.layers is not None:
             raise ValueError("layers keeps some layers of a trained model; a model from config says its own number")
+        if self.mup_base is not None and self.config is None:
+            raise ValueError("mup_base is how a new model starts; a trained one (name_or_path) has started")
+        if self.mup_base is not None and "hidden_size" not in self.mup_base:
+            raise ValueError("mup_base needs hidden_size, the width of the base")
         return self
 
 
@@ -370,6 +378,8 @@ class Recipe(Section):
                 "an adapter does not keep model.rope_parameters, so whoever loads it would read its base unscaled; "
                 f"drop {self.section}, or write rope_parameters into the base's config.json"
             )
+        if self.model.mup_base is not None and (STAGES[self.stage].family != "text" or self.objective is not None):
+            raise ValueError("model.mup_base is for language models trained from nothing: pretrain, sft or distill")
         if self.model.config is not None and (self.adapts or self.quantization):
             raise ValueError("a new model (model.config) has nothing to adapt: drop lora, adapter and quantization")
         if self.score and self.score.every == "checkpoint" and self.trainer.get("save_total_limit") is not None:

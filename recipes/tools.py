@@ -34,6 +34,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
         "Extend a model's tokenizer by merges learnt on rows.",
     ),
     "lines": ("posttrain.data_tools.lines:Lines", "Cut lines and paragraphs that stand in many rows."),
+    "mup": ("posttrain.recipes.coordinates:Mup", "Check muP over widths: sizes of activations, best learning rates."),
     "prepare": ("posttrain.recipes.prepare_data:Prepare", "Mix and tokenise a recipe's rows; say where they are from."),
     "quality": ("posttrain.data_tools.quality:Quality", "Score rows by a classifier trained on good and bad ones."),
     "sample": ("posttrain.recipes.sample_rows:Sample", "Keep so many tokens: at random, by length, score or DSIR."),

@@ -129,7 +129,7 @@ def build(ready: Ready) -> "Trainer":
     from .adapters import adapter_config, settle
     from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper, RankAllocation
     from .meter import Meter
-    from .model import kernels, load_model
+    from .model import kernels, load_model, mup_base
     from .needs import peak_of, token_flops
     from .profiler import Profiler
     from .watchdog import Watchdog
@@ -176,6 +176,10 @@ def build(ready: Ready) -> "Trainer":
             from .optimizers import use_muon
 
             use_muon(trainer, say=_say)
+        if recipe.model.mup_base:
+            from .mup import use_mup
+
+            use_mup(trainer, mup_base(recipe.model, job.tokenizer), say=_say)
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     if profiler:
