@@ -319,7 +319,8 @@ def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
 # its own library. No list of such refusals stays complete, so `check` lets the trainer itself decide.
 
 _NAMED = 8  # new tokens that are called by their names
-_OF_ITS_MODEL = ("attn_implementation", "chat_template", "rope_parameters", "mup_base")  # what fits the recipe's own model alone
+# what fits the recipe's own model alone
+_OF_ITS_MODEL = ("attn_implementation", "chat_template", "rope_parameters", "mup_base")
 _ROW_TOKENS = 16
 _STEPS_OF_ROWS = 4
 _DROPPED = (

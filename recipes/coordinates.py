@@ -1,4 +1,4 @@
-"""The data tool ``mup``: whether a recipe's activations, and its best learning rate, stay as they are when it widens."""
+"""The data tool ``mup``: whether the activations of a recipe, and its best learning rate, stay while it widens."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..data_tools.tool import Tool
 from ..data_tools.tool_report import PAGE, Table, ToolReport
@@ -34,6 +34,13 @@ _KINDS = {"muP": True, "standard": False}
 # The updates of the check are all at the recipe's rate.
 _PLAIN = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0}
 _QUIET = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+
+
+def _rising(values: list[Any]) -> list[Any]:
+    if sorted(set(values)) != values:
+        raise ValueError("each must be above the one before")
+    return values
+
 
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -73,9 +80,9 @@ class Mup(Tool):
     """Trains a recipe with `model.mup_base` for some steps at several widths, with it and without.
 
     The coordinate check (Yang et al. 2022, arXiv:2203.03466, appendix D.1): after some updates neither the size of what
-    attention, MLP and head give nor what their own updates add to it should depend on the width. A wrong weight decay does not
-    show in it, so `--rates` sweeps the learning rate beside it. Without `mup_base`, `initializer_range` and learning rate
-    are the same at all widths. Writes ``report.json`` and ``report.html``.
+    attention, MLP and head give nor what their own updates add to it should depend on the width. A wrong weight decay
+    does not show in it, so `--rates` sweeps the learning rate beside it. Without `mup_base`, `initializer_range` and
+    learning rate are the same at all widths. Writes ``report.json`` and ``report.html``.
     """
 
     recipe: str
@@ -84,14 +91,14 @@ class Mup(Tool):
     """Keys of the recipe with other values."""
     references: dict[str, str] = Field({})
     """Folders that `@name` stands for in the recipe, as in `{tokenizer: runs/tokenizer}`."""
-    widths: Annotated[list[Count], Field(min_length=2)] = Field([1, 2, 4, 8])
+    widths: Annotated[list[Count], Field(min_length=2), AfterValidator(_rising)] = Field([1, 2, 4, 8])
     """How many times wider than the base: every field of `mup_base` is multiplied."""
     seeds: Seeds = Field([1, 2, 3])
     """Of weights and rows."""
     steps: Count = 5
     """Updates before activations are measured, at the recipe's learning rate."""
-    rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = None
-    """Learning rates to train each width at, in rising order; none if not given."""
+    rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2), AfterValidator(_rising)] | None = None
+    """Learning rates to train each width at; none if not given."""
     sweep_steps: Count = 100
     """Steps of each run of the sweep, under the recipe's schedule."""
     sweep_seeds: Seeds = Field([1])
@@ -222,7 +229,9 @@ def _loss(ready: "Ready", cell: Cell, steps: int) -> float:
 
 
 def slope(widths: Sequence[float], sizes: Sequence[float]) -> float:
-    """Returns the power of the width that sizes grow by: least squares of their logs."""
+    """Returns the power of the width that sizes grow by: least squares of their logs; infinite if one is no number."""
+    if not all(0 < size < math.inf for size in sizes):
+        return math.inf
     logs = [[math.log(value) for value in values] for values in (widths, sizes)]
     return statistics.linear_regression(*logs).slope
 
@@ -248,8 +257,8 @@ def _check(
         summary.append(f"{kind}: what is computed {verdict}; the steepest slope is {means[steepest]:+.2f}, {steepest}.")
     header = ["parametrisation", "output of", "mean", "slope", "least", "most"]
     note = (
-        f"Slopes of log means against log width, of {len(seeds)} seeds. One below {HELD} either way is none: an exponent "
-        "that is wrong is so by a half or more. Size: of the outputs; update: of what the last matrix's own updates add to them."
+        f"Slopes of log means against log width, of {len(seeds)} seeds. One below {HELD} either way is none: a wrong "
+        "exponent is so by a half or more. Size: of the outputs; update: of what the last matrix's own updates add."
     )
     return [Table("Coordinate check", [*header, *[f"width {base * times}" for times in widths]], rows, note)], summary
 

@@ -11,8 +11,8 @@ of a head of its own (table 3)      sigma / m           eta / m        lambda m
 embeddings, norms, biases           sigma               eta            lambda
 ==================================  ==================  =============  ============
 
-A head that is tied to the embeddings has their row, and its logits are divided by m (table 8), which needs a model with
-such a divisor, as Granite is. AdamW takes off learning rate times weight decay, so the decay's factor holds the product.
+A head that is tied to the embeddings has their row, and its logits are divided by m (table 8), which needs a model
+with such a divisor, as Granite is. AdamW takes off learning rate times weight decay, and m lambda holds that product.
 Attention is scaled by 1 / sqrt(d) in stock models, and by 1 / d in muP (definition 4.1), which are the same while the
 size d of a head is; so it must not grow.
 """

@@ -56,9 +56,9 @@ class ModelSpec(Section):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Keep only these layers of the model, counted from 0: a student made of some of its teacher's layers."""
     mup_base: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = None
-    """For a new model by the maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466): the fields of `config`
-    that widths differ in, at the width that `initializer_range` and `trainer.learning_rate` were found for, such as
-    `{hidden_size: 64, intermediate_size: 256, num_attention_heads: 4}`. The size of a head stays."""
+    """For a new model in the maximal update parametrisation (muP: Yang et al. 2022, arXiv:2203.03466): the fields of
+    `config` that widths differ in, at the width that `initializer_range` and `trainer.learning_rate` were found for,
+    such as `{hidden_size: 64, intermediate_size: 256, num_attention_heads: 4}`. The size of a head stays."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

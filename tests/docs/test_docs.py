@@ -57,6 +57,7 @@ ELSEWHERE: Mapping[str, str] = {
     "posttrain data quality": "seconds; tests/data_tools/test_quality.py",
     "posttrain data synthesize": "a server, network; tests/recipes/test_synthesize.py",
     "posttrain data scaling": "seconds; tests/recipes/test_scaling.py",
+    "posttrain data mup": "minutes; tests/recipes/test_mup.py",
 }
 
 

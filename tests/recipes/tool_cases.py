@@ -13,6 +13,7 @@ from posttrain.recipes.tools import TOOLS, load_tool
 ALONE = {
     "explain": "it reads what dedup wrote, and writes nothing",
     "scaling": "it reads figures of runs, not texts, and writes nothing but its report",
+    "mup": "it trains small models that it does not keep, and writes nothing but its report",
     "prepare": "it reads a recipe; its rows come from the cache that kills of trainings try",
 }
 EVERY = [name for name in TOOLS if name not in ALONE]
