@@ -146,6 +146,9 @@ class TeacherSpec(Section):
     instead of holding the teacher beside the student."""
 
 
+VerifierName = Literal["exact", "numeric", "symbolic", "tests"]
+
+
 class RewardSpec(Section):
     """One term of the reward: a reward model, a function or a verifier."""
 
@@ -154,9 +157,9 @@ class RewardSpec(Section):
     function: str | None = None
     """`package.module:name`, or `file.py:name` relative to the recipe; it may be asynchronous. Where it gives None, the
     term is left out of that answer's reward."""
-    verifier: Literal["numeric", "symbolic", "tests"] | None = None
-    """1 for an answer that is right and 0 for a wrong one, by the row's own `answer` as a number or as an expression
-    (math-verify), or by its `tests`, Python that is run in the sandbox."""
+    verifier: VerifierName | None = None
+    """1 for an answer that is right and 0 for a wrong one, by the row's own `answer` to the letter (`exact`), as a number
+    or as an expression (math-verify), or by its `tests`, Python that is run in the sandbox."""
     column: str | None = None
     """The column that the verifier checks by; by default `answer`, or `tests`."""
     name: str | None = None

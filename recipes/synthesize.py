@@ -38,6 +38,7 @@ from ..data_tools.spec import Section, Template
 from ..data_tools.specfile import load_document, validate
 from ..data_tools.tool import Source
 from ..data_tools.tool_report import PAGE, Table, Tally, ToolReport, percent, texts_of
+from .schema import VerifierName
 
 if TYPE_CHECKING:
     from ..data_tools.endpoint import Reply
@@ -93,9 +94,9 @@ class MethodSpec(Section):
 class Check(Section):
     """What a row must pass."""
 
-    verifier: Literal["numeric", "symbolic", "tests"]
-    """`numeric`: the last number is right; `symbolic`: the last expression is, by math-verify; `tests`: Python passes
-    tests in the sandbox."""
+    verifier: VerifierName
+    """`exact`: the reply is right to the letter; `numeric`: the last number is; `symbolic`: the last expression is, by
+    math-verify; `tests`: Python passes tests in the sandbox."""
     of: str
     """The step whose reply is checked."""
     column: str

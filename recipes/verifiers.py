@@ -1,4 +1,4 @@
-"""Rewards that check answers against what the rows say is right: numbers, expressions of mathematics, unit tests.
+"""Rewards that check answers against what the rows say is right: texts, numbers, expressions of mathematics, unit tests.
 
 Each gives 1 for right and 0 for wrong; None, which leaves a term out of an answer's reward, where a row has nothing to
 check by or where nothing could be decided.
@@ -19,12 +19,23 @@ from .errors import RecipeError
 Answers = Sequence[str]
 Rewards = list[float | None]
 
-COLUMNS = {"numeric": "answer", "symbolic": "answer", "tests": "tests"}
+COLUMNS = {"exact": "answer", "numeric": "answer", "symbolic": "answer", "tests": "tests"}
 """The column of the rows that each verifier checks by, unless the recipe names another."""
 
 # An answer in training is one of thousands, so a program has less time than one that is scored.
 _LIMITS = Limits(wall=5.0, cpu=3, memory=1 << 29)
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+def exact(answers: Answers, right: Sequence[Any]) -> Rewards:
+    """Compares an answer with the right one to the letter; blanks around either are forgiven.
+
+    Args:
+        answers: The texts.
+        right: Of each the right text.
+    """
+    wanted = [_text(gold) for gold in right]
+    return [float(answer.strip() == gold) if gold else None for answer, gold in zip(answers, wanted, strict=True)]
 
 
 def numeric(answers: Answers, right: Sequence[Any]) -> Rewards:
@@ -81,6 +92,7 @@ def tests(answers: Answers, right: Sequence[Any]) -> Rewards:
 
 
 VERIFIERS: dict[str, Callable[[Answers, Sequence[Any]], Rewards]] = {
+    "exact": exact,
     "numeric": numeric,
     "symbolic": symbolic,
     "tests": tests,
