@@ -158,8 +158,8 @@ class RewardSpec(Section):
     """`package.module:name`, or `file.py:name` relative to the recipe; it may be asynchronous. Where it gives None, the
     term is left out of that answer's reward."""
     verifier: VerifierName | None = None
-    """1 for an answer that is right and 0 for a wrong one, by the row's own `answer` to the letter (`exact`), as a number
-    or as an expression (math-verify), or by its `tests`, Python that is run in the sandbox."""
+    """1 for an answer that is right and 0 for a wrong one, by the row's own `answer` to the letter (`exact`), as a
+    number or as an expression (math-verify), or by its `tests`, Python that is run in the sandbox."""
     column: str | None = None
     """The column that the verifier checks by; by default `answer`, or `tests`."""
     name: str | None = None

@@ -7,8 +7,9 @@ the row that comes of them. Who is asked, the log of what was answered and what 
 import json
 import random
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ from ..data_tools.ask import (
     claim,
     problem_of,
 )
-from ..data_tools.errors import DataError, RowError
+from ..data_tools.errors import DataError, RowError, listing
 from ..data_tools.files import hash_json, locked, write_atomic
 from ..data_tools.mapping import compile_template
 from ..data_tools.ngrams import words_in
@@ -46,14 +47,18 @@ if TYPE_CHECKING:
 ROWS = "rows.jsonl"
 METHODS = Path(__file__).parent / "methods"
 _WAVE = 64  # rows that are made together, before it is looked whether they are still new
-_DRY = 0.1  # of a wave: with fewer new ones, no more are made
+_DRY = 0.1  # of the last so many: with fewer new ones, no more are made
 _SHINGLE = 3  # words
+
+
+_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+_AGAIN = "That reply cannot be used: {}. Write the whole reply again, and nothing else."
 
 
 class StepSpec(Section):
     """One question to the model."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: _Name
     """What later prompts and the row call the reply."""
     prompt: Template
     """What is asked: a template over the row's columns, earlier replies, `examples` and the call's `variables`."""
@@ -61,6 +66,10 @@ class StepSpec(Section):
     """A system message before it."""
     pattern: str | None = None
     """What counts of the reply: the first group of this regular expression; a reply it is not found in is dropped."""
+    fields: list[_Name] = Field(default_factory=list)
+    """Keys of the JSON object that the reply must hold; later prompts and the row call their values by these names."""
+    repair: bool = False
+    """Whether a reply without the pattern or the fields is asked for once more, with what is wrong with it."""
     novel: bool = False
     """Whether a reply is dropped that is much like an earlier one, or like what a row says."""
 
@@ -98,7 +107,7 @@ class Check(Section):
     """`exact`: the reply is right to the letter; `numeric`: the last number is; `symbolic`: the last expression is, by
     math-verify; `tests`: Python passes tests in the sandbox."""
     of: str
-    """The step whose reply is checked."""
+    """The step, or the field of one, whose reply is checked."""
     column: str
     """The column of the rows that says what is right."""
 
@@ -119,7 +128,7 @@ class Synthesize(AskSpec):
     """What is made something of: seeds, questions, texts; the method's prompts name its columns."""
     method: str
     """A method that comes with posttrain (self_instruct, evol_instruct, backtranslation, translation, personas,
-    critique_revise, branch_solve_merge, chain_of_thought), or a YAML file of your own."""
+    critique_revise, branch_solve_merge, chain_of_thought, self_play), or a YAML file of your own."""
     count: Count | None = None
     """How many rows are asked for, by methods that draw examples; fewer where nothing new comes any more."""
     samples: Count = 1
@@ -144,10 +153,14 @@ class Synthesize(AskSpec):
         from ..evals.runs import locate
 
         method = load_method(self.method)
-        rows = [(row.where, row.values) for row in read_rows(self.rows, Path()) if row.problem is None]
+        self._check(method)
+        unusable = Tally()
+        rows = list(islice(self._usable(method, unusable), self.rows.limit))
         if not rows:
-            raise DataError("holds no rows", where=self.rows.title)
-        self._check(method, rows)
+            hint = next((f"{some[0].where}: {some[0].detail}" for some in unusable.examples.values()), None)
+            reason = "; ".join(unusable.counts) or "it has none"
+            raise DataError(f"no row can be used: {reason}", where=self.rows.title, hint=hint)
+        self._check_verify(method, rows)
         decides = {"model", "base_url", "temperature", "top_p", "seed"}
         own = {} if self.base_url else {"model": model_hash(locate(self.model))}
         with locked(output_dir / ".lock"):
@@ -160,28 +173,41 @@ class Synthesize(AskSpec):
                     model.append(answerer(self, output_dir, lambda name: load_language_model(str(locate(name)))))
                 model[0]([query for query in queries if query.key not in done], (), take)
 
-            work = _Work(self, method, rows, log, backend)
+            work = _Work(self, method, rows, log, backend, unusable)
             work.run()
-            made = work.kept()
-            write_atomic(output_dir / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
-        report = work.report(len(made))
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in work.made)
+            write_atomic(output_dir / ROWS, "".join(lines))
+        report = work.report()
         report.write(output_dir)
         return f"{report.as_text()}\n{output_dir / PAGE}"
 
-    def _check(self, method: MethodSpec, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-        """Refuses arguments that do not fit the method or the rows, before anything is asked.
+    def _usable(self, method: MethodSpec, unusable: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the rows that can be read and, by a method that shows examples, shown; counts the others."""
+        first = compile_template(method.steps[0].prompt)
+        for row in read_rows(self.rows, Path()):
+            problem = row.problem
+            if problem is None and method.examples:
+                try:
+                    first({"examples": [row.values]} | self.variables)
+                except RowError as error:  # its own words are about the call's names, not the row's
+                    problem = RowError(f"as an example: {error.reason}", f"the row has {listing(row.values)}")
+            if problem is None:
+                yield row.where, row.values
+            else:
+                unusable.add(problem.reason, row.where, detail=problem.detail)
 
-        Raises:
-            InputError: With what to say instead.
-            DataError: A row lacks what it is to be verified by.
-        """
+    def _check(self, method: MethodSpec) -> None:
+        """Refuses arguments that do not fit the method, with what to say instead."""
         if method.examples and self.count is None:
             raise InputError(f"the method {self.method} makes as many rows as are asked for", hint="say --count")
         if not method.examples and self.count is not None:
             raise InputError(f"the method {self.method} makes a row of each row", hint="say --samples, not --count")
         if (self.samples > 1 or method.examples) and self.temperature == 0:
             raise InputError("greedy replies to one prompt are all the same", hint="give a temperature above 0")
-        names = [step.name for step in method.steps]
+
+    def _check_verify(self, method: MethodSpec, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Refuses, before anything is asked, to verify what is no reply, or by what the rows do not have."""
+        names = [name for step in method.steps for name in (step.name, *step.fields)]
         for check in self.verify:
             if check.of not in names:
                 raise InputError(f"verify: no step '{check.of}'", hint=f"steps: {', '.join(names)}")
@@ -296,8 +322,12 @@ class _Work:
     rows: list[tuple[str, dict[str, Any]]]
     log: _AnswerLog
     backend: Callable[[Sequence[Query], Collection[str], Take], None]
+    unusable: Tally
     items: list[_Item] = field(default_factory=list)
+    made: list[dict[str, Any]] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
     known: _Known = field(default_factory=_Known)
+    repairs: list[_Item] = field(default_factory=list)
     dried: bool = False
 
     def run(self) -> None:
@@ -310,9 +340,10 @@ class _Work:
                 self._ask(step, [item for item in wave if not item.dropped])
             for check in self.spec.verify:
                 self._verify(check, [item for item in wave if not item.dropped])
+            self._keep([item for item in wave if not item.dropped])
             self.items += wave
-            new = sum(not item.dropped for item in wave)
-            if self.method.examples and new < _DRY * len(wave):
+            last = self.items[-_WAVE:]
+            if self.method.examples and sum(not item.dropped for item in last) < _DRY * _WAVE <= _DRY * len(last):
                 self.dried = True
                 break
 
@@ -326,7 +357,7 @@ class _Work:
                 for where, values in some
                 for sample in range(self.spec.samples)
             ]
-        wanted = (self.spec.count or 0) - sum(not item.dropped for item in self.items)
+        wanted = (self.spec.count or 0) - len(self.made)
         if first >= 4 * (self.spec.count or 0):  # each of them had its chance four times
             return []
         return [self._shown(number) for number in range(first, first + min(_WAVE, wanted))]
@@ -338,8 +369,8 @@ class _Work:
         return _Item([where for where, _ in shown], number, values)
 
     def _ask(self, step: StepSpec, items: Sequence[_Item]) -> None:
-        """Asks one step of all items, and keeps what counts of the replies."""
-        queries = []
+        """Asks one step of all items, and keeps what counts of the replies; unreadable ones are asked for once more."""
+        asked: list[tuple[_Item, list[dict[str, str]]]] = []
         for item in items:
             try:
                 messages = [
@@ -349,34 +380,57 @@ class _Work:
                 ]
             except RowError as error:
                 item.dropped, item.detail = f"{step.name}: {error.reason}", error.detail
-                continue
-            queries.append((item, Query(hash_json([messages, item.sample]), messages, item.sample)))
+            else:
+                asked.append((item, messages))
+        unread = self._round(step, asked)
+        if step.repair:
+            self.repairs += [item for item, _ in unread]
+            for item, _ in unread:
+                item.dropped = item.detail = ""
+            self._round(step, unread)
+
+    def _round(
+        self, step: StepSpec, asked: Sequence[tuple[_Item, list[dict[str, str]]]]
+    ) -> list[tuple[_Item, list[dict[str, str]]]]:
+        """Asks of items their messages; returns those whose reply was unreadable, with what is to be asked of them."""
+        queries = [(item, Query(hash_json([messages, item.sample]), messages, item.sample)) for item, messages in asked]
         answers = ask([query for _, query in queries], self.backend, self.log)
+        unread = []
         for item, query in queries:
             reply = answers.get(query.key) or self.log.failed.get(query.key)
-            self._take(step, item, reply)
+            if complaint := self._take(step, item, reply):
+                said = [{"role": "assistant", "content": item.detail}, {"role": "user", "content": complaint}]
+                unread.append((item, [*query.messages, *said]))
+        return unread
 
-    def _take(self, step: StepSpec, item: _Item, reply: "Reply | None") -> None:
+    def _take(self, step: StepSpec, item: _Item, reply: "Reply | None") -> str | None:
+        """Keeps what counts of a reply, or drops the item; returns what a whole but unreadable reply is to be told."""
         if reply is not None:
             item.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
         text = reply.text.strip() if reply is not None else ""
-        found = re.search(step.pattern, text) if step.pattern is not None else None
-        if found is not None and found[1] is None:  # an optional group that took no part
-            found = None
-        whole = found is not None and found.end() < len(text)  # what counts was said before the reply was cut
-        if (problem := problem_of(reply)) and not (problem == CUT and whole):
-            item.dropped, item.detail = f"{step.name}: {problem}", text
-            return
-        if step.pattern is not None and found is None:
-            item.dropped, item.detail = f"{step.name}: the pattern is not in the reply", text
-            return
-        text = found[1].strip() if found is not None else text
-        if step.novel and (like := self.known.like(text, self.spec.max_similarity)) is not None:
-            item.dropped, item.detail = f"{step.name}: much like an earlier one", f"{text}\n\nlike: {like}"
-            return
-        if step.novel:
-            self.known.add(text)
-        item.values = item.values | {step.name: text}
+        item.detail = text
+        problem = problem_of(reply)
+        unread = None
+        try:
+            found, end = _read(step, text)
+        except RowError as error:
+            unread, found, end = error, {}, len(text)
+        if problem and not (problem == CUT and end < len(text)):  # what counts may stand before the cut
+            item.dropped = f"{step.name}: {problem}"
+        elif unread is not None:
+            item.dropped = f"{step.name}: {unread.reason}"
+            return _AGAIN.format(unread)
+        elif step.novel and (like := self.known.like(found[step.name], self.spec.max_similarity)) is not None:
+            item.dropped, item.detail = (
+                f"{step.name}: much like an earlier one",
+                f"{found[step.name]}\n\nlike: {like}",
+            )
+        else:
+            if step.novel:
+                self.known.add(found[step.name])
+            item.values = item.values | found
+            item.detail = ""
+        return None
 
     def _verify(self, check: Check, items: Sequence[_Item]) -> None:
         """Drops items that do not pass; what could not be decided is dropped under a name of its own."""
@@ -393,55 +447,83 @@ class _Work:
                 reason = "could not be decided" if verdict is None else "wrong"
                 item.dropped, item.detail = f"{check.of}: {reason} by {check.verifier}", item.values[check.of]
 
-    def kept(self) -> list[dict[str, Any]]:
-        """Returns the rows that are kept, in order; of equal ones of a row the first."""
-        found: list[dict[str, Any]] = []
-        seen: set[str] = set()
-        for item in self.items:
-            if item.dropped:
-                continue
+    def _keep(self, items: Sequence[_Item]) -> None:
+        """Makes rows of items, of equal ones of a row the first."""
+        for item in items:
             try:
                 row = _filled(self.method.output, item.values)
             except RowError as error:
                 item.dropped, item.detail = f"output: {error.reason}", error.detail
                 continue
             once = hash_json(item.where if self.spec.keep == "first" and not self.method.examples else row)
-            if once in seen:
+            if once in self.seen:
                 item.dropped = "another sample is kept" if self.spec.keep == "first" else "the same as another"
                 continue
-            seen.add(once)
+            self.seen.add(once)
+            item.detail = json.dumps(row, ensure_ascii=False, indent=1)
             made = {"method": self.spec.method, "model": self.spec.model, "from": item.where, "sample": item.sample}
             made |= {"verified": [check.verifier for check in self.spec.verify]} if self.spec.verify else {}
-            found.append(row | {"synthetic": made})
-        return found
+            self.made.append(row | {"synthetic": made})
 
-    def report(self, kept: int) -> ToolReport:
+    def report(self) -> ToolReport:
         """Returns what is said of the work: what was kept and dropped, with examples, and what a kept row cost."""
-        tally = Tally()
-        shown = Tally()
+        tally, shown, kept = Tally(), Tally(), len(self.made)
         for item in self.items:
-            last = item.values.get(self.method.steps[-1].name, "")
             if item.dropped:
-                tally.add(item.dropped, item.where[0], item.detail or last)
+                tally.add(item.dropped, item.where[0], item.detail or item.values.get(self.method.steps[-1].name, ""))
             else:
-                said = json.dumps(_filled(self.method.output, item.values), ensure_ascii=False, indent=1)
-                shown.add("kept", item.where[0], said)
+                shown.add("kept", item.where[0], item.detail)
         tokens = sum(item.tokens for item in self.items)
         summary = [f"{self.spec.rows.title} → {ROWS}: {kept:,} of {len(self.items):,} rows that were begun are kept"]
+        if self.unusable.counts:
+            counts = ", ".join(f"{reason} ({count:,})" for reason, count in self.unusable.counts.items())
+            summary.append(f"rows of {self.spec.rows.title} that could not be used: {counts}")
+        if self.repairs:
+            mended = sum(not item.dropped for item in self.repairs)
+            summary.append(
+                f"{len(self.repairs):,} unreadable replies were asked for again; {mended:,} of them are kept"
+            )
         if self.dried:
-            summary.append("hardly anything new came any more, so no more were asked for")
+            summary.append(f"fewer than {_DRY:.0%} of the last rows were kept, so no more were asked for")
         cost = [["tokens of prompts and replies", tokens], ["of them for a kept row", tokens / kept if kept else "–"]]
         cost.append(["kept", percent(kept, len(self.items))])
+        unusable = {"Not usable": self.unusable} if self.unusable.counts else {}
         return ToolReport(
             f"Synthetic rows: {self.method.description}",
             self.spec.model_dump(mode="json"),
             summary,
             [Table("What it took", ["figure", "value"], cost)],
-            tallies={"Kept": shown, "Dropped": tally},
+            tallies={"Kept": shown, "Dropped": tally} | unusable,
             printed=[Table("Dropped", ["reason", "rows"], [[one, tally.counts[one]] for one in tally.counts])]
             if tally.counts
             else [],
         )
+
+
+def _read(step: StepSpec, text: str) -> tuple[dict[str, str], int]:
+    """Returns what counts of a reply, by name, and where it ends.
+
+    Raises:
+        RowError: The reply does not have what the step asks for.
+    """
+    end = len(text)
+    if step.pattern is not None:
+        found = re.search(step.pattern, text)
+        if found is None or found[1] is None:  # an optional group that took no part
+            raise RowError("the pattern is not in the reply", step.pattern)
+        text, end = found[1].strip(), found.end()
+    if not step.fields:
+        return {step.name: text}, end
+    begin = max(text.find("{"), 0)
+    try:
+        value, length = json.JSONDecoder().raw_decode(text[begin:])
+    except (ValueError, RecursionError) as error:
+        raise RowError("no JSON object that can be read", str(error)) from error
+    if not isinstance(value, dict) or any(name not in value for name in step.fields):
+        raise RowError("no JSON object with all that was asked for", f"its keys must be {', '.join(step.fields)}")
+    values = {name: value[name] for name in step.fields}
+    told = {name: one if isinstance(one, str) else json.dumps(one) for name, one in values.items()}
+    return {step.name: "\n".join(told.values())} | told, end if step.pattern else begin + length
 
 
 def _shingles(text: str) -> frozenset[tuple[str, ...]]:

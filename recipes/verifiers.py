@@ -1,4 +1,4 @@
-"""Rewards that check answers against what the rows say is right: texts, numbers, expressions of mathematics, unit tests.
+"""Rewards that check answers against what rows say is right: texts, numbers, expressions of mathematics, unit tests.
 
 Each gives 1 for right and 0 for wrong; None, which leaves a term out of an answer's reward, where a row has nothing to
 check by or where nothing could be decided.

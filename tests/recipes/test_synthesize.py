@@ -107,7 +107,7 @@ def test_what_is_much_like_an_earlier_reply_is_dropped_and_no_more_is_asked_for_
     )
     assert [row["messages"][0]["content"] for row in made] == ["Name the planets of the sun in order."]
     assert reasons(report) == {"instruction: much like an earlier one": 63}
-    assert "hardly anything new" in report["summary"][1]
+    assert "no more were asked for" in report["summary"][1]
     assert len(server.requests) == 65, "one wave, and the one answer"
 
 
@@ -118,6 +118,62 @@ def test_new_instructions_come_until_there_are_as_many_as_asked_for(tmp_path: Pa
     made, _, _ = make(tmp_path, fresh, seeds, method="self_instruct", count=70, concurrency=1)
     assert len(made) == 70
     assert all(len(row["synthetic"]["from"]) == 4 for row in made)
+
+
+def test_equal_rows_do_not_count_towards_those_asked_for(tmp_path: Path) -> None:
+    method = {"description": "d", "examples": 1, "steps": [{"name": "said", "prompt": "{{ examples[0].question }}"}]}
+    numbers = iter(range(1000))
+    every_other = lambda text: f"reply {next(numbers) // 2}"  # noqa: E731
+    made, report, _ = make(
+        tmp_path, every_other, method=method | {"output": {"text": "{{ said }}"}}, count=10, concurrency=1
+    )
+    assert len({row["text"] for row in made}) == len(made) == 10
+    assert reasons(report)["the same as another"] >= 9
+
+
+def test_a_reply_that_cannot_be_read_is_asked_for_once_more_with_what_is_wrong(tmp_path: Path) -> None:
+    step = {"name": "task", "prompt": "Write {{ question }}", "fields": ["problem", "result"], "repair": True}
+    output = {"prompt": "{{ problem }}", "completion": "{{ result }}"}
+
+    def reply(text: str) -> str:
+        if "is 2 plus" in text:
+            return 'Here:\n```json\n{"problem": "2 + 3?", "result": 5, "why": {"a": 1}}\n```'
+        if "10 plus 7" in text or "must be problem, result" in text:
+            return '{"problem": "10 + 7?"}'
+        return "{so be it" if "12 plus 30" in text else '{"problem": "12 + 30?", "result": "42"}'
+
+    method = {"description": "d", "steps": [step], "output": output}
+    made, report, server = make(tmp_path, reply, method=method, concurrency=1)
+    assert [(row["prompt"], row["completion"]) for row in made] == [("2 + 3?", "5"), ("12 + 30?", "42")]
+    assert reasons(report) == {"task: no JSON object with all that was asked for": 1}
+    assert "2 unreadable replies were asked for again; 1 of them" in report["summary"][1]
+    assert len(server.requests) == 5
+    assert [message["role"] for message in server.requests[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_rows_that_cannot_be_read_or_shown_are_counted_by_what_is_wrong_with_them(tmp_path: Path) -> None:
+    seeds = [{"instruction": f"Write about the {word}."} for word in ("sea", "sky")]
+    path = Path(rows_file(tmp_path, [*seeds, {"text": "x"}]))
+    path.write_text(path.read_text() + "{torn\n")
+    given = {"rows": str(path), "method": "self_instruct", "model": "m", "temperature": 1.0, "count": 1}
+    with FaultServer(reply=lambda messages: "Name the planets.") as server:
+        Synthesize.model_validate(given | {"base_url": server.url}).run(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (shown, torn) = sorted(one["name"] for one in report["counts"]["Not usable"])
+    assert shown == "as an example: missing column 'instruction'"
+    assert all(f"{name} (1)" in report["summary"][1] for name in (torn, shown))
+    with pytest.raises(
+        PosttrainError, match=r"seeds\.jsonl: no row can be used: .*'instruction'.*the row has question"
+    ):
+        make(tmp_path, str.upper, method="self_instruct", count=2)
+
+
+def test_as_many_rows_are_used_as_the_source_says(tmp_path: Path) -> None:
+    rows = {"path": rows_file(tmp_path, QUESTIONS), "limit": 2}
+    given = {"rows": rows, "method": "chain_of_thought", "model": "m"}
+    with FaultServer() as server:
+        Synthesize.model_validate(given | {"base_url": server.url}).run(tmp_path / "out")
+        assert len(server.requests) == 2
 
 
 def test_only_what_a_verifier_finds_right_is_kept_and_the_first_of_several(tmp_path: Path) -> None:

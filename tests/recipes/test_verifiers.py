@@ -32,6 +32,16 @@ def test_numbers_are_compared_as_numbers(answer: str, right: Any, reward: float 
     assert verifiers.numeric([answer], [right]) == [reward]
 
 
+def test_texts_are_compared_to_the_letter() -> None:
+    assert verifiers.exact([" red\n", "Red", "red.", "42", "red"], ["red", "red", "red", 42, None]) == [
+        1,
+        0,
+        0,
+        1,
+        None,
+    ]
+
+
 def test_expressions_are_compared_by_what_they_mean() -> None:
     answers = [r"So \boxed{\frac{2}{4}}", r"\boxed{x+1}", "The answer is 3.", "Who knows", r"\boxed{7}"]
     right = [r"\frac{1}{2}", "1 + x", "4", "4", None]
