@@ -329,7 +329,7 @@ def answer(
             lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
         report.check(spec.max_bad_share)
         write_atomic(output_dir / ANSWERS, "".join(lines))
-        write_json(output_dir / REPORT, asdict(report))
+        write_json(output_dir / REPORT, {"arguments": spec.model_dump(mode="json"), **asdict(report)})
     return report
 
 

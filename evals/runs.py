@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..chat_templates.errors import InputError, PosttrainError, first_line
 from ..data_tools.files import hash_file, locked, without_surrogates, write_json
@@ -167,6 +167,19 @@ def rewards_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     models = [model for model in record.get("models") or () if not _called(model) & watched]
     known = {name for model in models for name in _called(model)}
     return [*models, *({"name": name, "path": name} for name in sorted(named - known))]
+
+
+def origins_of(record: Mapping[str, Any], what: Literal["written_by", "chosen_like"]) -> list[str]:
+    """Returns which models wrote rows that a run was trained on, or what rows these were chosen to be like."""
+    data = record.get("data")
+    trained = data.get("train") if isinstance(data, dict) else None
+    names = trained.get(what) if isinstance(trained, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def chosen_like(run_dir: Path) -> list[str]:
+    """Returns the rows by the likeness to which training rows of a run, or of one that it came from, were chosen."""
+    return list(dict.fromkeys(like for _, record in lineage(run_dir) for like in origins_of(record, "chosen_like")))
 
 
 def _called(model: Mapping[str, Any]) -> set[str]:

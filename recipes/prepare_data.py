@@ -2,26 +2,23 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ..chat_templates.errors import PosttrainError
-from ..data_tools.files import explain_full_disk, locked, read_json
-from ..data_tools.sources import is_hub, local_files
+from ..data_tools.files import explain_full_disk, locked
 from ..data_tools.spec import SourceSpec
 from ..data_tools.tool import Tool
-from ..data_tools.tool_report import EXAMPLES, PAGE, REPORT, Plot, Spread, Table, Tally, ToolReport, percent
+from ..data_tools.tool_report import EXAMPLES, PAGE, Plot, Spread, Table, Tally, ToolReport
+from .provenance import files_of, steps_to
 
 if TYPE_CHECKING:
     from ..data_tools.dataset import PreparedReport, SourceSummary
     from ..data_tools.prepare import Prepared
 
 _ROWS = 4096  # written at a time
-_REASONS = 3  # of a tool, that the page names
 
 
 class Prepare(Tool):
@@ -112,8 +109,8 @@ class _Split:
         steps = [
             [_shown(source.title), *step]
             for source in self.sources
-            for file in _files(source, self.folder)
-            for step in reversed(list(_steps(file)))
+            for file in files_of(source, self.folder)
+            for step in reversed(list(steps_to(file)))
         ]
         way = Table(
             f"{self.name}: how each source came to be",
@@ -173,70 +170,6 @@ def _report(arguments: Mapping[str, Any], splits: Sequence[_Split]) -> ToolRepor
         ({"Not usable": dropped} if dropped.counts else {}) | {"As the model reads them": rows},
         {"fingerprints": {split.name: split.prepared.fingerprint for split in splits}},
     )
-
-
-def _files(source: SourceSpec, folder: Path) -> list[Path]:
-    return [] if is_hub(source, folder) else list(local_files(source, folder))
-
-
-def _steps(file: Path) -> Iterator[list[Any]]:
-    """Yields what data tools did on the way to a file, the last first, as far back as their reports are there."""
-    seen: set[Path] = set()
-    read = None  # rows that the later tool read, by which an earlier one's report is known to be of these rows
-    while file.resolve() not in seen:
-        seen.add(file.resolve())
-        found = _entry(file)
-        if found is None or (read is not None and found.entry[found.count] != read):
-            return
-        kept = found.entry[found.count]
-        ranked = sorted(found.entry["reasons"].items(), key=lambda item: -item[1])
-        went = [f"{reason} ({count:,})" for reason, count in ranked]
-        if "held_out" in found.entry:
-            others = {"held_out": "held out", "kept": "for training"}
-            went[:0] = [f"{what} ({found.entry[key]:,})" for key, what in others.items() if key != found.count]
-        read = found.entry["rows"]
-        yield [found.step, read, kept, percent(kept, read), "; ".join(went[:_REASONS])]
-        before = _file_of(found)
-        if before is None:
-            return
-        file = before
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What a report says of one of its files: the tool, its folder and arguments, the entry, and its count's key."""
-
-    step: str
-    folder: Path
-    arguments: Mapping[str, Any]
-    entry: Mapping[str, Any]
-    count: str
-
-
-def _entry(file: Path) -> _Made | None:
-    """Finds the report that a file of rows belongs to: beside it, or above the folder of a split."""
-    for folder in (file.parent, file.parent.parent):
-        report = read_json(folder / REPORT) or {}
-        for one in report.get("files", ()):
-            for name, count in (("file", "kept"), ("held_out_file", "held_out")):
-                if one.get(name) and "reasons" in one and folder / one[name] == file:
-                    step = report["title"].removeprefix("posttrain data ")
-                    return _Made(step, folder, report["arguments"], one, count)
-    return None
-
-
-def _file_of(made: _Made) -> Path | None:
-    """Returns the file that a tool read, if it was one: from here, or from beside the tool's folder."""
-    sources = made.arguments.get("sources", ())
-    source = next((one for one in sources if (one.get("name") or one["path"]) == made.entry["source"]), None)
-    for here in (Path(), made.folder.parent) if source else ():
-        try:
-            files = _files(SourceSpec.model_validate(source), here)
-        except PosttrainError:  # no longer there
-            continue
-        if len(files) == 1:
-            return files[0]
-    return None
 
 
 def _shown(title: str) -> str:

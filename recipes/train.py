@@ -98,12 +98,15 @@ def _check_processes(expected: int | None) -> Any:
 def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force: bool) -> None:
     """Adds data and template to ``run.json``; a run that resumes must find them as they were."""
     from .. import chat_templates
+    from .provenance import origins
 
     described = {
         split: prepared
         and {"fingerprint": prepared.fingerprint, "contents": [*prepared.contents], **prepared.report.to_dict()}
         for split, prepared in data.items()
     }
+    if described.get("train"):
+        described["train"] |= origins(job.loaded.recipe.data.train, job.loaded.path.parent)
     template = job.template and {
         "name": job.template.name,
         "fingerprint": chat_templates.fingerprint(job.template, job.tokenizer),

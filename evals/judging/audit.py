@@ -117,6 +117,8 @@ class AuditRow:
         rated: Whether answers were rated alone, so that the slope is in marks.
         agreements: With every other judge that decided some of the same pairs, human votes first.
         null_wins: How often an answer that says nothing won; it must lose.
+        kin: What the judge and a model of the pair have in common, or that model and those that trained it: the model's
+            name, and the words.
         warnings: What a reader must know before trusting the row, a sentence each.
     """
 
@@ -147,6 +149,7 @@ class AuditRow:
     rated: bool
     agreements: tuple[JudgeAgreement, ...]
     null_wins: Estimate | None
+    kin: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
     @property
@@ -258,10 +261,10 @@ def _row(
         rated=not fought,
         agreements=_agreements(_verdicts(fought), others),
         null_wins=_mean(silent),
+        kin=() if families is None else tuple(_kin(first, families)),
         warnings=(),
     )
-    kin = [] if families is None else _kin(first, families)
-    return replace(row, warnings=tuple(_warnings(row) + kin))
+    return replace(row, warnings=(*_warnings(row), *(f"{name}: {text}" for name, text in row.kin)))
 
 
 # --- figures ---
@@ -388,7 +391,7 @@ def _agreements(own: Verdicts, others: Mapping[str, Verdicts]) -> tuple[JudgeAgr
 # --- words ---
 
 
-def _kin(judgment: Judgment, families: Mapping[str, Family]) -> list[str]:
+def _kin(judgment: Judgment, families: Mapping[str, Family]) -> list[tuple[str, str]]:
     """Words what the judge's model and both models of a pair share."""
     if judgment.backend in ("rules", HUMAN):
         judge = Family()
@@ -400,7 +403,7 @@ def _kin(judgment: Judgment, families: Mapping[str, Family]) -> list[str]:
         family = families.get(model or "") or families.get(named) or families.get(named.rpartition("/")[0])
         if family is None and (model or "").startswith("file:"):  # answers from elsewhere: their name is all there is
             family = family_named(PurePath(named).stem)
-        found += [f"{name}: {text}" for text in (kinship(judge, family) if family else [])]
+        found += [(named, text) for text in (kinship(judge, family) if family else [])]
     return found
 
 

@@ -7,13 +7,13 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ...chat_templates.errors import PosttrainError
 from ..records import ScoreStore
-from ..runs import known_record, place_of
+from ..runs import known_record, origins_of, place_of
 
 _DEEPEST = 20  # runs from a model to its first ancestor; more is a circle
 _SIZE = re.compile(r"^v?\d+([.x]\d+)*[bmk]?$|^\d+x\d+b$")
@@ -27,14 +27,16 @@ class Family:
         names: Family names of the model and of everything it was trained from, such as ``qwen``.
         teachers: Likewise of the models whose predictions it learned.
         rewards: Likewise of its reward models.
+        writers: Likewise of the models that wrote rows it was trained on.
     """
 
     names: frozenset[str] = frozenset()
     teachers: frozenset[str] = frozenset()
     rewards: frozenset[str] = frozenset()
+    writers: frozenset[str] = frozenset()
 
     def __or__(self, other: "Family") -> "Family":
-        return Family(self.names | other.names, self.teachers | other.teachers, self.rewards | other.rewards)
+        return Family(*(getattr(self, part.name) | getattr(other, part.name) for part in fields(self)))
 
 
 # Names that do not begin with their family's, and families that stand inside a name (DeepSeek-R1-Distill-Qwen-7B).
@@ -92,7 +94,7 @@ def family_of(run_folder: Path, _depth: int = 0) -> Family:
         given = [reference for reference in references if isinstance(reference, str)]
         return frozenset().union(*(_of_reference(item, record, run_folder, _depth).names for item in given))
 
-    return family | Family(frozenset(), names(taught), names(models))
+    return family | Family(frozenset(), names(taught), names(models), names(origins_of(record, "written_by")))
 
 
 def families_of(folders: Iterable[Path], judge_models: Iterable[str] = ()) -> dict[str, Family]:
@@ -119,6 +121,10 @@ def kinship(judge: Family, candidate: Family) -> list[str]:
         ("the judge is of the candidate's own family", judge.names & candidate.names),
         ("the judge is of the family of the candidate's teacher", judge.names & candidate.teachers),
         ("the judge is of the family of the candidate's reward model", judge.names & candidate.rewards),
+        (
+            "the judge is of the family of a model that wrote the candidate's training rows",
+            judge.names & candidate.writers,
+        ),
         ("the teacher is of the candidate's own family", candidate.names & candidate.teachers),
         ("the reward model is of the candidate's own family", candidate.names & candidate.rewards),
     ]

@@ -3,6 +3,7 @@
 The same folders always give the same bytes: no time, host name or absolute path enters but those in the records.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ...data_tools.files import write_atomic
 from ..parity.record import Comparison
+from ..runs import chosen_like
 from . import samples
 from .board import Leaderboard, Notice, Parity, Row, last_row
 from .charts import best_of_n_curves, training_curve
@@ -71,6 +73,7 @@ def _build(folders: Sequence[RunFolder], title: str, baseline: str | None) -> Le
         chosen=baseline is not None,
         contamination=contamination,
     )
+    first += _chosen_like(board, held)
     all_notices = [*notices, *damaged, *first, *ranked.notices, *_same_model(board), *_unscored(board, scored)]
     all_notices.sort(key=lambda notice: notice.level != "error")
     board = replace(board, notices=tuple(dict.fromkeys(all_notices)))
@@ -129,6 +132,26 @@ def _parity(comparison: Comparison) -> Parity:
     verdict = "out of date" if comparison.stale else "differs" if differ else "same"
     forms = comparison.one.name, comparison.other.name
     return Parity(*forms, verdict, compared, hidden, "; ".join(clauses), comparison.created)
+
+
+def _chosen_like(board: Leaderboard, held: Mapping[str, RunFolder]) -> list[Notice]:
+    """Names runs whose training rows were chosen to be like others, and the tasks that are called as those are."""
+    chosen: dict[str, list[str]] = {}
+    for run in board.runs:
+        for like in chosen_like(held[run.id].path):
+            chosen.setdefault(like, []).append(plain(run.name))
+    found = []
+    for like, runs in chosen.items():
+        words = _words("/".join(Path(like).parts[-2:]))
+        tasks = [plain(column.name) for column in board.columns if _words(column.name) <= words]
+        domain = f", of the domain of {', '.join(tasks)}" if tasks else "; see whether a task here is of that domain"
+        text = f"training rows were chosen to be like {plain(Path(like).name)}{domain}"
+        found.append(Notice("warning", f"{', '.join(runs)}: {text}"))
+    return found
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def _same_model(board: Leaderboard) -> list[Notice]:

@@ -56,6 +56,8 @@ def with_judgings(
         who = f"judge {plain(row.judge, 40)} ({plain(row.backend, 20)} {plain(row.judge_model)}) on {on}"
         warnings = row.warnings if row.is_sum else ()
         notices += [Notice("warning", f"{who}: {plain(warning, 300)}") for warning in warnings]
+        if row.is_sum:
+            notices += [Notice("warning", f"{who}: {text}") for text in _conflicts(row, audited)]
     summed, tested = judgings(said, players, dict.fromkeys(rules, STAMP), audited)
     board = replace(
         board,
@@ -65,6 +67,19 @@ def with_judgings(
         samples=gather([(row.model_hash or "", str(score.get("task")), some) for row, score, some in answers], said),
     )
     return board, tested
+
+
+def _conflicts(judge: AuditRow, audited: Iterable[AuditRow]) -> list[str]:
+    """Words what a judge has in common with entries: each kinship once, with all whose it is."""
+    kin: dict[str, dict[str, None]] = {}
+    for row in audited:
+        if row.judge_version == judge.judge_version:
+            for name, said in row.kin:
+                if said.startswith(
+                    "the judge"
+                ):  # what an entry has in common with its teacher is no matter of the judge
+                    kin.setdefault(said, {})[plain(name, 60)] = None
+    return [plain(f"{said}: {', '.join(names)}", 300) for said, names in kin.items()]
 
 
 def _unique(judgments: Iterable[Judgment]) -> list[Judgment]:

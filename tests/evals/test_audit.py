@@ -289,6 +289,11 @@ def test_a_family_is_read_through_all_runs_that_a_model_came_from(tmp_path: Path
     assert family_of(reward).names == {"scratch (abcdef)"}
     # What trained an ancestor has left its mark on the child.
     assert family_of(student) == Family(frozenset({"qwen"}), frozenset({"gemma"}), frozenset({"scratch (abcdef)"}))
+    (written := json.loads((ppo / "run.json").read_text()))["data"] = {
+        "train": {"written_by": ["org/Phi-4", "@scratch"]}
+    }
+    (ppo / "run.json").write_text(json.dumps(written))
+    assert family_of(student).writers == {"phi", "scratch (abcdef)"}
     circle = run(tmp_path / "circle", model={"name_or_path": str(tmp_path / "round")})
     run(tmp_path / "round", model={"name_or_path": str(circle)})
     assert family_of(circle).names
@@ -309,6 +314,10 @@ def test_kinship_of_judge_and_candidate_is_a_warning():
     assert rows["sft", "base"] == ("sft/final: the judge is of the candidate's own family (qwen)",)
     assert rows["dpo", "base"] == ("dpo/final: the judge is of the family of the candidate's teacher (qwen)",)
     assert len(rows["dpo", "sft"]) == 2
+    (row,) = [row for row in audit(lines, families={"sft": Family(writers=frozenset({"qwen"}))}) if row.kin][:1]
+    assert row.warnings == (
+        "sft/final: the judge is of the family of a model that wrote the candidate's training rows (qwen)",
+    )
     rules = [dataclasses.replace(j, backend="rules") for j in lines]
     assert not [text for row in audit(rules, families=families) for text in row.warnings if "family" in text]
 

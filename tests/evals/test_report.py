@@ -237,6 +237,18 @@ def test_two_models_of_one_run_and_step_do_not_read_the_same(tmp_path: Path):
     assert [row.label for row in board.rows] == ["step 20, final (01234567)", "step 20, final (abcdef01)"]
 
 
+def test_rows_chosen_to_be_like_a_task_that_is_scored_are_a_warning_of_the_run_and_of_those_after_it(tmp_path: Path):
+    trained = {"fingerprint": "f", "rows": 10, "chosen_like": ["/data/gsm8k/train.jsonl", "notes.jsonl"]}
+    scores = [score("final", 20, "gsm8k", share(0.5, 100), weights_hash="a")]
+    first = make_run(tmp_path / "first", "first", scores, final="a", data={"train": trained, "eval": None})
+    make_run(tmp_path / "next", "next", [], final="b", parent={"name": "first", "path": str(first)})
+    said = [notice.text for notice in build([tmp_path]).notices if "chosen" in notice.text]
+    assert said == [
+        "first, next: training rows were chosen to be like train.jsonl, of the domain of gsm8k",
+        "first, next: training rows were chosen to be like notes.jsonl; see whether a task here is of that domain",
+    ]
+
+
 def test_damage_is_named_and_the_rest_is_kept(tmp_path: Path):
     run = make_run(tmp_path / "run", "run", [score("final", 1, "arc", share(3, 9))])
     good = (run / "scores.jsonl").read_text()

@@ -9,7 +9,10 @@ import pytest
 import yaml
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.recipes import synthesize
+from posttrain.recipes.load import load
 from posttrain.recipes.synthesize import METHODS, Synthesize, load_method
+from posttrain.recipes.tools import run_command
+from posttrain.recipes.train import train
 
 from ..fault_server import FaultServer
 
@@ -174,6 +177,23 @@ def test_as_many_rows_are_used_as_the_source_says(tmp_path: Path) -> None:
     with FaultServer() as server:
         Synthesize.model_validate(given | {"base_url": server.url}).run(tmp_path / "out")
         assert len(server.requests) == 2
+
+
+def test_a_run_records_who_wrote_its_rows_and_what_they_were_chosen_to_be_like(
+    tmp_path: Path, make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, str.upper)
+    (tmp_path / "wanted.jsonl").write_text('{"text": "What is 1 plus 1?"}\n')
+    sample = ["sample", "out/rows.jsonl", "--by", "dsir", "--target", "wanted.jsonl", "--tokens", "60", "-o", "some"]
+    for command in (sample, ["dedup", "some/rows.jsonl", "-o", "unique"]):
+        with pytest.raises(SystemExit, match="0"):
+            run_command(*command)
+    recipe = make_recipe(sections={"data": {"train": {"path": "unique/rows.jsonl"}}})
+    train(load(recipe))
+    trained = json.loads((tmp_path / "run/run.json").read_text())["data"]["train"]
+    assert trained["written_by"] == ["m"]
+    assert trained["chosen_like"] == ["wanted.jsonl"]
 
 
 def test_only_what_a_verifier_finds_right_is_kept_and_the_first_of_several(tmp_path: Path) -> None:
