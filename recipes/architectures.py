@@ -12,8 +12,9 @@ import yaml
 from .load import Loaded
 
 _PUBLISHED = Path(__file__).parent / "architectures.yaml"
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "modernbert")
-_TIED = ("gemma3_text", "modernbert")  # whose output layer is the embeddings, unless config.json says otherwise
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "modernbert", "gpt2")
+_TIED = ("gemma3_text", "modernbert", "gpt2")  # whose output layer is the embeddings, unless config.json says otherwise
+_GPT2 = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 
 Reads = Literal["attention", "attention output", "mlp", "mlp output"]
 
@@ -48,7 +49,7 @@ class Architecture:
         model_type: As transformers calls it.
         vocab: Rows of the embeddings.
         hidden: Width of the residual stream.
-        intermediate: Width inside the feed-forward block, which is gated.
+        intermediate: Width inside the feed-forward block, which is gated but in GPT-2.
         heads: Of queries.
         kv_heads: Of keys and values.
         head_dim: Width of a head.
@@ -60,6 +61,8 @@ class Architecture:
         tied: Whether the output layer is the embeddings.
         dtype: What its weights are saved in.
         is_encoder: Whether a token sees those behind it.
+        positions: Places that have an embedding of their own, in GPT-2.
+        dropout: Whether training drops numbers, as GPT-2's unless its config.json says otherwise.
         source: Where the shapes are from, in words; empty if from the model's own config.json.
     """
 
@@ -78,6 +81,8 @@ class Architecture:
     tied: bool
     dtype: str
     is_encoder: bool = False
+    positions: int = 0
+    dropout: bool = False
     source: str = ""
 
     @property
@@ -98,7 +103,7 @@ class Architecture:
     @property
     def body(self) -> int:
         """Parameters without any output layer or head."""
-        return self.table + self.linear + self.trained_norms
+        return self.table + self.positions * self.hidden + self.linear + self.trained_norms
 
     def parameters(self, outputs: int | None = None) -> int:
         """Counts all parameters, tied ones once.
@@ -122,9 +127,12 @@ def read(config: Mapping[str, Any]) -> Architecture | None:
     kind = config["model_type"]
     if kind not in _FAMILIES:
         return None
+    is_encoder, gemma, gpt2 = kind == "modernbert", kind == "gemma3_text", kind == "gpt2"
+    if gpt2:
+        config = {_GPT2.get(key, key): value for key, value in config.items()}
+        config["intermediate_size"] = config.get("n_inner") or 4 * config["hidden_size"]
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     inner, heads = config["intermediate_size"], config["num_attention_heads"]
-    is_encoder, gemma = kind == "modernbert", kind == "gemma3_text"
     keys = heads if is_encoder else config.get("num_key_value_heads") or heads
     width = config.get("head_dim") or (256 if gemma else hidden // heads)
     biased, mlp_biased = config.get("attention_bias", False), config.get("mlp_bias", False)
@@ -135,6 +143,13 @@ def read(config: Mapping[str, Any]) -> Architecture | None:
             "attn.Wo": Matrix(query, hidden, "attention output", biased),
             "mlp.Wi": Matrix(hidden, 2 * inner, "mlp", mlp_biased),
             "mlp.Wo": Matrix(inner, hidden, "mlp output", mlp_biased),
+        }
+    elif gpt2:
+        matrices = {
+            "attn.c_attn": Matrix(hidden, 3 * hidden, "attention", True),
+            "attn.c_proj": Matrix(hidden, hidden, "attention output", True),
+            "mlp.c_fc": Matrix(hidden, inner, "mlp", True),
+            "mlp.c_proj": Matrix(inner, hidden, "mlp output", True),
         }
     else:
         biased_qkv = biased or kind == "qwen2"
@@ -148,7 +163,7 @@ def read(config: Mapping[str, Any]) -> Architecture | None:
             "mlp.down_proj": Matrix(inner, hidden, "mlp output", mlp_biased),
         }
     norms, qk_norm = 4 if gemma else 2, kind in ("qwen3", "gemma3_text")
-    weights = layers * (norms * hidden + 2 * width * qk_norm) + hidden
+    weights = (layers * (norms * hidden + 2 * width * qk_norm) + hidden) * (1 + gpt2)  # whose norms have biases
     return Architecture(
         model_type=kind,
         vocab=config["vocab_size"],
@@ -165,6 +180,8 @@ def read(config: Mapping[str, Any]) -> Architecture | None:
         tied=config.get("tie_word_embeddings", kind in _TIED),
         dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
         is_encoder=is_encoder,
+        positions=config.get("n_positions", 1024) if gpt2 else 0,
+        dropout=gpt2 and any(config.get(f"{place}_pdrop", 0.1) for place in ("attn", "resid", "embd")),
     )
 
 

@@ -86,7 +86,7 @@ def _check(
     from ..evals.judges import FILE, judge_names
     from ..evals.spec import load_suite, suite_names
     from .pipeline import load_pipeline, plan, plan_parity, plan_score
-    from .study import check_study
+    from .study import check_study, plan_one_seed
 
     is_judge = (path / FILE).is_file() or path.name == FILE or (not path.exists() and str(path) in judge_names())
     is_suite = not is_judge and ((not path.exists() and str(path) in suite_names()) or _reads_as_suite(path))
@@ -99,7 +99,8 @@ def _check(
         return f"suite {suite.name}", _suite_lines(suite, read_data=read_data)
     keys = load_document(path).value
     if "arms" in keys:
-        return "study", check_study(path, overrides)
+        lines = check_study(path, overrides)
+        return "study", [*lines, *_step_lines(plan_one_seed(path, overrides).values(), assumed)]
     if "steps" in keys:
         pipeline, document = load_pipeline(path, overrides)
         plans = plan(document, pipeline)

@@ -163,9 +163,13 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
         return Size(total, total, tables)
     spec = loaded.recipe.adapts
     assert spec is not None, "there are ranks"
-    if spec.type != "lora":
-        return Size(total, 0, tables)
     trained = total - architecture.body if outputs is not None else 0
+    if spec.type != "lora":  # virtual tokens: an embedding of each, or the keys and values of each in every layer
+        keys = 2 * architecture.layers * architecture.kv_heads * architecture.head_dim
+        width = {"prompt_tuning": architecture.hidden, "prefix_tuning": keys}.get(spec.type)
+        if width is None or spec.options.get("prefix_projection"):
+            return Size(total, 0, tables)
+        return Size(total, trained + width * spec.options.get("num_virtual_tokens", 0), tables)
     saved = spec.options.get("modules_to_save") or ()
     trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in saved)
     for name, rank in ranks.items():
@@ -179,14 +183,15 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
 def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None:
     """Returns the ranks of the adapters on a layer's matrices; None if all weights are trained.
 
-    Of kinds other than LoRA it knows none: what they train is counted once the data are read and the model is built.
+    Of kinds other than LoRA it knows none: what most of them train is counted once the model is built.
     """
     spec = loaded.recipe.adapts
     if spec is None:
         return None
     if spec.type != "lora":
         return {}
-    wanted = spec.options.get("target_modules") or ["q_proj", "v_proj"]  # which is what peft takes for most models
+    by_default = ["c_attn"] if architecture.model_type == "gpt2" else ["q_proj", "v_proj"]  # which is what peft takes
+    wanted = spec.options.get("target_modules") or by_default
 
     def has(name: str) -> bool:
         if isinstance(wanted, str):
@@ -308,6 +313,8 @@ def activations(setup: Setup) -> tuple[float, float]:
     end = tokens * hidden * (_norm_bytes(setup, stream) + stream * (2 if setup.loss == "fused" else 1))
     if architecture.is_encoder:
         end += tokens * hidden * stream  # the norm of the embeddings
+    if architecture.dropout:
+        end += tokens * hidden * _dropped_bytes(setup)
     inside = tokens * setup.compute_bytes * (2 * architecture.intermediate + 2 * hidden)
     if setup.attention == "eager":
         inside += 2 * 4 * tokens * architecture.heads * setup.length
@@ -323,10 +330,15 @@ def _stream_bytes(setup: Setup) -> int:
 
 def _norm_bytes(setup: Setup, given: int) -> int:
     """Returns the bytes that a norm saves of each number: its input in float32 and, for its weight, the normed one."""
-    if setup.architecture.is_encoder:
+    if setup.architecture.is_encoder or setup.architecture.model_type == "gpt2":
         return given  # LayerNorm takes 16-bit numbers as they are, and computes the normed one again
     normed = 4 if setup.architecture.model_type == "gemma3_text" else given
     return 4 + (normed if setup.ranks is None else 0)
+
+
+def _dropped_bytes(setup: Setup) -> int:
+    """Returns the bytes that dropout saves of each number: on a CPU a factor, on a GPU whether it stays."""
+    return 1 if setup.machine.gpu else _stream_bytes(setup)
 
 
 def _layer_bytes(setup: Setup, window: int | None) -> float:
@@ -346,7 +358,12 @@ def _layer_bytes(setup: Setup, window: int | None) -> float:
         found += width * 2 * query  # values are a view of what one matrix gives for all three
     if setup.attention == "eager":
         found += architecture.heads * setup.length * (4 + (width if width < 4 else 0))
-    found += width * 3 * architecture.intermediate  # gate, its activation, up
+    # gate, its activation, up; or of GPT-2's GELU x, x / 2, tanh and 1 + tanh
+    found += width * (4 if architecture.model_type == "gpt2" else 3) * architecture.intermediate
+    if architecture.dropout:
+        found += 2 * architecture.hidden * _dropped_bytes(setup)
+        if not setup.machine.gpu:  # no kernel of the CPU drops: three matrices of attention are kept
+            found += 3 * architecture.heads * setup.length * width
     readers: dict[Reads, list[tuple[Matrix, int]]] = {}
     for name, matrix in architecture.matrices.items():
         rank = 0 if setup.ranks is None else setup.ranks.get(name, 0)

@@ -4,6 +4,7 @@ A study is a pipeline of its cells, so that they share every step, are skipped w
 after a kill; what is here is the grid, and the comparison.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from .schema import Pipeline, Study
 if TYPE_CHECKING:
     from ..evals.records import Score
     from ..evals.stats.compare import Comparison
+    from .pipeline import Plan
 
 STATE = "study.json"
 
@@ -77,7 +79,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Docume
 
 def grid(study: Study, document: Document, seeds: Sequence[int]) -> tuple[Pipeline, Document]:
     """Returns the pipeline of the cells of some seeds, and the document that says where its keys stand."""
-    steps = list(document.value.get("steps") or [])
+    steps = copy.deepcopy(document.value.get("steps") or [])  # planning writes folders where `@name` stood
     for cell in cells(study, seeds):
         fixed = [f"trainer.seed={cell.seed}", f"data.seed={cell.seed}"]
         overrides = [*study.sizes[cell.size], *study.arms[cell.arm], *fixed]
@@ -106,6 +108,17 @@ def check_study(path: Path, overrides: Sequence[str]) -> list[str]:
     pipeline, made = grid(study, document, study.seeds)
     plan_score(made, pipeline, plan(made, pipeline))
     return [*_describe(study), *_hours(study)]
+
+
+def plan_one_seed(path: Path, overrides: Sequence[str]) -> "Mapping[str, Plan]":
+    """Plans the steps and one cell of each arm and size: those of other seeds need the same.
+
+    Raises:
+        PosttrainError: The file, or a recipe with the overrides of a cell, is wrong.
+    """
+    study, document = load_study(path, overrides)
+    pipeline, made = grid(study, document, study.seeds[:1])
+    return plan(made, pipeline)
 
 
 def run_study(

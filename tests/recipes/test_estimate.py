@@ -11,6 +11,7 @@ import yaml
 from posttrain.recipes import architectures, check, estimate, needs
 from posttrain.recipes.architectures import Architecture
 from posttrain.recipes.estimate import Machine, Setup, Size
+from posttrain.recipes.load import load
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 7, "num_attention_heads": 4}
@@ -22,11 +23,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {**DECODER, "head_dim": 24},
     "gemma3_text": {**DECODER, "head_dim": 24, "sliding_window": 16},
     "modernbert": {**SMALL, "vocab_size": 300, "pad_token_id": 0, "local_attention": 16},
+    "gpt2": {"n_embd": 64, "n_layer": 7, "n_head": 4, "n_positions": 128, "vocab_size": 300, "pad_token_id": 0},
 }
+DROPOUT = ("attn_pdrop", "resid_pdrop", "embd_pdrop")
 
 
-def shape_of(kind: str) -> Architecture:
-    found = architectures.read({"model_type": kind, **CONFIGS[kind]})
+def shape_of(kind: str, **changed: Any) -> Architecture:
+    found = architectures.read({"model_type": kind, **CONFIGS[kind], **changed})
     assert found is not None
     return found
 
@@ -107,11 +110,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"ranks": 4},
     "bf16": {"weight_bytes": 2, "compute_bytes": 2},
     "lora on bf16": {"ranks": 4, "weight_bytes": 2, "compute_bytes": 2},
+    "dropout": {},
     "lora on bf16, autocast": {"ranks": 4, "weight_bytes": 2, "compute_bytes": 2, "mixed": True},
 }
 CASES = [
     *((kind, "plain") for kind in CONFIGS),
-    *((kind, name) for kind in ("gemma3_text", "llama") for name in VARIANTS),
+    *((kind, name) for kind in ("gemma3_text", "llama") for name in VARIANTS if name != "dropout"),
+    ("gpt2", "dropout"),
 ]
 
 
@@ -123,12 +128,13 @@ def test_activations_are_what_autograd_saves(kind: str, variant: str) -> None:
     from transformers import AutoConfig, AutoModel
 
     changed = dict(VARIANTS[variant])
-    shape = shape_of(kind)
+    dropped = {} if kind != "gpt2" or variant == "dropout" else dict.fromkeys(DROPOUT, 0.0)
+    shape = shape_of(kind, **dropped)
     if "ranks" in changed:
         changed["ranks"] = dict.fromkeys(shape.matrices, changed["ranks"])
     setup = a_setup(shape, batch=2, length=128, loss="head", machine=Machine(gpu=False), **changed)
     dtype = torch.bfloat16 if setup.weight_bytes == 2 else torch.float32
-    config = AutoConfig.for_model(kind, **CONFIGS[kind])
+    config = AutoConfig.for_model(kind, **CONFIGS[kind], **dropped)
     model: Any = AutoModel.from_config(config, dtype=dtype, attn_implementation=setup.attention)
     if setup.ranks:
         from peft import LoraConfig, get_peft_model
@@ -155,6 +161,25 @@ def test_activations_are_what_autograd_saves(kind: str, variant: str) -> None:
     last = setup.tokens * shape.hidden * setup.weight_bytes  # which the loss would have saved
     found = sum(storage.nbytes() for storage in saved.values())
     assert estimate.activations(setup)[0] - last + casts == pytest.approx(found, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"), [("prompt_tuning", "sft"), ("prefix_tuning", "sft"), ("prefix_tuning", "classify")]
+)
+def test_virtual_tokens_have_the_parameters_that_peft_gives_them(
+    kind: str, stage: str, make_recipe: Callable[..., Path]
+) -> None:
+    from peft import get_peft_config, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    adapter = {"type": kind, "num_virtual_tokens": 5}
+    loaded = load(make_recipe(stage, sections={"adapter": adapter}))
+    headed = stage == "classify"
+    maker: Any = AutoModelForSequenceClassification if headed else AutoModelForCausalLM
+    model = maker.from_config(AutoConfig.for_model("llama", **CONFIGS["llama"], num_labels=3))
+    task = {"peft_type": kind.upper(), "task_type": "SEQ_CLS" if headed else "CAUSAL_LM", "num_virtual_tokens": 5}
+    trained, _ = get_peft_model(model, get_peft_config(task)).get_nb_trainable_parameters()
+    assert estimate.size_of(loaded, shape_of("llama"), 3 if headed else None).trainable == trained
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
@@ -200,8 +225,12 @@ def test_what_is_not_known_of_a_model_is_said(
 def test_the_library_is_estimated_whole_without_network(capsys: pytest.CaptureFixture[str]) -> None:
     found = {path: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "library").rglob("*.yaml")}
     steps = {path for path, text in found.items() if "stage" in text and "@" in path.read_text()}  # of pipelines
-    paths = [path for path, text in found.items() if {"stage", "steps"} & text.keys() and path not in steps]
+    paths = [path for path, text in found.items() if {"stage", "steps", "arms"} & text.keys() and path not in steps]
     assert check.check_all(paths, [], {}, read_data=False) == 0
     said = capsys.readouterr().out
-    counts = [sum("recipe" in step for step in found[path].get("steps", [{"recipe": path}])) for path in paths]
-    assert said.count("memory: ") == said.count("compute: ") == sum(counts)
+    trained = 0
+    for path in paths:
+        steps_of = found[path].get("steps", [{"recipe": path}] if "stage" in found[path] else [])
+        trained += sum("recipe" in step for step in steps_of)
+        trained += len(found[path].get("arms", ())) * len(found[path].get("sizes", {"all": []}))
+    assert said.count("memory: ") == said.count("compute: ") == trained

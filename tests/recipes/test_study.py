@@ -12,6 +12,7 @@ from posttrain.data_tools.errors import SpecError
 from posttrain.evals.report import items
 from posttrain.recipes import launch
 from posttrain.recipes.forks import Forks
+from posttrain.recipes.pipeline import plan
 from posttrain.recipes.study import _by_item, check_study, grid, load_study, run_study
 
 from . import warm
@@ -69,6 +70,18 @@ def test_every_arm_size_and_seed_is_a_cell_and_a_seed_comes_whole(study: Path) -
         "trainer.seed=2",
         "data.seed=2",
     ]
+
+
+def test_the_next_seed_finds_the_steps_of_the_first_unchanged(study: Path) -> None:
+    """A tool that reads an earlier step was run anew for the second seed, and all cells with it."""
+    rows = {"name": "rows", "tool": "sample", "args": {"sources": ["sums.jsonl"], "tokens": 100}}
+    tokenizer = {"name": "tokenizer", "tool": "tokenizer", "args": {"sources": ["@rows"], "vocab_size": 280}}
+    spec, document = load_study(change(study, steps=[rows, tokenizer]))
+    keys = []
+    for seeds in ([1], [1, 2]):
+        pipeline, made = grid(spec, document, seeds)
+        keys.append({name: one.key for name, one in plan(made, pipeline).items()})
+    assert keys[0].items() <= keys[1].items()
 
 
 def test_a_check_says_how_many_cells_there_are_and_what_they_can_show(study: Path) -> None:
