@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .adapter_types import STATE, TYPES
 from .errors import RecipeError
 from .job import Job
-from .model import Head, head_modules, load_model
+from .model import Head, head_modules, load_model, unread_modules
 from .schema import AdapterSpec
 from .trainer_fields import fields_of
 
@@ -68,6 +69,8 @@ def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
         options["modules_to_save"] = saved
     if "ensure_weight_tying" in kind.fields:
         options["ensure_weight_tying"] = tied and bool(_named(tables, saved))
+    if "exclude_modules" in kind.fields and (unread := unread_modules(model)):
+        options.setdefault("exclude_modules", rf"({'|'.join(map(re.escape, unread))})\..*")
     config = PEFT_TYPE_TO_CONFIG_MAPPING[spec.type.upper()](task_type=task, **options)  # type: ignore[index]
     if not kind.virtual:
         _refuse_adapted_output(config, tables if tied else tables[1:], tied, job)
@@ -173,12 +176,16 @@ def settle(model: Any) -> None:
     embeddings of a vocabulary that grew. Only tied tables that are trained in full stand there under both their names:
     peft loads no file that lacks either, and safetensors lets no two names share their numbers.
 
+    What no text reaches, such as a vision tower, stays as it is.
+
     Args:
         model: A model or a peft model, changed in place.
     """
     adapted = hasattr(model, "peft_config")
     base = model.get_base_model() if adapted else model
     heads = [] if base.can_generate() else [getattr(base, name) for name in head_modules(base)]
+    for name in unread_modules(base):
+        base.get_submodule(name).requires_grad_(False)
     if adapted:
         _settle_adapters(model, base, heads)
     for head in heads:

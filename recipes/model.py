@@ -337,6 +337,24 @@ def head_modules(model: "PreTrainedModel") -> list[str]:
     ]
 
 
+def unread_modules(model: "PreTrainedModel") -> list[str]:
+    """Returns the names of the modules that no text reaches, such as a vision tower and its projector.
+
+    They get no gradient: DistributedDataParallel stops at the second step of a model that has such weights to train,
+    weight decay of some optimizers would shrink them, and adapters on them would stay as they began.
+    """
+    if model.config.get_text_config() is model.config:
+        return []
+    heads = [getattr(model, name) for name in head_modules(model)]
+    read = {weight for module in (model.get_decoder(), *heads) for weight in module.parameters()}
+    names: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in names)
+        if not inside and any(True for _ in module.parameters()) and read.isdisjoint(module.parameters()):
+            names.append(name)
+    return names
+
+
 def _head_modules(spec: ModelSpec, head: Head | None) -> list[str] | None:
     """Names the modules of a head, which are not to be quantized; transformers by itself spares no head with a bias."""
     import torch

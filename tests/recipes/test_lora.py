@@ -13,6 +13,7 @@ from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
 from .conftest import losses
+from .preference import built
 from .test_resume import WEIGHTS, undo_end
 
 
@@ -116,3 +117,35 @@ def test_a_trainer_of_mixed_precision_ends_with_a_merge_that_is_its_adapter(make
     kept = (Path(recipe.recipe.output_dir) / "parity.json").read_text()
     assert '"differs"' not in kept
     assert "the trainer's own log-probabilities" in kept
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        None,
+        {"type": "lora", "r": 4, "target_modules": "all-linear"},
+        {"type": "ia3", "target_modules": ["v_proj"], "feedforward_modules": []},
+    ],
+)
+def test_of_a_model_that_sees_pictures_what_reads_text_is_trained(
+    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path, adapter: dict[str, Any] | None
+) -> None:
+    """Weights without a gradient end data-parallel training; ``all-linear`` would put adapters on the vision tower."""
+    from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    text = {**shape, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(tokenizer)}
+    vision = {**shape, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=1)  # type: ignore[arg-type]
+    base = tmp_path / "seeing"
+    Gemma3ForConditionalGeneration(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    sections: dict[str, Any] = {"model": {"name_or_path": str(base), "chat_template": "chatml"}}
+    trainer = built(make_recipe(sections=sections | ({"adapter": adapter} if adapter else {})))
+    trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader()))).backward()
+    trained = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert [name for name, gradient in trained.items() if gradient is None] == []
+    assert [name for name in trained if "vision_tower" in name or "projector" in name] == []
