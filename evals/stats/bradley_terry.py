@@ -1,4 +1,4 @@
-"""Ratings from battles: the Bradley-Terry model, with ties, intervals by prompt, rank ranges and tiers.
+"""Ratings from battles: the Bradley-Terry model, with ties, intervals by prompt, and how far players lie apart.
 
 Bradley and Terry, "Rank analysis of incomplete block designs: I. The method of paired comparisons", Biometrika 39
 (1952): ``P(i beats j) = 1 / (1 + exp(theta_j - theta_i))``. Ratings are on Elo's scale, ``400 / ln 10`` points to a
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import EvalError
 from .bootstrap import resample
-from .compare import ALPHA, Difference, from_error
+from .compare import Difference, from_error
 from .intervals import codes, widening
 
 if TYPE_CHECKING:
@@ -44,30 +44,20 @@ class Ranking:
 
     Attributes:
         names: The players.
-        rating: Elo points; the mean of the players with a finite rating is 1,000, or the anchor is.
+        rating: Elo points; the mean of the players with a finite rating is 1,000.
         low: Lower ends of the 95% intervals. None where there is none: a player that never won, or resamples that say
             nothing, such as of nothing but ties.
         high: Upper ends. None of a player that never lost.
-        rank_low: The best rank that cannot be ruled out: one more than the players that are significantly better.
-        rank_high: The worst.
-        tier: From 1. A tier ends where a player is significantly worse than the tier's first.
-        battles: How many battles each took part in.
-        clusters: How many prompts there were.
         notices: What a reader must know, such as who never lost.
         differences: How far the first of two players lies above the second, in points, for all pairs of which the
-            resamples say so: what ``tier`` and the ranks rest on, pair by pair, but for players that won or lost
-            every battle. A page that shows more than one pair judges them as a family.
+            resamples say so; players that won or lost every battle are in none. Who is better is for a page to say,
+            which judges all that it shows as one family.
     """
 
     names: tuple[Any, ...]
     rating: tuple[float, ...]
     low: tuple[float | None, ...]
     high: tuple[float | None, ...]
-    rank_low: tuple[int, ...]
-    rank_high: tuple[int, ...]
-    tier: tuple[int, ...]
-    battles: tuple[int, ...]
-    clusters: int
     notices: tuple[str, ...]
     differences: dict[tuple[Any, Any], Difference]
 
@@ -280,25 +270,21 @@ def fit(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    anchor: Hashable | None = None,
 ) -> Ranking:
     """Fits ratings to battles by maximum likelihood, under a prior too weak to be seen (:data:`PRIOR`).
 
     A tie counts as half a win for each, and a preference of .7 as .7 of a win: the estimating equations then say that
     each player's expected score is its actual one, which holds whatever ties mean. Intervals are percentiles over
-    resamples of whole prompts, widened for few of them (:func:`~.intervals.widened`). Of two players one is
-    significantly better if their difference is large for its standard error over the same resamples (Student's t,
-    corrected for few prompts alike); ranks and tiers follow from that, pair by pair, without a correction for how many
-    pairs there are.
+    resamples of whole prompts, widened for few of them (:func:`~.intervals.widened`). Differences have standard errors
+    over the same resamples (Student's t, corrected for few prompts alike).
 
     Args:
         a: The one player of each battle, ``[n]``.
         b: The other.
         preference: How much ``a`` is preferred, in [0, 1], ``[n]``.
         clusters: The prompt of each battle, ``[n]``; None takes each by itself.
-        draws: Resamples; 0 for no intervals, ranks as they are, and one tier.
+        draws: Resamples; 0 for no intervals and no differences.
         seed: Of the resamples. The result depends on the order in which clusters first appear.
-        anchor: A player whose rating is to be 1,000; one that won or lost every battle cannot be it.
 
     Raises:
         EvalError: Players fall into groups that never met, so that no rating compares them.
@@ -311,22 +297,25 @@ def fit(
     played = counts.by_player(met, met)
     unbeaten, winless = scored >= played * (1 - 1e-12), scored <= played * 1e-12
     bounded = ~(unbeaten | winless)
-    base = _base(counts, bounded, anchor)
+    # A rating that only the prior keeps finite must not move the mean, and with it everyone else's.
+    base = np.flatnonzero(bounded if bounded.any() else np.ones_like(bounded))
     theta, replicates = _centred(counts, theta, base, draws, seed)
     low, high = _ends(theta, replicates, counts.clusters)
-    if anchor is not None and len(base) == 1:
-        low[base] = high[base] = 0.0  # by definition, not by luck
     for player in np.flatnonzero(~bounded):
         end = _one_sided(counts, theta, int(player), bool(unbeaten[player]))
         low[player], high[player] = (end, np.nan) if unbeaten[player] else (np.nan, end)
-    differences = _differences(counts, theta, replicates, bounded)
-    better = np.zeros((len(theta), len(theta)), dtype=bool)
-    for (one, other), found in differences.items():
-        better[one, other], better[other, one] = (
-            found.p <= ALPHA and side for side in (found.value > 0, found.value < 0)
-        )
-    _settle(better, theta, low, high, unbeaten, winless)
-    return _ranking(counts, theta, low, high, better, played, differences, _notices(counts, unbeaten, winless))
+    order = sorted(range(len(theta)), key=lambda player: (-theta[player], str(counts.names[player])))
+    place = {player: rank for rank, player in enumerate(order)}
+    differences = {}
+    for (i, j), found in _differences(counts, theta, replicates, bounded).items():
+        first, second, seen = (i, j, found) if place[i] < place[j] else (j, i, found.turned())
+        differences[counts.names[first], counts.names[second]] = seen
+    low, high = (
+        tuple(MEAN + SCALE * float(ends[player]) if math.isfinite(ends[player]) else None for player in order)
+        for ends in (low, high)
+    )
+    names, rating = zip(*((counts.names[player], MEAN + SCALE * float(theta[player])) for player in order), strict=True)
+    return Ranking(names, rating, low, high, _notices(counts, unbeaten, winless), differences)
 
 
 def components(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[list[Hashable]]:
@@ -378,20 +367,6 @@ def _newton_chunk(counts: Counts, met: "Floats", scored: "Floats", start: "Float
         if not len(active):
             break
     return theta
-
-
-def _base(counts: Counts, bounded: "NDArray[np.bool_]", anchor: Hashable | None) -> "Integers":
-    """Returns the players whose mean is the zero of all.
-
-    A rating that only the prior keeps finite must not move the mean, and with it everyone else's.
-    """
-    if anchor is not None:
-        if anchor not in counts.names:
-            raise ValueError(f"no battle of the anchor {anchor}")
-        place = counts.names.index(anchor)
-        if bounded[place]:
-            return np.array([place])
-    return np.flatnonzero(bounded) if bounded.any() else np.arange(len(bounded))
 
 
 def _centred(counts: Counts, theta: "Floats", base: "Integers", draws: int, seed: int) -> "tuple[Floats, Floats]":
@@ -465,67 +440,6 @@ def _differences(
         for i, j, error, known in zip(one.tolist(), other.tolist(), spread, defined & (spread > 1e-9), strict=True)
         if known
     }
-
-
-def _settle(
-    better: "NDArray[np.bool_]",
-    theta: "Floats",
-    low: "Floats",
-    high: "Floats",
-    unbeaten: "NDArray[np.bool_]",
-    winless: "NDArray[np.bool_]",
-) -> None:
-    """Decides the pairs of players that won or lost everything, in place: resamples of those know no spread.
-
-    Their one end has to lie beyond the other's interval. Between one that won all and one that lost all, each end
-    has to lie beyond the other's rating: their ends rest on the same battles where they met nobody else.
-    """
-    loose = unbeaten | winless
-    apart = low[:, None] > high[None, :]
-    extremes = (low[:, None] > theta[None, :]) & (theta[:, None] > high[None, :])
-    both = unbeaten[:, None] & winless[None, :]
-    decided = np.where(both, extremes, apart)
-    pairs = loose[:, None] | loose[None, :]
-    better[pairs] = decided[pairs]
-
-
-def _ranking(
-    counts: Counts,
-    theta: "Floats",
-    low: "Floats",
-    high: "Floats",
-    better: "NDArray[np.bool_]",
-    played: "Floats",
-    differences: dict[tuple[int, int], Difference],
-    notices: tuple[str, ...],
-) -> Ranking:
-    order = sorted(range(len(theta)), key=lambda player: (-theta[player], str(counts.names[player])))
-    place = {player: rank for rank, player in enumerate(order)}
-    tiers, best, worst = standing(better[np.ix_(order, order)])
-    named = {}
-    for (i, j), found in differences.items():
-        first, second, seen = (i, j, found) if place[i] < place[j] else (j, i, found.turned())
-        named[counts.names[first], counts.names[second]] = seen
-    points = [MEAN + SCALE * float(theta[player]) for player in order]
-    # Without an interval nothing can be ruled out.
-    known = [bool(np.isfinite(low[player]) or np.isfinite(high[player])) for player in order]
-    return Ranking(
-        names=tuple(counts.names[player] for player in order),
-        rating=tuple(points),
-        low=tuple(_points(low[player]) for player in order),
-        high=tuple(_points(high[player]) for player in order),
-        rank_low=tuple(rank if ok else 1 for rank, ok in zip(best, known, strict=True)),
-        rank_high=tuple(rank if ok else len(order) for rank, ok in zip(worst, known, strict=True)),
-        tier=tuple(tiers),
-        battles=tuple(round(float(played[player])) for player in order),
-        clusters=counts.clusters,
-        notices=notices,
-        differences=named,
-    )
-
-
-def _points(theta: float) -> float | None:
-    return MEAN + SCALE * float(theta) if math.isfinite(theta) else None
 
 
 def _groups(counts: Counts, arcs: "tuple[NDArray[np.int64], NDArray[np.int64]] | None" = None) -> list[list[int]]:

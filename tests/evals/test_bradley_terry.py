@@ -104,53 +104,39 @@ def test_95_percent_intervals_of_ratings_cover_the_truth_93_to_97_times_in_100()
     assert naive / 1000 < 0.90  # as if each battle were a prompt of its own
 
 
-def test_equal_players_share_a_tier_and_every_rank():
+def test_equal_players_are_told_apart_no_more_often_than_any_two_named_beforehand():
     rng = np.random.default_rng(0)
     apart = 0
     for seed in range(100):
         a, b, (_, prompts) = battles(rng, 40)
         found = fit(a, b, rng.integers(0, 2, len(a)).astype(float), prompts, draws=500, seed=seed)
-        apart += found.rank_low[1] > 1 or found.rank_high[0] < 2
-    # The first two of five by chance: they are told apart about as often as two that were named beforehand.
-    assert apart <= 12
+        apart += found.differences[found.names[:2]].p <= 0.05
+    assert apart <= 12  # the first two of five by chance
 
 
-def test_ranks_and_tiers_follow_what_can_be_told_apart():
+def test_who_is_better_lies_significantly_above_and_ratings_lie_within_their_intervals():
     rng = np.random.default_rng(0)
     a, b, (outcome, prompts) = battles(rng, 400)
     found = fit(a, b, outcome, prompts)
-    assert found.names[0] == 0
-    assert found.names[-1] == 4
-    assert found.tier == tuple(sorted(found.tier))
-    assert (found.tier[0], found.rank_low[0], found.rank_high[-1]) == (1, 1, 5)
+    assert found.names == (0, 1, 2, 3, 4)
+    assert len(found.differences) == 10
+    assert found.differences[0, 4].p < found.differences[2, 3].p
     for place in range(5):
-        assert found.rank_low[place] <= place + 1 <= found.rank_high[place]
         assert found.low[place] < found.rating[place] < found.high[place]
-    assert found.battles == (1600,) * 5
+    for (first, second), difference in found.differences.items():
+        assert difference.value == pytest.approx(found.rating[first] - found.rating[second])
     assert fit(a, b, outcome, prompts) == found  # the same seed, the same ranking
-
-
-def test_an_anchor_has_the_mean_rating_and_no_error():
-    rng = np.random.default_rng(0)
-    a, b, (outcome, prompts) = battles(rng, 60)
-    found = fit(a, b, outcome, prompts, anchor=2, draws=500)
-    place = found.names.index(2)
-    assert (found.rating[place], found.low[place], found.high[place]) == (MEAN, MEAN, MEAN)
 
 
 def test_nothing_but_ties_supports_no_interval():
     found = fit(["a", "b", "c"] * 5, ["b", "c", "a"] * 5, [0.5] * 15)
     assert found.rating == pytest.approx((MEAN,) * 3)
-    assert (found.low, found.high, found.tier) == ((None,) * 3, (None,) * 3, (1, 1, 1))
+    assert (found.low, found.high, found.differences) == ((None,) * 3, (None,) * 3, {})
 
 
-def test_an_anchor_without_a_finite_rating_leaves_the_mean_as_it_is():
-    a, b, preference = ["x", "y", "x", "y"] * 10, ["y", "x", "null", "null"] * 10, [1, 1, 1, 1] * 10
-    anchored, plain = fit(a, b, preference, anchor="null"), fit(a, b, preference)
-    assert anchored == plain
-    assert sum(plain.rating[:2]) / 2 == pytest.approx(MEAN)
-    with pytest.raises(ValueError, match="no battle of the anchor"):
-        fit(a, b, preference, anchor="z")
+def test_who_never_won_does_not_move_the_mean_of_the_others():
+    found = fit(["x", "y", "x", "y"] * 10, ["y", "x", "null", "null"] * 10, [1, 1, 1, 1] * 10)
+    assert sum(found.rating[:2]) / 2 == pytest.approx(MEAN)
 
 
 def test_a_player_that_half_the_resamples_miss_has_no_interval_and_spoils_no_other():
@@ -172,20 +158,21 @@ def test_who_never_lost_has_no_upper_end_and_moves_nobody_else():
     assert found.names[0] == "star"
     assert found.high[0] is None
     assert found.rating[1] < found.low[0] < found.rating[0]
-    assert found.tier[:2] == (1, 2)
+    assert not any("star" in pair for pair in found.differences)  # resamples of it know no spread
     assert any("star won every battle" in notice for notice in found.notices)
     assert dict(zip(found.names, found.rating, strict=True))["c"] == pytest.approx(
         dict(zip(alone.names, alone.rating, strict=True))["c"], abs=0.5
     )
 
 
-def test_three_wins_are_not_yet_a_tier_of_their_own_but_thirty_are():
+def test_three_wins_say_less_than_thirty_and_thirty_of_three_prompts_no_more_than_three():
+    prompts = ["same"] * 10 + ["another"] * 10 + ["third"] * 10
     few, many = fit(["x"] * 3, ["y"] * 3, [1] * 3), fit(["x"] * 30, ["y"] * 30, [1] * 30)
-    assert few.tier == (1, 1)
-    assert many.tier == (1, 2)
+    repeated = fit(["x"] * 30, ["y"] * 30, [1] * 30, prompts)
     assert (many.low[1], many.high[0]) == (None, None)
-    repeated = fit(["x"] * 30, ["y"] * 30, [1] * 30, ["same prompt"] * 10 + ["another"] * 10 + ["third"] * 10)
-    assert repeated.tier == (1, 1)  # thirty battles, three prompts
+    reach = [found.low[0] - found.rating[1] for found in (few, repeated, many)]  # what the winner lies above at least
+    assert reach[0] == pytest.approx(reach[1], abs=1)
+    assert reach[1] < 0 < reach[2]
 
 
 def test_the_end_of_who_never_lost_is_the_exact_binomial_one():
@@ -231,8 +218,7 @@ def test_battles_that_are_none_are_refused(a, b, preference, clusters):
 def test_one_prompt_gives_ratings_without_intervals():
     found = fit(["a", "b", "a"], ["b", "a", "b"], [1, 1, 1], ["same"] * 3)
     assert found.low == found.high == (None, None)
-    assert found.rank_low == (1, 1)
-    assert found.rank_high == (2, 2)
+    assert found.differences == {}
 
 
 def test_merging_clusters_of_one_battle_changes_no_distribution(monkeypatch):
