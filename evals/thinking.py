@@ -73,16 +73,16 @@ def opened_by(prompt: str, tags: Sequence[Tags] = TAGS) -> Tags | None:
     return next((pair for pair in tags if end.endswith(pair[0].lower())), None)
 
 
-def answer_in(raw: str, prompt: str, stops: Sequence[str], tags: Sequence[Tags] = TAGS) -> Stripped:
+def answer_in(raw: str, prompt: str, stops: Sequence[str]) -> Stripped:
     """Returns the answer to a rendered prompt: thoughts are taken out first, and then it ends at the first stop string.
 
     In the other order a stop string such as a blank line ends the thoughts, and no answer is ever seen.
     """
-    found = strip_thinking(raw, tags, opened=opened_by(prompt, tags))
+    found = strip_thinking(raw, opened=opened_by(prompt))
     ends = [at for stop in stops if stop and (at := found.text.find(stop)) >= 0]
     return replace(found, text=found.text[: min(ends)]) if ends else found
 
 
-def may_think(template: str, tags: Sequence[Tags] = TAGS) -> bool:
+def may_think(template: str) -> bool:
     """Says whether a chat template knows of thoughts, so that a model that it is of may write some."""
-    return any(opening in template for opening, _ in tags)
+    return any(opening in template for opening, _ in TAGS)

@@ -26,13 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from posttrain.evals.stats.intervals import binary_successes, mean_estimate
+from posttrain.evals.stats.intervals import binary_successes, mean_estimate, widened
 from posttrain.evals.stats.win_rates import (
-    FOLDS,
-    Anchors,
-    Design,
     at_equal_length,
-    choose_strength,
     counts,
     fit,
     length_controlled,
@@ -41,7 +37,26 @@ from posttrain.evals.stats.win_rates import (
 )
 
 EXACT, CONTROLLED = 1e-6, 0.02
+STRENGTHS = [float(c) for c in np.logspace(-4, 4, 10)]
+FOLDS, ANCHOR_WEIGHT = 5, 0.1  # AlpacaEval: lambda .2, halved between its two rewritten baselines
 FILES = ("leaderboard_rows_for_these_models", "instruction_difficulty", "annotations_compact_5models")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Battles of the baseline's own answers, rewritten to other lengths, against the baseline; two for each prompt.
+
+    They tell the regression what length alone does, and count little.
+
+    Attributes:
+        preferences: For the rewritten answer, in [0, 1], ``[n]``.
+        features: Its length less the baseline's, squashed, the prompt's difficulty, and 0, ``[n, 3]``.
+        prompts: ``[n]``.
+    """
+
+    preferences: np.ndarray
+    features: np.ndarray
+    prompts: list[str]
 
 
 @dataclass(frozen=True)
@@ -99,12 +114,10 @@ def load_alpaca(folder: Path) -> AlpacaEval:
     preferences["vicuna-7b"] = {key_of(row["instruction"]): preference_of(float(row["preference"])) for row in full}
     lengths["vicuna-7b"] = {key_of(row["instruction"]): len(row["output_2"]) - len(row["output_1"]) for row in full}
     gamed = rows_of(folder / "gamed_baseline_equivalent.csv")
-    anchors = Anchors(
-        preferences=[float(row["preference"]) for row in gamed],
-        lengths=[-float(row["std_delta_len"]) for row in gamed],
-        difficulty=[float(row["instruction_difficulty"]) for row in gamed],
-        clusters=[prompts[int(row["index"])] for row in gamed],
-    )
+    columns = [np.tanh([-float(row["std_delta_len"]) for row in gamed])]
+    columns += [np.array([float(row["instruction_difficulty"]) for row in gamed]), np.zeros(len(gamed))]
+    liked = np.array([float(row["preference"]) for row in gamed])
+    anchors = Anchors(liked, np.stack(columns, axis=1), [prompts[int(row["index"])] for row in gamed])
     return AlpacaEval(
         board={row[""]: row for row in board},
         preferences=dict(preferences),
@@ -124,10 +137,11 @@ def check_raw(data: AlpacaEval) -> float:
         by_prompt = data.preferences.get(model) or dict.fromkeys(data.difficulty, 0.5)
         values = list(by_prompt.values())
         found, count = win_rate(values), counts(values)
+        discrete = (count.wins + count.draws / 2) / count.total  # if every preference is taken for a vote
         assert found.stderr is not None, "many prompts"
         ours = (100 * found.value, 100 * found.stderr, count.wins, count.losses, count.draws, count.total)
         names = ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate")
-        figures = (*ours, 100 * count.discrete)
+        figures = (*ours, 100 * discrete)
         distance = max(abs(figure - float(row[name])) for figure, name in zip(figures, names, strict=True))
         cells = [f"{figure:.6f}" if isinstance(figure, float) else str(figure) for figure in figures]
         print(f"| {model} | {' | '.join(cells)} | {distance:.0e} |")
@@ -142,19 +156,63 @@ def arrays(data: AlpacaEval, model: str) -> tuple[list[float], list[float], list
     return [data.preferences[model][prompt] for prompt in prompts], lengths, hard, prompts
 
 
+def choose_strength(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> float:
+    """Returns the C that predicts rows left out best, of ten between 1e-4 and 1e4.
+
+    The score of a fold is its weighted soft log-loss over its rows, and folds count alike, as in scikit-learn's
+    ``LogisticRegressionCV`` with a ``GroupKFold`` of five.
+    """
+    folds = np.arange(FOLDS)[:, None]
+    left = fold == folds
+    start, losses = np.zeros((FOLDS, features.shape[1])), []
+    for strength in STRENGTHS:
+        start = fit(features, labels, weights * ~left, strength, start)
+        eta = start @ features.T
+        loss = (weights * left * (np.logaddexp(0, eta) - labels * eta)).sum(axis=1)
+        losses.append(float((loss / left.sum(axis=1)).mean()))
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def with_anchors(
+    data: AlpacaEval, model: str, times: np.ndarray, strength: float | None = None
+) -> tuple[np.ndarray, float]:
+    """Returns AlpacaEval's own length-controlled win rate of some resamples, ``[resamples]``, and the last C.
+
+    Args:
+        data: With the anchors, which are a prior and not resampled.
+        model: Whose rate it is.
+        times: How often each prompt counts, ``[resamples, prompts]``.
+        strength: C; chosen by cross-validation over prompts, for each resample, by default.
+    """
+    values, lengths, hard, prompts = arrays(data, model)
+    n, anchors = len(values), data.anchors
+    scaled = np.tanh(np.array(lengths) / np.std(lengths, ddof=1))
+    features = np.concatenate([np.stack([scaled, hard, np.ones(n)], axis=1), anchors.features])
+    labels = np.concatenate([values, anchors.preferences])
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    fold = np.array([*range(n), *(places[prompt] for prompt in anchors.prompts)]) % FOLDS
+    rates, chosen = [], 0.0
+    for some in times:
+        weights = np.concatenate([some, np.full(len(anchors.prompts), ANCHOR_WEIGHT)])
+        chosen = strength or choose_strength(features, labels, weights, fold)
+        found = fit(features, labels, weights[None], chosen, np.zeros((1, 3)))
+        rates.append(float(at_equal_length(found[:, 1:], features[:n, 1:], some[None])[0]))
+    return np.array(rates), chosen
+
+
 def check_controlled(data: AlpacaEval) -> float:
     """Prints length-controlled win rates; returns the largest distance in points."""
     print("\n| model | published | ours | distance | no anchors, pooled difficulty | neither |")
     print("|---|---|---|---|---|---|")
     distances: list[tuple[float, float, float]] = []
     for model in data.preferences:
-        values, lengths, hard, prompts = arrays(data, model)
+        values, lengths, _, prompts = arrays(data, model)
         published = float(data.board[model]["length_controlled_winrate"])
-        exact = length_controlled(values, lengths, hard, prompts, anchors=data.anchors, draws=0)
+        exact = float(with_anchors(data, model, np.ones((1, len(values))))[0][0])
         pool = pool_difficulty([by for other, by in data.preferences.items() if other != model])
         pooled = length_controlled(values, lengths, [pool[prompt] for prompt in prompts], prompts, draws=0)
         bare = length_controlled(values, lengths, None, prompts, draws=0)
-        ours = tuple(100 * found.value for found in (exact, pooled, bare))
+        ours = tuple(100 * value for value in (exact, pooled.value, bare.value))
         off = (abs(ours[0] - published), abs(ours[1] - published), abs(ours[2] - published))
         print(f"| {model} | {published:.4f} | {ours[0]:.4f} | {off[0]:.4f} | {ours[1]:.2f} | {ours[2]:.2f} |")
         distances.append(off)
@@ -168,36 +226,17 @@ def show_intervals(data: AlpacaEval, draws: int = 500, rechosen: int = 100) -> N
     print("\n| model | published error | bootstrap error, penalty fixed | penalty rechosen | 95% interval |")
     print("|---|---|---|---|---|")
     for model in data.preferences:
-        values, lengths, hard, prompts = arrays(data, model)
-        found = length_controlled(values, lengths, hard, prompts, anchors=data.anchors, draws=draws)
-        assert found.stderr is not None, "many prompts"
-        assert found.low is not None, "many draws"
-        assert found.high is not None, "many draws"
-        again = rechosen_error(data, model, rechosen)
+        n, rng = len(data.preferences[model]), np.random.default_rng(0)
+        times = np.stack([np.bincount(rng.integers(0, n, n), minlength=n).astype(float) for _ in range(draws)])
+        whole, strength = with_anchors(data, model, np.ones((1, n)))
+        rates, _ = with_anchors(data, model, times, strength)
+        error, again = (100 * np.std(some, ddof=1) for some in (rates, with_anchors(data, model, times[:rechosen])[0]))
+        low, high = widened(float(whole[0]), *np.quantile(rates, (0.025, 0.975)).tolist(), n)
+        assert low is not None, "many prompts"
+        assert high is not None, "many prompts"
         published = data.board[model]["lc_standard_error"]
         said = f"{float(published):.2f}" if published else "none"
-        ends = f"{100 * found.low:.2f} to {100 * found.high:.2f}"
-        print(f"| {model} | {said} | {100 * found.stderr:.2f} | {again:.2f} | {ends} |")
-
-
-def rechosen_error(data: AlpacaEval, model: str, draws: int) -> float:
-    """Returns the bootstrap's standard error where the penalty is chosen anew on each resample, in points."""
-    values, lengths, hard, _ = arrays(data, model)
-    n, anchors = len(values), data.anchors
-    scaled = np.tanh(np.array(lengths) / np.std(lengths, ddof=1))
-    rewritten = np.stack([np.tanh(anchors.lengths), anchors.difficulty, np.zeros(2 * n)], axis=1)
-    features = np.concatenate([np.stack([scaled, hard, np.ones(n)], axis=1), rewritten])
-    labels = np.concatenate([values, np.asarray(anchors.preferences)])
-    folds = np.arange(3 * n) % n % FOLDS
-    rng = np.random.default_rng(0)
-    rates = []
-    for _ in range(draws):
-        times = np.bincount(rng.integers(0, n, n), minlength=n).astype(float)
-        weights = np.concatenate([times, np.full(2 * n, 0.1)])
-        strength = choose_strength(Design(features, labels, weights, folds))
-        found = fit(features, labels, weights[None], strength, np.zeros((1, 3)))
-        rates.append(float(at_equal_length(found[:, 1:], features[:n, 1:], times[None])[0]))
-    return 100 * float(np.std(rates, ddof=1))
+        print(f"| {model} | {said} | {error:.2f} | {again:.2f} | {100 * low:.2f} to {100 * high:.2f} |")
 
 
 def check_harness(folder: Path) -> float:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     Figure = Callable[["Floats"], "Floats"]
 
 Problem = Literal["single_label", "multi_label", "regression"]
-PRIMARY: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1_macro", "regression": "pearson"}
 LOWER_IS_BETTER = frozenset({"ece", "brier", "nll", "mse"})
 THRESHOLD = 0.5
 BINS = 15
@@ -82,19 +81,6 @@ class _Sheet:
         undefined = [name for name, item in found.items() if not np.isfinite(item.value) and "/" not in name]
         if undefined:
             self.notes.append(f"undefined on these rows, so left out: {', '.join(undefined)}")
-
-
-def compute(
-    problem: str,
-    labels: Sequence[str],
-    predictions: "Floats",
-    references: "NDArray[Any]",
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> list[Metric]:
-    """Returns the figures of ``measure``; with ``draws=0`` without those standard errors that need resamples."""
-    return measure(problem, labels, predictions, references, seed=seed, draws=draws).metrics
 
 
 def measure(

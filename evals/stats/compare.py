@@ -138,7 +138,7 @@ def paired_difference(
         return Difference(value, None, None, None, 1.0, len(first), count, "none")
     if stderr == 0:
         # Marks on a coarse scale can differ by the same amount on each of a few prompts: they are signs, no more.
-        p = _mid_p(count, 0) if value else 1.0
+        p = mcnemar(count, 0) if value else 1.0
         return Difference(value, 0.0, None, None, p, len(first), count, "sign")
     return replace(from_error(value, stderr, count, df, "t", level), n=len(first))
 
@@ -214,7 +214,7 @@ def _binary(
     # Without spread between clusters, each counts once: as what it is on the whole.
     signs = differences if count == n else np.sign(np.bincount(cluster, weights=differences, minlength=count))
     wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
-    p = _mid_p(wins, losses)
+    p = mcnemar(wins, losses)
     up, down = (wins + 1) / (count + 2), (losses + 1) / (count + 2)
     spread = math.sqrt((up + down - (up - down) ** 2) / (count + 2))
     half = t_quantile((1 + level) / 2, count - 1) * spread
@@ -238,7 +238,7 @@ def _t_p(value: float, stderr: float, df: float) -> float:
     return float(2 * stdtr(df, -abs(value) / stderr))
 
 
-def mcnemar(a: "ArrayLike", b: "ArrayLike") -> float:
+def mcnemar(wins: int, losses: int) -> float:
     """Tests whether two checkpoints solve 0/1 items equally often, by McNemar's test with the mid-p-value.
 
     McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
@@ -248,22 +248,12 @@ def mcnemar(a: "ArrayLike", b: "ArrayLike") -> float:
     Methodology 13:91 (2013), eq. 6 and section "Conclusions".
 
     Args:
-        a: 0 or 1 for each item, ``[n]``.
-        b: The same for the other.
+        wins: Items that only the one solved.
+        losses: Items that only the other solved.
 
     Returns:
         The two-sided p-value; 1 where they never differ.
-
-    Raises:
-        ValueError: Lengths differ, or a value is neither 0 nor 1.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or not np.isin(np.r_[first, second], (0.0, 1.0)).all():
-        raise ValueError("needs a 0 or a 1 of each for each item")
-    return _mid_p(int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum()))
-
-
-def _mid_p(wins: int, losses: int) -> float:
     from scipy.special import bdtr
 
     total, few = wins + losses, min(wins, losses)
@@ -277,9 +267,7 @@ def _log_half_binomial(k: int, n: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
 
 
-def unpaired_difference(
-    a: float, a_stderr: float | None, b: float, b_stderr: float | None, n: int, clusters: int | None = None
-) -> Difference:
+def unpaired_difference(a: float, a_stderr: float | None, b: float, b_stderr: float | None, n: int) -> Difference:
     """Estimates a difference from two means and their standard errors alone, where no items can be paired.
 
     Miller 2024, section 4.1. On the same items it is too wide, seldom too narrow: scores of two checkpoints on an
@@ -291,16 +279,14 @@ def unpaired_difference(
         b: Mean of the other.
         b_stderr: Its standard error, or None.
         n: Items behind the smaller of the two.
-        clusters: Clusters behind it, if known.
     """
-    count = clusters or n
     value = a - b
-    if a_stderr is None or b_stderr is None or count < 2 or not math.isfinite(value):
-        return Difference(value, None, None, None, 1.0, n, count, "none")
+    if a_stderr is None or b_stderr is None or n < 2 or not math.isfinite(value):
+        return Difference(value, None, None, None, 1.0, n, n, "none")
     stderr = math.hypot(a_stderr, b_stderr)
     if stderr == 0:  # two means without spread, such as 0 and 1 of a handful: nothing says how far to trust them
-        return Difference(value, 0.0, None, None, 1.0, n, count, "none")
-    return replace(from_error(value, stderr, count, count - 1, "unpaired"), n=n)
+        return Difference(value, 0.0, None, None, 1.0, n, n, "none")
+    return from_error(value, stderr, n, n - 1, "unpaired")
 
 
 def holm(p_values: Sequence[float], shares: Sequence[float] | None = None) -> list[float]:
@@ -330,8 +316,8 @@ def holm(p_values: Sequence[float], shares: Sequence[float] | None = None) -> li
     return adjusted
 
 
-def smallest_difference(stderr: float, *, alpha: float = ALPHA, power: float = POWER, df: float | None = None) -> float:
-    """Returns the true difference that a sample with this standard error shows with the given probability.
+def smallest_difference(stderr: float, *, alpha: float = ALPHA, df: float | None = None) -> float:
+    """Returns the true difference that a sample with this standard error shows four times in five.
 
     Miller 2024, section 5: ``(z_{alpha/2} + z_power) SE``; with quantiles of t where degrees of freedom are
     given. A smaller difference may well exist; this sample would mostly have missed it.
@@ -339,18 +325,17 @@ def smallest_difference(stderr: float, *, alpha: float = ALPHA, power: float = P
     Args:
         stderr: Of the difference.
         alpha: Two-sided level of the test.
-        power: The probability.
         df: Degrees of freedom.
     """
     if df is None:
         from scipy.special import ndtri
 
-        return float(ndtri(1 - alpha / 2) + ndtri(power)) * stderr
-    return (t_quantile(1 - alpha / 2, df) + t_quantile(power, df)) * stderr
+        return float(ndtri(1 - alpha / 2) + ndtri(POWER)) * stderr
+    return (t_quantile(1 - alpha / 2, df) + t_quantile(POWER, df)) * stderr
 
 
-def votes_for_verdict(share: float, comparisons: int = 1, *, alpha: float = ALPHA, power: float = POWER) -> int:
-    """Returns how many wins and losses show, with the given probability, that one side wins more than half.
+def votes_for_verdict(share: float, comparisons: int = 1) -> int:
+    """Returns how many wins and losses show, four times in five, that one side wins more than half.
 
     The sample size of a test of one proportion against a half (Fleiss, Levin and Paik, Statistical Methods for Rates
     and Proportions, 3rd ed., 2003, section 2.5), at the level that a lone difference of a family has to pass.
@@ -358,12 +343,10 @@ def votes_for_verdict(share: float, comparisons: int = 1, *, alpha: float = ALPH
     Args:
         share: The true share of the better side, above .5 and below 1.
         comparisons: How many comparisons there are.
-        alpha: Two-sided level of the family.
-        power: The probability.
     """
     from scipy.special import ndtri
 
-    tail, found = float(ndtri(1 - alpha / comparisons / 2)), float(ndtri(power))
+    tail, found = float(ndtri(1 - ALPHA / comparisons / 2)), float(ndtri(POWER))
     return math.ceil(((tail * 0.5 + found * math.sqrt(share * (1 - share))) / (share - 0.5)) ** 2)
 
 
@@ -419,42 +402,3 @@ def _smallest(difference: Difference, alpha: float) -> float | None:
     if stderr == 0:  # two that never differ: the interval still has a width, and so a standard error
         stderr = (difference.high - difference.low) / (2 * t_quantile(0.975, df))
     return smallest_difference(stderr, alpha=alpha, df=df)
-
-
-def compare(
-    baseline: Mapping[Hashable, float],
-    others: Mapping[str, Mapping[Hashable, float]],
-    clusters: Mapping[Hashable, Hashable] | None = None,
-    *,
-    higher_is_better: bool = True,
-) -> dict[str, Comparison]:
-    """Compares checkpoints with a baseline on the items that each shares with it.
-
-    Items are joined by their id, never by their place. One family: all of ``others``.
-
-    Args:
-        baseline: The baseline's score of each item, by the item's id; items whose score is not finite are left out.
-        others: The same of each checkpoint, by its name.
-        clusters: The cluster of an item, such as the document or prompt it belongs to; an item without one is its own.
-        higher_is_better: Which way is up.
-
-    Returns:
-        A comparison for each of ``others`` in their order; one with no item in common has ``n`` 0 and no verdict.
-    """
-    found = {name: _paired_by_id(scores, baseline, clusters) for name, scores in others.items()}
-    return judge({name: Question(difference, higher_is_better) for name, difference in found.items()})
-
-
-def _paired_by_id(
-    scores: Mapping[Hashable, float], baseline: Mapping[Hashable, float], clusters: Mapping[Hashable, Hashable] | None
-) -> Difference:
-    items = [
-        item
-        for item, score in scores.items()
-        if math.isfinite(score) and item in baseline and math.isfinite(baseline[item])
-    ]
-    if not items:
-        return Difference(math.nan, None, None, None, 1.0, 0, 0, "none")
-    # A tuple cannot be mistaken for another item's cluster, whatever its id is.
-    labels = None if clusters is None else [clusters.get(item, ("alone", item)) for item in items]
-    return paired_difference([scores[item] for item in items], [baseline[item] for item in items], labels)

@@ -33,7 +33,7 @@ class Interval:
     method: str
 
 
-def wilson(successes: float, n: int, z: float = Z95) -> Interval:
+def wilson(successes: float, n: int) -> Interval:
     """Returns the Wilson score interval of a proportion.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), p. 209;
@@ -46,7 +46,7 @@ def wilson(successes: float, n: int, z: float = Z95) -> Interval:
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
-    low, high = wilson_ends(successes / n, n, z)
+    low, high = wilson_ends(successes / n, n, Z95)
     return Interval(low, high, "wilson")
 
 

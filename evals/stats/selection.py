@@ -24,7 +24,6 @@ class Selection:
         whole: Its mean on all items, for comparison.
         candidates: How many checkpoints it was chosen from.
         items: Items that every one of them has.
-        note: What a reader must know.
     """
 
     name: str
@@ -33,26 +32,24 @@ class Selection:
     whole: float
     candidates: int
     items: int
-    note: str
 
 
-def first_half(unit: Hashable, seed: int = 0) -> bool:
+def first_half(unit: Hashable) -> bool:
     """Says whether an item, or a cluster of items, belongs to the half that is chosen on.
 
     By a hash, so that adding items or checkpoints moves no other item, and every report halves alike.
     """
-    return hashlib.blake2b(f"{seed}\0{unit}".encode("utf-8", "surrogatepass"), digest_size=8).digest()[0] < 128
+    return hashlib.blake2b(f"0\0{unit}".encode("utf-8", "surrogatepass"), digest_size=8).digest()[0] < 128
 
 
 def halved(
-    scores: Mapping[str, Mapping[Hashable, float]], clusters: Mapping[Hashable, Hashable] | None = None, seed: int = 0
+    scores: Mapping[str, Mapping[Hashable, float]], clusters: Mapping[Hashable, Hashable] | None = None
 ) -> tuple[dict[Hashable, Hashable], list[Hashable], list[Hashable]]:
     """Splits the items that all checkpoints have into those that are chosen on and those that are measured on.
 
     Args:
         scores: As of :func:`select`.
         clusters: Likewise.
-        seed: Likewise.
 
     Returns:
         The cluster of each item (the item itself where it has none), the first half and the second.
@@ -61,15 +58,14 @@ def halved(
     # Sorted, so that sums do not depend on the order of a file.
     items = sorted(set.intersection(*finite), key=str) if finite else []
     unit = {item: item if clusters is None else clusters.get(item, item) for item in items}
-    first = [item for item in items if first_half(unit[item], seed)]
-    return unit, first, [item for item in items if not first_half(unit[item], seed)]
+    first = [item for item in items if first_half(unit[item])]
+    return unit, first, [item for item in items if not first_half(unit[item])]
 
 
 def select(
     scores: Mapping[str, Mapping[Hashable, float]],
     clusters: Mapping[Hashable, Hashable] | None = None,
     *,
-    seed: int = 0,
     higher_is_better: bool = True,
     scale: tuple[float, float] | None = None,
 ) -> Selection | None:
@@ -78,14 +74,13 @@ def select(
     Args:
         scores: Each checkpoint's score of each item, by its name and the item's id.
         clusters: The cluster of an item; whole clusters go to one half. An item without one is its own.
-        seed: Of the halves.
         higher_is_better: Which way is up.
         scale: The ends between which scores lie, if there are any; the interval then does too.
 
     Returns:
         None where there is nothing to choose from: no checkpoint, or a half without items.
     """
-    unit, *halves = halved(scores, clusters, seed)
+    unit, *halves = halved(scores, clusters)
     if not all(halves):
         return None
     sign = 1 if higher_is_better else -1
@@ -97,11 +92,7 @@ def select(
         None if clusters is None else [unit[item] for item in halves[1]],
         scale=scale,
     )
-    note = (
-        f"the best of {len(scores)} on {len(halves[0])} items, measured on {len(halves[1])} others; a best figure on "
-        "the items that chose it is too good by luck"
-    )
-    return Selection(best, means[best], reported, _mean(chosen, list(unit)), len(scores), len(unit), note)
+    return Selection(best, means[best], reported, _mean(chosen, list(unit)), len(scores), len(unit))
 
 
 def _mean(scores: Mapping[Hashable, float], items: list[Hashable]) -> float:

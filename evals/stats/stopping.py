@@ -51,7 +51,6 @@ def no_gain(
     patience: int = 1,
     alpha: float = ALPHA,
     higher_is_better: bool = True,
-    seed: int = 0,
 ) -> NoGain | None:
     """Says whether a run may stop at the latest of its looks.
 
@@ -63,12 +62,11 @@ def no_gain(
         patience: How many checkpoints, all after the best, the verdict is about.
         alpha: The share of runs that may be stopped in error.
         higher_is_better: Which way is up.
-        seed: Of the halves.
 
     Returns:
         The verdict; None where the run goes on: a later checkpoint may be better, or there is too little to tell.
     """
-    unit, chosen_on, measured_on = halved(scores, clusters, seed)
+    unit, chosen_on, measured_on = halved(scores, clusters)
     stopping_looks = looks - 1 - patience
     if stopping_looks < 1 or not chosen_on or not measured_on:
         return None

@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     Clusters = Sequence[Hashable] | NDArray[Any] | None
 
 DRAWS = 1000
-STRENGTHS = tuple(float(c) for c in np.logspace(-4, 4, 10))
-FOLDS = 5
+STRENGTH = 1e4
+"""C of :func:`fit` where there are no anchors: a penalty too weak to be seen, which keeps coefficients finite."""
 _CELLS = 1 << 16  # weights at a time: the arrays of one step then stay in the cache
 _STEPS, _SWEEPS, _SHORTEST = 60, 200, 1e-12
 _TOLERANCE = 1e-10
 MIN_PROMPTS = 30
 """With fewer prompts :func:`rates` gives no length-controlled figure: ten for each of up to three coefficients."""
 _OVERLAP = 0.05  # of the battles must lie on either side of equal length
-_ANCHOR_WEIGHT = 0.1  # AlpacaEval: lambda .2, halved between its two rewritten baselines
 
 
 @dataclass(frozen=True)
@@ -85,50 +84,12 @@ class Counts:
         losses: Below.
         draws: Exactly .5.
         total: All of them.
-        discrete: ``(wins + draws / 2) / total``: the win rate if every preference is taken for a vote.
     """
 
     wins: int
     losses: int
     draws: int
     total: int
-    discrete: float
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Battles of the baseline's own answers, rewritten to other lengths, against the baseline.
-
-    They tell the regression what length alone does, and count little. AlpacaEval has two for each prompt.
-
-    Attributes:
-        preferences: For the rewritten answer, in [0, 1], ``[n]``.
-        lengths: Its length less the baseline's, in standard deviations, ``[n]``.
-        difficulty: Of the prompt, ``[n]``.
-        clusters: The prompt, labelled as in the battles, ``[n]``.
-    """
-
-    preferences: "ArrayLike"
-    lengths: "ArrayLike"
-    difficulty: "ArrayLike"
-    clusters: Sequence[Hashable]
-
-
-@dataclass(frozen=True)
-class Design:
-    """Rows of a regression of soft labels on a few features.
-
-    Attributes:
-        features: ``[n, k]``.
-        labels: In [0, 1], ``[n]``.
-        weights: What each row counts, ``[n]``.
-        fold: Which fold each row is left out with, ``[n]``; rows of a cluster share theirs.
-    """
-
-    features: "Floats"
-    labels: "Floats"
-    weights: "Floats"
-    fold: "NDArray[np.int64]"
 
 
 @dataclass(frozen=True)
@@ -164,7 +125,7 @@ def counts(preferences: "ArrayLike") -> Counts:
     values = _preferences(preferences)
     wins, losses = int((values > 0.5).sum()), int((values < 0.5).sum())
     draws = len(values) - wins - losses
-    return Counts(wins, losses, draws, len(values), (wins + draws / 2) / len(values))
+    return Counts(wins, losses, draws, len(values))
 
 
 def win_rate(preferences: "ArrayLike", clusters: "Clusters" = None) -> Estimate:
@@ -189,7 +150,6 @@ def length_controlled(
     difficulty: "ArrayLike | None" = None,
     clusters: "Clusters" = None,
     *,
-    anchors: Anchors | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
@@ -197,8 +157,8 @@ def length_controlled(
 
     Dubois et al., "Length-controlled AlpacaEval: a simple way to debias automatic evaluators" (2024),
     arXiv:2404.04475, section 3: ``logit p = a tanh(length / sd) + b difficulty + c``, predicted with the first term
-    left out. With ``anchors`` it is AlpacaEval's own recipe: their rows weigh .1 and have no ``c``, and the L1 penalty
-    is chosen by cross-validation over prompts.
+    left out. AlpacaEval's own recipe has rewritten baselines as anchors and an L1 penalty chosen by cross-validation;
+    ``benchmarks/published`` adds them to :func:`fit` and comes to the published figures.
 
     Own suites have no anchors. Then there is no penalty: it would draw ``c`` to 0 and so the win rate to 50%, by .05
     points with AlpacaEval's 805 prompts but by several with 50. And only battles on both sides of equal length tell
@@ -208,16 +168,15 @@ def length_controlled(
     A battle without a verdict (NaN) is not fitted, but its length counts in the scale of lengths and its prompt in the
     mean of the predictions, as with AlpacaEval: what the judge could not read is no easier or harder for that.
 
-    The interval and the standard error are those of the prompt-cluster bootstrap, refitted on each resample with the
-    penalty and the scale of lengths as first found; anchors are a prior, and not resampled. (AlpacaEval's published
-    ``lc_standard_error`` is the deviation of predicted preferences over the root of n, which knows nothing of the fit.)
+    The interval and the standard error are those of the prompt-cluster bootstrap, refitted on each resample from where
+    the first fit ended, with the scale of lengths as first found. (AlpacaEval's published ``lc_standard_error`` is the
+    deviation of predicted preferences over the root of n, which knows nothing of the fit.)
 
     Args:
         preferences: Of the candidate, in [0, 1], NaN without a verdict, ``[n]``.
         delta_lengths: Characters of its answer less those of the opponent's, ``[n]``.
         difficulty: Of each prompt, joined by its hash, ``[n]``; None leaves the term out.
         clusters: The prompt of each battle, ``[n]``.
-        anchors: AlpacaEval's rewritten baselines; they need ``difficulty``.
         draws: Resamples; 0 for no interval.
         seed: Of the resamples.
 
@@ -236,58 +195,20 @@ def length_controlled(
     scaled = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)
     terms = [scaled, *(() if hard is None else (hard,)), np.ones(len(values))]
     features = np.stack(terms, axis=1)
-    design = Design(features[judged], values[judged], np.ones(judged.sum()), cluster[judged] % FOLDS)
-    strength = STRENGTHS[-1]
-    if anchors is not None:
-        design = _with_anchors(design, anchors, clusters, cluster)
-        strength = choose_strength(design)
-    return _refitted(design, strength, features[:, 1:], judged, cluster, draws if count > 1 else 0, seed)
-
-
-def _with_anchors(design: Design, anchors: Anchors, clusters: "Clusters", cluster: "NDArray[np.int64]") -> Design:
-    """Puts the anchors' rows behind the battles'; a prompt's rows are left out together."""
-    if design.features.shape[1] != 3 or clusters is None:
-        raise ValueError("anchors need difficulties, and a label of its prompt for each battle")
-    labels = _preferences(anchors.preferences)
-    columns = [np.tanh(np.asarray(anchors.lengths, dtype=np.float64)), np.asarray(anchors.difficulty, dtype=np.float64)]
-    rows = np.stack([*columns, np.zeros(len(labels))], axis=1)
-    known = dict(zip(clusters, cluster.tolist(), strict=True))
-    for label in anchors.clusters:  # an anchor of a prompt that has no battle still is a prior
-        known.setdefault(label, len(known))
-    fold = np.array([known[label] % FOLDS for label in anchors.clusters])
-    return Design(
-        np.concatenate([design.features, rows]),
-        np.concatenate([design.labels, labels]),
-        np.concatenate([design.weights, np.full(len(labels), _ANCHOR_WEIGHT)]),
-        np.concatenate([design.fold, fold]),
-    )
-
-
-def _refitted(
-    design: Design,
-    strength: float,
-    others: "Floats",
-    judged: "NDArray[np.bool_]",
-    cluster: "NDArray[np.int64]",
-    draws: int,
-    seed: int,
-) -> Estimate:
-    """Fits once, then again on each resample from where the first fit ended; predicts for all battles."""
-    first = fit(design.features, design.labels, design.weights[None], strength, np.zeros((1, design.features.shape[1])))
-    n, count = int(judged.sum()), len(np.unique(cluster[judged]))
-    prior = design.weights[n:]
+    fitted, labels = features[judged], values[judged]
+    first = fit(fitted, labels, np.ones((1, len(labels))), STRENGTH, np.zeros((1, features.shape[1])))
 
     def figures(weights: "Floats") -> "dict[str, Floats]":
-        full = np.concatenate([weights[:, judged], np.broadcast_to(prior, (len(weights), len(prior)))], axis=1)
         start = np.broadcast_to(first, (len(weights), first.shape[1]))
-        found = fit(design.features, design.labels, full, strength, start)
-        return {"rate": at_equal_length(found[:, 1:], others, weights)}
+        found = fit(fitted, labels, weights[:, judged], STRENGTH, start)
+        return {"rate": at_equal_length(found[:, 1:], features[:, 1:], weights)}
 
-    found = estimate(figures, len(judged), seed=seed, draws=draws, groups=cluster)["rate"]
-    low, high = widened(found.value, found.low, found.high, count)
+    found = estimate(figures, len(values), seed=seed, draws=draws if count > 1 else 0, groups=cluster)["rate"]
+    prompts = len(np.unique(cluster[judged]))
+    low, high = widened(found.value, found.low, found.high, prompts)
     if low is not None and high is not None:
         low, high = max(0.0, low), min(1.0, high)
-    return replace(found, low=low, high=high, n=n, clusters=count)
+    return replace(found, low=low, high=high, n=len(labels), clusters=prompts)
 
 
 def pool_difficulty(others: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -316,13 +237,12 @@ def pool_difficulty(others: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {prompt: math.fsum(found) / len(found) for prompt, found in residuals.items()}
 
 
-def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS, seed: int = 0) -> dict[str, WinRates]:
+def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS) -> dict[str, WinRates]:
     """Sums up every candidate of one opponent, the difficulty of a prompt being what the other candidates got there.
 
     Args:
         battles: By one judge, on one prompt set, with one opponent.
         draws: As of :func:`rates`.
-        seed: As of :func:`rates`.
 
     Returns:
         By the candidate's weights hash, in order of first appearance; without those that no battle decided.
@@ -335,7 +255,7 @@ def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS, seed: int = 0) -
     for candidate, group in groups.items():
         difficulty = pool_difficulty([mean for other, mean in means.items() if other != candidate])
         known = {battle.prompt_key: difficulty.get(battle.prompt_key, 0.0) for battle in group} if difficulty else None
-        summed = rates(group, known, draws=draws, seed=seed)
+        summed = rates(group, known, draws=draws)
         if summed is not None:
             found[candidate] = summed
     return found
@@ -354,7 +274,6 @@ def rates(
     difficulty: Mapping[str, float] | None = None,
     *,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> WinRates | None:
     """Sums up battles of one candidate with one opponent.
 
@@ -363,7 +282,6 @@ def rates(
         difficulty: Of each prompt, by :attr:`Battle.prompt_key`, such as :func:`pool_difficulty` gives; used if every
             prompt is there.
         draws: Resamples for the length-controlled figure; 0 for no interval.
-        seed: Of the resamples.
 
     Returns:
         None where no battle has a verdict.
@@ -383,7 +301,7 @@ def rates(
         hard = known if known is not None and all(map(math.isfinite, known)) else None
         values = [math.nan if battle.preference is None else battle.preference for battle in ordered]
         deltas = [battle.candidate_length - battle.opponent_length for battle in ordered]
-        controlled = length_controlled(values, deltas, hard, every, draws=draws, seed=seed)
+        controlled = length_controlled(values, deltas, hard, every, draws=draws)
     missing, total = len(battles) - len(decided), math.fsum(preferences)
     return WinRates(
         raw=win_rate(preferences, prompts),
@@ -418,26 +336,6 @@ def _preferences(values: "ArrayLike") -> "Floats":
     if found.ndim != 1 or not len(found) or not ((found >= 0) & (found <= 1)).all():
         raise ValueError("needs one preference or more, each in [0, 1]")
     return found
-
-
-def choose_strength(design: Design) -> float:
-    """Returns the C that predicts rows left out best, of ten between 1e-4 and 1e4.
-
-    The score of a fold is its weighted soft log-loss over its rows, and folds count alike, as in scikit-learn's
-    ``LogisticRegressionCV`` with a ``GroupKFold`` of five.
-    """
-    folds = np.unique(design.fold)
-    kept = design.weights * (design.fold[None, :] != folds[:, None])
-    if len(folds) < 2:
-        return STRENGTHS[-1]
-    left = design.weights * (design.fold[None, :] == folds[:, None])
-    rows = np.array([(design.fold == fold).sum() for fold in folds])
-    start = np.zeros((len(folds), design.features.shape[1]))
-    losses = []
-    for strength in STRENGTHS:
-        start = fit(design.features, design.labels, kept, strength, start)
-        losses.append(float((_loss(start @ design.features.T, design.labels, left) / rows).mean()))
-    return STRENGTHS[int(np.argmin(losses))]
 
 
 def fit(features: "Floats", labels: "Floats", weights: "Floats", strength: float, start: "Floats") -> "Floats":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from posttrain.evals.records import Metric
 from posttrain.evals.stats.bootstrap import estimate, midranks
-from posttrain.evals.stats.classification import compute, ece, measure, probabilities
+from posttrain.evals.stats.classification import ece, measure, probabilities
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn import metrics as sklearn_metrics
 
@@ -15,7 +15,7 @@ sk: Any = sklearn_metrics  # its annotations are narrower than what it takes
 
 
 def figures(*args: Any, **kwargs: Any) -> dict[str, Metric]:
-    return {metric.name: metric for metric in compute(*args, **kwargs)}
+    return {metric.name: metric for metric in measure(*args, **kwargs).metrics}
 
 
 def single(rng: np.random.Generator, n: int, classes: int, skill: float = 1.0) -> tuple[Any, Any]:
@@ -111,7 +111,7 @@ def test_a_replicate_is_the_figure_of_the_drawn_rows():
         return {"n": weights.sum(axis=1)}
 
     assert estimate(spy, 40, seed=0, draws=50)["n"].stderr is None  # every resample has as many rows: no spread
-    for metric in compute("single_label", list("abc"), p[drawn], y[drawn], draws=0):
+    for metric in measure("single_label", list("abc"), p[drawn], y[drawn], draws=0).metrics:
         seen[metric.name] = metric.value
     from posttrain.evals.stats import classification as classification_figures
 
@@ -215,4 +215,4 @@ def test_clusters_that_are_copies_count_once():
 
 def test_the_same_seed_gives_the_same_figures():
     p, y = single(np.random.default_rng(13), 80, 4)
-    assert compute("single_label", list("abcd"), p, y, seed=3) == compute("single_label", list("abcd"), p, y, seed=3)
+    assert measure("single_label", list("abcd"), p, y, seed=3) == measure("single_label", list("abcd"), p, y, seed=3)

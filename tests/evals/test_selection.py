@@ -14,7 +14,7 @@ def world(seed: int, checkpoints: int = 20, items: int = 100, gap: float = 0.0) 
 
 def test_the_reported_figure_knows_nothing_of_the_choice():
     """With 20 equal checkpoints of true mean 0 the chosen figure is far above it, the reported one is not."""
-    found = [select(world(seed), seed=seed) for seed in range(300)]
+    found = [select(world(seed)) for seed in range(300)]
     assert np.mean([one.chosen for one in found]) > 0.2
     assert abs(np.mean([one.reported.value for one in found])) < 3 * 0.14 / math.sqrt(300)
     covered = np.mean([one.reported.low <= 0 <= one.reported.high for one in found])
@@ -26,7 +26,7 @@ def test_a_checkpoint_that_is_better_is_chosen():
     assert found.name == "step 3"
     assert found.reported.low > 0.4
     assert found.reported.n < found.items == 100
-    assert "20" in found.note
+    assert found.candidates == 20
 
 
 def test_lower_can_be_better():
@@ -41,7 +41,6 @@ def test_clusters_are_not_torn_apart_and_halves_do_not_move():
     assert found.reported.n == 4 * found.reported.clusters
     shuffled = {name: dict(reversed(scores.items())) for name, scores in world(0).items()}
     assert select(shuffled, clusters) == found
-    assert select(world(0), clusters, seed=1).reported != found.reported
 
 
 def test_items_that_one_checkpoint_lacks_decide_nothing():
