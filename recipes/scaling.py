@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ..data_tools.errors import DataError
+from ..data_tools.files import read_jsonl_log
 from ..data_tools.sources import read_rows
 from ..data_tools.tool import Sources, Tool
 from ..data_tools.tool_report import PAGE, Table, ToolReport
+from ..evals.runs import is_run, read_record
+from .estimate import stored_parameters
+from .rundir import LOG
 
 if TYPE_CHECKING:
     from ..evals.stats.intervals import Estimate
@@ -46,14 +50,15 @@ class Run:
 class Scaling(Tool):
     """Fits L(N, D) = E + A / N^alpha + B / D^beta to runs: exponents, best sizes, and whether larger runs keep to it.
 
-    A row is a finished run: ``parameters``, ``tokens`` (or ``flops``, of 6 N D) and ``loss`` on held-out text; other
-    names by ``columns`` of the source. Runs of a learning rate that falls with their own length belong together;
-    checkpoints on the way of one run do not. Count parameters the same way for all of them: with or without
-    embeddings changes the exponents of small models. Writes ``report.json`` and ``report.html``.
+    A run is the folder of one that trained a model from nothing and evaluated it at the end, or a row of a table:
+    ``parameters``, ``tokens`` (or ``flops``, of 6 N D) and ``loss`` on held-out text; other names by ``columns`` of the
+    source. Runs of a learning rate that falls with their own length belong together; checkpoints on the way of one run
+    do not. Of folders all parameters are counted, and the tokens that carried loss. Count them the same way in a table:
+    with or without embeddings changes the exponents of small models. Writes ``report.json`` and ``report.html``.
     """
 
     data: Sources
-    """Tables of runs."""
+    """Run folders, folders of them, such as a pipeline's, and tables of runs."""
     hold_out: Annotated[int, Field(ge=0)] = 0
     """Keep so many runs of the most compute out of the fit, and say whether they are where it expects them."""
     leave_out: Annotated[int, Field(ge=0)] = 0
@@ -74,14 +79,12 @@ class Scaling(Tool):
         """Fits and writes the report.
 
         Raises:
-            DataError: A row is no run, or there are too few of them for a law.
+            DataError: A row or folder is no such run, or there are too few of them for a law.
         """
         from ..evals.stats import scaling
 
-        runs = sorted(self._read(), key=lambda run: run.flops)
-        if self.leave_out:
-            worst = sorted(runs, key=lambda run: -run.loss)[: self.leave_out]
-            runs = [run for run in runs if run not in worst]
+        runs = sorted(self._read(), key=lambda run: run.loss)
+        runs = sorted(runs[: max(0, len(runs) - self.leave_out)], key=lambda run: run.flops)
         held = runs[max(0, len(runs) - self.hold_out) :]
         fitted = runs[: len(runs) - len(held)]
         figures = _figures(fitted)
@@ -110,7 +113,11 @@ class Scaling(Tool):
 
     def _read(self) -> list[Run]:
         found = []
+        evaluated: dict[str, Path] = {}
         for source in self.data:
+            if folders := _run_folders(Path(source.path)):
+                found += [_finished_run(folder, evaluated) for folder in folders]
+                continue
             for row in read_rows(source, Path()):
                 if row.problem:
                     raise DataError(str(row.problem), where=row.where)
@@ -137,6 +144,45 @@ class Scaling(Tool):
             header += ["parameters, served", "tokens, served", "FLOPs saved"]
             note += f" Served: the cheapest model of the same loss, with {self.served:.3g} tokens read and written."
         return Table("The best model for a budget", header, rows, note)
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """Returns the run folders that a path names: itself, or those in it; none if it holds rows."""
+    return [path] if is_run(path) else sorted(filter(is_run, path.iterdir())) if path.is_dir() else []
+
+
+def _finished_run(folder: Path, evaluated: dict[str, Path]) -> Run:
+    """Reads a run folder.
+
+    Args:
+        folder: It.
+        evaluated: Takes the rows it was evaluated on, by fingerprint, with the first run of them.
+
+    Raises:
+        DataError: The run has not ended, says not all that a law needs, or was evaluated on other rows than the others.
+    """
+    record = read_record(folder)
+    log = [line for line in read_jsonl_log(folder / LOG) if "step" in line]
+    losses = [line["eval_loss"] for line in log if "eval_loss" in line and line["step"] == log[-1]["step"]]
+    parameters = stored_parameters(folder)
+    if record.get("finished") is None or parameters is None:
+        raise DataError("the run has not ended, or its model is gone", where=str(folder), hint="run it again")
+    if record.get("parent") or record["recipe"]["model"].get("name_or_path"):
+        what = "the model was trained before, on tokens that nobody counted"
+        raise DataError(what, where=str(folder), hint="take runs of new models (model.config)")
+    if not record.get("trained"):
+        what = f"a run of stage {record.get('stage')} does not count its tokens"
+        raise DataError(what, where=str(folder), hint="take runs of pretrain or sft")
+    if not losses:
+        hint = "give the recipe data.eval and trainer.eval_strategy: epoch, which evaluates at the end, too"
+        raise DataError("the run was not evaluated after its last step", where=str(folder), hint=hint)
+    rows = str(record["data"]["eval"]["fingerprint"])
+    first = evaluated.setdefault(rows, folder)
+    if len(evaluated) > 1:
+        other = next(iter(evaluated.values()))
+        raise DataError(f"was evaluated on other rows than {other}", where=str(first), hint="one law has one data.eval")
+    tokens = sum(source["loss_tokens"] for source in record["trained"])
+    return Run(str(record.get("name") or folder.name), parameters, tokens, losses[-1])
 
 
 def _run(where: str, values: Mapping[str, Any]) -> Run:

@@ -1,10 +1,14 @@
 """``posttrain data scaling``: a table of runs becomes a law, best models and a verdict on runs that were kept out."""
 
 import json
+import shutil
+import struct
 
 import pytest
 from posttrain.chat_templates.errors import PosttrainError
+from posttrain.recipes.load import load
 from posttrain.recipes.tools import run_command
+from posttrain.recipes.train import train
 
 from ..evals.test_scaling import LAW, planted
 
@@ -48,6 +52,78 @@ def test_a_larger_run_that_does_not_keep_to_the_law_refutes_it(tmp_path, capsys)
     path = write(tmp_path / "runs.jsonl", rows)
     scaling(path, "--hold-out", "1", "--draws", "100", "-o", str(tmp_path / "out"))
     assert "refutes" in capsys.readouterr().out
+
+
+def test_one_of_two_equal_rows_is_left_out(tmp_path, capsys):
+    rows = runs(name="twin")
+    rows.append(max(rows, key=lambda run: run["loss"]))
+    path = write(tmp_path / "runs.jsonl", rows)
+    scaling(path, "--leave-out", "1", "--draws", "100", "-o", str(tmp_path / "out"))
+    assert "30 runs: L(N, D) =" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run_folder(make_recipe, tiny_model_dir, tmp_path):
+    """A run of a new model, evaluated at its end."""
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = {"config": {"model_type": "llama", **shape}, "tokenizer": str(tiny_model_dir)}
+    rows = {"path": str(tmp_path / "text.jsonl"), "format": "text"}
+    (tmp_path / "runs").mkdir()
+    recipe = make_recipe(
+        "pretrain",
+        "runs/one",
+        sections={"model": model, "data": {"train": rows, "eval": rows}},
+        max_steps=2,
+        eval_strategy="epoch",
+    )
+    train(load(recipe))
+    return tmp_path / "runs" / "one"
+
+
+def edit(path, change):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+def test_run_folders_give_the_law_that_their_figures_give(run_folder, tmp_path, capsys):
+    figures = runs()
+    for number, run in enumerate(figures):
+        copy = shutil.copytree(run_folder, tmp_path / "copies" / f"run{number}")
+        header = json.dumps({"weight": {"shape": [round(run["parameters"])]}}).encode()
+        (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        edit(copy / "run.json", {"name": copy.name, "trained": [{"loss_tokens": run["tokens"]}]})
+        lines = [json.loads(line) for line in (copy / "log.jsonl").read_text().splitlines()]
+        changed = [{**line, "eval_loss": run["loss"]} if "eval_loss" in line else line for line in lines]
+        (copy / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    scaling(tmp_path / "copies", "--draws", "100", "-o", str(tmp_path / "out"))
+    folders = capsys.readouterr().out.splitlines()[0]
+    scaling(write(tmp_path / "runs.jsonl", figures), "--draws", "100", "-o", str(tmp_path / "out"))
+    assert capsys.readouterr().out.splitlines()[0] == folders
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"finished": None}, "the run has not ended"),
+        ({"parent": {"run": "other"}}, "the model was trained before"),
+        ({"trained": None}, "a run of stage pretrain does not count its tokens"),
+    ],
+)
+def test_run_folders_that_no_law_can_use_are_named(run_folder, tmp_path, change, said):
+    edit(run_folder / "run.json", change)
+    with pytest.raises(PosttrainError, match=f"runs/one: {said}"):
+        run_command("scaling", str(run_folder), "-o", str(tmp_path / "out"))
+
+
+def test_a_law_has_one_held_out_set_and_its_runs_are_evaluated_at_their_end(run_folder, tmp_path):
+    other = shutil.copytree(run_folder, run_folder.with_name("two"))
+    record = json.loads((other / "run.json").read_text())
+    record["data"]["eval"]["fingerprint"] = "another"
+    edit(other / "run.json", record)
+    with pytest.raises(PosttrainError, match=r"runs/two: was evaluated on other rows than .*runs/one"):
+        run_command("scaling", str(run_folder.parent), "-o", str(tmp_path / "out"))
+    (other / "log.jsonl").write_text('{"step": 1, "eval_loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(PosttrainError, match="was not evaluated after its last step"):
+        run_command("scaling", str(other), "-o", str(tmp_path / "out"))
 
 
 def test_holding_out_all_runs_and_more_leaves_none_to_fit(tmp_path):
