@@ -14,7 +14,8 @@ from posttrain.recipes.synthesize import METHODS, Synthesize, load_method
 from posttrain.recipes.tools import run_command
 from posttrain.recipes.train import train
 
-from ..fault_server import FaultServer
+from ..fault_server import FaultServer, sometimes
+from .kills import Command, Killer
 
 QUESTIONS = [{"question": f"What is {a} plus {b}?", "answer": str(a + b)} for a, b in ((2, 3), (10, 7), (12, 30))]
 STEPS = {
@@ -318,3 +319,24 @@ def test_no_more_is_spent_than_the_budget_and_whole_rows_come_of_it(
     assert 0 < len(made) < 40
     assert server.tokens <= 700
     assert any("budget" in reason for reason in reasons(report))
+
+
+@pytest.mark.slow
+def test_ten_kills_beside_a_server_with_faults_leave_the_same_rows_and_the_budget_whole(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "method.yaml").write_text(yaml.safe_dump(STEPS))
+    arguments = ["data", "synthesize", rows_file(work, QUESTIONS), "--method", work / "method.yaml", "--model", "m"]
+    budget = 2000
+    with FaultServer(
+        sometimes(0.2, "429:0.01", "cut"), reply=lambda messages: f"so: {messages[-1]['content']}"
+    ) as server:
+        arguments += ["--base-url", server.url, "--max-new-tokens", "40", "--retries", "9", "--concurrency", "1"]
+        arguments += ["--budget", f"{{tokens: {budget}}}", "-o", work / "out"]
+        killer = Killer(Command(work, arguments, timed=("requests.jsonl",)), tmp_path)
+        assert (work / "out/rows.jsonl").read_text().count("\n") == 3
+        for at in killer.chosen(10):
+            before = server.tokens
+            killer.kill(at)
+            assert server.tokens - before <= budget
+    assert server.met["cut"]
