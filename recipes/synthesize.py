@@ -328,6 +328,8 @@ class _Work:
     seen: set[str] = field(default_factory=set)
     known: _Known = field(default_factory=_Known)
     repairs: list[_Item] = field(default_factory=list)
+    checked: int = 0
+    right: int = 0
     dried: bool = False
 
     def run(self) -> None:
@@ -338,8 +340,10 @@ class _Work:
         while wave := self._wave():
             for step in self.method.steps:
                 self._ask(step, [item for item in wave if not item.dropped])
+            self.checked += sum(not item.dropped for item in wave)
             for check in self.spec.verify:
                 self._verify(check, [item for item in wave if not item.dropped])
+            self.right += sum(not item.dropped for item in wave)
             self._keep([item for item in wave if not item.dropped])
             self.items += wave
             last = self.items[-_WAVE:]
@@ -486,7 +490,9 @@ class _Work:
         if self.dried:
             summary.append(f"fewer than {_DRY:.0%} of the last rows were kept, so no more were asked for")
         cost = [["tokens of prompts and replies", tokens], ["of them for a kept row", tokens / kept if kept else "–"]]
-        cost.append(["kept", percent(kept, len(self.items))])
+        if self.spec.verify:
+            cost.append(["found right, of those verified", percent(self.right, self.checked)])
+        cost.append(["kept, of all that were begun", percent(kept, len(self.items))])
         unusable = {"Not usable": self.unusable} if self.unusable.counts else {}
         return ToolReport(
             f"Synthetic rows: {self.method.description}",

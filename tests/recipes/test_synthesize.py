@@ -213,6 +213,8 @@ def test_only_what_a_verifier_finds_right_is_kept_and_the_first_of_several(tmp_p
     found = reasons(report)
     assert found["reasoning: wrong by numeric"] >= 8
     assert sum(found.values()) == 22
+    right = 24 - found["reasoning: wrong by numeric"]
+    assert ["found right, of those verified", f"{right / 24:.1%}"] in report["tables"][0]["rows"]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in METHODS.glob("*.yaml")))
