@@ -182,15 +182,16 @@ class Synthesize(AskSpec):
         return f"{report.as_text()}\n{output_dir / PAGE}"
 
     def _usable(self, method: MethodSpec, unusable: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the rows that can be read and, by a method that shows examples, shown; counts the others."""
+        """Yields the rows that can be read and that the first prompt can be made of; counts the others."""
         first = compile_template(method.steps[0].prompt)
         for row in read_rows(self.rows, Path()):
             problem = row.problem
-            if problem is None and method.examples:
+            if problem is None:
                 try:
-                    first({"examples": [row.values]} | self.variables)
-                except RowError as error:  # its own words are about the call's names, not the row's
-                    problem = RowError(f"as an example: {error.reason}", f"the row has {listing(row.values)}")
+                    first(({"examples": [row.values]} if method.examples else row.values) | self.variables)
+                except RowError as error:  # its own words may be about the call's names, not the row's
+                    what = "as an example" if method.examples else method.steps[0].name
+                    problem = RowError(f"{what}: {error.reason}", f"the row has {listing(row.values)}")
             if problem is None:
                 yield row.where, row.values
             else:

@@ -308,8 +308,10 @@ def test_a_group_that_took_no_part_and_an_output_that_names_nothing_are_reasons_
 def test_a_row_without_what_a_prompt_names_is_dropped_by_name(tmp_path: Path) -> None:
     made, report, _ = make(tmp_path, str.upper, [*QUESTIONS, {"other": "x"}])
     assert len(made) == 3
-    (reason,) = reasons(report)
-    assert reason.startswith("hint: ")
+    (reason,) = report["counts"]["Not usable"]
+    assert (reason["name"], reason["examples"][0]["detail"]) == ("hint: missing column 'question'", "the row has other")
+    with pytest.raises(PosttrainError, match="no row can be used: hint: missing column 'question'"):
+        make(tmp_path, str.upper, [{"other": "x"}])
 
 
 def test_no_more_is_spent_than_the_budget_and_whole_rows_come_of_it(
