@@ -63,6 +63,7 @@ class Architecture:
         is_encoder: Whether a token sees those behind it.
         positions: Places that have an embedding of their own, in GPT-2.
         dropout: Whether training drops numbers, as GPT-2's unless its config.json says otherwise.
+        unread: Parameters that no text reaches, and no text trains: a vision tower's and its projector's.
         source: Where the shapes are from, in words; empty if from the model's own config.json.
     """
 
@@ -83,6 +84,7 @@ class Architecture:
     is_encoder: bool = False
     positions: int = 0
     dropout: bool = False
+    unread: int = 0
     source: str = ""
 
     @property
@@ -103,7 +105,7 @@ class Architecture:
     @property
     def body(self) -> int:
         """Parameters without any output layer or head."""
-        return self.table + self.positions * self.hidden + self.linear + self.trained_norms
+        return self.unread + self.table + self.positions * self.hidden + self.linear + self.trained_norms
 
     def parameters(self, outputs: int | None = None) -> int:
         """Counts all parameters, tied ones once.
@@ -182,7 +184,17 @@ def read(config: Mapping[str, Any]) -> Architecture | None:
         is_encoder=is_encoder,
         positions=config.get("n_positions", 1024) if gpt2 else 0,
         dropout=gpt2 and any(config.get(f"{place}_pdrop", 0.1) for place in ("attn", "resid", "embd")),
+        unread=_sight(vision, hidden) if (vision := config.get("vision_config")) else 0,
     )
+
+
+def _sight(config: Mapping[str, Any], hidden: int) -> int:
+    """Counts Gemma 3's SigLIP tower, which has biases everywhere, and the projector to the language model's width."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    patches = (config["image_size"] // config["patch_size"]) ** 2
+    embeddings = (3 * config["patch_size"] ** 2 + 1 + patches) * width
+    layer = 4 * width * (width + 1) + inner * (2 * width + 1) + width + 4 * width
+    return embeddings + config["num_hidden_layers"] * layer + 2 * width + width * (hidden + 1)
 
 
 def _windows(kind: str, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:

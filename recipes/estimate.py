@@ -160,7 +160,7 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
     tables = architecture.table * (1 if architecture.tied or outputs is not None else 2)
     ranks = adapted(loaded, architecture)
     if ranks is None:
-        return Size(total, total, tables)
+        return Size(total, total - architecture.unread, tables)
     spec = loaded.recipe.adapts
     assert spec is not None, "there are ranks"
     trained = total - architecture.body if outputs is not None else 0
@@ -482,15 +482,19 @@ def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
     import torch
 
     from .adapters import adapter_config
+    from .model import unread_modules
 
     with torch.device("meta"):
+        unread = sum(
+            weight.numel() for name in unread_modules(model) for weight in model.get_submodule(name).parameters()
+        )
         total = sum(parameter.numel() for parameter in model.parameters())
         layers = (model.get_input_embeddings(), *([] if head else [model.get_output_embeddings()]))
         tables = {layer.weight for layer in layers}
         embeddings = sum(table.numel() for table in tables)
         config = adapter_config(job, model)
         if config is None:
-            return Size(total, total, embeddings)
+            return Size(total, total - unread, embeddings)
         from peft import get_peft_model
 
         try:
