@@ -1,13 +1,16 @@
 """Scores of rows, whoever gives them: which values rows may have."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from .errors import DataError
-from .spec import Section
+from .row_tool import blocks_of
+from .spec import Section, SourceSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +61,22 @@ def outside(value: float, bounds: tuple[float, float]) -> str:
     if low <= value <= high:
         return ""
     return f"below {low:.6g}" if value < low else f"above {high:.6g}"
+
+
+def column_values(source: SourceSpec, column: str) -> Iterator[tuple[str, float]]:
+    """Yields where each row of a source is and its number in a column, of those that have a finite one.
+
+    Raises:
+        DataError: No row has one.
+    """
+    found = 0
+    for row in itertools.chain.from_iterable(blocks_of(source)):
+        value = row.values.get(column)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found += 1
+            yield row.where, float(value)
+    if not found:
+        raise DataError(f"has no numbers in a column '{column}'", where=source.title)
 
 
 def column_taken(column: str, where: str, hint: str) -> DataError:

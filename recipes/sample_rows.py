@@ -7,7 +7,7 @@ beat them (Diddee and Ippolito 2024, arXiv:2410.09335).
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, TextTool, text_blocks
+from ..data_tools.score_columns import column_values
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
 from ..data_tools.tool import Sources
@@ -117,7 +118,7 @@ class Sample(TextTool):
         scores: list[float] = []
         places: list[dict[str, int]] = []
         for source in self.sources:
-            values = dict(self._values(source)) if self.column else {}
+            values = dict(column_values(source, self.column)) if self.column else {}
             mine: dict[str, int] = {}
             for block in text_blocks(source, self.reader(source)):
                 for (where, text), size in zip(block, count([text for _, text in block]), strict=True):
@@ -135,23 +136,6 @@ class Sample(TextTool):
                     scores.append(score)
             places.append(mine)
         return _Pool(np.array(sizes, np.float64), np.array(scores, np.float64), places)
-
-    def _values(self, source: SourceSpec) -> Iterator[tuple[str, float]]:
-        """Yields where each row is and its number in the column, of those that have one.
-
-        Raises:
-            DataError: No row has one.
-        """
-        from ..data_tools.row_tool import blocks_of
-
-        found = 0
-        for row in itertools.chain.from_iterable(blocks_of(source)):
-            value = row.values.get(self.column or "")
-            if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
-                found += 1
-                yield row.where, float(value)
-        if not found:
-            raise DataError(f"has no numbers in a column '{self.column}'", where=source.title)
 
     def _counter(self) -> Callable[[Sequence[str]], list[float]]:
         if self.tokenizer is None:
@@ -186,12 +170,28 @@ class Sample(TextTool):
         for group in _like_lengths(sizes) if self.match_length else [np.arange(len(sizes))]:
             order = group[np.argsort(-pool.scores[group], kind="stable")]  # of equal scores the first row
             budget = self.tokens * sizes[group].sum() / max(1.0, sizes.sum())
-            kept[order[np.cumsum(sizes[order]) <= budget + 1e-6]] = True
+            kept[[*within(order.tolist(), sizes, budget)]] = True
         if not kept.any():
             least = "of each group of like length " if self.match_length else ""
             hint = "say more tokens" + (", or leave match_length out" if self.match_length else "")
             raise DataError(f"no row fits: the first {least}has more than the share of {self.tokens:g}", hint=hint)
         return kept
+
+
+def within(order: Iterable[int], sizes: "Floats", budget: float) -> Iterator[int]:
+    """Yields rows in the order of their choice up to the first that does not fit into a budget any more.
+
+    Args:
+        order: Rows by number, the first choice first; no more are asked for than are needed.
+        sizes: Tokens of each row, ``[rows]``.
+        budget: Tokens of all that are yielded.
+    """
+    spent = 0.0
+    for row in order:
+        spent += sizes[row]
+        if spent > budget + 1e-6:
+            return
+        yield row
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,81 @@
-"""`data select`: the rows most like rows that are wanted, by a language model's hidden states (RDS+)."""
+"""`data select`: rows like those that are wanted, or unlike one another, by a language model's hidden states."""
 
 import dataclasses
+import functools
 import io
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from ..data_tools.ask import Count
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import read_json, write_atomic, write_json
 from ..data_tools.row_tool import Counts, Decide, Outcome, Plan
+from ..data_tools.score_columns import column_values
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
 from ..data_tools.tool import Sources
 from ..data_tools.tool_report import Table, ToolReport
 from .model_rows import ModelRows, RowModel, histogram, rank_correlation
+from .sample_rows import within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-COLUMNS = ("rds", "rds_query", "rds_rank")
+By = Literal["rds", "k_center", "score_times_distance", "deita"]
+_DEITA = 0.9  # the cosine above which rows are passed over, as published
+_NOT_CHOSEN: dict[By, str] = {
+    "rds": "less like the queries than those that stay",
+    "k_center": "nearer to those that stay than they are to one another",
+    "score_times_distance": "not chosen",
+    "deita": "not chosen",
+}
+_MOST = 10_000  # rows, where neither rows nor tokens are said
 _SAME = 0.9999  # a row so like a query says what it says
 _LEAST_RANKED = 16
 _AHEAD = 4  # rows that a query ranks at first, for each that it will take
 
 
 class Select(ModelRows):
-    """Keeps the rows that are most like the queries, such as examples of the tasks that a model is trained for.
+    """Keeps rows that are like the queries, or unlike one another: so many, or so many tokens.
 
-    A row is the mean of the model's last hidden states over its tokens, later ones weighing more, and its similarity to
-    a query the cosine (RDS+, Ivison et al. 2025, arXiv:2503.01807). The sources of queries take turns, and so do the
-    queries of each: whose turn it is takes the row most like it that nobody has taken. Rows that are kept say in `rds`
-    how like they are to the query `rds_query` that took them, and in `rds_rank` as which.
+    A row is the mean of the model's last hidden states over its tokens, later ones weighing more, and two rows are as
+    like as the cosine of theirs. By `rds` (RDS+, Ivison et al. 2025, arXiv:2503.01807) the sources of queries take
+    turns, and so do the queries of each: whose turn it is takes the row most like it that nobody has taken. By
+    `k_center` the row comes next that is farthest from all that are taken, the first being nearest to the mean (the
+    greedy k-center of Sener and Savarese 2018, arXiv:1708.00489, algorithm 1). By `score_times_distance` it is the one
+    with the largest product of that distance, 1 - cosine, and its standing in `column`, from 0 to 1; by `deita` the
+    highest in `column` that is not too like one that is taken (Liu et al. 2024, arXiv:2312.15685, section 2.4). Kept
+    rows say in `rds_rank`, or so, as which they were taken, and in `rds` how like they are to the query `rds_query`
+    that took them, or else to the nearest row that was taken before.
     """
 
-    queries: Sources
-    """Rows of what is wanted, a source for each task; see that none of them is of a test."""
-    count: Count = 10_000
-    """How many rows are kept."""
+    by: By = "rds"
+    """How rows are chosen."""
+    queries: Sources | None = None
+    """With `rds`: rows of what is wanted, a source for each task; see that none of them is of a test."""
+    column: str | None = None
+    """With `score_times_distance` and `deita`: the numbers of which the highest are wanted, such as `quality`."""
+    max_similarity: Annotated[float, Field(gt=-1, le=1)] | None = None
+    """Passes over rows whose cosine with one that is taken is larger: near-duplicates at .99 or so; .9 by `deita`."""
+    count: Count | None = None
+    """How many rows are kept; 10,000, unless tokens are said."""
+    tokens: Annotated[float, Field(gt=0)] | None = None
+    """How many tokens are kept, as the model reads the rows: as many rows as fit."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.queries is None) == (self.by == "rds"):
+            raise ValueError("`by: rds` needs queries, and nothing else takes them")
+        if (self.column is None) == (self.by in ("score_times_distance", "deita")):
+            raise ValueError("`by: score_times_distance` and `by: deita` need a column, and nothing else takes one")
+        return self
 
     def plan(self, folder: Path) -> Plan:
         """Embeds all rows, which are kept in the folder of work, and lets the queries choose.
@@ -49,12 +84,16 @@ class Select(ModelRows):
             PosttrainError: The model cannot be loaded or used for these rows, or there is no query.
         """
         model = _Embedder(self)
-        tasks = [model.embed(source, folder / f"queries-{number}") for number, source in enumerate(self.queries)]
-        for source, task in zip(self.queries, tasks, strict=True):
+        queries = self.queries or []
+        tasks = [model.embed(source, folder / f"queries-{number}") for number, source in enumerate(queries)]
+        for source, task in zip(queries, tasks, strict=True):
             if not task.usable().any():
                 raise DataError("holds no row that could be a query", where=source.title)
         pools = [model.embed(source, folder / f"rows-{number}") for number, source in enumerate(self.sources)]
-        choice = _Choice(tasks, pools, self.count)
+        if self.column is not None:
+            for source, pool in zip(self.sources, pools, strict=True):
+                pool.take_values(dict(column_values(source, self.column)), self.column)
+        choice = _Choice(self, tasks, pools)
         offsets = np.cumsum([0, *(len(pool) for pool in pools)]).tolist()
 
         def decider(source: SourceSpec) -> Decide:
@@ -72,7 +111,8 @@ class Select(ModelRows):
         return Plan(decider, add)
 
     def _outcome(self, row: Row, choice: "_Choice", place: int) -> Outcome:
-        if taken := [name for name in COLUMNS if name in row.values]:
+        columns = (self.by, "rds_query", f"{self.by}_rank")
+        if taken := [name for name in columns if name in row.values]:
             hint = "it comes from an earlier selection: take that column out first"
             raise DataError(f"has a column {taken[0]} already", where=row.where, hint=hint)
         error = choice.errors[place]
@@ -80,9 +120,12 @@ class Select(ModelRows):
             return Outcome(None, f"no score: {error.reason}", error.detail)
         edits = {f"read up to {self.max_length or 'the most'} tokens": 1} if choice.cut[place] else {}
         if place not in choice.taken:
-            return Outcome(None, "less like the queries than those that stay", f"{choice.nearest[place]:.4f}")
+            reason = "too like a row that stays" if place in choice.passed else _NOT_CHOSEN[self.by]
+            return Outcome(None, reason, f"{choice.nearest[place]:.4f}")
         query, rank, similarity = choice.taken[place]
-        values = dict(zip(COLUMNS, (round(similarity, 6), choice.queries[query], rank), strict=True))
+        alike = None if math.isnan(similarity) else round(similarity, 6)
+        named = (alike, None if query is None else choice.queries[query], rank)
+        values = {name: value for name, value in zip(columns, named, strict=True) if value is not None}
         return Outcome(row.values | values, edits=edits)
 
 
@@ -96,6 +139,7 @@ class _Vectors:
         tokens: How many of its tokens were read.
         cut: Whether it has more.
         errors: Why it has no vector.
+        values: Its number in the column that rows are chosen by, if they are.
     """
 
     paths: list[Path] = field(default_factory=list)
@@ -103,6 +147,7 @@ class _Vectors:
     tokens: list[int] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
     errors: list[RowError | None] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.where)
@@ -115,6 +160,14 @@ class _Vectors:
     def usable(self) -> "NDArray[np.bool_]":
         """Returns which rows have a vector."""
         return np.array([error is None for error in self.errors], bool)
+
+    def take_values(self, known: Mapping[str, float], column: str) -> None:
+        """Keeps the rows' numbers, by where each row is; one without is not used."""
+        missing = RowError(f"no number in '{column}'")
+        self.values = [known.get(where, 0.0) for where in self.where]
+        self.errors = [
+            error or (None if where in known else missing) for where, error in zip(self.where, self.errors, strict=True)
+        ]
 
 
 class _Embedder(RowModel):
@@ -173,31 +226,87 @@ class _Embedder(RowModel):
 
 
 class _Choice:
-    """Which rows the queries take, in turns.
+    """Which rows are taken.
 
     Attributes:
         queries: Where each query is.
         task: The number of its source.
-        taken: By the number of a row: the query that took it, as which row from 1, and how like the two are.
-        nearest: The similarity of each row to the query most like it, ``[rows]``.
+        taken: By the number of a row: the query that took it, if there are queries, as which row from 1, and how like
+            it is to that query or else to the nearest row taken before, NaN of the first.
+        passed: The rows that were too like one that was taken.
+        nearest: The similarity of each row to the query most like it, or to the nearest row that is taken, ``[rows]``.
         errors: Why a row could not be read.
         cut: Whether not all of it was.
         tokens: How many of its tokens were.
     """
 
-    def __init__(self, tasks: Sequence[_Vectors], pools: Sequence[_Vectors], count: int):
+    def __init__(self, spec: Select, tasks: Sequence[_Vectors], pools: Sequence[_Vectors]):
         self._pools = pools
+        self._most = spec.max_similarity if spec.by != "deita" else spec.max_similarity or _DEITA
         self.errors = [error for pool in pools for error in pool.errors]
         self.cut = [cut for pool in pools for cut in pool.cut]
         self.tokens = np.array([tokens for pool in pools for tokens in pool.tokens], np.float64)
         self.usable = np.array([error is None for error in self.errors], bool)
         self.queries = [where for task in tasks for where, good in zip(task.where, task.usable(), strict=True) if good]
         self.task = [number for number, task in enumerate(tasks) for _ in range(int(task.usable().sum()))]
-        self._vectors = np.concatenate([np.concatenate([*task.parts()])[task.usable()] for task in tasks])
-        self.nearest = np.zeros(len(self.errors))
-        count = min(count, int(self.usable.sum()))
-        self.taken: dict[int, tuple[int, int, float]] = {}
-        self._take(self._rank(max(_LEAST_RANKED, _AHEAD * -(-count // len(self.queries)))), count)
+        self.nearest = np.full(len(self.errors), -1.0)
+        self.passed: set[int] = set()
+        self.taken: dict[int, tuple[int | None, int, float]] = {}
+        self._free = self.usable.copy()
+        count = min(spec.count or (_MOST if spec.tokens is None else len(self.errors)), int(self.usable.sum()))
+        if spec.by == "rds":
+            self._vectors = np.concatenate([np.concatenate([*task.parts()])[task.usable()] for task in tasks])
+            order = self._in_turns(self._rank(max(_LEAST_RANKED, _AHEAD * -(-count // len(self.queries)))))
+        else:
+            order = self._farthest(spec.by, np.array([value for pool in pools for value in pool.values]))
+        found: dict[int, tuple[int | None, float]] = {}
+
+        def rows() -> Iterator[int]:
+            for row, query, alike in order:
+                found[row] = query, alike
+                yield row
+
+        budget = math.inf if spec.tokens is None else spec.tokens
+        for row in itertools.islice(within(rows(), self.tokens, budget), count):
+            query, alike = found[row]
+            self.taken[row] = query, len(self.taken) + 1, alike
+            self._free[row] = False
+            if spec.by != "rds" or self._most is not None:
+                self._keep_away(row, nearest=spec.by != "rds")
+        if found and not self.taken:
+            raise DataError(f"no row fits: the first choice has more than {budget:g} tokens", hint="say more tokens")
+
+    @functools.cached_property
+    def _all(self) -> "NDArray[np.float32]":
+        """The vectors of all rows, ``[rows, hidden]``."""
+        return np.concatenate([part for _, part in self._parts()])
+
+    def _keep_away(self, row: int, *, nearest: bool) -> None:
+        """Passes over what is too like a row that has been taken, and notes how near all are to it."""
+        alike = self._all @ self._all[row]
+        if nearest:
+            self.nearest = np.maximum(self.nearest, alike)
+        if self._most is not None:
+            close = np.flatnonzero(self._free & (alike > self._most))
+            self._free[close] = False
+            self.passed.update(close.tolist())
+
+    def _farthest(self, by: By, values: "NDArray[np.float64]") -> Iterator[tuple[int, int | None, float]]:
+        """Yields rows by their distance to those that are taken and by their standing among the values."""
+        from ..evals.stats.bootstrap import midranks
+
+        standing = np.zeros(len(self.nearest))
+        if by != "k_center" and self.usable.any():
+            standing[self.usable] = midranks(values[self.usable])(np.ones((1, int(self.usable.sum()))))[0]
+            standing /= standing.max()
+        while self._free.any():
+            distance = 1 - self.nearest
+            if by == "k_center":
+                gain = distance if self.taken else self._all @ self._all[self.usable].mean(axis=0)
+            else:
+                gain = standing * distance if by == "score_times_distance" else standing
+            row = int(np.where(self._free, gain, -np.inf).argmax())  # of equal ones the first row
+            yield row, None, float(self.nearest[row]) if self.taken else math.nan
 
     def _parts(self) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
         """Yields the vectors of rows, each part with the number of its first row."""
@@ -227,30 +336,28 @@ class _Choice:
         ]
 
     def _rank_rest(self, query: int, most: int) -> list[tuple[int, float]]:
-        """Returns the rows most like a query among those that nobody has taken."""
+        """Returns the rows most like a query among those that can still be taken."""
         alike = np.concatenate([part @ self._vectors[query] for _, part in self._parts()])
-        alike[~self.usable] = -np.inf
-        alike[list(self.taken)] = -np.inf
+        alike[~self._free] = -np.inf
         order = np.argsort(-alike, kind="stable")[:most]
         return [(row, float(alike[row])) for row in order.tolist() if alike[row] > -np.inf]
 
-    def _take(self, ranked: list[list[tuple[int, float]]], count: int) -> None:
-        """Lets the tasks take turns, and the queries of each."""
+    def _in_turns(self, ranked: list[list[tuple[int, float]]]) -> Iterator[tuple[int, int | None, float]]:
+        """Yields what the queries take, the tasks in turns, and the queries of each."""
         most = max(map(len, ranked))
         waiting = [[query for query, number in enumerate(self.task) if number == task] for task in sorted({*self.task})]
         at = [0] * len(ranked)
-        while len(self.taken) < count:
-            for queries in waiting:
-                if len(self.taken) == count:
-                    break
-                query = queries.pop(0)
-                queries.append(query)
-                while at[query] < len(ranked[query]) and ranked[query][at[query]][0] in self.taken:
-                    at[query] += 1
-                if at[query] == len(ranked[query]):
-                    ranked[query], at[query] = self._rank_rest(query, most), 0
-                row, alike = ranked[query][at[query]]
-                self.taken[row] = (query, len(self.taken) + 1, alike)
+        for queries in itertools.cycle(waiting):
+            if not self._free.any():
+                return
+            query = queries.pop(0)
+            queries.append(query)
+            while at[query] < len(ranked[query]) and not self._free[ranked[query][at[query]][0]]:
+                at[query] += 1
+            if at[query] == len(ranked[query]):
+                ranked[query], at[query] = self._rank_rest(query, most), 0
+            row, alike = ranked[query][at[query]]
+            yield row, query, alike
 
 
 def _add(report: ToolReport, spec: Select, choice: _Choice) -> ToolReport:
@@ -259,19 +366,26 @@ def _add(report: ToolReport, spec: Select, choice: _Choice) -> ToolReport:
     kept[list(choice.taken)] = True
     usable, nearest = choice.usable, choice.nearest
     summary = [*report.summary]
-    same = int((nearest[usable] > _SAME).sum())
+    same = int((nearest[usable] > _SAME).sum()) if spec.queries else 0
     if same:
         summary.append(f"{same:,} rows say what a query says: if the queries are of a test, take them out first")
-    if kept.sum() < spec.count:
-        summary.append(f"there are fewer rows than the {spec.count:,} asked for, so all are kept")
+    if choice.passed:
+        summary.append(f"{len(choice.passed):,} rows are passed over, as too like one that stays")
+    wanted = spec.count or _MOST
+    if spec.tokens is None and kept.sum() < wanted:
+        rest = "" if choice.passed else ", so all are kept"
+        summary.append(f"there are fewer rows than the {wanted:,} asked for{rest}")
+    if not spec.queries and kept.any():
+        farthest = 1 - nearest[usable].min()
+        summary.append(f"no row is farther than {farthest:.4f} (1 - cosine) from one that is kept")
     rows = [
         [source.title, choice.task.count(number), *_taken_by(choice, number)]
-        for number, source in enumerate(spec.queries)
+        for number, source in enumerate(spec.queries or ())
     ]
     compared = [
         [name, int(some.sum()), float(choice.tokens[some].mean()), float(nearest[some].mean())]
-        for name, some in (("all", usable), ("kept", kept))
-        if some.any()
+        for name, some in (("all", usable), ("kept", kept), ("not kept", usable & ~kept))
+        if some.any() and (spec.queries or name != "kept")  # a kept row is its own nearest
     ]
     with_length = rank_correlation(nearest[usable], choice.tokens[usable]) if usable.any() else "–"
     shown = f"{with_length:.2f}" if isinstance(with_length, float) else with_length
@@ -281,14 +395,18 @@ def _add(report: ToolReport, spec: Select, choice: _Choice) -> ToolReport:
     )
     tables = [
         *report.tables,
-        Table("Queries", ["source", "queries", "rows taken", "mean similarity"], rows),
+        *([Table("Queries", ["source", "queries", "rows taken", "mean similarity"], rows)] if rows else []),
         Table("What is kept, beside all", ["rows", "count", "tokens a row", "similarity"], compared, note),
     ]
-    plots = [*report.plots, histogram("similarity to the nearest query", nearest[usable])] if usable.any() else []
+    plots = [*report.plots]
+    if usable.any():
+        plots.append(histogram(f"similarity to the nearest {'query' if spec.queries else 'kept row'}", nearest[usable]))
     return dataclasses.replace(report, summary=summary, tables=tables, plots=plots)
 
 
 def _taken_by(choice: _Choice, task: int) -> tuple[int, float]:
     """Returns how many rows the queries of a task took, and how like they are to them on average."""
-    alike = [similarity for query, _, similarity in choice.taken.values() if choice.task[query] == task]
+    alike = [
+        similarity for query, _, similarity in choice.taken.values() if query is not None and choice.task[query] == task
+    ]
     return len(alike), float(np.mean(alike)) if alike else 0.0

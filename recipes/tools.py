@@ -42,7 +42,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "score_rows": ("posttrain.recipes.score_rows:ScoreRows", "Score rows by a model: perplexity, bits per byte, IFD."),
     "scrub": ("posttrain.data_tools.scrub:Scrub", "Replace e-mail, phones, cards, accounts, IPs and keys in rows."),
     "semantic": ("posttrain.data_tools.semantic:Semantic", "Flag rows that mean nearly what an earlier one means."),
-    "select": ("posttrain.recipes.select_rows:Select", "Keep the rows most like rows that are wanted (RDS+)."),
+    "select": ("posttrain.recipes.select_rows:Select", "Keep rows like those wanted (RDS+), or unlike one another."),
     "stats": ("posttrain.recipes.model_tools:Stats", "Measure rows: lengths, turns, tokens, duplicates."),
     "synthesize": (
         "posttrain.recipes.synthesize:Synthesize",

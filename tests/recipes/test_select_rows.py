@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from posttrain.evals.forward import weighted_means
 from posttrain.evals.models import load_model
 from posttrain.recipes import model_rows, select_rows
 from posttrain.recipes.select_rows import Select, _Choice, _Vectors
+from pydantic import ValidationError
 
 from ..conftest import TEXT
 
@@ -30,7 +32,7 @@ def select(folder: Path, model: Path, name: str, rows: list[dict[str, Any]], **m
     """Selects among rows in float32 and returns what is written."""
     queries = [SourceSpec(path=write(folder / f"task{number}.jsonl", task)) for number, task in enumerate(TASKS)]
     source = SourceSpec(path=write(folder / "rows.jsonl", rows))
-    given = {"queries": queries, "count": 10, "dtype": "float32"} | more
+    given: dict[str, Any] = {"queries": queries, "count": 10, "dtype": "float32"} | more
     Select(sources=[source], model=str(model), **given).run(folder / name)
     return [json.loads(line) for line in (folder / name / "rows.jsonl").read_text().splitlines()]
 
@@ -89,7 +91,7 @@ def test_queries_and_tasks_take_turns_and_say_what_they_took(tmp_path: Path, ins
     assert left["count"] == 30
 
 
-def choice_of(pool: Any, queries: Any, count: int, folder: Path, part: int = 7) -> _Choice:
+def choice_of(pool: Any, queries: Any, folder: Path, part: int = 7, values: Any = (), **spec: Any) -> _Choice:
     """Chooses among vectors that lie in files of so many rows."""
     found = []
     for name, vectors in (("queries", queries), ("pool", pool)):
@@ -98,9 +100,11 @@ def choice_of(pool: Any, queries: Any, count: int, folder: Path, part: int = 7) 
             np.save(folder / f"{name}-{at:04}.npy", vectors[at : at + part])
             of.paths.append(folder / f"{name}-{at:04}.npy")
         of.where = [f"{name}:{number}" for number in range(len(vectors))]
-        of.tokens, of.cut, of.errors = [1] * len(vectors), [False] * len(vectors), [None] * len(vectors)
+        of.tokens = [1 + number % 5 for number in range(len(vectors))]
+        of.cut, of.errors, of.values = [False] * len(vectors), [None] * len(vectors), list(values)
         found.append(of)
-    return _Choice([found[0]], [found[1]], count)
+    given: Any = SimpleNamespace(**{"by": "rds", "max_similarity": None, "count": None, "tokens": None} | spec)
+    return _Choice(given, [found[0]] if len(queries) else [], [found[1]])
 
 
 @pytest.mark.parametrize("count", [1, 30, 100])
@@ -113,7 +117,7 @@ def test_a_running_choice_over_parts_is_that_over_all_rows_at_once(
     rng = np.random.default_rng(0)
     pool = rng.normal(size=(100, 8)).astype(np.float32)
     queries = (pool[:1] + 0.01 * rng.normal(size=(5, 8))).astype(np.float32)
-    found = choice_of(pool, queries, count, tmp_path)
+    found = choice_of(pool, queries, tmp_path, count=count)
     alike, free = pool @ queries.T, set(range(100))
     expected = []
     for turn in range(count):
@@ -122,6 +126,83 @@ def test_a_running_choice_over_parts_is_that_over_all_rows_at_once(
         expected.append(row)
     assert list(found.taken) == expected
     assert found.nearest == pytest.approx(alike.max(axis=1), abs=1e-5)
+
+
+def unit(rows: int, seed: int = 0) -> Any:
+    vectors = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("by", ["k_center", "score_times_distance", "deita"])
+def test_a_greedy_choice_is_its_definition(tmp_path: Path, by: str) -> None:
+    """Against the rule in plain words, over every pair of rows."""
+    pool = unit(60)
+    scores = np.random.default_rng(1).permutation(60)
+    expected: list[int] = []
+    while len(expected) < 12:
+        best, chosen = -np.inf, -1
+        for row in set(range(60)) - {*expected}:
+            like = max((float(pool[row] @ pool[other]) for other in expected), default=-1.0)
+            if by == "deita" and like > 0.9:
+                continue
+            first = float(pool[row] @ pool.mean(axis=0))
+            gain = {
+                "k_center": 1 - like if expected else first,
+                "score_times_distance": (scores[row] + 1) / 60 * (1 - like),
+                "deita": float(scores[row]),
+            }[by]
+            best, chosen = max((best, chosen), (gain, row))
+        expected.append(chosen)
+    assert list(choice_of(pool, [], tmp_path, by=by, values=scores, count=12).taken) == expected
+
+
+def test_k_centers_leave_no_row_farther_than_twice_the_best_radius(tmp_path: Path) -> None:
+    """Gonzalez's bound, of Euclidean distances, with five tight groups whose best radius is known."""
+    centers = np.concatenate([np.eye(4), -np.eye(4)[:1]]).astype(np.float32)
+    pool = np.repeat(centers, 20, axis=0) + 0.05 * unit(100)
+    pool /= np.linalg.norm(pool, axis=1, keepdims=True)
+    found = choice_of(pool, [], tmp_path, by="k_center", count=5)
+    assert sorted(row // 20 for row in found.taken) == [0, 1, 2, 3, 4], "one of each group"
+
+
+@pytest.mark.parametrize("by", ["rds", "k_center", "deita"])
+def test_no_two_kept_rows_are_too_like_and_a_budget_is_in_tokens(tmp_path: Path, by: str) -> None:
+    pool = np.concatenate([unit(40), unit(40)])  # every row twice
+    queries = unit(3, seed=2) if by == "rds" else []
+    choose = {"by": by, "values": list(range(80)), "max_similarity": 0.95}
+    found = choice_of(pool, queries, tmp_path, tokens=30, **choose)
+    kept = list(found.taken)
+    alike = pool[kept] @ pool[kept].T - np.eye(len(kept))
+    assert alike.max() <= 0.95
+    spent = found.tokens[kept].sum()
+    all_of_them = list(choice_of(pool, queries, tmp_path, **choose).taken)
+    assert kept == all_of_them[: len(kept)]
+    assert spent <= 30 < spent + found.tokens[all_of_them[len(kept)]]
+    assert found.passed
+    with pytest.raises(DataError, match=r"no row fits: the first choice has more than 0.5 tokens"):
+        choice_of(pool, queries, tmp_path, tokens=0.5, **choose)
+
+
+def test_a_column_says_which_rows_are_wanted_and_one_without_a_number_is_counted(
+    tmp_path: Path, instruct_model_dir: Path
+) -> None:
+    rows = [row | {"score": row["id"]} for row in ROWS] + [{"text": "The lazy dog", "id": 99}]
+    chosen = {"by": "score_times_distance", "column": "score", "queries": None, "count": 5}
+    kept = select(tmp_path, instruct_model_dir, "out", rows, **chosen)
+    first = min(kept, key=lambda row: row["score_times_distance_rank"])
+    assert (first["id"], "score_times_distance" in first) == (39, False)
+    assert all(-1 < row["score_times_distance"] < 1 for row in kept if row is not first)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "no score: no number in 'score'" in [one["name"] for one in report["counts"]["Left out"]]
+    assert any("from one that is kept" in line for line in report["summary"])
+
+
+@pytest.mark.parametrize(
+    "given", [{"by": "k_center"}, {"queries": None}, {"column": "a"}, {"by": "deita", "queries": None}]
+)
+def test_arguments_that_do_not_belong_together_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="nothing else takes"):
+        Select.model_validate({"sources": "rows.jsonl", "model": "m", "queries": "q.jsonl"} | given)
 
 
 def test_a_pool_of_fewer_rows_than_asked_for_is_kept_whole_and_that_is_said(

@@ -18,7 +18,12 @@ from .conftest import posttrain
 WORLD = Path(__file__).parents[2] / "recipes" / "library" / "quickstart" / "world.py"
 EVERY = [*TOOLS, f"{WORLD}:World"]
 # What tools need one of several arguments for: any of them.
-ONE_OF = {"clean": {"presets": ["chat"]}, "quality": {"classifier": "x"}, "semantic": {"model": "x"}}
+ONE_OF = {
+    "clean": {"presets": ["chat"]},
+    "quality": {"classifier": "x"},
+    "semantic": {"model": "x"},
+    "select": {"queries": "x.jsonl"},
+}
 
 
 def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.Plan:
