@@ -59,6 +59,7 @@ class Document:
         value: Plain dicts, lists and scalars.
         lines: The 1-based line of every key and item, by its path of keys and indices.
         overrides: The overrides that replaced a value, by its path of keys, as the user typed them.
+        places: The ``file:line`` of each override that a file holds, such as a study's; others are of the command line.
         problems: What was already wrong while reading, as printable lines.
     """
 
@@ -66,16 +67,22 @@ class Document:
     value: Any
     lines: dict[KeyPath, int] = field(default_factory=dict)
     overrides: dict[KeyPath, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def where(self, key: KeyPath) -> str:
         """Returns ``file:line`` of a key or of its nearest parent in the file, or the override that set it."""
         for length in range(len(key), -1, -1):
             if key[:length] in self.overrides:
-                return f"command line ({self.overrides[key[:length]]})"
+                return self.where_said(self.overrides[key[:length]])
             if key[:length] in self.lines:
                 return f"{self.path}:{self.lines[key[:length]]}"
         return str(self.path)
+
+    def where_said(self, *overrides: str) -> str:
+        """Returns where overrides stand, and what they say."""
+        places = dict.fromkeys(self.places.get(override, "command line") for override in overrides)
+        return f"{', '.join(places)} ({' '.join(overrides)})"
 
     def problem(self, key: KeyPath, what: str, hint: str | None = None) -> None:
         """Records a problem at a key."""

@@ -195,9 +195,11 @@ def run(
 def study(
     file: Annotated[Path, typer.Argument(help="The study's YAML file.", show_default=False)],
     overrides: Overrides = None,
-    hours: Annotated[
+    budget: Annotated[
         float | None,
-        typer.Option(min=0, help="Start no seed that would end after so many hours.", show_default="none"),
+        typer.Option(
+            metavar="HOURS", help="Run the sizes and seeds that fit into so many hours.", show_default="all of them"
+        ),
     ] = None,
     processes: Annotated[int | None, typer.Option(help="Processes that train each cell.", show_default="1")] = None,
     accelerate: Accelerate = None,
@@ -208,7 +210,7 @@ def study(
     run_study(
         file,
         overrides or [],
-        hours=hours,
+        budget=budget,
         processes=processes,
         accelerate=accelerate,
         say=lambda text: print(text, flush=True),

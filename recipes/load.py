@@ -110,18 +110,25 @@ def _placeless(value: Any, key: str = "") -> Any:
     return Path(value).name if isinstance(value, str) and value.startswith("/") and key in _FINGERPRINTED else value
 
 
-def load(path: Path, overrides: Sequence[str] = (), references: Mapping[str, Path] | None = None) -> Loaded:
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    references: Mapping[str, Path] | None = None,
+    places: Mapping[str, str] | None = None,
+) -> Loaded:
     """Reads, merges and checks a recipe.
 
     Args:
         path: The YAML file.
         overrides: ``dotted.key=value`` strings; values are read as YAML.
         references: Output folders of a pipeline's earlier steps, which ``@name`` stands for.
+        places: The ``file:line`` of the overrides that a file holds.
 
     Raises:
         SpecError: With every problem found.
     """
     document = load_document(path)
+    document.places = places or {}
     for override in overrides:
         apply_override(document, override)
     loaded = _checked(document, overrides, references or {})
@@ -214,7 +221,7 @@ def _blame_overrides(document: Document, path: Path, overrides: Sequence[str], r
     for number, problem in enumerate(document.problems):
         if problem not in alone.problems:
             named = [text for text in overrides if text.partition("=")[0].rpartition(".")[2] in problem]
-            theirs = f"command line ({' '.join(named or overrides)}): "
+            theirs = f"{document.where_said(*(named or overrides))}: "
             document.problems[number] = place.sub(lambda _, theirs=theirs: theirs, problem, count=1)
 
 
@@ -226,7 +233,7 @@ def apply_override(document: Document, override: str) -> None:
     try:
         _apply(document, override)
     except ValueError as error:
-        document.problems.append(f"command line ({override}): {error}")
+        document.problems.append(f"{document.where_said(override)}: {error}")
 
 
 def _apply(document: Document, override: str) -> None:

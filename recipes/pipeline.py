@@ -197,7 +197,9 @@ def _open_recipe(document: Document, index: int, step: Step, folder: Path, refer
         document.problem(("steps", index, "recipe"), f"no such file: {step.recipe}")
     raise_if_problems(document)
     assert recipe is not None, "no problem was reported, so it is there"
-    return load(recipe, [*step.overrides, f"output_dir={folder}", f"name={step.name}"], references)
+    lines = {text: document.lines.get(("steps", index, "overrides", n)) for n, text in enumerate(step.overrides)}
+    places = {text: f"{document.path}:{line}" for text, line in lines.items() if line}
+    return load(recipe, [*step.overrides, f"output_dir={folder}", f"name={step.name}"], references, places)
 
 
 def _open_tool(

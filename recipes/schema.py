@@ -453,6 +453,14 @@ class Pipeline(Section):
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
+class StudyStep(Step):
+    """A step before the cells of a study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9{][A-Za-z0-9_.{}-]*$")]
+    """What arms call it, as `@name`. A name with `{size}` or `{seed}` is a step for each of these, which stand for
+    themselves in its arguments too."""
+
+
 class Study(Section):
     """A recipe in several versions (arms), each at every size and from every seed."""
 
@@ -460,10 +468,11 @@ class Study(Section):
     """What the page is called; by default the name of the file."""
     recipe: str
     """What is trained in every cell, relative to the study's file."""
-    steps: list[Step] = []
+    steps: list[StudyStep] = []
     """Steps before the cells, as in a pipeline, such as the tools that select rows; arms say `@step`."""
     arms: Annotated[dict[_Name, list[str]], Field(min_length=2)]
-    """The versions that are compared: for each the overrides of the recipe, `a.b=c`."""
+    """The versions that are compared: for each the overrides of the recipe, `a.b=c`, in which `{size}` and `{seed}` are
+    the cell's own: `data.train.path=@random-{size}-{seed}/rows.jsonl`."""
     baseline: str | None = None
     """The arm that the others are compared with; the first by default."""
     sizes: Annotated[dict[_Name, list[str]], Field(min_length=1)] = {"all": []}

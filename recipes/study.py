@@ -4,16 +4,18 @@ A study is a pipeline of its cells, so that they share every step, are skipped w
 after a kill; what is here is the grid, and the comparison.
 """
 
-import copy
+import itertools
+import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..chat_templates.errors import InputError
 from ..data_tools.files import read_json, write_json
-from ..data_tools.specfile import Document, load_document, raise_if_problems, validate
+from ..data_tools.specfile import Document, KeyPath, load_document, parse_scalar, raise_if_problems, validate
 from ..data_tools.tool_report import PAGE, Bar, Plot, Table, ToolReport
 from .errors import RunError
 from .load import apply_override
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .pipeline import Plan
 
 STATE = "study.json"
+_STEPS = "steps"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,40 @@ class Outcome:
     by_items: bool
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What the parts of a study took.
+
+    Attributes:
+        seconds: Of each part that was begun: the shared steps, the first cell of a size, the rest of a seed.
+        done: The parts that have ended.
+    """
+
+    seconds: dict[str, float]
+    done: list[str]
+
+    @classmethod
+    def of(cls, study: Study) -> "Spent":
+        """Reads it from the study's folder."""
+        state = read_json(Path(study.output_dir) / STATE)
+        state = state if isinstance(state, dict) else {}
+        return cls(dict(state.get("seconds", {})), list(state.get("done", [])))
+
+    @property
+    def total(self) -> float:
+        """All seconds."""
+        return sum(self.seconds.values())
+
+    def of_cells(self, study: Study) -> float:
+        """Returns the seconds of one seed by the first cell of each size."""
+        return len(study.arms) * sum(self.seconds.get(_size(size), 0.0) for size in study.sizes)
+
+    def of_seed(self, study: Study) -> float:
+        """Returns the seconds of one seed, by the longest so far."""
+        seeds = [self.seconds[_seed(seed)] for seed in study.seeds if _seed(seed) in self.done]
+        return max([*seeds, self.of_cells(study)])
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Document]:
     """Reads a study.
 
@@ -77,20 +114,67 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Docume
     return study, document
 
 
-def grid(study: Study, document: Document, seeds: Sequence[int]) -> tuple[Pipeline, Document]:
-    """Returns the pipeline of the cells of some seeds, and the document that says where its keys stand."""
-    steps = copy.deepcopy(document.value.get("steps") or [])  # planning writes folders where `@name` stood
-    for cell in cells(study, seeds):
-        fixed = [f"trainer.seed={cell.seed}", f"data.seed={cell.seed}"]
-        overrides = [*study.sizes[cell.size], *study.arms[cell.arm], *fixed]
+def grid(
+    study: Study, document: Document, seeds: Sequence[int], only: Sequence[Cell] | None = None
+) -> tuple[Pipeline, Document]:
+    """Returns the pipeline of some seeds' cells, or only of some, and the document that says where its keys stand."""
+    wanted = cells(study, seeds) if only is None else only
+    steps: list[Any] = []
+    lines = {key: line for key, line in document.lines.items() if key[:1] != ("steps",)}
+    for number, step in enumerate(document.value.get("steps") or []):
+        for names in _variants(study, document, number, seeds):
+            below = {key[2:]: line for key, line in document.lines.items() if key[:2] == ("steps", number)}
+            lines |= {("steps", len(steps), *key): line for key, line in below.items()}
+            steps.append(_filled(step, names))  # a copy: planning writes folders where `@name` stood
+    for cell in wanted:
+        written: list[KeyPath] = [("sizes", cell.size, place) for place in range(len(study.sizes[cell.size]))]
+        written += [("arms", cell.arm, place) for place in range(len(study.arms[cell.arm]))]
+        for place, key in enumerate(written):
+            if key in document.lines and not {key[:1], key[:2], key} & document.overrides.keys():
+                lines["steps", len(steps), "overrides", place] = document.lines[key]
+        overrides = _filled([*study.sizes[cell.size], *study.arms[cell.arm]], {"size": cell.size, "seed": cell.seed})
+        overrides += [f"trainer.seed={cell.seed}", f"data.seed={cell.seed}"]
         steps.append({"name": cell.name, "recipe": study.recipe, "overrides": overrides})
-    score = {"suite": study.suite, "steps": [cell.name for cell in cells(study, seeds)]}
-    value = {"steps": steps, "score": score, "report": False, "output_dir": study.output_dir}
-    made = Document(document.path, value, document.lines)
+    value = {"steps": steps, "report": False, "output_dir": study.output_dir}
+    if wanted:
+        value["score"] = {"suite": study.suite, "steps": [cell.name for cell in wanted]}
+    made = Document(document.path, value, lines)
     pipeline = validate(Pipeline, made)
     raise_if_problems(made)
     assert pipeline is not None, "no problem was raised, so it validated"
     return pipeline, made
+
+
+def _variants(study: Study, document: Document, number: int, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yields what stands for ``{size}`` and ``{seed}`` in a step: one step for each that its name speaks of.
+
+    Raises:
+        SpecError: The step speaks of one that its name does not, so that several steps would have one name.
+    """
+    step = document.value["steps"][number]
+    axes = {"size": list(study.sizes), "seed": list(seeds)}
+    for axis in axes:
+        named = f"{{{axis}}}" in step["name"]
+        if not named and f"{{{axis}}}" in json.dumps(step):
+            document.problem(("steps", number, "name"), f"the step uses {{{axis}}}, so its name must hold it too")
+        axes[axis] = axes[axis] if named else [None]
+    raise_if_problems(document)
+    yield from (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+
+
+def _filled(value: Any, names: Mapping[str, Any]) -> Any:
+    """Returns a copy with the cell's own for ``{size}`` and ``{seed}``; what is nothing else is read as YAML."""
+    if isinstance(value, dict):
+        return {key: _filled(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, names) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name, said in names.items():
+        if value == f"{{{name}}}":
+            return parse_scalar(str(said))
+        value = value.replace(f"{{{name}}}", str(said))
+    return value
 
 
 def cells(study: Study, seeds: Sequence[int]) -> list[Cell]:
@@ -107,7 +191,7 @@ def check_study(path: Path, overrides: Sequence[str]) -> list[str]:
     study, document = load_study(path, overrides)
     pipeline, made = grid(study, document, study.seeds)
     plan_score(made, pipeline, plan(made, pipeline))
-    return [*_describe(study), *_hours(study)]
+    return [*_describe(study), _hours(study)]
 
 
 def plan_one_seed(path: Path, overrides: Sequence[str]) -> "Mapping[str, Plan]":
@@ -125,18 +209,20 @@ def run_study(
     path: Path,
     overrides: Sequence[str] = (),
     *,
-    hours: float | None = None,
+    budget: float | None = None,
     processes: int | None = None,
     accelerate: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Runs the cells that have not been run, a seed at a time, and writes the page after each seed from the second on.
 
+    The baseline's first cell of each size comes first: what it takes says what all will take.
+
     Args:
         path: The study's YAML file.
         overrides: ``key=value``, of the study.
-        hours: Start no further seed that would end after so many hours of running, those of earlier calls included, by
-            the longest seed so far.
+        budget: Hours of running, those of earlier calls included: only what fits of the grid is run (:func:`fit`), and
+            no seed is begun that would end later, by the longest so far.
         processes: How many processes train each cell.
         accelerate: The accelerate config they are launched with.
         say: Where the progress is told, a line at a time.
@@ -147,31 +233,80 @@ def run_study(
     Raises:
         PosttrainError: A file is wrong or a cell failed; what was finished before stays.
     """
+    if budget is not None and not 0 < budget < math.inf:
+        raise InputError(f"a budget is a number of hours above 0, not {budget:g}")
     study, document = load_study(path, overrides)
     for line in check_study(path, overrides):
         say(line)
-    state = Path(study.output_dir) / STATE
+    first = study.seeds[:1]
+    pilots = {size: [Cell(study.reference, size, first[0])] for size in study.sizes}
     found: list[Outcome] = []
     said = "one seed says nothing of how the next would differ: no table yet"
+    worked = False
+
+    def run(part: str, pipeline: Pipeline, made: Document) -> None:
+        def work(tell: Callable[[str], None]) -> bool:
+            return run_steps(pipeline, made, processes=processes, accelerate=accelerate, say=tell)
+
+        nonlocal worked
+        worked |= _timed(study, part, work, say)
+
+    if _seed(first[0]) not in Spent.of(study).done:
+        if study.steps:
+            run(_STEPS, *grid(study, document, first, []))
+        for size, pilot in pilots.items():
+            run(_size(size), *grid(study, document, first, pilot))
+        say(_hours(study))
+    if budget is not None:
+        study = fit(study, Spent.of(study), budget)
+        for line in _describe(study):
+            say(f"within {budget:g} h: {line}")
     for count, seed in enumerate(study.seeds, start=1):
-        spent = _spent(study)
-        longest = max(spent.values(), default=0.0)
-        if hours is not None and str(seed) not in spent and sum(spent.values()) + longest > hours * 3600:
-            say(f"seed {seed}: left out, since a seed takes {_time(longest)} of the {hours:g} h")
+        spent = Spent.of(study)
+        due = spent.total + spent.of_seed(study)
+        if budget is not None and count > 1 and _seed(seed) not in spent.seconds and due > budget * 3600:
+            say(f"seed {seed}: left out, since a seed takes {_time(spent.of_seed(study))} of the {budget:g} h")
             break
-        started = time.monotonic()
-        pipeline, made = grid(study, document, study.seeds[:count])
-        worked = run_steps(pipeline, made, processes=processes, accelerate=accelerate, say=say)
-        if worked or str(seed) not in spent:
-            spent[str(seed)] = spent.get(str(seed), 0.0) + time.monotonic() - started
-            write_json(state, {"seconds": spent})
+        run(_seed(seed), *grid(study, document, study.seeds[:count]))
         if count > 1:
             found = outcomes(study, document, study.seeds[:count])
             report = _report(study, document, study.seeds[:count], found)
             report.write(Path(study.output_dir))
             said = f"{report.as_text()}\n{Path(study.output_dir) / PAGE}"
     say(said)
+    if not worked:
+        say(f"{study.output_dir}: every cell is unchanged and scored; nothing to do")
     return found
+
+
+def fit(study: Study, spent: Spent, budget: float) -> Study:
+    """Returns the part of a study's grid that a budget pays for: the first sizes, and the first seeds.
+
+    Sizes are left out, the last first, until three seeds fit, without which there is no verdict; then as many seeds as
+    fit, since each makes smaller differences detectable.
+
+    Args:
+        study: The study.
+        spent: What the shared steps and a cell of each size took.
+        budget: Hours.
+
+    Raises:
+        InputError: Not even the first size fits.
+    """
+    least = min(3, len(study.seeds))
+    names = list(study.sizes)
+    needed = 0.0
+    for count in range(len(names), 0, -1):
+        kept = study.model_copy(update={"sizes": {name: study.sizes[name] for name in names[:count]}})
+        other = sum(spent.seconds.get(part, 0.0) for part in (_STEPS, *map(_size, names[count:])))
+        each = spent.of_cells(kept)
+        seeds = int((budget * 3600 - other) / each) if each else len(study.seeds)
+        if seeds >= least:
+            return kept.model_copy(update={"seeds": study.seeds[:seeds]})
+        needed = other + least * each
+    hours = math.ceil(needed / 36) / 100
+    what = f"a budget of {budget:g} h does not pay for {least} seeds of the size '{names[0]}': they take {hours:g} h"
+    raise InputError(what, hint="give that, fewer arms, or a smaller first size")
 
 
 def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Outcome]:
@@ -275,20 +410,42 @@ def _describe(study: Study) -> list[str]:
     ]
 
 
-def _spent(study: Study) -> dict[str, float]:
-    """Returns the seconds that each seed took, by seed."""
-    state = read_json(Path(study.output_dir) / STATE)
-    return dict(state["seconds"]) if isinstance(state, dict) else {}
+def _size(size: str) -> str:
+    return f"first cell of {size}"
 
 
-def _hours(study: Study) -> list[str]:
-    """Says how long the rest will take, by the seeds that were run."""
-    spent = _spent(study)
-    left = sum(str(seed) not in spent for seed in study.seeds)
-    if not spent:
-        return ["how long a seed takes is known once one has run; --hours ends in time"]
-    longest = max(spent.values())
-    return [f"{len(spent)} seeds took {_time(sum(spent.values()))}; {left} more take about {_time(left * longest)}"]
+def _seed(seed: int) -> str:
+    return f"seed {seed}"
+
+
+def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool], say: Callable[[str], None]) -> bool:
+    """Does a part and keeps what it took, at every line that it says: a kill forgets one step at most."""
+    before, started = Spent.of(study), time.monotonic()
+    known = before.seconds.get(part, 0.0)
+
+    def keep(done: Sequence[str]) -> None:
+        seconds = before.seconds | {part: known + time.monotonic() - started}
+        write_json(Path(study.output_dir) / STATE, {"seconds": seconds, "done": done})
+
+    def tell(line: str) -> None:
+        if part not in before.done:
+            keep(before.done)
+        say(line)
+
+    worked = work(tell)
+    if worked or part not in before.done:
+        keep([*dict.fromkeys([*before.done, part])])
+    return worked
+
+
+def _hours(study: Study) -> str:
+    """Says how long the rest will take."""
+    spent = Spent.of(study)
+    if not all(_size(size) in spent.done for size in study.sizes):
+        return "how long it takes is known once a cell of each size has run, which come first"
+    left = sum(_seed(seed) not in spent.done for seed in study.seeds)
+    each = spent.of_seed(study)
+    return f"{_time(spent.total)} so far; a seed takes about {_time(each)}, {left} more {_time(left * each)}"
 
 
 def _time(seconds: float) -> str:

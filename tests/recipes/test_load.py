@@ -137,14 +137,16 @@ def test_every_recipe_in_the_repository_fits_the_schema() -> None:
     import re
 
     import yaml
-    from posttrain.recipes.schema import Pipeline, Recipe
+    from posttrain.recipes.schema import Pipeline, Recipe, Study
 
     root = Path(__file__).parents[2]
     files = sorted([*root.glob("recipes/library/**/*.yaml"), *root.glob("benchmarks/**/*.yaml")])
     seen = {"recipe": 0, "pipeline": 0}
     for file in files:
         value = yaml.safe_load(file.read_text())
-        if "steps" in value:
+        if "arms" in value:
+            Study.model_validate(value)
+        elif "steps" in value:
             Pipeline.model_validate(value)
             seen["pipeline"] += 1
         elif "stage" in value:

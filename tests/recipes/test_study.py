@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import yaml
+from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals.report import items
 from posttrain.recipes import launch
 from posttrain.recipes.forks import Forks
 from posttrain.recipes.pipeline import plan
-from posttrain.recipes.study import _by_item, check_study, grid, load_study, run_study
+from posttrain.recipes.study import STATE, Spent, _by_item, check_study, fit, grid, load_study, run_study
 
 from . import warm
 
@@ -84,6 +85,22 @@ def test_the_next_seed_finds_the_steps_of_the_first_unchanged(study: Path) -> No
     assert keys[0].items() <= keys[1].items()
 
 
+def test_a_step_that_names_sizes_and_seeds_is_made_for_each_and_arms_take_their_own(study: Path) -> None:
+    step = {"name": "drawn-{size}-{seed}", "tool": "sample"}
+    step["args"] = {"sources": "sums.jsonl", "tokens": "{size}", "seed": "{seed}"}
+    arms = {"all": [], "drawn": ["data.train.path=@drawn-{size}-{seed}/sums.jsonl"]}
+    change(study, steps=[*STUDY["steps"], step], arms=arms, sizes={"20": [], "40": []})
+    spec, document = load_study(study)
+    steps = {step.name: step for step in grid(spec, document, [1, 2])[0].steps}
+    assert [name for name in steps if "-" in name] == ["drawn-20-1", "drawn-20-2", "drawn-40-1", "drawn-40-2"]
+    assert steps["drawn-40-2"].args == {"sources": "sums.jsonl", "tokens": 40, "seed": 2}
+    assert steps["drawn.40.2"].overrides[0] == "data.train.path=@drawn-40-2/sums.jsonl"
+    check_study(study, [])
+    change(study, steps=[*STUDY["steps"], step | {"name": "drawn-{size}"}], arms=arms)
+    with pytest.raises(SpecError, match=r"study.yaml:\d+: steps\[1\].name: the step uses \{seed\}"):
+        check_study(study, [])
+
+
 def test_a_check_says_how_many_cells_there_are_and_what_they_can_show(study: Path) -> None:
     said = check_study(study, [])
     assert said[0].startswith("3 arms x 2 sizes x 3 seeds: 18 cells; 4 comparisons with sums")
@@ -98,7 +115,11 @@ def test_a_check_says_how_many_cells_there_are_and_what_they_can_show(study: Pat
         ({"baseline": "nothing"}, "no arm 'nothing'; arms: sums, sums_again, noise"),
         ({"seeds": [1, 1, 2]}, "one stands twice"),
         ({"arms": {"a": [], "b.c": []}}, "arms"),
-        ({"arms": {"a": [], "b": ["trainer.lerning_rate=1"]}}, "lerning_rate"),
+        (
+            {"arms": {"a": [], "b": ["trainer.lerning_rate=1"]}},
+            r"study.yaml:12 \(trainer.lerning_rate=1\): ",
+        ),
+        ({"sizes": {"a": ["trainer"]}}, r"study.yaml:17 \(trainer\): is not of the form key=value"),
         ({"suite": "nothing.yaml"}, "no suite 'nothing.yaml'"),
         ({"size": {}}, "did you mean 'sizes'"),
     ],
@@ -107,6 +128,30 @@ def test_a_wrong_study_is_refused_before_anything_runs(study: Path, keys: dict[s
     with pytest.raises(SpecError, match=said):
         run_study(change(study, **keys))
     assert not Path("out").exists() or not any(Path("out").glob("*.1"))
+
+
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), 0, -1])
+def test_a_budget_is_a_number_of_hours(study: Path, budget: float) -> None:
+    with pytest.raises(InputError, match="number of hours above 0"):
+        run_study(study, budget=budget)
+
+
+def test_a_budget_buys_the_first_sizes_from_three_seeds_and_then_more_seeds(study: Path) -> None:
+    """Three arms: a seed of the short size takes .3 h, of the long one 1.2 h; the step took .1 h."""
+    spec, _ = load_study(change(study, seeds=[1, 2, 3, 4, 5, 6]))
+    seconds = {"steps": 360.0, "first cell of short": 360.0, "first cell of long": 1440.0, "seed 1": 50.0}
+    spent = Spent(seconds, [*seconds])
+
+    def bought(budget: float) -> tuple[int, list[str]]:
+        kept = fit(spec, spent, budget)
+        return len(kept.seeds), [*kept.sizes]
+
+    assert bought(100) == (6, ["short", "long"])
+    assert bought(0.1 + 3 * 1.5 + 0.01) == (3, ["short", "long"])
+    assert bought(0.1 + 3 * 1.5 - 0.01) == (6, ["short"])
+    assert bought(0.1 + 0.4 + 3 * 0.3 + 0.01) == (3, ["short"]), "the first cell of the long size has been paid for"
+    with pytest.raises(InputError, match=r"3 seeds of the size 'short': they take 1.4 h"):
+        bought(1)
 
 
 def test_items_that_are_not_independent_are_compared_by_cluster(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +176,18 @@ def test_a_study_tells_noise_from_sums_and_nothing_from_nothing(study: Path, mon
     monkeypatch.setattr(Forks, "prepare", lambda self: None)
     change(study, sizes={"long": ["trainer.max_steps=12"]})
     said: list[str] = []
-    assert run_study(study, hours=0, say=said.append) == [], "the first seed always runs, and says nothing alone"
-    assert sorted(path.name for path in Path("out").glob("*.long.*")) == [
-        "noise.long.1",
-        "sums.long.1",
-        "sums_again.long.1",
-    ]
-    assert said[-1].startswith("one seed says nothing")
+
+    def killed(line: str) -> None:
+        said.append(line)
+        if line == "sums_again.long.2: running":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, say=killed)
+    assert said.index("sums.long.1: running") < said.index(next(line for line in said if "a seed takes about" in line))
+    spent = json.loads((Path("out") / STATE).read_text())
+    assert spent["done"] == ["steps", "first cell of long", "seed 1"]
+    assert spent["seconds"]["seed 2"] > 0, "what the killed seed has taken is not forgotten"
 
     (found,) = run_study(study, say=said.append)
     assert found.by_items
@@ -157,5 +207,5 @@ def test_a_study_tells_noise_from_sums_and_nothing_from_nothing(study: Path, mon
 
     said.clear()
     run_study(study, say=said.append)
-    assert sum(line.endswith("unchanged, skipped") for line in said) == (1 + 3) + (1 + 6) + (1 + 9)
     assert not any(line.endswith("running") for line in said)
+    assert said[-1] == "out: every cell is unchanged and scored; nothing to do"
