@@ -419,7 +419,7 @@ def _seed(seed: int) -> str:
 
 
 def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool], say: Callable[[str], None]) -> bool:
-    """Does a part and keeps what it took, at every line that it says: a kill forgets one step at most."""
+    """Does a part and keeps what it took, at every line that it says: a kill -9 forgets one step at most."""
     before, started = Spent.of(study), time.monotonic()
     known = before.seconds.get(part, 0.0)
 
@@ -432,7 +432,11 @@ def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool
             keep(before.done)
         say(line)
 
-    worked = work(tell)
+    try:
+        worked = work(tell)
+    except BaseException:
+        keep(before.done)
+        raise
     if worked or part not in before.done:
         keep([*dict.fromkeys([*before.done, part])])
     return worked
