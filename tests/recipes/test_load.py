@@ -138,6 +138,7 @@ def test_every_recipe_in_the_repository_fits_the_schema() -> None:
 
     import yaml
     from posttrain.recipes.schema import Pipeline, Recipe, Study
+    from posttrain.recipes.synthesize import MethodSpec
 
     root = Path(__file__).parents[2]
     files = sorted([*root.glob("recipes/library/**/*.yaml"), *root.glob("benchmarks/**/*.yaml")])
@@ -146,6 +147,8 @@ def test_every_recipe_in_the_repository_fits_the_schema() -> None:
         value = yaml.safe_load(file.read_text())
         if "arms" in value:
             Study.model_validate(value)
+        elif "output" in value:
+            MethodSpec.model_validate(value)
         elif "steps" in value:
             Pipeline.model_validate(value)
             seen["pipeline"] += 1
