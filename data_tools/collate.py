@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .store import SOURCE_COLUMNS
+from .store import SOURCE_COLUMN, SOURCE_COLUMNS
 
 if TYPE_CHECKING:
     import torch
 
 Row = dict[str, Any]
 TOKEN_SOURCES = "token_sources"
+ROW_SOURCES = "row_sources"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ class SourceCollator:
         for number, row in enumerate(rows if len(sources) == len(rows) else [torch.cat(rows)]):
             sources[number, : len(row)] = row
         return {**batch, TOKEN_SOURCES: sources}
+
+
+@dataclass(frozen=True)
+class RowSourceCollator:
+    """Adds the source of each row to batches: ``row_sources``, int64 ``[B]``, 0 where rows do not say it.
+
+    Attributes:
+        collate: Makes batches of rows.
+    """
+
+    collate: Callable[[list[Row]], Any]
+
+    def __call__(self, features: Sequence[Row]) -> "dict[str, Any]":
+        """Makes a batch."""
+        import torch
+
+        numbers = torch.tensor([row.get(SOURCE_COLUMN, 0) for row in features])
+        rows = [{key: value for key, value in row.items() if key != SOURCE_COLUMN} for row in features]
+        return {**self.collate(rows), ROW_SOURCES: numbers}
 
 
 def padded_collator(pad_token_id: int, pad_to_multiple_of: int | None = None) -> Any:

@@ -73,7 +73,8 @@ def prepare(
 
     * documents (``text``, ``messages``, ``prompt_completion``): ``input_ids`` and ``labels`` (-100 where there is no
       loss); ``seq_lengths``, the tokens of each sequence of the row, when packed; where training rows are of several
-      sources, ``sources``, the number of each piece's, and ``source_lengths``, its tokens;
+      sources, ``sources``, the number of each piece's, and ``source_lengths``, its tokens (other kinds have
+      ``source_number``, the row's);
     * ``preference``: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, and ``margin`` (float) if the sources have one;
     * ``unpaired``: ``prompt_ids``, ``completion_ids``, ``label`` (bool); a pair becomes a wanted and an unwanted row;
     * ``prompt``: ``prompt`` (text or messages) and the source's other plain columns, ``completion`` among them for
@@ -154,7 +155,7 @@ def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strateg
     bounds["order"] = spec.order if spec.order.by != "shuffled" else None
     row_weights = tuple(source.row_weight for source in spec.train)
     bounds["row_weights"] = row_weights if any(row_weights) else ()
-    bounds["by_source"] = kind is None and len(spec.train) > 1
+    bounds["by_source"] = len(spec.train) > 1
     return Plan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed, **bounds)
 
 

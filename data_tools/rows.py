@@ -43,7 +43,7 @@ class Plan:
         phases: See ``mix.mix``.
         order: How the rows are ordered once they are chosen; None for shuffled ones.
         row_weights: For each source the column of its rows' weights, or None; empty where no source has one.
-        by_source: Whether rows of documents say from which sources they are.
+        by_source: Whether rows say from which sources they are.
     """
 
     max_length: int | None

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 IDS, LOSS, LENGTHS, WHERE = "ids.int32", "loss.uint8", "lengths.int64", "where.txt"
 FIELDS, ENDS, NUMBERS = "fields.json", "fields.int64", "numbers.float64"
 
-SOURCE_COLUMNS = ("sources", "source_lengths")
+SOURCE_COLUMNS = ("sources", "source_lengths")  # of documents, lists
+SOURCE_COLUMN = "source_number"  # of other rows
 
 Lengths = NDArray[np.int64]
 
@@ -196,7 +197,7 @@ def write_arrow(
     """Writes batches of finished rows, each the rows of every part of the examples of a mixture, as an Arrow stream.
 
     With ``by_source`` a row of documents also says from which ``sources`` its pieces are, of ``source_lengths`` tokens
-    each.
+    each; another row the ``source_number``.
 
     Returns:
         For each source its tokens that carry loss, of documents, or else those of its answers; how many documents carry
@@ -208,7 +209,8 @@ def write_arrow(
     if kind is None:
         lists += ("labels", "seq_lengths") if packed else ("labels",)
         lists += SOURCE_COLUMNS if by_source else ()
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in lists] + list(types.items()))
+    number = [(SOURCE_COLUMN, pa.int32())] if by_source and kind is not None else []
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in lists] + list(types.items()) + number)
     loss_tokens = np.zeros(len(sources), dtype=np.int64)
     labels: set[bool] = set()
     without = 0
@@ -233,6 +235,7 @@ def write_arrow(
                     np.add.at(loss_tokens, owner, part.length)
                 columns += _field_arrays(sources, owners[0], mixture.document[here[0].document], types)
                 labels |= set(columns[-1].to_pylist()) if kind == "unpaired" else set()
+                columns += [pa.array(owners[0].astype(np.int32))] if by_source else []
             writer.write_batch(pa.record_batch(columns, schema=schema))
     return loss_tokens.tolist(), without, labels
 

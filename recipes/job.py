@@ -51,6 +51,11 @@ class Job:
         return self.loaded.option(name)
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """The names of the training data's sources, in the order of their numbers in the rows."""
+        return tuple(source.title for source in self.loaded.recipe.data.train)
+
+    @property
     def cut_to(self) -> int | None:
         """The tokens that a conversation is cut to, or None where long ones are dropped whole."""
         return self.option("max_length") if self.loaded.recipe.data.too_long == "truncate" else None

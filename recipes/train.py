@@ -279,17 +279,20 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
 
 
 def _trained(trainer: "Trainer", record: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Says how much the run has learnt from each source; None for stages that do not count it.
+    """Says how much the run has learnt from each source; None for stages that draw it anew or write it themselves.
 
-    ``loss_tokens`` are those that carried loss; ``epochs`` how often the source was gone through, by them.
+    It is counted in tokens that carried loss, or in rows; ``epochs`` says how often the source was gone through.
     """
     sources: Any = getattr(trainer, "sources", None)
-    if sources is None:
+    unit, there = {"tokens": ("loss_tokens",) * 2, "rows": ("rows", "documents")}.get(
+        sources and sources.of, (None,) * 2
+    )
+    if unit is None:
         return None
     found = []
     for source, count in zip(record["data"]["train"]["sources"], sources.counts(), strict=True):
-        passes = count / source["loss_tokens"] if source["loss_tokens"] else 0.0
-        found.append({"name": source["name"], "loss_tokens": count, "epochs": round(passes * source["epochs"], 4)})
+        passes = count / source[there] if source[there] else 0.0
+        found.append({"name": source["name"], unit: count, "epochs": round(passes * source["epochs"], 4)})
     return found
 
 

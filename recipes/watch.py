@@ -81,7 +81,7 @@ def read_run(run_dir: Path) -> Watched:
 def metrics_of(runs: Iterable[Watched]) -> list[str]:
     """Returns what the runs have logged that is worth a curve, the most telling first."""
     logged = dict.fromkeys(name for run in runs for line in run.lines for name in line)
-    by_source = [name for name in logged if name.startswith("loss/")]
+    by_source = [name for name in logged if name.startswith(("loss/", "reward/"))]
     wanted = [_FIRST[0], *by_source, *_FIRST[1:], *_LAST]
     return [name for name in wanted if name in logged]
 

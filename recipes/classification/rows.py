@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
+from ...data_tools.collate import ROW_SOURCES
+from ...data_tools.store import SOURCE_COLUMN
 from ..trainers.step_mean import STAND_IN, token_lengths
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class ClassifyRows(Dataset[dict[str, Any]]):
     many batches each and no row counts twice.
 
     Args:
-        tokens: Has the columns ``input_ids`` and, for models that tell two texts apart by it, ``token_type_ids``.
+        tokens: Has the columns ``input_ids`` and, for models that tell two texts apart by it, ``token_type_ids``; of a
+            mixture the source of each row.
         labels: int64 ``[N]``, float ``[N, C]`` or float ``[N]``, as ``losses.hard_losses`` takes them.
         weights: Float ``[N]``.
         teacher_logits: A teacher's outputs, float ``[N, C]``, if there is one.
@@ -36,7 +39,8 @@ class ClassifyRows(Dataset[dict[str, Any]]):
         teacher_logits: torch.Tensor | None = None,
     ):
         self._tokens = token_columns(tokens)
-        self._tensors = {"labels": labels, "weights": weights}
+        sources = tokens[SOURCE_COLUMN][:] if SOURCE_COLUMN in tokens.column_names else [0] * len(tokens)
+        self._tensors = {"labels": labels, "weights": weights, ROW_SOURCES: torch.tensor(sources)}
         if teacher_logits is not None:
             self._tensors["teacher_logits"] = teacher_logits
 

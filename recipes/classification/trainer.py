@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from transformers.training_args import TrainingArguments
 
+from ...data_tools.collate import ROW_SOURCES
 from ...evals.classification import answers
 from ...evals.evaluate_metrics import compute_metrics, load_metric
 from ...evals.models import ADAPTER, save_head
 from ...evals.stats.classification import Problem, measure, probabilities
 from ..schema import ClassifySpec
+from ..trainers.sources import BySource
 from ..trainers.step_mean import StepMeanTrainer
 from .losses import hard_losses, soft_losses
 
-_NOT_FOR_MODEL = ("labels", "weights", "teacher_logits")
+_NOT_FOR_MODEL = ("labels", "weights", "teacher_logits", ROW_SOURCES)
 
 
 @dataclass
@@ -37,7 +39,7 @@ class ClassifyConfig(TrainingArguments):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
 
 
-class ClassifyTrainer(StepMeanTrainer):
+class ClassifyTrainer(BySource, StepMeanTrainer):
     """Minimises the weighted mean of the losses of an optimizer step's rows.
 
     Each batch contributes the sum of its rows' losses, over the sum of the step's weights on all processes.
@@ -49,10 +51,11 @@ class ClassifyTrainer(StepMeanTrainer):
     Args:
         problem: What the head predicts.
         class_weights: Float ``[C]``, for multi-label losses; with one label a row, weights are the rows' own.
-        **options: As for transformers' Trainer. The data sets are ``ClassifyRows``.
+        **options: As for ``BySource`` and transformers' Trainer. The data sets are ``ClassifyRows``.
     """
 
     args: ClassifyConfig  # type: ignore[assignment]
+    sources_are_of = "rows"
 
     def __init__(self, *, problem: Problem, class_weights: torch.Tensor | None = None, **options: Any):
         super().__init__(**options)
@@ -90,13 +93,16 @@ class ClassifyTrainer(StepMeanTrainer):
             loss = (hard * weights).mean()  # weights are 1 on average, so this depends on no one batch
         else:
             assert isinstance(totals, torch.Tensor), "get_batch_samples made it"
-            loss = (hard * weights).sum() / totals[0]
+            there = weights > 0
+            losses = hard * weights * (totals[1] / totals[0])  # of which the mean over the step's rows is taken
             if "teacher_logits" in inputs:
                 teacher, temperature = inputs["teacher_logits"], self.args.temperature
                 soft = soft_losses(self._problem, logits, teacher, temperature=temperature)
-                soft_mean = (soft * (weights > 0)).sum() / totals[1]
-                loss = self.args.alpha * loss + (1 - self.args.alpha) * soft_mean
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, and this is a sum
+                losses = self.args.alpha * losses + (1 - self.args.alpha) * soft * there
+            if model.training:
+                self.sources.add(losses[there], inputs[ROW_SOURCES][there])
+            # gradients are averaged over processes, and this is a sum
+            loss = losses.sum() / totals[1] * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -135,6 +135,7 @@ def build(
         for split, tokens in given.items()
     }
     return ClassifyTrainer(
+        sources=job.source_names,
         problem=spec.problem,
         class_weights=weights if spec.problem == "multi_label" else None,
         model=add_adapter(job, model),

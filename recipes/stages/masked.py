@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ...data_tools.collate import SourceCollator
 from ...data_tools.masking import Masking, fixed_tokens, word_pieces
 from ...data_tools.prepare import Prepared
 from ..job import Job
@@ -47,6 +48,7 @@ def build(
     return MaskedTrainer(
         train_dataset=rows["train"],
         eval_dataset=rows.get("eval"),
-        data_collator=MaskedCollator(job.tokenizer.pad_token_id),
+        data_collator=SourceCollator(MaskedCollator(job.tokenizer.pad_token_id)),
+        sources=job.source_names,
         **{key: common[key] for key in ("model", "args", "processing_class", "callbacks")},
     )

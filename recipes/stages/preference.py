@@ -48,6 +48,7 @@ def build(
         RecipeError: A reference that moves with the policy where there is none to move.
     """
     pad = job.tokenizer.pad_token_id
+    common["sources"] = job.source_names
     assert isinstance(pad, int), "opening a job makes sure of a pad token"
     if job.loaded.recipe.stage == "orpo":
         from ..trainers.orpo import ORPOCollator, PreparedORPOTrainer

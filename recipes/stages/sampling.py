@@ -40,6 +40,7 @@ def build(
     from ..trainers.preference import keeping_reference, refuse_moving
 
     recipe = job.loaded.recipe
+    common["sources"] = job.source_names
     if recipe.teacher:
         from ..distillation.teacher import load_teacher
 

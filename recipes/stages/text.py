@@ -37,7 +37,7 @@ def build(
         flatten = (getattr(model.config, "_attn_implementation", None) or "").startswith(VARLEN)
         common["data_collator"] = PackedRowCollator(pad, flatten=flatten, pad_to_multiple_of=multiple)
     common["data_collator"] = SourceCollator(common["data_collator"])
-    common["sources"] = tuple(source.title for source in job.loaded.recipe.data.train)
+    common["sources"] = job.source_names
     return _with_teacher(job, args, model, data, common) if job.loaded.recipe.teacher else PackedRowSFTTrainer(**common)
 
 

@@ -14,7 +14,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Sampler
 from transformers.training_args import TrainingArguments
 
+from ...data_tools.collate import TOKEN_SOURCES
 from ...data_tools.masking import IGNORED, Masking
+from ...data_tools.store import SOURCE_COLUMNS
+from .sources import BySource
 from .step_mean import STAND_IN, StepMeanTrainer, token_lengths
 
 if TYPE_CHECKING:
@@ -37,12 +40,13 @@ class MaskedRows(Dataset[dict[str, Any]]):
     """Rows with some of their tokens hidden, by epoch.
 
     Args:
-        tokens: Has the column ``input_ids``.
+        tokens: Has the column ``input_ids``, and those that say the sources of a mixture.
         masking: Hides tokens.
     """
 
     def __init__(self, tokens: "datasets.Dataset", masking: Masking):
-        self._tokens, self._masking = tokens.select_columns(["input_ids"]), masking
+        columns = [name for name in ("input_ids", *SOURCE_COLUMNS) if name in tokens.column_names]
+        self._tokens, self._masking = tokens.select_columns(columns), masking
 
     def __len__(self) -> int:
         """Counts the rows, the stand-in left out."""
@@ -55,11 +59,12 @@ class MaskedRows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Returns a row: of training rows by epoch and number, of held-out ones by number; a stand-in has no labels."""
         epoch, index = key if isinstance(key, tuple) else (None, key)
-        ids = np.asarray(self._tokens[0 if index == STAND_IN else index]["input_ids"], dtype=np.int64)
+        row = self._tokens[0 if index == STAND_IN else index]
+        ids = np.asarray(row["input_ids"], dtype=np.int64)
         if index == STAND_IN:
-            return {"input_ids": ids, "labels": np.full_like(ids, IGNORED), "maskable": 0}
+            return row | {"input_ids": ids, "labels": np.full_like(ids, IGNORED), "maskable": 0}
         read, labels = self._masking(ids, index, epoch)
-        return {"input_ids": read, "labels": labels, "maskable": int((~self._masking.fixed[ids]).sum())}
+        return row | {"input_ids": read, "labels": labels, "maskable": int((~self._masking.fixed[ids]).sum())}
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,14 @@ class ByEpoch(Sampler[tuple[int, int]]):
             yield epoch, number
 
 
-class MaskedTrainer(StepMeanTrainer):
+class MaskedTrainer(BySource, StepMeanTrainer):
     """Minimises the mean loss of the hidden tokens of an optimizer step, those of all its batches and processes.
 
     The log has ``masked_share``, the share that they are of the tokens that may be hidden, in the step that is logged.
     """
 
     args: MaskedConfig  # type: ignore[assignment]
+    sources_are_of = "hidden tokens"
 
     def __init__(self, **options: Any):
         super().__init__(compute_metrics=_figures, **options)
@@ -149,6 +155,9 @@ class MaskedTrainer(StepMeanTrainer):
         """
         logits, losses, _ = self._forward(model, inputs)
         hidden = inputs["labels"] != IGNORED
+        if model.training:
+            sources = inputs.get(TOKEN_SOURCES)
+            self.sources.add(losses, None if sources is None else sources[hidden])
         total = hidden.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).reshape(-1)[0]
         loss = losses.sum() / total.clamp(min=1)
         if num_items_in_batch is not None:

@@ -7,7 +7,11 @@ four batches of one row train as one batch of four does.
 import warnings
 from typing import Any
 
-from .preference import SHARE, add_token_shares
+import torch
+from trl.trainer.utils import selective_log_softmax
+
+from ...data_tools.collate import ROW_SOURCES
+from .preference import SHARE, PreparedRows, add_token_shares
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
@@ -36,7 +40,7 @@ def _joined(row: dict[str, Any]) -> dict[str, list[int]]:
     return result
 
 
-class PreparedORPOTrainer(ORPOTrainer):
+class PreparedORPOTrainer(PreparedRows, ORPOTrainer):
     """An ORPOTrainer that takes prepared rows; its likelihood term is a mean over all chosen tokens of the step."""
 
     def __init__(self, *, train_dataset: Any, eval_dataset: Any, **kwargs: Any):
@@ -52,8 +56,19 @@ class PreparedORPOTrainer(ORPOTrainer):
         add_token_shares(self, batches, [batch["chosen_attention_mask"][:, 1:].sum() for batch in batches])
         return batches, items
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes TRL's loss; keeps the rows' sources for its likelihood term."""
+        self._row_sources = inputs[ROW_SOURCES]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> Any:
         """Runs the model on both answers; gives the likelihood term the batch's share of tokens."""
         share = batch.pop(SHARE, 1.0)
         result: Any = super().concatenated_forward(model, batch)
+        if self.model.training and self.sources.logged:
+            length = batch["chosen_input_ids"].shape[1]
+            ids, mask = batch["chosen_input_ids"][:, 1:], batch["chosen_attention_mask"][:, 1:]
+            with torch.no_grad():
+                likelihoods = (selective_log_softmax(result[2][:, : length - 1], ids) * mask).sum(1)
+            self.sources.add(-likelihoods * share * len(ids) / mask.sum(), self._row_sources, counted=False)
         return (*result[:4], result[4] * share, *result[5:])

@@ -22,8 +22,10 @@ from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trl.trainer.utils import use_adapter
 
+from ...data_tools.collate import ROW_SOURCES, RowSourceCollator
 from ..errors import RecipeError
 from ..job import Job
+from .sources import BySource, losses_of_rows
 
 
 class PairCollator(DataCollatorForPreference):
@@ -42,11 +44,34 @@ class PairCollator(DataCollatorForPreference):
         return super().torch_call(joined)
 
 
-class PreparedRows:
-    """Takes rows as they are prepared; it stands before TRL's class among the bases."""
+class PreparedRows(BySource):
+    """Takes rows as they are prepared, which say their sources; it stands before TRL's class among the bases.
+
+    The loss of a source is the mean of its rows'.
+    """
+
+    sources_are_of = "rows"
+    model: Any
+
+    def __init__(self, *args: Any, **arguments: Any):
+        super().__init__(*args, **arguments)
+        self.data_collator = RowSourceCollator(self.data_collator)  # TRL's, which knows no such column
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes TRL's loss, and in training adds it up by source."""
+        sources = inputs.pop(ROW_SOURCES)
+        trainer: Any = super()
+        if not self.model.training:
+            return trainer.compute_loss(model, inputs, *args, **kwargs)
+        if not self.sources.logged:
+            self.sources.add(torch.zeros_like(sources), sources)  # counts them
+            return trainer.compute_loss(model, inputs, *args, **kwargs)
+        loss, rows = losses_of_rows(lambda: trainer.compute_loss(model, inputs, *args, **kwargs), len(sources))
+        self.sources.add(rows, sources)
+        return loss
 
 
 class PreparedRewardTrainer(PreparedRows, RewardTrainer):
@@ -55,6 +80,11 @@ class PreparedRewardTrainer(PreparedRows, RewardTrainer):
 
 class PreparedDPOTrainer(PreparedRows, DPOTrainer):
     """A DPOTrainer that takes prepared rows; the ``sft`` term is a mean over all chosen tokens of the step."""
+
+    def __init__(self, *args: Any, **arguments: Any):
+        super().__init__(*args, **arguments)
+        if {"aot", "aot_unpaired"} & set(self.loss_types):  # whose losses are of sorted figures, of no row's own
+            self.sources.logged = False
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Takes the batches of a step; adds each one's share of the step's chosen tokens where ``sft`` needs it."""
@@ -70,6 +100,7 @@ class PreparedDPOTrainer(PreparedRows, DPOTrainer):
         if share is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         outputs: list[Any] = []
+        sources = inputs[ROW_SOURCES]
 
         def keeping(**kwargs: Any) -> Any:
             outputs.append(model(**kwargs))
@@ -78,8 +109,12 @@ class PreparedDPOTrainer(PreparedRows, DPOTrainer):
         loss: Any = super().compute_loss(keeping, inputs, *args, **kwargs)  # type: ignore[arg-type]
         mask = inputs["completion_mask"][:, 1:]
         logps = outputs[0].log_probs[:, -mask.size(1) :].chunk(2)[0]
-        sft = -logps[mask.chunk(2)[0].bool()].mean()
+        mask = mask.chunk(2)[0].bool()
+        sft = -logps[mask].mean()
         weight = sum(w for name, w in zip(self.loss_types, self.loss_weights, strict=True) if name == "sft")
+        if self.sources.logged:  # in place of the mean that TRL gives each row alike, what it has in the step's mean
+            of_rows = -(logps.detach() * mask).sum(1) * len(sources) / mask.sum()
+            self.sources.add(weight * (share * of_rows - sft.detach()), sources, counted=False)
         return loss + weight * (share - 1) * sft
 
 
@@ -102,7 +137,7 @@ def add_token_shares(trainer: Trainer, batches: Sequence[dict[str, Any]], tokens
         batch[SHARE] = share
 
 
-class PreparedKTOTrainer(KTOTrainer):
+class PreparedKTOTrainer(PreparedRows, KTOTrainer):
     """A KTOTrainer that takes prepared rows and estimates the KL divergence from all rows of a step.
 
     The mismatched answers of the estimate (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1) are those of the
@@ -157,6 +192,8 @@ class PreparedKTOTrainer(KTOTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes TRL's loss, in training with the divergence of the whole step."""
+        wanted, sources = inputs["label"].bool(), inputs[ROW_SOURCES]
+        inputs[ROW_SOURCES] = torch.cat([sources[wanted], sources[~wanted]])  # as TRL lays their losses out
         kl = inputs.pop(STEP_KL, None)
         if kl is not None:
             # What TRL asks for next: the policy's log-probabilities, and without a cache the reference's.

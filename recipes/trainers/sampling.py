@@ -38,6 +38,8 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from ...data_tools.encode import TextEncoder
+from ...data_tools.store import SOURCE_COLUMN
+from .sources import BySource
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -177,16 +179,19 @@ def count_positions_from_mask(model: Any) -> None:
     model.forward = MethodType(forward, model)
 
 
-class RowSampling:
+class RowSampling(BySource):
     """What every trainer here does; it stands before TRL's class among the bases.
+
+    The reward of a source is the mean of its completions', in training.
 
     Args:
         model: The policy.
         reference: The frozen model that the KL is measured to, or None without one.
         args: The settings.
-        **rest: As for TRL's trainer.
+        **rest: As for ``BySource`` and TRL's trainer.
     """
 
+    sources_are_of = "completions"
     model: Any
     args: Any
     accelerator: Any
@@ -216,6 +221,12 @@ class RowSampling:
         with sampling_by_row(self, len(prompt_ids)):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)  # type: ignore[misc]
 
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        """Keeps from which sources the rows are: reward functions and environments know no such column."""
+        self._row_sources = torch.tensor([row.get(SOURCE_COLUMN, 0) for row in inputs])
+        rows = [{key: value for key, value in row.items() if key != SOURCE_COLUMN} for row in inputs]
+        return super()._generate_and_score_completions(rows)  # type: ignore[misc]
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Returns the terms of all processes' rows, [rows, terms]; NaN is None.
 
@@ -223,8 +234,14 @@ class RowSampling:
         it, where TRL leaves the row out.
         """
         terms = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
-        learnt: Any = self.reward_weights.to(terms.device) != 0  # type: ignore[attr-defined]
-        terms[terms[:, learnt].isnan().all(dim=1)] = torch.nan
+        weights: Any = self.reward_weights.to(terms.device)  # type: ignore[attr-defined]
+        terms[terms[:, weights != 0].isnan().all(dim=1)] = torch.nan
+        if self.model.training:
+            first = self.accelerator.process_index * len(self._row_sources)
+            mine = terms[first : first + len(self._row_sources)]
+            scored = ~mine.isnan().all(dim=1)
+            sources = self._row_sources.to(terms.device)
+            self.sources.add((mine * weights).nansum(dim=1)[scored], sources[scored])
         return terms
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:

@@ -12,32 +12,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ...data_tools.collate import TOKEN_SOURCES
 from ...data_tools.store import SOURCE_COLUMNS
-from .sources import SourceLosses
+from .sources import BySource
 
 
-class BySourceTrainer(SFTTrainer):
-    """An SFTTrainer whose rows say from which sources they are, and whose log has the loss of each.
-
-    Args:
-        sources: Their names.
-        arguments: Those of SFTTrainer.
-    """
-
-    def __init__(self, *, sources: tuple[str, ...], **arguments: Any):
-        super().__init__(**arguments)
-        self.sources = SourceLosses(sources)
+class BySourceTrainer(BySource, SFTTrainer):
+    """An SFTTrainer whose rows say from which sources they are, and whose log has the loss of each."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), *SOURCE_COLUMNS]))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs what TRL logs, with the losses of the sources beside that of the training."""
-        if "loss" in logs:
-            logs.update(self.sources.take(self.accelerator))
-        elif "train_loss" in logs:  # the end: what came since the last line is counted
-            self.sources.take(self.accelerator)
-        super().log(logs, start_time)
 
 
 class PackedRowSFTTrainer(BySourceTrainer):

@@ -45,6 +45,7 @@ def norms(model_dir: str, problem: Any, accumulation: int, processes: int, *, te
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=outputs, dtype=torch.float32)
     weights = torch.tensor([0.2, 1.0, 2.5])
     trainer = ClassifyTrainer(
+        sources=("rows",),
         problem=problem,
         class_weights=weights if problem == "multi_label" else None,
         model=model,

@@ -36,6 +36,40 @@ def two_sources(path: Path) -> Path:
     return path
 
 
+ROW_STAGES = [
+    ("reward", {"center_rewards_coefficient": 0.1}),
+    ("dpo", {}),
+    ("dpo", {"loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.5], "use_weighting": False}),
+    ("kto", {"desirable_weight": 1.5}),
+    ("orpo", {}),
+    ("classify", {"train_sampling_strategy": "random"}),
+]
+
+
+@pytest.mark.parametrize(("stage", "options"), ROW_STAGES)
+def test_the_losses_of_rows_sources_make_up_the_loss(make_recipe: Make, stage: str, options: dict[str, Any]) -> None:
+    options |= {"max_steps": 2, "logging_steps": 2, "save_strategy": "no"}
+    recipe = two_sources(make_recipe(stage, "whole", **options))
+    (line,) = logged(recipe)
+    record = json.loads((recipe.parent / "whole" / "run.json").read_text())["trained"]
+    counts = [source["rows"] for source in record]
+    assert sum(counts) == 8
+    assert min(counts) > 0
+    losses = [line[key] for key in KEYS]
+    assert np.average(losses, weights=counts) == pytest.approx(line["loss"], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, **options}
+    (parts,) = logged(two_sources(make_recipe(stage, "parts", **small)))
+    assert losses == pytest.approx([parts[key] for key in KEYS], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_stages_that_sample_log_the_reward_of_each_source(make_recipe: Make, stage: str) -> None:
+    (line,) = logged(two_sources(make_recipe(stage, max_steps=1, save_strategy="no")))
+    rewards = [line["reward/first"], line["reward/second"]]
+    assert min(rewards) < line["reward"] < max(rewards)
+
+
 def logged(recipe: Path) -> list[dict[str, Any]]:
     train(load(recipe))
     return [line for line in log(Path(yaml.safe_load(recipe.read_text())["output_dir"])) if "loss" in line]
@@ -48,10 +82,11 @@ def logged(recipe: Path) -> list[dict[str, Any]]:
         ("sft", {"packing": True}),
         pytest.param("pretrain", {"packing": True, "packing_strategy": "wrapped"}, marks=pytest.mark.slow),
         ("distill", {"alpha": 1.0, "chunk": 16}),
+        ("pretrain mlm bert", {"max_steps": 1}),
     ],
 )
 def test_the_losses_of_sources_make_up_the_loss(make_recipe: Make, stage: str, options: dict[str, Any]) -> None:
-    options |= {"max_steps": 2, "save_strategy": "no"}
+    options = {"max_steps": 2, "save_strategy": "no", **options}
     whole = logged(two_sources(make_recipe(stage, "whole", **options)))
     small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, **options}
     parts = logged(two_sources(make_recipe(stage, "parts", **small)))
@@ -124,7 +159,7 @@ def test_a_token_s_source_is_found_in_batches_of_every_shape() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "distill"])
+@pytest.mark.parametrize("stage", ["sft", "distill", "dpo", "classify"])
 def test_two_processes_log_the_losses_of_sources_of_one(make_recipe: Make, tmp_path: Path, stage: str) -> None:
     one = logged(two_sources(make_recipe(stage, "one", max_steps=4, logging_steps=2)))
     recipe = two_sources(make_recipe(stage, "two", max_steps=4, logging_steps=2, per_device_train_batch_size=2))
