@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.specfile import load_document
 from . import estimate, needs
-from .decisions import Ready, decide, placed, trainer_config
+from .decisions import Ready, check_engine, decide, placed, trainer_config
 from .errors import RecipeError
 from .load import Loaded, load
 from .monitor import described
@@ -112,6 +112,7 @@ def _check(
         lines += [line for name, suite in suites if suite for line in _score_lines(name, *suite, read_data=read_data)]
         return f"pipeline of {', '.join(plans)}", lines
     loaded = load(path, overrides, references)
+    check_engine(loaded, needs.machine_of(assumed).engine)
     lines = _with_data(loaded, assumed) if read_data else needs.lines(loaded, assumed)
     if suite := _suite_of(loaded):
         lines += _score_lines("score", *suite, read_data=read_data)
@@ -272,8 +273,7 @@ def _run_lines(job: "Job", size: estimate.Size, train: "Prepared", assumed: need
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
     sampled = report.sources[0].kind == "prompt"
     per_epoch = estimate.steps_per_epoch(job, train)
-    steps = job.option("max_steps")
-    steps = steps if steps > 0 else int(per_epoch * job.option("num_train_epochs") + 0.999999)
+    steps = estimate.run_steps(job, train)
     # an answer that has yet to be sampled is counted as long as it may become
     answer = (job.option("max_completion_length") or 0) if sampled else 0
     tokens = int(steps * batch * (report.tokens / max(1, report.rows) + answer))

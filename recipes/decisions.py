@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean, first_line
 from ..data_tools.errors import SpecError
-from ..evals.spec import check_suite, load_suite
-from . import estimate, rewards
+from . import estimate
 from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
 from .model import check_objective, head_modules, load_model, whole_weights
-from .monitor import check_columns
 from .mup import check_mup
 from .rows import prepare_rows
 from .schema import ClassifySpec, Recipe
@@ -100,21 +98,23 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     with placed(loaded), whole_weights():
         stage = loaded.stage.module()
         if loaded.recipe.score:  # files that it names may have yet to be written by a pipeline's steps
+            from ..evals.spec import check_suite, load_suite
+            from .monitor import check_columns
+
             if loaded.references:
                 check_suite(loaded.recipe.score.suite, loaded.references)
             else:
                 check_columns(loaded, load_suite(loaded.recipe.score.suite))
-        if loaded.recipe.watchdog == "rewind" and (args.fp16 or args.deepspeed_plugin is not None):
-            raise RecipeError(
-                f"watchdog: rewind skips updates, which {'fp16' if args.fp16 else 'DeepSpeed'} cannot",
-                hint=f"say watchdog: stop{', or train in bf16' if args.fp16 else ''}",
-            )
+        if loaded.recipe.watchdog == "rewind" and args.fp16:
+            hint = "say watchdog: stop, or train in bf16"
+            raise RecipeError("watchdog: rewind skips updates, which fp16 cannot", hint=hint)
         if loaded.stage.family in ("text", "masked"):
             check_objective(loaded.recipe)
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: prepare_rows(job, split) for split in ("train", "eval")}
         check_schedule(job, args, data["train"])
+        check_allocation(job, args, data["train"])
         head = stage.head(job, data) if loaded.stage.headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
         if loaded.recipe.objective:
@@ -146,6 +146,57 @@ def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
         )
 
 
+def check_allocation(job: Job, args: Any, train: "Prepared | None") -> None:
+    """Refuses a run that AdaLoRA's schedule of ranks (its warmup, pruning and end) does not fit into.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    spec = job.loaded.recipe.adapts
+    if spec is None or spec.type != "adalora" or train is None:
+        return
+    steps = estimate.run_steps(job, train, processes=args.world_size)
+    first, last = (spec.options.get(name, 0) for name in ("tinit", "tfinal"))
+    if first >= steps - last:
+        what = f"adapter.tinit is {first} and adapter.tfinal {last}, and the run has {steps:,} steps: none is left for"
+        raise RecipeError(f"{what} sharing out ranks between them", hint="lower them, or train longer")
+
+
+def check_engine(loaded: Loaded, engine: str | None) -> None:
+    """Refuses what needs whole weights and gradients where an engine cuts them into shards.
+
+    Args:
+        loaded: The recipe.
+        engine: ``DeepSpeed``, ``FSDP`` or None, which processes run under or are to be launched under.
+
+    Raises:
+        RecipeError: It asks for such a thing.
+    """
+    if engine is None:
+        return
+    recipe = loaded.recipe
+    refusals = (
+        (
+            loaded.option("optim") == "muon",
+            f"trainer.optim: muon orthogonalises whole matrices, and {engine} cuts them into shards",
+            "launch with --accelerate ddp, or take another optimizer",
+        ),
+        (
+            recipe.adapts is not None and recipe.adapts.type == "adalora",
+            f"adapter.type: adalora weighs and masks whole matrices between steps, and {engine} has shards and copies",
+            "launch with --accelerate ddp, or take lora",
+        ),
+        (
+            recipe.watchdog == "rewind" and engine == "DeepSpeed",
+            "watchdog: rewind skips updates, which DeepSpeed cannot",
+            "say watchdog: stop",
+        ),
+    )
+    for refused, what, hint in refusals:
+        if refused:
+            raise RecipeError(what, where=loaded.where(what), hint=hint)
+
+
 def check_length(job: Job, model: Any) -> None:
     """Refuses rows that are longer than an encoder, which has an embedding for each of its places.
 
@@ -168,6 +219,8 @@ def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model:
     """
     recipe = job.loaded.recipe
     if recipe.rewards or recipe.gold:
+        from . import rewards
+
         assert data["train"] is not None, "a recipe always has data.train"
         rewards.check_terms(recipe, job.tokenizer, data["train"].dataset[0])
     if recipe.stage == "ppo":
@@ -271,12 +324,14 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
         if args.torch_compile:
             check_compiler(args)
         if loaded.option("optim") == "muon":
-            from .optimizers import check_muon
+            from .optimizers import muon_options
 
-            check_muon(args, sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true")
+            muon_options(args.optim_args)
+        fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        check_engine(loaded, "DeepSpeed" if args.deepspeed_plugin else "FSDP" if fsdp else None)
         if loaded.recipe.model.mup_base:
             optim = str(loaded.recipe.trainer.get("optim") or args.optim.value)  # muon is not the args' own word
-            check_mup(args, optim, sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true")
+            check_mup(args, optim, sharded=fsdp)
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
     return args
 

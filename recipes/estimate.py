@@ -77,6 +77,11 @@ class Machine:
     offload_optimizer: bool = False
     offload_weights: bool = False
 
+    @property
+    def engine(self) -> str | None:
+        """What cuts weights or what belongs to them into shards."""
+        return "DeepSpeed" if self.zero else "FSDP" if self.fsdp else None
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -460,6 +465,16 @@ def steps_per_epoch(job: "Job", train: "Prepared", *, processes: int = 1) -> int
     sampled = train.report.sources[0].kind == "prompt"
     times = (job.option("num_generations") or 1) * (job.option("num_iterations") or 1) if sampled else 1
     return max(1, -(-train.report.rows * times // batch))
+
+
+def run_steps(job: "Job", train: "Prepared", *, processes: int = 1) -> int:
+    """Counts the steps of a run: what the recipe says, or so many epochs."""
+    most = job.option("max_steps")
+    return (
+        most
+        if most > 0
+        else math.ceil(steps_per_epoch(job, train, processes=processes) * job.option("num_train_epochs"))
+    )
 
 
 def stored_parameters(folder: Path) -> int | None:

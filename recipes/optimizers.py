@@ -19,7 +19,7 @@ from .errors import RecipeError
 from .model import head_modules
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
@@ -164,20 +164,3 @@ def muon_options(text: str | None) -> dict[str, Any]:
         except (ValueError, KeyError) as error:
             raise RecipeError(f"trainer.optim_args: muon's {name} cannot be '{value}'") from error
     return options
-
-
-def check_muon(args: "TrainingArguments", *, sharded: bool) -> None:
-    """Refuses Muon where a process holds shards of the weights: a shard's orthogonal matrix is not the weight's.
-
-    Args:
-        args: The trainer's configuration.
-        sharded: Whether a launcher asks for FSDP.
-
-    Raises:
-        RecipeError: It runs under DeepSpeed or FSDP, or an option is not one of Muon's.
-    """
-    muon_options(args.optim_args)
-    engine = "DeepSpeed" if args.deepspeed_plugin else "FSDP" if sharded else None
-    if engine:
-        what = f"trainer.optim: muon orthogonalises whole matrices, and {engine} cuts them into shards"
-        raise RecipeError(what, hint="launch with --accelerate ddp, or take another optimizer")

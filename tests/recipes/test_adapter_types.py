@@ -17,7 +17,8 @@ from posttrain.data_tools.files import hash_file
 from posttrain.evals.models import load_model
 from posttrain.recipes.adapter_types import TYPES
 from posttrain.recipes.check import check_all
-from posttrain.recipes.decisions import trainer_config
+from posttrain.recipes.decisions import decide, trainer_config
+from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.merge import merge_to
 from posttrain.recipes.train import train
@@ -227,6 +228,13 @@ def test_adaloras_ranks_are_shared_out_down_to_their_budget(make_recipe: Make) -
     config = json.loads((run(recipe) / "adapter" / "adapter_config.json").read_text())
     assert config["total_step"] == 6
     assert sum(sum(kept) for kept in config["rank_pattern"].values()) == 2 * 4  # of 6 x 4 at the start
+
+
+@pytest.mark.parametrize(("last", "length"), [(1, {"max_steps": 6}), (15, {"max_steps": -1, "num_train_epochs": 1})])
+def test_a_run_too_short_for_its_schedule_of_ranks_is_refused(make_recipe: Make, last: int, length: Any) -> None:
+    loaded = load(make_recipe(sections={"adapter": {"type": "adalora", "tinit": 5, "tfinal": last}}, **length))
+    with pytest.raises(RecipeError, match=f"adapter.tinit is 5 and adapter.tfinal {last}, and the run has .* steps"):
+        decide(loaded, trainer_config(loaded))
 
 
 @pytest.mark.parametrize("name", ["lora", "p_tuning"])

@@ -4,15 +4,16 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from posttrain.recipes.check import check_all
 from posttrain.recipes.decisions import check_packages
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
-from posttrain.recipes.optimizers import MuonWithAdamW, check_muon, hidden_matrices, muon_options
+from posttrain.recipes.needs import Assumptions
+from posttrain.recipes.optimizers import MuonWithAdamW, hidden_matrices, muon_options
 from posttrain.recipes.train import train
 from transformers.training_args import OptimizerNames
 
@@ -169,11 +170,25 @@ def test_options_that_muon_has_not_are_refused(fields: dict[str, str], message: 
         muon_options(fields["optim_args"])
 
 
-@pytest.mark.parametrize(("plugin", "sharded", "engine"), [(object(), False, "DeepSpeed"), (None, True, "FSDP")])
-def test_it_is_refused_where_weights_are_sharded(plugin: object, sharded: bool, engine: str) -> None:
-    args: Any = SimpleNamespace(optim_args=None, deepspeed_plugin=plugin)
-    with pytest.raises(RecipeError, match=f"{engine} cuts them into shards"):
-        check_muon(args, sharded=sharded)
+_SHARDS = {"sections": {"adapter": {"type": "adalora"}}}, "adalora weighs and masks whole matrices between steps"
+
+
+@pytest.mark.parametrize(("config", "engine"), [("zero1", "DeepSpeed"), ("zero3", "DeepSpeed"), ("fsdp2", "FSDP")])
+@pytest.mark.parametrize(("recipe", "what"), [({"optim": "muon"}, "muon orthogonalises whole matrices"), _SHARDS])
+def test_what_needs_whole_matrices_is_refused_where_they_are_sharded(
+    make_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    config: str,
+    engine: str,
+    recipe: Any,
+    what: str,
+) -> None:
+    path = make_recipe(**recipe)
+    assert check_all([path], [], {}, read_data=False, assumed=Assumptions(accelerate=config)) == 2
+    said = capsys.readouterr().err
+    assert what in said
+    assert engine in said
+    assert check_all([path], [], {}, read_data=False, assumed=Assumptions(accelerate="ddp")) == 0
 
 
 @pytest.mark.slow
