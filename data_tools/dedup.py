@@ -7,7 +7,6 @@ it is a duplicate of a row that stays.
 
 import collections
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,10 @@ from pydantic import Field, model_validator
 
 from .errors import DataError, RowError, missing_column
 from .files import write_atomic
+from .kept_texts import KeptTexts
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
-from .progress import progress_shown
-from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, text_blocks, turn_places
+from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, turn_places
 from .sources import Row, read_rows
 from .spec import SourceSpec
 from .tool import Sources
@@ -129,7 +128,7 @@ class Dedup(TextTool):
 
     def plan(self, folder: Path) -> Plan:
         """Reads all rows once for their hashes, and those worth comparing again."""
-        texts = _Texts(self, folder / "hashes")
+        texts = _Texts(self, folder / "texts")
         found = _choose(self, texts)
         entries = texts.ledger(found)
         went = iter((texts.leaving(found.kept >= 0) & self.remove)[texts.own(found.kept >= 0)].tolist())
@@ -231,7 +230,10 @@ def _is_last_turn(where: str) -> bool:
     return number == count
 
 
-class _Texts:
+_HASHES = ("exact", "words", "lengths", "keys", "ends")
+
+
+class _Texts(KeptTexts):
     """What is known of the texts of all rows, those of the reference first: hashes in memory, texts on the disk.
 
     Attributes:
@@ -247,35 +249,34 @@ class _Texts:
     def __init__(self, spec: Dedup, folder: Path, readers: "Sequence[Callable[[Row], str | list[str]]] | None" = None):
         self.spec = spec
         self.bands = Bands(spec.bands if spec.match == NEAR and not spec.exact_join else 0, spec.rows, spec.seed)
-        sources = [*(spec.against or ()), *spec.sources]
-        self.readers = list(zip(sources, readers or map(spec.unit_reader, sources), strict=True))
-        parts: list[dict[str, Any]] = []
-        self.counts = []
-        ends: list[NDArray[np.bool_]] = []
-        self.core: Core = "numpy"
-        with progress_shown("hashing rows") as advance:
-            for number, texts in self._blocks():
-                path = folder / f"{len(parts):06}.npz"
-                self.core = fastest_core() if len(parts) >= _WARM else "numpy"
-                if not path.exists():
-                    buffer = io.BytesIO()
-                    hashes: Any = self._hashes(texts)
-                    np.savez(buffer, **hashes)
-                    write_atomic(path, buffer.getvalue())
-                with np.load(path) as loaded:
-                    parts.append(dict(loaded))
-                self.counts.append((number, len(texts)))
-                ends.append(np.fromiter((spec.by == "row" or _is_last_turn(where) for where, _ in texts), bool))
-                advance(len(texts))
-        self.exact, self.words, self.lengths, self.keys = (
-            np.concatenate([part[name] for part in parts]) for name in ("exact", "words", "lengths", "keys")
-        )
-        self.ends = np.concatenate(ends)
         references = len(spec.against or ())
-        self.reference = sum(count for number, count in self.counts if number < references)
+        sources = [*(spec.against or ()), *spec.sources]
+        readers = readers or [spec.unit_reader(source) for source in sources]
+        super().__init__(folder, sources, readers, self._hashes, "hashing rows")
+        self.exact, self.words, self.lengths, self.keys, self.ends = map(self.found, _HASHES)
+        self.reference = sum(count for number, count in self.blocks if number < references)
 
-    def __len__(self) -> int:
-        return len(self.words)
+    @property
+    def core(self) -> Core:
+        """What hashes the next texts: the fastest once it is worth its start."""
+        return fastest_core() if len(self.blocks) >= _WARM else "numpy"
+
+    @property
+    def slow(self) -> bool:
+        """Whether another core would have been faster."""
+        return self.core == "numpy" and len(self.blocks) > _WARM
+
+    def _hashes(self, block: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":
+        texts = [text for _, text in block]
+        digests = [xxhash.xxh3_128_digest(text.encode(errors="surrogatepass")) for text in texts]
+        exact = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+        ends = np.array([self.spec.by == "row" or _is_last_turn(where) for where, _ in block], bool)
+        none = np.zeros((len(texts), 0), np.uint64)
+        if self.spec.match == "exact":
+            return dict(zip(_HASHES, (exact, exact[:, 0], np.zeros(len(texts), np.int32), none, ends), strict=True))
+        words = split_words(texts, self.core)
+        keys = self.bands.keys(words, self.spec.n, self.core) if self.bands.bands else none
+        return dict(zip(_HASHES, (exact, words.wholes, words.counts.astype(np.int32), keys, ends), strict=True))
 
     def own(self, some: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
         """Returns which of some texts do not belong to the reference."""
@@ -291,41 +292,6 @@ class _Texts:
 
         return duplicates & (next_of(~duplicates) > next_of(self.ends))
 
-    @property
-    def slow(self) -> bool:
-        """Whether another core would have been faster."""
-        return self.core == "numpy" and len(self.counts) > _WARM
-
-    def _blocks(self) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-        """Yields source numbers and blocks of usable texts, each with where it is."""
-        for number, (source, read) in enumerate(self.readers):
-            for texts in text_blocks(source, read):
-                yield number, texts
-
-    def _hashes(self, texts: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":
-        digests = [xxhash.xxh3_128_digest(text.encode(errors="surrogatepass")) for _, text in texts]
-        exact = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
-        if self.spec.match == "exact":
-            none = np.zeros((len(texts), 0), np.uint64)
-            return {"exact": exact, "words": exact[:, 0], "lengths": np.zeros(len(texts), np.int32), "keys": none}
-        words = split_words([text for _, text in texts], self.core)
-        return {
-            "exact": exact,
-            "words": words.wholes,
-            "lengths": words.counts.astype(np.int32),
-            "keys": self.bands.keys(words, self.spec.n, self.core)
-            if self.bands.bands
-            else np.zeros((len(texts), 0), np.uint64),
-        }
-
-    def read(self, wanted: "NDArray[np.bool_]") -> Iterator[tuple[int, int, str, str]]:
-        """Reads some texts again: their numbers, the numbers of their sources, where they are, and the texts."""
-        first = 0
-        for number, texts in self._blocks():
-            for place in np.flatnonzero(wanted[first : first + len(texts)]):
-                yield first + int(place), number, *texts[place]
-            first += len(texts)
-
     def shingles(self, wanted: "NDArray[np.bool_]") -> Shingles:
         """Returns the shingles of some texts, in order."""
         hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -338,9 +304,7 @@ class _Texts:
 
     def examples(self, pairs: Sequence[tuple[int, int, float]], name: str) -> Tally:
         """Returns pairs of texts as examples of one count."""
-        wanted = np.zeros(len(self), bool)
-        wanted[[place for first, second, _ in pairs for place in (first, second)]] = True
-        texts = {place: (where, text) for place, _, where, text in self.read(wanted)} if pairs else {}
+        texts = self.pick([place for first, second, _ in pairs for place in (first, second)])
         tally = Tally()
         for first, second, similarity in pairs:
             where, other = texts[second]
@@ -568,7 +532,7 @@ def cluster_rows(
             found[number].add(where)
         return found
 
-    sources = np.concatenate([np.full(rows, number) for number, rows in texts.counts])
+    sources = np.concatenate([np.full(rows, number) for number, rows in texts.blocks])
     return RowClusters(labels, sources, texts.words, places)
 
 

@@ -1,7 +1,6 @@
 """`data quality`: a classifier trained on good and bad rows of the user's scores rows, and leaves out the worst."""
 
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +12,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from .errors import DataError, RowError
-from .files import hash_file, write_atomic
+from .files import hash_file
 from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
+from .kept_texts import KeptTexts
 from .ngrams import mix_bits, ngrams, split_words, words_in
 from .row_tool import Counts, Decide, Outcome, Plan, TextTool, canonical_reader, text_blocks
 from .score_columns import Bounds, column_taken, outside
@@ -116,7 +116,7 @@ class Quality(TextTool):
         if not path.exists():
             _Labelled(self).train(path)
         trained = _Trained.load(path)
-        scored = _Scored.of(self, trained.classifier, folder / "scores")
+        scored = _Scored(self, trained.classifier, folder / "scores")
         bounds = self.keep.resolve(scored.fresh) if self.keep else None
         around = scored.around(bounds[0] if np.isfinite(bounds[0]) else bounds[1]) if bounds else Tally()
 
@@ -396,53 +396,29 @@ def _count_in_buckets(texts: Sequence[str], bits: int, counts: Mapping[int, dict
                 seen[text] = seen.get(text, 0) + 1
 
 
-@dataclass(frozen=True)
-class _Scored:
+class _Scored(KeptTexts):
     """The scores of all rows of the sources, in their order.
 
     Attributes:
-        spec: The tool.
         scores: Shape (rows,).
         words: How many each has, likewise.
         known: Which the classifier was trained on, likewise.
+        fresh: The scores of rows that it was not trained on, where there are enough; those are what it says.
     """
 
-    spec: Quality
-    scores: "Floats"
-    words: "NDArray[np.int64]"
-    known: "Flags"
+    def __init__(self, spec: Quality, classifier: HashedClassifier, folder: Path):
+        self._classifier = classifier
+        readers = [spec.reader(source) for source in spec.sources]
+        super().__init__(folder, spec.sources, readers, self._describe, "scoring rows")
+        self.scores, self.words, self.known = map(self.found, ("scores", "words", "known"))
+        fresh = self.scores[~self.known]
+        self.fresh: Floats = fresh if len(fresh) >= _FRESH else self.scores
 
-    @property
-    def fresh(self) -> "Floats":
-        """The scores of rows that the classifier was not trained on, where there are enough; those are what it says."""
-        found = self.scores[~self.known]
-        return found if len(found) >= _FRESH else self.scores
-
-    @classmethod
-    def of(cls, spec: Quality, classifier: HashedClassifier, folder: Path) -> "_Scored":
-        """Scores all rows; blocks that a killed call has scored are read from the folder."""
-        parts: list[dict[str, Any]] = []
-        for number, block in enumerate(cls._blocks(spec)):
-            path = folder / f"{number:06}.npz"
-            if not path.exists():
-                texts = [text for _, text in block]
-                words = split_words(texts)
-                found: Any = {
-                    "scores": classifier.scores(texts),
-                    "words": words.counts,
-                    "known": np.isin(words.wholes, classifier.known),
-                }
-                buffer = io.BytesIO()
-                np.savez(buffer, **found)
-                write_atomic(path, buffer.getvalue())
-            with np.load(path) as loaded:
-                parts.append(dict(loaded))
-        return cls(spec, *(np.concatenate([part[name] for part in parts]) for name in ("scores", "words", "known")))
-
-    @staticmethod
-    def _blocks(spec: Quality) -> Iterator[list[tuple[str, str]]]:
-        for source in spec.sources:
-            yield from text_blocks(source, spec.reader(source))
+    def _describe(self, block: Sequence[tuple[str, str]]) -> "dict[str, NDArray[Any]]":
+        texts = [text for _, text in block]
+        words = split_words(texts)
+        known = np.isin(words.wholes, self._classifier.known)
+        return {"scores": self._classifier.scores(texts), "words": words.counts, "known": known}
 
     def around(self, threshold: float) -> Tally:
         """Returns the rows on either side of a threshold, as examples of two counts."""
@@ -450,12 +426,9 @@ class _Scored:
         place = int(np.searchsorted(self.scores[order], threshold))
         sides = {"just below": order[max(place - EXAMPLES, 0) : place], "just above": order[place : place + EXAMPLES]}
         wanted = {int(number): name for name, numbers in sides.items() for number in numbers}
-        tally, first = Tally(), 0
-        for block in self._blocks(self.spec):
-            for number in sorted(wanted):
-                if first <= number < first + len(block):
-                    tally.add(wanted[number], *block[number - first], f"{self.scores[number]:.6g}")
-            first += len(block)
+        tally = Tally()
+        for number, (where, text) in self.pick(sorted(wanted)).items():
+            tally.add(wanted[number], where, text, f"{self.scores[number]:.6g}")
         return tally
 
 

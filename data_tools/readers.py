@@ -151,7 +151,11 @@ def _read_lines(handle: IO[bytes], name: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield Row(where, {}, RowError("not JSON", str(error)))
         else:
-            yield _row(where, value, text, suspect="\\ud" in text or "\\uD" in text)
+            yield _row(where, value, text, suspect=_has_surrogate_escape(text))
+
+
+def _has_surrogate_escape(text: str) -> bool:
+    return "\\u" in text and ("\\ud" in text or "\\uD" in text)
 
 
 def _row(where: str, value: Any, text: str, *, suspect: bool) -> Row:
@@ -247,7 +251,7 @@ def _read_array(handle: IO[bytes], name: str) -> Iterator[Row]:
                 raise DataError(str(_LONG.reason), where=where, hint=f"{_LONG.detail}; or is a quotation mark missing?")
             window.grow()
         element = window.text[window.position : end]
-        yield _row(where, value, element, suspect="\\ud" in element or "\\uD" in element or not _encodes(element))
+        yield _row(where, value, element, suspect=_has_surrogate_escape(element) or not _encodes(element))
         window.position = end
         index += 1
         following = window.peek()

@@ -115,16 +115,18 @@ class Counts:
     def add(self, row: Row, outcome: Outcome) -> None:
         """Counts a row."""
         self.rows += 1
-        text = quote(row.values) if outcome.shown is None else outcome.shown
+        text = outcome.shown
+        if text is None and (outcome.values is None or outcome.edits):
+            text = quote(row.values)
         if outcome.values is None:
-            self.reasons.add(outcome.reason, row.where, text, outcome.detail)
+            self.reasons.add(outcome.reason, row.where, text or "", outcome.detail)
         else:
             self.kept += 1
             self.held_out += outcome.held_out
         for name, number in outcome.measures.items():
             self.measures.setdefault(name, Spread()).add(number)
         for name, count in outcome.edits.items():
-            self.edits.add(name, row.where, text, outcome.detail)
+            self.edits.add(name, row.where, text or "", outcome.detail)
             self.edits.counts[name] += count - 1
         for name, group in outcome.groups.items():
             self._add_to_group(name, group, 1, int(outcome.values is not None))
@@ -335,7 +337,7 @@ class TextTool(RowTool):
 def canonical_text(values: Mapping[str, Any]) -> str:
     """Returns what a row of canonical columns says, the parts of a conversation on lines of their own."""
     talks = ("messages", "prompt", "completion", "chosen", "rejected")
-    turns = [turn for name in talks for turn in _turns(values.get(name))]
+    turns = [turn for name in talks if name in values for turn in _turns(values[name])]
     return "\n".join([values[name] for name in ("text", "text_pair") if name in values] + turns)
 
 
@@ -422,7 +424,7 @@ def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:
     characters = good = 0
     for row in read_rows(source, Path()):
         block.append(row)
-        characters += sum(map(len, texts_of(row.values)))
+        characters += _characters(row.values)
         good += row.problem is None
         if good == source.limit:
             break
@@ -431,6 +433,15 @@ def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:
             block, characters = [], 0
     if block:
         yield block
+
+
+def _characters(value: Any) -> int:
+    """Returns how many characters the texts inside a value have."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
 
 
 def parts_of(source: SourceSpec) -> list[SourceSpec]:
@@ -506,7 +517,7 @@ class Blocks:
         *lines, counts = settle(block, decide)
         sizes = []
         for suffix, some in zip((_KEPT, _HELDOUT), lines, strict=True):
-            data = "".join(some).encode()
+            data = b"".join(map(str.encode, some))  # as one text, a single rare character would widen all
             if self.writes_rows and (data or suffix == _KEPT):
                 write_atomic(path.with_suffix(suffix), data)
             sizes.append(len(data))

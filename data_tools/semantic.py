@@ -9,11 +9,10 @@ mathematics.
 """
 
 import dataclasses
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -25,9 +24,10 @@ from .embeddings import server_embeddings, static_embeddings
 from .endpoint import EndpointSpec
 from .errors import DataError, RowError
 from .files import write_atomic
+from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, Plan, TextTool, blocks_of
+from .row_tool import Decide, Outcome, Plan, TextTool
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import EXAMPLES, Table, Tally, ToolReport
@@ -136,14 +136,13 @@ class Semantic(TextTool):
 
     def _flags(self, texts: "_Texts", like: "NDArray[np.int64]", similarity: "NDArray[np.float32]") -> list[Flag]:
         flagged = np.flatnonzero(similarity >= self.threshold)
-        wanted = {*flagged.tolist(), *like[flagged].tolist()}
-        known = texts.read(wanted)
+        known = texts.pick(np.concatenate([flagged, like[flagged]]))
         flags: list[Flag] = []
         left: dict[int, tuple[str, str]] = {}  # where nothing else differs: words that only one of the two has
         for place in flagged.tolist():
-            row, text, is_code = known[place]
-            other, other_text, is_other_code = known[int(like[place])]
-            differs = differences(text, other_text, texts.common) + (["code"] if is_code or is_other_code else [])
+            row, text = known[place]
+            other, other_text = known[int(like[place])]
+            differs = differences(text, other_text, texts.common) + (["code"] if {row, other} & texts.code else [])
             shown = text[:_SHOWN], other_text[:_SHOWN]
             cosine = round(float(similarity[place]), 4)
             flags.append(Flag(row, other, cosine, [*dict.fromkeys(differs)], False, *shown))
@@ -172,10 +171,10 @@ class Semantic(TextTool):
     def _below(self, texts: "_Texts", like: "NDArray[np.int64]", similarity: "NDArray[np.float32]") -> Tally:
         places = np.flatnonzero((similarity < self.threshold) & (like >= 0))
         places = places[np.argsort(-similarity[places], kind="stable")][:EXAMPLES].tolist()
-        known = texts.read({*places, *like[places].tolist()})
+        known = texts.pick([*places, *like[places].tolist()])
         tally = Tally()
         for place in places:
-            (row, text, _), (other, other_text, _) = known[place], known[int(like[place])]
+            (row, text), (other, other_text) = known[place], known[int(like[place])]
             tally.add(
                 "most alike rows that are not flagged", row, text, f"{similarity[place]:.3f} like {other}: {other_text}"
             )
@@ -188,61 +187,42 @@ def _said(flag: Flag) -> str:
     )
 
 
-class _Texts:
+class _Texts(KeptTexts):
     """The rows' vectors, in memory; the texts stay on the disk.
 
     Attributes:
         vectors: Of unit length, shape (rows, dimensions).
         common: Words that stand somewhere in lower case.
+        code: Where rows are that call themselves code.
         embed: Gives the vectors of texts.
     """
 
     def __init__(self, spec: Semantic, folder: Path):
         self.spec = spec
-        self.readers = [(source, spec.reader(source)) for source in spec.sources]
         self.common: set[str] = set()
+        self.code: set[str] = set()
         record = folder.parent.parent / RECORD
         self.embed = static_embeddings(spec.model) if spec.model else server_embeddings(_given(spec.endpoint), record)
-        parts: list[Any] = []
-        rows = 0
-        for texts in self._blocks():
-            rows += len(texts)
-            if rows > spec.max_rows:
-                hint = "leave near-duplicates out first, split them, or raise `max_rows`"
-                raise DataError(f"more than {spec.max_rows:,} rows, each compared with all before it", hint=hint)
-            path = folder / f"{len(parts):06}.npy"
-            if not path.exists():
-                buffer = io.BytesIO()
-                np.save(buffer, self.embed([text for _, text, _ in texts]))
-                write_atomic(path, buffer.getvalue())
-            parts.append(np.load(path))
-            for _, text, _ in texts:
-                self.common.update(_LOWER.findall(text))
-        parts = [part for part in parts if len(part)]
-        self.vectors: Vectors = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+        readers = [self._reader(spec.reader(source)) for source in spec.sources]
+        super().__init__(folder, spec.sources, readers, self._vectors, "embedding rows")
+        self.vectors: Vectors = self.found("vectors")
 
-    def _blocks(self) -> Iterator[list[tuple[str, str, bool]]]:
-        """Yields usable texts, each with where it is, and whether it calls itself code."""
-        for source, read in self.readers:
-            for block in blocks_of(source):
-                texts = []
-                for row in block:
-                    try:
-                        if row.problem is None:
-                            texts.append((row.where, read(row), is_source_file(row.values)))
-                    except RowError:
-                        continue  # counted when the rows are written
-                if texts:
-                    yield texts
+    def _reader(self, read: Callable[[Row], str]) -> Callable[[Row], str]:
+        def reader(row: Row) -> str:
+            text = read(row)
+            self.common.update(_LOWER.findall(text))
+            if is_source_file(row.values):
+                self.code.add(row.where)
+            return text
 
-    def read(self, wanted: set[int]) -> dict[int, tuple[str, str, bool]]:
-        """Reads some rows again, by number."""
-        found: dict[int, tuple[str, str, bool]] = {}
-        first = 0
-        for texts in self._blocks() if wanted else ():
-            found |= {first + place: text for place, text in enumerate(texts) if first + place in wanted}
-            first += len(texts)
-        return found
+        return reader
+
+    def _vectors(self, block: Sequence[tuple[str, str]]) -> "dict[str, Vectors]":
+        if len(self) + len(block) > self.spec.max_rows:
+            hint = "leave near-duplicates out first, split them, or raise `max_rows`"
+            raise DataError(f"more than {self.spec.max_rows:,} rows, each compared with all before it", hint=hint)
+        vectors = self.embed([text for _, text in block]) if block else np.zeros((0, 1), np.float32)
+        return {"vectors": vectors}
 
 
 def _given(endpoint: EndpointSpec | None) -> EndpointSpec:

@@ -194,8 +194,10 @@ def _local_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:
             raise DataError(
                 "numbered `columns` are for .csv and .tsv files", where=where, hint="use the columns' names"
             )
-        for row in READERS[suffix](file, where, source):
-            yield row._replace(values=row.values | {"label": file.parent.name}) if labelled else row
+        rows = READERS[suffix](file, where, source)
+        if labelled:
+            rows = (row._replace(values=row.values | {"label": file.parent.name}) for row in rows)
+        yield from rows
 
 
 def _labelled(source: "SourceSpec") -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from posttrain.data_tools import hashed_classifier, quality, row_tool
+from posttrain.data_tools import hashed_classifier, kept_texts, row_tool
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.hashed_classifier import HashedClassifier, features, fit, log_loss, roc_area
 from posttrain.data_tools.ngrams import split_words
@@ -158,7 +158,7 @@ def test_the_outcome_depends_neither_on_the_order_of_rows_nor_on_a_kill(
     run(rows, tmp_path / "whole", **more)
     for number in (1, 2, 2, 2, 2, 2):  # each call goes on where the one before it was killed
         calls = itertools.count(1)
-        written = quality.write_atomic
+        written = row_tool.write_atomic
 
         def dies(path: Path, content: Any, at: int = number, calls: Any = calls, written: Any = written) -> None:
             if next(calls) == at:
@@ -166,7 +166,7 @@ def test_the_outcome_depends_neither_on_the_order_of_rows_nor_on_a_kill(
             written(path, content)
 
         with monkeypatch.context() as patch:
-            for module in (quality, row_tool, hashed_classifier):
+            for module in (kept_texts, row_tool, hashed_classifier):
                 patch.setattr(module, "write_atomic", dies)
             with pytest.raises(KeyboardInterrupt):
                 run(rows, tmp_path / "killed", **more)
