@@ -13,10 +13,11 @@ from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import read_json, write_json
 from .checkpoints import base_of
 from .errors import EvalError, SuiteError
-from .spec import Chat
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from .spec import Chat
 
 ADAPTER = "adapter_config.json"
 HEAD = "head.json"
@@ -203,7 +204,7 @@ class LoadedModel:
         raise EvalError(f"a reward model is needed, but {what}", where=where, hint=hint)
 
 
-def applies_template(chat: Chat, fingerprint: str | None) -> bool:
+def applies_template(chat: "Chat", fingerprint: str | None) -> bool:
     """Says whether the chat template is to be applied, given its fingerprint (None if there is none).
 
     Raises:

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -18,7 +18,9 @@ from ..evals.models import save_head
 from . import rundir
 from .adapters import allocator_of
 from .load import Loaded
-from .monitor import Monitor
+
+if TYPE_CHECKING:
+    from .monitor import Monitor
 
 
 class CheckpointKeeper(TrainerCallback):
@@ -42,7 +44,7 @@ class CheckpointKeeper(TrainerCallback):
     """
 
     trainer: Any = None
-    monitor: Monitor | None = None
+    monitor: "Monitor | None" = None
 
     def __init__(self, loaded: Loaded, progress: "ProgressKeeper", *, say: Callable[[str], None] = print):
         score = loaded.recipe.score
@@ -60,6 +62,8 @@ class CheckpointKeeper(TrainerCallback):
         Under DeepSpeed and FSDP a model can be saved only now that training has prepared it.
         """
         if self._every:
+            from .monitor import Monitor
+
             self.monitor = Monitor(self._loaded, state.max_steps, self._say)
         if state.global_step and self._look(state):
             self._progress.end()

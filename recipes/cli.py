@@ -162,12 +162,14 @@ def train(
 ) -> None:
     """Train one recipe on this machine; run again after a kill, it goes on where it was."""
     from . import launch
+    from . import train as training
     from .load import load
-    from .train import parse_steps
 
-    load(recipe, overrides or [], parse_steps(step or []))  # a wrong recipe is refused before any process starts
     flags = ["--force"] if force else []
     flags += [f"--step={pair}" for pair in step or []]
+    if accelerate is None and processes in (None, 1):  # in this process, which has imported half of it
+        raise typer.Exit(training.main([str(recipe), *(overrides or []), *flags]))
+    load(recipe, overrides or [], training.parse_steps(step or []))  # a wrong recipe is refused before any starts
     command = launch.command(recipe, overrides or [], processes=processes, accelerate=accelerate, flags=flags)
     launch.become(command)
 
