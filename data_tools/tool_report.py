@@ -168,6 +168,21 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Curves that were drawn elsewhere; the figures behind them stand in a table.
+
+    Attributes:
+        title: What they show.
+        svg: The drawing, whose texts are escaped, with a class ``s0``, ``s1``, … for each curve.
+        names: Of the curves.
+    """
+
+    title: str
+    svg: str
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the page.
 
@@ -201,6 +216,7 @@ class ToolReport:
         summary: Sentences that a reader in haste needs.
         tables: In their order.
         plots: In their order.
+        charts: In their order, before the plots; on the page alone.
         tallies: What was counted, by heading: reasons for which rows went, changes of those that stayed.
         more: What else ``report.json`` holds, by key.
         printed: Those of the tables that a terminal shows too.
@@ -211,6 +227,7 @@ class ToolReport:
     summary: Sequence[str]
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
+    charts: Sequence[Chart] = ()
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     printed: Sequence[Table] = ()
@@ -234,7 +251,7 @@ class ToolReport:
             "counts": {heading: tally.ranked() for heading, tally in self.tallies.items()},
         }
         write_json(folder / REPORT, values | dict(self.more))
-        write_atomic(folder / PAGE, render_page("tool_report.html.jinja", values))
+        write_atomic(folder / PAGE, render_page("tool_report.html.jinja", values | {"charts": self.charts}))
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:

@@ -476,7 +476,8 @@ class Study(Section):
     baseline: str | None = None
     """The arm that the others are compared with; the first by default."""
     sizes: Annotated[dict[_Name, list[str]], Field(min_length=1)] = {"all": []}
-    """A second axis, such as the tokens of training: for each value its overrides; arms are compared within a size."""
+    """A second axis, such as the tokens of training: for each value its overrides; arms are compared within a size.
+    Names that are numbers give curves."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] = [1, 2, 3]
     """Each sets `trainer.seed` and `data.seed`; a verdict needs three or more."""
     suite: str

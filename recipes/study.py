@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import InputError
 from ..data_tools.files import read_json, write_json
 from ..data_tools.specfile import Document, KeyPath, load_document, parse_scalar, raise_if_problems, validate
-from ..data_tools.tool_report import PAGE, Bar, Plot, Table, ToolReport
+from ..data_tools.tool_report import PAGE, Bar, Chart, Plot, Table, ToolReport
 from .errors import RunError
 from .load import apply_override
 from .pipeline import plan, plan_score, run_steps
@@ -468,6 +468,7 @@ def _report(study: Study, document: Document, seeds: Sequence[int], found: Seque
     if rest := len(answers) - len(verdicts):
         said = f"No verdict on {rest} of {len(answers)} comparisons with {study.reference}"
         summary.append(f"{said} ({len(seeds)} seeds).")
+    curves = _curves(study, found)
     plots = [
         Plot(
             f"{one.task}, {one.size}",
@@ -475,9 +476,34 @@ def _report(study: Study, document: Document, seeds: Sequence[int], found: Seque
             [Bar(arm, sum(values) / len(values)) for arm, values in one.values.items()],
         )
         for one in found
+        if not curves
     ]
     title = study.name or document.path.stem
-    return ToolReport(title, document.value, summary, tables, plots, printed=tables)
+    return ToolReport(title, document.value, summary, tables, plots, curves, printed=tables)
+
+
+def _curves(study: Study, found: Sequence[Outcome]) -> list[Chart]:
+    """Draws each task's figure over the sizes, where their names are numbers: the mean, and from least to most seed."""
+    from ..evals.report.svg import Point, Segment, Series, chart
+
+    try:
+        at = {size: float(size) for size in study.sizes}
+    except ValueError:
+        return []
+    made: list[Chart] = []
+    for task in dict.fromkeys(one.task for one in found):
+        mine = sorted((one for one in found if one.task == task), key=lambda one: at[one.size])
+        series = []
+        for index, arm in enumerate(study.arms):
+            seeds = [(one.size, one.values[arm]) for one in mine]
+            means = [(size, sum(values) / len(values), values) for size, values in seeds]
+            points = [Point(at[size], y, min(few), max(few), f"{arm}, {size}: {y:.4g}") for size, y, few in means]
+            series.append(Series(arm, index, tuple(points)))
+        name = f"{task}: {mine[0].metric} over sizes, from the least to the most of the seeds"
+        far = max(at.values())
+        if svg := chart(series, [Segment(0.0, far, far, "")], name=name, x_label="size", log=False):
+            made.append(Chart(name, svg, list(study.arms)))
+    return made
 
 
 def _table(study: Study, outcome: Outcome) -> Table:

@@ -11,10 +11,22 @@ import yaml
 from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals.report import items
+from posttrain.evals.stats.compare import Question, judge, seeded_difference
 from posttrain.recipes import launch
 from posttrain.recipes.forks import Forks
 from posttrain.recipes.pipeline import plan
-from posttrain.recipes.study import STATE, Spent, _by_item, check_study, fit, grid, load_study, run_study
+from posttrain.recipes.study import (
+    STATE,
+    Outcome,
+    Spent,
+    _by_item,
+    _report,
+    check_study,
+    fit,
+    grid,
+    load_study,
+    run_study,
+)
 
 from . import warm
 
@@ -152,6 +164,25 @@ def test_a_budget_buys_the_first_sizes_from_three_seeds_and_then_more_seeds(stud
     assert bought(0.1 + 0.4 + 3 * 0.3 + 0.01) == (3, ["short"]), "the first cell of the long size has been paid for"
     with pytest.raises(InputError, match=r"3 seeds of the size 'short': they take 1.4 h"):
         bought(1)
+
+
+@pytest.mark.parametrize(("sizes", "curves"), [(["100", "400"], 3), (["short", "long"], 0), (["100"], 0)])
+def test_arms_are_curves_over_sizes_that_are_numbers(study: Path, sizes: list[str], curves: int) -> None:
+    spec, document = load_study(change(study, sizes={size: [] for size in sizes}))
+    draw = np.random.default_rng(0)
+    found = []
+    for size in sizes:
+        values = {arm: list(draw.normal(1, 0.1, 3)) for arm in spec.arms}
+        against = {
+            arm: Question(seeded_difference([[x] for x in values[arm]], [[x] for x in values["sums"]]))
+            for arm in spec.others
+        }
+        found.append(Outcome("solutions", size, "bits_per_byte", values, judge(against), by_items=False))
+    _report(spec, document, spec.seeds, found).write(Path("out"))
+    page = Path("out/report.html").read_text()
+    assert page.count('class="line"') == curves
+    assert page.count("<svg") == (1 if curves else len(sizes)), "else bars"
+    assert ("noise, 400: " in page) == bool(curves), "each point says its figure"
 
 
 def test_items_that_are_not_independent_are_compared_by_cluster(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
