@@ -216,10 +216,10 @@ class ToolReport:
         summary: Sentences that a reader in haste needs.
         tables: In their order.
         plots: In their order.
-        charts: In their order, before the plots; on the page alone.
         tallies: What was counted, by heading: reasons for which rows went, changes of those that stayed.
         more: What else ``report.json`` holds, by key.
         printed: Those of the tables that a terminal shows too.
+        charts: In their order, before the plots; on the page alone.
     """
 
     title: str
@@ -227,10 +227,10 @@ class ToolReport:
     summary: Sequence[str]
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
-    charts: Sequence[Chart] = ()
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     printed: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
 
     def as_text(self) -> str:
         """Returns what a terminal shows: the summary, and the tables that are printed."""

@@ -479,7 +479,7 @@ def _report(study: Study, document: Document, seeds: Sequence[int], found: Seque
         if not curves
     ]
     title = study.name or document.path.stem
-    return ToolReport(title, document.value, summary, tables, plots, curves, printed=tables)
+    return ToolReport(title, document.value, summary, tables, plots, charts=curves, printed=tables)
 
 
 def _curves(study: Study, found: Sequence[Outcome]) -> list[Chart]:
