@@ -3,10 +3,13 @@
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .optimizers import trained_groups
 
 
 class Meter(TrainerCallback):
@@ -20,14 +23,21 @@ class Meter(TrainerCallback):
         need over what the devices could have done. Absent where their peak is not known.
     ``memory_gib``
         The most that the process has held: on CUDA what tensors took, elsewhere resident memory.
+    ``grad_norm/attention`` and the like
+        What each group of weights (``optimizers.trained_groups``) has in ``grad_norm``, the norm before clipping of the
+        step that is logged: the root of the sum of their squares. Left out under DeepSpeed and FSDP, where no process
+        has whole gradients.
 
     Args:
         flops: The FLOPs of training on a token.
         peak: FLOPs a second of one device; None where that is not known.
+        say: Takes a line for the user.
     """
 
-    def __init__(self, flops: float, peak: float | None = None):
-        self._flops, self._peak = flops, peak
+    def __init__(self, flops: float, peak: float | None = None, *, say: Callable[[str], None] = print):
+        self._flops, self._peak, self._say = flops, peak, say
+        self._groups: dict[str, list[torch.nn.Parameter]] = {}
+        self._norms: dict[str, torch.Tensor] = {}
         self._seconds = 0.0
         self._mark = time.monotonic()
         self._tokens: Any = 0
@@ -44,11 +54,15 @@ class Meter(TrainerCallback):
 
         def logged(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             if "loss" in logs:
-                logs.update(self._figures(trainer))
+                logs.update(self._figures(trainer) | self._group_norms(logs.get("grad_norm")))
             log(logs, *args, **kwargs)
             self._mark = time.monotonic()
 
         trainer.training_step, trainer.log = training_step, logged
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            self._say("log: no norms of the gradient by group of weights, of which no process has all")
+        else:
+            self._groups = trained_groups(trainer.model)
 
     def _figures(self, trainer: Any) -> dict[str, float]:
         """Returns the figures since the last line of the log, and begins anew; to be called in all processes."""
@@ -62,6 +76,28 @@ class Meter(TrainerCallback):
         if self._peak and tokens:
             figures["mfu"] = round(self._flops * rate / self._peak / trainer.args.world_size, 4)
         return figures | {"memory_gib": round(peak_memory() / 2**30, 3)}
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the groups' norms where the step may be logged."""
+        step = state.global_step + 1
+        if args.logging_strategy == "steps" and step % state.logging_steps and step > 1:
+            return
+        self._norms = {}
+        for kind, weights in self._groups.items():
+            if gradients := [weight.grad for weight in weights if weight.grad is not None]:
+                self._norms[kind] = torch.nn.utils.get_total_norm(gradients)
+
+    def _group_norms(self, whole: float | None) -> dict[str, float]:
+        """Returns the groups' norms as they were before clipping, which left their shares as they are."""
+        if not self._norms:
+            return {}
+        norms = torch.stack(list(self._norms.values())).double()
+        scale = 1.0 if whole is None else whole / norms.norm().clamp(min=1e-30)
+        found = (norms * scale).tolist()
+        named, self._norms = dict(zip(self._norms, found, strict=True)), {}
+        return {f"grad_norm/{kind}": round(norm, 6) for kind, norm in sorted(named.items())}
 
     def _pass(self) -> None:
         now = time.monotonic()

@@ -5,7 +5,7 @@ https://kellerjordan.github.io/posts/muon); what is no matrix of a hidden linear
 ``torch.optim.Muon`` is the algorithm; here is decided which weights it moves, and the two are made one optimizer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,7 +127,7 @@ def hidden_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
     Args:
         model: A model, with or without adapters.
     """
-    left_out = {id(weight) for part in _vector_lists(model) for weight in part.parameters()}
+    left_out = {id(weight) for part, _ in _vector_lists(model) for weight in part.parameters()}
     for module in model.modules():
         weight: Any = module.weight if isinstance(module, nn.Linear | Conv1D) else None
         # of one row, as a critic's head on the policy's states is, it would be a vector
@@ -135,16 +135,55 @@ def hidden_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
             yield weight
 
 
-def _vector_lists(model: nn.Module) -> Iterator[nn.Module]:
+def _vector_lists(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yields embeddings and heads, of all models inside a model: PPO's critic is one inside the policy."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            yield module
+            yield module, "embeddings"
         if isinstance(module, PreTrainedModel):
             if (output := module.get_output_embeddings()) is not None:
-                yield output
+                yield output, "head"
             elif kind_of([type(module).__name__]) == "classifier":
-                yield from (getattr(module, name) for name in head_modules(module))
+                yield from ((getattr(module, name), "head") for name in head_modules(module))
+
+
+def trained_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Groups the weights that are trained by what they are part of.
+
+    ``embeddings`` (a tied head's among them), ``head`` and ``adapter``; of the layers ``norm`` and ``attention``, by
+    their modules' classes, and ``mlp``, what other matrices they have; and ``other``.
+
+    Args:
+        model: A model, with or without adapters.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+
+    def add(weights: Iterable[nn.Parameter], kind: str) -> None:
+        for weight in weights:
+            if weight.requires_grad and id(weight) not in seen:
+                seen.add(id(weight))
+                groups.setdefault(kind, []).append(weight)
+
+    def walk(module: nn.Module, kind: str | None) -> None:
+        name = type(module).__name__.lower()
+        kind = "norm" if name.endswith("norm") else "attention" if "attention" in name else kind
+        matrices = isinstance(module, nn.Linear | Conv1D) or "mlp" in name or "experts" in name
+        add(module.parameters(recurse=False), kind or ("mlp" if matrices else "other"))
+        for child in module.children():
+            walk(child, kind)
+
+    for module in model.modules():  # a layer that peft has put around another, or the virtual tokens before a text
+        parts = dict(module.named_children())
+        if "base_layer" in parts:
+            add(module.parameters(recurse=False), "adapter")
+        for name, part in parts.items():
+            if name == "prompt_encoder" or ("base_layer" in parts and name != "base_layer"):
+                add(part.parameters(), "adapter")
+    for part, kind in sorted(_vector_lists(model), key=lambda each: each[1]):
+        add(part.parameters(), kind)
+    walk(model, None)
+    return groups
 
 
 def muon_options(text: str | None) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def build(ready: Ready) -> "Trainer":
     display = ProgressDisplay(job.loaded.name)
     halves = torch.cuda.is_available() and (ready.args.bf16 or ready.args.fp16)  # what a device's peak is known of
     peak = peak_of(torch.cuda.get_device_name()) if halves else None
-    meter = Meter(token_flops(job.loaded, ready.size), peak)
+    meter = Meter(token_flops(job.loaded, ready.size), peak, say=_say)
     sampled = job.loaded.stage.family == "sampling"
     spikes = not sampled and recipe.stage != "kto"
     watchdog = Watchdog(job.run_dir, recipe.watchdog, sampled=sampled, spikes=spikes, say=_say)

@@ -169,5 +169,7 @@ def test_two_processes_log_the_losses_of_sources_of_one(make_recipe: Make, tmp_p
     assert [[line[key] for key in KEYS] for line in two] == [
         pytest.approx([line[key] for key in KEYS], abs=1e-4) for line in one
     ]
+    for key in ("grad_norm/attention", "grad_norm/norm"):  # of gradients that are those of all processes
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-3)
     records = [json.loads((tmp_path / name / "run.json").read_text())["trained"] for name in ("one", "two")]
     assert records[0] == records[1]
