@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..data_tools.spec import SourceSpec
 from ..evals import checkpoints
 from .estimate import stored_parameters
 from .load import Loaded
+from .model import VARLEN
+from .needs import loss_path
 
 _COUNTED = 2**28  # bytes of text that are read through for their lines; of more the size is told
 
@@ -45,6 +48,51 @@ def header(loaded: Loaded, processes: int) -> list[str]:
         f"  steps   {length}, of {batch} rows each",
         f"  folder  {recipe.output_dir}{_standing(Path(recipe.output_dir))}",
     ]
+
+
+_LOSSES = {
+    "head": "of the head's outputs",
+    "masked": "of hidden tokens' logits",
+    "chunked": "of logits in chunks",
+    "full": "of all logits at once",
+    "fused": "fused with the output layer, in tiles (TRL's)",
+}
+
+
+def kernels(loaded: Loaded, model: Any, args: Any) -> str:
+    """Returns a line on what computes a model's layers and loss, and on what is installed and does not.
+
+    Args:
+        loaded: The recipe.
+        model: Its model.
+        args: The trainer's configuration.
+    """
+    attention = str(getattr(model.config, "_attn_implementation", None) or "of the model's own")
+    if not attention.startswith(VARLEN):
+        ways = {"flash_attn": "flash_attention_2", "kernels": "kernels-community/flash-attn2"}
+        hints = [f"{package} is installed: {_ATTENTION}: {way}" for package, way in ways.items() if find_spec(package)]
+        attention += f" ({'; '.join(hints)} would use it)" if hints else ""
+    parts = [f"attention {attention}", f"loss {_LOSSES[loss_path(loaded)]}"]
+    if args.use_liger_kernel:
+        parts.append("liger's layers")
+    elif find_spec("liger_kernel"):
+        parts.append("no liger (it is installed: trainer.use_liger_kernel: true)")
+    parts += ["torch.compile"] if args.torch_compile else []
+    on, spec = args.activation_checkpointing, loaded.recipe.adapts
+    if loaded.recipe.trainer.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
+        why = "as the recipe says"
+    elif spec is not None and spec.kind.cached:
+        why = f"{spec.type}'s tokens stand in a cache, which is not recomputed"
+    else:
+        why = (
+            "the default; trainer.gradient_checkpointing: false is faster, and takes more memory"
+            if on
+            else "the default"
+        )
+    return f"kernels: {', '.join(parts)}; activation checkpointing {'on' if on else 'off'} ({why})"
+
+
+_ATTENTION = "model.attn_implementation"
 
 
 def _model(loaded: Loaded) -> str:

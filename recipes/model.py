@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         PretrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
-        TrainingArguments,
     )
 
     from ..chat_templates import ChatTemplate
@@ -182,17 +181,6 @@ def _trained_model(
         )
         with torch.device("meta") if empty else contextlib.nullcontext():
             return keep_layers(model, spec.layers) if spec.layers else model
-
-
-def kernels(model: "PreTrainedModel", args: "TrainingArguments") -> str:
-    """Returns a line on what computes the model's layers, and on what is installed and does not."""
-    import importlib.util
-
-    attention = str(getattr(model.config, "_attn_implementation", None) or "of the model's own")
-    if not attention.startswith(VARLEN) and importlib.util.find_spec("flash_attn"):
-        attention += " (flash_attn is installed: model.attn_implementation: flash_attention_2 would use it)"
-    others = [name for name in ("use_liger_kernel", "torch_compile", "activation_checkpointing") if getattr(args, name)]
-    return f"kernels: attention {attention}{''.join(f', {name}' for name in others)}"
 
 
 def rope_fields(spec: ModelSpec) -> dict[str, Any]:

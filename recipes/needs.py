@@ -157,7 +157,7 @@ def setup_of(
         checkpointing=bool(loaded.option("gradient_checkpointing")),
         attention="flash" if kernel.startswith(("flash", "kernels-community")) else kernel,
         masked=bool(loaded.option("packing")) or batch > 1 or stage in _PAIRED,
-        loss=_loss(loaded),
+        loss=loss_path(loaded),
         chunk=loaded.option("chunk") or 0,
         share=recipe.objective.mlm_probability if recipe.objective else 0,
         others=({"reference": float(width * size.total)} if own_reference else {}) | _other_models(loaded, made),
@@ -190,8 +190,8 @@ def row_length(loaded: Loaded) -> int:
     return loaded.option("max_length") or 1024
 
 
-def _loss(loaded: Loaded) -> str:
-    """Says how a stage computes logits."""
+def loss_path(loaded: Loaded) -> str:
+    """Says how a stage computes logits, as ``estimate.Setup.loss`` has it."""
     if loaded.stage.headed:
         return "head"
     if loaded.recipe.objective:

@@ -19,7 +19,7 @@ from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
 from . import launch, rundir
-from .announce import header, next_steps, standing_checkpoint
+from .announce import header, kernels, next_steps, standing_checkpoint
 from .decisions import Ready, decide, placed, trainer_config
 from .errors import RecipeError, RunError
 from .job import Job
@@ -132,7 +132,7 @@ def build(ready: Ready) -> "Trainer":
     from .adapters import adapter_config, settle
     from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper, RankAllocation
     from .meter import Meter
-    from .model import kernels, load_model, mup_base
+    from .model import load_model, mup_base
     from .needs import peak_of, token_flops
     from .profiler import Profiler
     from .watchdog import Watchdog
@@ -170,7 +170,7 @@ def build(ready: Ready) -> "Trainer":
                 keeper,
             ],  # the manifest is written last
         }
-        _say(kernels(model, ready.args))
+        _say(kernels(job.loaded, model, ready.args))
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)
         settle(trainer.model)
         if recipe.adapts and recipe.adapts.name_or_path:

@@ -6,11 +6,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from posttrain.recipes import announce
+from posttrain.recipes.decisions import trainer_config
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
+
+from .conftest import ABSENT
 
 Make = Callable[..., Path]
 
@@ -77,3 +82,30 @@ def test_only_a_checkpoint_that_was_saved_to_its_end_stands(make_recipe: Make) -
     assert standing == run_dir / "checkpoint-4"
     (standing / "manifest.json").unlink()
     assert announce.standing_checkpoint(run_dir) == run_dir / "checkpoint-2"
+
+
+_TAUGHT = {"adapter": {"type": "prefix_tuning", "num_virtual_tokens": 2}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "said", "checkpointing"),
+    [
+        ("sft", {}, ABSENT, "on (the default; trainer.gradient_checkpointing: false is faster, and takes more memory)"),
+        ("sft", {}, True, "on (as the recipe says)"),
+        ("dpo", {}, False, "off (as the recipe says)"),
+        ("classify", {}, ABSENT, "off (the default)"),
+        ("sft", _TAUGHT, ABSENT, "off (prefix_tuning's tokens stand in a cache, which is not recomputed)"),
+    ],
+)
+def test_a_run_says_what_computes_it_and_why_layers_are_computed_again(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, stage: str, sections: Any, said: Any, checkpointing: str
+) -> None:
+    loaded = load(make_recipe(stage, sections=sections, gradient_checkpointing=said))
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
+    loss = "of the head's outputs" if stage == "classify" else "fused with the output layer, in tiles (TRL's)"
+    line = announce.kernels(loaded, model, trainer_config(loaded))
+    assert line == f"kernels: attention sdpa, loss {loss}; activation checkpointing {checkpointing}"
+    monkeypatch.setattr(announce, "find_spec", lambda name: name in ("flash_attn", "liger_kernel"))
+    line = announce.kernels(loaded, model, trainer_config(loaded))
+    assert "sdpa (flash_attn is installed: model.attn_implementation: flash_attention_2 would use it)" in line
+    assert "no liger (it is installed: trainer.use_liger_kernel: true)" in line
