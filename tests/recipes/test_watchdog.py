@@ -11,16 +11,20 @@ import yaml
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals import checkpoints
 from posttrain.recipes import faults
-from posttrain.recipes.decisions import decide, trainer_config
+from posttrain.recipes.classification.trainer import ClassifyTrainer
+from posttrain.recipes.decisions import check_engine, decide, trainer_config
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.faults import Detector
 from posttrain.recipes.load import load
+from posttrain.recipes.ppo.trainer import PPOTrainer
 from posttrain.recipes.train import train
+from posttrain.recipes.trainers.preference import PreparedDPOTrainer
 from posttrain.recipes.trainers.sampling import RowSamplingGRPOTrainer
 from posttrain.recipes.trainers.text import PackedRowSFTTrainer
 from transformers import Trainer
 
-from .conftest import STAGE_RECIPES, log
+from . import warm
+from .conftest import STAGE_RECIPES, for_cpus, log, losses, needs_deepspeed
 
 Make = Callable[..., Path]
 STEP = 25
@@ -45,9 +49,9 @@ NAMES = {
 }
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, fault: str, step: int = STEP) -> None:
+def planted(monkeypatch: pytest.MonkeyPatch, fault: str, step: int = STEP, trainer: Any = PackedRowSFTTrainer) -> None:
     """Makes a step of any run go wrong."""
-    compute, take = PackedRowSFTTrainer.compute_loss, PackedRowSFTTrainer.get_batch_samples
+    compute, take = trainer.compute_loss, trainer.get_batch_samples
     rewards, sampled = RowSamplingGRPOTrainer._calculate_rewards, RowSamplingGRPOTrainer.training_step
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +76,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, fault: str, step: int = STEP) -> No
         return sampled(self, *args, **kwargs)
 
     if fault in LOSSES:
-        monkeypatch.setattr(PackedRowSFTTrainer, "compute_loss", compute_loss)
+        monkeypatch.setattr(trainer, "compute_loss", compute_loss)
     elif fault == "masked":
         monkeypatch.setattr(PackedRowSFTTrainer, "get_batch_samples", get_batch_samples)
     elif fault == "rewards":
@@ -153,6 +157,72 @@ def test_a_run_that_goes_back_is_one_that_never_took_the_step(
     assert log(recipe.parent / "killed") == lines
 
 
+TRAINERS = {"dpo": PreparedDPOTrainer, "classify": ClassifyTrainer, "ppo": PPOTrainer}
+
+
+@pytest.mark.parametrize(
+    "stage", [name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow) for name in TRAINERS]
+)
+def test_any_stage_that_goes_back_is_one_that_never_took_the_step(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    planted(monkeypatch, "nan", 7, TRAINERS[stage])
+    recipe = make_recipe(stage, "back", sections={"watchdog": "rewind"})
+    train(load(recipe))
+    assert [(event["step"], event["did"]) for event in events(recipe)] == [(7, "rewind")]
+    with monkeypatch.context() as patch:  # one that knows it from the start
+        patch.setattr(faults, "skipped_steps", lambda _: [7])
+        train(load(make_recipe(stage, "told", sections={"watchdog": "rewind"})))
+    back, told = recipe.parent / "back", recipe.parent / "told"
+    assert checkpoints.weights_hash(told) == checkpoints.weights_hash(back)
+    assert log(told) == log(back)
+
+
+def swapped(recipe: Path) -> Path:
+    """Makes a recipe's rows, of a preference, come in order, and turns round one of those of a step."""
+    values = yaml.safe_load(recipe.read_text())
+    rows = [json.loads(line) for line in Path(values["data"]["train"]["path"]).read_text().splitlines()]
+    rows = [dict(rows[number % 8]) for number in range(120)]
+    wrong = rows[4 * (STEP - 1)]  # in the batch of the first process alone
+    wrong |= {"chosen": wrong["rejected"], "rejected": wrong["chosen"]}
+    path = recipe.with_suffix(".rows.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"] = {"train": {"path": str(path), "format": "preference"}, "order": "given"}
+    recipe.write_text(yaml.safe_dump(values))
+    return recipe
+
+
+@pytest.mark.slow
+def test_two_processes_find_a_fault_of_one_and_go_back_together(make_recipe: Make) -> None:
+    options = {"max_steps": 28, "save_steps": 10}
+
+    def recipe_of(name: str, rows: int) -> Path:
+        sections = {"watchdog": "rewind"}
+        return swapped(make_recipe("reward", name, sections, per_device_train_batch_size=rows, **options))
+
+    one, two = recipe_of("one", 4), recipe_of("two", 2)
+    train(load(one))
+    done = warm.run_two("train", two)
+    assert done.returncode == 0, done.stderr
+    assert [(event["step"], event["fault"], event["did"]) for event in events(two)] == [(STEP, "loss spike", "rewind")]
+    assert [(event["step"], event["did"]) for event in events(one)] == [(STEP, "rewind")]
+    lines = log(two.parent / "two")
+    assert [line["step"] for line in lines if "skipped_steps" in line] == [STEP]
+    assert losses(two.parent / "two") == pytest.approx(losses(two.parent / "one"), abs=1e-4)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_fault_ends_all_processes_of_zero(make_recipe: Make, tmp_path: Path) -> None:
+    sections, options = {"watchdog": "stop"}, {"max_steps": 28, "save_strategy": "no"}
+    recipe = swapped(make_recipe("reward", sections=sections, per_device_train_batch_size=2, **options))
+    done = warm.run_two("train", recipe, config=for_cpus("zero3", tmp_path))
+    assert done.returncode == 1, done.stderr
+    assert f"watchdog: step {STEP}: the loss is" in done.stderr
+    assert [(event["step"], event["fault"], event["did"]) for event in events(recipe)] == [(STEP, "loss spike", "stop")]
+    assert "no norms of the gradient by group" in done.stdout
+
+
 def test_a_run_that_goes_back_too_often_stops(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "MOST_REWINDS", 1)
     compute = PackedRowSFTTrainer.compute_loss
@@ -170,6 +240,8 @@ def test_a_step_that_cannot_be_skipped_is_refused(make_recipe: Make) -> None:
     args.fp16 = True
     with pytest.raises(RecipeError, match="watchdog: rewind skips updates, which fp16 cannot"):
         decide(loaded, args)
+    with pytest.raises(RecipeError, match="watchdog: rewind skips updates, which DeepSpeed cannot"):
+        check_engine(loaded, "DeepSpeed")
     with pytest.raises(SpecError, match="watchdog"):
         load(make_recipe(sections={"watchdog": "bark"}))
 
