@@ -394,6 +394,38 @@ def test_kill_minus_nine_at_a_random_step_changes_nothing(
     assert losses(killed) == losses(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_a_run_at_once_and_says_what_stands(
+    make_recipe: Callable[..., Path], tmp_path: Path, processes: int
+) -> None:
+    recipe, run_dir = make_recipe(max_steps=100_000, save_steps=50, save_total_limit=2), tmp_path / "run"
+    environments: list[Any] = [os.environ] if processes == 1 else warm.environments_of_two()
+    started = [
+        warm.start(command("train", recipe), tmp_path / str(number), environment)
+        for number, environment in enumerate(environments)
+    ]
+    deadline = time.monotonic() + 240
+    while (
+        started[0].is_alive()
+        and checkpoints.read_manifest(run_dir / "checkpoint-50") is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    for process in started:  # as a terminal does
+        os.kill(process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    for process in started:
+        process.join()
+    assert time.monotonic() - asked < 10
+    assert [process.exitcode for process in started] == [130] * processes
+    standing = rundir.find_resume(run_dir)
+    assert standing is not None
+    said = (tmp_path / "0.err").read_text()
+    assert f"interrupted; {standing} stands, and the same command goes on from there" in said
+    assert "Traceback" not in said
+
+
 def test_a_finished_run_is_not_trained_again(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
