@@ -156,9 +156,11 @@ def main() -> int:
 
     ``--config_file`` may also be the name of one of our configurations.
 
-    A worker prints its own one-line error; torch's launcher would follow it with pages of its own and exit with 1.
+    A worker prints its own one-line error; torch's launcher would follow it with pages of its own and exit with 1. So
+    it would after Ctrl-C, which it hands on to the workers; they say what stands, and the exit code is theirs.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = launch_command_parser().parse_args()
@@ -173,6 +175,8 @@ def main() -> int:
         if failure.exitcode < 0:  # it could say nothing itself
             print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
         return failure.exitcode if failure.exitcode in (1, 2, 130) else 1
+    except SignalException as signal:
+        return 128 + signal.sigval
     return 0
 
 

@@ -1,6 +1,7 @@
 """Two processes train what one does, and one process never passes for two."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,18 @@ def test_a_launcher_that_quietly_starts_one_process_is_found_out(make_recipe: Ca
     )
     assert result.returncode != 0
     assert "asked for 2 processes, but 1 train together" in result.stderr
+
+
+def test_ctrl_c_is_no_failure_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate.commands.launch as theirs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def interrupted(_: object) -> None:
+        raise SignalException("got signal: 2", signal.SIGINT)
+
+    monkeypatch.setattr(theirs, "launch_command", interrupted)
+    monkeypatch.setattr(sys, "argv", ["launch", "--config_file", "cpu", "-m", launch.MODULE])
+    assert launch.main() == 130
 
 
 def test_an_unknown_accelerate_config_is_refused_with_a_suggestion() -> None:
