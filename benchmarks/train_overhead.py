@@ -6,8 +6,8 @@
 tokens per second at least 0.98 times bare TRL's. ``packed`` is SFT on packed rows (bfd) with SDPA attention, where TRL
 flattens a batch of B rows of L tokens into one of B x L, and posttrain keeps the rows: at least 3 times bare TRL's.
 In both all logged losses must agree. ``start`` is the time from a process's start to the end of its first step, of
-`posttrain train` and of the bare script, one after the other, with the data tokenised before: at most 1.1 times bare
-TRL's. Exit code 1 says that something is short of that.
+`posttrain train` and of the bare script, begun together on two cores so that a busy neighbour slows both alike, with
+the data tokenised before: at most 1.1 times bare TRL's. Exit code 1 says that something is short of that.
 
 In a round two processes of one thread train at the same time, yet never at the same moment: after each step a process
 hands the turn to the other and sleeps, so a busy neighbour slows both alike. Who goes first alternates. Both are timed
@@ -339,11 +339,11 @@ def run_start(folder: Path, rounds: int) -> bool:
     print("|---|---|---|---|---|---|---|", flush=True)
     ratios, of_cpu = [], []
     for number in range(rounds + 1):  # the first, which fills caches, does not count
-        seconds = {}
+        started = {}
         for side in ("recipe", "bare") if number % 2 else ("bare", "recipe"):
             command = [sys.executable, __file__, "--first-step", side, str(folder), str(time.time())]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            seconds[side] = json.loads(said.splitlines()[-1])
+            started[side] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        seconds = {side: json.loads(process.communicate()[0].splitlines()[-1]) for side, process in started.items()}
         (wall, cpu), (bare_wall, bare_cpu) = seconds["recipe"], seconds["bare"]
         if number:
             ratios.append(wall / bare_wall)
