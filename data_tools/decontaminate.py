@@ -4,10 +4,9 @@ There are two verdicts, never mixed: *n-grams*, exact, by one of five papers' ru
 paraphrase*, by what words a row shares with one item and not with the next (``paraphrases``).
 """
 
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +19,11 @@ from ..chat_templates.errors import PosttrainError
 from .dataset import load
 from .errors import DataError
 from .files import hash_json, write_atomic
-from .ngrams import split_words, words_in
+from .kept_texts import KeptTexts
+from .ngrams import Words, split_words, words_in
 from .overlap import RULES, SHORTEST, Item, Overlap, text_of, text_of_turns, usual_n
 from .paraphrases import FEWEST, Near, Nearest, count_words, margin_of_chance
-from .row_tool import Counts, Decide, Outcome, Plan, RowTool, blocks_of
+from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, RowTool
 from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources
@@ -120,10 +120,11 @@ class DecontaminateSpec(RowTool):
         """
         search = _Search(self.rule, self.known)
         planted = search.self_test()
-        for _, rows in _readable(self.sources):
-            search.look(rows)
+        texts = KeptTexts(folder / "texts", self.sources, [_text] * len(self.sources), lambda _: {}, "reading rows")
+        for _, batch in texts.batches(BLOCK_ROWS):
+            search.look(batch)
         if self.paraphrases != "off":
-            planted += search.look_for_paraphrases(self.sources, self.paraphrase_rate)
+            planted += search.look_for_paraphrases(texts, self.paraphrase_rate)
         lines = (json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in search.findings)
         write_atomic(folder / EVIDENCE, "".join(lines))
         found: dict[str, list[Finding]] = {}
@@ -151,16 +152,6 @@ class DecontaminateSpec(RowTool):
             {name: getattr(finding, name) for name in ("benchmark", "item", "verdict", "words")} for finding in found
         ]
         return Outcome(row.values | {COLUMN: marks})
-
-
-def _readable(sources: Sequence[SourceSpec]) -> Iterator[tuple[int, list[Row]]]:
-    """Yields the readable rows of all sources in blocks, each with how many came before it."""
-    before = 0
-    for source in sources:
-        for block in blocks_of(source):
-            rows = [row for row in block if row.problem is None]
-            yield before, rows
-            before += len(rows)
 
 
 def read_items(sources: Sequence[SourceSpec]) -> dict[str, list[Item]]:
@@ -197,14 +188,14 @@ class _Search:
             numbers = np.flatnonzero([self.sizes[name] == n for name in self.names])
             self.overlaps.append((numbers, Overlap(self.rule, [self.items[number] for number in numbers], n)))
 
-    def look(self, batch: Sequence[Row]) -> None:
-        """Looks for items in rows, by n-grams."""
-        texts = [text_of(row.values) for row in batch]
-        words = split_words(texts)
+    def look(self, batch: Sequence[tuple[str, str]]) -> None:
+        """Looks for items in texts, each behind where it is, by n-grams."""
+        words = _words(batch)
         for numbers, overlap in self.overlaps:
             for match in overlap.look(words):
-                row, number = match.row - overlap.rows + len(batch), int(numbers[match.item])
-                self._find(batch[row].where, texts[row], number, NGRAMS, match.share, match.span)
+                where, text = batch[match.row - overlap.rows + len(batch)]
+                number = int(numbers[match.item])
+                self._find(where, text, number, NGRAMS, match.share, match.span)
 
     def _find(self, where: str, text: str, number: int, verdict: str, share: float, words: str) -> None:
         item = self.items[number]
@@ -234,33 +225,31 @@ class _Search:
             found.append({"copy": kind, "verdict": NGRAMS, "planted": planted, "found": hits})
         return found
 
-    def look_for_paraphrases(self, sources: Sequence[SourceSpec], rate: float) -> list[dict[str, Any]]:
+    def look_for_paraphrases(self, texts: KeptTexts, rate: float) -> list[dict[str, Any]]:
         """Finds the rows that possibly paraphrase an item; returns how many planted copies are told so."""
         frequencies = np.zeros(1, np.int64)
-        for _, rows in _readable(sources):
-            frequencies = frequencies + count_words(split_words([_text(row) for row in rows]))
+        for _, batch in texts.batches(BLOCK_ROWS):
+            frequencies = frequencies + count_words(_words(batch))
         nearest = Nearest(self.items, frequencies)
         if len(nearest) < FEWEST:
             self.chance = {"note": f"not looked for: fewer than {FEWEST} items are long enough"}
             return []
         parts = []
-        for before, rows in _readable(sources):
-            for start in range(0, len(rows), _FEW):
-                near = nearest.of(split_words([_text(row) for row in rows[start : start + _FEW]]))
-                parts.append(Near(near.rows + before + start, near.items, near.alike))
+        for before, batch in texts.batches(_FEW):
+            near = nearest.of(_words(batch))
+            parts.append(Near(near.rows + before, near.items, near.alike))
         near = Near(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "items", "alike")))
         margin = margin_of_chance(near, rate)
         told: dict[int, dict[int, float]] = {}
         for place in np.flatnonzero(near.margins > margin):
             told.setdefault(int(near.rows[place]), {})[int(near.items[place])] = float(near.alike[place, 0])
         known = {(finding.row, finding.benchmark, finding.item) for finding in self.findings}
-        for place, row in enumerate(itertools.chain.from_iterable(rows for _, rows in _readable(sources))):
-            for number, alike in told.get(place, {}).items():
-                if (row.where, self.names[number], self.items[number].id) not in known:
-                    text = _text(row)
+        for place, (where, text) in texts.pick(sorted(told)).items():
+            for number, alike in told[place].items():
+                if (where, self.names[number], self.items[number].id) not in known:
                     theirs = set(words_in(text))
                     shared = [w for w in dict.fromkeys(words_in(self.items[number].question)) if w in theirs]
-                    self._find(row.where, text, number, PARAPHRASE, alike, " ".join(shared))
+                    self._find(where, text, number, PARAPHRASE, alike, " ".join(shared))
         passages = len(near.rows)
         self.chance = {"rate": rate, "margin": margin, "passages": passages, "by_chance": round(rate * passages, 1)}
         return self._planted_paraphrases(nearest, margin)
@@ -344,6 +333,10 @@ class _Search:
 
 def _text(row: Row) -> str:
     return text_of(row.values)
+
+
+def _words(batch: Sequence[tuple[str, str]]) -> Words:
+    return split_words([text for _, text in batch])
 
 
 def _spread(count: int) -> "np.ndarray":

@@ -295,8 +295,8 @@ class _Texts(KeptTexts):
     def shingles(self, wanted: "NDArray[np.bool_]") -> Shingles:
         """Returns the shingles of some texts, in order."""
         hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-        rows = self.read(wanted)
-        while some := [text for *_, text in itertools.islice(rows, BLOCK_ROWS)]:
+        for _, batch in self.batches(BLOCK_ROWS, wanted):
+            some = [text for _, text in batch]
             part = Shingles.of(split_words(some, self.core), self.spec.n)
             hashes.append(part.hashes)
             counts.append(part.counts)

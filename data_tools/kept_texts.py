@@ -1,6 +1,7 @@
 """The texts of many rows: read once and kept on the disk, with what is known of each; a killed pass goes on."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,14 @@ class KeptTexts:
                     text = data[bounds[place] : bounds[place + 1]].decode(errors="surrogatepass")
                     yield first + place, source, where[place], text
             first += count
+
+    def batches(self, size: int, wanted: "Flags | None" = None) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+        """Yields all or some texts, so many at a time, each behind where it is, and how many came before them."""
+        rows = self.read(np.ones(len(self), bool) if wanted is None else wanted)
+        first = 0
+        while batch := [(where, text) for _, _, where, text in itertools.islice(rows, size)]:
+            yield first, batch
+            first += len(batch)
 
     def pick(self, numbers: "Sequence[int] | NDArray[np.int64]") -> dict[int, tuple[str, str]]:
         """Returns some texts by number, each behind where it is."""

@@ -16,7 +16,7 @@ from .files import hash_file
 from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
 from .kept_texts import KeptTexts
 from .ngrams import mix_bits, ngrams, split_words, words_in
-from .row_tool import Counts, Decide, Outcome, Plan, TextTool, canonical_reader, text_blocks
+from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, TextTool, canonical_reader
 from .score_columns import Bounds, column_taken, outside
 from .sources import Row, content_hash
 from .spec import SourceSpec
@@ -114,7 +114,7 @@ class Quality(TextTool):
         """Trains the classifier and scores all rows, so that quantiles are known."""
         path = self._classifier_file() if self.classifier else folder / CLASSIFIER
         if not path.exists():
-            _Labelled(self).train(path)
+            _Labelled(self, folder / "learnt from").train(path)
         trained = _Trained.load(path)
         scored = _Scored(self, trained.classifier, folder / "scores")
         bounds = self.keep.resolve(scored.fresh) if self.keep else None
@@ -198,14 +198,17 @@ class _Trained:
 class _Labelled:
     """Good and bad rows: each text once, none that is on both sides, a share of them held out by their hash."""
 
-    def __init__(self, spec: Quality):
+    def __init__(self, spec: Quality, folder: Path):
         self.spec = spec
         own = spec.model_copy(update={"columns": None})
         self.terms = WordList.read(spec.terms) if spec.terms else WordList.of([])
-        self.sources = [[(source, own.reader(source)) for source in side or ()] for side in (spec.good, spec.bad)]
-        for source in spec.labelled or ():
-            for side in (0, 1):
-                self.sources[side].append((source, self._reader_of_side(source, side)))
+        labelled = spec.labelled or []
+        self.sides: list[KeptTexts] = []
+        for side, (name, sources) in enumerate(zip(_SIDES, (spec.good or [], spec.bad or []), strict=True)):
+            readers = [own.reader(source) for source in sources]
+            readers += [self._reader_of_side(source, side) for source in labelled]
+            kept = KeptTexts(folder / name, [*sources, *labelled], readers, _hashes_of, f"reading {name} rows")
+            self.sides.append(kept)
 
     def _reader_of_side(self, source: SourceSpec, side: int) -> Callable[[Row], str]:
         """Returns what gives the text of a labelled row that is of a side; it raises RowError."""
@@ -219,19 +222,13 @@ class _Labelled:
 
         return read
 
-    def _blocks(self, side: int) -> Iterator[list[str]]:
-        """Yields the texts of a side, in blocks."""
-        for source, read in self.sources[side]:
-            for block in text_blocks(source, read):
-                yield [text for _, text in block]
-
     def train(self, path: Path) -> None:
         """Trains a classifier and writes it with what was found on held-out rows.
 
         Raises:
             DataError: There are too few rows of a side.
         """
-        hashes = [np.concatenate([_hashes_of(block) for block in self._blocks(side)] or [_NONE]) for side in (0, 1)]
+        hashes = [side.found("words") for side in self.sides]
         chosen = [self._choose(hashes[side], hashes[1 - side]) for side in (0, 1)]
         counts = [self._counts(hashes[side], hashes[1 - side], chosen[side]) for side in (0, 1)]
         found = [
@@ -311,12 +308,10 @@ class _Labelled:
 
     def _texts(self, side: int, chosen: "NDArray[np.int64]") -> Iterator[list[str]]:
         """Reads the chosen texts of a side again."""
-        first = 0
-        for block in self._blocks(side):
-            start, end = np.searchsorted(chosen, [first, first + len(block)])
-            if end > start:
-                yield [block[place - first] for place in chosen[start:end]]
-            first += len(block)
+        wanted = np.zeros(len(self.sides[side]), bool)
+        wanted[chosen] = True
+        for _, batch in self.sides[side].batches(BLOCK_ROWS, wanted):
+            yield [text for _, text in batch]
 
     def _terms(self, side: int, hashes: "Hashes", chosen: "NDArray[np.int64]") -> "Flags":
         """Returns which terms the held-out texts of a side hold, shape (texts, terms)."""
@@ -364,12 +359,9 @@ class _Labelled:
         return found
 
 
-_NONE = np.zeros(0, np.uint64)
-
-
-def _hashes_of(texts: Sequence[str]) -> "Hashes":
+def _hashes_of(block: Sequence[tuple[str, str]]) -> "dict[str, Hashes]":
     """Returns a hash of each text's words, 0 where it has none."""
-    return split_words(texts).wholes
+    return {"words": split_words([text for _, text in block]).wholes}
 
 
 def _stack(parts: Sequence[Any]) -> Any:
