@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from .errors import DataError, RowError
+from .errors import DataError
 from .files import hash_file
 from .languages import MIN_PROBABILITY, check_codes, identifier, model_version
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, TextTool, canonical_reader
+from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readable, readable
 from .sources import Row, read_rows
 from .spec import Kind, SourceSpec
 from .tool import comma_separated
@@ -117,34 +117,26 @@ class Clean(TextTool):
         if self.blocklist:
             checks.append(("blocklist", blocklist_check(WordList.read(self.blocklist), self.limits.max_listed_words)))
 
-        def decide(rows: Sequence[Row]) -> list[Outcome]:
-            outcomes: dict[int, Outcome] = {}
-            texts: dict[int, str] = {}
-            for place, row in enumerate(rows):
-                try:
-                    texts[place] = read(row)
-                except RowError as error:
-                    outcomes[place] = Outcome(None, error.reason, error.detail)
-            found: dict[int, list[tuple[str, Verdict]]] = {place: [] for place in texts}
-            now = dict(texts)
-            told = dict(zip(texts, identify(list(texts.values())), strict=True)) if identify else {}
-            for place, (code, probability) in told.items():
-                wrong = code not in (self.languages or ())
-                found[place] = [("language", Verdict(code, f"probability {probability:.2f}"))] if wrong else []
+        def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
+            found: list[list[tuple[str, Verdict]]] = [[] for _ in texts]
+            now = list(texts)
+            told = identify(texts) if identify else []
+            for place, (code, probability) in enumerate(told):
+                if code not in (self.languages or ()):
+                    found[place].append(("language", Verdict(code, f"probability {probability:.2f}")))
             for name, check in checks:
-                left = [place for place in now if not (self.remove and found[place] and found[place][-1][1].reason)]
+                left = [place for place, one in enumerate(found) if not (self.remove and one and one[-1][1].reason)]
                 verdicts = check([rows[place] for place in left], [now[place] for place in left])
                 for place, verdict in zip(left, verdicts, strict=True):
                     found[place].append((name, verdict))
                     if self.remove and verdict.text is not None:
                         now[place] = verdict.text
-            for place in texts:
-                outcome = self._outcome(rows[place], texts[place], now[place], found[place])
-                groups = {"language": told[place][0]} if told else {}
-                outcomes[place] = dataclasses.replace(outcome, groups=groups)
-            return [outcomes[place] for place in range(len(rows))]
+            outcomes = list(map(self._outcome, rows, texts, now, found))
+            for place, (code, _) in enumerate(told):
+                outcomes[place] = dataclasses.replace(outcomes[place], groups={"language": code})
+            return outcomes
 
-        return decide
+        return decide_readable(read, decide)
 
     def _outcome(self, row: Row, before: str, after: str, found: Sequence[tuple[str, Verdict]]) -> Outcome:
         reasons = [f"{name}: {verdict.reason}" for name, verdict in found if verdict.reason]
@@ -190,13 +182,8 @@ class Clean(TextTool):
             _refuse_edits(self, source)
             return
         canonical = canonical_reader(source, get_args(Kind))
-        found = []
-        for row in itertools.islice(read_rows(source, Path()), _LOOK_AHEAD):
-            try:
-                found.append(canonical(row.values) if row.problem is None else {})
-            except RowError:
-                continue
-        texts = [one["text"] for one in found if "text" in one]
+        first = itertools.islice(read_rows(source, Path()), _LOOK_AHEAD)
+        texts = [found["text"] for _, found in readable(first, lambda row: canonical(row.values)) if "text" in found]
         if "chat" in self.presets and texts:
             raise DataError("rows of text hold no conversations", where=source.title, hint="leave `chat` out")
         web = [name for name in self.presets if name.removesuffix(_DATATROVE) in WEB]

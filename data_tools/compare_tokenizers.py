@@ -14,10 +14,9 @@ import numpy as np
 from pydantic import Field
 
 from .encode import TextEncoder
-from .errors import RowError
 from .files import write_atomic
 from .languages import MIN_PROBABILITY, identifier, model_version
-from .row_tool import CHANGED, Counts, Decide, Outcome, Plan, TextTool, read_texts
+from .row_tool import CHANGED, Counts, Decide, Outcome, Plan, TextTool, decide_readable
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import Bar, Plot, Table, ToolReport, percent
@@ -154,24 +153,18 @@ class CompareTokenizersSpec(TextTool):
         def group_of(row: Row, language: str) -> str:
             return language if self.by is None else str(row.values.get(self.by, "–"))
 
-        def decide(rows: Sequence[Row]) -> list[Outcome]:
-            texts = read_texts(read, rows)
-            good = [text for text in texts if isinstance(text, str)]
-            tokens = {one.name: one.encode(good) for one in opened}
-            if good:
+        def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
+            tokens = {one.name: one.encode(texts) for one in opened}
+            if rows:
                 _keep_seen(seen / hashlib.sha256(rows[0].where.encode()).hexdigest()[:32], opened, tokens)
-            languages = [language for language, _ in identify(good)] if identify else [""] * len(good)
-            outcomes, place = [], 0
-            for row, text in zip(rows, texts, strict=True):
-                if isinstance(text, RowError):
-                    outcomes.append(Outcome(None, text.reason, text.detail))
-                    continue
+            languages = [language for language, _ in identify(texts)] if identify else [""] * len(texts)
+            outcomes = []
+            for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
                 ids = {name: found[place] for name, found in tokens.items()}
                 outcomes.append(_outcome(row, text, ids, opened, group_of(row, languages[place])))
-                place += 1
             return outcomes
 
-        return decide
+        return decide_readable(read, decide)
 
 
 def _outcome(row: Row, text: str, ids: Mapping[str, Sequence[int]], opened: Sequence[Named], group: str) -> Outcome:

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from .conversations import ROLES
 from .dedup import Dedup, RowClusters, cluster_rows
-from .errors import DataError, RowError
+from .errors import DataError
 from .ngrams import mix_bits
-from .row_tool import Counts, Decide, Outcome, Plan, RowTool, canonical_reader, canonical_text
+from .row_tool import Counts, Decide, Outcome, Plan, RowTool, canonical_reader, canonical_text, decide_readable
 from .sources import Row
 from .spec import Kind, SourceSpec
 from .tool_report import Table, ToolReport, percent
@@ -144,17 +144,11 @@ class Convert(RowTool):
 
         def convert(row: Row) -> Outcome:
             unread.clear()
-            try:
-                made, cut = canonical(row)
-            except RowError as error:
-                return Outcome(None, error.reason, error.detail)
+            made, cut = canonical(row)
             edits = {f"not kept: {what}": count for what, count in unread.items()}
             return Outcome(made, edits=edits | ({TRIMMED: cut} if cut else {}))
 
-        def decide(rows: Sequence[Row]) -> list[Outcome]:
-            return [convert(row) for row in rows]
-
-        return decide
+        return decide_readable(convert, lambda _, outcomes: outcomes)
 
 
 def prompt_text(values: Mapping[str, Any]) -> str:

@@ -18,12 +18,12 @@ import numpy as np
 import xxhash
 from pydantic import Field, model_validator
 
-from .errors import DataError, RowError, missing_column
+from .errors import DataError, missing_column
 from .files import write_atomic
 from .kept_texts import KeptTexts
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
-from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, turn_places
+from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, decide_readable, readable, turn_places
 from .sources import Row, read_rows
 from .spec import SourceSpec
 from .tool import Sources
@@ -139,15 +139,16 @@ class Dedup(TextTool):
 
         def decider(source: SourceSpec) -> Decide:
             mine = gone[self.number_of(source)]
-            if self.by == "turn":
-                read_turns = turns_reader(source)
-                return lambda rows: [self._outcome_of_turns(read_turns, row, mine) for row in rows]
-            read = self.reader(source)
 
-            def decide(rows: Sequence[Row]) -> list[Outcome]:
-                return [self._outcome(read, row, mine.get(row.where)) for row in rows]
+            def decide(rows: Sequence[Row], said: "Sequence[str | list[str]]") -> list[Outcome]:
+                return [
+                    self._outcome(row, mine.get(row.where))
+                    if isinstance(texts, str)
+                    else self._outcome_of_turns(row, len(texts), mine)
+                    for row, texts in zip(rows, said, strict=True)
+                ]
 
-            return decide
+            return decide_readable(self.unit_reader(source), decide)
 
         below = texts.examples(found.just_below(), f"most alike {self.by}s that stay")
         near = [entry for entries_of in entries for entry in entries_of if entry.how == NEAR]
@@ -159,24 +160,14 @@ class Dedup(TextTool):
 
         return Plan(decider, add, [LEDGER])
 
-    def _outcome(self, read: Callable[[Row], str], row: Row, entry: "Removal | None") -> Outcome:
-        try:
-            read(row)
-        except RowError as error:
-            return Outcome(None, error.reason, error.detail)
+    def _outcome(self, row: Row, entry: "Removal | None") -> Outcome:
         if not self.remove:
             return Outcome(row.values | {COLUMN: entry and entry.kept}, edits={entry.how: 1} if entry else {})
         if entry is None:
             return Outcome(row.values)
         return Outcome(None, f"{entry.how} duplicate", f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}")
 
-    def _outcome_of_turns(
-        self, read: "Callable[[Row], list[str]]", row: Row, entries: "Mapping[str, Removal]"
-    ) -> Outcome:
-        try:
-            count = len(read(row))
-        except RowError as error:
-            return Outcome(None, error.reason, error.detail)
+    def _outcome_of_turns(self, row: Row, count: int, entries: "Mapping[str, Removal]") -> Outcome:
         found = [entries.get(where) for where in turn_places(row.where, count)]
         if not self.remove:
             edits = collections.Counter(entry.how for entry in found if entry)
@@ -540,15 +531,11 @@ def _prompt_hashes(
     sources: Sequence[SourceSpec], read: Sequence[Callable[[Row], str]], read_prompt: Sequence[Callable[[Row], str]]
 ) -> Iterator[int]:
     """Yields a hash of the words of each usable row's prompt; 0 of none."""
-    for source, text_of, prompt_of in zip(sources, read, read_prompt, strict=True):
-        for row in itertools.chain.from_iterable(blocks_of(source)):
-            try:
-                if row.problem is None:
-                    text_of(row)
-                    words = " ".join(words_in(prompt_of(row)))
-                    yield xxhash.xxh3_64_intdigest(words.encode()) if words else 0
-            except RowError:
-                continue
+    for source, *reads in zip(sources, read, read_prompt, strict=True):
+        rows = itertools.chain.from_iterable(blocks_of(source))
+        for _, (_, prompt) in readable(rows, lambda row, reads=reads: [one(row) for one in reads]):
+            words = " ".join(words_in(prompt))
+            yield xxhash.xxh3_64_intdigest(words.encode()) if words else 0
 
 
 def _least_alike(removals: Sequence[Removal], spec: Dedup) -> Tally:

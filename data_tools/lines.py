@@ -10,18 +10,19 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from .errors import DataError, RowError, missing_column
+from .errors import DataError, missing_column
 from .files import write_atomic
 from .ngrams import Words, split_words, words_in
-from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of
+from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of, decide_readable, readable
 from .sources import Row, read_rows
 from .spec import SourceSpec
 from .tool import comma_separated
@@ -111,7 +112,9 @@ class Lines(RowTool):
 
         def decider(source: SourceSpec) -> Decide:
             mine = names[self.number_of(source)]
-            return lambda rows: self._decide(rows, mine, repeated)
+            return decide_readable(
+                partial(self._pieces, names=mine), lambda rows, said: self._decide(rows, said, mine, repeated)
+            )
 
         def add(report: ToolReport, _: Any) -> ToolReport:
             return _add(report, self, found, counts)
@@ -150,16 +153,10 @@ class Lines(RowTool):
         return [pieces_of(text, self.unit) if isinstance(text, str) else [] for text in said]
 
     def _texts(
-        self, rows: Sequence[Row], names: Sequence[str], wanted: "Hashes | None" = None
+        self, rows: Iterable[tuple[Row, list[list[str]]]], wanted: "Hashes | None" = None
     ) -> "Iterator[tuple[Row, list[_Text]]]":
-        """Yields the usable rows of a block with their texts; of pieces, only those wanted have hashes."""
-        found: list[tuple[Row, list[list[str]]]] = []
-        for row in rows:
-            try:
-                if row.problem is None:
-                    found.append((row, self._pieces(row, names)))
-            except RowError:
-                continue  # counted when the rows are written
+        """Yields rows of a block with their texts; of pieces, only those wanted have hashes."""
+        found = list(rows)
         words = split_words([piece for _, texts in found for text in texts for piece in text])
         sizes = words.counts
         if self.ignore_numbers:
@@ -189,7 +186,7 @@ class Lines(RowTool):
                 if not path.exists():
                     rows = [
                         np.unique(np.concatenate([text.hashes for text in texts]))
-                        for _, texts in self._texts(block, mine)
+                        for _, texts in self._texts(readable(block, partial(self._pieces, names=mine)))
                         if texts
                     ]
                     buffer = io.BytesIO()
@@ -207,7 +204,7 @@ class Lines(RowTool):
         found: dict[int, Repeated] = {}
         for source, mine in zip(self.sources, names, strict=True):
             for block in blocks_of(source) if len(found) < len(left) else ():
-                for row, texts in self._texts(block, mine, hashes):
+                for row, texts in self._texts(readable(block, partial(self._pieces, names=mine)), hashes):
                     for text in texts:
                         for place in np.flatnonzero(text.hashes).tolist():
                             key = int(text.hashes[place])
@@ -215,10 +212,16 @@ class Lines(RowTool):
                                 found[key] = Repeated(text.pieces[place].strip(), left[key], row.where)
         return found
 
-    def _decide(self, rows: Sequence[Row], names: Sequence[str], repeated: Mapping[int, Repeated]) -> list[Outcome]:
+    def _decide(
+        self,
+        rows: Sequence[Row],
+        said: Sequence[list[list[str]]],
+        names: Sequence[str],
+        repeated: Mapping[int, Repeated],
+    ) -> list[Outcome]:
         keys = np.array(sorted(repeated), np.uint64)
-        outcomes: dict[str, Outcome] = {}
-        for row, texts in self._texts(rows, names, keys):
+        outcomes = []
+        for row, texts in self._texts(zip(rows, said, strict=True), keys):
             cut = [
                 [
                     place
@@ -227,14 +230,8 @@ class Lines(RowTool):
                 ]
                 for text in texts
             ]
-            outcomes[row.where] = self._outcome(row, names, texts, cut)
-        for row in rows:
-            if row.where not in outcomes:
-                try:
-                    self._pieces(row, names)
-                except RowError as error:
-                    outcomes[row.where] = Outcome(None, error.reason, error.detail)
-        return [outcomes[row.where] for row in rows]
+            outcomes.append(self._outcome(row, names, texts, cut))
+        return outcomes
 
     def _goes(self, piece: str, row: Row, repeated: Repeated) -> bool:
         """Says whether a piece is what its hash says, and not the one that stays."""

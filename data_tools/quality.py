@@ -16,7 +16,7 @@ from .files import hash_file
 from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
 from .kept_texts import KeptTexts
 from .ngrams import mix_bits, ngrams, split_words, words_in
-from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, TextTool, canonical_reader
+from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, TextTool, canonical_reader, decide_readable
 from .score_columns import Bounds, column_taken, outside
 from .sources import Row, content_hash
 from .spec import SourceSpec
@@ -121,43 +121,29 @@ class Quality(TextTool):
         around = scored.around(bounds[0] if np.isfinite(bounds[0]) else bounds[1]) if bounds else Tally()
 
         def decider(source: SourceSpec) -> Decide:
-            read = self.reader(source)
+            text_of = self.reader(source)
 
-            def decide(rows: Sequence[Row]) -> list[Outcome]:
-                return self._outcomes(rows, read, trained.classifier, bounds)
+            def read(row: Row) -> str:
+                if self.column in row.values:
+                    raise column_taken(self.column, row.where, "give the score another name: `column`")
+                return text_of(row)
 
-            return decide
+            def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
+                scores = trained.classifier.scores(texts).tolist()
+                return [self._outcome(row, score, bounds) for row, score in zip(rows, scores, strict=True)]
+
+            return decide_readable(read, decide)
 
         def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
             return _add(report, self.column, trained, scored, bounds, around)
 
         return Plan(decider, add, [] if self.classifier else [CLASSIFIER])
 
-    def _outcomes(
-        self,
-        rows: Sequence[Row],
-        read: Callable[[Row], str],
-        classifier: HashedClassifier,
-        bounds: tuple[float, float] | None,
-    ) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = {}
-        texts: dict[int, str] = {}
-        for place, row in enumerate(rows):
-            if self.column in row.values:
-                raise column_taken(self.column, row.where, "give the score another name: `column`")
-            try:
-                texts[place] = read(row)
-            except RowError as error:
-                outcomes[place] = Outcome(None, error.reason, error.detail)
-        scores = classifier.scores(list(texts.values())).tolist()
-        for place, score in zip(texts, scores, strict=True):
-            side = outside(score, bounds) if bounds else ""
-            outcomes[place] = (
-                Outcome(None, f"{self.column} {side}", f"{score:.6g}")
-                if side
-                else Outcome(rows[place].values | {self.column: score})
-            )
-        return [outcomes[place] for place in range(len(rows))]
+    def _outcome(self, row: Row, score: float, bounds: tuple[float, float] | None) -> Outcome:
+        side = outside(score, bounds) if bounds else ""
+        if side:
+            return Outcome(None, f"{self.column} {side}", f"{score:.6g}")
+        return Outcome(row.values | {self.column: score})
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field
 
@@ -69,6 +69,7 @@ class Outcome:
 
 
 Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
+Said = TypeVar("Said")
 
 
 def _as_it_is(report: ToolReport, counts: "Mapping[str, Counts]") -> ToolReport:
@@ -351,11 +352,7 @@ def text_blocks(source: SourceSpec, read: Callable[[Row], str | list[str]]) -> I
     """
     for block in blocks_of(source):
         texts = []
-        for row in block:
-            try:
-                said = read(row) if row.problem is None else []
-            except RowError:
-                continue
+        for row, said in readable(block, read):
             if isinstance(said, str):
                 texts.append((row.where, said))
             else:
@@ -368,15 +365,41 @@ def turn_places(where: str, count: int) -> list[str]:
     return [f"{where}, turn {number} of {count}" for number in range(1, count + 1)]
 
 
-def read_texts(read: Callable[[Row], str], rows: Sequence[Row]) -> list[str | RowError]:
-    """Returns the text of each row, or why it has none."""
-    texts: list[str | RowError] = []
+def readable(rows: Iterable[Row], read: Callable[[Row], Said]) -> Iterator[tuple[Row, Said]]:
+    """Yields the rows that can be read, each with what it says; others are counted when rows are decided on."""
     for row in rows:
+        if row.problem is not None:
+            continue
         try:
-            texts.append(read(row))
-        except RowError as error:
-            texts.append(error)
-    return texts
+            said = read(row)
+        except RowError:
+            continue
+        yield row, said
+
+
+def decide_readable(
+    read: Callable[[Row], Said], decide: Callable[[Sequence[Row], Sequence[Said]], Sequence[Outcome]]
+) -> Decide:
+    """Returns what decides on rows by what they say, and leaves out those that cannot be read.
+
+    Args:
+        read: Gives what a row says, or raises RowError.
+        decide: Gives an outcome for each of some rows and what they say.
+    """
+
+    def decide_all(rows: Sequence[Row]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        said: dict[int, Said] = {}
+        for place, row in enumerate(rows):
+            try:
+                said[place] = read(row)
+            except RowError as error:
+                outcomes[place] = Outcome(None, error.reason, error.detail)
+        decided = decide([rows[place] for place in said], list(said.values()))
+        outcomes |= zip(said, decided, strict=True)
+        return [outcomes[place] for place in range(len(rows))]
+
+    return decide_all
 
 
 def _turns(value: Any) -> list[str]:

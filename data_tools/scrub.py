@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_templates.errors import did_you_mean
-from .errors import DataError, RowError, missing_column
+from .errors import DataError, missing_column
 from .personal_data import (
     KINDS,
     NATIONAL,
@@ -137,11 +137,9 @@ class Scrub(RowTool):
             return [scrub(item) for item in value] if isinstance(value, list | tuple) else value
 
         names = row.values if self.columns is None else self.columns
-        try:
-            missing = next((name for name in names if name not in row.values), None)
-            if missing is not None:
-                raise missing_column(missing, row.values)
-        except RowError as error:
+        missing = next((name for name in names if name not in row.values), None)
+        if missing is not None:
+            error = missing_column(missing, row.values)
             return Outcome(None, error.reason, error.detail, shown="")
         values = row.values | {name: scrub(row.values[name]) for name in names}
         if not found:

@@ -22,12 +22,12 @@ from pydantic import Field, model_validator
 
 from .embeddings import server_embeddings, static_embeddings
 from .endpoint import EndpointSpec
-from .errors import DataError, RowError
+from .errors import DataError
 from .files import write_atomic
 from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, Plan, TextTool
+from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import EXAMPLES, Table, Tally, ToolReport
@@ -114,19 +114,16 @@ class Semantic(TextTool):
         by_row = {flag.row: flag for flag in flags}
 
         def decider(source: SourceSpec) -> Decide:
-            read = self.reader(source)
-            return lambda rows: [self._outcome(read, row, by_row.get(row.where)) for row in rows]
+            return decide_readable(
+                self.reader(source), lambda rows, _: [self._outcome(row, by_row.get(row.where)) for row in rows]
+            )
 
         def add(report: ToolReport, _: Any) -> ToolReport:
             return _add(report, flags, similarity, below)
 
         return Plan(decider, add, [LEDGER])
 
-    def _outcome(self, read: Callable[[Row], str], row: Row, flag: Flag | None) -> Outcome:
-        try:
-            read(row)
-        except RowError as error:
-            return Outcome(None, error.reason, error.detail)
+    def _outcome(self, row: Row, flag: Flag | None) -> Outcome:
         if flag is None:
             return Outcome(row.values | {COLUMN: None})
         detail = f"{flag.similarity:.3f} like {flag.like}: {flag.like_text}"

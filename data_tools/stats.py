@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .dedup import Dedup, count_duplicates
-from .errors import RowError
 from .languages import MIN_PROBABILITY, identifier, model_version
-from .row_tool import Counts, Decide, Outcome, Plan, TextTool, read_texts
+from .row_tool import Counts, Decide, Outcome, Plan, TextTool, decide_readable
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import Spread, Table, ToolReport
@@ -57,16 +56,11 @@ class StatsSpec(TextTool):
         read, counters = self.reader(source), self.counters()
         identify = identifier(MIN_PROBABILITY) if self.languages else None
 
-        def decide(rows: Sequence[Row]) -> list[Outcome]:
-            texts = read_texts(read, rows)
-            good = [text for text in texts if isinstance(text, str)]
-            tokens = {name: iter(count(good)) for name, count in counters.items()}
-            languages = iter(identify(good) if identify else ())
+        def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
+            tokens = {name: iter(count(texts)) for name, count in counters.items()}
+            languages = iter(identify(texts) if identify else ())
             outcomes = []
             for row, text in zip(rows, texts, strict=True):
-                if isinstance(text, RowError):
-                    outcomes.append(Outcome(None, text.reason, text.detail))
-                    continue
                 measures = {CHARACTERS: len(text), BYTES: len(text.encode()), WORDS: len(text.split())}
                 turns = next((len(row.values[name]) for name in _TALKS if isinstance(row.values.get(name), list)), 0)
                 measures |= {TURNS: turns} if turns else {}
@@ -75,7 +69,7 @@ class StatsSpec(TextTool):
                 outcomes.append(Outcome(row.values, measures=measures, groups=groups))
             return outcomes
 
-        return decide
+        return decide_readable(read, decide)
 
     def _tables(self, counts: Mapping[str, Counts]) -> list[Table]:
         """Returns what is measured of each source, and what a tokenizer makes of its bytes and words."""
