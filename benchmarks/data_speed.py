@@ -39,7 +39,8 @@ import pyarrow.parquet as pq
 import xxhash
 from posttrain.data_tools.dedup import first_equal
 from posttrain.data_tools.near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard
-from posttrain.data_tools.ngrams import Core, bounds_of, split_words, words_in
+from posttrain.data_tools.ngrams import Core, split_words, words_in
+from posttrain.data_tools.ragged import bounds_of
 
 BANDS = Bands()
 THRESHOLD = 0.8

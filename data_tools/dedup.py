@@ -22,7 +22,8 @@ from .errors import DataError, missing_column
 from .files import write_atomic
 from .kept_texts import KeptTexts
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
-from .ngrams import Core, bounds_of, fastest_core, split_words, words_in
+from .ngrams import Core, fastest_core, split_words, words_in
+from .ragged import bounds_of
 from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, decide_readable, readable, turn_places
 from .sources import Row, read_rows
 from .spec import SourceSpec

@@ -18,7 +18,8 @@ import numpy as np
 
 from .errors import DataError
 from .files import write_atomic
-from .ngrams import bounds_of, mix_bits, ngrams, split_words
+from .ngrams import mix_bits, ngrams, split_words
+from .ragged import bounds_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .files import write_atomic
-from .ngrams import bounds_of
 from .progress import progress_shown
+from .ragged import bounds_of
 from .row_tool import text_blocks
 from .sources import Row
 from .spec import SourceSpec

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..chat_templates.errors import did_you_mean
 from .errors import DataError
-from .ngrams import bounds_of
+from .ragged import bounds_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+from .ragged import bounds_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -287,7 +288,7 @@ def _draw_weighted(sizes: Ints, weights: Floats, target: float, seed: np.random.
 
 def _nearest(sizes: Ints, documents: Ints, target: float) -> Ints:
     """Returns the beginning of some documents whose tokens come nearest to a number."""
-    reached = np.concatenate([[0], np.cumsum(sizes[documents])])
+    reached = bounds_of(sizes[documents])
     return documents[: int(np.abs(reached - target).argmin())]
 
 

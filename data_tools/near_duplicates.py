@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ngrams import Core, Words, bounds_of, integer_powers, mix_bits, ngrams
+from .ngrams import Core, Words, integer_powers, mix_bits, ngrams
+from .ragged import Ragged, bounds_of, ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,25 +36,8 @@ _MANY = 1 << 20  # what those bits can number
 
 
 @dataclass(frozen=True)
-class Shingles:
-    """The distinct shingles of several texts.
-
-    Attributes:
-        hashes: Of 44 bits, sorted within each text, shape (shingles,).
-        bounds: Where each text's begin, and the last's end, shape (texts + 1,).
-    """
-
-    hashes: "Hashes"
-    bounds: "Integers"
-
-    def __len__(self) -> int:
-        """Returns how many texts there are."""
-        return len(self.bounds) - 1
-
-    @property
-    def counts(self) -> "Integers":
-        """Returns how many shingles each text has."""
-        return np.diff(self.bounds)
+class Shingles(Ragged):
+    """The distinct shingles of several texts: hashes of 44 bits, sorted within each."""
 
     @classmethod
     def of(cls, words: Words, n: int) -> "Shingles":
@@ -77,9 +61,7 @@ class Shingles:
     def take(self, texts: "Integers") -> "Shingles":
         """Returns the shingles of some texts."""
         counts = self.counts[texts]
-        bounds = bounds_of(counts)
-        places = np.arange(int(bounds[-1])) + np.repeat(self.bounds[texts] - bounds[:-1], counts)
-        return Shingles(self.hashes[places], bounds)
+        return Shingles(self.hashes[ranges(self.bounds[texts], counts)], bounds_of(counts))
 
 
 def _all_shingles(words: Words, n: int) -> tuple["Hashes", "Integers"]:

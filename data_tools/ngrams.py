@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .ragged import Ragged, bounds_of, ranges
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -60,25 +62,8 @@ _LOOKUP = _lookup()
 
 
 @dataclass(frozen=True)
-class Words:
-    """The words of several texts, one after the other.
-
-    Attributes:
-        hashes: Of the words, shape (words,); odd are those of words that begin with a digit.
-        bounds: Where each text begins, and where the last ends, shape (texts + 1,).
-    """
-
-    hashes: "Hashes"
-    bounds: "Integers"
-
-    def __len__(self) -> int:
-        """Returns how many texts there are."""
-        return len(self.bounds) - 1
-
-    @property
-    def counts(self) -> "Integers":
-        """Returns how many words each text has."""
-        return np.diff(self.bounds)
+class Words(Ragged):
+    """The words of several texts; odd are the hashes of words that begin with a digit."""
 
     @functools.cached_property
     def sums(self) -> "Hashes":
@@ -154,9 +139,7 @@ def ngrams(words: Words, n: int) -> tuple["Hashes", "Integers"]:
         text starts at its i-th word.
     """
     counts = np.maximum(words.counts - n + 1, 0)
-    bounds = bounds_of(counts)
-    starts = np.arange(int(bounds[-1])) + np.repeat(words.bounds[:-1] - bounds[:-1], counts)
-    return _windows(words, n)[starts], bounds
+    return _windows(words, n)[ranges(words.bounds[:-1], counts)], bounds_of(counts)
 
 
 def _windows(words: Words, n: int) -> "Hashes":
@@ -218,7 +201,7 @@ class NgramIndex:
         is_found &= np.append(self.hashes, 0)[place] == hashes[near]
         near, place, row = near[is_found], place[is_found], row[is_found]
         count = self.bounds[place + 1] - self.bounds[place]
-        entries = np.arange(int(count.sum())) + np.repeat(self.bounds[place] - bounds_of(count)[:-1], count)
+        entries = ranges(self.bounds[place], count)
         at = np.repeat(near - rows.bounds[row], count)
         return np.repeat(row, count), at, self.items[entries], self.positions[entries]
 
@@ -273,8 +256,3 @@ def mix_bits(values: "Hashes") -> "Hashes":
     values *= np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
-
-
-def bounds_of(counts: "Integers") -> "Integers":
-    """Returns where parts of these sizes begin, and where the last ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .ngrams import NgramIndex, Words, bounds_of, split_words, words_in
+from .ngrams import NgramIndex, Words, split_words, words_in
+from .ragged import bounds_of, ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,7 +147,7 @@ class Overlap:
         row, item, begin, end = self._runs(rows)
         begin_of_item = self._bounds[item]
         last = end - (self.n - 1 if self.rule.of == "ngrams" else 0)  # where its units end
-        self._held[_places(begin_of_item + begin, last - begin)] = True
+        self._held[ranges(begin_of_item + begin, last - begin)] = True
 
         firsts = np.flatnonzero(np.diff(row, prepend=-1) | np.diff(item, prepend=-1))  # of each row and item
         units = _union(begin, last, firsts)
@@ -181,8 +182,7 @@ class Overlap:
 
     def seen(self) -> "NDArray[np.bool_]":
         """Returns which items count as seen after all rows, shape (items,)."""
-        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._held)])
-        together = total[self._bounds[1:]] - total[self._bounds[:-1]]
+        together = np.diff(bounds_of(self._held)[self._bounds])
         return self._counts(self._most if self.rule.one_row else together, self._units)
 
     def evidence(self) -> dict[int, Match]:
@@ -250,7 +250,7 @@ class _WholeItems:
         for size in np.unique(sizes[sizes > 0]).tolist():
             those = np.flatnonzero(sizes == size)
             last = self._questions.bounds[those + 1]
-            tails = self._questions.hashes[_places(last - size, np.full(len(those), size))]
+            tails = self._questions.hashes[ranges(last - size, np.full(len(those), size))]
             self._tails.append((those, NgramIndex.build(Words(tails, np.arange(len(those) + 1) * size), size)))
 
     def find(self, rows: Words) -> Iterator[tuple[int, int]]:
@@ -303,12 +303,6 @@ def _collect(value: Any, parts: list[str]) -> None:
             _collect(part, parts)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         parts.append(str(value))
-
-
-def _places(begins: "Integers", counts: "Integers") -> "Integers":
-    """Returns the numbers from each beginning on, as many as are wanted there."""
-    bounds = bounds_of(counts)
-    return np.arange(int(bounds[-1])) + np.repeat(begins - bounds[:-1], counts)
 
 
 def _union(begin: "Integers", end: "Integers", firsts: "Integers") -> "Integers":

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .ragged import bounds_of, ranges
+
 Ints = NDArray[np.int64]
 Strategy = Literal["bfd", "bfd_split", "wrapped"]
 
@@ -34,8 +36,7 @@ class Rows:
 
     def row_lengths(self) -> Ints:
         """Returns the tokens of each row, ``[rows]``."""
-        ends = np.concatenate([[0], np.cumsum(self.length)])
-        return np.diff(ends[self.offsets])
+        return np.diff(bounds_of(self.length)[self.offsets])
 
     def fill(self, max_length: int) -> float:
         """Returns the share of ``rows x max_length`` positions that hold a token."""
@@ -45,8 +46,7 @@ class Rows:
         """Returns the rows in another order."""
         counts = np.diff(self.offsets)[order]
         pieces = ranges(self.offsets[:-1][order], counts)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        return Rows(self.document[pieces], self.start[pieces], self.length[pieces], offsets, self.joined)
+        return Rows(self.document[pieces], self.start[pieces], self.length[pieces], bounds_of(counts), self.joined)
 
 
 def in_batches(parts: Sequence[Rows], tokens: int, most: int) -> Iterator[list[Rows]]:
@@ -59,15 +59,6 @@ def in_batches(parts: Sequence[Rows], tokens: int, most: int) -> Iterator[list[R
         numbers = np.arange(begin, min(end, begin + most))
         yield [part.take(numbers) for part in parts]
         begin += len(numbers)
-
-
-def ranges(starts: Any, lengths: Any) -> Ints:
-    """Concatenates ``arange(start, start + length)`` for all pairs."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(
-        np.asarray(starts, dtype=np.int64) - before, lengths
-    )
 
 
 def one_per_row(lengths: Any) -> Rows:
@@ -120,8 +111,7 @@ def pack(lengths: Any, max_length: int, strategy: Strategy, *, seed: int | None 
     placed, bins = best_fit_decreasing(pieces.length, max_length)
     order = placed[np.argsort(bins, kind="stable")]
     counts = np.bincount(bins) if len(bins) else np.zeros(0, dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    rows = Rows(pieces.document[order], pieces.start[order], pieces.length[order], offsets)
+    rows = Rows(pieces.document[order], pieces.start[order], pieces.length[order], bounds_of(counts))
     return rows if seed is None else rows.take(np.random.default_rng([seed, len(rows)]).permutation(len(rows)))
 
 
@@ -157,7 +147,7 @@ def pack_in_order(lengths: Any, max_length: int, strategy: Strategy, begins: Any
         window = window.take(np.argsort(places, kind="stable"))
         packed.append((window.document + begin, window.start, window.length, np.diff(window.offsets)))
     document, start, length, counts = (np.concatenate(parts) for parts in zip(*packed, strict=True))
-    return Rows(document, start, length, np.concatenate([[0], np.cumsum(counts)]))
+    return Rows(document, start, length, bounds_of(counts))
 
 
 def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .ngrams import Words, bounds_of, split_words
+from .ngrams import Words, split_words
 from .overlap import Item
+from .ragged import bounds_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .examples import PARTS
-from .pack import Rows, ranges
+from .pack import Rows
+from .ragged import bounds_of, ranges
 
 if TYPE_CHECKING:
     from .dataset import DataReport
@@ -109,9 +110,7 @@ class Store:
         for begin in range(0, len(documents), 256):  # bounds the memory: rows can be long
             part = slice(begin, begin + 256)
             loss = self.loss[self.places(documents[part], 1, np.maximum(kept[part], 0))]
-            edges = np.cumsum(np.maximum(kept[part], 0))
-            total = np.concatenate([[0], np.cumsum(loss, dtype=np.int64)])
-            result[part] = np.diff(total[np.concatenate([[0], edges])]) > 0
+            result[part] = np.diff(bounds_of(loss)[bounds_of(np.maximum(kept[part], 0))]) > 0
         return result
 
     def fields(self, examples: Iterable[int]) -> list[dict[str, Any]]:
@@ -271,8 +270,7 @@ def _lists(lengths: Lengths, values: NDArray[np.int32]) -> Any:
     """Makes an Arrow column of lists."""
     import pyarrow as pa
 
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    return pa.ListArray.from_arrays(pa.array(bounds_of(lengths).astype(np.int32)), pa.array(values))
 
 
 def _field_arrays(

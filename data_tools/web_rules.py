@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from .ngrams import BASE, CHUNK, Core, Words, bounds_of, fastest_core, integer_powers, mix_bits
+from .ngrams import BASE, CHUNK, Core, Words, fastest_core, integer_powers, mix_bits
+from .ragged import bounds_of, ranges
 from .spec import Section
 
 if TYPE_CHECKING:
@@ -341,8 +342,7 @@ class Table:
     def ngrams(self, n: int) -> "tuple[Integers, Integers]":
         """Returns the first word of each text's n-grams, and where each text's begin and the last's end."""
         counts = np.maximum(self.counts - n + 1, 0)
-        bounds = bounds_of(counts)
-        return np.arange(int(bounds[-1])) + np.repeat(self.bounds[:-1] - bounds[:-1], counts), bounds
+        return ranges(self.bounds[:-1], counts), bounds_of(counts)
 
     @functools.cached_property
     def breaks(self) -> "Integers":

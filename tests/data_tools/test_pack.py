@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from posttrain.data_tools.pack import Rows, best_fit_decreasing, pack, pack_in_order, ranges, split
+from posttrain.data_tools.pack import Rows, best_fit_decreasing, pack, pack_in_order, split
+from posttrain.data_tools.ragged import ranges
 
 
 def tokens_of(rows: Rows) -> list[tuple[int, int]]:
