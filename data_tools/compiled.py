@@ -4,10 +4,16 @@ numba is an extra (``posttrain[fast]``). Its import and its compiler take second
 work that takes longer asks for it.
 """
 
+import functools
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
+
+from .ngrams import mix_bits
+from .ragged import bounds_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,7 +167,24 @@ def count_shared(
     return shared
 
 
-@numba.njit(inline="always")
+# Flags of a code point: part of a word; other, not space; alphabetic; no punctuation; `str.splitlines` breaks there.
+_WORD, _OTHER, _ALPHA, _PLAIN, _BREAK = 1, 2, 4, 8, 16
+
+
+@functools.cache
+def _flags(punctuation: frozenset[str]) -> "NDArray[np.uint8]":
+    """Returns the flags of every code point."""
+    every = "".join(map(chr, range(0x110000)))
+    flags = np.full(0x110000, _OTHER | _PLAIN, np.uint8)
+    for found in re.finditer(r"\s", every):
+        flags[found.start()] = _PLAIN | (_BREAK if found[0].splitlines() == [""] else 0)
+    for found in re.finditer(r"\w", every):
+        flags[found.start()] = _WORD | _PLAIN | (_ALPHA if found[0].isalpha() else 0)
+    flags[[ord(sign) for sign in punctuation]] &= np.uint8(255 - _PLAIN)
+    return flags
+
+
+@_compiled
 def _slot(keys, stamps, stamp, key):
     """Returns where a key stands in a table with open addresses, or would stand; other stamps mean free places."""
     last = np.uint64(len(keys) - 1)
@@ -172,130 +195,291 @@ def _slot(keys, stamps, stamp, key):
 
 
 @_compiled
-def _ngram_characters(
-    codes, starts, lengths, bounds, wanted, characters, base, least, tops, duplicates, once, top, duplicate
-):
-    """Fills in what ``ngram_characters`` returns."""
-    longest = 1
-    for text in range(len(wanted)):
-        longest = max(longest, bounds[text + 1] - bounds[text])
-    size = 2
-    while size < 2 * longest:
-        size *= 2
-    keys, stamps, counts = np.empty(size, np.uint64), np.zeros(size, np.int64), np.empty(size, np.int64)
-    words, powers, grams = np.empty(longest, np.uint64), np.empty(longest, np.uint64), np.empty(longest, np.uint64)
-    slots, ends = np.empty(longest, np.uint64), np.zeros(longest + 1, np.int64)
-    stamp = 0
-    for text in range(len(wanted)):
-        if not wanted[text]:
-            continue
-        begin, count = bounds[text], bounds[text + 1] - bounds[text]
-        for word in range(count):
-            start, length = starts[begin + word], lengths[begin + word]
-            total, power = _ZERO, _ONE
-            for place in range(start, start + length):
-                total = total * base + np.uint64(codes[place])
-                power *= base
-            words[word], powers[word], grams[word] = total, power, _ZERO
-            ends[word + 1] = ends[word] + length
-        made = 0
-        for column in range(len(tops)):
-            n = tops[column]
-            stamp += 1
-            for gram in range(count - n + 1):
-                key = grams[gram]
-                for word in range(made, n):
-                    key = _mix(key + words[gram + word] + np.uint64(lengths[begin + gram + word])) * base
-                grams[gram] = key
-                slot = _slot(keys, stamps, stamp, key)
-                if stamps[slot] != stamp:
-                    stamps[slot], keys[slot], counts[slot] = stamp, key, 0
-                counts[slot] += 1
-                slots[gram] = slot
-            made = n
-            most = 0 if once else 1
-            for gram in range(count - n + 1):
-                if counts[slots[gram]] > most:
-                    most = counts[slots[gram]]
-                    top[text, column] = most * (ends[gram + n] - ends[gram] + n - 1)
-        made = 0
-        grams[:count] = _ZERO
-        for column in range(len(duplicates)):
-            n = duplicates[column]
-            for gram in range(count - n + 1):
-                key = grams[gram]
-                for word in range(made, n):
-                    key = key * powers[gram + word] + words[gram + word]
-                grams[gram] = key
-            made = n
-            if column == 0:
-                stamp += 1
-                covered = free = 0
-                for gram in range(count - n + 1):
-                    key = _mix(grams[gram])
-                    slot = _slot(keys, stamps, stamp, key)
-                    if stamps[slot] == stamp:
-                        covered += ends[gram + n] - ends[max(gram, free)]
-                        free = gram + n
-                    stamps[slot], keys[slot] = stamp, key
-                if covered / characters[text] <= least:
-                    break
-            stamp += 1
-            free = 0
-            for gram in range(count - n + 1):
-                if gram < free:
-                    continue
-                key = _mix(grams[gram])
-                slot = _slot(keys, stamps, stamp, key)
-                if stamps[slot] == stamp:
-                    duplicate[text, column] += ends[gram + n] - ends[gram]
-                    free = gram + n
-                stamps[slot], keys[slot] = stamp, key
-
-
-def ngram_characters(
-    texts: "tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]",
-    wanted: "NDArray[np.bool_]",
-    characters: "NDArray[np.int64]",
-    base: np.uint64,
-    least: float,
-    sizes: tuple[list[int], list[int]],
-    once: bool,
-) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-    """Counts the characters of repeated n-grams as ``web_rules`` does: the most frequent, and those that repeat others.
-
-    Args:
-        texts: Code points of all, where each word begins, its characters, and at which word each text begins.
-        wanted: Which texts, shape (texts,).
-        characters: Of each text, likewise.
-        base: Of the polynomial that hashes characters.
-        least: Texts with no larger share of characters in repeated n-grams of the least size are not looked at further.
-        sizes: Words of the most frequent n-grams, and of those that repeat others, each in order.
-        once: Whether the most frequent n-gram may stand once.
-
-    Returns:
-        Characters of the most frequent one for each size, and of those that repeat others, shape (texts, sizes).
-    """
-    top, duplicate = (np.zeros((len(wanted), len(some)), np.int64) for some in sizes)
-    tops, duplicates = (np.array(some, np.int64) for some in sizes)
-    _ngram_characters(*texts, wanted, characters, base, least, tops, duplicates, once, top, duplicate)
-    return top, duplicate
+def _split(codes, flags, begin, end, base, starts, lengths, marks, totals, powers, ends):
+    """Finds the words of a text, hashes them, and gathers the flags of their characters; returns how many."""
+    count = 0
+    before = 0
+    for place in range(begin, end):
+        kind = flags[place] & (_WORD | _OTHER)
+        is_apostrophe = codes[place] == 0x27 or codes[place] == 0x2019
+        if is_apostrophe and flags[place - 1] & _WORD and flags[place + 1] & _WORD:
+            kind = _WORD
+        if kind != 0:
+            if kind != before:
+                starts[count], lengths[count], marks[count] = place, 0, 0
+                totals[count], powers[count] = _ZERO, _ONE
+                count += 1
+            word = count - 1
+            lengths[word] += 1
+            marks[word] |= flags[place]
+            totals[word] = totals[word] * base + np.uint64(codes[place])
+            powers[word] *= base
+            ends[count] = ends[word] + lengths[word]
+        before = kind
+    return count
 
 
 @_compiled
-def _polynomials(codes, starts, lengths, base, values):
-    for piece in range(len(starts)):
-        total, power = _ZERO, _ONE
-        for place in range(starts[piece], starts[piece] + lengths[piece]):
-            total += np.uint64(codes[place]) * power
-            power *= base
-        values[piece] = total
+def _quality(codes, flags, begin, end, datatrove, words, count, stops, found, values):
+    """Fills in the values of Gopher's rules of quality."""
+    starts, lengths, marks, totals = words
+    hashes, numbers, longest = stops
+    plain = characters = letters = stopped = 0
+    found[:] = False
+    for word in range(count):
+        letters += (marks[word] & _ALPHA) != 0
+        if marks[word] & _PLAIN:
+            plain += 1
+            characters += lengths[word]
+        if lengths[word] <= longest:
+            key = _mix(totals[word] + np.uint64(lengths[word]))
+            for form in range(len(hashes)):
+                if hashes[form] == key and not found[numbers[form]]:
+                    found[numbers[form]] = True
+                    stopped += 1
+    marked = ellipses = dots = 0
+    for place in range(begin, end):
+        marked += codes[place] == 0x23
+        ellipses += codes[place] == 0x2026
+        dots = dots + 1 if codes[place] == 0x2E else 0
+        if dots == 3:
+            ellipses += 1
+            dots = 0
+    lines = begun = ended = word = 0
+    start = begin
+    for place in range(begin, end + 1):
+        is_break = place == end or codes[place] == 0x0A
+        if datatrove and not is_break and flags[place] & _BREAK:
+            is_break = codes[place] != 0x0D or codes[place + 1] != 0x0A
+        if not is_break:
+            continue
+        first = word
+        while word < count and starts[word] < place:
+            word += 1
+        lines += (place < end or start < end) if datatrove else word > first
+        if word > first:
+            code, last = codes[starts[first]], starts[word - 1] + lengths[word - 1]
+            begun += code == 0x2D or code == 0x2022
+            if codes[last - 1] == 0x2026:
+                ended += 1
+            elif last - begin > 2 and codes[last - 1] == 0x2E:
+                ended += codes[last - 2] == 0x2E and codes[last - 3] == 0x2E
+        start = place + 1
+    spoken = max(count if datatrove else plain, 1)
+    values[0] = values[1] = plain
+    values[2] = values[3] = characters / max(plain, 1)
+    values[4], values[5] = marked / spoken, ellipses / spoken
+    values[6], values[7] = begun / max(lines, 1), ended / max(lines, 1)
+    values[8], values[9] = letters / spoken, stopped
 
 
-def polynomials(
-    codes: "NDArray[Any]", starts: "NDArray[np.int64]", lengths: "NDArray[np.int64]", base: np.uint64
-) -> "NDArray[np.uint64]":
-    """Returns the sum of ``c[i] B^i`` over the code points of each piece of a text, shape (pieces,)."""
-    values = np.empty(len(starts), np.uint64)
-    _polynomials(codes, starts, lengths, base, values)
-    return values
+@_compiled
+def _repeated(codes, starts, ends, count, empty, base, keys, stamps, stamp, values):
+    """Fills in the share of pieces of a text that repeat an earlier one, and how many characters those have."""
+    again = characters = 0
+    for piece in range(count if count > 1 else 0):
+        key = np.uint64(ends[piece] - starts[piece])
+        for place in range(starts[piece], ends[piece]):
+            key = key * base + np.uint64(codes[place])
+        key = _mix(key)
+        slot = _slot(keys, stamps, stamp, key)
+        if stamps[slot] == stamp:
+            again += 1
+            characters += ends[piece] - starts[piece]
+        stamps[slot], keys[slot] = stamp, key
+    values[0], values[1] = (again + (empty == 2)) / max(count + empty, 1), characters
+
+
+@_compiled
+def _parts(codes, begin, end, datatrove, starts, lengths, count, pieces):
+    """Finds the lines and paragraphs of a text, without blank ones but for datatrove; returns how many of each."""
+    line_starts, line_ends, starts_of, ends_of = pieces
+    lines = paragraphs = word = 0
+    is_open = has_words = False
+    start = begin
+    for place in range(begin, end + 1):
+        if place < end and codes[place] != 0x0A:
+            continue
+        first = word
+        while word < count and starts[word] < place:
+            word += 1
+        if start < place:
+            if datatrove or word > first:
+                line_starts[lines], line_ends[lines] = start, place
+                lines += 1
+            if not is_open:
+                starts_of[paragraphs] = max(start, starts[0])
+                is_open, has_words = True, False
+            ends_of[paragraphs] = min(place, starts[count - 1] + lengths[count - 1])
+            has_words = has_words or word > first
+        if is_open and (place == end or start == place):
+            is_open = False
+            paragraphs += (datatrove or has_words) and starts_of[paragraphs] < ends_of[paragraphs]
+        start = place + 1
+    return lines, paragraphs
+
+
+@_compiled
+def _top(grams, ends, count, n, once, keys, stamps, stamp, counts, slots):
+    """Returns the characters of all occurrences of the most frequent n-gram, the first of equally frequent ones."""
+    for gram in range(count - n + 1):
+        slot = _slot(keys, stamps, stamp, grams[gram])
+        if stamps[slot] != stamp:
+            stamps[slot], keys[slot], counts[slot] = stamp, grams[gram], 0
+        counts[slot] += 1
+        slots[gram] = slot
+    most, characters = 0 if once else 1, 0
+    for gram in range(count - n + 1):
+        if counts[slots[gram]] > most:
+            most = counts[slots[gram]]
+            characters = most * (ends[gram + n] - ends[gram] + n - 1)
+    return characters
+
+
+@_compiled
+def _again(grams, ends, count, n, apart, keys, stamps, stamp):
+    """Returns the characters in n-grams that repeat an earlier one; ``apart``: behind such a one the next begins."""
+    characters = free = 0
+    for gram in range(count - n + 1):
+        if apart and gram < free:
+            continue
+        key = _mix(grams[gram])
+        slot = _slot(keys, stamps, stamp, key)
+        if stamps[slot] == stamp:
+            characters += ends[gram + n] - ends[max(gram, free)]
+            free = gram + n
+        stamps[slot], keys[slot] = stamp, key
+    return characters
+
+
+@_compiled
+def _first_bad(values, least, most, begin, end):
+    """Returns the first of some rules whose value is not allowed, or -1."""
+    for rule in range(begin, end):
+        if values[rule] < least[rule] or values[rule] > most[rule]:
+            return rule
+    return -1
+
+
+@_compiled
+def _gopher(codes, flags, edges, stops, sizes, limits, base, datatrove, values, failed):
+    """Fills in what ``gopher_values`` returns, text by text, as far as to the first rule that is broken."""
+    tops, duplicates = sizes
+    least, most, fewest = limits
+    longest = words = 1
+    for text in range(len(edges) - 1):
+        pieces = spoken = 1
+        for place in range(edges[text], edges[text + 1]):
+            pieces += codes[place] == 0x0A
+            spoken += (flags[place] & 3) != 0 and (flags[place] & 3) != (flags[place - 1] & 3)
+        longest, words = max(longest, pieces), max(words, spoken)
+    size = 2
+    while size < 2 * max(longest, words):
+        size *= 2
+    keys, stamps, counts = np.empty(size, np.uint64), np.zeros(size, np.int64), np.empty(size, np.int64)
+    starts, lengths, marks = np.empty(words, np.int64), np.empty(words, np.int64), np.empty(words, np.uint8)
+    totals, powers, grams = np.empty(words, np.uint64), np.empty(words, np.uint64), np.empty(words, np.uint64)
+    slots, ends = np.empty(words, np.uint64), np.zeros(words + 1, np.int64)
+    parts = (
+        np.empty(longest, np.int64),
+        np.empty(longest, np.int64),
+        np.empty(longest, np.int64),
+        np.empty(longest, np.int64),
+    )
+    found = np.zeros(max(len(stops[0]), 1), np.bool_)
+    stamp = 0
+    for text in range(len(edges) - 1):
+        begin, end = edges[text], edges[text + 1] - 1
+        own = values[text]
+        count = _split(codes, flags, begin, end, base, starts, lengths, marks, totals, powers, ends)
+        own_words = starts, lengths, marks, totals
+        _quality(codes, flags, begin, end, datatrove, own_words, count, stops, found, own)
+        failed[text] = _first_bad(own, least, most, 0, 10)
+        if failed[text] >= 0:
+            continue
+        characters = end - begin
+        lines, paragraphs = _parts(codes, begin, end, datatrove, starts, lengths, count, parts)
+        empty = (codes[begin] == 0x0A) + (codes[end - 1] == 0x0A) if datatrove else 0
+        stamp += 2
+        _repeated(codes, parts[2], parts[3], paragraphs, 0, base, keys, stamps, stamp - 1, own[10:12])
+        _repeated(codes, parts[0], parts[1], lines, empty, base, keys, stamps, stamp, own[12:14])
+        own[11] /= characters
+        own[13] /= characters
+        failed[text] = _first_bad(own, least, most, 10, 14)
+        made = 0
+        grams[:count] = _ZERO
+        for column in range(len(tops)):
+            n = tops[column]
+            if failed[text] >= 0:
+                break
+            for gram in range(count - n + 1):
+                for word in range(gram + made, gram + n):
+                    grams[gram] = _mix(grams[gram] + totals[word] + np.uint64(lengths[word])) * base
+            made = n
+            stamp += 1
+            own[14 + column] = _top(grams, ends, count, n, datatrove, keys, stamps, stamp, counts, slots) / characters
+            failed[text] = _first_bad(own, least, most, 14 + column, 15 + column)
+        made = 0
+        grams[:count] = _ZERO
+        for column in range(len(duplicates)):
+            n, rule = duplicates[column], 14 + len(tops) + column
+            if failed[text] >= 0:
+                break
+            for gram in range(count - n + 1):
+                for word in range(gram + made, gram + n):
+                    grams[gram] = grams[gram] * powers[word] + totals[word]
+            made = n
+            stamp += 2
+            # Words in a repeated n-gram stand in repeated shorter ones too.
+            if column == 0 and _again(grams, ends, count, n, False, keys, stamps, stamp - 1) / characters <= fewest:
+                break
+            own[rule] = _again(grams, ends, count, n, True, keys, stamps, stamp) / characters
+            failed[text] = _first_bad(own, least, most, rule, rule + 1)
+
+
+def gopher_values(
+    texts: Sequence[str],
+    punctuation: frozenset[str],
+    stop_forms: Mapping[str, int],
+    sizes: tuple[list[int], list[int]],
+    limits: "tuple[NDArray[np.float64], NDArray[np.float64], float]",
+    base: np.uint64,
+    datatrove: bool,
+) -> "tuple[NDArray[np.float64], NDArray[np.int64]]":
+    """Returns what Gopher's rules limit, as ``web_rules`` measures it, as far as to the first that is broken.
+
+    Args:
+        texts: The texts.
+        punctuation: The signs that are no part of what is said.
+        stop_forms: The number of the stop word that each form is of.
+        sizes: Words of the most frequent n-grams, and of those that repeat others, each in order.
+        limits: The least and the most that each rule allows, shape (rules,), and the share of characters in repeated
+            n-grams of the least size up to which a text is not looked at further.
+        base: Of the polynomials that hash characters.
+        datatrove: Whether to read the rules as datatrove does.
+
+    Returns:
+        The values, shape (texts, rules), and which rule each text breaks, -1 for none, shape (texts,).
+    """
+    joined = "\n".join(["", *texts, ""])
+    table = _flags(punctuation)
+    codes: NDArray[Any]
+    if joined.isascii():
+        data = joined.encode()
+        codes = np.frombuffer(data, np.uint8)
+        flags = np.frombuffer(data.translate(table[:256].tobytes()), np.uint8)
+    else:
+        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+        flags = table.take(codes)
+    edges = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
+    hashes = np.zeros(len(stop_forms), np.uint64)
+    for place, form in enumerate(stop_forms):
+        for sign in form:
+            hashes[place : place + 1] = hashes[place : place + 1] * base + np.uint64(ord(sign))
+    lengths = np.array([len(form) for form in stop_forms], np.int64)
+    numbers = np.array(list(stop_forms.values()), np.int64)
+    stops = mix_bits(hashes + lengths.astype(np.uint64)), numbers, int(lengths.max(initial=0))
+    values, failed = np.zeros((len(texts), len(limits[0]))), np.empty(len(texts), np.int64)
+    both = tuple(np.array(some, np.int64) for some in sizes)
+    _gopher(codes, flags, edges, stops, both, limits, base, datatrove, values, failed)
+    return values, failed

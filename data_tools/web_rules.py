@@ -1,30 +1,26 @@
 """Rules for web text: Gopher's, C4's and FineWeb's, as datatrove has them and as their papers mean them.
 
 A word is a run of letters, digits and ``_``, with the apostrophes inside it, or a run of other signs between spaces.
-What counts words and lines does so for many texts at once in numpy; n-grams are counted by numba where it is installed
-and there is enough to do. Lines, paragraphs and n-grams are equal if their 64-bit hashes are.
+Gopher's rules are read in Python, and where there is enough to do and numba is installed in numba (``compiled``), where
+lines, paragraphs and n-grams are equal if their 64-bit hashes are.
 
 Sources: Gopher, Rae et al. 2021 (arXiv 2112.11446), appendix A.1 and table A1; C4, Raffel et al. 2020 (JMLR 21),
 section 2.2; FineWeb, Penedo et al. 2024 (arXiv 2406.17557), section 3.6. "datatrove" is its version 0.10.1.
 """
 
 import functools
+import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from .ngrams import BASE, CHUNK, Core, Words, fastest_core, integer_powers, mix_bits
-from .ragged import bounds_of, ranges
+from .ngrams import BASE, CHUNK, Core, fastest_core
 from .spec import Section
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from .ngrams import Hashes, Integers
 
 # The signs that end a sentence and the other punctuation, of all scripts, as datatrove 0.10.1 (Apache-2.0) lists them.
 _TERMINAL = """21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736
@@ -180,335 +176,7 @@ def sentences_in(line: str) -> int:
     return 1 + len(SENTENCE_END.findall(line))
 
 
-# Flags of a code point.
-_WORD, _OTHER, _ALPHA, _PLAIN, _BREAK = 1, 2, 4, 8, 16
-"""Part of a word; other, not space; alphabetic; no punctuation; `str.splitlines` breaks lines there."""
-
-
-@functools.cache
-def _flags() -> "NDArray[np.uint8]":
-    """Returns the flags of every code point."""
-    every = "".join(map(chr, range(0x110000)))
-    flags = np.full(0x110000, _OTHER | _PLAIN, np.uint8)
-    for found in re.finditer(r"\s+", every):
-        flags[found.start() : found.end()] = _PLAIN
-        for place in range(found.start(), found.end()):
-            if every[place].splitlines() == [""]:
-                flags[place] |= _BREAK
-    for found in re.finditer(r"\w+", every):
-        flags[found.start() : found.end()] = _WORD | _PLAIN
-        for place in range(found.start(), found.end()):
-            if every[place].isalpha():
-                flags[place] |= _ALPHA
-    for sign in PUNCTUATION:
-        flags[ord(sign)] &= ~np.uint8(_PLAIN)
-    return flags
-
-
-@functools.cache
-def _ascii_flags() -> bytes:
-    return _flags()[:128].tobytes() + bytes(128)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Several texts between line breaks, and where their words are.
-
-    Attributes:
-        texts: The texts.
-        places: Which of more texts they are, shape (texts,).
-        core: What hashes them.
-        codes: All characters, shape (characters,).
-        flags: Their flags, likewise.
-        edges: Where each text begins, and behind the last's line break, shape (texts + 1,).
-        starts: Where each word begins, shape (words,).
-        lengths: Characters of each word, shape (words,).
-        bounds: At which word each text begins, and where the last ends, shape (texts + 1,).
-    """
-
-    texts: Sequence[str]
-    places: "Integers"
-    core: Core
-    codes: "NDArray[Any]"
-    flags: "NDArray[np.uint8]"
-    edges: "Integers"
-    starts: "Integers"
-    lengths: "Integers"
-    bounds: "Integers"
-
-    @classmethod
-    def of(cls, texts: Sequence[str], places: "Integers | None" = None, core: Core = "numpy") -> "Table":
-        """Splits texts into words, as ``words_of`` does one; texts of ASCII alone are split faster."""
-        joined = "\n".join(["", *texts, ""])
-        codes: NDArray[Any]
-        if joined.isascii():
-            data = joined.encode()
-            codes = np.frombuffer(data, np.uint8)
-            flags = np.frombuffer(data.translate(_ascii_flags()), np.uint8)
-        else:
-            codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-            flags = _flags().take(codes)
-        kinds = flags & (_WORD | _OTHER)
-        for sign in "'\u2019":
-            if sign in joined:
-                at = np.flatnonzero(codes == ord(sign))
-                kinds[at[(kinds[at - 1] == _WORD) & (kinds[at + 1] == _WORD)]] = _WORD
-        changes = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
-        begins = np.flatnonzero(kinds[changes])
-        starts = changes[begins]
-        edges = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
-        lengths = changes[begins + 1] - starts
-        places = np.arange(len(texts)) if places is None else places
-        return cls(texts, places, core, codes, flags, edges, starts, lengths, np.searchsorted(starts, edges))
-
-    def only(self, wanted: "NDArray[np.bool_]") -> "Table":
-        """Returns the table of some of the texts, shape (texts,)."""
-        chosen = np.flatnonzero(wanted)
-        return (
-            self
-            if len(chosen) == len(wanted)
-            else self.of([self.texts[place] for place in chosen.tolist()], self.places[chosen], self.core)
-        )
-
-    @property
-    def counts(self) -> "Integers":
-        """Returns how many words each text has, shape (texts,)."""
-        return np.diff(self.bounds)
-
-    @functools.cached_property
-    def word_flags(self) -> "NDArray[np.uint8]":
-        """Returns the flags that any character of a word has, shape (words,)."""
-        flags = self.flags[self.starts]
-        # What the first character does not settle; most words are letters.
-        open_ = np.flatnonzero((flags & (_ALPHA | _PLAIN) != _ALPHA | _PLAIN) & (self.lengths > 1))
-        if len(open_):
-            spans = np.stack([self.starts[open_], self.starts[open_] + self.lengths[open_]], axis=1).ravel()
-            flags[open_] = np.bitwise_or.reduceat(self.flags, spans)[::2]
-        return flags
-
-    @functools.cached_property
-    def sums(self) -> "Hashes":
-        """Returns the sum of ``c[i] B^i`` over the characters before each, shape (characters + 1,)."""
-        count = len(self.codes)
-        sums = np.zeros(count + 1, np.uint64)
-        np.cumsum(self.codes * integer_powers(count + 1)[0, :count], out=sums[1:])
-        return sums
-
-    def polynomials(self, starts: "Integers", lengths: "Integers") -> "Hashes":
-        """Returns the sum of ``c[i] B^i`` over the characters of each piece of the texts, shape (pieces,)."""
-        if self.core == "numba":
-            from .compiled import polynomials
-
-            return polynomials(self.codes, starts, lengths, BASE)
-        return (self.sums[starts + lengths] - self.sums[starts]) * integer_powers(len(self.sums))[1, starts]
-
-    def hashes(self, starts: "Integers", lengths: "Integers") -> "Hashes":
-        """Hashes pieces of the texts, shape (pieces,)."""
-        return mix_bits(self.polynomials(starts, lengths) + lengths.astype(np.uint64))
-
-    @functools.cached_property
-    def words(self) -> Words:
-        """Returns the words as hashes."""
-        return Words(self.hashes(self.starts, self.lengths), self.bounds)
-
-    @functools.cached_property
-    def ends(self) -> "Integers":
-        """Returns the characters of words before each word, shape (words + 1,)."""
-        return bounds_of(self.lengths)
-
-    @functools.cached_property
-    def letters(self) -> "Hashes":
-        """Returns ``sums`` at each word, of the characters of words alone, shape (words + 1,)."""
-        sums = np.zeros(len(self.starts) + 1, np.uint64)
-        powers = integer_powers(len(self.sums))[0, self.ends[:-1]]
-        np.cumsum(self.polynomials(self.starts, self.lengths) * powers, out=sums[1:])
-        return sums
-
-    def letters_of(self, starts: "Integers", n: int) -> "Hashes":
-        """Hashes n words from each place on, by their characters without what stands between, shape (places,)."""
-        return mix_bits(
-            (self.letters[starts + n] - self.letters[starts]) * integer_powers(len(self.sums))[1, self.ends[starts]]
-        )
-
-    @functools.cached_property
-    def characters(self) -> "Integers":
-        """Returns the characters of each text, 1 at least, shape (texts,)."""
-        return np.maximum(np.diff(self.edges) - 1, 1)
-
-    def per_text(self, values: "Integers | NDArray[np.bool_]") -> "Integers":
-        """Returns the sum over each text's words, shape (texts,)."""
-        return np.diff(bounds_of(values.astype(np.int64, copy=False))[self.bounds])
-
-    def ngrams(self, n: int) -> "tuple[Integers, Integers]":
-        """Returns the first word of each text's n-grams, and where each text's begin and the last's end."""
-        counts = np.maximum(self.counts - n + 1, 0)
-        return ranges(self.bounds[:-1], counts), bounds_of(counts)
-
-    @functools.cached_property
-    def breaks(self) -> "Integers":
-        """Returns where ``str.splitlines`` breaks the texts and what stands around them, shape (breaks,)."""
-        return np.flatnonzero(self.flags & _BREAK)
-
-    @functools.cached_property
-    def lines(self) -> "Lines":
-        """Returns the lines between line feeds."""
-        return Lines.between(self, self.breaks[self.codes[self.breaks] == ord("\n")])
-
-    @functools.cached_property
-    def universal_lines(self) -> "Lines":
-        """Returns the lines that ``str.splitlines`` finds, and one behind a break that ends a text."""
-        codes = self.codes[self.breaks]
-        feeds = codes == ord("\n")
-        if feeds.all():
-            return self.lines
-        is_pair = (codes[:-1] == ord("\r")) & feeds[1:] & (np.diff(self.breaks) == 1)
-        return Lines.between(self, np.delete(self.breaks, np.flatnonzero(is_pair)))
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The lines of a table's texts.
-
-    Attributes:
-        starts: Where each begins, shape (lines,).
-        ends: Where each ends, likewise.
-        words: The first word that does not stand before each, and behind the last, shape (lines + 1,).
-        bounds: At which line each text begins, and where the last ends, shape (texts + 1,).
-    """
-
-    starts: "Integers"
-    ends: "Integers"
-    words: "Integers"
-    bounds: "Integers"
-
-    @classmethod
-    def between(cls, table: Table, breaks: "Integers") -> "Lines":
-        """Returns the lines between breaks, of which one stands before each text and one behind the last."""
-        words = np.searchsorted(table.starts, breaks)
-        return cls(breaks[:-1] + 1, breaks[1:], words, np.searchsorted(breaks, table.edges - 1))
-
-    @functools.cached_property
-    def texts(self) -> "Integers":
-        """Returns to which text each line belongs, shape (lines,)."""
-        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
-
-    @property
-    def has_words(self) -> "NDArray[np.bool_]":
-        """Tells which lines are not blank, shape (lines,)."""
-        return self.words[1:] > self.words[:-1]
-
-
-_WARM = 1 << 15  # texts
-_BOXES = 16  # for each value: of those that a text has once few share a box
-
-
-def _boxes(hashes: "Hashes", bounds: "Integers", each: int) -> "tuple[Integers, Integers]":
-    """Puts each text's values into boxes of its own, so many for each value and one more: equal ones into the same.
-
-    Returns:
-        The box of each value, shape (values,), and where each text's boxes begin and the last's end.
-    """
-    counts = np.diff(bounds)
-    edges = bounds_of(counts * each + 1)
-    sizes = np.repeat(np.diff(edges).astype(np.uint64), counts)
-    return ((hashes >> np.uint64(32)) * sizes >> np.uint64(32)).astype(np.int64) + np.repeat(edges[:-1], counts), edges
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Values that a text has more than once.
-
-    Attributes:
-        places: Where they stand, those of one value together and in order, shape (occurrences,).
-        bounds: Where each value's places begin, and the last's end, shape (values + 1,).
-    """
-
-    places: "Integers"
-    bounds: "Integers"
-
-    @property
-    def counts(self) -> "Integers":
-        """Returns how often each stands there, shape (values,)."""
-        return np.diff(self.bounds)
-
-    @property
-    def first(self) -> "Integers":
-        """Returns where each stands first, shape (values,)."""
-        return self.places[self.bounds[:-1]]
-
-    @property
-    def again(self) -> "Integers":
-        """Returns the places of values that stand in the text before."""
-        return np.delete(self.places, self.bounds[:-1])
-
-    @classmethod
-    def among(cls, hashes: "Hashes", bounds: "Integers") -> "Repeats":
-        """Finds the values of each text that it has more than once.
-
-        Args:
-            hashes: The values, text by text.
-            bounds: Where each text's begin, and the last's end.
-        """
-        # Most stand in a box alone, and need not be sorted.
-        box, edges = _boxes(hashes, bounds, _BOXES)
-        first = np.empty(int(edges[-1]), np.int32)
-        numbers = np.arange(len(hashes), dtype=np.int32)
-        first[box[::-1]] = numbers[::-1]
-        is_shared = np.zeros(len(first), bool)
-        is_shared[box[first[box] != numbers]] = True
-        places = np.flatnonzero(is_shared[box])
-        keys = mix_bits(hashes[places] + box[places].astype(np.uint64))
-        order = np.argsort(keys, kind="stable")
-        places, keys = places[order], keys[order]
-        changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1
-        counts = np.diff(np.concatenate([[0], changes, [len(keys)]]))
-        return cls(places[np.repeat(counts > 1, counts)], bounds_of(counts[counts > 1]))
-
-
-class _Judge:
-    """The first reason for which each of several texts goes.
-
-    Attributes:
-        verdicts: What is said of each.
-        left: Which have none, shape (texts,).
-    """
-
-    def __init__(self, count: int) -> None:
-        self.verdicts = [PASSES] * count
-        self.left = np.ones(count, bool)
-
-    def above(self, table: Table, name: str, values: "NDArray[Any]", limit: float | None) -> None:
-        """Drops the texts of a table that are left and whose number is above a limit."""
-        if limit is not None:
-            self._drop(table, values > limit, values, lambda value: above(name, value, limit))
-
-    def below(self, table: Table, name: str, values: "NDArray[Any]", limit: float | None) -> None:
-        """Drops the texts of a table that are left and whose number is below a limit."""
-        if limit is not None:
-            self._drop(table, values < limit, values, lambda value: below(name, value, limit))
-
-    def _drop(
-        self,
-        table: Table,
-        is_bad: "NDArray[np.bool_]",
-        values: "NDArray[Any]",
-        verdict_on: "Callable[[float], Verdict | None]",
-    ) -> None:
-        bad = np.flatnonzero(is_bad & self.left[table.places])
-        for place, value in zip(table.places[bad].tolist(), values[bad].tolist(), strict=True):
-            self.verdicts[place] = verdict_on(value) or PASSES
-        self.left[table.places[bad]] = False
-
-
-def _tables(texts: Sequence[str], wanted: "NDArray[np.bool_]", core: Core) -> Iterator[Table]:
-    """Yields tables of wanted texts, so many at a time that what numpy needs stays in a core's cache, ASCII apart."""
-    is_ascii = np.fromiter(map(str.isascii, texts), bool, len(texts))
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    for some in (np.flatnonzero(wanted & is_ascii), np.flatnonzero(wanted & ~is_ascii)):
-        chunks = np.cumsum(lengths[some]) // CHUNK
-        for places in np.split(some, np.flatnonzero(np.diff(chunks)) + 1):
-            if len(places):
-                yield Table.of([texts[place] for place in map(int, places)], places, core)
+_WARM = 1 << 13  # texts after which numba is worth its start
 
 
 def gopher(limits: WebThresholds, datatrove: bool = False, core: Core | None = None) -> Check:
@@ -519,271 +187,149 @@ def gopher(limits: WebThresholds, datatrove: bool = False, core: Core | None = N
         datatrove: Whether the rules are datatrove's, to the letter. Else stop words count in lower, upper or title
             case, words of punctuation count for no share, blank lines for none either, and the most frequent n-gram
             only if it stands there twice.
-        core: What hashes texts; by default numpy, and the fastest once there were so many texts that its start pays.
+        core: What counts: numba, or Python alone (`numpy`); by default that, and the fastest once there were so many
+            texts that its start pays.
     """
+    rules = _gopher_rules(limits)
     seen = 0
+
+    def check_one(text: str) -> Verdict:
+        values = zip(rules, _gopher_values(text, limits, datatrove), strict=False)
+        found = (below(name, value, least) or above(name, value, most) for (name, least, most), value in values)
+        return next(filter(None, found), PASSES)
+
+    def check_compiled(texts: Sequence[str]) -> Iterator[Verdict]:
+        from .compiled import gopher_values
+
+        least = np.array([-np.inf if low is None else low for _, low, _ in rules])
+        most = np.array([np.inf if high is None else high for *_, high in rules])
+        allowed = least, most, float(min(limits.duplicate_ngrams.values(), default=0))
+        sizes = sorted(limits.top_ngrams), sorted(limits.duplicate_ngrams)
+        forms = _stop_forms(tuple(limits.stop_words), datatrove)
+        values, failed = gopher_values(texts, PUNCTUATION, forms, sizes, allowed, BASE, datatrove)
+        for own, rule in zip(values, failed.tolist(), strict=True):
+            name, low, high = rules[rule]
+            value = float(own[rule])
+            yield (below(name, value, low) or above(name, value, high) or PASSES) if rule >= 0 else PASSES
 
     def check(texts: Sequence[str]) -> list[Verdict]:
         nonlocal seen
         chosen = core or (fastest_core() if seen >= _WARM else "numpy")
         seen += len(texts)
-        judge = _Judge(len(texts))
-        for table in _tables(texts, judge.left.copy(), chosen):
-            _quality(judge, table, limits, datatrove)
-            _repeated_parts(judge, table, limits, datatrove)
-            if chosen == "numba":
-                _compiled_ngrams(judge, table, limits, datatrove)
         if chosen == "numpy":
-            for table in _tables(texts, judge.left.copy(), chosen):
-                _repeated_ngrams(judge, table, limits, datatrove)
-        return judge.verdicts
+            return list(map(check_one, texts))
+        verdicts = [PASSES] * len(texts)
+        for places in _chunks(texts):
+            found = check_compiled([texts[place] for place in places])
+            for place, verdict in zip(places, found, strict=True):
+                verdicts[place] = verdict
+        return verdicts
 
     return check
 
 
-def _quality(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
-    """Applies Gopher's rules of quality."""
-    is_plain = (table.word_flags & _PLAIN) != 0
-    plain = table.per_text(is_plain)
-    words = np.maximum(table.counts if datatrove else plain, 1)
-    length = table.per_text(table.lengths * is_plain) / np.maximum(plain, 1)
-    hashes = np.array([text.count("#") for text in table.texts])
-    ellipses = np.array([text.count("...") + text.count("…") for text in table.texts])
-    judge.below(table, "too few words", plain, max(limits.min_words or 0, 1))
-    judge.above(table, "too many words", plain, limits.max_words)
-    judge.below(table, "short words", length, limits.min_word_length)
-    judge.above(table, "long words", length, limits.max_word_length)
-    judge.above(table, "many hashes", hashes / words, limits.max_hashes)
-    judge.above(table, "many ellipses", ellipses / words, limits.max_ellipses)
-    begun, ended = _line_marks(table, datatrove)
-    judge.above(table, "bullet lines", begun, limits.max_bullet_lines)
-    judge.above(table, "ellipsis lines", ended, limits.max_ellipsis_lines)
-    alphabetic = table.per_text((table.word_flags & _ALPHA) != 0)
-    judge.below(table, "few words with letters", alphabetic / words, limits.min_alphabetic_words)
-    stop = _stop_words(table, judge.left[table.places], limits.stop_words, datatrove)
-    judge.below(table, "few stop words", stop, limits.min_stop_words)
+def _chunks(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yields the places of texts, so many at a time that their characters stay in a core's cache, ASCII apart."""
+    for is_ascii in (True, False):
+        places: list[int] = []
+        size = 0
+        for place, text in enumerate(texts):
+            if text.isascii() == is_ascii:
+                places.append(place)
+                size += len(text)
+            if size > CHUNK:
+                yield places
+                places, size = [], 0
+        if places:
+            yield places
 
 
-def _line_marks(table: Table, datatrove: bool) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """Returns the shares of lines that begin with a bullet and that end with an ellipsis, each of shape (texts,)."""
-    lines = table.universal_lines if datatrove else table.lines
-    some = np.flatnonzero(lines.has_words)
-    texts = lines.texts[some]
-    if datatrove:  # blank lines count, but there is none behind the last break
-        last = lines.bounds[1:] - 1
-        counts = np.diff(lines.bounds) - (lines.starts[last] == lines.ends[last])
-    else:
-        counts = np.bincount(texts, minlength=len(table.texts))
-    last = lines.words[some + 1] - 1
-    end = table.starts[last] + table.lengths[last]
-    begin = table.codes[table.starts[lines.words[some]]]
-    is_begun = (begin == ord("-")) | (begin == ord("•"))
-    is_ended = table.codes[end - 1] == ord("…")
-    is_ended |= np.all([table.codes[end - place] == ord(".") for place in (1, 2, 3)], axis=0)
-    begun, ended = (np.bincount(texts[marked], minlength=len(counts)) for marked in (is_begun, is_ended))
-    return begun / np.maximum(counts, 1), ended / np.maximum(counts, 1)
+def _gopher_rules(limits: WebThresholds) -> list[tuple[str, float | None, float | None]]:
+    """Returns the rules in their order, each with the least and the most that it allows."""
+    return [
+        ("too few words", max(limits.min_words or 0, 1), None),
+        ("too many words", None, limits.max_words),
+        ("short words", limits.min_word_length, None),
+        ("long words", None, limits.max_word_length),
+        ("many hashes", None, limits.max_hashes),
+        ("many ellipses", None, limits.max_ellipses),
+        ("bullet lines", None, limits.max_bullet_lines),
+        ("ellipsis lines", None, limits.max_ellipsis_lines),
+        ("few words with letters", limits.min_alphabetic_words, None),
+        ("few stop words", limits.min_stop_words, None),
+        ("duplicate paragraphs", None, limits.max_duplicate_paragraphs),
+        ("characters in duplicate paragraphs", None, limits.max_duplicate_paragraph_characters),
+        ("duplicate lines", None, limits.max_duplicate_lines),
+        ("characters in duplicate lines", None, limits.max_duplicate_line_characters),
+        *[(f"most frequent {n}-gram", None, limit) for n, limit in sorted(limits.top_ngrams.items())],
+        *[(f"duplicate {n}-grams", None, limit) for n, limit in sorted(limits.duplicate_ngrams.items())],
+    ]
 
 
-def _stop_words(table: Table, wanted: "NDArray[np.bool_]", listed: Sequence[str], datatrove: bool) -> "Integers":
-    """Returns how many different stop words each of the wanted texts has, shape (texts,)."""
-    seen = np.zeros((len(table.texts), len(listed)), bool)
-    if listed:
-        numbers, forms, longest = _stop_forms(tuple(listed), datatrove)
-        short = np.flatnonzero((table.lengths <= longest) & np.repeat(wanted, table.counts))
-        hashes = table.hashes(table.starts[short], table.lengths[short])
-        place = np.searchsorted(forms[:-1], hashes)
-        is_form = forms[place] == hashes
-        seen[np.searchsorted(table.bounds, short[is_form], "right") - 1, numbers[place[is_form]]] = True
-    return seen.sum(axis=1)
+def _gopher_values(text: str, limits: WebThresholds, datatrove: bool) -> Iterator[float]:
+    """Yields what the rules limit, in their order; ``compiled.gopher_values`` gives the same."""
+    words = words_of(text)
+    plain = [word for word in words if not PUNCTUATION.issuperset(word)]
+    spoken = max(len(words if datatrove else plain), 1)
+    yield from [len(plain)] * 2
+    yield from [sum(map(len, plain)) / max(len(plain), 1)] * 2
+    yield text.count("#") / spoken
+    yield (text.count("...") + text.count("…")) / spoken
+    lines = text.splitlines() if datatrove else _with_words(text.split("\n"))
+    yield sum([line.lstrip().startswith(("•", "-")) for line in lines]) / max(len(lines), 1)
+    yield sum([line.rstrip().endswith(("...", "…")) for line in lines]) / max(len(lines), 1)
+    yield sum([word.isalpha() or any(map(str.isalpha, word)) for word in words]) / spoken
+    forms = _stop_forms(tuple(limits.stop_words), datatrove)
+    yield len({forms[word] for word in forms.keys() & words})
+    for parts in (_PARAGRAPHS.split(text.strip()), _LINES.split(text)):
+        parts = parts if datatrove else _with_words(parts)
+        count, length = find_duplicates(parts)
+        yield count / max(len(parts), 1)
+        yield length / len(text)
+    for n in sorted(limits.top_ngrams):
+        counts = Counter(_ngrams(words, n))
+        gram, count = max(counts.items(), key=operator.itemgetter(1), default=((), 0))
+        yield count * (sum(map(len, gram)) + n - 1) / len(text) if datatrove or count > 1 else 0.0
+    sizes = sorted(limits.duplicate_ngrams)
+    # Words in a repeated n-gram stand in repeated shorter ones too.
+    if sizes and _repeated(words, sizes[0], apart=False) / len(text) > min(limits.duplicate_ngrams.values()):
+        for n in sizes:
+            yield _repeated(words, n, apart=True) / len(text)
+
+
+def _with_words(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if part.strip()]
 
 
 @functools.lru_cache(8)
-def _stop_forms(words: tuple[str, ...], datatrove: bool) -> "tuple[Integers, Hashes, int]":
-    """Returns the forms of words: which word each is of, their hashes, sorted, and the characters of the longest."""
-    numbers: dict[str, int] = {}
-    for number, word in enumerate(sorted({word if datatrove else word.lower() for word in words})):
-        numbers.update(dict.fromkeys([word] if datatrove else [word, word.upper(), word.title()], number))
-    table = Table.of(list(numbers))
-    hashes = table.hashes(table.edges[:-1], np.diff(table.edges) - 1)
-    order = np.argsort(hashes)
-    return np.array(list(numbers.values()))[order], hashes[order], max(map(len, numbers))
+def _stop_forms(words: tuple[str, ...], datatrove: bool) -> dict[str, int]:
+    """Returns the number of the stop word that each form is of."""
+    known = enumerate(sorted({word if datatrove else word.lower() for word in words}))
+    return {
+        form: number for number, word in known for form in ([word] if datatrove else [word, word.upper(), word.title()])
+    }
 
 
-def _repeated_parts(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
-    """Applies Gopher's rules of paragraphs and lines that repeat an earlier one."""
-    if not len(table.starts):
-        return
-    lines = table.lines
-    is_kept = lines.starts < lines.ends if datatrove else lines.has_words
-    # datatrove counts what stands before a break that begins a text, and behind one that ends it: nothing.
-    is_break = table.codes[[table.edges[:-1], table.edges[1:] - 2]] == ord("\n")
-    empty = is_break.sum(axis=0) * datatrove
-    owners, starts, ends = _paragraphs(table, datatrove)
-    names = "duplicate paragraphs", "characters in duplicate paragraphs"
-    count, characters = _duplicates(table, owners, starts, ends, 0 * empty)
-    judge.above(table, names[0], count, limits.max_duplicate_paragraphs)
-    judge.above(table, names[1], characters, limits.max_duplicate_paragraph_characters)
-    count, characters = _duplicates(table, lines.texts[is_kept], lines.starts[is_kept], lines.ends[is_kept], empty)
-    judge.above(table, "duplicate lines", count, limits.max_duplicate_lines)
-    judge.above(table, "characters in duplicate lines", characters, limits.max_duplicate_line_characters)
-
-
-def _paragraphs(table: Table, blank: bool) -> "tuple[Integers, Integers, Integers]":
-    """Returns of each paragraph the text, where it begins and where it ends, each of shape (paragraphs,).
-
-    A paragraph is what stands between two line feeds in a row, without the white space around the text.
-
-    Args:
-        table: The texts.
-        blank: Whether those of white space count.
-    """
-    lines = table.lines
-    has_text = lines.starts < lines.ends
-    is_edge = np.zeros(len(has_text) + 1, bool)
-    is_edge[lines.bounds] = True
-    is_edge[1:] |= ~has_text
-    is_edge[:-1] |= ~has_text
-    first, last = np.flatnonzero(has_text & is_edge[:-1]), np.flatnonzero(has_text & is_edge[1:])
-    texts = lines.texts[first]
-    final = table.bounds[texts + 1] - 1
-    starts = np.maximum(lines.starts[first], table.starts.take(table.bounds[texts], mode="clip"))
-    ends = np.minimum(lines.ends[last], table.starts[final] + table.lengths[final])
-    is_kept = (starts < ends) & (blank | (lines.words[last + 1] > lines.words[first]))
-    return texts[is_kept], starts[is_kept], ends[is_kept]
-
-
-def _duplicates(
-    table: Table, texts: "Integers", starts: "Integers", ends: "Integers", empty: "Integers"
-) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """Returns the share of each text's pieces that repeat an earlier one, and of its characters in such.
-
-    Args:
-        table: The texts.
-        texts: Which text each piece is of, shape (pieces,).
-        starts: Where each begins.
-        ends: Where each ends.
-        empty: How many pieces without a character each text has besides, 2 at most, shape (texts,).
-    """
-    counts = np.bincount(texts, minlength=len(empty))
-    again = Repeats.among(table.hashes(starts, ends - starts), bounds_of(counts)).again
-    repeated = np.bincount(texts[again], minlength=len(empty)) + (empty == 2)
-    characters = np.bincount(texts[again], (ends - starts)[again], len(empty))
-    return repeated / np.maximum(counts + empty, 1), characters / table.characters
-
-
-def _repeated_ngrams(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
-    """Applies Gopher's rules of the most frequent n-gram and of n-grams that repeat an earlier one."""
-    for n, limit in sorted(limits.top_ngrams.items()):
-        likely = table.only((_most_of_one(table, n) / table.characters > limit) & judge.left[table.places])
-        if len(likely.texts):
-            judge.above(likely, f"most frequent {n}-gram", _top(likely, n, datatrove) / likely.characters, limit)
-    least = min(limits.duplicate_ngrams.values(), default=0)
-    for n, limit in sorted(limits.duplicate_ngrams.items()):
-        table = table.only(judge.left[table.places])
-        if not len(table.texts):
-            return
-        duplicate, covered = _duplicate_characters(table, n, limit)
-        judge.above(table, f"duplicate {n}-grams", duplicate, limit)
-        # Words in a repeated n-gram stand in repeated shorter ones too.
-        table = table.only(covered > least)
-
-
-def _compiled_ngrams(judge: _Judge, table: Table, limits: WebThresholds, datatrove: bool) -> None:
-    """Is ``_repeated_ngrams``, compiled."""
-    from .compiled import ngram_characters
-
-    allowed = sorted(limits.top_ngrams.items()), sorted(limits.duplicate_ngrams.items())
-    sizes = [n for n, _ in allowed[0]], [n for n, _ in allowed[1]]
-    least = min(limits.duplicate_ngrams.values(), default=0)
-    texts = table.codes, table.starts, table.lengths, table.bounds
-    found = ngram_characters(texts, judge.left[table.places], table.characters, BASE, float(least), sizes, datatrove)
-    for name, some, values in zip(("most frequent {}-gram", "duplicate {}-grams"), allowed, found, strict=True):
-        for (n, limit), characters in zip(some, values.T, strict=True):
-            judge.above(table, name.format(n), characters / table.characters, limit)
-
-
-def _most_of_one(table: Table, n: int) -> "NDArray[np.float64]":
-    """Returns what the characters of all occurrences of any n-gram of a text do not exceed, shape (texts,).
-
-    Each n-gram is in one box, which several may share.
-    """
-    places, bounds = table.ngrams(n)
-    box, edges = _boxes(table.words.sums_of(places, n), bounds, 4)
-    filled = np.bincount(box, table.ends[places + n] - table.ends[places] + (n - 1), int(edges[-1]))
-    return np.maximum.reduceat(filled, edges[:-1])
-
-
-def _top(table: Table, n: int, datatrove: bool) -> "Integers":
-    """Returns the characters of all occurrences of the most frequent n-gram of each text, shape (texts,).
-
-    Of equally frequent ones the first counts. One that stands once counts for datatrove alone.
-    """
-    places, bounds = table.ngrams(n)
-    lengths = table.ends[places + n] - table.ends[places] + (n - 1)
-    values = np.zeros(len(table.texts), np.int64)
-    if datatrove:
-        has = np.flatnonzero(np.diff(bounds))
-        values[has] = lengths[bounds[has]]
-    repeats = Repeats.among(table.words.sums_of(places, n), bounds)
-    texts = np.searchsorted(bounds, repeats.first, "right") - 1
-    order = np.lexsort((repeats.first, -repeats.counts, texts))
-    chosen = order[np.flatnonzero(np.diff(texts[order], prepend=-1))]
-    values[texts[chosen]] = lengths[repeats.first[chosen]] * repeats.counts[chosen]
-    return values
-
-
-def _duplicate_characters(table: Table, n: int, limit: float) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """Returns the shares of characters of n-grams that repeat an earlier one, none counted twice, and of words in such.
-
-    The first is at most the second, and is worked out only where the second is above the limit; each of shape (texts,).
-    """
-    starts, bounds = table.ngrams(n)
-    repeats = Repeats.among(table.letters_of(starts, n), bounds)
-    again = starts[repeats.again]
-    edges = np.zeros(len(table.starts) + 1, np.int64)
-    edges[again] += 1
-    edges[again + n] -= 1
-    covered = table.per_text(table.lengths * (np.cumsum(edges)[:-1] > 0)) / table.characters
-    texts = np.searchsorted(table.bounds, again, "right") - 1
-    looked_at = np.flatnonzero((covered > limit)[texts])
-    looked_at = looked_at[np.argsort(again[looked_at])]
-    again = again[looked_at]
-    first = starts[np.repeat(repeats.first, repeats.counts - 1)][looked_at]
-    counted = _walk(again, first, n)
-    lengths = table.ends[again + n] - table.ends[again]
-    values = np.bincount(texts[looked_at][counted], lengths[counted], len(table.texts))
-    return values / table.characters, covered
-
-
-def _walk(again: "Integers", first: "Integers", n: int) -> list[int]:
-    """Walks through texts: behind an n-gram that is known the next begins, and those between them are not known later.
-
-    Args:
-        again: Where n-grams stand that stand in the text before, sorted, shape (places,).
-        first: Where each stands first, likewise.
-        n: Words of an n-gram.
-
-    Returns:
-        Which of the places count.
-    """
-    firsts, number = np.unique(first, return_inverse=True)
-    following = np.searchsorted(again, again + n).tolist()
-    passed_from = np.searchsorted(firsts, again + 1).tolist()
-    passed_to = np.searchsorted(firsts, again + n).tolist()
-    numbers = number.tolist()
-    is_passed = [False] * len(firsts)
-    counted = []
-    place = 0
-    while place < len(numbers):
-        if is_passed[numbers[place]]:
-            is_passed[numbers[place]] = False
-            place += 1
+def _repeated(words: Sequence[str], n: int, *, apart: bool) -> int:
+    """Returns the characters in n-grams that repeat an earlier one; ``apart``: behind such a one the next begins."""
+    grams = list(map("".join, _ngrams(words, n)))
+    if len(set(grams)) == len(grams):
+        return 0
+    counts = Counter(grams)
+    seen: set[str] = set()
+    free = characters = 0
+    for place in [place for place, gram in enumerate(grams) if counts[gram] > 1]:
+        if apart and place < free:
             continue
-        counted.append(place)
-        for passed in range(passed_from[place], passed_to[place]):
-            is_passed[passed] = True
-        place = following[place]
-    return counted
+        if grams[place] in seen:
+            characters += sum(map(len, words[max(place, free) : place + n]))
+            free = place + n
+        seen.add(grams[place])
+    return characters
+
+
+def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[first:] for first in range(n)), strict=False)
 
 
 def find_duplicates(parts: Sequence[str]) -> tuple[int, int]:

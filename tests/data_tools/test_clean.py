@@ -14,7 +14,7 @@ import pytest
 from posttrain.data_tools import web_rules
 from posttrain.data_tools.clean import Clean, Thresholds
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.web_rules import PUNCTUATION, STOP_WORDS, TERMINAL, Table, c4, fineweb, gopher, words_of
+from posttrain.data_tools.web_rules import PUNCTUATION, STOP_WORDS, TERMINAL, c4, fineweb, gopher, words_of
 
 EXACT = Thresholds(max_duplicate_characters=0.01)
 SENTENCES = [
@@ -178,12 +178,15 @@ def datatrove() -> dict[str, Callable[[str], tuple[str, str]]]:
     return module.datatrove_filters()
 
 
-def test_words_are_counted_by_text_as_one_by_one() -> None:
-    texts = [*pages(3, 200), "a\x00b", "\ud83d x", "x'", "don't’s 'tis", "हिन्दी"]
-    table = Table.of(texts)
-    words = [words_of(text) for text in texts]
-    assert (table.bounds[1:] - table.bounds[:-1]).tolist() == [len(some) for some in words]
-    assert table.lengths.tolist() == [len(word) for some in words for word in some]
+def test_the_compiled_core_counts_words_as_the_expression_does() -> None:
+    pytest.importorskip("numba")
+    texts = [*pages(3, 200), "a\x00b", "\ud83d x", "x'", "don't’s 'tis", "हिन्दी", "'", "a'", "’b"]
+    spoken = [[word for word in words_of(text) if not PUNCTUATION.issuperset(word)] for text in texts]
+    found = gopher(Thresholds(min_words=10_000), core="numba")(texts)
+    assert [verdict.detail for verdict in found] == [f"{len(words)}, at least 10000" for words in spoken]
+    lengths = gopher(Thresholds(min_words=None, min_word_length=10_000), core="numba")(texts)
+    means = [f"{sum(map(len, words)) / len(words):.4g}, at least 10000" for words in spoken if words]
+    assert [verdict.detail for verdict, words in zip(lengths, spoken, strict=True) if words] == means
 
 
 PAGE = (
@@ -389,13 +392,6 @@ def test_a_stop_word_that_no_text_can_have_is_refused() -> None:
         Thresholds(stop_words=["e-mail"])
 
 
-def test_what_shares_a_box_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = pages(6, 300)
-    found = gopher(EXACT)(texts), gopher(EXACT, True)(texts)
-    monkeypatch.setattr(web_rules, "_BOXES", 0)
-    assert (gopher(EXACT)(texts), gopher(EXACT, True)(texts)) == found
-
-
 @pytest.mark.parametrize("datatrove", [False, True])
 def test_the_compiled_core_gives_the_same_verdicts(datatrove: bool) -> None:
     pytest.importorskip("numba")
@@ -407,11 +403,18 @@ def test_the_compiled_core_gives_the_same_verdicts(datatrove: bool) -> None:
         assert any("duplicate" in verdict.reason for verdict in found)
 
 
-def test_verdicts_do_not_depend_on_what_is_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_do_not_depend_on_what_is_looked_at_together() -> None:
     texts = pages(7, 60)
     for preset in (gopher(EXACT), c4(EXACT), fineweb(EXACT)):
         assert [preset([text])[0] for text in texts] == preset(texts)
-    whole = gopher(EXACT)(texts)
-    monkeypatch.setattr(web_rules, "CHUNK", 300)
-    assert gopher(EXACT)(texts) == whole
     assert gopher(EXACT)([]) == []
+
+
+def test_compiled_verdicts_do_not_depend_on_what_is_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    texts = pages(7, 60)
+    check = gopher(EXACT, core="numba")
+    whole = check(texts)
+    monkeypatch.setattr(web_rules, "CHUNK", 300)
+    assert check(texts) == whole
+    assert check([]) == []
