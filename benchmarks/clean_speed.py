@@ -194,8 +194,8 @@ def main() -> int:
         programs[f"{name}_datatrove"] = in_batches(preset(exact, True))
         programs[f"datatrove's {name}"] = one_by_one(peers[name])
     for name, some, datatrove in (("gopher", limits, False), ("gopher_datatrove", exact, True)):
-        programs[name] = in_batches(gopher(some, datatrove, "numpy"))
-        programs[f"{name}, numba"] = in_batches(gopher(some, datatrove, "numba"))
+        programs[name] = in_batches(gopher(some, datatrove, compiled=False))
+        programs[f"{name}, numba"] = in_batches(gopher(some, datatrove, compiled=True))
     programs["code"] = in_batches(lambda some: [code_verdict(text, False, limits) for text in some])
     programs["chat"] = in_batches(
         lambda some: [

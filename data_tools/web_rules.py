@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from .ngrams import BASE, CHUNK, Core, fastest_core
+from .ngrams import BASE, CHUNK, fastest_core
 from .spec import Section
 
 # The signs that end a sentence and the other punctuation, of all scripts, as datatrove 0.10.1 (Apache-2.0) lists them.
@@ -179,7 +179,7 @@ def sentences_in(line: str) -> int:
 _WARM = 1 << 13  # texts after which numba is worth its start
 
 
-def gopher(limits: WebThresholds, datatrove: bool = False, core: Core | None = None) -> Check:
+def gopher(limits: WebThresholds, datatrove: bool = False, compiled: bool | None = None) -> Check:
     """Returns Gopher's rules, of quality and of repetition.
 
     Args:
@@ -187,8 +187,8 @@ def gopher(limits: WebThresholds, datatrove: bool = False, core: Core | None = N
         datatrove: Whether the rules are datatrove's, to the letter. Else stop words count in lower, upper or title
             case, words of punctuation count for no share, blank lines for none either, and the most frequent n-gram
             only if it stands there twice.
-        core: What counts: numba, or Python alone (`numpy`); by default that, and the fastest once there were so many
-            texts that its start pays.
+        compiled: Whether numba reads the texts, else Python alone; by default where numba is installed, once there were
+            so many of them that its start pays.
     """
     rules = _gopher_rules(limits)
     seen = 0
@@ -214,9 +214,9 @@ def gopher(limits: WebThresholds, datatrove: bool = False, core: Core | None = N
 
     def check(texts: Sequence[str]) -> list[Verdict]:
         nonlocal seen
-        chosen = core or (fastest_core() if seen >= _WARM else "numpy")
+        fast = seen >= _WARM and fastest_core() == "numba" if compiled is None else compiled
         seen += len(texts)
-        if chosen == "numpy":
+        if not fast:
             return list(map(check_one, texts))
         verdicts = [PASSES] * len(texts)
         for places in _chunks(texts):
