@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from .ngrams import mix_bits
 from .ragged import bounds_of
 
 if TYPE_CHECKING:
@@ -217,6 +216,15 @@ def _split(codes, flags, begin, end, base, starts, lengths, marks, totals, power
             ends[count] = ends[word] + lengths[word]
         before = kind
     return count
+
+
+@_compiled
+def _word_hash(codes, base):
+    """Hashes a word as the words of texts are."""
+    total = _ZERO
+    for code in codes:
+        total = total * base + np.uint64(code)
+    return _mix(total + np.uint64(len(codes)))
 
 
 @_compiled
@@ -472,13 +480,9 @@ def gopher_values(
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
         flags = table.take(codes)
     edges = bounds_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) + 1
-    hashes = np.zeros(len(stop_forms), np.uint64)
-    for place, form in enumerate(stop_forms):
-        for sign in form:
-            hashes[place : place + 1] = hashes[place : place + 1] * base + np.uint64(ord(sign))
-    lengths = np.array([len(form) for form in stop_forms], np.int64)
-    numbers = np.array(list(stop_forms.values()), np.int64)
-    stops = mix_bits(hashes + lengths.astype(np.uint64)), numbers, int(lengths.max(initial=0))
+    hashes = [_word_hash(np.array(list(map(ord, form))), base) for form in stop_forms]
+    longest = max(map(len, stop_forms), default=0)
+    stops = np.array(hashes, np.uint64), np.array(list(stop_forms.values()), np.int64), longest
     values, failed = np.zeros((len(texts), len(limits[0]))), np.empty(len(texts), np.int64)
     both = tuple(np.array(some, np.int64) for some in sizes)
     _gopher(codes, flags, edges, stops, both, limits, base, datatrove, values, failed)
