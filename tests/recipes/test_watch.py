@@ -2,8 +2,10 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from posttrain.recipes.needs import peak_of
 from posttrain.recipes.watch import metrics_of, plot, read_run, watch
 from rich.console import Console
 
-from .conftest import posttrain
+from .conftest import command, posttrain
 
 
 @pytest.fixture
@@ -98,3 +100,18 @@ def test_curves_of_several_runs_have_colours_of_their_own(runs: list[Path]) -> N
 )
 def test_the_peak_of_a_device_is_found_by_its_name(name: str, tflops: float | None) -> None:
     assert peak_of(name) == (tflops and pytest.approx(tflops * 1e12))
+
+
+@pytest.mark.slow
+def test_a_page_of_trackio_s_shows_the_runs_until_ctrl_c(runs: list[Path]) -> None:
+    pytest.importorskip("trackio")
+    with subprocess.Popen(command("watch", *runs, "--browser"), stdout=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None
+        said = shown.stdout.readline()
+        address, _, rest = said.partition(" ")
+        assert rest == "shows 2 runs; Ctrl-C ends it\n"
+        assert "token" not in address
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert page.status == 200
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(30) == 0
