@@ -211,7 +211,8 @@ def browse(folders: Sequence[Path]) -> None:
         trackio = importlib.import_module("trackio")
     except ImportError as error:
         what = "--browser shows the curves by trackio, which is not installed"
-        raise InputError(what, hint="pip install 'posttrain[watch]', or leave --browser out: curves in the terminal") from error
+        hint = "pip install 'posttrain[watch]', or leave --browser out: curves in the terminal"
+        raise InputError(what, hint=hint) from error
     with contextlib.redirect_stdout(io.StringIO()):
         for folder, run in zip(folders, runs, strict=True):
             own = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
