@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
@@ -18,9 +20,6 @@ from .spec import ClassificationSpec, SuiteSpec
 from .stats import classification as figures
 from .task import Checkpoint, Task
 
-if TYPE_CHECKING:
-    import numpy as np
-
 _METHOD = 1  # raise when a change here, or in the figures, changes them
 _MATRIX = 200  # classes of the largest confusion matrix that is kept
 
@@ -31,20 +30,8 @@ class Labelled(Task):
 
     spec: ClassificationSpec
 
-    @property
-    def is_divided(self) -> bool:
-        """Its passes are."""
-        return True
-
-    @property
-    def reads_checkpoint(self) -> bool:
-        """Its head decides which labels there are."""
-        return True
-
-    @property
-    def has_items(self) -> bool:
-        """They are the rows."""
-        return True
+    is_divided = has_items = True
+    reads_checkpoint = True  # its head decides which labels there are
 
     def items(self) -> list[Item]:
         """Returns them, as :meth:`Task.items`."""
@@ -99,8 +86,6 @@ def define(spec: ClassificationSpec, suite: SuiteSpec) -> Labelled:
 
 def answers(problem: "figures.Problem", predicted: "np.ndarray") -> "np.ndarray":
     """Returns the class ``[n]``, zeros and ones ``[n, classes]``, or the number ``[n]`` that a prediction comes to."""
-    import numpy as np
-
     if problem == "single_label":
         return predicted.argmax(axis=1)
     return (predicted >= figures.THRESHOLD).astype(np.int64) if problem == "multi_label" else predicted

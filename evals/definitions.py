@@ -29,7 +29,7 @@ from .items import items_of
 from .models import load_tokenizer, quiet_bars
 from .records import Result
 from .saved_answers import saved_model
-from .spec import Chat, GroupSpec, SamplingSpec, SuiteSpec, TaskSpec
+from .spec import Chat, GroupSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, hash_rows, read_task_rows
 from .task_index import find, lm_eval_folder
@@ -65,6 +65,8 @@ class HarnessTask(Task):
     backend: str = "transformers"
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    is_divided = has_items = True
+
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when the chat template is applied."""
         return self.spec.chat or suite.chat
@@ -72,11 +74,6 @@ class HarnessTask(Task):
     @property
     def needs_model(self) -> bool:
         """Whether transformers loads the model that answers."""
-        return self.backend == "transformers"
-
-    @property
-    def is_divided(self) -> bool:
-        """Its passes are; vLLM divides its own."""
         return self.backend == "transformers"
 
     @property
@@ -110,11 +107,6 @@ class HarnessTask(Task):
             task = build(self)
             check_gold(task, self.spec, self.data_files)
             self.canaries(task)
-
-    @property
-    def has_items(self) -> bool:
-        """They are texts with right answers."""
-        return True
 
     def items(self) -> list[Item]:
         """Returns what the task asks, as :meth:`Task.items`."""
@@ -232,7 +224,10 @@ def each_setting(suite: SuiteSpec) -> tuple[list[TaskSpec], list[GroupSpec]]:
     for spec in suite.tasks:
         if suite.sampling and spec.sampling is None and _generates(spec):
             generating.add(spec.title)
-            tasks += [_under(spec, setting) for setting in suite.sampling]
+            tasks += [
+                spec.model_copy(update={"name": f"{spec.title}-{setting.name}", "sampling": setting})
+                for setting in suite.sampling
+            ]
         else:
             tasks.append(spec)
     groups = []
@@ -244,10 +239,6 @@ def each_setting(suite: SuiteSpec) -> tuple[list[TaskSpec], list[GroupSpec]]:
             members = [f"{name}-{setting.name}" if name in generating else name for name in group.tasks]
             groups.append(group.model_copy(update={"name": f"{group.name}-{setting.name}", "tasks": members}))
     return tasks, groups
-
-
-def _under(spec: TaskSpec, setting: SamplingSpec) -> TaskSpec:
-    return spec.model_copy(update={"name": f"{spec.title}-{setting.name}", "sampling": setting})
 
 
 def _generates(spec: TaskSpec) -> bool:

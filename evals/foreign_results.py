@@ -21,7 +21,7 @@ from ..chat_templates.errors import InputError, PosttrainError
 from ..data_tools.files import hash_json, write_atomic, write_json
 from ..data_tools.readers import opened
 from .checkpoints import FINAL
-from .records import SCORES, parquet
+from .records import SCORES, parquet, samples_name
 from .result_files import FAULTS, MOST_BYTES, damaged, parse_json, read_archive, read_whole, too_large
 from .runs import RUN_FILE
 
@@ -553,7 +553,7 @@ def _line(store: Path, results: ForeignResults, score: ForeignScore) -> dict[str
     task, task_hash = re.sub(r"[^\w.:+@ ()-]", "_", score.task)[:150], hash_json(content)
     foreign = {"harness": results.title, "file": results.source.name, "items": score.items}
     if score.samples is not None:
-        write_atomic(store / "samples" / f"{results.identity[:12]}-{task}-{task_hash[:8]}.parquet", score.samples)
+        write_atomic(store / samples_name(results.identity, task, task_hash), score.samples)
     return {
         "run": results.model,
         "run_id": "",

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data_tools.ask import TOO_LONG, Backend, Local, Log, Query, Server, ask, request_of
 from ..data_tools.encode import TextEncoder
 from ..data_tools.endpoint import BUDGET_SPENT, REJECTED, Reply
@@ -76,15 +78,12 @@ class Prompts(Task):
     notes: tuple[str, ...]
     settings: dict[str, Any]
 
+    has_items = True
+
     @property
     def needs_model(self) -> bool:
         """Whether the checkpoint answers by the model that transformers loads."""
         return self.spec.backend == "transformers"
-
-    @property
-    def has_items(self) -> bool:
-        """They are the prompts."""
-        return True
 
     def items(self) -> list[Item]:
         """Returns the prompts with their references, as :meth:`Task.items`."""
@@ -434,8 +433,6 @@ def _result(job: Prompts, answers: Sequence[Answer], said: Log) -> Result:
 
 def figures(answers: Sequence[Answer]) -> tuple[Metric, ...]:
     """Returns the means over answers, each with its standard error over prompts."""
-    import numpy as np
-
     columns: dict[str, tuple[list[float | None], bool]] = {
         "answered": ([float(_is_whole(answer)) for answer in answers], True),
         "characters": ([float(answer.characters) for answer in answers], True),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..data_tools.files import hash_json
 from .definitions import HarnessTask
 from .errors import EvalError
@@ -12,7 +14,7 @@ from .report.items import Items, read_items
 from .runs import Target
 from .spec import Chat, GroupSpec, SuiteSpec
 from .stats.robustness import robustness
-from .stats.strata import StratifiedMean, centred_mean, macro_mean, micro_mean
+from .stats.strata import StratifiedMean, group_mean
 from .task import Checkpoint, Task
 
 if TYPE_CHECKING:
@@ -67,14 +69,18 @@ class GroupTask(Task):
         values = [item.values for item in items]
         names = {score.metrics[0].name.split(",")[0] for score in scores}
         name = names.pop() if len(names) == 1 else "mean"
-        means = {f"{name}_macro": macro_mean(values), f"{name}_micro": micro_mean(values)}
-        if self.group.mean == "centred":
-            baselines = [member.spec.baseline or 0.0 for member in self.members]
-            means["centred_accuracy"] = centred_mean(values, baselines)
-        first = next(key for key in means if self.group.mean in key)
-        ordered = {first: means[first]} | means
+        kinds = ["macro", "micro", *(["centred"] if self.group.mean == "centred" else [])]
+        kinds.sort(key=lambda kind: kind != self.group.mean)  # the one that stands for the group comes first
+        baselines = [member.spec.baseline or 0.0 for member in self.members]
+        means = {
+            "centred_accuracy" if kind == "centred" else f"{name}_{kind}": group_mean(kind, values, baselines)
+            for kind in kinds
+        }
         up = scores[0].metrics[0].higher_is_better
-        metrics = tuple(_metric(key, mean, up) for key, mean in ordered.items())
+        metrics = tuple(
+            Metric(key, mean.value, mean.stderr, len(mean.items), higher_is_better=up) for key, mean in means.items()
+        )
+        first, stands = next(iter(means.items()))
         shots = {score.num_fewshot for score in scores}
         coverage = {"coverage": self.group.coverage} if self.group.coverage else {}
         figures = {score.task: score.metrics[0].value for score in scores}
@@ -87,15 +93,13 @@ class GroupTask(Task):
         }
         return Result(
             metrics,
-            _samples(scores, items, first, ordered[first]),
+            _samples(scores, items, first, stands),
             shots.pop() if len(shots) == 1 else None,
             detail=detail | coverage,
         )
 
     def _robust(self, scores: Sequence[Score], items: Sequence[Items], seed: int) -> Result:
         """Compares the ways in which the same items were asked; their rows stand in the same order."""
-        import numpy as np
-
         if len({len(held.keys) for held in items}) != 1:
             raise EvalError("its ways to ask do not have the same items", where=self.spec.title)
         metrics, least = robustness(np.stack([held.values for held in items]), seed=seed)
@@ -145,10 +149,6 @@ def _items(target: Target, score: Score) -> Items:
         what = f"{metric.name} of {score.task} is no mean of items that {path} holds"
         raise EvalError(what, hint="name a `metric` of the task that is a mean over items, such as acc")
     return found
-
-
-def _metric(name: str, mean: StratifiedMean, up: bool) -> Metric:
-    return Metric(name, mean.value, mean.stderr, len(mean.items), higher_is_better=up)
 
 
 def _samples(scores: Sequence[Score], items: Sequence[Items], name: str, mean: StratifiedMean) -> bytes:

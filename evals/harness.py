@@ -478,7 +478,11 @@ def samples_to_parquet(samples: list[dict[str, Any]]) -> bytes:
     rows = [_sample_row(sample) for sample in samples]
     columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
     for name in names:
-        columns[f"metric.{name}"] = _metric_column([sample.get(name) for sample in samples])
+        values = [sample.get(name) for sample in samples]
+        numbers = all(value is None or isinstance(value, int | float) for value in values)
+        columns[f"metric.{name}"] = (
+            [None if v is None else float(v) for v in values] if numbers else [_json(value) for value in values]
+        )
     return parquet(columns)
 
 
@@ -496,11 +500,6 @@ def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
         "responses": [_json(responses) for responses in sample["resps"]],
         "filtered": _json(sample["filtered_resps"]),
     }
-
-
-def _metric_column(values: list[Any]) -> list[Any]:
-    numbers = all(value is None or isinstance(value, int | float) for value in values)
-    return [None if v is None else float(v) for v in values] if numbers else [_json(value) for value in values]
 
 
 def _json(value: Any) -> str:

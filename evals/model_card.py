@@ -14,7 +14,7 @@ from ..chat_templates.errors import InputError
 from ..data_tools.files import write_atomic
 from .checkpoints import FINAL
 from .report.board import Cell, Column, Figure, Leaderboard, Row
-from .report.format import interval_text, metric_label, number, scales
+from .report.format import Speller, metric_label
 from .report.markdown import md
 from .report.text import clean, mapping, plain, text
 
@@ -199,26 +199,24 @@ def _block(language: str, content: str) -> list[str]:
 
 
 def _table(board: Leaderboard, row: Row) -> list[str]:
-    shown = scales(board)
+    spell = Speller(board)
     lines = ["| task | metric | value | 95% interval | n | |", "|:---|:---|---:|---:|---:|:---|"]
     for column in board.columns:
         cell = row.cells.get(column.id)
         if cell is not None:
-            lines += _lines(column, cell, [f for f in cell.figures if "/" not in f.metric], shown)
+            lines += _lines(spell, column, cell)
     return [*lines, "", "Results without a remark are lm-eval's own tasks, unmodified and whole."]
 
 
-def _lines(column: Column, cell: Cell, figures: Sequence[Figure], shown: Any) -> list[str]:
-    metrics = {metric.name: metric for metric in column.metrics}
+def _lines(spell: Speller, column: Column, cell: Cell) -> list[str]:
     few = f" ({column.num_fewshot}-shot)" if column.num_fewshot else ""
     remark = "; ".join(filter(None, (column.stamp, why_not(cell))))
     lines = []
-    for figure in figures:
-        if figure.value is None:
+    for figure in cell.figures:
+        if figure.value is None or "/" in figure.metric:
             continue
-        metric = metrics[figure.metric]
-        places = shown[column.id, figure.metric].places
-        value, ends = number(figure.value, places, metric.unit), interval_text(figure, places, metric.unit)
+        metric = column.metric(figure.metric)
+        value, ends = spell.number(figure.value, column, metric), spell.interval(figure, column, metric)
         cells = (f"{md(column.name)}{few}", md(metric_label(metric)), value, ends, str(figure.n or "?"))
         lines.append(f"| {' | '.join(cells)} | {md(remark, 200)} |")
     return lines

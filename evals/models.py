@@ -303,7 +303,12 @@ def load_gguf(path: Path) -> LoadedModel:
 
 
 def gguf_types(path: Path) -> set[str]:
-    """Returns the types in which a GGUF file holds its tensors, such as ``F16``.
+    """Returns the types in which a GGUF file holds its tensors, such as ``F16``; raises as :func:`gguf_reader`."""
+    return {tensor.tensor_type.name for tensor in gguf_reader(path).tensors}
+
+
+def gguf_reader(path: Path) -> Any:
+    """Opens a GGUF file by the package that defines the format.
 
     Raises:
         EvalError: The package ``gguf`` is not installed, or the file cannot be read.
@@ -313,7 +318,7 @@ def gguf_types(path: Path) -> set[str]:
     except ImportError as error:
         raise EvalError("a GGUF file needs the package gguf", hint="pip install 'posttrain[gguf]'") from error
     try:
-        return {tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+        return GGUFReader(path)
     except (OSError, ValueError, IndexError) as error:
         raise EvalError(f"cannot read the GGUF file: {first_line(error)}", where=str(path)) from error
 

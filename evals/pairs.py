@@ -18,7 +18,9 @@ Pairs that share a prompt are not independent; standard errors are then those of
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
@@ -32,9 +34,6 @@ from .stats.bootstrap import estimate, metric_of, midranks
 from .stats.classification import LOWER_IS_BETTER, correlation, ece, sigmoid
 from .stats.intervals import grouped_mean
 from .task import Checkpoint, Task
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _METHOD = 1  # raise when a change here changes figures
 _HINT = "a policy needs the `reference` that it departed from; score other classifiers with `classification`"
@@ -54,20 +53,8 @@ class Pairs(Task):
     spec: PairsSpec
     reference: dict[str, "np.ndarray"] = field(default_factory=dict, compare=False)
 
-    @property
-    def is_divided(self) -> bool:
-        """Its passes are."""
-        return True
-
-    @property
-    def reads_checkpoint(self) -> bool:
-        """Its template decides which rows can be used."""
-        return True
-
-    @property
-    def has_items(self) -> bool:
-        """They are the rows."""
-        return True
+    is_divided = has_items = True
+    reads_checkpoint = True  # its template decides which rows can be used
 
     def items(self) -> list[Item]:
         """Returns them, as :meth:`Task.items`."""
@@ -84,8 +71,6 @@ class Pairs(Task):
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Compares the rewards of chosen and rejected answers, as :meth:`Task.run`."""
-        import numpy as np
-
         spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.load()
         if spec.reference is None:
             loaded.needs_reward_model(spec.title, _HINT)
@@ -160,8 +145,6 @@ def figures(
         given: The margin that people gave, ``[n]``, where known.
         seed: Of the bootstrap.
     """
-    import numpy as np
-
     n = len(margins)
     clustered = int(groups.max()) + 1 < n
     p = sigmoid(margins)

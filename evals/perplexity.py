@@ -17,7 +17,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ..data_tools.dataset import load
 from ..data_tools.encode import TextEncoder
@@ -35,9 +37,6 @@ from .spec import PerplexitySpec, SuiteSpec
 from .stats.intervals import ratio
 from .task import Checkpoint, Task
 from .task_data import choose_rows
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _METHOD = 2  # raise when a change here changes figures
 _MIN_CLUSTERS = 8  # with fewer documents, windows stand in for them in the standard error
@@ -67,15 +66,7 @@ class Text(Task):
 
     spec: PerplexitySpec
 
-    @property
-    def is_divided(self) -> bool:
-        """Its passes are."""
-        return True
-
-    @property
-    def has_items(self) -> bool:
-        """They are the documents."""
-        return True
+    is_divided = has_items = True
 
     def items(self) -> list[Item]:
         """Returns them, as :meth:`Task.items`."""
@@ -88,8 +79,6 @@ class Text(Task):
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Measures a model on the text, as :meth:`Task.run`."""
-        import numpy as np
-
         spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.language_model(self.spec.title)
         texts = documents(spec)
         tokens = encode([content for _, content in texts], loaded.tokenizer)
@@ -193,8 +182,6 @@ def _table(
 
     A window's bytes are its document's, shared out by scored tokens, so that they add up to the text's.
     """
-    import numpy as np
-
     document = np.array([window.document for window in cut])
     count = np.array([window.end - window.first for window in cut], dtype=np.int64)
     sizes = np.array([len(content.encode()) for _, content in documents], dtype=np.float64)
@@ -234,8 +221,6 @@ def figures(table: dict[str, Any], *, by_document: bool) -> list[Metric]:
 
     Each is a ratio of two sums over clusters (:func:`~.stats.intervals.ratio`).
     """
-    import numpy as np
-
     columns = {key: np.asarray(table[key], dtype=np.float64) for key in table if key != "where"}
     if by_document:
         groups = np.unique(table["document"], return_inverse=True)[1]

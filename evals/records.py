@@ -123,7 +123,12 @@ class Score:
     @property
     def samples_name(self) -> str:
         """Returns the name, within the run folder, of the Parquet file with the task's samples."""
-        return f"samples/{self.model[:12]}-{self.task}-{self.task_hash[:8]}.parquet"
+        return samples_name(self.model, self.task, self.task_hash)
+
+
+def samples_name(model: str, task: str, task_hash: str) -> str:
+    """Returns the name, within a run folder, of the Parquet file with the samples of a model's score."""
+    return f"samples/{model[:12]}-{task}-{task_hash[:8]}.parquet"
 
 
 def versions() -> dict[str, str]:

@@ -320,7 +320,7 @@ class _Scoring:
             started = time.perf_counter()
             try:
                 template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
-                if self.team and task.is_divided and not target.is_answers:
+                if self.team and task.is_divided and task.needs_model and not target.is_answers:
                     self.team.order(_Order(target, task.spec.title, template))
                     result = self.team.together(lambda task=task, how=template: task.run(checkpoint, how))
                 else:

@@ -61,24 +61,21 @@ class Task:
     spec: Any
     task_hash: str
 
+    is_divided = False
+    """Whether several processes share its passes out, if a model of this process does them; else the first alone."""
+    reads_checkpoint = False
+    """Whether :meth:`check` depends on the checkpoint."""
+    has_items = False
+    """Whether :meth:`items` can say what it asks."""
+
     @property
     def needs_model(self) -> bool:
         """Whether it is done by the model that transformers loads."""
         return True
 
     @property
-    def is_divided(self) -> bool:
-        """Whether several processes share its passes out; else the first does it alone."""
-        return False
-
-    @property
     def takes_answers(self) -> bool:
         """Whether it can be scored on a file of answers, without a model."""
-        return False
-
-    @property
-    def reads_checkpoint(self) -> bool:
-        """Whether :meth:`check` depends on the checkpoint."""
         return False
 
     @property
@@ -93,11 +90,6 @@ class Task:
     def chat(self, suite: SuiteSpec) -> Chat:
         """Returns when its prompts are templated; texts never are."""
         return "never"
-
-    @property
-    def has_items(self) -> bool:
-        """Whether :meth:`items` can say what it asks."""
-        return False
 
     def items(self) -> list[Item] | None:
         """Returns what it asks, with the right answers, for the search of them in training data; None if it cannot.

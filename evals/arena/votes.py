@@ -10,7 +10,7 @@ from pathlib import Path
 from ...chat_templates.errors import PosttrainError
 from ...data_tools.errors import BusyError
 from ...data_tools.files import hash_json, locked
-from ..judging.judgments import HUMAN, Judgment, JudgmentStore, Order
+from ..judging.judgments import HUMAN, Judgment, JudgmentStore, Order, about
 from ..records import LOCKS
 from .schedule import Matchup, judged_id
 
@@ -63,7 +63,24 @@ class Votes:
         """
         folder = matchup.candidate.folder
         assert folder is not None, "only answers of run folders are shown"
-        vote = self._judgment(matchup, order, preference, seconds)
+        vote = Judgment(
+            judge=HUMAN,
+            judge_version=self.version,
+            backend=HUMAN,
+            judge_model=self.voter,
+            order=order,
+            repeat=0,
+            status="judged",
+            preference=preference,
+            rating=None,
+            reason="",
+            prompt_tokens=None,
+            completion_tokens=None,
+            cost=None,
+            seconds=seconds,
+            created=_now(),
+            **about(matchup.candidate, matchup.own, matchup.opponent, matchup.other, lambda answer: answer.key),
+        )
         self._stores[folder].append(vote)
         self._cast.append((folder, vote))
         return vote
@@ -99,40 +116,6 @@ class Votes:
                     what = f"an arena is already open for {self.voter!r}"
                     raise PosttrainError(what, where=str(folder), hint=hint) from error
             yield
-
-    def _judgment(self, matchup: Matchup, order: Order, preference: float, seconds: float | None) -> Judgment:
-        own, other = matchup.own, matchup.other
-        return Judgment(
-            judge=HUMAN,
-            judge_version=self.version,
-            backend=HUMAN,
-            judge_model=self.voter,
-            task=matchup.candidate.task,
-            task_hash=matchup.candidate.task_hash,
-            prompt_id=own.prompt_id,
-            prompt_key=own.prompt_key,
-            category=own.category,
-            sample=own.sample,
-            candidate=matchup.candidate.model_hash,
-            candidate_name=matchup.candidate.name,
-            candidate_answer=own.key,
-            candidate_length=own.characters,
-            opponent=matchup.opponent.model_hash,
-            opponent_name=matchup.opponent.name,
-            opponent_answer=other.key,
-            opponent_length=other.characters,
-            order=order,
-            repeat=0,
-            status="judged",
-            preference=preference,
-            rating=None,
-            reason="",
-            prompt_tokens=None,
-            completion_tokens=None,
-            cost=None,
-            seconds=seconds,
-            created=_now(),
-        )
 
 
 def _now() -> str:

@@ -11,6 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...chat_templates.errors import first_line
 from ...data_tools.ask import TOO_LONG, Backend, Local, Query, Server, Take
 from ...data_tools.endpoint import REJECTED, Budget, EndpointSpec, Reply, Request
@@ -372,8 +374,6 @@ def label_logs(
     Where one label begins another (``1`` and ``10``), each also has to be followed by the end of the answer, by
     whichever token. What the prompts begin with in common is run once.
     """
-    import numpy as np
-
     parts = [tuple(label) for label in labels]
     ended = any(a != b and b[: len(a)] == a for a in parts for b in parts)
     ends = [[end] for end in sorted(ends_of(loaded.model, loaded.tokenizer))] if ended else [[]]

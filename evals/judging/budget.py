@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from random import Random
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .backends import OpenJudge
 from .judgments import Judgment, battles
 from .plan import Plan
 from .questions import Pair, Question, orders_of, questions_of
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _PRIOR = 0.1  # battles that each model is taken to have tied with a model of the mean rating
 _STEPS = 50
@@ -162,8 +160,6 @@ def next_pair(wins: "np.ndarray", counts: "np.ndarray", left: "np.ndarray") -> t
     Returns:
         ``(i, j)`` with ``i > j``; None if nothing is left.
     """
-    import numpy as np
-
     theta = fit(wins, counts)
     p = 1 / (1 + np.exp(-(theta[:, None] - theta[None, :])))
     information = counts * p * (1 - p)
@@ -185,8 +181,6 @@ def fit(wins: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
         wins: As of :func:`next_pair`.
         counts: As of :func:`next_pair`.
     """
-    import numpy as np
-
     theta = np.zeros(len(counts))
     for _ in range(_STEPS):
         p = 1 / (1 + np.exp(-(theta[:, None] - theta[None, :])))
@@ -211,8 +205,6 @@ def matrices(
         fought: Candidate, opponent and the candidate's preference of each battle.
         room: Candidate, opponent and how many battles they could still have.
     """
-    import numpy as np
-
     at = {name: number for number, name in enumerate(names)}
     wins, counts, left = (np.zeros((len(names), len(names))) for _ in range(3))
     for one, other, preference in fought:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +11,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from ...chat_templates.errors import PosttrainError
 from ...data_tools.files import append_line, locked, read_jsonl_log
+from ..answers import Answer, AnswerSet
 from ..records import LOCKS
 from ..stats.win_rates import Battle
 
@@ -105,6 +106,40 @@ class Judgment:
         return judgment_key(
             self.judge_version, self.candidate_answer, self.opponent_answer, self.order, self.repeat, who
         )
+
+
+def about(
+    candidate: AnswerSet,
+    answer: Answer,
+    opponent: AnswerSet | None,
+    other: Answer | None,
+    key: Callable[[Answer], str],
+) -> dict[str, Any]:
+    """Returns what a judgment says of the answers that it is about: the fields that do not depend on who judges.
+
+    Args:
+        candidate: Whose run folder keeps the judgment.
+        answer: The candidate's answer.
+        opponent: The other; None if the answer is rated alone.
+        other: Its answer.
+        key: Returns what an answer is known by.
+    """
+    return {
+        "task": candidate.task,
+        "task_hash": candidate.task_hash,
+        "prompt_id": answer.prompt_id,
+        "prompt_key": answer.prompt_key,
+        "category": answer.category,
+        "sample": answer.sample,
+        "candidate": candidate.model_hash,
+        "candidate_name": candidate.name,
+        "candidate_answer": key(answer),
+        "candidate_length": answer.characters,
+        "opponent": opponent and opponent.model_hash,
+        "opponent_name": opponent and opponent.name,
+        "opponent_answer": other and key(other),
+        "opponent_length": other and other.characters,
+    }
 
 
 def judgment_key(

@@ -62,10 +62,7 @@ class JudgePrompt:
             line = getattr(error, "lineno", None)
             where = f"{judge.where}:{line}" if line else judge.where
             raise SuiteError(f"the judge's prompt is no template: {first_line(error)}", where=where) from error
-        self._try()
-
-    def _try(self) -> None:
-        """Renders what prompts can look like, so that a fault shows before anything is sent."""
+        # What prompts can look like is rendered, so that a fault shows before anything is sent.
         for turns in (1, 2):
             for references, system in ((None, "text"), (("right",) * turns, None)):
                 texts = ("text",) * turns

@@ -18,7 +18,7 @@ from ..spec import SuiteSpec
 from ..stats.intervals import spelt
 from .backends import OpenJudge
 from .budget import Spending
-from .judgments import Judgment, JudgmentStore
+from .judgments import Judgment, JudgmentStore, about
 from .parse import Verdict
 from .plan import Plan, home_of, open_plan
 from .questions import Question, questions_of
@@ -249,9 +249,7 @@ class _Log:
 
 def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgment:
     """Turns what a judge said of the answers in the order that it saw them into a judgment of the candidate."""
-    candidate, opponent = question.pair.candidate, question.pair.opponent
-    answer, other = question.answer, question.other
-    preference = verdict.preference
+    pair, preference = question.pair, verdict.preference
     if preference is not None and question.order == "candidate-second":
         preference = 1 - preference
     return Judgment(
@@ -259,20 +257,6 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
         judge_version=judge.version,
         backend=judge.settings.backend,
         judge_model=judge.model_name,
-        task=candidate.task,
-        task_hash=candidate.task_hash,
-        prompt_id=answer.prompt_id,
-        prompt_key=answer.prompt_key,
-        category=answer.category,
-        sample=answer.sample,
-        candidate=candidate.model_hash,
-        candidate_name=candidate.name,
-        candidate_answer=question.key_of(answer),
-        candidate_length=answer.characters,
-        opponent=opponent.model_hash if opponent else None,
-        opponent_name=opponent.name if opponent else None,
-        opponent_answer=question.key_of(other) if other else None,
-        opponent_length=other.characters if other else None,
         order=question.order,
         repeat=question.repeat,
         status=verdict.status,
@@ -284,6 +268,7 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
         cost=verdict.cost,
         seconds=None if verdict.seconds is None else round(verdict.seconds, 4),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **about(pair.candidate, question.answer, pair.opponent, question.other, question.key_of),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ...chat_templates.errors import InputError, TemplateError, first_line
 from ...chat_templates.ollama import compare_prompts
 from ...chat_templates.templates import from_tokenizer
-from ..errors import EvalError
+from ..models import gguf_reader
 from .compare import Check, compare_stops
 
 if TYPE_CHECKING:
@@ -167,17 +167,6 @@ def adds_bos(weights: Path) -> bool:
 
 
 def gguf_value(weights: Path, key: str) -> object:
-    """Returns a value of a GGUF file's head; None if it has none of this name.
-
-    Raises:
-        EvalError: The package ``gguf`` is not installed, or the file cannot be read.
-    """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise EvalError("a GGUF file needs the package gguf", hint="pip install 'posttrain[gguf]'") from error
-    try:
-        field = GGUFReader(weights).get_field(key)
-    except (OSError, ValueError, IndexError) as error:
-        raise EvalError(f"cannot read the GGUF file: {first_line(error)}", where=str(weights)) from error
+    """Returns a value of a GGUF file's head, None if it has none of this name; raises as :func:`gguf_reader`."""
+    field = gguf_reader(weights).get_field(key)
     return None if field is None else field.contents()

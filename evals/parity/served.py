@@ -96,7 +96,13 @@ def check_served(model: str, url: str, *, name: str | None = None, api_key_env: 
         PosttrainError: The model cannot be loaded, or the server does not answer.
     """
     folder, record, store = find_model(model)
-    spec, ollama = _spec(url, name or model, api_key_env)
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/")
+    if not path:
+        path = "/api" if parts.port == 11434 else "/v1"
+    given = {"model": (name or model), "base_url": f"{parts.scheme}://{parts.netloc}{path}", "api_key_env": api_key_env}
+    # One request at a time: in a batch a server may round otherwise.
+    spec, ollama = EndpointSpec(**given, concurrency=1, retries=_RETRIES, timeout=_SECONDS), path.endswith("/api")
     loaded = load_model(str(folder), dtype="float32")
     if loaded.outputs is not None:
         raise InputError("a classifier has no answers that a server could give", where=model)
@@ -110,17 +116,6 @@ def check_served(model: str, url: str, *, name: str | None = None, api_key_env: 
     other = Form("Ollama" if ollama else "server", f"{spec.address}, {spec.model}", None)
     notes = (*_notes(loaded), *material.notes)
     return keep(store, one, other, checks, first, kind, notes)
-
-
-def _spec(url: str, name: str, api_key_env: str | None) -> tuple[EndpointSpec, bool]:
-    """Returns the server, and whether it is asked through Ollama's own API."""
-    parts = urlsplit(url)
-    path = parts.path.rstrip("/")
-    if not path:
-        path = "/api" if parts.port == 11434 else "/v1"
-    given = {"model": name, "base_url": f"{parts.scheme}://{parts.netloc}{path}", "api_key_env": api_key_env}
-    # One request at a time: in a batch a server may round otherwise.
-    return EndpointSpec(**given, concurrency=1, retries=_RETRIES, timeout=_SECONDS), path.endswith("/api")
 
 
 def _notes(loaded: LoadedModel) -> Iterator[str]:

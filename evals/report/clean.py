@@ -31,7 +31,10 @@ def with_clean(
     Returns:
         The rows, and what is known of each run's training data.
     """
-    known = {run: _newest(folder) for run, folder in folders.items()}
+    known = {
+        run: {_task(line): line for line in folder.contamination if isinstance(line.get("touched"), list)}
+        for run, folder in folders.items()
+    }
     found = []
     for run, lines in known.items():
         asked = {_task(score) for score in folders[run].scores}
@@ -57,11 +60,6 @@ def _task(score: Mapping[str, Any]) -> _Task:
     return text(score.get("task")) or "", text(score.get("task_hash")) or ""
 
 
-def _newest(folder: RunFolder) -> dict[_Task, dict[str, Any]]:
-    """Returns what was last found out of each task."""
-    return {_task(line): line for line in folder.contamination if isinstance(line.get("touched"), list)}
-
-
 def _contamination(run: str, line: dict[str, Any]) -> Contamination:
     touched = tuple(
         Touched(*(text(item.get(key)) or "" for key in ("id", "question", "run", "row", "words")))
@@ -85,17 +83,24 @@ def _items(score: dict[str, Any], line: dict[str, Any], folder: Path) -> Items |
 
     Items of rows are known by their number, which says which they are only where no row was dropped.
     """
-    metric = mapping(next(iter(score.get("metrics") or ()), None))
-    path, name, value = samples_path(folder, score), text(metric.get("name")), metric.get("value")
-    if path is None or name is None or not isinstance(value, int | float):
-        return None
-    whole, touched = read_items(path, name, value), _touched(line)
+    whole, touched = _whole(score, folder), _touched(line)
     if whole is None:
         return None
     numbered = any(key.isdigit() for key in touched)
     if numbered and len({key.partition(":")[0] for key in whole.keys}) != line.get("items"):
         return None
     return whole.without(touched)
+
+
+def _whole(score: dict[str, Any], folder: Path) -> Items | None:
+    """Returns all items of a score; None where single items are not known."""
+    path, name, value = samples_path(folder, score), text(_first(score).get("name")), _first(score).get("value")
+    return read_items(path, name, value) if path and name and isinstance(value, int | float) else None
+
+
+def _first(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the figure that stands for a score."""
+    return mapping(next(iter(score.get("metrics") or ()), None))
 
 
 def _clean_mean(
@@ -108,9 +113,7 @@ def _clean_mean(
     unseen = [clause for member in members for clause in lines[_task(member)].get("unseen") or ()]
     touched = {(text(m.get("task")), key) for m in members for key in _touched(lines[_task(m)])}
     if detail.get("mean") == "robust":  # one task asked in several ways: an item is the number it has in all of them
-        metric, path = mapping(next(iter(score.get("metrics") or ()), None)), samples_path(folder, score)
-        name, value = text(metric.get("name")), metric.get("value")
-        whole = read_items(path, name, value) if path and name and isinstance(value, int | float) else None
+        whole = _whole(score, folder)
         numbers = {key.partition(":")[0] for _, key in touched}
         items = whole.without(numbers) if whole else None
         return _with(score, items, numbers, unseen) if items else None
@@ -121,8 +124,7 @@ def _clean_mean(
 
 def _with(score: dict[str, Any], items: Items, touched: Collection[str], unseen: Sequence[Any]) -> dict[str, Any]:
     """Returns a score with the figure of some items, and the key ``clean``."""
-    metric = mapping(next(iter(score.get("metrics") or ()), None))
-    n = len(items.values)
+    metric, n = _first(score), len(items.values)
     stderr = float(np.std(items.values, ddof=1) / np.sqrt(n)) if n > 1 else None
     figure = {"name": metric["name"], "value": float(items.values.mean()), "stderr": stderr, "n": n}
     figure["higher_is_better"] = metric.get("higher_is_better")
@@ -143,6 +145,5 @@ def _members(group: dict[str, Any], scores: Sequence[dict[str, Any]]) -> list[di
     found = []
     for task, value in mapping(mapping(group.get("detail")).get("tasks")).items():
         mine = (score for score in scores if score.get("task") == task and not _is_group(score))
-        same = (s for s in mine if mapping(next(iter(s.get("metrics") or ()), None)).get("value") == value)
-        found += [score] if (score := next(same, None)) else []
+        found += [score] if (score := next((s for s in mine if _first(s).get("value") == value), None)) else []
     return found

@@ -5,7 +5,7 @@ Scores of answers are facts and no figures to rank; rules are no judge, and rank
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -320,18 +320,9 @@ def _template(cell: Cell) -> str:
     return f"chat template {str(fingerprint)[:12]}" if fingerprint else "no chat template"
 
 
-def _suite(cell: Cell) -> str:
-    return f"suite {cell.score.get('suite') or '?'} {str(cell.score.get('suite_version') or '?')[:12]}"
-
-
 def _items(cell: Cell) -> str:
     n = cell.figures[0].n
     return f"n = {n}" if n is not None else "n not recorded"
-
-
-def _judge(cell: Cell) -> str:
-    version = cell.score.get("judge_version")
-    return f"judge {version}" if version else "no judge"
 
 
 def _unseen(cell: Cell) -> str:
@@ -339,15 +330,13 @@ def _unseen(cell: Cell) -> str:
     return f"clean as far as known: {'; '.join(map(str, clauses))}" if clauses else "all training data looked through"
 
 
-def _harness(cell: Cell) -> str:
-    return f"scored by {mapping(cell.score.get('foreign')).get('harness') or 'posttrain'}"
-
-
-_CONDITIONS = {
+_CONDITIONS: dict[str, Callable[[Cell], str]] = {
     "chat template": _template,
-    "suite version": _suite,
-    "judge": _judge,
+    "suite version": lambda cell: (
+        f"suite {cell.score.get('suite') or '?'} {str(cell.score.get('suite_version') or '?')[:12]}"
+    ),
+    "judge": lambda cell: f"judge {version}" if (version := cell.score.get("judge_version")) else "no judge",
     "number of items": _items,
     "known training data": _unseen,
-    "harness": _harness,
+    "harness": lambda cell: f"scored by {mapping(cell.score.get('foreign')).get('harness') or 'posttrain'}",
 }

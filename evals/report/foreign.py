@@ -7,6 +7,7 @@ from typing import Any
 
 from ...chat_templates.errors import InputError
 from ..foreign_results import items_digest, write_runs
+from ..records import samples_name
 from ..runs import find_runs
 from .board import Badge, Row
 from .items import read_items, samples_path
@@ -80,7 +81,7 @@ def _placed(folder: RunFolder, score: dict[str, Any], ours: Mapping[tuple[str, s
     detail = {key: value for key, value in score["detail"].items() if key != "coverage"}
     shared = {key: same.get(key) for key in ("task_hash", "num_fewshot", "limit", "template_fingerprint")}
     placed = {**placed, **shared, "detail": detail | ({"coverage": coverage} if coverage else {})}
-    path.rename(path.with_name(path.name.replace(f"-{score['task_hash'][:8]}.", f"-{placed['task_hash'][:8]}.")))
+    path.rename(folder.path / samples_name(*(placed[key] for key in ("model_hash", "task", "task_hash"))))
     return placed
 
 

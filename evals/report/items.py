@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..records import model_of
+import numpy as np
+
+from ..records import model_of, samples_name
 from ..stats.strata import group_mean
 from .board import Column, Row
 from .text import mapping, text
 
 if TYPE_CHECKING:
-    import numpy as np
     from pyarrow.parquet import ParquetFile
 
 _CLOSE = 1e-6  # how far, relative to its size, a mean may lie from the figure that it is to reproduce
@@ -59,8 +60,6 @@ class Items:
         Args:
             ids: Whole keys, or what stands in them before a colon: a window's document, a row's number.
         """
-        import numpy as np
-
         left = [i for i, key in enumerate(self.keys) if key not in ids and key.partition(":")[0] not in ids]
         return self.only(np.array(left, dtype=np.int64))
 
@@ -120,8 +119,6 @@ def group_items(detail: Mapping[str, Any], parts: Mapping[str, Items]) -> Items 
     Returns:
         The items; None where those of a task are unknown.
     """
-    import numpy as np
-
     tasks = list(mapping(detail.get("tasks")))
     if not tasks or any(task not in parts for task in tasks):
         return None
@@ -145,9 +142,9 @@ def group_items(detail: Mapping[str, Any], parts: Mapping[str, Items]) -> Items 
 def samples_path(folder: Path, score: dict[str, Any]) -> Path | None:
     """Returns the file of a score's samples, or None where the record could name no file of the run folder."""
     model, task, task_hash = model_of(score), text(score.get("task")), text(score.get("task_hash"))
-    if not model or not task or not task_hash or "/" in f"{model[:12]}{task}{task_hash[:8]}":
+    if not model or not task or not task_hash or (name := samples_name(model, task, task_hash)).count("/") > 1:
         return None
-    path = folder / "samples" / f"{model[:12]}-{task}-{task_hash[:8]}.parquet"
+    path = folder / name
     try:
         return path if path.is_file() else None
     except (OSError, ValueError):  # a name too long, or with a NUL
@@ -187,8 +184,6 @@ def _columns(file: "ParquetFile", *names: str) -> list[list[Any]]:
 
 def _harness(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads lm-eval's samples, of one filter where there are several."""
-    import numpy as np
-
     name, _, wanted = metric.partition(",")
     if f"metric.{name}" not in names:
         return None
@@ -202,8 +197,6 @@ def _harness(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
 
 def _pairs(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads pairs of a preference set; those of one prompt are not independent."""
-    import numpy as np
-
     prompts, chosen, rejected, margins = _columns(file, "prompt", "chosen", "rejected", "margin")
     margin = np.array(margins, dtype=np.float64)
     right = np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
@@ -215,8 +208,6 @@ def _pairs(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
 
 
 def _labelled(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
-    import numpy as np
-
     texts, labels, predictions = _columns(file, "text", "label", "prediction")
     keys = tuple(f"{i}:{_digest(item)}" for i, item in enumerate(texts))
     if metric == "accuracy":
@@ -234,8 +225,6 @@ def _perplexity(file: "ParquetFile", names: set[str], metric: str) -> Items | No
     ``R + (y - R x) / mean(x)`` are the linearised values of a ratio estimator (Cochran, Sampling Techniques, 3rd ed.,
     1977, section 6.4): their standard error is its standard error, and that of their differences that of a difference.
     """
-    import numpy as np
-
     over = {"bits_per_byte": "bytes", "bits_per_token": "tokens"}.get(metric)
     if over is None:
         return None
@@ -257,8 +246,6 @@ def _perplexity(file: "ParquetFile", names: set[str], metric: str) -> Items | No
 
 def _judged(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads a judge's preferences or marks; those on one prompt are not independent."""
-    import numpy as np
-
     wanted = {"win_rate": "preference", "rating": "rating"}.get(metric)
     if wanted is None or wanted not in names:
         return None
@@ -271,8 +258,6 @@ def _judged(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
 
 def _own(file: "ParquetFile", names: set[str], metric: str) -> Items | None:
     """Reads what a function of the user's said of each item; one number is no item."""
-    import numpy as np
-
     figures, items, values = _columns(file, "figure", "item", "value")
     rows = [(item, value) for figure, item, value in zip(figures, items, values, strict=True) if figure == metric]
     if len(rows) < 2:

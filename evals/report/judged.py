@@ -45,7 +45,11 @@ def with_judgings(
     players = board.players()
     answers = [(row, *pair) for row in board.rows for pair in _answers_of(row, held[row.run])]
     usage = (_usage(row, score, some) for row, score, some in answers if some)
-    said, notices = _of_newest_answers(_unique(judgments), answers)
+    once: dict[str, Judgment] = {}  # two runs may hold the same weights, and the same judgments
+    for judgment in judgments:
+        if judgment.key not in once or once[judgment.key].status != "judged":
+            once[judgment.key] = judgment
+    said, notices = _of_newest_answers(list(once.values()), answers)
     audited: list[AuditRow] = []
     if said:
         models = dict.fromkeys(judgment.judge_model for judgment in said if judgment.backend != "human")
@@ -80,15 +84,6 @@ def _conflicts(judge: AuditRow, audited: Iterable[AuditRow]) -> list[str]:
                 ):  # what an entry has in common with its teacher is no matter of the judge
                     kin.setdefault(said, {})[plain(name, 60)] = None
     return [plain(f"{said}: {', '.join(names)}", 300) for said, names in kin.items()]
-
-
-def _unique(judgments: Iterable[Judgment]) -> list[Judgment]:
-    """Returns judgments of several run folders, each once: two runs may hold the same weights."""
-    found: dict[str, Judgment] = {}
-    for judgment in judgments:
-        if judgment.key not in found or found[judgment.key].status != "judged":
-            found[judgment.key] = judgment
-    return list(found.values())
 
 
 def _answers_of(row: Row, folder: RunFolder) -> list[tuple[dict[str, Any], Sequence[Answer]]]:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..answers import Answer
 from ..checkpoints import FINAL
 from ..judging.judgments import Judgment
@@ -129,8 +131,6 @@ def _rows_shown(board: Leaderboard) -> list[Row]:
 
 
 def _of_column(column: Column, rows: Sequence[Row], items: ItemsOf, folders: Mapping[str, Path]) -> list[Sample]:
-    import numpy as np
-
     known = [(row, held) for row in rows if (held := items(row, column)) is not None]
     same = [(row, held) for row, held in known if held.keys == known[0][1].keys]
     if not same:

@@ -114,11 +114,9 @@ def measure(
         return _regression(predictions.reshape(len(predictions)), references.astype(np.float64), seed, draws)
     if predictions.shape != (len(references), len(labels)):
         raise ValueError(f"predictions of shape {predictions.shape} for {len(labels)} classes")
-    if kind == "multi_label":
-        return _multi_label(labels, predictions, references.astype(np.float64), seed, draws)
-    if kind == "single_label":
-        return _single_label(labels, predictions, references.astype(np.int64), seed, draws)
-    raise ValueError(f"no problem '{problem}'")
+    if kind not in ("single_label", "multi_label"):
+        raise ValueError(f"no problem '{problem}'")
+    return _classes(labels, predictions, references, kind == "single_label", seed, draws)
 
 
 def probabilities(problem: str, logits: "NDArray[Any]") -> "Floats":
@@ -139,58 +137,45 @@ def sigmoid(values: "Floats") -> "Floats":
     return np.where(values >= 0, 1.0, small) / (1 + small)
 
 
-def _single_label(labels: Sequence[str], p: "Floats", y: "NDArray[np.int64]", seed: int, draws: int) -> Measured:
+def _classes(
+    labels: Sequence[str], p: "Floats", references: "NDArray[Any]", single: bool, seed: int, draws: int
+) -> Measured:
+    """Measures a classifier: of one label, classes are 0/1 columns too, of which each row has one."""
     n, classes = p.shape
-    predicted = p.argmax(axis=1)
-    truth, chosen = np.eye(classes)[y], np.eye(classes)[predicted]
-    right = (predicted == y).astype(np.float64)
+    if single:
+        truth, chosen = (np.eye(classes)[numbers] for numbers in (references.astype(np.int64), p.argmax(axis=1)))
+        confidence, hits = p.max(axis=1), (truth == chosen).all(axis=1)
+    else:
+        truth, chosen = references.astype(np.float64), (p >= THRESHOLD).astype(np.float64)
+        confidence, hits = np.maximum(p, 1 - p), truth == chosen
+    binary = single and classes == 2  # the second class says all
+    squares = np.square(p - truth)
     sheet = _Sheet()
-    sheet.mean("accuracy", right)
-    score = np.square(p - truth).sum(axis=1) if classes > 2 else np.square(p[:, -1] - truth[:, -1])
-    sheet.mean("brier", score)
+    sheet.mean("accuracy", (truth == chosen).all(axis=1).astype(np.float64))
+    sheet.mean("brier", squares[:, -1] if binary else squares.sum(axis=1) if single else squares.mean(axis=1))
     per_class = _class_figures(truth, chosen)
-    auc = _aucs(p, truth) if classes > 2 else _aucs(p[:, 1:], truth[:, 1:])
-    calibration = ece(p.max(axis=1), right)
+    auc = _aucs(p[:, 1:], truth[:, 1:]) if binary else _aucs(p, truth)
+    calibration = ece(confidence, hits.astype(np.float64))
 
     def figures(w: "Floats") -> "dict[str, Floats]":
         found = per_class(w)
-        single = {f"f1/{label}": found["f1"][:, k] for k, label in enumerate(labels)}
-        macro = {f"{name}_macro": _macro(values) for name, values in found.items()}
-        return {**macro, "roc_auc": _macro(auc(w)), "mcc": _mcc(w, truth, chosen), "ece": calibration(w), **single}
+        figures = {f"{name}_macro": _macro(values) for name, values in found.items()}
+        if not single:
+            figures["f1_micro"] = 2 * (w @ (truth * chosen).sum(axis=1)) / (w @ (truth + chosen).sum(axis=1))
+        mcc = _mcc(w, truth, chosen) if single else _macro(_label_mccs(w, truth, chosen))
+        figures |= {"roc_auc": _macro(auc(w)), "mcc": mcc, "ece": calibration(w)}
+        return figures | {f"f1/{label}": found["f1"][:, k] for k, label in enumerate(labels)}
 
     sheet.estimates(estimate(figures, n, seed=seed, draws=draws, cost=8 * classes))
     _shares(sheet, labels, truth, chosen)
     _note_classes(sheet, labels, truth, chosen)
+    if not single:
+        sheet.notes.append(f"a label counts as given from a probability of {THRESHOLD}; accuracy is that of whole rows")
+        return Measured(_ordered(sheet.metrics, "f1_macro"), tuple(sheet.notes))
     share = truth.mean(axis=0)
     sheet.notes.append(f"always answering '{labels[int(share.argmax())]}' is right on {share.max():.1%} of the rows")
-    counts = np.bincount(y * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-    confusion = {"labels": list(labels), "counts": counts.tolist()}
+    confusion = {"labels": list(labels), "counts": (truth.T @ chosen).astype(np.int64).tolist()}
     return Measured(_ordered(sheet.metrics, "accuracy"), tuple(sheet.notes), confusion)
-
-
-def _multi_label(labels: Sequence[str], p: "Floats", y: "Floats", seed: int, draws: int) -> Measured:
-    n, classes = p.shape
-    chosen = (p >= THRESHOLD).astype(np.float64)
-    sheet = _Sheet()
-    sheet.mean("accuracy", (chosen == y).all(axis=1).astype(np.float64))
-    sheet.mean("brier", np.square(p - y).mean(axis=1))
-    per_class = _class_figures(y, chosen)
-    auc = _aucs(p, y)
-    calibration = ece(np.maximum(p, 1 - p), (chosen == y).astype(np.float64))
-
-    def figures(w: "Floats") -> "dict[str, Floats]":
-        found = per_class(w)
-        single = {f"f1/{label}": found["f1"][:, k] for k, label in enumerate(labels)}
-        macro = {f"{name}_macro": _macro(values) for name, values in found.items()}
-        micro = 2 * (w @ (y * chosen).sum(axis=1)) / (w @ (y + chosen).sum(axis=1))
-        rest = {"f1_micro": micro, "roc_auc": _macro(auc(w)), "mcc": _macro(_label_mccs(w, y, chosen))}
-        return {**macro, **rest, "ece": calibration(w), **single}
-
-    sheet.estimates(estimate(figures, n, seed=seed, draws=draws, cost=8 * classes))
-    _shares(sheet, labels, y, chosen)
-    _note_classes(sheet, labels, y, chosen)
-    sheet.notes.append(f"a label counts as given from a probability of {THRESHOLD}; accuracy is that of whole rows")
-    return Measured(_ordered(sheet.metrics, "f1_macro"), tuple(sheet.notes))
 
 
 def _regression(p: "Floats", y: "Floats", seed: int, draws: int) -> Measured:

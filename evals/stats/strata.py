@@ -55,45 +55,30 @@ def stratified_mean(strata: Sequence["ArrayLike"], weights: Sequence[float], shi
     return StratifiedMean(value, math.sqrt(sum(variances)), items)
 
 
-def macro_mean(strata: Sequence["ArrayLike"]) -> StratifiedMean:
-    """Returns the mean of the strata's means, whatever their sizes."""
-    return stratified_mean(strata, [1 / len(strata)] * len(strata))
+def group_mean(mean: str, strata: Sequence["ArrayLike"], baselines: Sequence[float] = ()) -> StratifiedMean:
+    """Returns the mean of a group by the name that suites give it.
 
-
-def micro_mean(strata: Sequence["ArrayLike"]) -> StratifiedMean:
-    """Returns the mean of all items, with its standard error as a sample of items, whichever stratum they are of."""
-    items = np.concatenate([np.asarray(stratum, dtype=np.float64) for stratum in strata])
-    stderr = float(items.std(ddof=1)) / math.sqrt(len(items)) if len(items) > 1 else None
-    return StratifiedMean(float(items.mean()), stderr, items)
-
-
-def centred_mean(strata: Sequence["ArrayLike"], baselines: Sequence[float]) -> StratifiedMean:
-    """Returns the mean of ``(a_h - b_h) / (1 - b_h)`` over tasks, ``a_h`` being accuracies: 0 is guessing, 1 all right.
-
-    Li et al., "DataComp-LM" (2024), arXiv:2406.11794, section 3.5 ("Core").
-
-    Args:
-        strata: The values of each task's items, in [0, 1].
-        baselines: What guessing scores on each, ``b_h``.
-    """
-    count = len(strata)
-    weights = [1 / (count * (1 - baseline)) for baseline in baselines]
-    return stratified_mean(strata, weights, -sum(w * b for w, b in zip(weights, baselines, strict=True)))
-
-
-def group_mean(mean: str, strata: Sequence["ArrayLike"], baselines: Sequence[float]) -> StratifiedMean:
-    """Returns the mean of a group by the name that suites give it: ``macro``, ``micro`` or ``centred``.
+    - ``macro``: the mean of the strata's means, whatever their sizes.
+    - ``micro``: the mean of all items, with its standard error as a sample of items, whichever stratum they are of.
+    - ``centred``: the mean of ``(a_h - b_h) / (1 - b_h)`` over tasks, ``a_h`` being accuracies: 0 is guessing, 1 all
+      right (Li et al., "DataComp-LM" (2024), arXiv:2406.11794, section 3.5, "Core").
 
     Args:
         mean: The name.
         strata: The values of each task's items.
-        baselines: What guessing scores on each.
+        baselines: What guessing scores on each, ``b_h``; of a centred mean.
 
     Raises:
         ValueError: There is no such mean, or a task has no item.
     """
+    count = len(strata)
+    if mean == "macro":
+        return stratified_mean(strata, [1 / count] * count)
     if mean == "centred":
-        return centred_mean(strata, baselines)
-    if mean not in ("macro", "micro"):
+        weights = [1 / (count * (1 - baseline)) for baseline in baselines]
+        return stratified_mean(strata, weights, -sum(w * b for w, b in zip(weights, baselines, strict=True)))
+    if mean != "micro":
         raise ValueError(f"there is no mean called {mean}")
-    return macro_mean(strata) if mean == "macro" else micro_mean(strata)
+    items = np.concatenate([np.asarray(stratum, dtype=np.float64) for stratum in strata])
+    stderr = float(items.std(ddof=1)) / math.sqrt(len(items)) if len(items) > 1 else None
+    return StratifiedMean(float(items.mean()), stderr, items)

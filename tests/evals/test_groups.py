@@ -19,7 +19,7 @@ from posttrain.evals.score import score
 from posttrain.evals.spec import SUITES, SuiteSpec, load_suite
 from posttrain.evals.stats.compare import paired_difference
 from posttrain.evals.stats.intervals import interval, scale_of
-from posttrain.evals.stats.strata import centred_mean, macro_mean, micro_mean
+from posttrain.evals.stats.strata import group_mean
 from posttrain.evals.task_index import find
 
 from .conftest import CHOICES, write_rows
@@ -28,7 +28,7 @@ FIRST, SECOND = np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0])
 
 
 def test_the_macro_mean_weighs_tasks_and_the_micro_mean_items():
-    macro, micro = macro_mean([FIRST, SECOND]), micro_mean([FIRST, SECOND])
+    macro, micro = group_mean("macro", [FIRST, SECOND]), group_mean("micro", [FIRST, SECOND])
     assert macro.value == pytest.approx((0.75 + 0.5) / 2)
     assert micro.value == pytest.approx(4 / 6)
     # s^2 / n is p (1 - p) / (n - 1) of items that are 0 or 1
@@ -37,9 +37,9 @@ def test_the_macro_mean_weighs_tasks_and_the_micro_mean_items():
 
 
 def test_the_centred_mean_is_0_at_guessing_and_1_where_all_is_right():
-    assert centred_mean([[1, 0, 0, 0], [1, 0]], [0.25, 0.5]).value == pytest.approx(0.0)
-    assert centred_mean([[1, 1, 1, 1], [1, 1]], [0.25, 0.5]).value == pytest.approx(1.0)
-    found = centred_mean([FIRST, SECOND], [0.25, 0.4])
+    assert group_mean("centred", [[1, 0, 0, 0], [1, 0]], [0.25, 0.5]).value == pytest.approx(0.0)
+    assert group_mean("centred", [[1, 1, 1, 1], [1, 1]], [0.25, 0.5]).value == pytest.approx(1.0)
+    found = group_mean("centred", [FIRST, SECOND], [0.25, 0.4])
     assert found.value == pytest.approx(((0.75 - 0.25) / 0.75 + (0.5 - 0.4) / 0.6) / 2)
     errors = (0.75 * 0.25 / 3 / 0.75**2, 0.5 * 0.5 / 0.6**2)
     assert found.stderr == pytest.approx(math.sqrt(sum(errors)) / 2)
@@ -49,10 +49,10 @@ def test_the_items_of_a_mean_carry_its_value_and_the_error_of_differences():
     rng = np.random.default_rng(0)
     ours = [rng.integers(0, 2, size).astype(float) for size in (400, 50)]
     theirs = [rng.integers(0, 2, size).astype(float) for size in (400, 50)]
-    mine, other = macro_mean(ours), macro_mean(theirs)
+    mine, other = group_mean("macro", ours), group_mean("macro", theirs)
     assert mine.items.mean() == pytest.approx(mine.value)
     found = paired_difference(mine.items, other.items)
-    difference = macro_mean([a - b for a, b in zip(ours, theirs, strict=True)])
+    difference = group_mean("macro", [a - b for a, b in zip(ours, theirs, strict=True)])
     assert found.value == pytest.approx(difference.value)
     # one degree of freedom is lost in all instead of one a stratum
     assert found.stderr == pytest.approx(difference.stderr, rel=0.01)
@@ -62,7 +62,7 @@ def test_the_error_of_a_macro_mean_is_its_spread_over_samples():
     rng = np.random.default_rng(1)
     shares, sizes = (0.9, 0.4, 0.6), (40, 200, 15)
     draws = [[rng.random(n) < p for p, n in zip(shares, sizes, strict=True)] for _ in range(4000)]
-    means = [macro_mean(draw) for draw in draws]
+    means = [group_mean("macro", draw) for draw in draws]
     spread = np.std([mean.value for mean in means])
     assert math.sqrt(np.mean([(mean.stderr or 0) ** 2 for mean in means])) == pytest.approx(spread, rel=0.03)
 
@@ -74,7 +74,8 @@ def test_the_interval_of_a_mean_of_tasks_holds_the_truth_19_times_of_20(sizes: S
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(2000):
-        mean = macro_mean([(rng.random(n) < right).astype(float) for n, right in zip(sizes, rights, strict=True)])
+        drawn = [(rng.random(n) < right).astype(float) for n, right in zip(sizes, rights, strict=True)]
+        mean = group_mean("macro", drawn)
         ends = interval(mean.value, mean.stderr, sum(sizes), scale_of("acc_macro"))
         assert ends is not None
         held += ends.low <= float(np.mean(rights)) <= ends.high
@@ -82,7 +83,7 @@ def test_the_interval_of_a_mean_of_tasks_holds_the_truth_19_times_of_20(sizes: S
 
 
 def test_a_task_of_one_item_has_no_spread():
-    assert macro_mean([FIRST, [1.0]]).stderr is None
+    assert group_mean("macro", [FIRST, [1.0]]).stderr is None
 
 
 MakeRun = Callable[..., Path]
