@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from .spec import ClosedSection, Count
 
 BUDGET_SPENT = "budget spent"
 """The error of a request that was not sent because the budget had no room for it."""
@@ -19,11 +21,7 @@ _TEMPLATE_TOKENS = 128  # that a chat template may put around the messages, such
 _OWN = ("input", "messages", "model", "n", "prompt", "stream", "logprobs", "top_logprobs")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-
-class Prices(_Section):
+class Prices(ClosedSection):
     """Money for a million tokens, in any one currency."""
 
     input: Annotated[float, Field(ge=0)]
@@ -36,7 +34,7 @@ class Prices(_Section):
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
-class Budget(_Section):
+class Budget(ClosedSection):
     """What may be spent over the whole life of a record, whatever is killed or started again."""
 
     tokens: Annotated[int, Field(ge=0)] | None = None
@@ -51,7 +49,7 @@ class Budget(_Section):
         return self
 
 
-class EndpointSpec(_Section):
+class EndpointSpec(ClosedSection):
     """An OpenAI-compatible server and one model on it."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -60,11 +58,11 @@ class EndpointSpec(_Section):
     """Where it is, such as `http://localhost:8000/v1`."""
     api_key_env: str | None = None
     """The environment variable that holds the API key; none if the server takes none."""
-    concurrency: Annotated[int, Field(ge=1)] = 8
+    concurrency: Count = 8
     """Requests at a time, at most."""
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    requests_per_minute: Count | None = None
     """Requests sent in any minute, at most."""
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Count | None = None
     """Tokens, of prompts and answers, in any minute, at most."""
     timeout: Annotated[float, Field(gt=0)] = 120
     """Seconds after which a request is given up, and sent again."""

@@ -28,10 +28,11 @@ class RowError(Exception):
         self.detail = detail
 
 
-def listing(names: Iterable[Any]) -> str:
-    """Joins names for a message, cutting a long list short."""
+def listing(names: Iterable[Any], most: int = 20, separator: str = ", ") -> str:
+    """Joins names for a message, cutting a long list short; clauses are separated by semicolons."""
     names = [str(name) for name in names]
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    rest = f"{separator if ';' in separator else ' '}and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + rest
 
 
 def missing_column(name: str, row: dict[str, Any]) -> RowError:

@@ -42,10 +42,20 @@ def _check_template(source: str) -> str:
 Template = Annotated[str, AfterValidator(_check_template)]
 
 
-class Section(BaseModel):
-    """A section of a YAML file: no unknown keys, no coercion of types, no change once read."""
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+class ClosedSection(BaseModel):
+    """A section of a YAML file: no unknown keys, no change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class Section(ClosedSection):
+    """One without any coercion of types."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class MessageTemplate(Section):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..chat_templates.errors import PosttrainError, did_you_mean, first_line
+from ..data_tools.errors import listing
 from ..data_tools.files import hash_file, hash_json
 from ..data_tools.overlap import Item
 from . import harness
@@ -387,7 +388,7 @@ def _odd_ones(rows: Sequence[dict[str, Any]], keys: Iterable[str]) -> str:
         odd = [(n, row[key]) for n, row in enumerate(rows, 1) if row.get(key) is not None]
         odd = [(n, value) for n, value in odd if usual and type(value).__name__ != usual]
         found += [f"{key} of row {n} is {value!r}, not {usual}" for n, value in odd]
-    return "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+    return listing(found, 5, "; ")
 
 
 def _fewshot_source(config: dict[str, Any]) -> dict[str, Any]:

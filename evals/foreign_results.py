@@ -24,6 +24,7 @@ from .checkpoints import FINAL
 from .records import SCORES, parquet, samples_name
 from .result_files import FAULTS, MOST_BYTES, damaged, parse_json, read_archive, read_whole, too_large
 from .runs import RUN_FILE
+from .sequences import grouped
 
 STAGE = "foreign"
 """The stage of a run that another harness, or another's answers, stand for."""
@@ -116,10 +117,8 @@ def write_runs(files: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     Raises:
         InputError: A file is damaged, holds no results of a known kind, or a figure that is no finite number.
     """
-    models: dict[str, list[ForeignResults]] = {}
-    for file in dict.fromkeys(files):
-        for results in read_results(file):
-            models.setdefault(results.identity, []).append(results)
+    every = (results for file in dict.fromkeys(files) for results in read_results(file))
+    models = grouped(every, lambda results: results.identity)
     found = []
     for number, several in enumerate(models.values()):
         store = folder / str(number)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import first_line
+from ..data_tools.errors import listing
 from ..data_tools.sources import Row
 from .errors import SuiteError
 from .spec import TaskSpec
@@ -38,10 +39,9 @@ def check_gold(task: Any, spec: TaskSpec, data_files: Mapping[str, Path]) -> Non
     if config.num_fewshot and (examples := config.fewshot_split or config.training_split) not in (None, split):
         found += _wrong(task, task.fewshot_docs(), None, examples, data_files, spec)
     if found:
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         text = f"{len(found)} row{'s have' if len(found) > 1 else ' has'} no right answer that could be given: "
         hint = "a right answer is the index of an option, from 0, or its text; of generated text, a text"
-        raise SuiteError(text + "; ".join(found[:_SHOWN]) + more, where=where, hint=hint)
+        raise SuiteError(text + listing(found, _SHOWN, "; "), where=where, hint=hint)
 
 
 def _check_columns(task: Any, where: str) -> None:

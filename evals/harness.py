@@ -24,6 +24,7 @@ from .models import LoadedModel, quiet_bars
 from .records import Metric, Result, parquet
 from .sampling import Draws, Samples, check_drawn, generation_settings
 from .saved_answers import notes_of
+from .sequences import grouped
 from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
 from .team import Calls, at_work, divided
@@ -242,9 +243,7 @@ def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
 
 def _batches_of_hflm(rows: Sequence[list[int]], size: int) -> list[list[int]]:
     """Cuts requests as HFLM cuts them: longest first, and those that differ in their last token alone are one row."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(tuple(row[:-1]), []).append(number)
+    groups = grouped(range(len(rows)), lambda number: tuple(rows[number][:-1]))
     ordered = sorted(groups.values(), key=lambda group: (-len(rows[group[0]]), tuple(rows[group[0]])))
     return [sorted(itertools.chain(*ordered[at : at + size])) for at in range(0, len(ordered), size)]
 

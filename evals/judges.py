@@ -7,13 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import SpecError
 from ..data_tools.functions import function_file
+from ..data_tools.spec import ClosedSection, Count, Share
 from ..data_tools.specfile import Document, KeyPath, load_document, validate
+from .prompt_sets import Name
 
 JUDGES = Path(__file__).parent / "judges"
 FILE = "judge.yaml"
@@ -21,14 +23,12 @@ PROMPT = "prompt.jinja"
 DATA_FILES = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
 """How the name of a file of answers ends."""
 Backend = Literal["endpoint", "model", "reward", "rules"]
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"
 _PROMPTED = ("endpoint", "model")
 
 
-class Labels(BaseModel):
+class Labels(ClosedSection):
     """What the judge says."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     first: Annotated[str, Field(min_length=1)] = "A"
     """The answer that it saw first is better."""
     second: Annotated[str, Field(min_length=1)] = "B"
@@ -73,11 +73,11 @@ class JudgeSettings(EndpointSpec):
     orders: Literal["both", "one"] = "both"
     """``both`` shows each pair twice, once in either order; ``one`` saves half of it, in an order that is drawn for
     each prompt."""
-    repeats: Annotated[int, Field(ge=1)] = 1
+    repeats: Count = 1
     """How often each question is asked; averaged within the prompt."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of a judge that writes; 0 is greedy."""
-    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    max_tokens: Count = 1024
     """Tokens that it may write."""
     seed: int = 0
     """Of its sampling, and of what is drawn for it."""
@@ -90,7 +90,7 @@ class JudgeSettings(EndpointSpec):
     """``use`` shows the judge a right answer where the prompt has one."""
     max_characters: Annotated[int, Field(ge=100)] = 20_000
     """Of an answer's turn that the judge sees; the rest is cut, visibly, and counted."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Count = 8
     """Questions at a time for a model in this process."""
     leaderboard: bool | None = None
     """Whether its figures are ranked; by default those of all but ``rules``."""
@@ -118,7 +118,7 @@ class JurorSpec(JudgeSettings):
 
     judge: str | None = None
     """A judge's name or folder; the jury's own by default."""
-    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    name: Name | None = None
     """What its judgments are signed with; the judge's name, or the model's, by default."""
 
     @model_validator(mode="before")
@@ -143,11 +143,10 @@ class JudgeSpec(JudgeSettings):
     """What it judges, in a line."""
 
 
-class PairBudget(BaseModel):
+class PairBudget(ClosedSection):
     """So many judgments, spent where they narrow the intervals most."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    budget: Annotated[int, Field(ge=1)]
+    budget: Count
 
 
 class JudgingSpec(JudgeSettings):
@@ -157,17 +156,17 @@ class JudgingSpec(JudgeSettings):
     """A judge of ``evals/judges``, or a folder (relative to the suite)."""
     prompts: str
     """The name of a prompt set of the suite."""
-    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    name: Name | None = None
     """What the leaderboard calls it; ``<prompts>-<judge>`` by default."""
     baseline: str | None = None
     """Whom every candidate is compared with: ``@step`` or a run folder for its final model, a checkpoint's folder, or a
     file of answers (AlpacaEval's ``instruction`` and ``output``), joined by prompt."""
     pairs: Literal["baseline", "all"] | PairBudget = "baseline"
     """``baseline``; ``all`` pairs of models; or ``{budget: N}`` judgments."""
-    max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    max_rejected_share: Share = 0.25
     """The largest share of the questions about a candidate that a server may reject (too long for its context,
     filtered): with more, there is no score. They count as not judged."""
-    canary: bool | Annotated[int, Field(ge=1)] | None = None
+    canary: bool | Count | None = None
     """Prompts on which an answer that says nothing is judged against the baseline, once for all candidates; it must
     lose. True is a tenth of them, from 5 to 50; the default with a baseline."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import did_you_mean
+from ..data_tools.errors import listing
 from .errors import RowsError
 
 if TYPE_CHECKING:
@@ -106,12 +107,9 @@ def _numbers(found: Sequence[tuple[str, ...]], names: Sequence[str], where: str,
     if not strange:
         return number
     first = {name: rows[place] for place in reversed(range(len(rows))) for name in found[place]}
-    listed = ", ".join(
-        f"'{name}' ({seen[name]} rows)" + (f" at {first[name]}" if rows else "") for name in strange[:_SHOWN]
-    )
-    more = f" and {len(strange) - _SHOWN} more" if len(strange) > _SHOWN else ""
-    hint = did_you_mean(strange[0], names) or f"it knows: {', '.join(names[:20])}"
-    raise RowsError(f"the head has no class {listed}{more}", where=where, hint=hint)
+    told = [f"'{name}' ({seen[name]} rows)" + (f" at {first[name]}" if rows else "") for name in strange]
+    hint = did_you_mean(strange[0], names) or f"it knows: {listing(names)}"
+    raise RowsError(f"the head has no class {listing(told, _SHOWN)}", where=where, hint=hint)
 
 
 def _number(label: Any, where: str) -> float:

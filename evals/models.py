@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates.errors import PosttrainError, first_line
+from ..data_tools.errors import listing
 from ..data_tools.files import read_json, write_json
 from .checkpoints import base_of
 from .errors import EvalError, SuiteError
@@ -115,8 +116,7 @@ class Pretrained:
         names = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
         gaps = sorted(name for name in names if body is None or (name.startswith(body) and ".pooler." not in name))
         if gaps:
-            some = ", ".join(gaps[:3]) + (f" and {len(gaps) - 3} more" if len(gaps) > 3 else "")
-            what = f"cannot load {self.what} {self.name}: it lacks the weights {some}, or has them in other sizes"
+            what = f"cannot load {self.what} {self.name}: it lacks the weights {listing(gaps, 3)}, or has them in other sizes"
             raise self.error(what, hint=self.hint)
 
     def _load(self, kind: Any, **options: Any) -> Any:

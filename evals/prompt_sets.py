@@ -12,16 +12,16 @@ from pydantic import Field, model_validator
 from ..data_tools.conversations import conversation
 from ..data_tools.dataset import DataReport, usable
 from ..data_tools.endpoint import EndpointSpec
-from ..data_tools.errors import DataError, RowError
+from ..data_tools.errors import DataError, RowError, listing
 from ..data_tools.files import hash_json
 from ..data_tools.sources import read_rows
-from ..data_tools.spec import SourceSpec
+from ..data_tools.spec import Count, Share, SourceSpec
 from .thinking import TAGS
 
 PLACEHOLDERS = ("folder", "run", "checkpoint", "step")
 _SERVER = frozenset(EndpointSpec.model_fields)
 PROMPTS = Path(__file__).parent / "prompts"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"  # a name becomes part of a file name
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]  # it becomes part of a file's name
 
 _IDS = ("id", "prompt_id", "question_id", "uid")
 _CATEGORIES = ("category", "cluster", "dataset")
@@ -31,7 +31,7 @@ _REFERENCES = ("reference", "references", "reference_answer")
 class PromptsSpec(EndpointSpec):
     """Prompts that every checkpoint is to answer once; the endpoint's keys go with ``backend: endpoint`` alone."""
 
-    name: Annotated[str, Field(pattern=NAME)]
+    name: Name
     """What the answers are called."""
     path: str
     """A prompt set that comes with posttrain (`chat`), a file, folder or pattern (relative to the suite), or a Hub
@@ -46,17 +46,17 @@ class PromptsSpec(EndpointSpec):
     """Columns to rename, old name to new."""
     references: str | None = None
     """A file of reference answers in MT-bench's layout, joined by id."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Count | None = None
     """The first so many prompts only."""
     system: str | None = None
     """A system message for prompts that have none."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    max_new_tokens: Count = 256
     """Tokens of an answer at most, for each turn."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The mass of the likeliest tokens that are drawn from."""
-    samples: Annotated[int, Field(ge=1)] = 1
+    samples: Count = 1
     """Answers to each prompt; more than one needs a temperature."""
     seed: int | None = None
     """Of the draws; the suite's by default."""
@@ -68,12 +68,12 @@ class PromptsSpec(EndpointSpec):
     thinking: tuple[tuple[str, str], ...] = Field(default=TAGS, strict=False)
     """Opening and closing tags around thoughts, which are kept in the record and not judged; an empty list judges
     everything."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of the rows that may be unusable, and of the prompts that a server may reject."""
     backend: Literal["transformers", "vllm", "endpoint"] = "transformers"
     """`transformers` or `vllm` in this process, or `endpoint`: a server with OpenAI's chat protocol that has the
     checkpoint loaded and applies the chat template itself."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Count | None = None
     """Prompts at a time in this process; the suite's by default."""
     base_url: Annotated[str, Field(pattern=r"^(https?://.*)?$")] = ""
     """The endpoint, such as `http://localhost:8000/v1`."""
@@ -180,8 +180,7 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
             found[prompt.id] = (prompt, where)
             keys.add(prompt.key)
     if clashes:
-        more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
-        what = f"an id stands for different prompts: {', '.join(clashes[:5])}{more}"
+        what = f"an id stands for different prompts: {listing(clashes, 5)}"
         raise DataError(what, where=source.title, hint="give each prompt an id of its own")
     report.check(spec.max_bad_share)
     if (answers or notes) and not answers.keys() & found.keys():

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,11 @@ class Score:
 def samples_name(model: str, task: str, task_hash: str) -> str:
     """Returns the name, within a run folder, of the Parquet file with the samples of a model's score."""
     return f"samples/{model[:12]}-{task}-{task_hash[:8]}.parquet"
+
+
+def now() -> str:
+    """Returns the time as records have it: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -4,8 +4,9 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ..data_tools.spec import ClosedSection
 from .errors import SuiteError
 
 if TYPE_CHECKING:
@@ -14,11 +15,7 @@ if TYPE_CHECKING:
 _SHORTEST = 4  # letters of a word that is misspelt: shorter ones become other words
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class TypingErrors(_Strict):
+class TypingErrors(ClosedSection):
     """Errors of typing, as of Belinkov and Bisk (2018, arXiv:1711.02173, section 3.2), within words."""
 
     column: str = "question"
@@ -27,7 +24,7 @@ class TypingErrors(_Strict):
     """The share of words of four letters or more that get one error: two letters swapped, one lost, or one doubled."""
 
 
-class OptionOrder(_Strict):
+class OptionOrder(ClosedSection):
     """Options in another order, as of Zheng et al. (2024, arXiv:2309.03882)."""
 
     column: str = "choices"
@@ -36,7 +33,7 @@ class OptionOrder(_Strict):
     """The column that holds the place of the right one, from 0."""
 
 
-class RowChange(_Strict):
+class RowChange(ClosedSection):
     """A change, the same for a row whatever rows stand beside it."""
 
     seed: int

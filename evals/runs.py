@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from .checkpoints import (
     step_of,
     weights_hash,
 )
-from .records import LOCKS, SCORES
+from .records import LOCKS, SCORES, now
 
 RUN_FILE = "run.json"
 _MOST_ANCESTORS = 100  # stages that a model may have behind it; more is a circle
@@ -319,10 +318,10 @@ def _store_of(item: str, folder: Path, digest: str, output: Path, stage: str = "
     store = output / next((name for name in names if fits(name)), names[-1])
     run = read_record(store)
     if run.get("model_hash") != digest:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = now()
         new: dict[str, Any] = {"schema": 1, "name": store.name, "stage": stage, "recipe": {"model": item}}
         new |= {"recipe_hash": "", "data": None, "template": None, "versions": {}, "git": None, "parent": None}
-        new |= {"processes": 1, "created": now, "finished": now, "command": ""}
+        new |= {"processes": 1, "created": made, "finished": made, "command": ""}
         write_json(store / RUN_FILE, new | run | {"source": source, "model_hash": digest})
     return store
 

@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from .contamination import MOST_BYTES, find_touched
 from .errors import SuiteError
 from .loading import Loader
 from .models import applies_template, hub_access, template_of
-from .records import LOCKS, Result, Score, ScoreStore, versions
+from .records import LOCKS, Result, Score, ScoreStore, now, versions
 from .runs import Target, Unfinished, find_targets, is_closed, is_run
 from .spec import SuiteSpec, load_suite
 from .stats.intervals import spelt
@@ -379,7 +378,7 @@ class _Scoring:
             limit=task.spec.limit,
             versions=versions(),
             seconds=round(seconds, 3),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=now(),
             notes=result.notes,
             detail=result.detail,
         )

@@ -18,7 +18,6 @@ import hashlib
 import heapq
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import first_line
 from .forward import batches
 from .models import has_virtual_tokens
+from .sequences import grouped, shared_start
 from .team import at_work, divided
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def continuation_logs(
     """
     import torch
 
-    by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, (context, _) in enumerate(requests):
-        by_context[tuple(context)].append(number)
+    by_context = grouped(range(len(requests)), lambda number: tuple(requests[number][0]))
     passes: list[tuple[tuple[int, ...], list[_Row]]] = []  # what the rows of a pass stand behind, and the rows
     for shared, contexts in _clusters(sorted(by_context)):
         members = [number for context in contexts for number in by_context[context]]
@@ -212,9 +210,7 @@ def continuation_logs(
 
 def _telling(requests: Sequence[Request], numbers: Iterable[int]) -> list[int]:
     """Chooses the shortest request whose continuation has another before it in its row, and the longest of all."""
-    by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i in numbers:
-        by_context[tuple(requests[i][0])].append(i)
+    by_context = grouped(numbers, lambda i: tuple(requests[i][0]))
 
     def size(i: int) -> int:
         return sum(map(len, requests[i]))
@@ -250,7 +246,7 @@ class Prompts:
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]):
         self.model = model
         first, last = min(map(list, prompts)), max(map(list, prompts))
-        shared = min(_common(first, last), min(map(len, prompts)) - 1)
+        shared = min(shared_start(first, last), min(map(len, prompts)) - 1)
         pays = shared >= _LEAST_PREFIX and shared * (len(prompts) - 1) > _PREFIX_COST
         self.refused = unsupported(model) if pays else None
         self.shared = shared if pays and self.refused is None else 0
@@ -393,7 +389,7 @@ def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budg
     rows: list[_Row] = []
     last: Sequence[int] = []
     for i in sorted(members, key=sequences.__getitem__):
-        kept = _common(last, sequences[i])
+        kept = shared_start(last, sequences[i])
         size, new = (len(rows[-1].tokens) if rows else 0), len(sequences[i]) - kept
         if not rows or size * new > _TOKEN_COST * kept or (new and size + new > budget):
             rows.append(_Row())
@@ -428,7 +424,7 @@ def _clusters(contexts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[t
         How many tokens a part's contexts share (never a whole context: its last token is run to be read), and those
         contexts. The part that shares none comes last.
     """
-    common = [_common(a, b) for a, b in itertools.pairwise(contexts)]
+    common = [shared_start(*pair) for pair in itertools.pairwise(contexts)]
     most, best = 0, []
     least = _LEAST_PREFIX
     while least <= max(common, default=0):
@@ -447,11 +443,6 @@ def _clusters(contexts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[t
     kept = {context for _, part in best for context in part}
     if rest := [context for context in contexts if context not in kept]:
         yield 0, rest
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns how many tokens two sequences begin with in common."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 # --- running them ---

@@ -5,18 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from ..chat_templates.errors import did_you_mean
-from ..data_tools.errors import DataError
+from ..data_tools.errors import DataError, listing
 from ..data_tools.functions import function_file
 from ..data_tools.sources import data_suffix, is_hub, local_files
-from ..data_tools.spec import SourceSpec
+from ..data_tools.spec import ClosedSection, Count, Share, SourceSpec
 from ..data_tools.specfile import Document, KeyPath, load_document, raise_if_problems, validate, with_references
 from .errors import SuiteError
 from .judges import JudgingSpec, resolve_judging
-from .prompt_sets import NAME as _NAME
-from .prompt_sets import PROMPTS, PromptsSpec
+from .prompt_sets import PROMPTS, Name, PromptsSpec
 from .row_changes import OptionOrder, RowChange, TypingErrors
 from .task_data import DataFolder, TaskRows, field_problems, files_at, open_folder
 from .task_index import find, members_of
@@ -27,24 +26,20 @@ _BATCH_AUTO = 8
 _SHOWN = 8  # names of a layout's tasks in a message
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-
-class SamplingSpec(_Strict):
+class SamplingSpec(ClosedSection):
     """A named way to generate, under which each task that generates text is scored in a column of its own."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Name
     """What the column is called, behind the task: ``gsm8k-nucleus``."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy, or a beam search."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The mass of the likeliest tokens that are drawn from."""
-    beams: Annotated[int, Field(ge=1)] = 1
+    beams: Count = 1
     """Beams of a beam search."""
-    samples: Annotated[int, Field(ge=1)] = 1
+    samples: Count = 1
     """Answers to each item; more than one needs a temperature."""
-    k: list[Annotated[int, Field(ge=1)]] = []
+    k: list[Count] = []
     """Of pass@k and maj@k; the number of samples by default."""
 
     @property
@@ -71,7 +66,7 @@ class TaskSpec(TaskRows):
     task: str
     """A task file (``*.yaml``, relative to the suite), the name of one in ``evals/tasks``, or the name of an lm-eval
     built-in. The name of a group or a tag, such as ``mmlu``, stands for all its tasks and for their mean."""
-    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    name: Name | None = None
     """What the leaderboard calls it; the task's own name by default. A task may stand twice under two names."""
     data_files: dict[str, str] = Field(default={})
     """A file for each split (relative to the suite; of any type that a data source may have), read instead of the
@@ -80,7 +75,7 @@ class TaskSpec(TaskRows):
     """Keys of the task's YAML to replace, for files whose columns differ from the task's own."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Worked examples in the prompt; None leaves the task's own number."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Count | None = None
     """Score the first so many documents only; None is all."""
     metric: str | None = None
     """The metric that stands for the task; the task's first by default."""
@@ -141,10 +136,10 @@ class RobustnessSpec(TaskSpec):
         ]
 
 
-class PerplexitySpec(_Strict):
+class PerplexitySpec(ClosedSection):
     """A text on which to measure bits per byte."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Name
     """What the leaderboard calls it: the domain."""
     path: str
     """A file, folder or pattern (relative to the suite), or a Hub id; and with it the keys of a data source (``split``,
@@ -157,10 +152,10 @@ class PerplexitySpec(_Strict):
     sample_by: Literal["line", "paragraph", "document"] = "document"
     where: dict[str, str | int | bool] = {}
     """Only rows whose columns hold these values are part of the text: ``{lang: es}``."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Count | None = None
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens per window; the suite's, or else what the model can take."""
-    stride: Annotated[int, Field(ge=1)] | None = None
+    stride: Count | None = None
     """Tokens that a window scores; half of ``max_length`` by default. Each token is scored exactly once."""
     metric: Literal["bits_per_byte", "perplexity", "bits_per_token"] = "bits_per_byte"
     """The metric that stands for the text."""
@@ -182,12 +177,12 @@ class PerplexitySpec(_Strict):
 class RowsSpec(SourceSpec):
     """Held-out rows: a data source as in a recipe's ``data:`` section, under a name of its own."""
 
-    name: Annotated[str, Field(pattern=_NAME)]  # type: ignore[assignment]  # here a source must have one
+    name: Name  # type: ignore[assignment]  # here a source must have one
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens of a row; the suite's, or else what the model can take."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of the rows that may be unusable, as in a recipe."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Count | None = None
     """Sequences in a forward pass; the suite's by default."""
 
     @model_validator(mode="after")
@@ -226,7 +221,7 @@ class ClassificationSpec(RowsSpec):
     metric: str | None = None
     """The metric that stands for the rows; ``accuracy`` for one label, ``f1_macro`` for several, ``pearson`` for
     numbers."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_bad_share: Share = 0.0
     """The largest share of the rows that may be unusable; a row without a label is one."""
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     """What happens to a row of more tokens than fit. A classifier that is asked must answer, so such rows are cut by
@@ -236,13 +231,13 @@ class ClassificationSpec(RowsSpec):
     suite)."""
 
 
-class FunctionSpec(_Strict):
+class FunctionSpec(ClosedSection):
     """A metric of your own: a Python function of a checkpoint."""
 
     function: str
     """``package.module:name``, or ``file.py:name`` (relative to the suite), of ``f(model, tokenizer, step)``; see
     ``evals/own_metrics.py`` for what it may return."""
-    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    name: Name | None = None
     """What the leaderboard calls it; the function's name by default."""
     higher_is_better: bool = True
     """Which way is up."""
@@ -264,10 +259,10 @@ class FunctionSpec(_Strict):
         """Returns None: how many items there are is the function's to say."""
 
 
-class GroupSpec(_Strict):
+class GroupSpec(ClosedSection):
     """Tasks whose means stand in a column of their own."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Name
     """What the leaderboard calls it; ``<name>-local`` where the suite's folder does not hold all its tasks."""
     tasks: list[str] = []
     """The tasks by what the leaderboard calls them. By default those of the entry of ``tasks`` of that name, if that is
@@ -285,10 +280,10 @@ class GroupSpec(_Strict):
         return self.name
 
 
-class SuiteSpec(_Strict):
+class SuiteSpec(ClosedSection):
     """A named list of things to score, with the settings that hold for all of them."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Name
     """The suite; its file's name by default."""
     data_dir: str | None = None
     """A folder of benchmarks (relative to the suite), read instead of the tasks' own data sets; the paths of
@@ -329,7 +324,7 @@ class SuiteSpec(_Strict):
     it is left out and counted, or the task is not scored."""
     template_variables: dict[str, str | int | float | bool] = {}
     """Variables of the chat template for tasks and prompt sets, such as ``enable_thinking: false``."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    batch_size: Count | Literal["auto"] = 16
     """Sequences in a forward pass, or ``auto``: lm-eval seeks the largest, the others take 8."""
     seed: int = 0
     """Of few-shot sampling, sampled generation and bootstrap."""
@@ -593,9 +588,8 @@ def _take_from_folder(
     missing = tuple(task.title for _, task in lost)
     if not held and not unknown:
         names = list(folder.layout.tasks)
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         close = None if folder.layout.entry(missing[0]) else did_you_mean(missing[0], names)
-        hint = close or f"its layout knows: {', '.join(names[:_SHOWN])}{more}"
+        hint = close or f"its layout knows: {listing(names, _SHOWN)}"
         document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)
     name = f"{spec.name}-local" if missing else spec.name
     local = spec.model_copy(update={"name": name, "data_dir": str(folder.path), "tasks": [task for _, task in held]})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import RowError, missing_column
@@ -20,7 +20,7 @@ from ..data_tools.files import hash_file, hash_json
 from ..data_tools.mapping import compile_template, syntax_problem
 from ..data_tools.readers import Row
 from ..data_tools.sources import read_rows
-from ..data_tools.spec import SourceSpec
+from ..data_tools.spec import ClosedSection, SourceSpec
 from ..data_tools.specfile import load_document, raise_if_problems, validate
 from .errors import SuiteError
 
@@ -28,10 +28,8 @@ LAYOUTS = Path(__file__).parent / "layouts"
 _OWN = "layout.yaml"  # in a folder that says its own layout
 
 
-class TaskRows(BaseModel):
+class TaskRows(ClosedSection):
     """How the rows of files become the rows that a task reads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     fields: dict[str, str] = {}
     """Columns that the task reads and the files lack, each as a Jinja template over the file's columns. A template that
@@ -54,10 +52,8 @@ class LayoutTask(TaskRows):
     """Keys of the task's YAML to replace, as in a suite."""
 
 
-class Layout(BaseModel):
+class Layout(ClosedSection):
     """A folder of benchmarks, as a table of tasks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     """What the layout is called; its file's name."""

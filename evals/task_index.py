@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import did_you_mean
+from ..data_tools.errors import listing
 from ..data_tools.files import write_json
 from .errors import SuiteError
 
@@ -39,8 +40,7 @@ def find(name: str) -> Path:
         return lm_eval_folder() / "tasks" / index["tasks"][name]
     if name in index["several"]:
         members = members_of(name)
-        shown = ", ".join(members[:8]) + (f" and {len(members) - 8} more" if len(members) > 8 else "")
-        raise SuiteError(f"'{name}' stands for {len(members)} tasks", hint=f"they are: {shown}")
+        raise SuiteError(f"'{name}' stands for {len(members)} tasks", hint=f"they are: {listing(members, 8)}")
     names = [*index["tasks"], *(path.stem for path in TASKS.glob("*.yaml"))]
     hint = did_you_mean(name, names) or "a task of your own is a path that ends in .yaml"
     raise SuiteError(f"lm-eval has no task '{name}'", hint=hint)

@@ -5,14 +5,15 @@ Verdicts on one prompt are not independent, so all intervals of means are cluste
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..sequences import grouped
 from ..stats.bootstrap import kappa
 from ..stats.intervals import Estimate, mean_estimate, wilson
 from .families import Family, family_named, kinship
@@ -175,9 +176,9 @@ def audit(judgments: Iterable[Judgment], families: Mapping[str, Family] | None =
         Rows by judge, in the order in which judges, prompt sets and pairs first appear.
     """
     judgments = list(judgments)
-    by_judge = _grouped(judgments, lambda j: (j.judge, j.judge_version))
+    by_judge = grouped(judgments, lambda j: (j.judge, j.judge_version))
     pairs = {
-        key: list(_grouped(own, lambda j: (j.task, j.candidate, j.opponent)).values()) for key, own in by_judge.items()
+        key: list(grouped(own, lambda j: (j.task, j.candidate, j.opponent)).values()) for key, own in by_judge.items()
     }
     fought = {key: [battles(pair) for pair in own] for key, own in pairs.items()}
     decided = {key: _verdicts(chain(*found)) for key, found in fought.items()}
@@ -194,13 +195,6 @@ def audit(judgments: Iterable[Judgment], families: Mapping[str, Family] | None =
         for pair, found in zip(own, fought[key], strict=True):
             rows.append(_row(pair, found, others, nulls, families or {}))
     return rows
-
-
-def _grouped(judgments: Iterable[Judgment], key: Callable[[Judgment], Any]) -> dict[Any, list[Judgment]]:
-    groups: dict[Any, list[Judgment]] = {}
-    for judgment in judgments:
-        groups.setdefault(key(judgment), []).append(judgment)
-    return groups
 
 
 def _nulls(judgments: Iterable[Judgment]) -> frozenset[str]:

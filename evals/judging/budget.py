@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 
+from ..sequences import grouped
 from .backends import OpenJudge
 from .judgments import Judgment, battles
 from .plan import Plan
@@ -56,9 +57,8 @@ class Spending:
     def groups(self, pair: Pair) -> list[Group]:
         """Returns a pair's questions by prompt, in the order in which it takes the prompts."""
         if pair.names not in self._groups:
-            found: dict[str, Group] = {}
-            for question in questions_of(self.judge.spec, pair, self.version):
-                found.setdefault(question.answer.prompt_key, []).append(question)
+            asked = questions_of(self.judge.spec, pair, self.version)
+            found = grouped(asked, lambda question: question.answer.prompt_key)
             order = Random(f"{self.judge.settings.seed}/{pair.seed}").sample(sorted(found), len(found))
             self._groups[pair.names] = [found[key] for key in order]
         return self._groups[pair.names]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from ...chat_templates.errors import PosttrainError
 from ...data_tools.files import append_line, locked, read_jsonl_log
 from ..answers import Answer, AnswerSet
 from ..records import LOCKS
+from ..sequences import grouped
 from ..stats.win_rates import Battle
 
 JUDGMENTS = "judgments.jsonl"
@@ -227,13 +229,13 @@ def judgment_from(record: dict[str, Any], where: str) -> Judgment:
 
 def battles(judgments: Iterable[Judgment]) -> list[Battle]:
     """Joins pairwise judgments of the same two answers by the same judge; ratings are left aside."""
-    groups: dict[tuple[str | int, ...], list[Judgment]] = {}
-    for judgment in judgments:
-        if judgment.opponent is not None and judgment.opponent_answer is not None:
-            parts = (judgment.judge_version, judgment.task, judgment.candidate, judgment.opponent)
-            key = (*parts, judgment.prompt_key, judgment.sample, judgment.candidate_answer, judgment.opponent_answer)
-            groups.setdefault(key, []).append(judgment)
-    return [_battle(group) for group in groups.values()]
+    pairs = (j for j in judgments if j.opponent is not None and j.opponent_answer is not None)
+    return [_battle(group) for group in grouped(pairs, _SAME_ANSWERS).values()]
+
+
+_SAME_ANSWERS = attrgetter(
+    "judge_version", "task", "candidate", "opponent", "prompt_key", "sample", "candidate_answer", "opponent_answer"
+)
 
 
 def _battle(group: list[Judgment]) -> Battle:

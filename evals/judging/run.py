@@ -4,7 +4,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ...chat_templates.errors import InputError, PosttrainError
@@ -13,7 +12,7 @@ from ...data_tools.errors import BusyError
 from ...data_tools.files import locked, write_atomic
 from ..answers import AnswerSet
 from ..generations import Prompts, define
-from ..records import LOCKS, Score, ScoreStore
+from ..records import LOCKS, Score, ScoreStore, now
 from ..spec import SuiteSpec
 from ..stats.intervals import spelt
 from .backends import OpenJudge
@@ -267,7 +266,7 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
         completion_tokens=verdict.completion_tokens,
         cost=verdict.cost,
         seconds=None if verdict.seconds is None else round(verdict.seconds, 4),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         **about(pair.candidate, question.answer, pair.opponent, question.other, question.key_of),
     )
 

@@ -4,11 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from ..answers import AnswerSet
-from ..records import Metric, Result, Score, parquet, versions
+from ..records import Metric, Result, Score, now, parquet, versions
+from ..sequences import grouped
 from ..stats.intervals import Estimate, mean_estimate
 from ..stats.win_rates import Battle, counts, win_rate
 from .judgments import Judgment, battles
@@ -46,7 +46,7 @@ def record_of(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment], r
         judge_version=plan.judge_version,
         versions=versions(),
         seconds=round(sum(judgment.seconds or 0.0 for judgment in judgments), 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         notes=result.notes,
         detail=result.detail,
     )
@@ -96,11 +96,8 @@ def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:
 
     A member without a verdict abstains; the jury has none if all of them do.
     """
-    groups: dict[tuple[str, str, int], list[Battle]] = {}
-    for battle in fought:
-        groups.setdefault((battle.opponent, battle.prompt_key, battle.sample), []).append(battle)
     joined = []
-    for group in groups.values():
+    for group in grouped(fought, lambda battle: (battle.opponent, battle.prompt_key, battle.sample)).values():
         given = [battle.preference for battle in group if battle.preference is not None]
         if vote == "majority" and given:
             balance = sum((value > 0.5) - (value < 0.5) for value in given)
@@ -113,11 +110,8 @@ def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:
 
 
 def _rated(plan: Plan, judgments: Sequence[Judgment]) -> _Found | None:
-    groups: dict[tuple[str, int], list[Judgment]] = {}
-    for judgment in judgments:
-        groups.setdefault((judgment.prompt_key, judgment.sample), []).append(judgment)
     rows = []
-    for (prompt, sample), group in sorted(groups.items()):
+    for (prompt, sample), group in sorted(grouped(judgments, lambda said: (said.prompt_key, said.sample)).items()):
         given = [judgment.rating for judgment in group if judgment.rating is not None]
         rows.append((prompt, sample, group[0], math.fsum(given) / len(given) if given else None))
     known = [(prompt, value) for prompt, _, _, value in rows if value is not None]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..sequences import shared_start
 from .portrait import Answer, Portrait, Scored, as_json
 
 Status = Literal["same", "close", "differs", "not compared"]
@@ -103,7 +104,7 @@ def _parting(one: str | None, other: str | None) -> str:
     """Shows where two texts part."""
     if one is None or other is None:
         return "one of the two refuses it"
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    at = shared_start(one, other)
     return f"{one[at : at + 40]!r} is {other[at : at + 40]!r} from character {at} on"
 
 
@@ -180,7 +181,7 @@ def _tokenisation(one: Portrait, other: Portrait) -> Check:
     if not parted:
         return Check(name, "same", f"{len(one.tokens)} hard strings")
     ours, theirs = one.tokens[parted[0]], other.tokens[parted[0]]
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    at = shared_start(ours, theirs)
     what = f"{len(parted)} of {len(one.tokens)} hard strings, first {parted[0][:40]!r}: from token {at} on "
     what += f"{list(ours[at : at + 4])} is {list(theirs[at : at + 4])}"
     return Check(name, "differs", what, cause="another tokenisation")
@@ -323,20 +324,16 @@ def _parted_prompt(a: Answer, b: Answer, decode: Any) -> tuple[int, tuple[str, s
     if a.prompt is None or b.prompt is None:
         shorter = min(a.length or 0, b.length or 0)
         return shorter, (f"{a.length} tokens", f"{b.length} tokens")
-    at = next((i for i, (x, y) in enumerate(zip(a.prompt, b.prompt, strict=False)) if x != y), None)
-    at = min(len(a.prompt), len(b.prompt)) if at is None else at
+    at = shared_start(a.prompt, b.prompt)
     return at, (_decoded(a.prompt, at, decode), _decoded(b.prompt, at, decode))
 
 
 def _parted_answer(a: Answer, b: Answer, decode: Any) -> tuple[int, tuple[str, str]]:
     """Returns the first token at which two answers part; of a text without tokens, that of the other side."""
     if a.ids is not None and b.ids is not None:
-        pairs = enumerate(zip(a.ids, b.ids, strict=False))
-        at = next((i for i, (x, y) in pairs if x != y), min(len(a.ids), len(b.ids)))
+        at = shared_start(a.ids, b.ids)
         return at, (_decoded(a.ids, at, decode), _decoded(b.ids, at, decode))
-    shared = next(
-        (i for i, (x, y) in enumerate(zip(a.text, b.text, strict=False)) if x != y), min(len(a.text), len(b.text))
-    )
+    shared = shared_start(a.text, b.text)
     ids, text, at = a.ids or b.ids or (), "", 0
     while at < len(ids) and len(text + decode(ids[at])) <= shared:
         text += decode(ids[at])

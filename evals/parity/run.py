@@ -4,7 +4,6 @@ import gc
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ...chat_templates.errors import InputError
 from ...data_tools.files import read_json
 from ..checkpoints import base_of, list_checkpoints, weights_hash
 from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
+from ..records import now
 from ..runs import is_run, locate, read_record, run_of
 from .compare import TOLERANCES, Check, FirstDifference, compare_behaviour, compare_logs, compare_tokens
 from .modelfile import compare_modelfile, read_modelfile
@@ -213,9 +213,8 @@ def keep(
     notes: tuple[str, ...],
 ) -> Comparison:
     """Makes a comparison of what was found, and writes it into a folder's record if there is one."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    made = Comparison(one, other, tuple(checks), first, kind, notes, now, versions)
+    made = Comparison(one, other, tuple(checks), first, kind, notes, now(), versions)
     if store is not None:
         write_comparison(store, made)
     return made

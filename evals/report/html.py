@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..judging.judgments import Judgment
+from ..sequences import grouped
 from . import format
 from .board import (
     Cell,
@@ -315,9 +316,7 @@ _ORDERS = {"candidate-first": "shown first", "candidate-second": "shown second",
 
 def _verdicts_on(sample: Sample, given: PlayerAnswer) -> list[dict[str, Any]]:
     """Returns one entry for each judge and opponent, with each order's verdict and reason under it."""
-    groups: dict[tuple[str, str | None], list[Judgment]] = {}
-    for judgment in sample.judgments_of(given):
-        groups.setdefault((judgment.judge_version, judgment.opponent), []).append(judgment)
+    groups = grouped(sample.judgments_of(given), lambda judgment: (judgment.judge_version, judgment.opponent))
     return [
         {
             "judge": group[0].judge,

@@ -11,6 +11,7 @@ from ..judging.audit import AuditRow, audit
 from ..judging.families import families_of
 from ..judging.judgments import NULL, Battle, Judgment, battles
 from ..records import model_of
+from ..sequences import grouped
 from ..stats.bradley_terry import components, fit
 from ..stats.compare import Difference, paired_difference
 from ..stats.intervals import Estimate
@@ -159,9 +160,7 @@ def judgings(
         stamps: What a reader must know of a judge, by its version.
         audited: The audit of the same judgments.
     """
-    groups: dict[tuple[str, str], list[Judgment]] = {}
-    for judgment in judgments:
-        groups.setdefault((judgment.judge_version, judgment.task), []).append(judgment)
+    groups = grouped(judgments, lambda judgment: (judgment.judge_version, judgment.task))
     tested: Tested = {}
     return tuple(_judging(group, players, stamps, audited, tested) for group in groups.values()), tested
 
@@ -221,9 +220,6 @@ def _players(group: Iterable[Judgment], known: Mapping[str, Player]) -> tuple[Pl
 
 def _matches(found: Sequence[Battle], players: Sequence[Player]) -> tuple[Match, ...]:
     """Returns every pair's win rates; prompts are as hard as the opponent's other candidates found them."""
-    groups: dict[str, list[Battle]] = {}
-    for battle in found:
-        groups.setdefault(battle.opponent, []).append(battle)
     pairs = {(battle.candidate, battle.opponent) for battle in found}
     draws = DRAWS if len(pairs) <= _REFITS else 0
     matches = [
@@ -239,7 +235,7 @@ def _matches(found: Sequence[Battle], players: Sequence[Player]) -> tuple[Match,
             rates.worst,
             rates.best,
         )
-        for opponent, group in groups.items()
+        for opponent, group in grouped(found, lambda battle: battle.opponent).items()
         for candidate, rates in all_rates(group, draws=draws).items()
     ]
     place = {player.id: i for i, player in enumerate(players)}
@@ -252,12 +248,9 @@ def _rate(estimate: Estimate) -> Rate:
 
 def _leads(found: Sequence[Battle]) -> dict[tuple[str, str], Difference]:
     """Returns the candidate's win rate less a half of each pair; battles of one prompt are no independent ones."""
-    groups: dict[tuple[str, str], list[Battle]] = {}
-    for battle in found:
-        if battle.preference is not None:
-            groups.setdefault((battle.candidate, battle.opponent), []).append(battle)
+    decided = (battle for battle in found if battle.preference is not None)
     leads = {}
-    for pair, group in groups.items():
+    for pair, group in grouped(decided, lambda battle: (battle.candidate, battle.opponent)).items():
         lead = np.array([float(battle.preference or 0.0) for battle in group]) - 0.5
         leads[pair] = paired_difference(lead, 0 * lead, [battle.prompt_key for battle in group])
     return leads

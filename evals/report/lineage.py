@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoints import FINAL
 from ..records import model_of
+from ..sequences import grouped
 from .board import Badge, Row, Run
 from .read import RunFolder
 from .text import mapping, plain, text, whole
@@ -186,9 +187,7 @@ def _offset(fork: Row | None, parent: Run | None, above: Sequence[Row]) -> int:
 
 
 def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[Scored]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for score in folder.scores:
-        groups.setdefault(model_of(score) or f"?{_checkpoint(score)}", []).append(score)
+    groups = grouped(folder.scores, lambda score: model_of(score) or f"?{_checkpoint(score)}")
     if not groups:
         return [_unscored(run, folder, parent, first)]
     rows = [_row(run, folder, parent, key, scores) for key, scores in groups.items()]

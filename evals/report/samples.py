@@ -12,6 +12,7 @@ from ..answers import Answer
 from ..checkpoints import FINAL
 from ..judging.judgments import Judgment
 from ..records import parquet
+from ..sequences import grouped
 from .board import Column, Leaderboard, PlayerAnswer, Row, Sample
 from .items import Items, ItemsOf, samples_path
 
@@ -35,9 +36,7 @@ def gather(answers: Iterable[tuple[str, str, Sequence[Answer]]], judgments: Sequ
         for answer in some:
             mine = given.setdefault((task, answer.prompt_key), {})
             mine.setdefault((player, answer.key), PlayerAnswer(player, answer))
-    said: dict[tuple[str, str], list[Judgment]] = {}
-    for judgment in judgments:
-        said.setdefault((judgment.task, judgment.prompt_key), []).append(judgment)
+    said = grouped(judgments, lambda judgment: (judgment.task, judgment.prompt_key))
     return tuple(Sample(key[0], tuple(mine.values()), tuple(said.get(key, ()))) for key, mine in given.items())
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...data_tools.errors import listing
 from ..records import Metric
 from .bootstrap import DRAWS, estimate, metric_of, midranks
 from .intervals import Estimate
@@ -285,16 +286,15 @@ def _note_classes(sheet: _Sheet, labels: Sequence[str], truth: "Floats", chosen:
     has, said = truth.sum(axis=0), chosen.sum(axis=0)
     absent = [label for k, label in enumerate(labels) if not has[k]]
     silent = [label for k, label in enumerate(labels) if has[k] and not said[k]]
+
+    def quoted(names: Sequence[str]) -> str:
+        return listing([f"'{name}'" for name in names], _NAMED)
+
     if absent:
         rest = len(labels) - len(absent)
-        sheet.notes.append(f"no row of {_names(absent)}: macro figures are over the other {rest} classes")
+        sheet.notes.append(f"no row of {quoted(absent)}: macro figures are over the other {rest} classes")
     if silent:
-        sheet.notes.append(f"never predicted, so with a precision of 0 in the macro mean: {_names(silent)}")
-
-
-def _names(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-    return ", ".join(f"'{label}'" for label in labels[:_NAMED]) + more
+        sheet.notes.append(f"never predicted, so with a precision of 0 in the macro mean: {quoted(silent)}")
 
 
 def ece(

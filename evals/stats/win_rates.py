@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..sequences import grouped
 from .bootstrap import estimate
 from .classification import sigmoid
 from .intervals import Estimate, codes, mean_estimate, widened
@@ -247,9 +248,7 @@ def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS) -> dict[str, Win
     Returns:
         By the candidate's weights hash, in order of first appearance; without those that no battle decided.
     """
-    groups: dict[str, list[Battle]] = {}
-    for battle in battles:
-        groups.setdefault(battle.candidate, []).append(battle)
+    groups = grouped(battles, lambda battle: battle.candidate)
     means = {candidate: _by_prompt(group) for candidate, group in groups.items()}
     found = {}
     for candidate, group in groups.items():
@@ -262,11 +261,9 @@ def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS) -> dict[str, Win
 
 
 def _by_prompt(battles: list[Battle]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for battle in battles:
-        if battle.preference is not None:
-            found.setdefault(battle.prompt_key, []).append(battle.preference)
-    return {prompt: math.fsum(values) / len(values) for prompt, values in found.items()}
+    decided = ((battle.prompt_key, battle.preference) for battle in battles if battle.preference is not None)
+    found = grouped(decided, lambda pair: pair[0])
+    return {prompt: math.fsum(value for _, value in pairs) / len(pairs) for prompt, pairs in found.items()}
 
 
 def rates(
