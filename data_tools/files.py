@@ -123,6 +123,12 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a small JSON file of one object; empty if there is none, or none that can be read."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:

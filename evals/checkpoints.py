@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from ..data_tools.files import hash_file, hash_json, read_json, write_json
+from ..data_tools.files import hash_file, hash_json, read_json, read_object, write_json
 
 MANIFEST = "manifest.json"
 FINAL = "final"
@@ -190,8 +190,7 @@ def base_of(folder: Path) -> Base | None:
     """
     if not (folder / _ADAPTER).is_file():
         return None
-    adapter = read_json(folder / _ADAPTER)
-    adapter = adapter if isinstance(adapter, dict) else {}
+    adapter = read_object(folder / _ADAPTER)
     name, revision = str(adapter.get("base_model_name_or_path") or ""), adapter.get("revision")
     for place in (folder / name, Path(name)) if name else ():
         if place.is_dir():

@@ -479,16 +479,18 @@ def _named(loader: _Loader, node: Any) -> dict[str, Any]:
 _Loader.add_constructor("!function", _named)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, modules: set[Path] | None = None, parents: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a task's YAML with its includes; each ``!function`` becomes its name and the hash of its file.
+
+    Args:
+        path: The file.
+        modules: Takes the Python files that it and its includes name.
+        parents: The files that include it.
 
     Raises:
         SuiteError: The file cannot be read, is no mapping, or includes itself.
     """
-    return _read_yaml(path.resolve(), ())
-
-
-def _read_yaml(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
     if path in parents:
         raise SuiteError("the file includes itself", where=str(path))
     try:
@@ -499,11 +501,12 @@ def _read_yaml(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
         raise SuiteError(f"not valid YAML: {str(error).splitlines()[0]}", where=str(path)) from error
     if not isinstance(config, dict):
         raise SuiteError("a task is a mapping of keys to values", where=str(path))
-    config = _hash_functions(config, path.parent)
+    modules = set() if modules is None else modules
+    config = _hash_functions(config, path.parent, modules)
     includes = config.pop("include", [])
     merged: dict[str, Any] = {}
     for include in includes if isinstance(includes, list) else [includes]:
-        included = _read_yaml((path.parent / include).resolve(), (*parents, path))
+        included = read_yaml(path.parent / include, modules, (*parents, path))
         included.pop("task_list", None)
         merged |= included
     return merged | config
@@ -515,7 +518,9 @@ def packages(path: Path) -> list[str]:
     One that is not installed is marked so.
     """
     found: set[str] = set()
-    for module in _modules(path.resolve()):
+    modules: set[Path] = set()
+    read_yaml(path, modules)
+    for module in modules:
         for node in ast.walk(ast.parse(module.read_bytes())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -524,35 +529,18 @@ def packages(path: Path) -> list[str]:
     return [name if find_spec(name) else f"{name}, which is not installed" for name in sorted(found)]
 
 
-def _modules(path: Path) -> set[Path]:
-    """Returns the Python files that a task's YAML and its includes name."""
-    config = yaml.load(path.read_bytes(), Loader=_Loader)  # read before, so known to be a mapping
-    includes = config.pop("include", [])
-    found: set[Path] = set()
-    for include in includes if isinstance(includes, list) else [includes]:
-        found |= _modules((path.parent / include).resolve())
-    values = [config]
-    while values:
-        value = values.pop()
-        if isinstance(value, dict) and set(value) == {"!function"}:
-            module = str(value["!function"]).rpartition(".")[0]
-            found.add(path.parent / f"{module.replace('.', '/')}.py")
-        elif isinstance(value, dict | list):
-            values += value.values() if isinstance(value, dict) else value
-    return {module for module in found if module.is_file()}
-
-
-def _hash_functions(value: Any, folder: Path) -> Any:
-    """Puts beside each function's name the hash of the Python file that holds it."""
+def _hash_functions(value: Any, folder: Path, modules: set[Path]) -> Any:
+    """Puts beside each function's name the hash of the Python file that holds it, and collects those files."""
     if isinstance(value, list):
-        return [_hash_functions(item, folder) for item in value]
+        return [_hash_functions(item, folder, modules) for item in value]
     if not isinstance(value, dict):
         return value
     if set(value) == {"!function"}:
         module = str(value["!function"]).rpartition(".")[0]
         source = folder / f"{module.replace('.', '/')}.py"
-        return value | {"source": hash_file(source) if source.is_file() else None}
-    return {str(key): _hash_functions(item, folder) for key, item in value.items()}
+        modules |= {source} if source.is_file() else set()
+        return value | {"source": hash_file(source) if source in modules else None}
+    return {str(key): _hash_functions(item, folder, modules) for key, item in value.items()}
 
 
 def origin(definition: HarnessTask) -> dict[str, Any]:

@@ -25,22 +25,13 @@ from .records import SCORES, parquet, samples_name
 from .result_files import FAULTS, MOST_BYTES, damaged, parse_json, read_archive, read_whole, too_large
 from .runs import RUN_FILE
 from .sequences import grouped
+from .stats.intervals import LOWER_IS_BETTER
+from .stats.win_rates import win_rate
 
 STAGE = "foreign"
 """The stage of a run that another harness, or another's answers, stand for."""
 
 _TAKEN = "lm-eval's results_*.json, AlpacaEval's annotations.json or leaderboard.csv, inspect's .eval or .json logs"
-_LOWER_IS_BETTER = (
-    "ppl",
-    "perplexity",
-    "word_perplexity",
-    "byte_perplexity",
-    "bits_per_byte",
-    "brier_score",
-    "ter",
-    "wer",
-)
-_LOWER_IS_BETTER += ("likelihood_difference", "likelihood_diff", "pct_stereotype")
 _SPREADS = ("stderr", "std", "var", "bootstrap_stderr", "bootstrap_std", "ci", "ci_lower", "ci_upper")
 
 
@@ -377,8 +368,7 @@ def _win_rate(
     n = len(values)
     if not n:
         raise InputError(f"no verdict on {model} could be read", where=str(path))
-    mean = sum(values) / n
-    stderr = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else None
+    found = win_rate(values)
     seen: dict[str, int] = {}
     samples = []
     for instruction, _ in pairs:
@@ -386,7 +376,7 @@ def _win_rate(
         samples.append(seen[instruction])
     keys = [_sha(instruction)[:16] for instruction, _ in pairs]
     table = {"prompt_key": keys, "sample": samples, "category": [None] * n, "opponent": [opponent] * n}
-    metric = _metric("win_rate", mean, stderr, n, path, model, True)
+    metric = _metric("win_rate", found.value, found.stderr, n, path, model, True)
     items = _sha("\0".join(sorted(instruction for instruction, _ in asked)))[:16]
     return ForeignScore(
         "alpaca_eval",
@@ -583,7 +573,7 @@ def _metric(name: str, value: Any, stderr: Any, n: Any, where: object, task: str
         raise InputError(f"{task}: {name} is {value}, no finite number", where=str(where), hint=hint)
     error = float(stderr) if _is_number(stderr) and math.isfinite(stderr) and stderr >= 0 else None
     count = int(n) if _is_number(n) and math.isfinite(n) and n >= 1 else None
-    up = up if isinstance(up, bool) else name.partition(",")[0] not in _LOWER_IS_BETTER
+    up = up if isinstance(up, bool) else name.partition(",")[0] not in LOWER_IS_BETTER
     return {"name": name, "value": float(value), "stderr": error, "n": count, "higher_is_better": up}
 
 

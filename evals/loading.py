@@ -7,11 +7,11 @@ model's to the bit, and is checked; anything else is loaded anew.
 """
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data_tools.files import read_json
+from ..data_tools.files import read_object
 from .checkpoints import Base, base_hash, base_of, content_hash, tokenizer_hash
 from .models import (
     ADAPTER,
@@ -152,7 +152,7 @@ class _Held:
         """Puts an adapter on the model, which has none."""
         self.adapter, self.adapter_is_direct, self.compared = folder, False, {}
         # Taken now: the files may change while the model is in use.
-        self._adapter_kind = content_hash(folder / ADAPTER), _layout([folder / _ADAPTER_WEIGHTS])
+        self._adapter_kind = content_hash(folder / ADAPTER), layout_of([folder / _ADAPTER_WEIGHTS])
         self.adapted = apply_adapter(self.model, folder).to(self.model.device)
         self._adapter_marks = self._adapter_state()
 
@@ -180,7 +180,7 @@ class _Held:
 
         if self.adapted is None or not self._adapter_kind[1]:
             return False
-        if self._adapter_kind != (content_hash(folder / ADAPTER), _layout([folder / _ADAPTER_WEIGHTS])):
+        if self._adapter_kind != (content_hash(folder / ADAPTER), layout_of([folder / _ADAPTER_WEIGHTS])):
             return False
         state: dict[str, Any] = get_peft_model_state_dict(self.adapted, save_embedding_layers=False)
         places = {tensor.data_ptr() for tensor in state.values()}
@@ -191,12 +191,12 @@ class _Held:
         if not self.adapter_is_direct:
             self.adapter_is_direct = all(
                 tensor.shape == state[name].shape and torch.equal(tensor.to(state[name]), state[name])
-                for name, tensor in _tensors([self.adapter / _ADAPTER_WEIGHTS])
+                for name, tensor in tensors_of([self.adapter / _ADAPTER_WEIGHTS])
             )
         if not self.adapter_is_direct:
             return False
         with torch.no_grad():
-            for name, tensor in _tensors([folder / _ADAPTER_WEIGHTS]):
+            for name, tensor in tensors_of([folder / _ADAPTER_WEIGHTS]):
                 state[name].copy_(tensor)
         self.adapter = folder
         return True
@@ -207,8 +207,8 @@ class _Held:
 
         if _config(folder) is None or _config(folder) != _config(self.folder):
             return False
-        layout = _layout(_files(folder))
-        if not layout or layout != _layout(_files(self.folder)):
+        layout = layout_of(_files(folder))
+        if not layout or layout != layout_of(_files(self.folder)):
             return False
         state = self.model.state_dict()
         places = {name: state[name].data_ptr() for name in layout if name in state}
@@ -216,12 +216,12 @@ class _Held:
             return False  # a tensor of another name, one in two places, or one that no file has
         if not self.is_direct:
             self.is_direct = base_hash(self.folder) == self.key and all(
-                torch.equal(tensor.to(state[name]), state[name]) for name, tensor in _tensors(_files(self.folder))
+                torch.equal(tensor.to(state[name]), state[name]) for name, tensor in tensors_of(_files(self.folder))
             )
         if not self.is_direct:
             return False
         with torch.no_grad():
-            for name, tensor in _tensors(_files(folder)):
+            for name, tensor in tensors_of(_files(folder)):
                 state[name].copy_(tensor)
         self.key, self.folder, self._marks = key, folder, self._state()
         return True
@@ -255,9 +255,9 @@ class _Held:
 
 def _leaves_base(folder: Path, base: Base) -> bool:
     """Says whether an adapter only adds layers beside those of its base."""
-    adapter = read_json(folder / ADAPTER)
-    config = read_json(base.folder / "config.json") if base.folder else None
-    if not isinstance(adapter, dict) or not isinstance(config, dict):
+    adapter = read_object(folder / ADAPTER)
+    config = read_object(base.folder / "config.json") if base.folder else {}
+    if not adapter or not config:
         return False
     if adapter.get("task_type") == "SEQ_CLS" or "quantization_config" in config:
         return False
@@ -268,14 +268,14 @@ def _leaves_base(folder: Path, base: Base) -> bool:
 
 def _config(folder: Path) -> Any:
     """Returns what tells the configurations of two folders apart; None of what is quantised or brings its own code."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or "quantization_config" in config or any(folder.glob("*.py")):
+    config = read_object(folder / "config.json")
+    if not config or "quantization_config" in config or any(folder.glob("*.py")):
         return None
     names = [name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
     return {name: content_hash(folder / name) for name in names}
 
 
-def _layout(files: Sequence[Path]) -> _Layout:
+def layout_of(files: Iterable[Path]) -> _Layout:
     """Returns what safetensors files hold, without reading the numbers; nothing of one that is not there."""
     from safetensors import safe_open
 
@@ -288,7 +288,7 @@ def _layout(files: Sequence[Path]) -> _Layout:
     return found
 
 
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+def tensors_of(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Reads the tensors of safetensors files, one by one."""
     from safetensors import safe_open
 
@@ -300,8 +300,7 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
 
 def _files(folder: Path) -> list[Path]:
     """Returns the files from which transformers loads a folder's weights."""
-    index = read_json(folder / "model.safetensors.index.json")
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    names = index.get("weight_map", {}).values() if isinstance(index, dict) else ()
+    names = read_object(folder / "model.safetensors.index.json").get("weight_map", {}).values()
     return [folder / name for name in sorted(set(names))]

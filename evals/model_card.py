@@ -16,7 +16,7 @@ from .checkpoints import FINAL
 from .report.board import Cell, Column, Figure, Leaderboard, Row
 from .report.format import Speller, metric_label
 from .report.markdown import md
-from .report.text import clean, mapping, plain, text
+from .report.text import clean, detail_of, mapping, plain, text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -108,7 +108,7 @@ def _card(
 
 def why_not(cell: Cell) -> str | None:
     """Says what keeps a score out of the metadata; None for an lm-eval task that was run unmodified and whole."""
-    detail = mapping(cell.score.get("detail"))
+    detail = detail_of(cell.score)
     if cell.score.get("judge_version"):
         return "a judge's figure"
     if detail.get("kind") != "lm-eval":
@@ -126,7 +126,7 @@ def _results(cell: Cell) -> list["EvalResult"]:
     """Returns the figures of a cell as the Hub knows them; none if anything sets it apart from the published task."""
     from huggingface_hub import EvalResult
 
-    detail = mapping(cell.score.get("detail"))
+    detail = detail_of(cell.score)
     dataset = mapping(detail.get("dataset"))
     path = text(dataset.get("path"))
     if why_not(cell) is not None or path is None:

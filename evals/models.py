@@ -116,8 +116,8 @@ class Pretrained:
         names = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
         gaps = sorted(name for name in names if body is None or (name.startswith(body) and ".pooler." not in name))
         if gaps:
-            what = f"cannot load {self.what} {self.name}: it lacks the weights {listing(gaps, 3)}, or has them in other sizes"
-            raise self.error(what, hint=self.hint)
+            what = f"it lacks the weights {listing(gaps, 3)}, or has them in other sizes"
+            raise self.error(f"cannot load {self.what} {self.name}: {what}", hint=self.hint)
 
     def _load(self, kind: Any, **options: Any) -> Any:
         code = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}

@@ -31,8 +31,8 @@ from .records import Metric, Result, parquet
 from .reward import RewardReader
 from .spec import Chat, PairsSpec, SuiteSpec
 from .stats.bootstrap import estimate, metric_of, midranks
-from .stats.classification import LOWER_IS_BETTER, correlation, ece, sigmoid
-from .stats.intervals import grouped_mean
+from .stats.classification import correlation, ece, sigmoid
+from .stats.intervals import LOWER_IS_BETTER, grouped_mean
 from .task import Checkpoint, Task
 
 _METHOD = 1  # raise when a change here changes figures

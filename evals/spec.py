@@ -167,8 +167,7 @@ class PerplexitySpec(ClosedSection):
 
     def source(self) -> SourceSpec:
         """Returns the text as a data source; a .txt file is one document unless ``sample_by`` says otherwise."""
-        keys = {"path", "name", "split", "subset", "revision", "text", "columns", "sample_by", "limit"}
-        given = self.model_dump(include=keys & self.model_fields_set)
+        given = self.model_dump(include=self.model_fields_set & SourceSpec.model_fields.keys())
         if data_suffix(self.path) == ".txt":
             given["sample_by"] = self.sample_by
         return SourceSpec(**given)

@@ -1,12 +1,11 @@
 """The arena's page, and a question as the page is given it: texts only, and nothing of whose they are."""
 
-import base64
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from ..judging.judgments import Order
+from ..report.text import source_hash
 from .schedule import Matchup
 
 MOST_CHARACTERS = 100_000
@@ -31,7 +30,7 @@ def page(title: str) -> tuple[str, str]:
     script = (folder / "arena.js.jinja").read_text()
     html = environment.get_template("arena.html.jinja").render(title=title, style=style, script=script)
     policy = (
-        f"default-src 'none'; style-src 'sha256-{_hash(style)}'; script-src 'sha256-{_hash(script)}'; "
+        f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html, policy
@@ -74,7 +73,3 @@ def _visible(match: re.Match[str]) -> str:
     if code == 0x0D:
         return "\n"
     return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -4,7 +4,6 @@ Panickssery, Bowman and Feng, "LLM evaluators recognize and favor their own gene
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...chat_templates.errors import PosttrainError
+from ...data_tools.files import read_object
 from ..records import ScoreStore
 from ..runs import known_record, origins_of, place_of
 
@@ -142,8 +142,8 @@ def _of_reference(reference: Any, record: dict[str, Any], folder: Path, depth: i
 
 def _of_config(folder: Path) -> Family:
     """Returns what a plain model's folder says of its family."""
-    config = _json(folder / "config.json")
-    adapter = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    config = read_object(folder / "config.json")
+    adapter = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     for name in (adapter, config.get("_name_or_path"), config.get("model_type")):
         if isinstance(name, str) and name:
             return family_named(name)
@@ -151,12 +151,3 @@ def _of_config(folder: Path) -> Family:
     if isinstance(architectures, list) and architectures:
         return family_named(re.sub(r"(?<!^)(?=[A-Z])", "-", str(architectures[0])))
     return family_named(folder.absolute().name)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object, or nothing: an audit must not fail on a run that is damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...chat_templates.errors import PosttrainError
-from ...data_tools.files import hash_file, read_json, write_json
+from ...data_tools.files import hash_file, read_object, write_json
 from ..checkpoints import model_hash
 from .compare import Check, FirstDifference
 
@@ -109,8 +109,7 @@ def hash_of(place: Path) -> str | None:
 
 
 def _items(folder: Path) -> list[dict[str, Any]]:
-    value = read_json(folder / PARITY)
-    items = value.get("comparisons") if isinstance(value, dict) else None
+    items = read_object(folder / PARITY).get("comparisons")
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...chat_templates.errors import InputError
-from ...data_tools.files import read_json
+from ...data_tools.files import read_object
 from ..checkpoints import base_of, list_checkpoints, weights_hash
 from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
 from ..records import now
@@ -234,8 +234,7 @@ def form_of(place: Path, store: Path | None) -> Form:
 def _rows_of_base(adapter: Path) -> int | None:
     """Returns how many tokens the configuration of an adapter's base names; None where it is not known."""
     base = base_of(adapter)
-    config = read_json(base.folder / "config.json") if base is not None and base.folder is not None else None
-    return config.get("vocab_size") if isinstance(config, dict) else None
+    return read_object(base.folder / "config.json").get("vocab_size") if base and base.folder else None
 
 
 def _trained_template(trained: str, template: str | None) -> Check:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..loading import layout_of, tensors_of
 from .compare import Check
 
 if TYPE_CHECKING:
@@ -18,23 +19,13 @@ _WITNESSES = 4  # adapted layers whose base weights are kept, to see what was qu
 
 def stored(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Yields the tensors of a model folder one by one, as they are stored."""
-    from safetensors import safe_open
-
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # not a dict
-                yield name, tensors.get_tensor(name)
+    return tensors_of(sorted(folder.glob("model*.safetensors")))
 
 
 def type_of(folder: Path) -> str | None:
     """Returns the coarsest floating type in which a folder holds its weights; None if they cannot be read here."""
-    from safetensors import safe_open
-
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
-    found = set()
-    for path in folder.glob("model*.safetensors"):
-        with safe_open(path, "pt") as tensors:
-            found |= {names.get(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+    found = {names.get(kind) for kind, _ in layout_of(folder.glob("model*.safetensors")).values()}
     return next((name for name in ("bfloat16", "float16", "float32") if name in found), None)
 
 

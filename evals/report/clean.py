@@ -12,7 +12,7 @@ from .board import Contamination
 from .items import Items, group_items, read_items, samples_path
 from .lineage import Scored
 from .read import RunFolder
-from .text import mapping, text
+from .text import detail_of, mapping, text
 
 _Task = tuple[str, str]  # its name and hash
 
@@ -107,7 +107,7 @@ def _clean_mean(
     score: dict[str, Any], scores: Sequence[dict[str, Any]], lines: Mapping[_Task, dict[str, Any]], folder: Path
 ) -> dict[str, Any] | None:
     """Returns a group's score over the items of its tasks that are left; None where those of a task are not known."""
-    members, detail = _members(score, scores), mapping(score.get("detail"))
+    members, detail = _members(score, scores), detail_of(score)
     if len(members) != len(mapping(detail.get("tasks"))) or any(_task(member) not in lines for member in members):
         return None
     unseen = [clause for member in members for clause in lines[_task(member)].get("unseen") or ()]
@@ -137,13 +137,13 @@ def _touched(line: dict[str, Any]) -> set[str]:
 
 
 def _is_group(score: Mapping[str, Any]) -> bool:
-    return mapping(score.get("detail")).get("kind") == "group"
+    return detail_of(score).get("kind") == "group"
 
 
 def _members(group: dict[str, Any], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the scores of a row that a group's score is the mean of."""
     found = []
-    for task, value in mapping(mapping(group.get("detail")).get("tasks")).items():
+    for task, value in mapping(detail_of(group).get("tasks")).items():
         mine = (score for score in scores if score.get("task") == task and not _is_group(score))
         found += [score] if (score := next((s for s in mine if _first(s).get("value") == value), None)) else []
     return found

@@ -11,16 +11,15 @@ from typing import Any
 
 from ..answers import KIND
 from ..judging.judgments import Judgment
-from ..stats.intervals import interval, overlap, scale_of
+from ..stats.intervals import LOWER_IS_BETTER, interval, overlap, scale_of
 from .board import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
 from .lineage import Scored
-from .text import mapping, plain, text, whole
+from .text import detail_of, mapping, plain, text, whole
 
 STAMP = "rules, not a judge"
 """What stands at every figure that a rule, and no judge, has given."""
 
 _NAMED = 7  # columns from which on a notice names only the first
-_LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "loss")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ra
     names = {judgment.judge_version: judgment.judge for judgment in judgments if judgment.backend == "rules"}
     rules, shown, off = set(names), set(), set()
     for score in (score for item in scored for score in item.scores):
-        version, detail = text(score.get("judge_version")), mapping(score.get("detail"))
+        version, detail = text(score.get("judge_version")), detail_of(score)
         if version is None:
             continue
         jury = detail.get("members")
@@ -70,7 +69,7 @@ def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ra
 
 def is_fact(score: dict[str, Any]) -> bool:
     """Says whether a score stands for answers, which are facts and no figures to rank."""
-    return mapping(score.get("detail")).get("kind") == KIND
+    return detail_of(score).get("kind") == KIND
 
 
 _Measure = tuple[str, str, str, str, str]  # task, task hash, few-shot count, limit, whether over clean items alone
@@ -149,7 +148,7 @@ def _cell(run: str, score: dict[str, Any], notices: list[Notice]) -> Cell | None
         notices.append(Notice("error", f"{where}: a score record {what} and was left out"))
         return None
     given = "over prompts" if score.get("judge_version") else "bootstrap"
-    figures = tuple(_figure(entry, given, mapping(score.get("detail"))) for entry in entries)
+    figures = tuple(_figure(entry, given, detail_of(score)) for entry in entries)
     for figure in figures:
         if figure.problem:
             notices.append(Notice("error", f"{where}: {plain(task)} {plain(figure.metric)} {figure.problem}"))
@@ -167,7 +166,7 @@ def _figure(entry: dict[str, Any], given_by: str, detail: dict[str, Any]) -> Fig
     problem = None
     if value is None:
         problem = f"is {str(raw) if isinstance(raw, float) else json.dumps(raw)[:40]}, not a finite number"
-    direction = higher if isinstance(higher, bool) else name not in _LOWER_IS_BETTER
+    direction = higher if isinstance(higher, bool) else name not in LOWER_IS_BETTER
     given = (_finite(entry.get("low")), _finite(entry.get("high")), given_by)
     ends = interval(value, stderr, n, scale_of(name, detail), given)
     return Figure(name, value, stderr, n, direction, ends, None, problem)
@@ -189,7 +188,7 @@ def _measure(score: dict[str, Any]) -> _Measure:
     All win rates against all others by one judge are one measurement: each of them has opponents of its own, and so a
     hash of its own.
     """
-    opponents, judge = mapping(score.get("detail")).get("opponents"), score.get("judge_version")
+    opponents, judge = detail_of(score).get("opponents"), score.get("judge_version")
     against_all = isinstance(opponents, list) and len(opponents) > 1 and judge
     task_hash = f"all {judge}" if against_all else score.get("task_hash")
     fields = (score.get("task"), task_hash, score.get("num_fewshot"), score.get("limit"))
@@ -219,7 +218,7 @@ def _column(
     task, task_hash, few, limit, clean, template = key
     siblings = [other for other in keys if other[0] == task]
     several = [len(set(values)) > 1 for values in zip(*siblings, strict=True)]
-    version, detail = text(score.get("judge_version")), mapping(score.get("detail"))
+    version, detail = text(score.get("judge_version")), detail_of(score)
     coverage = text(detail.get("coverage"))
     parts = [f"{few or '?'}-shot"] if several[2] else []
     parts += [coverage] if coverage else []
@@ -255,7 +254,7 @@ def _column(
 
 def _group(score: dict[str, Any]) -> tuple[str, ...]:
     """Returns the tasks that a score is the mean of; none of a task's own score."""
-    detail = mapping(score.get("detail"))
+    detail = detail_of(score)
     return tuple(mapping(detail.get("tasks"))) if detail.get("kind") == "group" else ()
 
 

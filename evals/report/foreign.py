@@ -12,7 +12,7 @@ from ..runs import find_runs
 from .board import Badge, Row
 from .items import read_items, samples_path
 from .read import RunFolder, read_run
-from .text import mapping, text
+from .text import detail_of, mapping, text
 
 _PATTERNS = ("results_*.json", "*.eval")
 
@@ -77,7 +77,7 @@ def _placed(folder: RunFolder, score: dict[str, Any], ours: Mapping[tuple[str, s
     same = ours.get((str(score["task"]), str(found.get("items")))) if known else None
     if same is None or path is None:
         return placed
-    coverage = mapping(same.get("detail")).get("coverage")
+    coverage = detail_of(same).get("coverage")
     detail = {key: value for key, value in score["detail"].items() if key != "coverage"}
     shared = {key: same.get(key) for key in ("task_hash", "num_fewshot", "limit", "template_fingerprint")}
     placed = {**placed, **shared, "detail": detail | ({"coverage": coverage} if coverage else {})}

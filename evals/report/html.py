@@ -4,9 +4,7 @@ The style sheet and the script are named by their hashes in the page's Content-S
 that got past the escaping could neither run nor load anything.
 """
 
-import base64
 import functools
-import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -35,7 +33,7 @@ from .format import GLYPHS, Speller
 from .sections import SHADES, Detail, Line, Table, TableCell, sections
 from .svg import PALETTE
 from .tables import to_json
-from .text import clean, mapping, plain, whole
+from .text import clean, detail_of, mapping, plain, source_hash, whole
 from .verdicts import baseline_text
 
 MOST_BYTES = 2_000_000
@@ -123,8 +121,8 @@ def _render(board: Leaderboard, detail: Detail) -> str:
         # These come from files of this package and hold no value from a record.
         style=style,
         script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
         data=safe_json(json.loads(to_json(board))) if detail.data else "",
     )
 
@@ -207,10 +205,6 @@ def _headline_among(board: Leaderboard, left: set[str]) -> Headline | None:
         return None
     level = tuple(row for row in told.level if row in left)
     return replace(told, level=level, against=told.against if told.against in left else None)
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def safe_json(value: Any) -> str:
@@ -451,7 +445,7 @@ def confusion_of(score: dict[str, Any]) -> Table | None:
 
     A matrix that is not square, or not of counts, is left out.
     """
-    confusion = mapping(mapping(score.get("detail")).get("confusion"))
+    confusion = mapping(detail_of(score).get("confusion"))
     labels, counts = confusion.get("labels"), confusion.get("counts")
     if not isinstance(labels, list) or not isinstance(counts, list) or len(labels) != len(counts) or not labels:
         return None

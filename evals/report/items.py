@@ -16,7 +16,7 @@ import numpy as np
 from ..records import model_of, samples_name
 from ..stats.strata import group_mean
 from .board import Column, Row
-from .text import mapping, text
+from .text import detail_of, mapping, text
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -88,7 +88,7 @@ def item_finder(folders: Mapping[str, Path], columns: Sequence[Column] = ()) -> 
         if figure is None:
             return None
         score = row.cells[column.id].score
-        clean, detail = mapping(score.get("clean")), mapping(score.get("detail"))
+        clean, detail = mapping(score.get("clean")), detail_of(score)
         if clean and column.group and detail.get("mean") != "robust":
             tasks = mapping(detail["tasks"])
             return group_items(detail, {task: held for task in tasks if (held := part(row, task, tasks[task]))})

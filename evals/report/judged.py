@@ -20,7 +20,7 @@ from .board import Judging, Leaderboard, Match, Notice, Player, Ranked, Rate, Ro
 from .columns import STAMP
 from .read import RunFolder
 from .samples import gather
-from .text import mapping, plain, whole
+from .text import detail_of, mapping, plain, whole
 
 _REFITS = 100  # pairs of players up to which each length-controlled win rate gets its interval
 
@@ -130,7 +130,7 @@ def _usage(row: Row, score: dict[str, Any], answers: Sequence[Answer]) -> Usage:
     tokens = [t for answer in answers if (t := whole(answer.completion_tokens)) is not None]
     seconds = [answer.seconds for answer in answers if isinstance(answer.seconds, int | float)]
     finish = [turn for answer in answers for turn in answer.finish]
-    detail = mapping(score.get("detail"))
+    detail = detail_of(score)
     given = {**mapping(detail.get("sampling")), **mapping(detail.get("settings")), **detail}
     names = ("max_new_tokens", "temperature", "top_p", "samples", "seed", "system")
     return Usage(

@@ -14,7 +14,7 @@ from ..parity.record import Comparison, read_comparisons
 from ..records import CONTAMINATION, SCORES, superseded
 from ..runs import read_record, saved_models
 from .items import samples_path
-from .text import mapping
+from .text import detail_of
 
 AnswerSets = tuple[tuple[dict[str, Any], tuple[Answer, ...]], ...]
 """Scores of prompt sets, each with the answers that it stands for."""
@@ -89,7 +89,7 @@ def _judgment(record: dict[str, Any]) -> Judgment | None:
 def _answers(folder: Path, scores: Sequence[dict[str, Any]], problems: list[str]) -> AnswerSets:
     found = []
     for score in scores:
-        if mapping(score.get("detail")).get("kind") != KIND:
+        if detail_of(score).get("kind") != KIND:
             continue
         path = samples_path(folder, score)
         if path is None:

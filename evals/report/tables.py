@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from .board import Cell, Column, Difference, Figure, Leaderboard, Row
-from .text import mapping
+from .text import detail_of, mapping
 
 # fmt: off
 _FIELDS: list[str] = [
@@ -115,7 +115,7 @@ def _measured(column: Column, cell: Cell, figure: Figure) -> dict[str, Any]:
         "interval_method": figure.interval.method if figure.interval else "none",
         "higher_is_better": figure.higher_is_better,
         "standing": figure.standing,
-        "judge": mapping(score.get("detail")).get("judge") if score.get("judge_version") else None,
+        "judge": detail_of(score).get("judge") if score.get("judge_version") else None,
         "judge_version": score.get("judge_version"),
         "stamp": column.stamp,
         "limit": column.limit,

@@ -1,6 +1,9 @@
 """Takes fields of records as what they should be, and makes their text fit to be shown."""
 
+import base64
+import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 NAME_LENGTH = 80
@@ -24,6 +27,16 @@ def plain(text: object, length: int = NAME_LENGTH) -> str:
 def clean(text: object) -> str:
     """Returns text that may have several lines for display, with what :func:`plain` takes out marked as ``·``."""
     return _UNSHOWN.sub("·", str(text).replace("\r\n", "\n"))
+
+
+def detail_of(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the detail of a score's record."""
+    return mapping(score.get("detail"))
+
+
+def source_hash(text: str) -> str:
+    """Returns what a Content-Security-Policy knows a script or a style sheet by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def whole(value: Any) -> int | None:

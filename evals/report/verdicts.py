@@ -29,7 +29,7 @@ from .board import (
     last_row,
 )
 from .items import Items, ItemsOf
-from .text import mapping, text
+from .text import detail_of, text
 
 MOST_PAIRS = 4000
 """Differences between any two rows that a page holds; with more, only those against the baseline are worked out."""
@@ -303,7 +303,7 @@ class _Family:
             return None
         for column in self.board.columns:
             score = row.cells[column.id].score if column.id in row.cells else {}
-            about = text(mapping(score.get("detail")).get("prompts"))
+            about = text(detail_of(score).get("prompts"))
             same = score.get("judge_version") == judging.version and about in (None, judging.task)
             if same and self.methods.get(self._key(row, other, column)[0]) == "win rate":
                 return row, other, column
@@ -346,7 +346,7 @@ def _seen_value(row: Row, column: Column) -> float | None:
 
 def _reach(row: Row, column: Column) -> float:
     """Returns how far two figures of a column can lie apart: no interval of a difference says more."""
-    detail = mapping(row.cells[column.id].score.get("detail")) if column.id in row.cells else {}
+    detail = detail_of(row.cells[column.id].score) if column.id in row.cells else {}
     scale = scale_of(column.primary.name, detail)
     return math.inf if scale is None or scale.low is None or scale.high is None else scale.high - scale.low
 
@@ -401,7 +401,7 @@ def _pick(column: Column, rows: Sequence[Row], items: ItemsOf) -> Pick | None:
     clusters: dict[Hashable, Hashable] | None = (
         dict(zip(first.keys, first.clusters, strict=True)) if first.clusters else None
     )
-    details = (mapping(row.cells[column.id].score.get("detail")) for row in rows if column.id in row.cells)
+    details = (detail_of(row.cells[column.id].score) for row in rows if column.id in row.cells)
     scale = scale_of(column.primary.name, next(details))
     ends = (scale.low, scale.high) if scale and scale.low is not None and scale.high is not None else None
     found = select(scores, clusters, higher_is_better=column.primary.higher_is_better, scale=ends)

@@ -27,7 +27,7 @@ import numpy as np
 from ...data_tools.errors import listing
 from ..records import Metric
 from .bootstrap import DRAWS, estimate, metric_of, midranks
-from .intervals import Estimate
+from .intervals import LOWER_IS_BETTER, Estimate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     Figure = Callable[["Floats"], "Floats"]
 
 Problem = Literal["single_label", "multi_label", "regression"]
-LOWER_IS_BETTER = frozenset({"ece", "brier", "nll", "mse"})
 THRESHOLD = 0.5
 BINS = 15
 _NAMED = 5  # classes named in a note

@@ -114,6 +114,11 @@ _SCALES = (
 )
 
 
+LOWER_IS_BETTER = frozenset({
+    "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "loss", "brier_score", "ter", "wer",
+    "likelihood_difference", "likelihood_diff", "pct_stereotype", "brier", "ece", "mse", "nll",
+})  # fmt: skip
+"""Metrics by their names: ours, and those of records that do not say which way is up."""
 _MOST_REACH = 300.0  # of an interval on the log scale: beyond it nothing is said
 
 
