@@ -22,7 +22,7 @@ from ..data_tools.files import hash_json, write_atomic, write_json
 from ..data_tools.readers import opened
 from .checkpoints import FINAL
 from .records import SCORES, parquet, samples_name
-from .result_files import FAULTS, MOST_BYTES, damaged, parse_json, read_archive, read_whole, too_large
+from .result_files import FAULTS, MOST_BYTES, Json, damaged, parse_json, read_archive, read_whole, too_large
 from .runs import RUN_FILE
 from .sequences import grouped
 from .stats.intervals import LOWER_IS_BETTER
@@ -54,15 +54,15 @@ class ForeignScore:
     """
 
     task: str
-    definition: dict[str, Any]
-    metrics: tuple[dict[str, Any], ...]
+    definition: Json
+    metrics: tuple[Json, ...]
     samples: bytes | None = None
     items: str | None = None
     num_fewshot: int | None = None
     limit: int | None = None
     template: str | None = None
     judge_version: str | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: Json = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -84,7 +84,7 @@ class ForeignResults:
     harness: str
     version: str | None
     model: str
-    settings: dict[str, Any]
+    settings: Json
     created: str | None
     scores: tuple[ForeignScore, ...]
 
@@ -151,7 +151,7 @@ def read_results(path: Path) -> list[ForeignResults]:
 # --- lm-eval: evaluation_tracker.py writes results_<date>.json, and samples_<task>_<date>.jsonl a task ---
 
 
-def _read_lm_eval(path: Path, values: dict[str, Any]) -> ForeignResults:
+def _read_lm_eval(path: Path, values: Json) -> ForeignResults:
     config = _mapping(values.get("config"))
     model, settings = _lm_eval_model(values, config)
     scores = []
@@ -168,7 +168,7 @@ def _read_lm_eval(path: Path, values: dict[str, Any]) -> ForeignResults:
     return ForeignResults(path, "lm-eval", version, model or path.stem, settings, created, tuple(scores))
 
 
-def _lm_eval_model(values: dict[str, Any], config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _lm_eval_model(values: Json, config: Json) -> tuple[str, Json]:
     arguments = config.get("model_args")
     if isinstance(arguments, str):
         pairs = (part.partition("=") for part in arguments.split(",") if part)
@@ -181,9 +181,7 @@ def _lm_eval_model(values: dict[str, Any], config: dict[str, Any]) -> tuple[str,
     return Path(name).name if name.startswith((".", "/", "~")) else name, settings
 
 
-def _lm_eval_metrics(
-    task: str, figures: dict[str, Any], values: dict[str, Any], path: Path
-) -> tuple[dict[str, Any], ...]:
+def _lm_eval_metrics(task: str, figures: Json, values: Json, path: Path) -> tuple[Json, ...]:
     """Reads ``metric,filter`` keys, or those of versions before 0.4 that had no filters."""
     keys = [key for key in figures if "," in key] or [
         key for key, value in figures.items() if key not in ("sample_len", "sample_count") and _is_number(value)
@@ -204,16 +202,14 @@ def _lm_eval_metrics(
     return tuple(metrics)
 
 
-def _lm_eval_score(
-    path: Path, task: str, metrics: tuple[dict[str, Any], ...], values: dict[str, Any], config: dict[str, Any]
-) -> ForeignScore:
+def _lm_eval_score(path: Path, task: str, metrics: tuple[Json, ...], values: Json, config: Json) -> ForeignScore:
     definition = dict(_mapping(_mapping(values.get("configs")).get(task)))
     metadata = _mapping(definition.pop("metadata", None))  # holds the model's arguments too
     shots = _mapping(values.get("n-shot")).get(task, config.get("num_fewshot"))
     definition |= {"name": task, "version": _mapping(values.get("versions")).get(task, metadata.get("version"))}
     definition |= {"hash": _mapping(values.get("task_hashes")).get(task), "n": metrics[0]["n"]}
     members = _mapping(values.get("group_subtasks")).get(task) or []
-    detail: dict[str, Any] = {}
+    detail: Json = {}
     if members:
         results = values["results"]
         firsts = {name: _lm_eval_metrics(name, _mapping(results.get(name)), values, path) for name in members}
@@ -239,7 +235,7 @@ def _lm_eval_score(
     )
 
 
-def _lm_eval_limit(counts: dict[str, Any], limit: Any) -> int | None:
+def _lm_eval_limit(counts: Json, limit: Any) -> int | None:
     """Returns how many items were scored if those are not all; ``limit`` may be a share of them."""
     all_items, scored = counts.get("original"), counts.get("effective")
     if isinstance(all_items, int) and isinstance(scored, int):
@@ -278,7 +274,7 @@ def _lm_eval_samples(path: Path, task: str, n: int | None) -> tuple[bytes, list[
         raise damaged(file, error) from error
 
 
-def _lm_eval_row(row: dict[str, Any]) -> dict[str, Any]:
+def _lm_eval_row(row: Json) -> Json:
     """Returns a sample as lm-eval holds it: what was made fit for JSON, and what older versions left out, put back."""
     arguments = row["arguments"]
     if isinstance(arguments, dict):
@@ -447,7 +443,7 @@ def _of_text(value: Any, where: str) -> float | None:
 # --- inspect: log/_log.py says what a log holds ---
 
 
-def _read_inspect(path: Path, log: dict[str, Any], samples: Iterable[Any]) -> ForeignResults:
+def _read_inspect(path: Path, log: Json, samples: Iterable[Any]) -> ForeignResults:
     spec, status = log["eval"], log.get("status")
     results = log.get("results")
     if status != "success" or not isinstance(results, dict) or not results.get("scores"):
@@ -524,7 +520,7 @@ def _inspect_value(value: Any) -> float | None:
 def _write_run(store: Path, several: Sequence[ForeignResults]) -> None:
     """Writes a model's results as a run folder: its record, its scores, and the samples that they have."""
     first = several[0]
-    record: dict[str, Any] = {"schema": 1, "name": first.model, "stage": STAGE, "recipe": {"model": first.model}}
+    record: Json = {"schema": 1, "name": first.model, "stage": STAGE, "recipe": {"model": first.model}}
     record |= {"recipe_hash": "", "data": None, "template": None, "git": None, "parent": None, "processes": None}
     record |= {"versions": {first.harness: first.version} if first.version else {}, "created": None, "command": ""}
     harness = ", ".join(dict.fromkeys(results.title for results in several))
@@ -534,7 +530,7 @@ def _write_run(store: Path, several: Sequence[ForeignResults]) -> None:
     write_atomic(store / SCORES, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _line(store: Path, results: ForeignResults, score: ForeignScore) -> dict[str, Any]:
+def _line(store: Path, results: ForeignResults, score: ForeignScore) -> Json:
     """Returns a line of ``scores.jsonl``, and writes its samples."""
     content = {"harness": results.harness} | ({"items": score.items} if score.items else score.definition)
     if score.judge_version:
@@ -566,7 +562,7 @@ def _line(store: Path, results: ForeignResults, score: ForeignScore) -> dict[str
     }
 
 
-def _metric(name: str, value: Any, stderr: Any, n: Any, where: object, task: str, up: Any = None) -> dict[str, Any]:
+def _metric(name: str, value: Any, stderr: Any, n: Any, where: object, task: str, up: Any = None) -> Json:
     """Returns a figure as a score's line holds it; its direction follows from its name where the file does not say."""
     if not _is_number(value) or not math.isfinite(value):
         hint = "score it again, or remove that figure from the file"
@@ -586,7 +582,7 @@ def _lines(handle: Any, file: Path) -> Iterator[bytes]:
             yield line
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 

@@ -17,6 +17,9 @@ from ..chat_templates.errors import InputError, first_line
 from ..data_tools.files import without_surrogates
 from ..data_tools.readers import opened
 
+Json = dict[str, Any]
+"""An object of such a file, of which nothing is known."""
+
 MOST_BYTES = 1 << 29
 """Of a file of results, or of one member of a log: no figures weigh more."""
 
@@ -63,14 +66,14 @@ def too_large(where: object, size: int) -> InputError:
     return InputError(what, where=str(where), hint="is it a file of results?")
 
 
-def read_archive(path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+def read_archive(path: Path) -> tuple[Json, Iterator[Json]]:
     """Returns the header of a log of inspect (``.eval``), and what yields its samples.
 
     Raises:
         InputError: It is damaged, or its evaluation has not ended.
     """
 
-    def samples() -> Iterator[dict[str, Any]]:
+    def samples() -> Iterator[Json]:
         with _archive(path) as archive:
             for info in archive.infolist():
                 if re.fullmatch(r"samples/[^/]+\.json", info.filename):

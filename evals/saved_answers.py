@@ -19,7 +19,7 @@ from ..data_tools.readers import Row
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import SourceSpec
 from .errors import EvalError
-from .result_files import FAULTS, damaged, read_archive, read_whole
+from .result_files import FAULTS, Json, damaged, read_archive, read_whole
 from .thinking import answer_in
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _read(path: Path) -> Iterator[Row]:
         raise damaged(path, error) from error
 
 
-def _of_inspect(sample: dict[str, Any]) -> dict[str, Any]:
+def _of_inspect(sample: Json) -> Json:
     """Returns a sample of inspect as a row: what was asked last, and what was answered."""
     asked = sample["input"]
     if isinstance(asked, list):
@@ -104,7 +104,7 @@ def _content(value: Any) -> Any:
     return value
 
 
-def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[str], dict[str, Any]]:
+def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[str], Json]:
     """Gives each request its answer.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ..answers import Answer
 from ..checkpoints import FINAL
@@ -11,7 +11,7 @@ from ..judging.audit import AuditRow
 from ..judging.judgments import Judgment
 from ..stats.compare import Verdict
 from ..stats.intervals import Interval
-from .text import mapping, plain
+from .text import Record, mapping, plain
 
 SCHEMA = 1
 """Version of ``leaderboard.json``; raised when a field changes its meaning or goes away."""
@@ -61,8 +61,8 @@ class Cell:
     column: str
     figures: tuple[Figure, ...]
     marks: tuple[str, ...] = ()
-    score: dict[str, Any] = field(default_factory=dict)
-    earlier: tuple[dict[str, Any], ...] = ()
+    score: Record = field(default_factory=dict)
+    earlier: tuple[Record, ...] = ()
     tier: int | None = None
 
     @property
@@ -406,7 +406,7 @@ class Run:
     parent: str | None = None
     offset: int = 0
     seed: int | None = None
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     eval_losses: tuple[tuple[int, float], ...] = ()
     source_losses: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)

@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..best_of_n import FILE
 from ..stats.intervals import interval, scale_of
 from .board import Column, ColumnMetric, Curve, CurvePoint, Leaderboard, Notice, Row, Run
 from .format import Speller, arrow
 from .svg import Point, Segment, Series, chart, thin
-from .text import plain, text, whole
+from .text import Record, plain, text, whole
 
 X_LABEL = "training steps of each stage"
 KL_LABEL = "√KL from the starting policy, nats per answer"
@@ -163,7 +163,7 @@ def _source_charts(board: Leaderboard, layout: _Layout) -> list[Chart]:
 # --- rewards against KL ---
 
 
-def training_curve(run: Run, log: Sequence[dict[str, Any]]) -> Curve | None:
+def training_curve(run: Run, log: Sequence[Record]) -> Curve | None:
     """Returns a run's curve from its log: from evaluations where there are two or more, else from training."""
     for prefix, kind in _KINDS.items():
         points = _points(run, log, prefix)
@@ -172,7 +172,7 @@ def training_curve(run: Run, log: Sequence[dict[str, Any]]) -> Curve | None:
     return None
 
 
-def _points(run: Run, log: Sequence[dict[str, Any]], prefix: str) -> tuple[CurvePoint, ...]:
+def _points(run: Run, log: Sequence[Record], prefix: str) -> tuple[CurvePoint, ...]:
     found: dict[int, CurvePoint] = {}
     for line in log:
         step, kl, reward = whole(line.get("step")), _number(line, f"{prefix}kl"), _number(line, f"{prefix}reward")
@@ -183,7 +183,7 @@ def _points(run: Run, log: Sequence[dict[str, Any]], prefix: str) -> tuple[Curve
     return tuple(found[step] for step in sorted(found))
 
 
-def _number(line: dict[str, Any], key: str) -> float | None:
+def _number(line: Record, key: str) -> float | None:
     value = line.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return None
@@ -207,7 +207,7 @@ def best_of_n_curves(folders: Sequence[Path]) -> tuple[list[Curve], list[Notice]
     return curves, notices
 
 
-def _best_of(point: dict[str, Any]) -> CurvePoint:
+def _best_of(point: Record) -> CurvePoint:
     known = {key: _number(point, key) for key in ("gold", "reward_stderr", "gold_stderr")}
     n, kl, reward = int(point["n"]), float(point["kl"]), float(point["reward"])
     return CurvePoint(n, kl, reward, **known, prompts=whole(point.get("prompts")))

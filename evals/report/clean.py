@@ -12,7 +12,7 @@ from .board import Contamination
 from .items import Items, group_items, read_items, samples_path
 from .lineage import Scored
 from .read import RunFolder
-from .text import detail_of, mapping, text
+from .text import Record, detail_of, mapping, text
 
 _Task = tuple[str, str]  # its name and hash
 
@@ -46,7 +46,7 @@ def with_clean(
     rows = []
     for item in scored:
         lines, path = known.get(item.row.run, {}), folders[item.row.run].path
-        clean: list[dict[str, Any]] = []
+        clean: list[Record] = []
         for score in item.scores:
             if _task(score) in of_interest:
                 made = _clean_mean(score, item.scores, lines, path) if _is_group(score) else None
@@ -60,7 +60,7 @@ def _task(score: Mapping[str, Any]) -> _Task:
     return text(score.get("task")) or "", text(score.get("task_hash")) or ""
 
 
-def _contamination(run: str, line: dict[str, Any]) -> Contamination:
+def _contamination(run: str, line: Record) -> Contamination:
     touched = tuple(
         Touched(*(text(item.get(key)) or "" for key in ("id", "question", "run", "row", "words")))
         for item in map(mapping, line["touched"])
@@ -71,14 +71,14 @@ def _contamination(run: str, line: dict[str, Any]) -> Contamination:
     return Contamination(run, task, task_hash, items, rows, len(line.get("lost") or ()), unseen, before, touched)
 
 
-def _clean_score(score: dict[str, Any], line: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+def _clean_score(score: Record, line: Record, folder: Path) -> Record | None:
     """Returns a score over the items that are left; None where single items are not known, or none is left."""
     touched = _touched(line)
     items = _items(score, line, folder)
     return _with(score, items, touched, line.get("unseen") or []) if items else None
 
 
-def _items(score: dict[str, Any], line: dict[str, Any], folder: Path) -> Items | None:
+def _items(score: Record, line: Record, folder: Path) -> Items | None:
     """Returns the items of a score that are left.
 
     Items of rows are known by their number, which says which they are only where no row was dropped.
@@ -92,20 +92,18 @@ def _items(score: dict[str, Any], line: dict[str, Any], folder: Path) -> Items |
     return whole.without(touched)
 
 
-def _whole(score: dict[str, Any], folder: Path) -> Items | None:
+def _whole(score: Record, folder: Path) -> Items | None:
     """Returns all items of a score; None where single items are not known."""
     path, name, value = samples_path(folder, score), text(_first(score).get("name")), _first(score).get("value")
     return read_items(path, name, value) if path and name and isinstance(value, int | float) else None
 
 
-def _first(score: Mapping[str, Any]) -> dict[str, Any]:
+def _first(score: Mapping[str, Any]) -> Record:
     """Returns the figure that stands for a score."""
     return mapping(next(iter(score.get("metrics") or ()), None))
 
 
-def _clean_mean(
-    score: dict[str, Any], scores: Sequence[dict[str, Any]], lines: Mapping[_Task, dict[str, Any]], folder: Path
-) -> dict[str, Any] | None:
+def _clean_mean(score: Record, scores: Sequence[Record], lines: Mapping[_Task, Record], folder: Path) -> Record | None:
     """Returns a group's score over the items of its tasks that are left; None where those of a task are not known."""
     members, detail = _members(score, scores), detail_of(score)
     if len(members) != len(mapping(detail.get("tasks"))) or any(_task(member) not in lines for member in members):
@@ -122,7 +120,7 @@ def _clean_mean(
     return _with(score, items, {f"{task}:{key}" for task, key in touched}, unseen) if items else None
 
 
-def _with(score: dict[str, Any], items: Items, touched: Collection[str], unseen: Sequence[Any]) -> dict[str, Any]:
+def _with(score: Record, items: Items, touched: Collection[str], unseen: Sequence[Any]) -> Record:
     """Returns a score with the figure of some items, and the key ``clean``."""
     metric, n = _first(score), len(items.values)
     stderr = float(np.std(items.values, ddof=1) / np.sqrt(n)) if n > 1 else None
@@ -132,7 +130,7 @@ def _with(score: dict[str, Any], items: Items, touched: Collection[str], unseen:
     return {**score, "metrics": [figure], "clean": clean}
 
 
-def _touched(line: dict[str, Any]) -> set[str]:
+def _touched(line: Record) -> set[str]:
     return {key for item in line["touched"] if (key := text(mapping(item).get("id")))}
 
 
@@ -140,7 +138,7 @@ def _is_group(score: Mapping[str, Any]) -> bool:
     return detail_of(score).get("kind") == "group"
 
 
-def _members(group: dict[str, Any], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _members(group: Record, scores: Sequence[Record]) -> list[Record]:
     """Returns the scores of a row that a group's score is the mean of."""
     found = []
     for task, value in mapping(detail_of(group).get("tasks")).items():

@@ -14,7 +14,7 @@ from ..judging.judgments import Judgment
 from ..stats.intervals import LOWER_IS_BETTER, interval, overlap, scale_of
 from .board import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
 from .lineage import Scored
-from .text import detail_of, mapping, plain, text, whole
+from .text import Record, detail_of, mapping, plain, text, whole
 
 STAMP = "rules, not a judge"
 """What stands at every figure that a rule, and no judge, has given."""
@@ -57,7 +57,7 @@ def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ra
         (off if wish is False or (by_rules and wish is not True) else shown).update(members)
     off = (off | rules) - shown
 
-    def is_ranked(score: dict[str, Any]) -> bool:
+    def is_ranked(score: Record) -> bool:
         return not is_fact(score) and score.get("judge_version") not in off
 
     kept = tuple(replace(item, scores=tuple(filter(is_ranked, item.scores))) for item in scored)
@@ -67,7 +67,7 @@ def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ra
     return Ranked(kept, frozenset(off), frozenset(rules - off), notices)
 
 
-def is_fact(score: dict[str, Any]) -> bool:
+def is_fact(score: Record) -> bool:
     """Says whether a score stands for answers, which are facts and no figures to rank."""
     return detail_of(score).get("kind") == KIND
 
@@ -95,7 +95,7 @@ def tabulate(
     notices: list[Notice] = []
     split = _tasks_with_several_templates(scored)
     cells: list[dict[_Key, Cell]] = []
-    seen: dict[_Key, dict[str, Any]] = {}
+    seen: dict[_Key, Record] = {}
     for item in scored:
         mine: dict[_Key, Cell] = {}
         for score in sorted(item.scores, key=lambda s: text(s.get("created")) or ""):
@@ -139,7 +139,7 @@ def _notices(columns: Sequence[Column], mixed: dict[str, list[str]]) -> list[Not
     return [Notice("warning", text) for text in [*texts, *([f"{what}: {several}"] if several else [])]]
 
 
-def _cell(run: str, score: dict[str, Any], notices: list[Notice]) -> Cell | None:
+def _cell(run: str, score: Record, notices: list[Notice]) -> Cell | None:
     where = f"{plain(run)} {plain(score.get('checkpoint') or '?')}"
     task, metrics = text(score.get("task")), score.get("metrics")
     entries = [m for m in metrics if isinstance(m, dict) and text(m.get("name"))] if isinstance(metrics, list) else []
@@ -160,7 +160,7 @@ def _whole_record(cell: Cell) -> dict[str, Any]:
     return {**cell.score, "metrics": figures}
 
 
-def _figure(entry: dict[str, Any], given_by: str, detail: dict[str, Any]) -> Figure:
+def _figure(entry: Record, given_by: str, detail: Record) -> Figure:
     name, raw, higher = str(entry["name"]), entry.get("value"), entry.get("higher_is_better")
     value, stderr, n = _finite(raw), _finite(entry.get("stderr")), whole(entry.get("n"))
     problem = None
@@ -182,7 +182,7 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _measure(score: dict[str, Any]) -> _Measure:
+def _measure(score: Record) -> _Measure:
     """Returns what makes two records the same measurement, as text so that records of any shape compare.
 
     All win rates against all others by one judge are one measurement: each of them has opponents of its own, and so a
@@ -212,7 +212,7 @@ def _column(
     key: _Key,
     keys: Sequence[_Key],
     cells: Sequence[dict[_Key, Cell]],
-    score: dict[str, Any],
+    score: Record,
     rules: Collection[str],
 ) -> Column:
     task, task_hash, few, limit, clean, template = key
@@ -252,7 +252,7 @@ def _column(
     )
 
 
-def _group(score: dict[str, Any]) -> tuple[str, ...]:
+def _group(score: Record) -> tuple[str, ...]:
     """Returns the tasks that a score is the mean of; none of a task's own score."""
     detail = detail_of(score)
     return tuple(mapping(detail.get("tasks"))) if detail.get("kind") == "group" else ()

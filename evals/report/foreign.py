@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...chat_templates.errors import InputError
 from ..foreign_results import items_digest, write_runs
@@ -12,7 +11,7 @@ from ..runs import find_runs
 from .board import Badge, Row
 from .items import read_items, samples_path
 from .read import RunFolder, read_run
-from .text import detail_of, mapping, text
+from .text import Record, detail_of, mapping, text
 
 _PATTERNS = ("results_*.json", "*.eval")
 
@@ -57,7 +56,7 @@ def _results_below(folder: Path) -> Iterator[Path]:
 def _with_shared_columns(foreign: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[RunFolder]:
     """Puts figures of others into the column of ours where the items are the same, and says which items are known."""
     asked = {text(score.get("task")) for folder in foreign for score in folder.scores}
-    ours: dict[tuple[str, str], dict[str, Any]] = {}
+    ours: dict[tuple[str, str], Record] = {}
     for folder in runs:
         for score in folder.scores:
             path = samples_path(folder.path, score) if score.get("task") in asked else None
@@ -69,7 +68,7 @@ def _with_shared_columns(foreign: Sequence[RunFolder], runs: Sequence[RunFolder]
     ]
 
 
-def _placed(folder: RunFolder, score: dict[str, Any], ours: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+def _placed(folder: RunFolder, score: Record, ours: Mapping[tuple[str, str], Record]) -> Record:
     found = mapping(score.get("foreign"))
     path, first = samples_path(folder.path, score), score["metrics"][0]
     known = path is not None and read_items(path, first["name"], first["value"]) is not None

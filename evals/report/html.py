@@ -33,7 +33,7 @@ from .format import GLYPHS, Speller
 from .sections import SHADES, Detail, Line, Table, TableCell, sections
 from .svg import PALETTE
 from .tables import to_json
-from .text import clean, detail_of, mapping, plain, source_hash, whole
+from .text import Record, clean, detail_of, mapping, plain, source_hash, whole
 from .verdicts import baseline_text
 
 MOST_BYTES = 2_000_000
@@ -399,7 +399,7 @@ def _facts(row: Row, run: Run) -> list[tuple[str, str]]:
     return [(name, plain(value, 600) if value not in (None, "") else "not recorded") for name, value in facts]
 
 
-def _absent(record: dict[str, Any], key: str) -> str | None:
+def _absent(record: Record, key: str) -> str | None:
     """Returns ``none`` where a record says that there is none, and None where it says nothing."""
     return "none" if key in record and record[key] is None else None
 
@@ -440,7 +440,7 @@ def classes_of(figures: Sequence[Figure]) -> Table | None:
     return Table(heads, tuple(lines), css="mistakes", head=None) if lines else None
 
 
-def confusion_of(score: dict[str, Any]) -> Table | None:
+def confusion_of(score: Record) -> Table | None:
     """Returns a score's confusion matrix, shaded by the share of the true class; of a large one, its worst mistakes.
 
     A matrix that is not square, or not of counts, is left out.

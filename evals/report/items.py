@@ -16,7 +16,7 @@ import numpy as np
 from ..records import model_of, samples_name
 from ..stats.strata import group_mean
 from .board import Column, Row
-from .text import detail_of, mapping, text
+from .text import Record, detail_of, mapping, text
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -139,7 +139,7 @@ def group_items(detail: Mapping[str, Any], parts: Mapping[str, Items]) -> Items 
     return None if found is None else Items(keys, found, None, compute)
 
 
-def samples_path(folder: Path, score: dict[str, Any]) -> Path | None:
+def samples_path(folder: Path, score: Record) -> Path | None:
     """Returns the file of a score's samples, or None where the record could name no file of the run folder."""
     model, task, task_hash = model_of(score), text(score.get("task")), text(score.get("task_hash"))
     if not model or not task or not task_hash or (name := samples_name(model, task, task_hash)).count("/") > 1:

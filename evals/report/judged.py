@@ -20,7 +20,7 @@ from .board import Judging, Leaderboard, Match, Notice, Player, Ranked, Rate, Ro
 from .columns import STAMP
 from .read import RunFolder
 from .samples import gather
-from .text import detail_of, mapping, plain, whole
+from .text import Record, detail_of, mapping, plain, whole
 
 _REFITS = 100  # pairs of players up to which each length-controlled win rate gets its interval
 
@@ -29,7 +29,7 @@ Tested = dict[tuple[str, ...], Difference]
 judge, task, candidate, opponent)``, and for two of a ranking that never met the difference of their ratings, by
 ``("rating", judge, task, better, worse)``."""
 
-_Answered = Sequence[tuple[Row, dict[str, Any], Sequence[Answer]]]  # the newest set of each row and prompt set
+_Answered = Sequence[tuple[Row, Record, Sequence[Answer]]]  # the newest set of each row and prompt set
 
 
 def with_judgings(
@@ -87,7 +87,7 @@ def _conflicts(judge: AuditRow, audited: Iterable[AuditRow]) -> list[str]:
     return [plain(f"{said}: {', '.join(names)}", 300) for said, names in kin.items()]
 
 
-def _answers_of(row: Row, folder: RunFolder) -> list[tuple[dict[str, Any], Sequence[Answer]]]:
+def _answers_of(row: Row, folder: RunFolder) -> list[tuple[Record, Sequence[Answer]]]:
     """Returns the answer sets of a row's model, the newest of each prompt set."""
     sets = [
         (score, answers) for score, answers in folder.answers if row.model_hash and model_of(score) == row.model_hash
@@ -101,7 +101,7 @@ def _of_newest_answers(judgments: Sequence[Judgment], answers: _Answered) -> tup
     An answer that came out the same is not judged again, so its judgment may name the older settings: the answers tell,
     not the hash. Of a player whose answers are not here the latest judgment of each question holds.
     """
-    newest: dict[str, dict[str, Any]] = {}
+    newest: dict[str, Record] = {}
     for _, score, _ in answers:
         task = str(score.get("task"))
         if task not in newest or str(score.get("created")) >= str(newest[task].get("created")):
@@ -125,7 +125,7 @@ def _of_newest_answers(judgments: Sequence[Judgment], answers: _Answered) -> tup
     return list(latest.values()), [Notice("warning", text)] if older else []
 
 
-def _usage(row: Row, score: dict[str, Any], answers: Sequence[Answer]) -> Usage:
+def _usage(row: Row, score: Record, answers: Sequence[Answer]) -> Usage:
     """Sums up a row's answers to a prompt set."""
     tokens = [t for answer in answers if (t := whole(answer.completion_tokens)) is not None]
     seconds = [answer.seconds for answer in answers if isinstance(answer.seconds, int | float)]

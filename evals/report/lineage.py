@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..checkpoints import FINAL
 from ..records import model_of
 from ..sequences import grouped
 from .board import Badge, Row, Run
 from .read import RunFolder
-from .text import mapping, plain, text, whole
+from .text import Record, mapping, plain, text, whole
 
 _SHOWN = 60  # characters of a run's name that the page shows
 
@@ -22,7 +21,7 @@ class Scored:
 
     row: Row
     run_name: str
-    scores: tuple[dict[str, Any], ...]
+    scores: tuple[Record, ...]
 
 
 def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], dict[str, RunFolder], list[str]]:
@@ -152,14 +151,14 @@ def _run(folder: RunFolder, identity: str, name: str, place: str, parent: Run | 
     )
 
 
-def _source_losses(log: Sequence[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
+def _source_losses(log: Sequence[Record]) -> dict[str, tuple[tuple[int, float], ...]]:
     """Returns the logged losses of the sources of the training data, by their names."""
     prefix = "loss/"
     names = dict.fromkeys(key.removeprefix(prefix) for line in log for key in line if key.startswith(prefix))
     return {name: _series(log, prefix + name) for name in names}
 
 
-def _series(log: Sequence[dict[str, Any]], key: str) -> tuple[tuple[int, float], ...]:
+def _series(log: Sequence[Record], key: str) -> tuple[tuple[int, float], ...]:
     """Returns a logged quantity by step; after a resume a step is there twice, and the later one holds."""
     values: dict[int, float] = {}
     for line in log:
@@ -197,11 +196,11 @@ def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[S
     return [replace(item, row=replace(item.row, id=f"r{first + i}", tag=tags[i])) for i, item in enumerate(rows)]
 
 
-def _checkpoint(score: dict[str, Any]) -> str:
+def _checkpoint(score: Record) -> str:
     return text(score.get("checkpoint")) or "?"
 
 
-def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list[dict[str, Any]]) -> Scored:
+def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list[Record]) -> Scored:
     model = None if key.startswith("?") else key
     weights = text(scores[0].get("weights_hash"))
     # Manifests of older versions name no model.
@@ -223,7 +222,7 @@ def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list
     return Scored(row, run.name, tuple(scores))
 
 
-def _decided(record: dict[str, Any], names: Sequence[str]) -> tuple[Badge, ...]:
+def _decided(record: Record, names: Sequence[str]) -> tuple[Badge, ...]:
     """Says what scores while the run trained have decided about a checkpoint."""
     best, end = mapping(record.get("best")), mapping(record.get("early_stop"))
     found = []

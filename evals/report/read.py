@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...chat_templates.errors import PosttrainError, first_line
 from ...data_tools.files import read_jsonl_log
@@ -14,9 +13,9 @@ from ..parity.record import Comparison, read_comparisons
 from ..records import CONTAMINATION, SCORES, superseded
 from ..runs import read_record, saved_models
 from .items import samples_path
-from .text import detail_of
+from .text import Record, detail_of
 
-AnswerSets = tuple[tuple[dict[str, Any], tuple[Answer, ...]], ...]
+AnswerSets = tuple[tuple[Record, tuple[Answer, ...]], ...]
 """Scores of prompt sets, each with the answers that it stands for."""
 
 
@@ -39,13 +38,13 @@ class RunFolder:
     """
 
     path: Path
-    record: dict[str, Any] = field(default_factory=dict)
-    scores: tuple[dict[str, Any], ...] = ()
-    log: tuple[dict[str, Any], ...] = ()
+    record: Record = field(default_factory=dict)
+    scores: tuple[Record, ...] = ()
+    log: tuple[Record, ...] = ()
     saved: tuple[tuple[str, Manifest], ...] = ()
     judgments: tuple[Judgment, ...] = ()
     answers: AnswerSets = ()
-    contamination: tuple[dict[str, Any], ...] = ()
+    contamination: tuple[Record, ...] = ()
     parity: tuple[Comparison, ...] = ()
     problems: tuple[str, ...] = ()
     source: Path | None = None
@@ -75,7 +74,7 @@ def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:
     return tuple(settled(line for line in lines if line is not None))
 
 
-def _judgment(record: dict[str, Any]) -> Judgment | None:
+def _judgment(record: Record) -> Judgment | None:
     try:
         found = judgment_from(record, JUDGMENTS)
     except PosttrainError:
@@ -86,7 +85,7 @@ def _judgment(record: dict[str, Any]) -> Judgment | None:
     return found if all(abs(value) < 1e15 for value in numbers) and any(other) == all(other) else None
 
 
-def _answers(folder: Path, scores: Sequence[dict[str, Any]], problems: list[str]) -> AnswerSets:
+def _answers(folder: Path, scores: Sequence[Record], problems: list[str]) -> AnswerSets:
     found = []
     for score in scores:
         if detail_of(score).get("kind") != KIND:

@@ -15,6 +15,7 @@ from ..records import parquet
 from ..sequences import grouped
 from .board import Column, Leaderboard, PlayerAnswer, Row, Sample
 from .items import Items, ItemsOf, samples_path
+from .text import Record
 
 FILE = "leaderboard-samples.parquet"
 MOST = 6
@@ -148,7 +149,7 @@ def _of_column(column: Column, rows: Sequence[Row], items: ItemsOf, folders: Map
     return list(samples.values())
 
 
-def _records(path: Path, held: Items, chosen: Sequence[int], column: Column) -> list[tuple[int, dict[str, Any]]]:
+def _records(path: Path, held: Items, chosen: Sequence[int], column: Column) -> list[tuple[int, Record]]:
     """Reads the chosen items of one row; nothing where the file is of another kind."""
     import pyarrow
     import pyarrow.parquet
@@ -166,7 +167,7 @@ def _records(path: Path, held: Items, chosen: Sequence[int], column: Column) -> 
     return list(zip(chosen, rows, strict=True))
 
 
-def _answer(key: str, record: dict[str, Any], column: Column) -> Answer:
+def _answer(key: str, record: Record, column: Column) -> Answer:
     """Returns an item as a prompt, with what a row answered."""
     prompt, text = str(record["prompt"]), _text(record, column.primary.name)
     shown = f"… {prompt[-_PROMPT:].lstrip()}" if len(prompt) > _PROMPT else prompt
@@ -177,7 +178,7 @@ def _answer(key: str, record: dict[str, Any], column: Column) -> Answer:
     return Answer(identity, key, None, (shown,), references, 0, (text,), (text,), (), None, None, None)
 
 
-def _text(record: dict[str, Any], metric: str) -> str:
+def _text(record: Record, metric: str) -> str:
     """Returns what a row answered: the option that the metric takes for it, or the text that the metrics saw."""
     options = [str(option) for option in record["options"] or []]
     try:

@@ -9,6 +9,9 @@ from typing import Any
 NAME_LENGTH = 80
 """Characters of a name that a person is shown; the whole stands in the JSON."""
 
+Record = dict[str, Any]
+"""A record of a run folder, as it was read: any field of it may be missing, or not what it should be."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]+")
 
 _UNSHOWN = re.compile(_CONTROL.pattern.replace("\\x00-\\x1f", "\\x00-\\x08\\x0b-\\x1f"))
@@ -29,7 +32,7 @@ def clean(text: object) -> str:
     return _UNSHOWN.sub("·", str(text).replace("\r\n", "\n"))
 
 
-def detail_of(score: Mapping[str, Any]) -> dict[str, Any]:
+def detail_of(score: Mapping[str, Any]) -> Record:
     """Returns the detail of a score's record."""
     return mapping(score.get("detail"))
 
@@ -49,6 +52,6 @@ def text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> Record:
     """Returns an object field of a record, or an empty dict for anything else."""
     return value if isinstance(value, dict) else {}
