@@ -26,6 +26,7 @@ from ..data_tools.ask import Log, Query, Take, ask
 from ..data_tools.files import hash_json, write_atomic, write_json
 from ..data_tools.generate import Sampling, draw
 from .errors import EvalError
+from .heldout import prepared_rows
 from .models import LoadedModel
 from .records import parquet
 
@@ -47,26 +48,9 @@ def read_prompts(source: "SourceSpec", loaded: LoadedModel, limit: int | None) -
     Raises:
         DataError: They cannot be read.
     """
-    import tempfile
-
-    from ..chat_templates.templates import from_tokenizer
-    from ..data_tools.prepare import prepare
-    from ..data_tools.spec import DataSpec
-
     if limit is not None:
         source = source.model_copy(update={"limit": limit})
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(
-            DataSpec(train=[source], eval=[source]),
-            "eval",
-            base_dir=Path.cwd(),
-            tokenizer=loaded.tokenizer,
-            template=from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None,
-            accepts=("prompt",),
-            max_length=None,
-            cache_dir=Path(folder),
-        )
-        return prepared.dataset.to_list()
+    return prepared_rows(source, loaded, "prompt", max_length=None)[0]
 
 
 def sample(

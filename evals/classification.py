@@ -8,34 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
 from .evaluate_metrics import compute_metrics
 from .forward import outputs
-from .heldout import fingerprint, items_of_rows, read, written
+from .heldout import RowsTask, fingerprint
 from .labels import encode, problem_of
 from .models import LoadedModel, head_config
 from .records import Result, parquet
 from .spec import ClassificationSpec, SuiteSpec
 from .stats import classification as figures
-from .task import Checkpoint, Task
+from .task import Checkpoint
 
 _METHOD = 1  # raise when a change here, or in the figures, changes them
 _MATRIX = 200  # classes of the largest confusion matrix that is kept
 
 
 @dataclass(frozen=True)
-class Labelled(Task):
+class Labelled(RowsTask):
     """Labelled rows of a suite, found and hashed."""
 
     spec: ClassificationSpec
 
-    is_divided = has_items = True
-    reads_checkpoint = True  # its head decides which labels there are
-
-    def items(self) -> list[Item]:
-        """Returns them, as :meth:`Task.items`."""
-        return items_of_rows(self.spec, "classification")
+    kind = "classification"
 
     def check(self, folder: Path) -> None:
         """Refuses a checkpoint that is no classifier, and labels that its head does not know, as :meth:`Task.check`."""
@@ -46,7 +40,7 @@ class Labelled(Task):
         names, problem = _names(config), problem_of(config)
         if problem == "regression" and len(names) > 1:
             raise EvalError(f"a regression with {len(names)} outputs cannot be scored", where=where)
-        labels = [(place, row["label"]) for place, row in written(self.spec, folder, "classification")]
+        labels = [(place, row["label"]) for place, row in self.written(folder)]
         encode([label for _, label in labels], names, problem, where, [place for place, _ in labels])
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
@@ -54,7 +48,7 @@ class Labelled(Task):
         spec, suite, loaded = self.spec, checkpoint.suite, checkpoint.load()
         where, config = spec.title, loaded.model.config
         names, problem = _names(config), problem_of(config)
-        rows, notes = read(spec, loaded, suite, "classification")
+        rows, notes = self.read(loaded, suite)
         truth = encode([row["label"] for row in rows], names, problem, where)
         logits = outputs(loaded.model, rows, suite.size_of_batch(spec.batch_size), where=where)
         predicted = figures.probabilities(problem, logits)

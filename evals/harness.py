@@ -315,15 +315,15 @@ def run_task(
     metrics = _primary_first(metrics, spec, primary)
     metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
     table = samples_to_parquet(samples)
-    refused = (lm.shared.record or {}).get("reason")
-    backend_notes = [f"scored without shared contexts: {refused}"] if refused else []
-    if elsewhere := (lm.shared.record or {}).get("compared_on"):
+    record = lm.shared.record or {}
+    backend_notes = [f"scored without shared contexts: {record['reason']}"] if "reason" in record else []
+    if elsewhere := record.get("compared_on"):
         backend_notes.append(f"shared contexts were compared with plain passes on {elsewhere}")
-    if slower := (lm.shared.record or {}).get("continuous"):
+    if slower := record.get("continuous"):
         backend_notes.append(f"generated without continuous batching: {slower}")
-    foreign = (lm.shared.record or {}).get("foreign")
+    foreign = record.get("foreign")
     told = (*(notes_of(foreign, setting) if foreign else ()), *summary(told), *_constant(task, samples), *backend_notes)
-    detail = (lm.shared.record or {}) | ({"thinking": lm.thinking} if lm.thinking else {})
+    detail = record | ({"thinking": lm.thinking} if lm.thinking else {})
     if long:
         detail["too_long"] = len(long)
         told = (*told, f"{len(long)} of {len(long) + metrics[0].n} items are longer than the model takes: left out")

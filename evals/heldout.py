@@ -3,8 +3,9 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
@@ -13,9 +14,11 @@ from ..data_tools.sources import content_hash
 from .errors import SuiteError
 from .models import LoadedModel, hub_access, load_tokenizer, model_length
 from .spec import ClassificationSpec, PerplexitySpec, RowsSpec, SuiteSpec
+from .task import Task
 
 if TYPE_CHECKING:
-    from ..data_tools.spec import Kind
+    from ..data_tools.prepare import PreparedReport
+    from ..data_tools.spec import Kind, SourceSpec
 
 
 def content_of(spec: RowsSpec | PerplexitySpec, suite: SuiteSpec) -> str:
@@ -48,48 +51,84 @@ def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
     return hash_json({"data": data, "spec": said, "suite": settings, "examples": CACHE_VERSION, **more})
 
 
-def written(spec: RowsSpec, folder: Path, kind: "Kind") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads the rows as they are written, each with where it stands, before a checkpoint's model is loaded.
+@dataclass(frozen=True)
+class RowsTask(Task):
+    """Held-out rows of a suite, found and hashed.
 
-    Raises:
-        DataError: The rows cannot be read, or too many are unusable.
+    Attributes:
+        spec: What the suite says of them.
+        task_hash: As of :class:`Task`.
     """
-    from ..chat_templates.templates import from_tokenizer
-    from ..data_tools.dataset import load
 
-    tokenizer, fingerprint = load_tokenizer(str(folder))
-    template = from_tokenizer(tokenizer) if fingerprint else None
-    return load(spec.source(), Path.cwd(), (kind,), template=template, max_bad_share=spec.max_bad_share)
+    spec: RowsSpec
+
+    kind: ClassVar["Kind"]
+    """Of the rows."""
+    is_divided = has_items = True
+    reads_checkpoint = True  # its head decides which labels there are, its template which rows can be used
+
+    def items(self) -> list[Item]:
+        """Returns what the rows ask, with the right answer or label, as :meth:`Task.items`.
+
+        An item is known by its number: a score's samples say which it is where no row was dropped.
+        """
+        from ..data_tools.dataset import load
+
+        spec, found = self.spec, []
+        for _, row in load(spec.source(), Path.cwd(), (self.kind,), max_bad_share=spec.max_bad_share):
+            question = "\n".join(
+                filter(None, (row.get("text") or text_of_turns(row.get("prompt") or ""), row.get("text_pair")))
+            )
+            answer = text_of_turns(row["chosen"]) if "chosen" in row else str(row.get("label", ""))
+            found.append(Item(str(len(found)), question, answer))
+        return found
+
+    def written(self, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Reads the rows as they are written, each with where it stands, before a checkpoint's model is loaded.
+
+        Raises:
+            DataError: The rows cannot be read, or too many are unusable.
+        """
+        from ..chat_templates.templates import from_tokenizer
+        from ..data_tools.dataset import load
+
+        spec = self.spec
+        tokenizer, fingerprint = load_tokenizer(str(folder))
+        template = from_tokenizer(tokenizer) if fingerprint else None
+        return load(spec.source(), Path.cwd(), (self.kind,), template=template, max_bad_share=spec.max_bad_share)
+
+    def read(self, loaded: LoadedModel, suite: SuiteSpec) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """Tokenises the rows as a trainer's are.
+
+        Returns:
+            The rows with the columns of their kind, as ``prepare.prepare`` describes them, and notes of what was
+            dropped or cut.
+
+        Raises:
+            DataError: The rows cannot be read, or too many are unusable.
+        """
+        spec = self.spec
+        too_long = spec.too_long if isinstance(spec, ClassificationSpec) else "drop"
+        longest = spec.max_length or suite.max_length or model_length(loaded.model)
+        how = {"max_bad_share": spec.max_bad_share, "too_long": too_long}
+        rows, report = prepared_rows(spec.source(), loaded, self.kind, max_length=longest, **how)
+        notes = [f"{count} rows dropped: {reason}" for reason, count in report.dropped.items()]
+        cut = sum(item.truncated for item in report.sources)
+        notes += [f"{cut} rows cut to the model's length"] if cut else []
+        return rows, tuple(notes)
 
 
-def items_of_rows(spec: RowsSpec, kind: "Kind") -> list[Item]:
-    """Returns what held-out rows ask, with the right answer or label, to be looked for in training data.
+def prepared_rows(
+    source: "SourceSpec", loaded: LoadedModel, kind: "Kind", *, max_length: int | None, **how: Any
+) -> "tuple[list[dict[str, Any]], PreparedReport]":
+    """Tokenises rows by the very code that prepares a trainer's rows, and reports what had to be dropped or cut.
 
-    An item is known by its number: a score's samples say which it is where no row was dropped.
-
-    Raises:
-        DataError: The rows cannot be read, or too many are unusable.
-    """
-    from ..data_tools.dataset import load
-
-    found = []
-    for _, row in load(spec.source(), Path.cwd(), (kind,), max_bad_share=spec.max_bad_share):
-        question = "\n".join(
-            filter(None, (row.get("text") or text_of_turns(row.get("prompt") or ""), row.get("text_pair")))
-        )
-        answer = text_of_turns(row["chosen"]) if "chosen" in row else str(row.get("label", ""))
-        found.append(Item(str(len(found)), question, answer))
-    return found
-
-
-def read(
-    spec: RowsSpec, loaded: LoadedModel, suite: SuiteSpec, kind: "Kind"
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Tokenises the rows by the very code that prepares a trainer's rows.
-
-    Returns:
-        The rows with the columns of their kind, as ``prepare.prepare`` describes them, and notes of what was
-        dropped or cut.
+    Args:
+        source: The rows.
+        loaded: Whose tokenizer and template are used.
+        kind: Of the rows.
+        max_length: Tokens of a row, if they are bounded.
+        **how: Further keys of a recipe's ``data:`` section.
 
     Raises:
         DataError: The rows cannot be read, or too many are unusable.
@@ -98,24 +137,15 @@ def read(
     from ..data_tools.prepare import prepare
     from ..data_tools.spec import DataSpec
 
-    too_long = spec.too_long if isinstance(spec, ClassificationSpec) else "drop"
-    source = spec.source()
-    data = DataSpec(train=[source], eval=[source], max_bad_share=spec.max_bad_share, too_long=too_long)
-    template = from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(
-            data,
+            DataSpec(train=[source], eval=[source], **how),
             "eval",
             base_dir=Path.cwd(),
             tokenizer=loaded.tokenizer,
-            template=template,
+            template=from_tokenizer(loaded.tokenizer) if loaded.template_fingerprint else None,
             accepts=(kind,),
-            max_length=spec.max_length or suite.max_length or model_length(loaded.model),
+            max_length=max_length,
             cache_dir=Path(folder),
         )
-        rows = prepared.dataset.to_list()
-    report = prepared.report
-    notes = [f"{count} rows dropped: {reason}" for reason, count in report.dropped.items()]
-    cut = sum(item.truncated for item in report.sources)
-    notes += [f"{cut} rows cut to the model's length"] if cut else []
-    return rows, tuple(notes)
+        return prepared.dataset.to_list(), prepared.report

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data_tools.overlap import Item
 from .errors import EvalError, SuiteError
 from .forward import negative_log_likelihoods
-from .heldout import fingerprint, items_of_rows, read, written
+from .heldout import RowsTask, fingerprint
 from .models import LoadedModel, load_model
 from .records import Metric, Result, parquet
 from .reward import RewardReader
@@ -33,7 +32,7 @@ from .spec import Chat, PairsSpec, SuiteSpec
 from .stats.bootstrap import estimate, metric_of, midranks
 from .stats.classification import correlation, ece, sigmoid
 from .stats.intervals import LOWER_IS_BETTER, grouped_mean
-from .task import Checkpoint, Task
+from .task import Checkpoint
 
 _METHOD = 1  # raise when a change here changes figures
 _HINT = "a policy needs the `reference` that it departed from; score other classifiers with `classification`"
@@ -41,7 +40,7 @@ _SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Pairs(Task):
+class Pairs(RowsTask):
     """Preference rows of a suite, found and hashed.
 
     Attributes:
@@ -53,12 +52,7 @@ class Pairs(Task):
     spec: PairsSpec
     reference: dict[str, "np.ndarray"] = field(default_factory=dict, compare=False)
 
-    is_divided = has_items = True
-    reads_checkpoint = True  # its template decides which rows can be used
-
-    def items(self) -> list[Item]:
-        """Returns them, as :meth:`Task.items`."""
-        return items_of_rows(self.spec, "preference")
+    kind = "preference"
 
     def chat(self, suite: SuiteSpec) -> Chat:
         """Pairs that are conversations have to be templated."""
@@ -66,7 +60,7 @@ class Pairs(Task):
 
     def check(self, folder: Path) -> None:
         """Reads all rows; the end tells whether enough of them can be used."""
-        for _ in written(self.spec, folder, "preference"):
+        for _ in self.written(folder):
             pass
 
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
@@ -76,7 +70,7 @@ class Pairs(Task):
             loaded.needs_reward_model(spec.title, _HINT)
         else:
             loaded.needs_language_model(spec.title)
-        rows, notes = read(spec, loaded, suite, "preference")
+        rows, notes = self.read(loaded, suite)
         sequences = [(row["prompt_ids"], row[f"{side}_ids"]) for side in _SIDES for row in rows]
         size = suite.size_of_batch(spec.batch_size)
         if spec.reference is None:

@@ -230,15 +230,15 @@ def figures(table: dict[str, Any], *, by_document: bool) -> list[Metric]:
     tokens, size = columns["tokens"], columns["bytes"]
     nats, nats_error = ratio(columns["nll"], tokens)
     ratios = {
-        "bits_per_byte": (bits, size, False),
-        "bits_per_token": (bits, tokens, False),
-        "entropy_per_token": (entropy, tokens, False),
-        "entropy_per_byte": (entropy, size, False),
-        "tokens_per_byte": (tokens, size, False),
-        "unknown_rate": (columns["unknown"], tokens, False),
-        "byte_fallback_rate": (columns["byte_fallback"], tokens, False),
+        "bits_per_byte": (bits, size),
+        "bits_per_token": (bits, tokens),
+        "entropy_per_token": (entropy, tokens),
+        "entropy_per_byte": (entropy, size),
+        "tokens_per_byte": (tokens, size),
+        "unknown_rate": (columns["unknown"], tokens),
+        "byte_fallback_rate": (columns["byte_fallback"], tokens),
     }
-    metrics = [Metric(name, *ratio(y, x), clusters, up) for name, (y, x, up) in ratios.items()]
+    metrics = [Metric(name, *ratio(y, x), clusters, higher_is_better=False) for name, (y, x) in ratios.items()]
     if nats < _MAX_EXPONENT:
         perplexity = math.exp(nats)
         error = None if nats_error is None else perplexity * nats_error  # d exp(u) = exp(u) du
