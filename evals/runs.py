@@ -91,10 +91,9 @@ def find_targets(
             _add_run(path, [*([] if final_only else list_checkpoints(path)), path], targets, unfinished)
         elif step_of(path) is not None and is_run(path.absolute().parent):
             _add_run(path.absolute().parent, [path], targets, unfinished)
-        elif path.is_file() and (data_suffix(path.name) or path.suffix == ".eval"):
-            targets.append(_answers_file(path, output))
         else:
-            targets.append(_plain_model(str(item), output, offline))
+            answers = path.is_file() and (bool(data_suffix(path.name)) or path.suffix == ".eval")
+            targets.append(_outsider(str(item), output, offline, answers=answers))
     return list({(target.store, target.folder): target for target in targets}.values()), unfinished
 
 
@@ -275,30 +274,21 @@ def locate(item: str, *, offline: bool = False) -> Path:
     return folder
 
 
-def _answers_file(path: Path, output: Path | None) -> Target:
-    """Returns a file of answers as a target of its own, in a run folder that is marked as foreign."""
+def _outsider(item: str, output: Path | None, offline: bool, *, answers: bool) -> Target:
+    """Returns a model of no run, or a file of others' answers, as a target with a run folder of its own."""
+    place = Path(item) if answers else locate(item, offline=offline)
     if output is None:
-        raise InputError("the scores of answers need a place", where=str(path), hint="say -o FOLDER")
-    digest = hash_file(path)
+        what = "answers" if answers else "a model that is no run"
+        hint = "say -o FOLDER" + ("" if answers else ": there each such model gets a run folder of its own")
+        raise InputError(f"the scores of {what} need a place", where=item, hint=hint)
+    weights, model = (hash_file(place),) * 2 if answers else (weights_hash(place), model_hash(place))
     with locked(output / LOCKS / "names", wait=True):
-        store = _store_of(str(path), path, digest, output, stage="foreign")
+        store = _store_of(item, place, model, output, stage="foreign" if answers else "external")
     name = str(read_record(store).get("name") or store.name)
-    return Target(store, name, "", FINAL, None, path, digest, digest, has_manifest=False)
+    return Target(store, name, "", FINAL, None, place, weights, model, (place / MANIFEST).is_file())
 
 
-def _plain_model(item: str, output: Path | None, offline: bool) -> Target:
-    folder = locate(item, offline=offline)
-    if output is None:
-        hint = "say -o FOLDER: there each such model gets a run folder of its own"
-        raise InputError("the scores of a model that is no run need a place", where=item, hint=hint)
-    digest = model_hash(folder)
-    with locked(output / LOCKS / "names", wait=True):
-        store = _store_of(item, folder, digest, output)
-    name = str(read_record(store).get("name") or store.name)
-    return Target(store, name, "", FINAL, None, folder, weights_hash(folder), digest, (folder / MANIFEST).is_file())
-
-
-def _store_of(item: str, folder: Path, digest: str, output: Path, stage: str = "external") -> Path:
+def _store_of(item: str, folder: Path, digest: str, output: Path, stage: str) -> Path:
     """Returns the run folder of a plain model, made if need be: one model, one folder, whatever else is called like it.
 
     It is named as the model's folder is; where that name is taken, by its parent too, and last by what identifies it.

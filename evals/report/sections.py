@@ -215,7 +215,9 @@ def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
         _answers(spell, detail.samples),
     ]
     return [
-        replace(section, blocks=[_said_once(block) for block in section.blocks]) for section in found if section.blocks
+        replace(section, blocks=[_said_once(block) for block in section.blocks])
+        for section in found
+        if section and section.blocks
     ]
 
 
@@ -298,7 +300,7 @@ def _gain(found: dict[str, Any]) -> TableCell:
     return TableCell(found["value"], below=below, css=found["kind"])
 
 
-def _contamination(board: Leaderboard) -> Section:
+def _contamination(board: Leaderboard) -> Section | None:
     """Returns which test items are in the training data of which run, and where; unseen data is said once a run."""
     names = {run.id: plain(run.name) for run in board.runs}
     blind = [run for run in names if not any(entry.rows for entry in board.contamination if entry.run == run)]
@@ -316,7 +318,7 @@ def _contamination(board: Leaderboard) -> Section:
             tasks, _ = evidence.setdefault((_letters(item.question), item.run, item.row), ({}, item))
             tasks[plain(entry.task)] = None
     if not lines:
-        return Section("contamination", "", "", [])
+        return None
     heads = (
         "run",
         "task",
@@ -345,7 +347,7 @@ def _contamination(board: Leaderboard) -> Section:
     return Section("contamination", "Test items", "Test items in training data", blocks, lead if shown else "")
 
 
-def _parity(spell: Speller) -> Section:
+def _parity(spell: Speller) -> Section | None:
     """Returns what was compared with what and what came of it; nothing where no model was compared."""
     lines = []
     for row in spell.board.rows:
@@ -357,7 +359,7 @@ def _parity(spell: Speller) -> Section:
             hidden = ", ".join(one.hidden) or "–"
             lines.append(Line((spell.name(row.id), *forms, of, hidden, plain(one.created[:10])), row.id))
     if not lines:
-        return Section("parity", "", "", [])
+        return None
     heads = ("checkpoint", "form", "against", "verdict", "compared, or what differs", "not compared", "date")
     lead = "Whether a model is the same as adapter, merged, as GGUF and served; what posttrain parity compared."
     return Section(
@@ -595,9 +597,9 @@ def _usage(spell: Speller) -> Section:
     return Section("usage", "Length and latency", title, [table] if lines else [], "Facts, not figures to rank by.")
 
 
-def _rewards(board: Leaderboard) -> Section:
+def _rewards(board: Leaderboard) -> Section | None:
     if not board.curves:
-        return Section("rewards", "", "", ())
+        return None
     legend, lines = [], []
     for place, curve in enumerate(board.curves):
         color = color_of(board, curve, place) % PALETTE

@@ -122,11 +122,7 @@ def paired_difference(
     Raises:
         ValueError: Lengths differ, there are no items, or a score is not finite.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError("needs two scores of each item, and one item or more")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ValueError("a score is not finite")
+    first, second = _scores(a, b, ndim=1)
     differences = first - second
     cluster, count = codes(clusters, len(first))
     value = float(differences.mean())
@@ -141,6 +137,16 @@ def paired_difference(
         p = mcnemar(count, 0) if value else 1.0
         return Difference(value, 0.0, None, None, p, len(first), count, "sign")
     return replace(from_error(value, stderr, count, df, "t", level), n=len(first))
+
+
+def _scores(a: "ArrayLike", b: "ArrayLike", ndim: int) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """Returns the scores of both, which must be of the same items, and of the same seeds where there are two axes."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != ndim or not first.size:
+        raise ValueError(f"needs two scores of each item{' from each seed' if ndim > 1 else ''}, and one or more")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("a score is not finite")
+    return first, second
 
 
 def seeded_difference(
@@ -166,12 +172,7 @@ def seeded_difference(
     Raises:
         ValueError: Shapes differ, there are no items, or a score is not finite.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 2 or not first.size:
-        raise ValueError("needs two scores of each item from each seed, and one of each or more")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ValueError("a score is not finite")
-    differences = first - second
+    differences = np.subtract(*_scores(a, b, ndim=2))
     seeds, n = differences.shape
     value = float(differences.mean())
     cluster, count = codes(clusters, n)
