@@ -17,7 +17,7 @@ from ..stats.intervals import interval, scale_of
 from .board import Column, ColumnMetric, Curve, CurvePoint, Leaderboard, Notice, Row, Run
 from .format import Speller, arrow
 from .svg import Point, Segment, Series, chart, thin
-from .text import Record, plain, text, whole
+from .text import Record, finite, plain, text, whole
 
 X_LABEL = "training steps of each stage"
 KL_LABEL = "√KL from the starting policy, nats per answer"
@@ -175,19 +175,12 @@ def training_curve(run: Run, log: Sequence[Record]) -> Curve | None:
 def _points(run: Run, log: Sequence[Record], prefix: str) -> tuple[CurvePoint, ...]:
     found: dict[int, CurvePoint] = {}
     for line in log:
-        step, kl, reward = whole(line.get("step")), _number(line, f"{prefix}kl"), _number(line, f"{prefix}reward")
-        tokens = _number(line, f"{prefix}completions/mean_length") if run.stage in _PER_TOKEN else 1.0
+        step, kl, reward = whole(line.get("step")), finite(line.get(f"{prefix}kl")), finite(line.get(f"{prefix}reward"))
+        tokens = finite(line.get(f"{prefix}completions/mean_length")) if run.stage in _PER_TOKEN else 1.0
         if step is not None and kl is not None and reward is not None and tokens is not None:
-            gold = _number(line, f"{prefix}rewards/gold/mean")
+            gold = finite(line.get(f"{prefix}rewards/gold/mean"))
             found[step] = CurvePoint(step, kl * tokens, reward, gold)  # a resumed run logs a step again
     return tuple(found[step] for step in sorted(found))
-
-
-def _number(line: Record, key: str) -> float | None:
-    value = line.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def best_of_n_curves(folders: Sequence[Path]) -> tuple[list[Curve], list[Notice]]:
@@ -208,7 +201,7 @@ def best_of_n_curves(folders: Sequence[Path]) -> tuple[list[Curve], list[Notice]
 
 
 def _best_of(point: Record) -> CurvePoint:
-    known = {key: _number(point, key) for key in ("gold", "reward_stderr", "gold_stderr")}
+    known = {key: finite(point.get(key)) for key in ("gold", "reward_stderr", "gold_stderr")}
     n, kl, reward = int(point["n"]), float(point["kl"]), float(point["reward"])
     return CurvePoint(n, kl, reward, **known, prompts=whole(point.get("prompts")))
 

@@ -12,7 +12,7 @@ from .board import Contamination
 from .items import Items, group_items, read_items, samples_path
 from .lineage import Scored
 from .read import RunFolder
-from .text import Record, detail_of, mapping, text
+from .text import Record, detail_of, finite, mapping, text
 
 _Task = tuple[str, str]  # its name and hash
 
@@ -94,8 +94,8 @@ def _items(score: Record, line: Record, folder: Path) -> Items | None:
 
 def _whole(score: Record, folder: Path) -> Items | None:
     """Returns all items of a score; None where single items are not known."""
-    path, name, value = samples_path(folder, score), text(_first(score).get("name")), _first(score).get("value")
-    return read_items(path, name, value) if path and name and isinstance(value, int | float) else None
+    path, name, value = samples_path(folder, score), text(_first(score).get("name")), finite(_first(score).get("value"))
+    return read_items(path, name, value) if path and name and value is not None else None
 
 
 def _first(score: Mapping[str, Any]) -> Record:

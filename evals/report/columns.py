@@ -4,7 +4,6 @@ Scores of answers are facts and no figures to rank; rules are no judge, and rank
 """
 
 import json
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from ..judging.judgments import Judgment
 from ..stats.intervals import LOWER_IS_BETTER, interval, overlap, scale_of
 from .board import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
 from .lineage import Scored
-from .text import Record, detail_of, mapping, plain, text, whole
+from .text import Record, detail_of, finite, mapping, plain, text, whole
 
 STAMP = "rules, not a judge"
 """What stands at every figure that a rule, and no judge, has given."""
@@ -162,24 +161,14 @@ def _whole_record(cell: Cell) -> dict[str, Any]:
 
 def _figure(entry: Record, given_by: str, detail: Record) -> Figure:
     name, raw, higher = str(entry["name"]), entry.get("value"), entry.get("higher_is_better")
-    value, stderr, n = _finite(raw), _finite(entry.get("stderr")), whole(entry.get("n"))
+    value, stderr, n = finite(raw), finite(entry.get("stderr")), whole(entry.get("n"))
     problem = None
     if value is None:
         problem = f"is {str(raw) if isinstance(raw, float) else json.dumps(raw)[:40]}, not a finite number"
     direction = higher if isinstance(higher, bool) else name not in LOWER_IS_BETTER
-    given = (_finite(entry.get("low")), _finite(entry.get("high")), given_by)
+    given = (finite(entry.get("low")), finite(entry.get("high")), given_by)
     ends = interval(value, stderr, n, scale_of(name, detail), given)
     return Figure(name, value, stderr, n, direction, ends, None, problem)
-
-
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _measure(score: Record) -> _Measure:
@@ -243,7 +232,7 @@ def _column(
         tuple(metrics),
         text(score.get("task_hash")),
         whole(score.get("num_fewshot")),
-        _finite(score.get("limit")),
+        finite(score.get("limit")),
         " ".join(filter(None, (text(detail.get("judge")), version[:8]))) if version else None,
         alone if version else None,
         STAMP if version in rules else None,

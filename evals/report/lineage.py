@@ -10,7 +10,7 @@ from ..records import model_of
 from ..sequences import grouped
 from .board import Badge, Row, Run
 from .read import RunFolder
-from .text import Record, mapping, plain, text, whole
+from .text import Record, finite, mapping, plain, text, whole
 
 _SHOWN = 60  # characters of a run's name that the page shows
 
@@ -160,12 +160,11 @@ def _source_losses(log: Sequence[Record]) -> dict[str, tuple[tuple[int, float], 
 
 def _series(log: Sequence[Record], key: str) -> tuple[tuple[int, float], ...]:
     """Returns a logged quantity by step; after a resume a step is there twice, and the later one holds."""
-    values: dict[int, float] = {}
+    values: dict[int, float | None] = {}
     for line in log:
-        step, value = whole(line.get("step")), line.get(key)
-        if step is not None and isinstance(value, int | float) and not isinstance(value, bool):
-            values[step] = float(value)
-    return tuple(sorted((s, v) for s, v in values.items() if abs(v) < float("inf")))
+        if (step := whole(line.get("step"))) is not None and key in line:
+            values[step] = finite(line[key])
+    return tuple(sorted((step, value) for step, value in values.items() if value is not None))
 
 
 def _fork(folder: RunFolder, above: Sequence[Row]) -> Row | None:

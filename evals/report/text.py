@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +41,17 @@ def detail_of(score: Mapping[str, Any]) -> Record:
 def source_hash(text: str) -> str:
     """Returns what a Content-Security-Policy knows a script or a style sheet by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def finite(value: Any) -> float | None:
+    """Returns a number of a record, or None for anything else, an infinite one or one too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def whole(value: Any) -> int | None:

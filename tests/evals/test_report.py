@@ -269,6 +269,17 @@ def test_damage_is_named_and_the_rest_is_kept(tmp_path: Path):
     json.loads((write(board, tmp_path / "out")[3]).read_text(), parse_constant=pytest.fail)
 
 
+def test_a_logged_number_too_large_for_a_float_is_left_out(tmp_path: Path):
+    run = make_run(tmp_path / "run", "run", [score("final", 2, "arc", share(3, 9))])
+    lines = [
+        {"step": step, "loss": loss, "kl": loss, "reward": 1.0} for step, loss in ((1, 10**400), (2, 2.0), (3, 1.0))
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    board = build([tmp_path])
+    assert board.runs[0].losses == ((2, 2.0), (3, 1.0))
+    assert [point.at for curve in board.curves for point in curve.points] == [2, 3]
+
+
 def test_huge_and_hostile_text_is_shown_short_and_kept_whole(tmp_path: Path):
     long = "A" * 1_000_000
     scores = [score(EVIL, None, EVIL, share(3, 9, EVIL)), score("final", 10**400, long, share(3, 9), seconds="\ud800")]
