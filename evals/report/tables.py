@@ -3,24 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 from .board import Cell, Column, Difference, Figure, Leaderboard, Row
 from .text import detail_of, mapping
-
-# fmt: off
-_FIELDS: list[str] = [
-    "run", "folder", "checkpoint", "step", "position", "stage", "parent", "task", "variant", "metric",
-    "primary", "value", "stderr", "n", "interval_low", "interval_high", "interval_method", "higher_is_better",
-    "standing", "tier", "baseline", "difference", "difference_low", "difference_high", "p_adjusted", "verdict",
-    "smallest_difference", "compared", "judge", "judge_version", "stamp", "limit", "num_fewshot", "task_hash", "suite",
-    "suite_version", "template_fingerprint",
-    "weights_hash", "model_hash", "recipe_hash", "data_fingerprint", "git_revision", "seed", "scored", "seconds",
-    "marks", "flags", "parity",
-]
-# fmt: on
 
 
 def to_csv(board: Leaderboard) -> str:
@@ -28,11 +15,19 @@ def to_csv(board: Leaderboard) -> str:
 
     A text that a spreadsheet would run as a formula gets a leading apostrophe.
     """
+    against = {(found.row, found.column): found for found in board.differences}
+    records = []
+    for row in board.rows:
+        records += [] if row.cells else [_record(board, row)]
+        for column in board.columns:
+            cell = row.cells.get(column.id)
+            for figure in cell.figures if cell else ():
+                found = against.get((row.id, column.id))
+                records.append(_record(board, row, column, cell, figure, found))
     out = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(out, _FIELDS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for record in _records(board):
-        writer.writerow({key: _csv(value) for key, value in record.items()})
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(records[0])
+    writer.writerows(map(_csv, record.values()) for record in records)
     return out.getvalue()
 
 
@@ -47,41 +42,19 @@ def _csv(value: Any) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _records(board: Leaderboard) -> Iterator[dict[str, Any]]:
-    against = {(found.row, found.column): found for found in board.differences}
-    for row in board.rows:
-        common = _common(board, row)
-        if not row.cells:
-            yield common
-        for column in board.columns:
-            cell = row.cells.get(column.id)
-            for i, figure in enumerate(cell.figures if cell else ()):
-                assert cell is not None
-                primary = figure.metric == column.primary.name
-                verdict = _verdict(board, against.get((row.id, column.id)), cell) if primary else {}
-                yield {**common, **_measured(column, cell, figure), **verdict, "primary": i == 0}
-
-
-def _verdict(board: Leaderboard, found: Difference | None, cell: Cell) -> dict[str, Any]:
-    """Returns how a row's primary figure stands to the baseline."""
-    if found is None:
-        return {"tier": cell.tier}
-    baseline = board.row(found.against)
-    return {
-        "tier": cell.tier,
-        "baseline": f"{board.run_of(baseline).name} {baseline.label}",
-        "difference": found.value,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "p_adjusted": found.p,
-        "verdict": found.verdict,
-        "smallest_difference": found.smallest,
-        "compared": found.method,
-    }
-
-
-def _common(board: Leaderboard, row: Row) -> dict[str, Any]:
-    run = board.run_of(row)
+def _record(
+    board: Leaderboard,
+    row: Row,
+    column: Column | None = None,
+    cell: Cell | None = None,
+    figure: Figure | None = None,
+    found: Difference | None = None,
+) -> dict[str, Any]:
+    """Returns a line, in the order of its columns; how a row stands to the baseline is said of its primary figures."""
+    run, score, ends = board.run_of(row), cell.score if cell else {}, figure and figure.interval
+    stands = column and cell and figure and figure.metric == column.primary.name
+    found = found if stands else None
+    baseline = found and board.row(found.against)
     return {
         "run": run.name,
         "folder": run.folder,
@@ -90,39 +63,44 @@ def _common(board: Leaderboard, row: Row) -> dict[str, Any]:
         "position": row.position,
         "stage": run.stage,
         "parent": row.parent,
+        "task": column and column.task,
+        "variant": column and column.variant,
+        "metric": figure and figure.metric,
+        "primary": cell and figure is cell.figures[0],
+        "value": figure and figure.value,
+        "stderr": figure and figure.stderr,
+        "n": figure and figure.n,
+        "interval_low": ends and ends.low,
+        "interval_high": ends and ends.high,
+        "interval_method": figure and (ends.method if ends else "none"),
+        "higher_is_better": figure and figure.higher_is_better,
+        "standing": figure and figure.standing,
+        "tier": cell.tier if cell and stands else None,
+        "baseline": baseline and f"{board.run_of(baseline).name} {baseline.label}",
+        "difference": found and found.value,
+        "difference_low": found and found.low,
+        "difference_high": found and found.high,
+        "p_adjusted": found and found.p,
+        "verdict": found and found.verdict,
+        "smallest_difference": found and found.smallest,
+        "compared": found and found.method,
+        "judge": detail_of(score).get("judge") if score.get("judge_version") else None,
+        "judge_version": score.get("judge_version"),
+        "stamp": column and column.stamp,
+        "limit": column and column.limit,
+        "num_fewshot": column and column.num_fewshot,
+        **{key: score.get(key) for key in ("task_hash", "suite", "suite_version", "template_fingerprint")},
         "weights_hash": row.weights_hash,
         "model_hash": row.model_hash,
         "recipe_hash": run.record.get("recipe_hash"),
         "data_fingerprint": mapping(mapping(run.record.get("data")).get("train")).get("fingerprint"),
         "git_revision": mapping(run.record.get("git")).get("revision"),
         "seed": run.seed,
+        "scored": score.get("created"),
+        "seconds": score.get("seconds"),
+        "marks": " ".join(cell.marks) if cell else None,
         "flags": "; ".join(row.flags),
         "parity": "; ".join(f"{one.against}: {one.verdict}" for one in row.parity) or "not checked",
-    }
-
-
-def _measured(column: Column, cell: Cell, figure: Figure) -> dict[str, Any]:
-    score = cell.score
-    return {
-        "task": column.task,
-        "variant": column.variant,
-        "metric": figure.metric,
-        "value": figure.value,
-        "stderr": figure.stderr,
-        "n": figure.n,
-        "interval_low": figure.interval.low if figure.interval else None,
-        "interval_high": figure.interval.high if figure.interval else None,
-        "interval_method": figure.interval.method if figure.interval else "none",
-        "higher_is_better": figure.higher_is_better,
-        "standing": figure.standing,
-        "judge": detail_of(score).get("judge") if score.get("judge_version") else None,
-        "judge_version": score.get("judge_version"),
-        "stamp": column.stamp,
-        "limit": column.limit,
-        "num_fewshot": column.num_fewshot,
-        "scored": score.get("created"),
-        "marks": " ".join(cell.marks),
-        **{key: score.get(key) for key in ("task_hash", "suite", "suite_version", "template_fingerprint", "seconds")},
     }
 
 
