@@ -590,9 +590,7 @@ def _take_from_folder(
         close = None if folder.layout.entry(missing[0]) else did_you_mean(missing[0], names)
         hint = close or f"its layout knows: {listing(names, _SHOWN)}"
         document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)
-    name = f"{spec.name}-local" if missing else spec.name
-    local = spec.model_copy(update={"name": name, "data_dir": str(folder.path), "tasks": [task for _, task in held]})
-    local._left_out = missing
+    local = _local(spec, missing, data_dir=str(folder.path), tasks=[task for _, task in held])
     return _texts_from_folder(local, base, document), [place for place, _ in held]
 
 
@@ -607,8 +605,13 @@ def _texts_from_folder(spec: SuiteSpec, base: Path, document: Document) -> Suite
     missing = tuple(text.title for text in spec.perplexity if text.title not in there)
     if spec.perplexity and not held:
         document.problem(("data_dir",), f"{folder} holds none of the suite's texts")
+    return _local(spec, missing, data_dir=str(folder), perplexity=held)
+
+
+def _local(spec: SuiteSpec, missing: tuple[str, ...], **held: Any) -> SuiteSpec:
+    """Returns a suite with what a folder holds of it; where that is not all, under a name that says so."""
     name = f"{spec.name}-local" if missing and not spec.left_out else spec.name
-    local = spec.model_copy(update={"name": name, "data_dir": str(folder), "perplexity": held})
+    local = spec.model_copy(update={"name": name, **held})
     local._left_out = (*spec.left_out, *missing)
     return local
 

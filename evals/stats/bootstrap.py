@@ -8,17 +8,15 @@ weights 1 it is the figure, with the counts of a resample it is a replicate.
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..records import Metric
-from .intervals import Estimate, codes, mean_estimate, widened
+from .intervals import Estimate, Floats, codes, mean_estimate, widened
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Figures = Callable[["NDArray[np.float64]"], "dict[str, NDArray[np.float64]]"]
+Figures = Callable[[Floats], dict[str, Floats]]
 
 DRAWS = 1000
 MIN_DRAWS = 100

@@ -8,20 +8,15 @@ unit of theta, so that 400 points are odds of ten to one (Elo, "The Rating of Ch
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import EvalError
 from .bootstrap import resample
 from .compare import Difference, from_error
-from .intervals import codes, widening
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
+from .intervals import Floats, Integers, codes, widening
 
 SCALE = 400 / math.log(10)
 MEAN = 1000.0

@@ -20,20 +20,17 @@ standard error of a mean. All others are bootstrapped over rows.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data_tools.errors import listing
 from ..records import Metric
 from .bootstrap import DRAWS, estimate, metric_of, midranks
-from .intervals import LOWER_IS_BETTER, Estimate
+from .intervals import LOWER_IS_BETTER, Estimate, Floats
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Figure = Callable[["Floats"], "Floats"]
+Figure = Callable[[Floats], Floats]
 
 Problem = Literal["single_label", "multi_label", "regression"]
 THRESHOLD = 0.5

@@ -7,14 +7,12 @@ Whatever a page calls better, worse, won, lost, gained or of a lower tier is one
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from .intervals import clustered_stderr, codes, t_quantile
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
 
 Key = TypeVar("Key", bound=Hashable)
 Verdict = Literal["better", "worse", "no verdict"]

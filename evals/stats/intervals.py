@@ -4,14 +4,15 @@ import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..records import Metric
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 Z95 = 1.959963984540054
 """The 97.5% quantile of the standard normal: two-sided 95%."""

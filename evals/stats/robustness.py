@@ -1,15 +1,11 @@
 """A task asked in several ways: what is right in all of them, and how far they lie apart."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from ..records import Metric
 from .bootstrap import estimate, metric_of
 from .intervals import mean_estimate
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def robustness(values: "NDArray[np.float64]", *, seed: int) -> tuple[list[Metric], "NDArray[np.float64]"]:

@@ -8,19 +8,14 @@ rounds nothing.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .intervals import Estimate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
+from .intervals import Estimate, Floats
 
 HUBER = 1e-3  # on the log of the loss (Hoffmann et al. 2022, section 3.3)
 DRAWS = 500

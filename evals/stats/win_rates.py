@@ -6,20 +6,17 @@ All are shares in [0, 1]. The units of resampling are prompts, since battles tha
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..sequences import grouped
 from .bootstrap import estimate
 from .classification import sigmoid
-from .intervals import Estimate, codes, mean_estimate, widened
+from .intervals import Estimate, Floats, codes, mean_estimate, widened
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
-    Clusters = Sequence[Hashable] | NDArray[Any] | None
+Clusters = Sequence[Hashable] | NDArray[Any] | None
 
 DRAWS = 1000
 STRENGTH = 1e4
