@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import InputError
+from ..data_tools.errors import BusyError
 from ..data_tools.files import read_json, write_json
 from ..data_tools.specfile import Document, KeyPath, load_document, parse_scalar, raise_if_problems, validate
 from ..data_tools.tool_report import PAGE, Bar, Chart, Plot, Table, ToolReport
@@ -434,6 +435,8 @@ def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool
 
     try:
         worked = work(tell)
+    except BusyError:  # of another call, which keeps its own time
+        raise
     except BaseException:
         keep(before.done)
         raise
