@@ -5,6 +5,7 @@ a process of its own all the same: its memory is free again at its end. An accel
 so where there is one, and on systems other than Linux, processes are started as anywhere else.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -96,10 +97,16 @@ def _line(replies: IO[str]) -> str:
             continue
 
 
+def _end_with_parent() -> None:
+    """Has the kernel end this process once its parent has ended in whatever way: no training outlives its pipeline."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def main() -> int | None:
     """Imports, and forks for each command that is asked for; returns a fork's exit code."""
     asked, replied = (int(number) for number in sys.argv[1:3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for what is forked
+    _end_with_parent()
     launch.quiet_libraries()
     import torch
 
@@ -115,6 +122,7 @@ def main() -> int | None:
             child = os.fork()
             if child == 0:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+                _end_with_parent()
                 sys.argv = json.loads(line)
                 return importlib.import_module(sys.argv[0]).main()
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

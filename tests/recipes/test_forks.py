@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from posttrain.recipes import launch
+from posttrain.recipes.errors import RunError
 from posttrain.recipes.forks import Forks
 
 from .conftest import command
@@ -52,16 +53,41 @@ def test_forks_end_as_processes_do_and_what_they_come_from_may_be_killed(
         threading.Thread(target=_kill_child_of, args=(forks._server.pid,)).start()
         assert forks.run(command("score", run, "--suite", tmp_path / "suite.yaml", "--watch")) == -signal.SIGKILL
         assert ran == []
-        forks._server.kill()
+        threading.Thread(target=_kill_once_it_has_forked, args=(forks._server.pid, forked := [])).start()
+        with pytest.raises(RunError, match="was killed"):
+            forks.run(command("score", run, "--suite", tmp_path / "suite.yaml", "--watch"))
         forks._server.wait()
+        assert _is_gone(forked[0]), "what it has forked ends with it"
         assert forks.run(command("check", tmp_path / "bad.yaml")) == 3
         assert len(ran) == 1
 
 
 def _kill_child_of(pid: int) -> None:
+    os.kill(_child_of(pid), signal.SIGKILL)
+
+
+def _kill_once_it_has_forked(pid: int, forked: list[int]) -> None:
+    forked.append(_child_of(pid))
+    time.sleep(0.5)  # it is past what it does first
+    os.kill(pid, signal.SIGKILL)
+
+
+def _child_of(pid: int) -> int:
     for _ in range(200):
         found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
         if found:
-            os.kill(int(found[0]), signal.SIGKILL)
-            return
+            return int(found[0])
         time.sleep(0.02)
+    raise AssertionError("it has no child")
+
+
+def _is_gone(pid: int) -> bool:
+    """Waits for a process to end; one that nobody has asked about yet is a zombie, and has ended."""
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
