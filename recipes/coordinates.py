@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import statistics
 import tempfile
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from ..data_tools.progress import ProgressLine
 from ..data_tools.tool import Tool
 from ..data_tools.tool_report import PAGE, Table, ToolReport
 from .errors import RecipeError
@@ -31,8 +33,6 @@ _LOGITS = "logits"
 _PROBED = 8  # rows
 _TAIL = 0.2  # of a run of the sweep, over which its loss is the mean
 _KINDS = {"muP": True, "standard": False}
-# The updates of the check are all at the recipe's rate.
-_PLAIN = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0}
 _QUIET = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
 
 
@@ -117,28 +117,31 @@ class Mup(Tool):
         if loaded.recipe.model.mup_base is None:
             raise RecipeError("has no model.mup_base", where=self.recipe, hint="say of which width the settings are")
         ready = decide(loaded, trainer_config(loaded))
-        rate = ready.args.learning_rate
-        sizes = {
-            Cell(mup, times, seed, rate): _sizes(ready, Cell(mup, times, seed, rate), self.steps)
-            for mup in _KINDS.values()
-            for times in self.widths
-            for seed in self.seeds
-        }
+        checked = _cells(self.widths, self.seeds, [ready.args.learning_rate])
+        swept = _cells(self.widths, self.sweep_seeds, self.rates or [])
+        line = ProgressLine("muP", len(checked) + len(swept))
+        sizes: dict[Cell, dict[str, Size]] = {}
+        losses: dict[Cell, float] = {}
+        for number, cell in enumerate([*checked, *swept]):
+            line.show(f"{number} of {len(checked) + len(swept)} trainings", number)
+            if number < len(checked):
+                sizes[cell] = _sizes(ready, cell, self.steps)
+            else:
+                losses[cell] = _loss(ready, cell, self.sweep_steps)
+        line.hide()
         base = loaded.recipe.model.mup_base["hidden_size"]
         tables, summary = _check(sizes, self.widths, self.seeds, base)
         if self.rates:
-            losses = {
-                Cell(mup, times, seed, rate): _loss(ready, Cell(mup, times, seed, rate), self.sweep_steps)
-                for mup in _KINDS.values()
-                for times in self.widths
-                for rate in self.rates
-                for seed in self.sweep_seeds
-            }
             more, said = _sweep(losses, self.widths, self.rates, self.sweep_seeds, base)
             tables, summary = [*tables, *more], [*summary, *said]
         report = ToolReport("muP", self.model_dump(mode="json"), summary, tables, printed=tables)
         report.write(output_dir)
         return f"{report.as_text()}\n{output_dir / PAGE}"
+
+
+def _cells(widths: Sequence[int], seeds: Sequence[int], rates: Sequence[float]) -> list[Cell]:
+    parts = itertools.product(_KINDS.values(), widths, seeds, rates)
+    return [Cell(mup, times, seed, rate) for mup, times, seed, rate in parts]
 
 
 def _variant(loaded: Loaded, cell: Cell, folder: str, fields: dict[str, Any]) -> Loaded:
@@ -147,9 +150,11 @@ def _variant(loaded: Loaded, cell: Cell, folder: str, fields: dict[str, Any]) ->
     base = model.mup_base or {}
     config = {**(model.config or {}), **{key: size * cell.times for key, size in base.items()}}
     trainer = {**loaded.recipe.trainer, **_QUIET, **fields, "learning_rate": cell.rate, "seed": cell.seed}
+    if fields.get("lr_scheduler_type") == "constant":  # the updates of the check are all at the recipe's rate
+        trainer.pop("lr_scheduler_kwargs", None)
     changed = {
         "model": model.model_copy(update={"config": config, "mup_base": base if cell.mup else None}),
-        "trainer": {key: value for key, value in trainer.items() if value is not None},
+        "trainer": trainer,
         "score": None,
         "output_dir": folder,
     }
@@ -213,7 +218,7 @@ def _sizes(ready: "Ready", cell: Cell, steps: int) -> dict[str, Size]:
         for hook in hooks:
             hook.remove()
 
-    _trained(ready, cell, {**_PLAIN, "max_steps": steps}, look)
+    _trained(ready, cell, {"lr_scheduler_type": "constant", "max_steps": steps}, look)
     return {
         place: Size(*(statistics.mean(getattr(one, what) for one in sizes) for what in ("size", "update")))
         for place, sizes in found.items()
