@@ -131,9 +131,11 @@ def load(
     document.places = places or {}
     for override in overrides:
         apply_override(document, override)
-    loaded = _checked(document, overrides, references or {})
+    # a path in a recipe leads from the recipe's folder, but these from where the user stands
+    known = {name: folder.absolute() for name, folder in (references or {}).items()}
+    loaded = _checked(document, overrides, known)
     if document.problems and overrides:
-        _blame_overrides(document, path, overrides, references or {})
+        _blame_overrides(document, path, overrides, known)
     raise_if_problems(document)
     assert loaded is not None, "no problem was reported, so it validated"
     return loaded

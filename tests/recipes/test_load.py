@@ -127,6 +127,16 @@ def test_references_stand_for_the_folders_of_earlier_steps(recipe: Path, tmp_pat
     assert "did you mean 'base'?" in _error(recipe, {"base": tmp_path})
 
 
+def test_a_references_folder_is_one_from_here_and_not_from_the_recipe(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "made").mkdir(parents=True)
+    (tmp_path / "here" / "made" / "rows.jsonl").write_text('{"messages": []}\n')
+    monkeypatch.chdir(tmp_path / "here")
+    loaded = load(recipe, ["data.train.path=@made/rows.jsonl"], {"made": Path("made")})
+    assert Path(loaded.recipe.data.train[0].path) == tmp_path / "here" / "made" / "rows.jsonl"
+
+
 def _error(recipe: Path, references: dict[str, Path]) -> str:
     with pytest.raises(SpecError) as caught:
         load(recipe, ["model.name_or_path=@bsae"], references)
