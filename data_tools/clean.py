@@ -8,7 +8,6 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
@@ -18,8 +17,8 @@ from .errors import DataError
 from .files import hash_file
 from .languages import MIN_PROBABILITY, check_codes, identifier, model_version
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readable, readable
-from .sources import Row, read_rows
+from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readable, first_rows, readable
+from .sources import Row
 from .spec import Kind, SourceSpec
 from .tool import comma_separated
 from .web_rules import PASSES, Verdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
@@ -29,7 +28,6 @@ Preset = Literal["gopher", "gopher_datatrove", "c4", "c4_datatrove", "fineweb", 
 WEB: Mapping[str, Callable[..., Any]] = {"gopher": gopher, "c4": c4, "fineweb": fineweb}
 COLUMN = "clean_reasons"
 _DATATROVE = "_datatrove"
-_LOOK_AHEAD = 32
 _BEGINNING = 1000  # characters in which a file says that it is generated
 
 
@@ -182,8 +180,8 @@ class Clean(TextTool):
             _refuse_edits(self, source)
             return
         canonical = canonical_reader(source, get_args(Kind))
-        first = itertools.islice(read_rows(source, Path()), _LOOK_AHEAD)
-        texts = [found["text"] for _, found in readable(first, lambda row: canonical(row.values)) if "text" in found]
+        first = readable(first_rows(source), lambda row: canonical(row.values))
+        texts = [found["text"] for _, found in first if "text" in found]
         if "chat" in self.presets and texts:
             raise DataError("rows of text hold no conversations", where=source.title, hint="leave `chat` out")
         web = [name for name in self.presets if name.removesuffix(_DATATROVE) in WEB]

@@ -4,7 +4,6 @@ There are two verdicts, never mixed: *n-grams*, exact, by one of five papers' ru
 paraphrase*, by what words a row shares with one item and not with the next (``paraphrases``).
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from pydantic import Field
 from ..chat_templates.errors import PosttrainError
 from .dataset import load
 from .errors import DataError
-from .files import hash_json, write_atomic
+from .files import hash_json, write_jsonl_log
 from .kept_texts import KeptTexts
 from .ngrams import Words, split_words, words_in
 from .overlap import RULES, SHORTEST, Item, Overlap, text_of, text_of_turns, usual_n
@@ -125,8 +124,7 @@ class DecontaminateSpec(RowTool):
             search.look(batch)
         if self.paraphrases != "off":
             planted += search.look_for_paraphrases(texts, self.paraphrase_rate)
-        lines = (json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in search.findings)
-        write_atomic(folder / EVIDENCE, "".join(lines))
+        write_jsonl_log(folder / EVIDENCE, search.findings)
         found: dict[str, list[Finding]] = {}
         for finding in search.findings:
             found.setdefault(finding.row, []).append(finding)

@@ -8,9 +8,8 @@ it is a duplicate of a row that stays.
 import collections
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -19,13 +18,24 @@ import xxhash
 from pydantic import Field, model_validator
 
 from .errors import DataError, missing_column
-from .files import write_atomic
+from .files import write_jsonl_log
 from .kept_texts import KeptTexts
 from .near_duplicates import Bands, Candidates, Removals, Shingles, choose_removals, jaccard, join_alike
 from .ngrams import Core, fastest_core, split_words, words_in
 from .ragged import bounds_of
-from .row_tool import BLOCK_ROWS, Decide, Outcome, Plan, TextTool, blocks_of, decide_readable, readable, turn_places
-from .sources import Row, read_rows
+from .row_tool import (
+    BLOCK_ROWS,
+    Decide,
+    Outcome,
+    Plan,
+    TextTool,
+    blocks_of,
+    decide_readable,
+    first_rows,
+    readable,
+    turn_places,
+)
+from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources
 from .tool_report import EXAMPLES, Bar, Example, Plot, Table, Tally, ToolReport
@@ -38,7 +48,6 @@ COLUMN = "duplicate_of"
 NEAR = "near"
 Match = Literal["exact", "normalised", "near"]
 HOW = get_args(Match)
-_LOOK_AHEAD = 32
 _WARM = 2  # blocks after which the compiled core is worth its start
 _SHOWN = 500  # characters of a row that the ledger quotes
 _CURVE = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
@@ -134,8 +143,7 @@ class Dedup(TextTool):
         entries = texts.ledger(found)
         went = iter((texts.leaving(found.kept >= 0) & self.remove)[texts.own(found.kept >= 0)].tolist())
         entries = [[dataclasses.replace(entry, went=next(went)) for entry in some] for some in entries]
-        lines = (json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entries_of in entries for entry in entries_of)
-        write_atomic(folder / LEDGER, "".join(lines))
+        write_jsonl_log(folder / LEDGER, itertools.chain.from_iterable(entries))
         gone = [{entry.row: entry for entry in entries_of} for entries_of in entries]
 
         def decider(source: SourceSpec) -> Decide:
@@ -194,7 +202,7 @@ def turns_reader(source: SourceSpec) -> "Callable[[Row], list[str]]":
     Raises:
         DataError: The first rows have no conversations in `messages`.
     """
-    first = [row.values for row in itertools.islice(read_rows(source, Path()), _LOOK_AHEAD) if row.problem is None]
+    first = [row.values for row in first_rows(source) if row.problem is None]
     if first and not any(isinstance(values.get("messages"), list) for values in first):
         raise DataError("by: turn reads `messages`, which the rows have not", where=source.title, hint="convert first")
 

@@ -11,7 +11,8 @@ import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,11 @@ def _cut_torn_line(handle: Any) -> None:
     if end < size:
         handle.truncate(end)
     handle.seek(0, os.SEEK_END)
+
+
+def write_jsonl_log(path: Path, entries: Iterable[Any]) -> None:
+    """Writes dataclasses as a log that ``read_jsonl_log`` reads, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries))
 
 
 def read_jsonl_log(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:

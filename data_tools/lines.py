@@ -8,10 +8,9 @@ another goes, the first too. A limit on what may be cut before the whole page go
 
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,10 +19,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from .errors import DataError, missing_column
-from .files import write_atomic
+from .files import write_atomic, write_jsonl_log
 from .ngrams import Words, split_words, words_in
-from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of, decide_readable, readable
-from .sources import Row, read_rows
+from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of, decide_readable, first_rows, readable
+from .sources import Row
 from .spec import SourceSpec
 from .tool import comma_separated
 from .tool_report import Bar, Plot, Table, ToolReport, percent
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 Unit = Literal["line", "paragraph"]
 LEDGER = "cut.log"
 COLUMN = "repeated"
-_LOOK_AHEAD = 32
 _SHOWN = 500  # characters of a line that ledger and report quote
 _LISTED = 40  # lines that the page lists
 _CURVE = (2, 3, 5, 10, 20, 50, 100, 1000)
@@ -108,7 +106,7 @@ class Lines(RowTool):
         hashes, counts = self._counted(folder / "hashes", names)
         repeated = self._repeated(hashes[counts >= self.min_rows], counts[counts >= self.min_rows], names)
         found = sorted(repeated.values(), key=lambda one: -one.rows)
-        write_atomic(folder / LEDGER, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found))
+        write_jsonl_log(folder / LEDGER, found)
 
         def decider(source: SourceSpec) -> Decide:
             mine = names[self.number_of(source)]
@@ -127,8 +125,7 @@ class Lines(RowTool):
         Raises:
             DataError: The first rows have none that is known, or hold conversations, which must be asked for.
         """
-        rows = [row for _, row in zip(range(_LOOK_AHEAD), read_rows(source, Path()), strict=False)]
-        known = [row.values for row in rows if row.problem is None]
+        known = [row.values for row in first_rows(source) if row.problem is None]
         names = self.columns or next(([name] for name in ("text", "messages") if any(name in row for row in known)), [])
         if known and not names:
             hint = "name one in `columns`, or convert the rows first"

@@ -426,7 +426,7 @@ def canonical_reader(
     Raises:
         DataError: No layout fits, or none of the first rows can be read.
     """
-    first = list(itertools.islice(read_rows(source, Path()), _LOOK_AHEAD))
+    first = first_rows(source)
     name, kind = choose(source, first, kinds)
     if kind is None:
         raise DataError("none of its first rows can be read", where=source.title)
@@ -435,6 +435,15 @@ def canonical_reader(
         return canonical
     reshape = shape(source, DataReport(kind=kind, format=name))
     return lambda values: reshape(canonical(values))
+
+
+def first_rows(source: SourceSpec) -> list[Row]:
+    """Returns the rows of a source that decide its layout, unreadable ones too.
+
+    Raises:
+        DataError: The source cannot be found or read.
+    """
+    return list(itertools.islice(read_rows(source, Path()), _LOOK_AHEAD))
 
 
 def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:

@@ -9,11 +9,10 @@ mathematics.
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -23,7 +22,7 @@ from pydantic import Field, model_validator
 from .embeddings import server_embeddings, static_embeddings
 from .endpoint import EndpointSpec
 from .errors import DataError
-from .files import write_atomic
+from .files import write_jsonl_log
 from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
@@ -109,7 +108,7 @@ class Semantic(TextTool):
         texts = _Texts(self, folder / "vectors")
         like, similarity = most_alike(texts.vectors, self.threshold)
         flags = self._flags(texts, like, similarity)
-        write_atomic(folder / LEDGER, "".join(json.dumps(asdict(flag), ensure_ascii=False) + "\n" for flag in flags))
+        write_jsonl_log(folder / LEDGER, flags)
         below = self._below(texts, like, similarity)
         by_row = {flag.row: flag for flag in flags}
 
