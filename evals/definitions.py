@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from lm_eval.api.task import Task as LmEvalTask
 
+Config = dict[str, Any]  # of a task: its YAML, or the keys of it
 _SPLITS = ("training_split", "validation_split", "test_split")
 _LOCAL_READERS = ("json", "csv", "parquet")
 _AS_THEY_ARE = TaskRows()
@@ -61,7 +62,7 @@ class HarnessTask(Task):
 
     spec: TaskSpec
     path: Path
-    config: dict[str, Any]
+    config: Config
     data_files: dict[str, Path]
     backend: str = "transformers"
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -281,7 +282,7 @@ def build(definition: HarnessTask) -> "LmEvalTask":
     return task
 
 
-def _load(definition: HarnessTask, config: dict[str, Any]) -> Any:
+def _load(definition: HarnessTask, config: Config) -> Any:
     """Has lm-eval make the task; it trips over a first document without a right answer, which is told in our words."""
     from unittest import mock
 
@@ -323,7 +324,7 @@ def _load(definition: HarnessTask, config: dict[str, Any]) -> Any:
     return next(iter(tasks.values()))
 
 
-def _read_with_functions(definition: HarnessTask) -> dict[str, Any]:
+def _read_with_functions(definition: HarnessTask) -> Config:
     """Reads a task's YAML and imports the modules that it names."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -342,7 +343,7 @@ def _read_with_functions(definition: HarnessTask) -> dict[str, Any]:
         raise SuiteError(f"its module fails: {type(error).__name__}: {first_line(error)}", where=place) from error
 
 
-def _local_data(definition: HarnessTask) -> dict[str, Any]:
+def _local_data(definition: HarnessTask) -> Config:
     """Returns the keys that replace a task's data set by local files; splits without a file cease to exist."""
     from datasets import DatasetDict
 
@@ -391,7 +392,7 @@ def _odd_ones(rows: Sequence[dict[str, Any]], keys: Iterable[str]) -> str:
     return listing(found, 5, "; ")
 
 
-def _fewshot_source(config: dict[str, Any]) -> dict[str, Any]:
+def _fewshot_source(config: Config) -> Config:
     """Names the split that examples come from if it is the split that is scored.
 
     lm-eval leaves the scored document out of its own examples only if the two splits bear one name.
@@ -403,7 +404,7 @@ def _fewshot_source(config: dict[str, Any]) -> dict[str, Any]:
     return {"fewshot_split": scored, "test_split": scored, "validation_split": None}
 
 
-def _data_files(spec: TaskSpec, config: dict[str, Any], path: Path) -> dict[str, Path]:
+def _data_files(spec: TaskSpec, config: Config, path: Path) -> dict[str, Path]:
     """Returns the suite's files, or those that a task of our own names, relative to its YAML."""
     if spec.data_files:
         if "class" in config:
@@ -423,14 +424,14 @@ def _data_files(spec: TaskSpec, config: dict[str, Any], path: Path) -> dict[str,
     return found
 
 
-def _address(config: dict[str, Any]) -> str | None:
+def _address(config: Config) -> str | None:
     """Returns the address of a task's own data file, if it has one."""
     named = (config.get("dataset_kwargs") or {}).get("data_files")
     files = list(named.values()) if isinstance(named, dict) else [named]
     return next((str(file) for file in files if "://" in str(file)), None)
 
 
-def _check_splits(spec: TaskSpec, config: dict[str, Any], data_files: dict[str, Path]) -> None:
+def _check_splits(spec: TaskSpec, config: Config, data_files: dict[str, Path]) -> None:
     """Refuses files for splits that a task never reads, and a task with nothing to score."""
     known = {config[key] for key in (*_SPLITS, "fewshot_split") if config.get(key)}
     fewshot_split = (config.get("fewshot_config") or {}).get("split")
@@ -451,7 +452,7 @@ def _check_splits(spec: TaskSpec, config: dict[str, Any], data_files: dict[str, 
         )
 
 
-def _check_overrides(spec: TaskSpec, config: dict[str, Any]) -> None:
+def _check_overrides(spec: TaskSpec, config: Config) -> None:
     known = _config_keys() | set(config)
     for key in spec.overrides:
         if key not in known:
@@ -472,14 +473,14 @@ class _Loader(yaml.SafeLoader):
     """Reads a task's YAML without running the Python that it names."""
 
 
-def _named(loader: _Loader, node: Any) -> dict[str, Any]:
+def _named(loader: _Loader, node: Any) -> Config:
     return {"!function": loader.construct_scalar(node)}
 
 
 _Loader.add_constructor("!function", _named)
 
 
-def read_yaml(path: Path, modules: set[Path] | None = None, parents: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: Path, modules: set[Path] | None = None, parents: tuple[Path, ...] = ()) -> Config:
     """Reads a task's YAML with its includes; each ``!function`` becomes its name and the hash of its file.
 
     Args:
@@ -504,7 +505,7 @@ def read_yaml(path: Path, modules: set[Path] | None = None, parents: tuple[Path,
     modules = set() if modules is None else modules
     config = _hash_functions(config, path.parent, modules)
     includes = config.pop("include", [])
-    merged: dict[str, Any] = {}
+    merged: Config = {}
     for include in includes if isinstance(includes, list) else [includes]:
         included = read_yaml(path.parent / include, modules, (*parents, path))
         included.pop("task_list", None)
@@ -543,7 +544,7 @@ def _hash_functions(value: Any, folder: Path, modules: set[Path]) -> Any:
     return {str(key): _hash_functions(item, folder, modules) for key, item in value.items()}
 
 
-def origin(definition: HarnessTask) -> dict[str, Any]:
+def origin(definition: HarnessTask) -> Config:
     """Returns what a score says of its task: which data set it reads, and what makes it another task than lm-eval's.
 
     A few-shot number or a chat template of the suite's choosing is a setting of lm-eval, recorded elsewhere.

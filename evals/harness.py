@@ -33,6 +33,7 @@ from .thinking import answer_in, may_think
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+Sample = dict[str, Any]  # of lm-eval: an item, with what was answered and counted
 # Draws for the standard errors that have no closed form (medians, F1): enough for two digits, in a second.
 _BOOTSTRAP = 500
 _PLAIN_SAMPLE_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
@@ -391,7 +392,7 @@ def _answers(requests: Sequence[Any], raw: Sequence[str]) -> tuple[list[str], di
     return [answer.text for answer in found], {"answers": len(found), **counts}
 
 
-def _constant(task: Any, samples: list[dict[str, Any]]) -> list[str]:
+def _constant(task: Any, samples: list[Sample]) -> list[str]:
     """Warns of options of which always the same is right: a label that was lost reads so."""
     config = getattr(task, "config", None)
     if task.OUTPUT_TYPE != "multiple_choice" or isinstance(getattr(config, "doc_to_target", 0), int):
@@ -415,7 +416,7 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _metrics(results: dict[str, Any], up: dict[str, Any], samples: list[dict[str, Any]]) -> list[Metric]:
+def _metrics(results: dict[str, Any], up: dict[str, Any], samples: list[Sample]) -> list[Metric]:
     """Reads lm-eval's ``metric,filter`` keys; the filter is named only where a task has several."""
     filters = {key.split(",", 1)[1] for key in results if "," in key}
     metrics = []
@@ -431,7 +432,7 @@ def _metrics(results: dict[str, Any], up: dict[str, Any], samples: list[dict[str
     return metrics
 
 
-def _count_unread(task: Any, samples: list[dict[str, Any]], results: dict[str, Any]) -> None:
+def _count_unread(task: Any, samples: list[Sample], results: dict[str, Any]) -> None:
     """Adds to samples and results the share of answers in which a filter by pattern found nothing.
 
     A model that forgets the format then differs from one whose answers are wrong, which lm-eval's figures do not tell.
@@ -465,7 +466,7 @@ def _primary_first(metrics: list[Metric], spec: TaskSpec, primary: str | None) -
     return (first, *(metric for metric in metrics if metric is not first and math.isfinite(metric.value)))
 
 
-def samples_to_parquet(samples: list[dict[str, Any]]) -> bytes:
+def samples_to_parquet(samples: list[Sample]) -> bytes:
     """Packs lm-eval's samples as Parquet.
 
     Columns: ``doc_id, filter, doc`` (JSON)``, doc_hash, prompt, prompt_hash, target, options`` (the continuations that
@@ -485,7 +486,7 @@ def samples_to_parquet(samples: list[dict[str, Any]]) -> bytes:
     return parquet(columns)
 
 
-def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
+def _sample_row(sample: Sample) -> dict[str, Any]:
     arguments = sample["arguments"]
     return {
         "doc_id": sample["doc_id"],
