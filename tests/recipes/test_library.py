@@ -23,7 +23,7 @@ def test_a_recipe_says_what_it_needs_how_it_is_launched_and_whether_it_was_run(p
     memory, launch, settings = (next(at for at, line in enumerate(head) if line.startswith(kind)) for kind in kinds)
     assert 0 < memory < launch < settings < len(head) - 1
     assert head[launch] == f"  posttrain train {path.relative_to(ROOT).as_posix()}"
-    assert re.match(r"Never run\.$|Run on .+ with .+\.$", head[-1])
+    assert re.match(r"Never run( in full: .+)?\.$|Run on .+ with .+\.$", head[-1])
     said = re.match(r"Memory: (.+) GiB on a GPU, and (.+) hours on an H100 for 1e9 tokens, by `check", head[memory])
     assert said
     now = " ".join(lines(load(path), Assumptions("H100", tokens=1e9)))
