@@ -96,8 +96,8 @@ class Mup(Tool):
     seeds: Seeds = Field([1, 2, 3])
     """Of weights and rows."""
     steps: Count = 5
-    """Updates before activations are measured, at the recipe's learning rate. Of the first one or two little can be said:
-    the logits of muP start smaller the wider the model is, and grow to one size."""
+    """Updates before activations are measured, at the recipe's learning rate. After one or two they say little: the
+    logits of muP start smaller the wider the model is, and grow to one size."""
     rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2), AfterValidator(_rising)] | None = None
     """Learning rates to train each width at; none if not given."""
     sweep_steps: Count = 100
