@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any
 
 from ..data_tools.ngrams import words_in
 from ..data_tools.overlap import Item
+from .sequences import shared_start
 
 _ENOUGH = 10  # items from which on words that all begin or end with are the task's and not the items' own
 _LEFT = 3  # words that nine of ten questions must keep
@@ -75,14 +75,10 @@ def _frame(questions: Sequence[Sequence[str]]) -> tuple[int, int]:
     """Returns how many words all questions begin with alike, and how many they end with."""
     if len(questions) < _ENOUGH:
         return 0, 0
-    first = _alike(questions)
-    last = _alike([words[::-1] for words in questions])
+    first, last = (
+        min(shared_start(some[0], words) for words in some)
+        for some in (questions, [words[::-1] for words in questions])
+    )
     left = sorted(len(words) - first - last for words in questions)
     is_frame = left[0] >= 0 and left[len(left) // 10] >= _LEFT  # of sums in words, say, it would be half of each
     return (first, last) if is_frame else (0, 0)
-
-
-def _alike(lists: Sequence[Sequence[str]]) -> int:
-    """Returns how many of their first words all lists share."""
-    places = takewhile(lambda words: len(set(words)) == 1, zip(*lists, strict=False))
-    return sum(1 for _ in places)

@@ -18,16 +18,14 @@ import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..data_tools.encode import Ids, Messages, Talk, TextEncoder
 from ..data_tools.errors import RowError
 from .answers import Answer
 from .errors import EvalError
 from .models import LoadedModel, load_model
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from .sequences import shared_start
 
 HINT = "name a model that a recipe with stage: reward has trained"
 
@@ -100,7 +98,7 @@ class RewardReader:
         rows = []
         for item, made in zip(completions, self.encoder.split(talks), strict=True):
             prompt, [answer] = self._as_written(item, made) if isinstance(made, RowError) else made
-            end = len(answer) - _shared_end([answer, self._end_of(isinstance(item.prompt, str))])
+            end = len(answer) - shared_start(answer[::-1], self._end_of(isinstance(item.prompt, str))[::-1])
             said = answer[:end] if _says(item.answer) else []
             rows.append([*prompt, *said, *(answer[end:] if item.finished else [])])
         return rows
@@ -122,7 +120,8 @@ class RewardReader:
         """Returns the tokens behind a finished answer: what two answers have in common."""
         prompt: Any = "a" if text else [{"role": "user", "content": "a"}]
         [(_, answers)] = self.encoder.split([Talk(prompt, [_probe(Completion(prompt, ""), said) for said in "bc"])])
-        return answers[0][len(answers[0]) - _shared_end(answers) :]
+        one, other = answers
+        return one[len(one) - shared_start(one[::-1], other[::-1]) :]
 
 
 def completion_of(answer: Answer, *, templated: bool) -> Completion:
@@ -154,13 +153,3 @@ def _text(answer: str | Messages) -> str:
 def _probe(item: Completion, text: str = ".") -> Any:
     """Returns an answer to stand where there is none: templates, like rows to learn from, may refuse an empty one."""
     return text if isinstance(item.prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def _shared_end(rows: "Iterable[Ids]") -> int:
-    """Counts the last tokens that rows have in common."""
-    count = 0
-    for tokens in zip(*map(reversed, rows), strict=False):
-        if len(set(tokens)) > 1:
-            break
-        count += 1
-    return count

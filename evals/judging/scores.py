@@ -10,7 +10,7 @@ from ..answers import AnswerSet
 from ..records import Metric, Result, Score, now, parquet, versions
 from ..sequences import grouped
 from ..stats.intervals import Estimate, mean_estimate
-from ..stats.win_rates import Battle, counts, win_rate
+from ..stats.win_rates import Battle, bounds, counts, win_rate
 from .judgments import Judgment, battles
 from .plan import Plan
 
@@ -61,10 +61,11 @@ def _compared(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -
     values = [preference for _, preference in preferences]
     # The length-controlled rate depends on who else was judged: the report has it, and this line stands for good.
     won, counted = win_rate(values, [prompt for prompt, _ in preferences]), counts(values)
-    missing, total = len(joint) - len(values), math.fsum(values)
+    missing = len(joint) - len(values)
+    worst, best = bounds(values, missing)
     flips = [battle.flipped for battle in fought if battle.flipped is not None]
     detail = {
-        "bounds": {"low": total / len(joint), "high": (total + missing) / len(joint)},
+        "bounds": {"low": worst, "high": best},
         "flip_rate": sum(flips) / len(flips) if flips else None,
         "wins": counted.wins,
         "losses": counted.losses,
@@ -122,11 +123,10 @@ def _rated(plan: Plan, judgments: Sequence[Judgment]) -> _Found | None:
     values, prompts = [value for _, value in known], [prompt for prompt, _ in known]
     mean = mean_estimate(values, prompts, scale=(low, high) if ordered else None)
     missing = len(rows) - len(known)
-    total = math.fsum(value for _, value in known)
     detail: dict[str, Any] = {"scale": [low, high], "missing": missing}
     if ordered:
-        ends = [(total + missing * end) / len(rows) for end in (low, high)]
-        detail["bounds"] = {"low": ends[0], "high": ends[1]}
+        worst, best = bounds(values, missing, low, high)
+        detail["bounds"] = {"low": worst, "high": best}
     table = {
         "prompt_id": [first.prompt_id for _, _, first, _ in rows],
         "prompt_key": [prompt for prompt, _, _, _ in rows],

@@ -100,8 +100,7 @@ class WinRates:
         controlled: The length-controlled win rate; None where the battles cannot tell it.
         note: Why they cannot.
         missing: Battles without a verdict.
-        worst: The raw win rate if all of those were lost (Manski, "Nonparametric bounds on treatment effects",
-            American Economic Review 80 (1990)).
+        worst: The raw win rate if all of those were lost (:func:`bounds`).
         best: If they were won.
     """
 
@@ -296,16 +295,26 @@ def rates(
         values = [math.nan if battle.preference is None else battle.preference for battle in ordered]
         deltas = [battle.candidate_length - battle.opponent_length for battle in ordered]
         controlled = length_controlled(values, deltas, hard, every, draws=draws)
-    missing, total = len(battles) - len(decided), math.fsum(preferences)
+    missing = len(battles) - len(decided)
+    worst, best = bounds(preferences, missing)
     return WinRates(
         raw=win_rate(preferences, prompts),
         counts=counts(preferences),
         controlled=controlled,
         note=note,
         missing=missing,
-        worst=total / len(battles),
-        best=(total + missing) / len(battles),
+        worst=worst,
+        best=best,
     )
+
+
+def bounds(values: Sequence[float], missing: int, low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
+    """Returns the mean if every value that is missing were the least, and if it were the greatest.
+
+    Manski, "Nonparametric bounds on treatment effects", American Economic Review 80 (1990).
+    """
+    total, count = math.fsum(values), len(values) + missing
+    return (total + missing * low) / count, (total + missing * high) / count
 
 
 def _cannot_control(prompts: int, preferences: list[float], lengths: list[int]) -> str | None:
