@@ -175,7 +175,7 @@ def trained_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
     for module in model.modules():  # a layer that peft has put around another, or the virtual tokens before a text
         parts = dict(module.named_children())
-        if "base_layer" in parts:
+        if "base_layer" in parts or hasattr(module, "adaption_prompt"):
             add(module.parameters(recurse=False), "adapter")
         for name, part in parts.items():
             if name == "prompt_encoder" or ("base_layer" in parts and name != "base_layer"):

@@ -22,6 +22,7 @@ LAYERS = ["attention", "embeddings", "mlp", "norm"]
         ("sft", {}, {"max_grad_norm": 0, "gradient_accumulation_steps": 2}, LAYERS),
         ("sft", {"lora": {"r": 4, "modules_to_save": ["embed_tokens"]}}, {}, ["adapter", "embeddings"]),
         ("dpo", {"adapter": {"type": "prefix_tuning", "num_virtual_tokens": 2}}, {}, ["adapter"]),
+        ("sft", {"adapter": {"type": "adaption_prompt", "adapter_len": 2, "adapter_layers": 1}}, {}, ["adapter"]),
         ("classify", {}, {}, ["attention", "embeddings", "head", "mlp", "norm"]),
         ("ppo", {}, {}, ["attention", "embeddings", "head", "mlp", "norm"]),
     ],
