@@ -57,7 +57,7 @@ def test_an_exercise_asks_says_how_it_is_run_and_what_came_out(path: Path) -> No
 
 def test_every_exercise_is_checked_whole_without_network(capsys: pytest.CaptureFixture[str]) -> None:
     paths = [path for path in COURSE if "\nResult (" in _head(path)]
-    assert paths
+    assert len(paths) >= 5
     assert check.check_all(paths, [], {}, read_data=False) == 0
     said = capsys.readouterr().out
     assert all(f"{path}: ok" in said for path in paths)
