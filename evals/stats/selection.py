@@ -24,6 +24,7 @@ class Selection:
         whole: Its mean on all items, for comparison.
         candidates: How many checkpoints it was chosen from.
         items: Items that every one of them has.
+        note: What a reader must know.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Selection:
     whole: float
     candidates: int
     items: int
+    note: str
 
 
 def first_half(unit: Hashable) -> bool:
@@ -92,7 +94,11 @@ def select(
         None if clusters is None else [unit[item] for item in halves[1]],
         scale=scale,
     )
-    return Selection(best, means[best], reported, _mean(chosen, list(unit)), len(scores), len(unit))
+    note = (
+        f"the best of {len(scores)} on {len(halves[0])} items, measured on {len(halves[1])} others; a best figure on "
+        "the items that chose it is too good by luck"
+    )
+    return Selection(best, means[best], reported, _mean(chosen, list(unit)), len(scores), len(unit), note)
 
 
 def _mean(scores: Mapping[Hashable, float], items: list[Hashable]) -> float:

@@ -239,7 +239,7 @@ def test_two_models_of_one_run_and_step_do_not_read_the_same(tmp_path: Path):
 
 def test_rows_chosen_to_be_like_a_task_that_is_scored_are_a_warning_of_the_run_and_of_those_after_it(tmp_path: Path):
     trained = {"fingerprint": "f", "rows": 10, "chosen_like": ["/data/gsm8k/train.jsonl", "notes.jsonl"]}
-    scores = [score("final", 20, "gsm8k", share(0.5, 100), weights_hash="a")]
+    scores = [score("final", 20, "gsm8k", share(50, 100), weights_hash="a")]
     first = make_run(tmp_path / "first", "first", scores, final="a", data={"train": trained, "eval": None})
     make_run(tmp_path / "next", "next", [], final="b", parent={"name": "first", "path": str(first)})
     said = [notice.text for notice in build([tmp_path]).notices if "chosen" in notice.text]

@@ -98,7 +98,7 @@ def test_the_next_seed_finds_the_steps_of_the_first_unchanged(study: Path) -> No
 
 
 def test_a_step_that_names_sizes_and_seeds_is_made_for_each_and_arms_take_their_own(study: Path) -> None:
-    step = {"name": "drawn-{size}-{seed}", "tool": "sample"}
+    step: dict[str, Any] = {"name": "drawn-{size}-{seed}", "tool": "sample"}
     step["args"] = {"sources": "sums.jsonl", "tokens": "{size}", "seed": "{seed}"}
     arms = {"all": [], "drawn": ["data.train.path=@drawn-{size}-{seed}/sums.jsonl"]}
     change(study, steps=[*STUDY["steps"], step], arms=arms, sizes={"20": [], "40": []})
