@@ -58,7 +58,7 @@ def main() -> None:
             kept.append(rows)
             report = json.loads((folder / name / "report.json").read_text())
             begun = sum(one["count"] for some in report["counts"].values() for one in some)
-            record = Record(folder / name / "requests.jsonl", None)
+            record = Record(folder / name / "requests.log", None)
             record.refresh()
             spent, count = record.spent, rows.count(b"\n")
             assert spent.tokens <= given.budget
@@ -83,7 +83,7 @@ def questions(number: int) -> list[dict[str, str]]:
 def run(folder: Path, arguments: Sequence[str], name: str, kills: int) -> int:
     """Calls the command until it ends by itself; returns how often it was killed."""
     command = [sys.executable, "-m", "posttrain.recipes.cli", "data", "synthesize", *arguments]
-    record, rng, done = folder / name / "requests.jsonl", random.Random(kills), 0
+    record, rng, done = folder / name / "requests.log", random.Random(kills), 0
     while True:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
         before = lines(record)

@@ -1,7 +1,7 @@
 """Asking a model many things, resumably: one loop for data answers, prompt sets, best-of-n and judges.
 
 Here is also ``data answers``, prompts to conversations with a model's answers: distillation from a teacher of which
-only the text is known. What an endpoint was paid for stays in ``requests.jsonl`` as it came, refused and empty answers
+only the text is known. What an endpoint was paid for stays in ``requests.log`` as it came, refused and empty answers
 too, and is not asked for again.
 """
 
@@ -25,8 +25,8 @@ from .generate import Sampling, generate, room
 from .tool import Source, Tool
 
 ANSWERS = "answers.jsonl"
-LOG = "answered.jsonl"
-RECORD = "requests.jsonl"
+LOG = "answered.log"  # not .jsonl, which `folder/*.jsonl` would take for rows
+RECORD = "requests.log"
 SETTINGS = "settings.json"
 REPORT = "report.json"
 CUT = "the answer was cut at max_new_tokens"

@@ -105,11 +105,16 @@ def _model(model: str, kind: str) -> dict[str, Any]:
 def _has_template(model: str) -> bool | None:
     """Whether a model has a chat template of its own, by its files; None if they are not here."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     def find(name: str) -> Path | None:
         if Path(model).is_dir():
             return Path(model, name)
-        cached = try_to_load_from_cache(model, name)
+        try:
+            cached = try_to_load_from_cache(model, name)
+        except HFValidationError:
+            hint = "name the folder of a model, or one of the Hub as owner/name"
+            raise InputError("is neither a folder nor a name of the Hub", where=model, hint=hint) from None
         return Path(cached) if isinstance(cached, str) else None
 
     template, config = find("chat_template.jinja"), find("tokenizer_config.json")

@@ -464,7 +464,7 @@ def _report(study: Study, document: Document, seeds: Sequence[int], found: Seque
     answers = [(one, arm, said) for one in found for arm, said in one.comparisons.items()]
     verdicts = [answer for answer in answers if answer[-1].verdict != "no verdict"]
     summary = [
-        f"{one.task}, {one.size}: {arm} is {said.verdict} than {study.reference} by {abs(said.difference.value):.4g} "
+        f"{one.task}, {one.size}: {arm} is {said.verdict} than {study.reference}: {_signed(said.difference.value)} "
         f"[{_signed(said.difference.low)}, {_signed(said.difference.high)}] {one.metric}."
         for one, arm, said in verdicts
     ]

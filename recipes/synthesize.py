@@ -488,8 +488,10 @@ class _Work:
             summary.append(
                 f"{len(self.repairs):,} unreadable replies were asked for again; {mended:,} of them are kept"
             )
-        if self.dried:
-            summary.append(f"fewer than {_DRY:.0%} of the last rows were kept, so no more were asked for")
+        if self.spec.count is not None and kept < self.spec.count:
+            tries = f"fewer than {_DRY:.0%} of the last were kept" if self.dried else "four were begun for each"
+            cut = "; a higher max_new_tokens would leave more whole" if tally.counts.get(CUT) else ""
+            summary.append(f"{self.spec.count:,} were asked for; no more were begun, since {tries}{cut}")
         cost = [["tokens of prompts and replies", tokens], ["of them for a kept row", tokens / kept if kept else "–"]]
         if self.spec.verify:
             cost.append(["found right, of those verified", percent(self.right, self.checked)])

@@ -56,3 +56,9 @@ def test_no_line_of_help_is_cut_and_the_version_names_the_libraries() -> None:
     assert "before a model is trained or scored." in " ".join(printed.split())
     assert "..." not in printed.partition("Commands:")[2]
     assert re.match(r"posttrain \d+\.\d+\.\d+\n  torch \d", posttrain("--version").stdout)
+
+
+def test_a_model_that_is_nowhere_is_one_line() -> None:
+    refused = posttrain("init", "sft", "/no/such/model", "-o", "r.yaml")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "neither a folder nor a name of the Hub" in refused.stderr

@@ -75,7 +75,7 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     def never(text: str) -> str:
         raise AssertionError(text)
 
-    log = (tmp_path / "out" / "answered.jsonl").read_bytes()
+    log = (tmp_path / "out" / "answered.log").read_bytes()
     again = json.loads((tmp_path / "out" / "settings.json").read_text())
     with FaultServer(reply=lambda messages: never(messages[-1]["content"])) as server:
         again["base_url"] = server.url
@@ -84,7 +84,7 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
         Synthesize.model_validate(given | {"base_url": server.url, "temperature": 1.0}).run(tmp_path / "out")
         assert server.requests == []
     assert [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()] == made
-    assert (tmp_path / "out" / "answered.jsonl").read_bytes() == log
+    assert (tmp_path / "out" / "answered.log").read_bytes() == log
 
 
 def test_a_reply_that_was_cut_is_dropped_and_asked_again_when_more_is_allowed(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_is_much_like_an_earlier_reply_is_dropped_and_no_more_is_asked_for_
     )
     assert [row["messages"][0]["content"] for row in made] == ["Name the planets of the sun in order."]
     assert reasons(report) == {"instruction: much like an earlier one": 63}
-    assert "no more were asked for" in report["summary"][1]
+    assert "no more were begun, since fewer than" in report["summary"][1]
     assert len(server.requests) == 65, "one wave, and the one answer"
 
 
@@ -337,7 +337,7 @@ def test_ten_kills_beside_a_server_with_faults_leave_the_same_rows_and_the_budge
     ) as server:
         arguments += ["--base-url", server.url, "--max-new-tokens", "40", "--retries", "9", "--concurrency", "1"]
         arguments += ["--budget", f"{{tokens: {budget}}}", "-o", work / "out"]
-        killer = Killer(Command(work, arguments, timed=("requests.jsonl",)), tmp_path)
+        killer = Killer(Command(work, arguments, timed=("requests.log",)), tmp_path)
         assert (work / "out/rows.jsonl").read_text().count("\n") == 3
         for at in killer.chosen(10):
             before = server.tokens
