@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,7 @@ def find_baseline(runs: Sequence[Run], rows: Sequence[Row], wanted: str | None) 
     Args:
         runs: Parents before children.
         rows: Along the lineage.
-        wanted: A run's name, ``run/checkpoint``, or the beginning of a weights hash.
+        wanted: A run's name or folder, ``run/checkpoint``, or the beginning of a weights hash.
 
     Raises:
         SuiteError: No row is called so.
@@ -69,14 +70,16 @@ def find_baseline(runs: Sequence[Run], rows: Sequence[Row], wanted: str | None) 
 
 def _named(runs: Sequence[Run], rows: Sequence[Row], wanted: str) -> Row:
     known: dict[str, list[Row]] = {}
+    folders: dict[str, list[Row]] = {}  # a run may be called otherwise than its folder, which is what was typed
     for run in runs:
         mine = [row for row in rows if row.run == run.id]
         if mine:
             known.setdefault(run.name, []).append(last_row(mine))
+            folders.setdefault(PurePath(run.folder).name, []).append(last_row(mine))
         for row in mine:
             for name in row.names:
                 known.setdefault(f"{run.name}/{name}", []).append(row)
-    found = known.get(wanted, [])
+    found = known.get(wanted) or folders.get(PurePath(wanted).name, [])
     if not found and len(wanted) >= 6:
         found = [row for row in rows if any((h or "").startswith(wanted) for h in (row.model_hash, row.weights_hash))]
     if len({row.id for row in found}) == 1:

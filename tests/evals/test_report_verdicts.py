@@ -100,11 +100,21 @@ def test_the_baseline_is_what_the_lineage_came_from_and_the_page_says_so(tmp_pat
     assert alone.row(alone.baseline or "").step == 10
 
 
-@pytest.mark.parametrize(("wanted", "step"), [("tuned", 20), ("tuned/checkpoint-5", 5), ("base/final", 20)])
-def test_a_baseline_can_be_chosen(tmp_path: Path, wanted: str, step: int):
+@pytest.mark.parametrize(
+    ("wanted", "run", "step"),
+    [
+        ("tuned", "tuned", 20),
+        ("tuned/checkpoint-5", "tuned", 5),
+        ("base/final", "base", 20),
+        ("x/zz-base/", "base", 20),
+    ],
+)
+def test_a_baseline_can_be_chosen_by_its_name_its_folder_or_a_checkpoint(
+    tmp_path: Path, wanted: str, run: str, step: int
+):
     board = build([lineage(tmp_path)], baseline=wanted)
     row = board.row(board.baseline or "")
-    assert (board.run_of(row).name, row.step) == (wanted.split("/")[0], step)
+    assert (board.run_of(row).name, row.step) == (run, step)
     assert {difference.against for difference in board.differences} == {row.id}
     assert baseline_text(board).endswith("(as chosen)")
 
