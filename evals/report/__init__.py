@@ -40,8 +40,8 @@ def build(paths: Sequence[Path], *, title: str = "Leaderboard", baseline: str | 
     Args:
         paths: Run folders, or folders at any height above them; files of results, as of :mod:`~..foreign_results`.
         title: The report's heading.
-        baseline: What every row is compared with: a run's name or folder, ``run/checkpoint``, or the beginning of a weights
-            hash. By default the last model of the first run.
+        baseline: What every row is compared with: a run's name or folder, ``run/checkpoint``, or the beginning of a
+            weights hash. By default the last model of the first run.
 
     Raises:
         InputError: A path does not exist or holds no run, a file of results is damaged or unknown, or no row is

@@ -106,7 +106,7 @@ def test_the_baseline_is_what_the_lineage_came_from_and_the_page_says_so(tmp_pat
         ("tuned", "tuned", 20),
         ("tuned/checkpoint-5", "tuned", 5),
         ("base/final", "base", 20),
-        ("x/zz-base/", "base", 20),
+        ("a/zz-base", "base", 20),
     ],
 )
 def test_a_baseline_can_be_chosen_by_its_name_its_folder_or_a_checkpoint(
