@@ -28,7 +28,7 @@ def quiet_libraries() -> None:
     }
     for name, words in harmless.items():
         logging.getLogger(name).addFilter(lambda record, words=words: words not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")  # TRL's own default
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing\w*` is deprecated")  # TRL's own default
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
