@@ -142,6 +142,13 @@ class SourceSpec(Section):
     """New names for columns, `{name in the file: name that a format knows}`, such as `{question: prompt}`. In a CSV
     without a header the names are numbers from 0."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_section(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"a source is a section; write {{path: {value}}}")
+        return value
+
     @field_validator("columns")
     @classmethod
     def _distinct_columns(cls, value: dict[str, str] | None) -> dict[str, str] | None:
@@ -200,7 +207,7 @@ def _quoted(names: Any) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict | SourceSpec) else value
+    return [value] if isinstance(value, dict | str | SourceSpec) else value
 
 
 Sources = Annotated[

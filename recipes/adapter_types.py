@@ -36,6 +36,15 @@ _OWNED_WORDS: Mapping[tuple[str, str], str] = {
     ("init_lora_weights", "eva"): _DATA_PASS,
     ("init_lora_weights", "corda"): _DATA_PASS,
 }
+# What users call a kind or a start of LoRA, which are fields of it or of the recipe.
+_LORA = {
+    "dora": "use_dora: true",
+    "rslora": "use_rslora: true",
+    "rs_lora": "use_rslora: true",
+    "qlora": "quantization: nf4 beside the adapter section",
+    **{start: f"init_lora_weights: {start}" for start in ("pissa", "olora")},
+    "loftq": "init_lora_weights: loftq, loftq_config: {loftq_bits: 4, loftq_iter: 1}, on a CUDA GPU",
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ def adapter_problems(
     """
     name, stage, trainer = section.get("type"), recipe["stage"], recipe["trainer"]
     if not isinstance(name, str) or name not in TYPES:
-        hint = did_you_mean(str(name).lower(), TYPES) or f"one of {', '.join(TYPES)}"
+        word = str(name).lower()
+        hint = f"say type: lora and {_LORA[word]}" if word in _LORA else did_you_mean(word, TYPES)
+        hint = hint or f"one of {', '.join(TYPES)}"
         yield "type", "this key is required" if name is None else f"there is no type {name!r}", hint
         return
     kind = TYPES[name]
@@ -186,7 +197,9 @@ def adapter_problems(
     for key in sorted(values.keys() & _OWNED.keys() & fields.keys()):
         yield key, "is not for this section", _OWNED[key]
     rest = {key: value for key, value in values.items() if key not in _OWNED}
-    yield from problems(rest, {key: field for key, field in fields.items() if key not in _OWNED})
+    known = {key: field for key, field in fields.items() if key not in _OWNED}
+    for key, what, hint in problems(rest, known):
+        yield key, what, f"known keys: {', '.join(sorted(known))}" if key not in known and hint is None else hint
     for (key, word), why in _OWNED_WORDS.items():
         if values.get(key) == word:
             yield key, f"{word} {why}", None

@@ -112,6 +112,7 @@ class Setup:
         critic: The step of a second model that is trained beside it, as PPO's value function.
         turns: Batches for which completions are generated at the same time; 0 where none are.
         passes: Forward passes a token beside the trained one's, in units of the model.
+        readers: Frozen models of shapes of their own, by name.
     """
 
     architecture: Architecture
@@ -137,6 +138,7 @@ class Setup:
     critic: "Setup | None" = None
     turns: int = 0
     passes: float = 0
+    readers: "Mapping[str, Reader]" = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -151,6 +153,21 @@ class Setup:
     def of_critic(self) -> "Setup | None":
         """Returns the critic's step on the same rows and machine."""
         return self.critic and replace(self.critic, batch=self.batch, length=self.length, machine=self.machine)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that learns nothing and reads what another is trained on: a teacher, a reward model.
+
+    Attributes:
+        architecture: Its shape.
+        headed: Whether a head stands in the place of its output layer.
+        passes: How often it reads each trained token.
+    """
+
+    architecture: Architecture
+    headed: bool
+    passes: float
 
 
 def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> Size:
@@ -437,23 +454,29 @@ def flops_per_token(setup: Setup) -> tuple[float, float]:
     (Chowdhery et al. 2022, arXiv:2204.02311, appendix B; 6 N is Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
     As there, the causal mask saves nothing, and N has no embeddings but those of the output layer; a layer with a
     sliding window has no more context than that. A frozen base needs no gradients of its weights: 4 N, and 6 for each
-    weight of the adapters.
+    weight of the adapters. A model that only reads takes its own forward pass, 2 N and attention.
     """
     architecture = setup.architecture
-    output = architecture.table if setup.loss != "head" else 0
-    context = sum(min(window or setup.length, setup.length) for window in architecture.windows)
-    attention = 4.0 * architecture.heads * architecture.head_dim * context
-    forward = 2.0 * (architecture.linear + output)
+    forward, attention = _forward(architecture, setup.length, headed=setup.loss == "head")
     if setup.ranks is None:
         model = 3 * (forward + attention)
     else:
         model = 2 * forward + 3 * attention + 6.0 * setup.size.trainable
     model += setup.passes * (forward + attention)
+    for reader in setup.readers.values():
+        model += reader.passes * sum(_forward(reader.architecture, setup.length, headed=reader.headed))
     again = 2.0 * architecture.linear + attention if setup.checkpointing else 0.0
     if critic := setup.of_critic():
         its_model, its_again = flops_per_token(critic)
         return model + its_model, again + its_again
     return model, again
+
+
+def _forward(architecture: Architecture, length: int, *, headed: bool) -> tuple[float, float]:
+    """Returns the operations of a token's forward pass in rows of a length: by weights, and by attention."""
+    context = sum(min(window or length, length) for window in architecture.windows)
+    weights = architecture.linear + (0 if headed else architecture.table)
+    return 2.0 * weights, 4.0 * architecture.heads * architecture.head_dim * context
 
 
 # --- With models at hand ---

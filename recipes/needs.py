@@ -10,7 +10,7 @@ from ..chat_templates.errors import did_you_mean
 from . import architectures, estimate, launch
 from .architectures import Architecture, Made
 from .errors import RecipeError
-from .estimate import GIB, Machine, Setup, Size
+from .estimate import GIB, Machine, Reader, Setup, Size
 from .load import Loaded
 from .schema import LoraSpec
 
@@ -140,6 +140,16 @@ def setup_of(
     accumulated, batch = loaded.option("gradient_accumulation_steps"), loaded.option("per_device_train_batch_size")
     kernel = recipe.model.attn_implementation or "sdpa"
     own_reference = recipe.loads_reference and _has_reference(loaded)
+    others = {"reference": float(width * size.total)} if own_reference else {}
+    readers = {}
+    for name, frozen in _frozen(loaded).items():
+        shape = frozen.shape(made)
+        if isinstance(shape, Architecture):
+            readers[name] = Reader(shape, frozen.headed, frozen.passes)
+            if frozen.stays:
+                others[name] = float(
+                    shape.parameters() * _BYTES[shape.dtype if frozen.dtype == "auto" else frozen.dtype]
+                )
     setup = Setup(
         architecture=architecture,
         size=size,
@@ -160,14 +170,15 @@ def setup_of(
         loss=loss_path(loaded),
         chunk=loaded.option("chunk") or 0,
         share=recipe.objective.mlm_probability if recipe.objective else 0,
-        others=({"reference": float(width * size.total)} if own_reference else {}) | _other_models(loaded, made),
+        others=others,
         turns=(loaded.option("steps_per_generation") or accumulated) if family == "sampling" else 0,
         passes=_passes(loaded),
+        readers=readers,
     )
     if stage != "ppo" or (recipe.critic and recipe.critic.shared):
         return setup
     total = architecture.parameters(1)  # a model of its own, trained whole, whatever the policy trains
-    size, alone = Size(total, total, architecture.table), {"others": {}, "turns": 0, "passes": 0}
+    size, alone = Size(total, total, architecture.table), {"others": {}, "turns": 0, "passes": 0, "readers": {}}
     return replace(setup, critic=replace(setup, size=size, ranks=None, bits=0, loss="head", weight_bytes=4, **alone))
 
 
@@ -179,7 +190,8 @@ def token_flops(loaded: Loaded, size: Size) -> float:
     architecture = architectures.find(loaded, _NOTHING)
     if isinstance(architecture, str):
         return 6.0 * size.total if size.trainable == size.total else 4.0 * size.total + 6.0 * size.trainable
-    return estimate.flops_per_token(replace(setup_of(loaded, architecture, Machine(), size), length=0, passes=0))[0]
+    setup = setup_of(loaded, architecture, Machine(), size)
+    return estimate.flops_per_token(replace(setup, length=0, passes=0, readers={}))[0]
 
 
 def row_length(loaded: Loaded) -> int:
@@ -220,20 +232,41 @@ def _passes(loaded: Loaded) -> float:
     return passes
 
 
-def _other_models(loaded: Loaded, made: Made) -> dict[str, float]:
-    """Returns the bytes of the frozen models that a run holds beside its own, those whose shape is known."""
-    recipe = loaded.recipe
-    found = {}
-    if recipe.teacher and recipe.teacher.top_k is None and not loaded.stage.headed:
-        found["teacher"] = (recipe.teacher.name_or_path, recipe.teacher.dtype)
+@dataclass(frozen=True)
+class _Frozen:
+    """A model of its own that a run asks: its name, how often it reads a token, whether it stays beside the trained."""
+
+    model: str
+    passes: float
+    headed: bool
+    stays: bool = True
+    dtype: str = "auto"
+    revision: str | None = None
+
+    def shape(self, made: Made) -> Architecture | str:
+        """Returns what it is made of, or why that is not known."""
+        return architectures.named(self.model, made, self.revision)
+
+
+def _frozen(loaded: Loaded) -> dict[str, _Frozen]:
+    """Returns the teacher and the reward models of a run.
+
+    A teacher whose answers are kept reads each row once, before the training and whatever the number of epochs; where
+    `max_steps` ends the run, that is taken for one pass over what is trained on.
+    """
+    recipe, found = loaded.recipe, {}
+    if (teacher := recipe.teacher) and not _unasked(loaded):
+        kept = teacher.top_k is not None or loaded.stage.headed
+        epochs = loaded.option("num_train_epochs") if kept and loaded.option("max_steps") <= 0 else 1
+        spec = {"dtype": teacher.dtype, "revision": teacher.revision}
+        found["teacher"] = _Frozen(teacher.name_or_path, 1 / epochs, loaded.stage.headed, stays=not kept, **spec)
     terms = [str(term.model) for term in (*recipe.rewards, recipe.gold) if term and term.model]
-    found |= {f"reward model {number}": (model, "auto") for number, model in enumerate(terms, 1)}
-    sizes = {}
-    for name, (model, dtype) in found.items():
-        shape = architectures.named(model, made)
-        if isinstance(shape, Architecture):
-            sizes[name] = float(shape.parameters() * _BYTES[shape.dtype if dtype == "auto" else dtype])
-    return sizes
+    return found | {f"reward model {number}": _Frozen(term, 1, headed=True) for number, term in enumerate(terms, 1)}
+
+
+def _unasked(loaded: Loaded) -> bool:
+    """Says whether a distillation weighs nothing that its teacher says, and so never loads it."""
+    return loaded.recipe.stage == "distill" and loaded.option("alpha") == 1 and not loaded.option("hidden_cosine")
 
 
 # --- In words ---
@@ -264,6 +297,8 @@ def lines(
     found = [_counted(setup.size) + (f" ({architecture.source})" if architecture.source else "")]
     found += _memory_lines(setup, assumed)
     found += _compute_lines(loaded, setup, assumed, run)
+    unknown = {name: frozen.shape(made) for name, frozen in _frozen(loaded).items() if name not in setup.readers}
+    found += [f"{name}: in none of these figures: {why}" for name, why in unknown.items()]
     return [*found, *(_table(loaded, setup, assumed, made) if assumed.table else [])]
 
 

@@ -127,6 +127,9 @@ def test_a_kind_of_adapter_trains_resumes_merges_and_is_stock_pefts(
     ("stage", "section", "said"),
     [
         ("sft", {"type": "prefixtuning"}, "did you mean 'prefix_tuning'"),
+        ("sft", {"type": "dora", "r": 8}, "there is no type 'dora'; say type: lora and use_dora: true"),
+        ("sft", {"type": "QLoRA"}, "say type: lora and quantization: nf4 beside the adapter section"),
+        ("sft", {"type": "ia3", "r": 8}, "adapter.r: unknown key; known keys: exclude_modules, fan_in_fan_out, feed"),
         ("sft", {"r": 4}, "adapter.type: this key is required"),
         ("sft", {"type": "lora", "alpha": 4}, "adapter.alpha: unknown key; did you mean 'lora_alpha'"),
         ("sft", {"type": "lora", "r": "four"}, "adapter.r: must be int"),

@@ -101,6 +101,36 @@ def test_compute_is_that_of_palm_with_windows() -> None:
     assert model / 3 == again + 2 * shape_of("llama").table  # all of the forward pass but the output layer
 
 
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        ({}, 1),
+        ({"teacher.top_k": 8, "trainer.num_train_epochs": 4}, 1 / 4),  # asked once of each row
+        ({"trainer.alpha": 1.0}, 0),  # which weighs nothing that it says
+    ],
+)
+def test_a_distillation_computes_its_teachers_forward_passes(said: dict[str, Any], passes: float) -> None:
+    path = ROOT / "recipes/library/smollm2-135m/distill.yaml"
+    loaded = load(path, [f"{key}={value}" for key, value in said.items()])
+    student, teacher = (
+        architectures.named(str(spec.name_or_path), {}) for spec in (loaded.recipe.model, loaded.recipe.teacher)
+    )  # type: ignore[union-attr]
+    assert isinstance(student, Architecture)
+    assert isinstance(teacher, Architecture)
+    setup = needs.setup_of(loaded, student, Machine())
+    alone, _ = estimate.flops_per_token(a_setup(student, length=2048))
+    read, _ = estimate.flops_per_token(a_setup(teacher, length=2048))
+    assert estimate.flops_per_token(setup)[0] == pytest.approx(alone + passes * read / 3)  # forward: a third of a step
+    assert ("teacher" in setup.others) == (passes == 1)
+    assert needs.token_flops(loaded, setup.size) == estimate.flops_per_token(a_setup(student, length=0))[0]
+
+
+def test_a_teacher_of_an_unknown_shape_is_said_to_be_in_no_figure() -> None:
+    path = ROOT / "recipes/library/smollm2-135m/distill.yaml"
+    found = needs.lines(load(path, ["teacher.name_or_path=org/absent"]), needs.Assumptions())
+    assert found[-1] == "teacher: in none of these figures: there is no config.json of org/absent here"
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "eager": {"attention": "eager"},

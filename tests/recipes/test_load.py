@@ -100,6 +100,13 @@ def test_a_folder_named_as_a_value_does_not_change_the_value(
     assert load(recipe, ["stage=sft"]).recipe.stage == "sft"
 
 
+def test_a_file_in_the_place_of_a_source_is_told_how_to_say_it(recipe: Path) -> None:
+    (alone,) = problems(recipe, "data.train=rows.jsonl")
+    assert alone.endswith("data.train: a source is a section; write {path: rows.jsonl}")
+    (listed,) = problems(recipe, "data.train=[{path: rows.jsonl}, more.jsonl]")
+    assert listed.endswith("data.train[1]: a source is a section; write {path: more.jsonl}")
+
+
 def test_keys_that_posttrain_owns_are_refused_with_the_place_to_say_them(recipe: Path) -> None:
     assert problems(recipe, "trainer.output_dir=x")[0].endswith("say output_dir at the top level of the recipe")
 
