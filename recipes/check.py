@@ -113,7 +113,7 @@ def _check(
         return f"pipeline of {', '.join(plans)}", lines
     loaded = load(path, overrides, references)
     check_engine(loaded, needs.machine_of(assumed).engine)
-    lines = _with_data(loaded, assumed) if read_data else needs.lines(loaded, assumed)
+    lines = _with_data(loaded, assumed) if read_data else _by_shapes(loaded, assumed)
     if suite := _suite_of(loaded):
         lines += _score_lines("score", *suite, read_data=read_data)
     return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
@@ -126,9 +126,26 @@ def _step_lines(plans: "Iterable[Plan]", assumed: needs.Assumptions) -> list[str
         if tokens := getattr(step.tool, "vocab_size", None):
             made[str(step.folder.absolute())] = tokens
         if step.loaded:
-            said = needs.lines(step.loaded, assumed, made=made)
+            said = _by_shapes(step.loaded, assumed, made)
             lines += [f"{step.name}: {line}" for line in said if not line.startswith(" ")]  # without the details
     return lines
+
+
+def _by_shapes(loaded: Loaded, assumed: needs.Assumptions, made: dict[str, Any] | None = None) -> list[str]:
+    """Says what a run will need, and what of the recipe only its model's layers can tell.
+
+    Raises:
+        RecipeError: ``model.mup_base`` is not of a narrower model.
+    """
+    recipe = loaded.recipe
+    if recipe.model.mup_base:
+        from .model import check_mup_base
+
+        check_mup_base(recipe.model)
+    options = recipe.adapts.options if recipe.adapts else {}
+    named = [key for key in ("target_modules", "modules_to_save") if options.get(key) not in (None, [], "all-linear")]
+    unseen = [f"{recipe.section}.{key}: whether the model has such modules was not looked for" for key in named]
+    return [*needs.lines(loaded, assumed, made=made), *unseen]
 
 
 def _suite_of(loaded: Loaded) -> tuple[str, Mapping[str, Path]] | None:

@@ -361,8 +361,6 @@ def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
     Raises:
         RecipeError: The model type does not exist, has no such field, or the vocabulary is too small.
     """
-    from transformers import AutoConfig
-
     assert spec.config is not None, "the caller has a model.config"
     values = {
         "vocab_size": len(tokenizer),
@@ -371,21 +369,29 @@ def new_config(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
         "eos_token_id": tokenizer.eos_token_id,
         **spec.config,
     }
+    config = _config_of(values)
+    if values["vocab_size"] < len(tokenizer):
+        raise RecipeError(
+            f"model.config.vocab_size is {values['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens"
+        )
+    return config
+
+
+def _config_of(values: dict[str, Any]) -> "PretrainedConfig":
+    """Makes the configuration of the ``model_type`` that is among the values, refusing fields that it has not."""
+    from transformers import AutoConfig
+
+    values = dict(values)
     model_type = values.pop("model_type")
     try:
         known = AutoConfig.for_model(model_type)
         unknown = sorted(key for key in values if not hasattr(known, key))
         if unknown:
             raise ValueError(f"{model_type} has no {', '.join(unknown)}")
-        config = AutoConfig.for_model(model_type, **values)
+        return AutoConfig.for_model(model_type, **values)
     except (ValueError, TypeError, KeyError) as error:
         hint = "see the model type's configuration class in transformers"
         raise RecipeError(f"model.config does not make a model: {error}", hint=hint) from error
-    if values["vocab_size"] < len(tokenizer):
-        raise RecipeError(
-            f"model.config.vocab_size is {values['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens"
-        )
-    return config
 
 
 def mup_base(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
@@ -395,6 +401,20 @@ def mup_base(spec: ModelSpec, tokenizer: Any) -> "PretrainedConfig":
         RecipeError: As :func:`new_config`.
     """
     return new_config(spec.model_copy(update={"config": {**(spec.config or {}), **(spec.mup_base or {})}}), tokenizer)
+
+
+def check_mup_base(spec: ModelSpec) -> None:
+    """Refuses a base that the model is not a wider one of, by the two configurations alone: no tokenizer is read.
+
+    Raises:
+        RecipeError: As :func:`new_config` and :func:`mup.scales`.
+    """
+    import torch
+
+    wide, base = (_config_of({**(spec.config or {}), **more}) for more in ({}, spec.mup_base or {}))
+    with torch.device("meta"):
+        model = auto_class("causal").from_config(wide)
+    mup.scales(model, base)
 
 
 def load_reference(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":

@@ -125,6 +125,16 @@ def test_a_distillation_computes_its_teachers_forward_passes(said: dict[str, Any
     assert needs.token_flops(loaded, setup.size) == estimate.flops_per_token(a_setup(student, length=0))[0]
 
 
+def test_modules_that_nobody_looked_for_are_said(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(sections={"adapter": {"type": "lora", "target_modules": ["q_porj"]}})
+    assert check.check_all([recipe], [], {}, read_data=False) == 0
+    assert "adapter.target_modules: whether the model has such modules was not looked for" in capsys.readouterr().out
+    assert check.check_all([recipe], ["adapter.target_modules=all-linear"], {}, read_data=False) == 0
+    assert "looked for" not in capsys.readouterr().out
+
+
 def test_a_teacher_of_an_unknown_shape_is_said_to_be_in_no_figure() -> None:
     path = ROOT / "recipes/library/smollm2-135m/distill.yaml"
     found = needs.lines(load(path, ["teacher.name_or_path=org/absent"]), needs.Assumptions())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from posttrain.recipes.check import check_all
 from posttrain.recipes.coordinates import slope
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
@@ -216,6 +217,29 @@ def test_what_the_table_does_not_hold_for_is_refused(optim: str, plugin: Any, sh
 def test_a_recipe_names_the_base(make_recipe: Callable[..., Path], model: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message):
         load(make_recipe("pretrain", sections={"model": model}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "base", "message"),
+    [
+        ({}, {"hidden_size": 32, "intermediate_size": 64}, "a head is 8 wide in the base and 16 here"),
+        ({}, {**BASE, "num_key_value_heads": 2}, "both sides must grow"),
+        ({"tie_word_embeddings": True}, BASE, "llama does not divide them"),
+    ],
+)
+def test_check_refuses_a_wrong_base_without_data_or_tokenizer(
+    make_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    base: dict[str, int],
+    message: str,
+) -> None:
+    wide = {"model_type": "llama", **{name: 2 * size for name, size in BASE.items()}, "num_hidden_layers": 2}
+    good = {"config": wide, "tokenizer": "org/absent", "mup_base": BASE}
+    assert check_all([make_recipe("pretrain", sections={"model": good})], [], {}, read_data=False) == 0
+    wrong = {**good, "config": wide | changes, "mup_base": base}
+    assert check_all([make_recipe("pretrain", sections={"model": wrong})], [], {}, read_data=False) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_tool_tells_mup_from_the_standard_parametrisation(
