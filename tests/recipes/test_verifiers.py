@@ -82,6 +82,7 @@ def test_a_gold_reward_makes_no_zero_of_an_answer_that_has_no_reward() -> None:
 
     class Trainer(RowSampling, Scored):
         reward_weights = torch.tensor([1.0, 0.0])
+        model = torch.nn.Identity().eval()  # whose sources are not counted
 
     found = Trainer.__new__(Trainer)._calculate_rewards()
     assert found.isnan().tolist() == [[True, True], [False, False], [False, True]]
