@@ -140,8 +140,10 @@ def _by_shapes(loaded: Loaded, assumed: needs.Assumptions, made: dict[str, Any] 
     recipe = loaded.recipe
     if recipe.model.mup_base:
         from .model import check_mup_base
+        from .mup import OPTIMIZERS, check_optimizer
 
         check_mup_base(recipe.model)
+        check_optimizer(str(recipe.trainer.get("optim") or OPTIMIZERS[-1]))
     options = recipe.adapts.options if recipe.adapts else {}
     named = [key for key in ("target_modules", "modules_to_save") if options.get(key) not in (None, [], "all-linear")]
     unseen = [f"{recipe.section}.{key}: whether the model has such modules was not looked for" for key in named]

@@ -19,7 +19,7 @@ from .errors import RecipeError
 from .job import Job, open_job, prove_template
 from .load import Loaded
 from .model import check_objective, head_modules, load_model, whole_weights
-from .mup import check_mup
+from .mup import check_optimizer
 from .rows import prepare_rows
 from .schema import ClassifySpec, Recipe
 from .stage_table import STAGES
@@ -187,6 +187,11 @@ def check_engine(loaded: Loaded, engine: str | None) -> None:
             "launch with --accelerate ddp, or take lora",
         ),
         (
+            recipe.model.mup_base is not None,
+            f"model.mup_base: weights are scaled by their whole shapes, and {engine} may cut them or regroup them",
+            "launch with --accelerate ddp, or drop it",
+        ),
+        (
             recipe.watchdog == "rewind" and engine == "DeepSpeed",
             "watchdog: rewind skips updates, which DeepSpeed cannot",
             "say watchdog: stop",
@@ -331,7 +336,7 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
         check_engine(loaded, "DeepSpeed" if args.deepspeed_plugin else "FSDP" if fsdp else None)
         if loaded.recipe.model.mup_base:
             optim = str(loaded.recipe.trainer.get("optim") or args.optim.value)  # muon is not the args' own word
-            check_mup(args, optim, sharded=fsdp)
+            check_optimizer(optim)
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
     return args
 

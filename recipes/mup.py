@@ -25,7 +25,7 @@ from .errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
 TYPES = ("granite", "llama", "mistral", "qwen2", "qwen3")
 """Models whose passes have no factor of the width beside their matrices, as Gemma's embeddings have."""
@@ -168,22 +168,15 @@ def use_mup(trainer: "Trainer", base: "PretrainedConfig", say: Callable[[str], N
     trainer.optimizer_cls_and_kwargs = (lambda: create, {})  # type: ignore[assignment]
 
 
-def check_mup(args: "TrainingArguments", optim: str, *, sharded: bool) -> None:
-    """Refuses optimizers whose rule muP's table does not have, and engines that cut weights into shards.
+def check_optimizer(optim: str) -> None:
+    """Refuses optimizers whose rule muP's table does not have.
 
     Args:
-        args: The trainer's configuration.
         optim: The optimizer's name in the recipe.
-        sharded: Whether a launcher asks for FSDP.
 
     Raises:
-        RecipeError: It runs with one of them.
+        RecipeError: It is one of them.
     """
     if optim not in OPTIMIZERS:
         what = f"{_KEY}: trainer.optim is {optim}, and the learning rates are known for AdamW"
         raise RecipeError(what, hint=f"say {' or '.join(OPTIMIZERS)}, or drop one of the two")
-    plugin: Any = args.deepspeed_plugin
-    engine = "DeepSpeed" if plugin else "FSDP" if sharded else None
-    if engine:
-        what = f"{_KEY}: weights are scaled by their whole shapes, and {engine} may cut them or regroup them"
-        raise RecipeError(what, hint="launch with --accelerate ddp, or drop it")

@@ -4,16 +4,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from posttrain.recipes.check import check_all
 from posttrain.recipes.coordinates import slope
+from posttrain.recipes.decisions import check_engine
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
-from posttrain.recipes.mup import OPTIMIZERS, TYPES, Scale, check_mup, groups, initialise, scales
+from posttrain.recipes.mup import TYPES, Scale, check_optimizer, groups, initialise, scales
 from posttrain.recipes.tools import run_command
 from posttrain.recipes.train import train
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
@@ -188,19 +188,26 @@ def test_models_whose_passes_have_factors_of_their_own_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optim", "plugin", "sharded", "message"),
+    ("optim", "message"),
     [
-        ("muon", None, False, "trainer.optim is muon, and the learning rates are known for AdamW"),
-        ("adafactor", None, False, "trainer.optim is adafactor"),
-        ("sgd", None, False, "say adamw_torch or adamw_torch_fused"),
-        (OPTIMIZERS[0], object(), False, "DeepSpeed may cut them"),
-        (OPTIMIZERS[0], None, True, "FSDP may cut them"),
+        ("muon", "trainer.optim is muon, and the learning rates are known for AdamW"),
+        ("adafactor", "trainer.optim is adafactor"),
+        ("sgd", "say adamw_torch or adamw_torch_fused"),
     ],
 )
-def test_what_the_table_does_not_hold_for_is_refused(optim: str, plugin: Any, sharded: bool, message: str) -> None:
-    args: Any = SimpleNamespace(deepspeed_plugin=plugin)
+def test_optimizers_that_the_table_does_not_hold_for_are_refused(optim: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        check_mup(args, optim, sharded=sharded)
+        check_optimizer(optim)
+
+
+@pytest.mark.parametrize("engine", ["DeepSpeed", "FSDP"])
+def test_engines_that_cut_weights_are_refused(
+    make_recipe: Callable[..., Path], tiny_model_dir: Path, engine: str
+) -> None:
+    loaded = load(recipe_of(make_recipe, tiny_model_dir))
+    check_engine(loaded, None)
+    with pytest.raises(RecipeError, match=f"{engine} may cut them"):
+        check_engine(loaded, engine)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +247,15 @@ def test_check_refuses_a_wrong_base_without_data_or_tokenizer(
     wrong = {**good, "config": wide | changes, "mup_base": base}
     assert check_all([make_recipe("pretrain", sections={"model": wrong})], [], {}, read_data=False) == 2
     assert message in capsys.readouterr().err
+
+
+def test_check_refuses_another_optimizer_without_data_or_tokenizer(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"config": {"model_type": "llama", **BASE}, "tokenizer": "org/absent", "mup_base": BASE}
+    recipe = make_recipe("pretrain", sections={"model": model}, optim="adafactor")
+    assert check_all([recipe], [], {}, read_data=False) == 2
+    assert "the learning rates are known for AdamW" in capsys.readouterr().err
 
 
 def test_the_tool_tells_mup_from_the_standard_parametrisation(
