@@ -60,7 +60,11 @@ def find_sides(model: str, against: str | None) -> Sides:
     run_dir = run_of(folder)
     if against == STOCK:
         if not (folder / "config.json").is_file():
-            raise InputError("there is no whole model here", where=model, hint="merge the adapter: posttrain merge")
+            raise InputError(
+                "there is no whole model here",
+                where=model,
+                hint="merge the adapter, if it is of a type that merges: posttrain merge",
+            )
         return Sides(_saved_before(folder) or folder, folder, record, store, stock=True)
     if against is not None:
         path = Path(against)
@@ -75,7 +79,7 @@ def find_sides(model: str, against: str | None) -> Sides:
     adapter = folder if (folder / ADAPTER).is_file() else folder / "adapter"
     merged = run_dir if adapter == folder else folder
     if not (adapter / ADAPTER).is_file() or not (merged / "config.json").is_file():
-        hint = "say --against FOLDER, a .gguf file or the URL of a server"
+        hint = "merge it if its type can be, or say --against FOLDER, a .gguf file or the URL of a server"
         raise InputError("there is no adapter with its merged model here to compare", where=model, hint=hint)
     require_base(record, model, "--against FOLDER compares the merged model with another")
     return Sides(adapter, merged, record, store)
