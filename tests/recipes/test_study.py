@@ -231,7 +231,7 @@ def test_a_study_tells_noise_from_sums_and_nothing_from_nothing(study: Path, mon
     assert again.verdict == "no verdict"
     assert again.difference.value == 0
     page = json.loads(Path("out/report.json").read_text())
-    assert "sums, long: noise is worse than sums by" in page["summary"][0]
+    assert "sums, long: noise is worse than sums: +" in page["summary"][0]
     scored = Path("out/noise.long.3/scores.jsonl").read_text()
     value = json.loads(scored.splitlines()[-1])["metrics"][0]["value"]
     assert found.values["noise"][2] == value
