@@ -242,7 +242,8 @@ class _Choice:
 
     def __init__(self, spec: Select, tasks: Sequence[_Vectors], pools: Sequence[_Vectors]):
         self._pools = pools
-        self._most = spec.max_similarity if spec.by != "deita" else spec.max_similarity or _DEITA
+        published = _DEITA if spec.by == "deita" else None
+        self._most = published if spec.max_similarity is None else spec.max_similarity
         self.errors = [error for pool in pools for error in pool.errors]
         self.cut = [cut for pool in pools for cut in pool.cut]
         self.tokens = np.array([tokens for pool in pools for tokens in pool.tokens], np.float64)

@@ -1,7 +1,6 @@
 """muP: each weight starts and moves by the table of Yang et al. 2022, and what it learns does not depend on width."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from posttrain.recipes.train import train
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from .conftest import log
-from .test_resume import WEIGHTS, undo_end
+from .test_resume import WEIGHTS, resume_before_last_save
 
 BASE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 SIGMA = 0.1
@@ -139,12 +137,7 @@ def test_a_run_keeps_its_rates_and_resumes_to_the_same_bits(
     saved = torch.load(run_dir / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
     assert {(group["lr"] / saved[0]["lr"], group["weight_decay"]) for group in saved} == {(1, 0.1), (1, 0), (0.5, 0.2)}
     assert saved[0]["lr"] < 0.003  # it has fallen, and all rates alike
-    weights, before = (run_dir / WEIGHTS).read_bytes(), log(run_dir)
-    undo_end(run_dir)
-    shutil.rmtree(run_dir / "checkpoint-6")
-    train(load(recipe))
-    assert (run_dir / WEIGHTS).read_bytes() == weights
-    assert log(run_dir) == before
+    resume_before_last_save(recipe, run_dir)
 
 
 @pytest.mark.parametrize("name", [str(name.value) for name in SchedulerType])

@@ -1,7 +1,6 @@
 """Muon moves the matrices of hidden linear layers, as torch's own does, and resumes to the same bits."""
 
 import importlib.util
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from posttrain.recipes.train import train
 from transformers.training_args import OptimizerNames
 
 from . import warm
-from .conftest import for_cpus, log, losses, needs_deepspeed
-from .test_resume import WEIGHTS, undo_end
+from .conftest import for_cpus, losses, needs_deepspeed
+from .test_resume import resume_before_last_save
 
 NARROW: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
@@ -141,12 +140,7 @@ def test_a_run_says_what_it_moves_how_and_resumes_to_the_same_bits(
     assert (muon["momentum"], muon["ns_steps"], muon["adjust_lr_fn"]) == (0.9, 4, "match_rms_adamw")
     assert {"momentum_buffer"} == saved["state"][muon["params"][0]].keys()
     assert {"step", "exp_avg", "exp_avg_sq"} == saved["state"][groups["adamw", 0.0]["params"][0]].keys()
-    weights, before = (run_dir / WEIGHTS).read_bytes(), log(run_dir)
-    undo_end(run_dir)
-    shutil.rmtree(run_dir / "checkpoint-6")
-    train(load(recipe))
-    assert (run_dir / WEIGHTS).read_bytes() == weights
-    assert log(run_dir) == before
+    resume_before_last_save(recipe, run_dir)
 
 
 def test_a_critic_has_its_own_rate_under_muon(make_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -133,8 +133,10 @@ def unit(rows: int, seed: int = 0) -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("by", ["k_center", "score_times_distance", "deita"])
-def test_a_greedy_choice_is_its_definition(tmp_path: Path, by: str) -> None:
+@pytest.mark.parametrize(
+    ("by", "bound"), [("k_center", None), ("score_times_distance", None), ("deita", None), ("deita", 0.0)]
+)
+def test_a_greedy_choice_is_its_definition(tmp_path: Path, by: str, bound: float | None) -> None:
     """Against the rule in plain words, over every pair of rows."""
     pool = unit(60)
     scores = np.random.default_rng(1).permutation(60)
@@ -143,7 +145,7 @@ def test_a_greedy_choice_is_its_definition(tmp_path: Path, by: str) -> None:
         best, chosen = -np.inf, -1
         for row in set(range(60)) - {*expected}:
             like = max((float(pool[row] @ pool[other]) for other in expected), default=-1.0)
-            if by == "deita" and like > 0.9:
+            if by == "deita" and like > (0.9 if bound is None else bound):
                 continue
             first = float(pool[row] @ pool.mean(axis=0))
             gain = {
@@ -152,8 +154,12 @@ def test_a_greedy_choice_is_its_definition(tmp_path: Path, by: str) -> None:
                 "deita": float(scores[row]),
             }[by]
             best, chosen = max((best, chosen), (gain, row))
+        if chosen < 0:
+            break
         expected.append(chosen)
-    assert list(choice_of(pool, [], tmp_path, by=by, values=scores, count=12).taken) == expected
+    assert (len(expected) < 12) == (bound is not None), "a bound of 0 leaves fewer"
+    found = choice_of(pool, [], tmp_path, by=by, values=scores, count=12, max_similarity=bound)
+    assert list(found.taken) == expected
 
 
 def test_k_centers_leave_no_row_farther_than_twice_the_best_radius(tmp_path: Path) -> None:
