@@ -490,7 +490,11 @@ class _Work:
             )
         if self.spec.count is not None and kept < self.spec.count:
             tries = f"fewer than {_DRY:.0%} of the last were kept" if self.dried else "four were begun for each"
-            cut = "; a higher max_new_tokens would leave more whole" if tally.counts.get(CUT) else ""
+            cut = (
+                "; a higher max_new_tokens would leave more whole"
+                if any(reason.endswith(CUT) for reason in tally.counts)
+                else ""
+            )
             summary.append(f"{self.spec.count:,} were asked for; no more were begun, since {tries}{cut}")
         cost = [["tokens of prompts and replies", tokens], ["of them for a kept row", tokens / kept if kept else "–"]]
         if self.spec.verify:

@@ -102,6 +102,16 @@ def test_a_reply_that_was_cut_is_dropped_and_asked_again_when_more_is_allowed(tm
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 3
 
 
+def test_fewer_rows_than_asked_for_are_said_with_the_reason(tmp_path: Path) -> None:
+    seeds = [{"instruction": f"Write about the {word} in some few words."} for word in ("sea", "sky", "sun", "wind")]
+    made, report, _ = make(
+        tmp_path, str.upper, seeds, method="self_instruct", count=3, plan=lambda body, times: "length"
+    )
+    assert made == []
+    assert report["summary"][1].startswith("3 were asked for; no more were begun, since four were begun for each")
+    assert report["summary"][1].endswith("; a higher max_new_tokens would leave more whole")
+
+
 def test_what_is_much_like_an_earlier_reply_is_dropped_and_no_more_is_asked_for_when_nothing_new_comes(
     tmp_path: Path,
 ) -> None:
