@@ -8,13 +8,14 @@ from random import Random
 import numpy as np
 
 from ..sequences import grouped
+from ..stats.bradley_terry import posterior
+from ..stats.classification import sigmoid
 from .backends import OpenJudge
 from .judgments import Judgment, battles
 from .plan import Plan
 from .questions import Pair, Question, orders_of, questions_of
 
-_PRIOR = 0.1  # battles that each model is taken to have tied with a model of the mean rating
-_STEPS = 50
+_PRECISION = 0.025  # of the prior on ratings: as much as a tenth of a battle with a model of the mean rating tells
 
 Group = list[Question]  # all about one prompt of one pair
 
@@ -146,11 +147,11 @@ def spanning(players: int, seed: int) -> list[tuple[int, int]]:
 def next_pair(wins: "np.ndarray", counts: "np.ndarray", left: "np.ndarray") -> tuple[int, int] | None:
     """Returns the pair whose next battle lowers the variance of its own difference in rating most.
 
-    Ratings are Bradley-Terry's, fitted with a weak prior; their covariance ``C`` is the inverse of the information
-    (Laplace). A battle between i and j has the information ``w = p (1 - p)``, and lowers the variance of their
-    difference ``v = C_ii + C_jj - 2 C_ij`` by ``w v^2 / (1 + w v)`` (Sherman and Morrison 1950); this greedy choice is
-    the one of Chatbot Arena's sampling rule (Chiang et al. 2024, arXiv:2403.04132, section 5) with a variance that
-    knows of all other battles. Of equals the first is taken.
+    Ratings are Bradley-Terry's under a weak prior, ``C`` their covariance (:func:`~..stats.bradley_terry.posterior`).
+    A battle between i and j has the information ``w = p (1 - p)``, and lowers the variance of their difference
+    ``v = C_ii + C_jj - 2 C_ij`` by ``w v^2 / (1 + w v)`` (Sherman and Morrison 1950); this greedy choice is the one of
+    Chatbot Arena's sampling rule (Chiang et al. 2024, arXiv:2403.04132, section 5) with a variance that knows of all
+    other battles. Of equals the first is taken.
 
     Args:
         wins: What i won of its battles with j, ties one half, float64 ``[players, players]``.
@@ -160,39 +161,16 @@ def next_pair(wins: "np.ndarray", counts: "np.ndarray", left: "np.ndarray") -> t
     Returns:
         ``(i, j)`` with ``i > j``; None if nothing is left.
     """
-    theta = fit(wins, counts)
-    p = 1 / (1 + np.exp(-(theta[:, None] - theta[None, :])))
-    information = counts * p * (1 - p)
-    precision = np.diag(information.sum(1) + _PRIOR / 4) - information
-    covariance = np.linalg.inv(precision)
+    if not (left > 0).any():
+        return None
+    theta, covariance = posterior(wins, counts, _PRECISION)
+    p = sigmoid(theta[:, None] - theta[None, :])
     variance = np.diag(covariance)[:, None] + np.diag(covariance)[None, :] - 2 * covariance
     w = p * (1 - p)
     gain = np.where(left > 0, w * variance**2 / (1 + w * variance), -math.inf)
     gain = np.where(np.tri(len(gain), k=-1, dtype=bool), gain, -math.inf)
-    best = int(np.argmax(np.round(gain, 12)))
-    i, j = divmod(best, len(gain))
-    return None if not math.isfinite(gain[i, j]) else (i, j)
-
-
-def fit(wins: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
-    """Returns Bradley-Terry ratings in natural units by Newton's method, with a prior of ties against the mean.
-
-    Args:
-        wins: As of :func:`next_pair`.
-        counts: As of :func:`next_pair`.
-    """
-    theta = np.zeros(len(counts))
-    for _ in range(_STEPS):
-        p = 1 / (1 + np.exp(-(theta[:, None] - theta[None, :])))
-        own = 1 / (1 + np.exp(-theta))
-        gradient = (wins - counts * p).sum(1) + _PRIOR * (0.5 - own)
-        information = counts * p * (1 - p)
-        hessian = np.diag(information.sum(1) + _PRIOR * own * (1 - own)) - information
-        step = np.linalg.solve(hessian, gradient)
-        theta += np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-9:
-            break
-    return theta
+    i, j = divmod(int(np.argmax(np.round(gain, 12))), len(gain))
+    return i, j
 
 
 def matrices(

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import EvalError
 from .bootstrap import resample
+from .classification import sigmoid
 from .compare import Difference, from_error
 from .intervals import Floats, Integers, codes, widening
 
@@ -288,7 +289,7 @@ def fit(
     counts = count(a, b, preference, clusters, resampled=draws > 0)
     _check_connected(counts)
     met, scored = counts.met, counts.scored()
-    theta = _newton(counts, met[None], scored[None], np.zeros((1, len(scored))))[0]
+    theta = _newton(counts.first, counts.second, met[None], scored[None], np.zeros((1, len(scored))))[0]
     played = counts.by_player(met, met)
     unbeaten, winless = scored >= played * (1 - 1e-12), scored <= played * 1e-12
     bounded = ~(unbeaten | winless)
@@ -320,7 +321,28 @@ def components(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[list[Hashab
     return [[counts.names[player] for player in group] for group in groups]
 
 
-def _newton(counts: Counts, met: "Floats", scored: "Floats", start: "Floats") -> "Floats":
+def posterior(wins: "Floats", met: "Floats", precision: float) -> "tuple[Floats, Floats]":
+    """Returns ratings in natural units under a normal prior, and their covariance by Laplace's approximation.
+
+    Args:
+        wins: What i won of its battles with j, ties one half, ``[players, players]``, two players or more.
+        met: How often they met, symmetric, ``[players, players]``.
+        precision: Of the prior on each rating.
+
+    Returns:
+        ``[players]`` and ``[players, players]``.
+    """
+    first, second = np.triu_indices(len(met), 1)
+    start = np.zeros((1, len(met)))
+    theta = _newton(first, second, met[first, second][None], wins.sum(axis=1)[None], start, precision)[0]
+    share = sigmoid(theta[:, None] - theta[None, :])
+    curvature = met * share * (1 - share)
+    return theta, np.linalg.inv(np.diag(curvature.sum(axis=1) + precision) - curvature)
+
+
+def _newton(
+    first: "Integers", second: "Integers", met: "Floats", scored: "Floats", start: "Floats", precision: float = PRIOR
+) -> "Floats":
     """Maximises the likelihood once for each row.
 
     Newton's method, each step cut so that no difference of ratings moves by more than 1: within that the likelihood is
@@ -328,21 +350,14 @@ def _newton(counts: Counts, met: "Floats", scored: "Floats", start: "Floats") ->
     proposition 1).
 
     Args:
-        counts: Who met.
+        first: The one player of each pair that met, ``[pairs]``.
+        second: The other.
         met: How often each pair met, ``[fits, pairs]``.
         scored: What each player scored, ``[fits, players]``.
         start: Where to start, ``[fits, players]``.
+        precision: Of the normal prior on each rating.
     """
-    chunk = max(1, _CELLS // start.shape[1] ** 2)
-    found = [
-        _newton_chunk(counts, met[at : at + chunk], scored[at : at + chunk], start[at : at + chunk])
-        for at in range(0, len(met), chunk)
-    ]
-    return np.concatenate(found)
-
-
-def _newton_chunk(counts: Counts, met: "Floats", scored: "Floats", start: "Floats") -> "Floats":
-    first, second, players = counts.first, counts.second, start.shape[1]
+    players = start.shape[1]
     to_first, to_second = np.eye(players)[first], np.eye(players)[second]
     either = to_first + to_second
     theta, active = start.copy(), np.arange(len(start))
@@ -350,11 +365,11 @@ def _newton_chunk(counts: Counts, met: "Floats", scored: "Floats", start: "Float
         now, times = theta[active], met[active]
         share = 1 / (1 + np.exp(now[:, second] - now[:, first]))
         expected = times * share
-        gradient = scored[active] - expected @ to_first - (times - expected) @ to_second - PRIOR * now
+        gradient = scored[active] - expected @ to_first - (times - expected) @ to_second - precision * now
         curvature = expected * (1 - share)
         hessian = np.zeros((len(active), players, players))
         hessian[:, first, second] = hessian[:, second, first] = -curvature
-        hessian[:, range(players), range(players)] = curvature @ either + PRIOR
+        hessian[:, range(players), range(players)] = curvature @ either + precision
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         furthest = np.abs(step[:, first] - step[:, second]).max(axis=1)
         theta[active] = now + step / np.maximum(1.0, furthest)[:, None]
@@ -368,7 +383,7 @@ def _centred(counts: Counts, theta: "Floats", base: "Integers", draws: int, seed
     """Fits resamples, then sets the zero of all; a player that a resample does not hold is NaN in it."""
     parts = []
     for met, scored in counts.resamples(draws, seed) if draws and counts.clusters > 1 else ():
-        found = _newton(counts, met, scored, np.broadcast_to(theta, scored.shape))
+        found = _newton(counts.first, counts.second, met, scored, np.broadcast_to(theta, scored.shape))
         held, seen = np.zeros(found.shape, dtype=bool), met > 0
         for player in range(len(theta)):
             held[:, player] = seen[:, (counts.first == player) | (counts.second == player)].any(axis=1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from posttrain.evals.errors import EvalError
 from posttrain.evals.stats import bradley_terry
-from posttrain.evals.stats.bradley_terry import MEAN, SCALE, components, fit
+from posttrain.evals.stats.bradley_terry import MEAN, SCALE, components, fit, posterior
 
 # Agresti, "Categorical Data Analysis", 2nd edition (2002), table 10.10: wins of the row's team over the column's in the
 # American League's Eastern Division, 1987, and table 10.11: the fitted strengths, Baltimore being 0.
@@ -54,6 +54,14 @@ def test_two_players_differ_by_the_log_odds_on_elos_scale():
     assert found.names == ("new", "old")
     assert found.rating[0] - found.rating[1] == pytest.approx(400 * math.log10(70 / 30), rel=1e-4)
     assert sum(found.rating) / 2 == pytest.approx(MEAN)
+
+
+def test_the_posterior_of_two_is_the_closed_form():
+    wins = np.array([[0.0, 300.0], [100.0, 0.0]])
+    theta, covariance = posterior(wins, wins + wins.T, 1e-6)
+    assert theta[0] - theta[1] == pytest.approx(math.log(3), abs=1e-4)
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    assert variance == pytest.approx(1 / (400 * 0.75 * 0.25), rel=1e-4)
 
 
 def test_a_tie_is_half_a_win_for_each_and_a_preference_its_share_of_one():
