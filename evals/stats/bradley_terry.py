@@ -337,7 +337,8 @@ def posterior(wins: "Floats", met: "Floats", precision: float) -> "tuple[Floats,
     theta = _newton(first, second, met[first, second][None], wins.sum(axis=1)[None], start, precision)[0]
     share = sigmoid(theta[:, None] - theta[None, :])
     curvature = met * share * (1 - share)
-    return theta, np.linalg.inv(np.diag(curvature.sum(axis=1) + precision) - curvature)
+    information = np.diag(curvature.sum(axis=1) + precision) - curvature
+    return theta, np.asarray(np.linalg.inv(information), dtype=np.float64)
 
 
 def _newton(
