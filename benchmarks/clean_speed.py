@@ -34,7 +34,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict, is_cut_off
-from posttrain.data_tools.web_rules import SENTENCE_END, Verdict, c4, fineweb, gopher, words_of
+from posttrain.data_tools.web_rules import SENTENCE_END, RuleVerdict, c4, fineweb, gopher, words_of
 
 Filter = Callable[[str], tuple[str, str]]
 BATCH = 4096
@@ -111,10 +111,10 @@ def datatrove_filters() -> dict[str, Filter]:
     return dict(zip(("gopher_quality", "gopher_repetition", "c4", "fineweb"), map(filter_of, made), strict=True))
 
 
-def in_batches(check: Callable[[Sequence[str]], Sequence[Verdict]]) -> Callable[[Sequence[str]], list[Verdict]]:
+def in_batches(check: Callable[[Sequence[str]], Sequence[RuleVerdict]]) -> Callable[[Sequence[str]], list[RuleVerdict]]:
     """Returns what decides on some thousand texts at a time, as the tool does."""
 
-    def run(texts: Sequence[str]) -> list[Verdict]:
+    def run(texts: Sequence[str]) -> list[RuleVerdict]:
         return [verdict for first in range(0, len(texts), BATCH) for verdict in check(texts[first : first + BATCH])]
 
     return run
@@ -141,7 +141,7 @@ def cpu_seconds(run: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> tu
     return time.process_time() - start, result
 
 
-def unlike(texts: Sequence[str], ours: Sequence[Verdict], theirs: Sequence[tuple[str, str]]) -> int:
+def unlike(texts: Sequence[str], ours: Sequence[RuleVerdict], theirs: Sequence[tuple[str, str]]) -> int:
     """Returns for how many texts the decisions or the texts that are left differ."""
     return sum(
         bool(verdict.reason) != bool(reason)

@@ -139,7 +139,9 @@ def estimated(name: str, model: Path, size: dict[str, int] | None) -> dict[str, 
         loaded = load(recipe_of(name, model, Path(folder)))
     shape = architectures.find(loaded, {})
     assert isinstance(shape, architectures.Architecture), shape
-    return estimate.moments(needs.setup_of(loaded, shape, estimate.Machine(gpu=False), size and estimate.Size(**size)))
+    return estimate.moments(
+        needs.setup_of(loaded, shape, estimate.Machine(gpu=False), size and estimate.ModelSize(**size))
+    )
 
 
 def measure(name: str, model: Path) -> dict[str, Any]:

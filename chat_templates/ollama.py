@@ -25,7 +25,7 @@ _LATE = [{"role": r, "content": c} for r, c in (("user", _U), ("assistant", _A),
 
 
 @dataclass(frozen=True)
-class Difference:
+class PromptDifference:
     """A conversation of which two templates make two prompts."""
 
     probe: str
@@ -68,7 +68,7 @@ class _Prompts:
 
 def write_go_template(
     template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase", added_bos: str | None
-) -> tuple[str, list[Difference]]:
+) -> tuple[str, list[PromptDifference]]:
     """Writes a chat template for Ollama.
 
     Args:
@@ -83,7 +83,7 @@ def write_go_template(
         TemplateError: It cannot be written; the message names the conversation on which the best try differs.
     """
     prompts = _Prompts(template, tokenizer, added_bos)
-    best: list[Difference] | None = None
+    best: list[PromptDifference] | None = None
     for source in _candidates(prompts):
         differences = compare_prompts(source, template, tokenizer, added_bos)
         wrong = [difference for difference in differences if difference.required]
@@ -102,7 +102,7 @@ def compare_prompts(
     tokenizer: "PreTrainedTokenizerBase",
     added_bos: str | None,
     system: str | None = None,
-) -> list[Difference]:
+) -> list[PromptDifference]:
     """Renders conversations by Ollama's template and by the model's own.
 
     Args:
@@ -126,7 +126,7 @@ def compare_prompts(
         except TemplateError:
             made = None
         if made != expected:
-            found.append(Difference(name, expected, made, required))
+            found.append(PromptDifference(name, expected, made, required))
     return found
 
 

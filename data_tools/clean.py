@@ -21,7 +21,7 @@ from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readab
 from .sources import Row
 from .spec import Kind, SourceSpec
 from .tool import comma_separated
-from .web_rules import PASSES, Verdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
+from .web_rules import PASSES, RuleVerdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
 from .word_list import WordList, path_of
 
 Preset = Literal["gopher", "gopher_datatrove", "c4", "c4_datatrove", "fineweb", "fineweb_datatrove", "chat", "code"]
@@ -116,12 +116,12 @@ class Clean(TextTool):
             checks.append(("blocklist", blocklist_check(WordList.read(self.blocklist), self.limits.max_listed_words)))
 
         def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
-            found: list[list[tuple[str, Verdict]]] = [[] for _ in texts]
+            found: list[list[tuple[str, RuleVerdict]]] = [[] for _ in texts]
             now = list(texts)
             told = identify(texts) if identify else []
             for place, (code, probability) in enumerate(told):
                 if code not in (self.languages or ()):
-                    found[place].append(("language", Verdict(code, f"probability {probability:.2f}")))
+                    found[place].append(("language", RuleVerdict(code, f"probability {probability:.2f}")))
             for name, check in checks:
                 left = [place for place, one in enumerate(found) if not (self.remove and one and one[-1][1].reason)]
                 verdicts = check([rows[place] for place in left], [now[place] for place in left])
@@ -136,7 +136,7 @@ class Clean(TextTool):
 
         return decide_readable(read, decide)
 
-    def _outcome(self, row: Row, before: str, after: str, found: Sequence[tuple[str, Verdict]]) -> Outcome:
+    def _outcome(self, row: Row, before: str, after: str, found: Sequence[tuple[str, RuleVerdict]]) -> Outcome:
         reasons = [f"{name}: {verdict.reason}" for name, verdict in found if verdict.reason]
         measures = {"characters of a text": len(before)}
         if not self.remove:
@@ -151,7 +151,7 @@ class Clean(TextTool):
     def _text_column(self, row: Row) -> str:
         return self.columns[0] if self.columns else "text"
 
-    def _check(self, name: str, canonical: Any) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[Verdict]]":
+    def _check(self, name: str, canonical: Any) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[RuleVerdict]]":
         """Returns the rules of a preset."""
         limits = self.limits
         if name == "chat":
@@ -163,7 +163,7 @@ class Clean(TextTool):
         web = WEB[name.removesuffix(_DATATROVE)](limits, name.endswith(_DATATROVE))
         return lambda rows, texts: web(texts)
 
-    def _code(self, row: Row, text: str, canonical: Any) -> Verdict:
+    def _code(self, row: Row, text: str, canonical: Any) -> RuleVerdict:
         found = {} if self.columns else canonical(row.values)
         if not self.columns and "text" not in found:
             answers = "\n".join(turn["content"] for turn in conversation_of(found) if turn["role"] == "assistant")
@@ -220,10 +220,10 @@ def conversation_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def blocklist_check(
     listed: WordList, most: int | None
-) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[Verdict]]":
+) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[RuleVerdict]]":
     """Returns the rule that texts hold few words of a list."""
 
-    def check(rows: Sequence[Row], texts: Sequence[str]) -> list[Verdict]:
+    def check(rows: Sequence[Row], texts: Sequence[str]) -> list[RuleVerdict]:
         numbers, entries = listed.find(texts)
         bounds = np.searchsorted(numbers, np.arange(len(texts) + 1))
         verdicts = []
@@ -232,7 +232,7 @@ def blocklist_check(
                 verdicts.append(PASSES)
                 continue
             words = ", ".join(dict.fromkeys(str(listed.entries[entry]) for entry in entries[start:end]))
-            verdicts.append(Verdict("listed words", f"{end - start}, at most {most}: {words}"))
+            verdicts.append(RuleVerdict("listed words", f"{end - start}, at most {most}: {words}"))
         return verdicts
 
     return check
@@ -287,7 +287,7 @@ _CODE_OR_TAG = re.compile(r"[{}=<>`]|//|(?:^|\s)[#@]\S*$")
 _LIST_OR_HEADING = re.compile(r"\s*(?:[-*•+#>|]|\d+[.)]|[A-Za-z][.)]\s)")
 
 
-def chat_verdict(messages: Sequence[Mapping[str, Any]], limits: Thresholds) -> Verdict:
+def chat_verdict(messages: Sequence[Mapping[str, Any]], limits: Thresholds) -> RuleVerdict:
     """Returns what the rules for conversations say."""
     return (
         _turn_order(messages)
@@ -303,43 +303,43 @@ def chat_verdict(messages: Sequence[Mapping[str, Any]], limits: Thresholds) -> V
     )
 
 
-def _turn_order(messages: Sequence[Mapping[str, Any]]) -> Verdict | None:
+def _turn_order(messages: Sequence[Mapping[str, Any]]) -> RuleVerdict | None:
     """Finds turns that do not follow each other: system first, user and assistant in turns, tools after calls."""
     roles = [turn["role"] for turn in messages if turn["role"] not in ("system", "developer")]
     shown = ", ".join(str(turn["role"]) for turn in messages[:12])
     if any(turn["role"] in ("system", "developer") for turn in messages[1:]):
-        return Verdict("system message behind other turns", shown)
+        return RuleVerdict("system message behind other turns", shown)
     if not roles or "assistant" not in roles:
-        return Verdict("no answer", shown)
+        return RuleVerdict("no answer", shown)
     if roles[0] != "user":
-        return Verdict("does not begin with the user", shown)
+        return RuleVerdict("does not begin with the user", shown)
     after = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
     if any(right not in after.get(left, ()) for left, right in itertools.pairwise(roles)):
-        return Verdict("turns out of order", shown)
-    return Verdict("ends without an answer", shown) if roles[-1] != "assistant" else None
+        return RuleVerdict("turns out of order", shown)
+    return RuleVerdict("ends without an answer", shown) if roles[-1] != "assistant" else None
 
 
-def _empty_turn(messages: Sequence[Mapping[str, Any]]) -> Verdict | None:
+def _empty_turn(messages: Sequence[Mapping[str, Any]]) -> RuleVerdict | None:
     for turn in messages:
         if not str(turn.get("content") or "").strip() and not turn.get("tool_calls") and turn["role"] != "system":
-            return Verdict(f"empty {turn['role']} turn")
+            return RuleVerdict(f"empty {turn['role']} turn")
     return None
 
 
-def _answer(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], limits: Thresholds) -> Verdict | None:
+def _answer(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], limits: Thresholds) -> RuleVerdict | None:
     """Returns what is wrong with an answer."""
     text = str(turn.get("content") or "").strip()
     question = str(before[-1].get("content") or "") if before and before[-1]["role"] == "user" else ""
     refusal = _refusal(text, question) if limits.refusals else None
     if refusal:
-        return Verdict("refusal", refusal)
+        return RuleVerdict("refusal", refusal)
     own = _own_words(text) if limits.self_reference else None
     if own:
-        return Verdict("speaks of itself as a model", text[max(own.start() - 40, 0) : own.end() + 40])
+        return RuleVerdict("speaks of itself as a model", text[max(own.start() - 40, 0) : own.end() + 40])
     if limits.repeated_question and text and words_in(text) == words_in(question) and words_in(text):
-        return Verdict("answer repeats the question")
+        return RuleVerdict("answer repeats the question")
     if limits.min_prose_words is not None and is_cut_off(text, limits.min_prose_words):
-        return Verdict("cut off", text[-80:])
+        return RuleVerdict("cut off", text[-80:])
     return None
 
 
@@ -393,12 +393,12 @@ _GENERATED = re.compile(
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|--|;|<!--|%|\"\"\"|''')")
 
 
-def code_verdict(text: str, python: bool, limits: Thresholds) -> Verdict:
+def code_verdict(text: str, python: bool, limits: Thresholds) -> RuleVerdict:
     """Returns what the rules for source files say."""
     lines = text.split("\n")
     letters = sum(map(str.isalnum, text))
     if not text.strip():
-        return Verdict("empty")
+        return RuleVerdict("empty")
     return (
         (_generated(text) if limits.generated else None)
         or above("long line", max(map(len, lines)), limits.max_line)
@@ -409,27 +409,27 @@ def code_verdict(text: str, python: bool, limits: Thresholds) -> Verdict:
     )
 
 
-def _generated(text: str) -> Verdict | None:
+def _generated(text: str) -> RuleVerdict | None:
     """Finds a comment at the beginning that says so; in code the same words mean nothing."""
     for line in text[:_BEGINNING].split("\n"):
         if _COMMENT.match(line) and _GENERATED.search(line):
-            return Verdict("generated", line.strip())
+            return RuleVerdict("generated", line.strip())
     return None
 
 
 _NO_PYTHON = f"cannot be parsed as Python {sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def python_error(text: str) -> Verdict | None:
+def python_error(text: str) -> RuleVerdict | None:
     """Returns where Python cannot be parsed, by the grammar of the Python that runs this."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # doubtful escapes and comparisons
             ast.parse(text)
     except SyntaxError as error:
-        return Verdict(_NO_PYTHON, f"line {error.lineno}: {error.msg}")
+        return RuleVerdict(_NO_PYTHON, f"line {error.lineno}: {error.msg}")
     except (ValueError, RecursionError, MemoryError) as error:
-        return Verdict(_NO_PYTHON, str(error) or "nested too deeply")
+        return RuleVerdict(_NO_PYTHON, str(error) or "nested too deeply")
     return None
 
 

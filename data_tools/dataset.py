@@ -13,7 +13,7 @@ from ..chat_templates.rendering import holds
 from .columns import answer_messages
 from .errors import DataError, RowError, missing_column
 from .formats import canonicalizer, choose
-from .mix import Share
+from .mix import SourceShare
 from .sources import Row, read_rows
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class SourceSummary:
     literal: int = 0
 
     @classmethod
-    def of(cls, report: DataReport, kind: "Kind | None", truncated: int, loss_tokens: int, share: Share) -> Self:
+    def of(cls, report: DataReport, kind: "Kind | None", truncated: int, loss_tokens: int, share: SourceShare) -> Self:
         """Puts together what a source's report says and what a mixture took from it."""
         names = ("rows", "kept", "dropped", "examples", "unread", "turns", "literal")
         read = {name: getattr(report, name) for name in names}

@@ -38,7 +38,7 @@ _SHOWN = 500  # characters of a row or an item that the evidence quotes
 
 
 @dataclass(frozen=True)
-class Finding:
+class Evidence:
     """A row that holds or possibly paraphrases a test item: a line of ``evidence.log``.
 
     Attributes:
@@ -125,7 +125,7 @@ class DecontaminateSpec(RowTool):
         if self.paraphrases != "off":
             planted += search.look_for_paraphrases(texts, self.paraphrase_rate)
         write_jsonl_log(folder / EVIDENCE, search.findings)
-        found: dict[str, list[Finding]] = {}
+        found: dict[str, list[Evidence]] = {}
         for finding in search.findings:
             found.setdefault(finding.row, []).append(finding)
 
@@ -137,10 +137,10 @@ class DecontaminateSpec(RowTool):
 
         return Plan(decider, add, [EVIDENCE])
 
-    def _goes(self, finding: Finding) -> bool:
+    def _goes(self, finding: Evidence) -> bool:
         return self.remove if finding.verdict == NGRAMS else self.paraphrases == "remove"
 
-    def _outcome(self, row: Row, found: Sequence[Finding]) -> Outcome:
+    def _outcome(self, row: Row, found: Sequence[Evidence]) -> Outcome:
         going = next((finding for finding in found if self._goes(finding)), None)
         if going is not None:
             return Outcome(None, going.reason, going.evidence)
@@ -178,7 +178,7 @@ class _Search:
         self.benchmarks = benchmarks
         self.names = [name for name, items in benchmarks.items() for _ in items]
         self.items = [item for items in benchmarks.values() for item in items]
-        self.findings: list[Finding] = []
+        self.findings: list[Evidence] = []
         self.chance: dict[str, Any] = {}
         self.sizes = {name: self.rule.n or usual_n(items) for name, items in benchmarks.items()}
         self.overlaps = []  # one for each n, with the numbers of its items
@@ -198,7 +198,7 @@ class _Search:
     def _find(self, where: str, text: str, number: int, verdict: str, share: float, words: str) -> None:
         item = self.items[number]
         beginnings = (item.question[:_SHOWN], text[:_SHOWN])
-        self.findings.append(Finding(where, self.names[number], item.id, verdict, round(share, 3), words, *beginnings))
+        self.findings.append(Evidence(where, self.names[number], item.id, verdict, round(share, 3), words, *beginnings))
 
     def self_test(self) -> list[dict[str, Any]]:
         """Plants copies of some items in memory, and returns how many of each kind are found by n-grams.
@@ -259,7 +259,7 @@ class _Search:
         hits = len(np.unique(near.rows[is_right]))
         return [{"copy": "reworded", "verdict": PARAPHRASE, "planted": len(chosen), "found": hits}]
 
-    def add(self, report: ToolReport, planted: Sequence[Mapping[str, Any]], staying: Sequence[Finding]) -> ToolReport:
+    def add(self, report: ToolReport, planted: Sequence[Mapping[str, Any]], staying: Sequence[Evidence]) -> ToolReport:
         """Adds to a report what was found of each benchmark, and what each run proves of its search."""
         benchmarks, short = self._of_benchmarks()
         flagged = Tally()

@@ -38,7 +38,7 @@ from .row_tool import (
 from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources
-from .tool_report import EXAMPLES, Bar, Example, Plot, Table, Tally, ToolReport
+from .tool_report import EXAMPLES, Bar, ExampleRow, Plot, Table, Tally, ToolReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -549,7 +549,7 @@ def _prompt_hashes(
 
 def _least_alike(removals: Sequence[Removal], spec: Dedup) -> Tally:
     examples = [
-        Example.of(one.row, one.text, f"{one.similarity:.3f} like {one.kept}: {one.kept_text}") for one in removals
+        ExampleRow.of(one.row, one.text, f"{one.similarity:.3f} like {one.kept}: {one.kept_text}") for one in removals
     ]
     name = f"least alike {spec.by}s that {'go' if spec.remove else 'are marked'}"
     return Tally({name: len(examples)}, {name: examples}) if examples else Tally()

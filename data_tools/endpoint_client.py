@@ -82,7 +82,7 @@ class Sent:
     requests: int = 1
 
 
-class Limits:
+class RateLimits:
     """Requests and tokens in any minute, and silence for as long as the server asked for.
 
     Unlike a token bucket of the same rate, which lets twice as much through in the minute after a pause, these limits
@@ -195,7 +195,7 @@ class TryError(Exception):
         self.again, self.unpaid, self.fatal, self.wait = again, unpaid, fatal, wait
 
 
-class Calls:
+class RequestRun:
     """One run of requests, inside an event loop.
 
     Args:
@@ -420,12 +420,12 @@ class Endpoint:
         spec: EndpointSpec,
         record: Path,
         *,
-        limits: Limits | None = None,
+        limits: RateLimits | None = None,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ):
         self.spec = spec
-        self.limits = limits or Limits(spec.requests_per_minute, spec.tokens_per_minute, clock, sleep)
+        self.limits = limits or RateLimits(spec.requests_per_minute, spec.tokens_per_minute, clock, sleep)
         self.record = Record(record, spec.prices)
         self.sleep = sleep
         self._asking = False
@@ -470,7 +470,7 @@ class Endpoint:
                     else:
                         finished(key, reply)
                 if unknown:
-                    _run(Calls(self, _api_key(self.spec.api_key_env)).run(unknown, finished))
+                    _run(RequestRun(self, _api_key(self.spec.api_key_env)).run(unknown, finished))
         finally:
             self._asking = False
 

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Share:
+class SourceShare:
     """What a mixture took from one source.
 
     Attributes:
@@ -78,7 +78,7 @@ class Mixture:
 
     source: Ints
     document: Ints
-    shares: tuple[Share, ...]
+    shares: tuple[SourceShare, ...]
     phases: tuple[PhaseShares, ...] = ()
 
     def begins(self) -> Ints:
@@ -87,7 +87,7 @@ class Mixture:
         return np.cumsum(counts) - counts
 
 
-class Schedule:
+class MixSchedule:
     """Shares of the sources as a function of the share of tokens that has gone by, linear in each phase.
 
     Args:
@@ -187,7 +187,7 @@ def mix(
     if not len(sizes) or not totals.all():
         missing = int(np.flatnonzero(totals == 0)[0]) if len(sizes) else 0
         raise DataError("no document is left to mix", where=f"source {missing}", hint="see why its rows were dropped")
-    schedule = Schedule(phases) if phases else None
+    schedule = MixSchedule(phases) if phases else None
     if schedule is not None:
         proportions = schedule.proportions
     elif weights is not None:
@@ -208,7 +208,7 @@ def mix(
         raise DataError(f"a budget of {tokens} tokens gives no source half a document", hint="raise data.tokens")
     held = [size.sum() for size in sizes]
     shares = tuple(
-        Share(len(documents), int(count), float(count / total), float(target), float(count / taken.sum()))
+        SourceShare(len(documents), int(count), float(count / total), float(target), float(count / taken.sum()))
         for documents, count, total, target in zip(drawn, taken, held, proportions, strict=True)
     )
     return _interleave(sizes, drawn, shares, schedule)
@@ -222,7 +222,7 @@ def in_order(lengths: Sequence[Ints]) -> Mixture:
     return Mixture(
         np.repeat(np.arange(len(kept)), [len(documents) for documents in kept]),
         np.concatenate(kept),
-        tuple(Share(len(k), t, 1.0, s, s) for k, t, s in zip(kept, totals, shares, strict=True)),
+        tuple(SourceShare(len(k), t, 1.0, s, s) for k, t, s in zip(kept, totals, shares, strict=True)),
     )
 
 
@@ -293,7 +293,7 @@ def _nearest(sizes: Ints, documents: Ints, target: float) -> Ints:
 
 
 def _interleave(
-    sizes: Sequence[Ints], drawn: Sequence[Ints], shares: tuple[Share, ...], schedule: Schedule | None
+    sizes: Sequence[Ints], drawn: Sequence[Ints], shares: tuple[SourceShare, ...], schedule: MixSchedule | None
 ) -> Mixture:
     """Orders the documents of all sources by the middle of each in its source's own run of tokens.
 

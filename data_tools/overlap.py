@@ -87,7 +87,7 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class Match:
+class ItemMatch:
     """What a row holds of an item.
 
     Attributes:
@@ -135,10 +135,10 @@ class Overlap:
         self._bounds = bounds_of(self._units)
         self._held = np.zeros(int(self._bounds[-1]), bool)  # by any row
         self._most = np.zeros(len(items), np.int64)  # units that one row holds
-        self._evidence: dict[int, Match] = {}
+        self._evidence: dict[int, ItemMatch] = {}
         self.rows = 0
 
-    def look(self, rows: Words) -> list[Match]:
+    def look(self, rows: Words) -> list[ItemMatch]:
         """Looks for the items in the next rows.
 
         Returns:
@@ -164,14 +164,14 @@ class Overlap:
             number, run = int(item[pair]), longest[pair]
             share = float(units[pair] / self._units[number])
             span = self._span(number, int(begin[run]), int(end[run]))
-            match = Match(self.rows + int(row[pair]), number, share, span, bool(counts[pair]))
+            match = ItemMatch(self.rows + int(row[pair]), number, share, span, bool(counts[pair]))
             if units[pair] > self._most[number]:
                 self._most[number] = units[pair]
                 self._evidence[number] = match
             found += [match] if match.counts else []
         known = {(match.row, match.item) for match in found}
         for there, number in dict.fromkeys(self._whole.find(rows)):
-            match = Match(self.rows + there, number, 1.0, self._span(number, 0, None), True)
+            match = ItemMatch(self.rows + there, number, 1.0, self._span(number, 0, None), True)
             self._held[self._bounds[number] : self._bounds[number + 1]] = True
             if self._most[number] < self._units[number]:
                 self._most[number], self._evidence[number] = self._units[number], match
@@ -185,7 +185,7 @@ class Overlap:
         together = np.diff(bounds_of(self._held)[self._bounds])
         return self._counts(self._most if self.rule.one_row else together, self._units)
 
-    def evidence(self) -> dict[int, Match]:
+    def evidence(self) -> dict[int, ItemMatch]:
         """Returns by item of which anything was found what the row has that holds most of it."""
         return dict(sorted(self._evidence.items()))
 

@@ -19,7 +19,7 @@ from .examples import PARTS, Encoder, LossOn, encode_batches
 from .files import hash_json
 from .pack import Strategy
 from .progress import progress_shown
-from .rows import Plan, write_rows
+from .rows import RowPlan, write_rows
 from .sources import content_hash
 from .store import Examples, Store, StoreWriter
 
@@ -139,7 +139,9 @@ def prepare(
     return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built, contents=contents)
 
 
-def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strategy | None, kind: "Kind | None") -> Plan:
+def _plan(
+    spec: "DataSpec", split: str, max_length: int | None, packing: Strategy | None, kind: "Kind | None"
+) -> RowPlan:
     """Picks what decides the rows out of the recipe."""
     if kind and spec.too_long == "split":
         raise DataError(f"data.too_long: split cuts text in pieces, and {kind} rows are no such text", hint="use drop")
@@ -149,14 +151,14 @@ def _plan(spec: "DataSpec", split: str, max_length: int | None, packing: Strateg
         raise DataError(f"data.loss_on: last is for conversations to learn from, not for {kind} rows")
     bounds: Any = {"kind": kind, "max_prompt_length": spec.max_prompt_length}
     if split == "eval":
-        return Plan(max_length, packing, spec.too_long, mixed=False, **bounds)
+        return RowPlan(max_length, packing, spec.too_long, mixed=False, **bounds)
     weights = None if spec.mix == "concat" else tuple(source.weight for source in spec.train)
     bounds |= {"temperature": spec.temperature or 1.0, "phases": spec.phases}
     bounds["order"] = spec.order if spec.order.by != "shuffled" else None
     row_weights = tuple(source.row_weight for source in spec.train)
     bounds["row_weights"] = row_weights if any(row_weights) else ()
     bounds["by_source"] = len(spec.train) > 1
-    return Plan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed, **bounds)
+    return RowPlan(max_length, packing, spec.too_long, True, weights, spec.tokens, spec.seed, **bounds)
 
 
 def _number_columns(spec: "DataSpec", source: "SourceSpec") -> tuple[str, ...]:
@@ -164,7 +166,7 @@ def _number_columns(spec: "DataSpec", source: "SourceSpec") -> tuple[str, ...]:
     return tuple(dict.fromkeys(column for column in (source.row_weight, spec.order.column) if column is not None))
 
 
-def _cut_to(plan: Plan, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def _cut_to(plan: RowPlan, tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Returns the tokens that texts to classify are cut to, with their special tokens, or None."""
     if plan.kind != "classification" or plan.too_long != "truncate" or plan.max_length is None:
         return None

@@ -26,7 +26,7 @@ WRITE_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowPlan:
     """How rows are made of examples; whatever it holds is part of the key under which rows are cached.
 
     Attributes:
@@ -81,7 +81,7 @@ class Plan:
         return {name: value for name, value in said.items() if name not in rest}
 
 
-def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_share: float) -> PreparedReport:
+def write_rows(plan: RowPlan, sources: Sequence[Examples], path: Path, max_bad_share: float) -> PreparedReport:
     """Writes the rows of all sources to an Arrow stream.
 
     Args:
@@ -138,7 +138,7 @@ def write_rows(plan: Plan, sources: Sequence[Examples], path: Path, max_bad_shar
     return PreparedReport(summaries, len(rows[0]), tokens, sum(loss_tokens), fill, without, order, phases)
 
 
-def _mixture(plan: Plan, sources: Sequence[Examples], read: Sequence[Lengths]) -> Mixture:
+def _mixture(plan: RowPlan, sources: Sequence[Examples], read: Sequence[Lengths]) -> Mixture:
     """Chooses the examples, given the tokens that a model reads for each, and puts them in order."""
     if not plan.mixed:
         return in_order(read)
@@ -190,7 +190,7 @@ def _phases(mixture: Mixture, rows: Rows) -> tuple[PhaseSummary, ...]:
     )
 
 
-def _fit(source: Examples, plan: Plan) -> tuple[Lengths, int]:
+def _fit(source: Examples, plan: RowPlan) -> tuple[Lengths, int]:
     """Decides on long examples; returns the tokens of each part (0: not used) and how many examples were cut."""
     lengths, limit = source.lengths.copy(), plan.max_length
     prompt = lengths[:, 0].copy()
@@ -240,7 +240,7 @@ def _alike(source: Examples, lengths: Lengths, cut: Lengths) -> Lengths:
     return np.array(found, dtype=np.int64)
 
 
-def _refuse(source: Examples, plan: Plan, long: Lengths, tokens: Lengths, name: str, bound: int) -> None:
+def _refuse(source: Examples, plan: RowPlan, long: Lengths, tokens: Lengths, name: str, bound: int) -> None:
     """Stops if no row may be too long, or none can be split, and one is."""
     solid = plan.too_long == "split" and source.report.kind != "text"
     if len(long) and (plan.too_long == "error" or solid):
@@ -254,7 +254,7 @@ def _refuse(source: Examples, plan: Plan, long: Lengths, tokens: Lengths, name: 
         )
 
 
-def _drop(source: Examples, plan: Plan, lengths: Lengths, examples: Lengths, reason: str, tokens: Lengths) -> None:
+def _drop(source: Examples, plan: RowPlan, lengths: Lengths, examples: Lengths, reason: str, tokens: Lengths) -> None:
     """Takes the rows of some examples out, all that each became, and counts them in the source's report."""
     if not len(examples):
         return
@@ -271,7 +271,7 @@ def _drop(source: Examples, plan: Plan, lengths: Lengths, examples: Lengths, rea
     shown += [f"{at}: {max(tokens[n : n + each])} tokens{mend}" for n, at in zip(first, places, strict=False)]
 
 
-def _column_types(plan: Plan, sources: Sequence[Examples]) -> dict[str, Any]:
+def _column_types(plan: RowPlan, sources: Sequence[Examples]) -> dict[str, Any]:
     """Decides the Arrow type of each further column.
 
     Raises:

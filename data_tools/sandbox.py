@@ -111,7 +111,7 @@ class Checks:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """How a program ended.
 
     Attributes:
@@ -145,7 +145,9 @@ class ProgramSandbox:
     walls: Walls
     as_root: bool
 
-    def run(self, program: str, checks: Checks | None = None, limits: Limits = Limits(), stdin: str = "") -> Outcome:
+    def run(
+        self, program: str, checks: Checks | None = None, limits: Limits = Limits(), stdin: str = ""
+    ) -> ProgramOutcome:
         """Runs one program, and again up to ``TRIES`` times where the sandbox fails.
 
         Args:
@@ -157,7 +159,7 @@ class ProgramSandbox:
         Returns:
             How it ended.
         """
-        outcome = Outcome("unknown", "", "", "", 0.0)
+        outcome = ProgramOutcome("unknown", "", "", "", 0.0)
         for attempt in range(TRIES):
             time.sleep(0.1 * (2**attempt - 1))
             with tempfile.TemporaryDirectory(prefix="sandbox-") as root:
@@ -171,7 +173,7 @@ class ProgramSandbox:
         programs: Iterable[tuple[str, Checks | None]],
         limits: Limits = Limits(),
         workers: int | None = None,
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[ProgramOutcome]:
         """Runs many, some at a time, and yields how each ended, in their order.
 
         Args:
@@ -181,7 +183,7 @@ class ProgramSandbox:
         """
         workers = workers or len(os.sched_getaffinity(0))
         with ThreadPoolExecutor(workers) as pool:
-            waiting: list[Future[Outcome]] = []
+            waiting: list[Future[ProgramOutcome]] = []
             try:
                 for program, checks in programs:
                     waiting.append(pool.submit(self.run, program, checks, limits))
@@ -193,7 +195,7 @@ class ProgramSandbox:
                 for future in waiting:
                     future.cancel()
 
-    def _once(self, program: str, checks: Checks | None, limits: Limits, stdin: str, root: str) -> Outcome:
+    def _once(self, program: str, checks: Checks | None, limits: Limits, stdin: str, root: str) -> ProgramOutcome:
         """Runs a program once."""
         source = program.encode("utf-8", "surrogatepass")
         orders = marshal.dumps([checks.setup, checks.names, checks.source]) if checks else b""
@@ -251,7 +253,7 @@ class ProgramSandbox:
             read, stopped = _watch(process, reports, given, limits, begun + limits.wall)
         stdout, stderr, said = (part.decode("utf-8", "replace") for part in read)
         status, reason = _verdict(said, stopped, _last_line(stderr), process.returncode)
-        return Outcome(status, reason, stdout, stderr, time.monotonic() - begun)
+        return ProgramOutcome(status, reason, stdout, stderr, time.monotonic() - begun)
 
     def _wrap(self, limits: Limits, root: str) -> list[str]:
         """Returns the command that builds the walls around what follows it."""

@@ -17,7 +17,7 @@ _BINS = 40 * _STEPS
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleRow:
     """A row that a count stands for.
 
     Attributes:
@@ -46,14 +46,14 @@ class Tally:
     """
 
     counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[Example]] = field(default_factory=dict)
+    examples: dict[str, list[ExampleRow]] = field(default_factory=dict)
 
     def add(self, name: str, where: str = "", text: str = "", detail: str = "") -> None:
         """Counts one; its example is kept while there are fewer than ten."""
         self.counts[name] = self.counts.get(name, 0) + 1
         kept = self.examples.setdefault(name, [])
         if where and len(kept) < EXAMPLES:
-            kept.append(Example.of(where, text, detail))
+            kept.append(ExampleRow.of(where, text, detail))
 
     def merge(self, other: "Tally") -> None:
         """Adds what another counted later."""
@@ -65,7 +65,7 @@ class Tally:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
         """Reads what ``asdict`` gave."""
-        examples = {name: [Example(**one) for one in some] for name, some in value["examples"].items()}
+        examples = {name: [ExampleRow(**one) for one in some] for name, some in value["examples"].items()}
         return cls(dict(value["counts"]), examples)
 
     def ranked(self) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Chart:
+class Drawing:
     """Curves that were drawn elsewhere; the figures behind them stand in a table.
 
     Attributes:
@@ -230,7 +230,7 @@ class ToolReport:
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     printed: Sequence[Table] = ()
-    charts: Sequence[Chart] = ()
+    charts: Sequence[Drawing] = ()
 
     def as_text(self) -> str:
         """Returns what a terminal shows: the summary, and the tables that are printed."""

@@ -136,7 +136,7 @@ class WebThresholds(Section):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RuleVerdict:
     """What rules say of a text.
 
     Attributes:
@@ -152,18 +152,18 @@ class Verdict:
     edits: Mapping[str, int] = field(default_factory=dict)
 
 
-PASSES = Verdict()
-Check = Callable[[Sequence[str]], Sequence[Verdict]]
+PASSES = RuleVerdict()
+Check = Callable[[Sequence[str]], Sequence[RuleVerdict]]
 
 
-def above(name: str, value: float, limit: float | None) -> Verdict | None:
+def above(name: str, value: float, limit: float | None) -> RuleVerdict | None:
     """Returns the verdict on a number that must not be above a limit."""
-    return Verdict(name, f"{value:.4g}, at most {limit:g}") if limit is not None and value > limit else None
+    return RuleVerdict(name, f"{value:.4g}, at most {limit:g}") if limit is not None and value > limit else None
 
 
-def below(name: str, value: float, limit: float | None) -> Verdict | None:
+def below(name: str, value: float, limit: float | None) -> RuleVerdict | None:
     """Returns the verdict on a number that must not be below a limit."""
-    return Verdict(name, f"{value:.4g}, at least {limit:g}") if limit is not None and value < limit else None
+    return RuleVerdict(name, f"{value:.4g}, at least {limit:g}") if limit is not None and value < limit else None
 
 
 def words_of(text: str) -> list[str]:
@@ -193,12 +193,12 @@ def gopher(limits: WebThresholds, datatrove: bool = False, compiled: bool | None
     rules = _gopher_rules(limits)
     seen = 0
 
-    def check_one(text: str) -> Verdict:
+    def check_one(text: str) -> RuleVerdict:
         values = zip(rules, _gopher_values(text, limits, datatrove), strict=False)
         found = (below(name, value, least) or above(name, value, most) for (name, least, most), value in values)
         return next(filter(None, found), PASSES)
 
-    def check_compiled(texts: Sequence[str]) -> Iterator[Verdict]:
+    def check_compiled(texts: Sequence[str]) -> Iterator[RuleVerdict]:
         from .compiled import gopher_values
 
         least = np.array([-np.inf if low is None else low for _, low, _ in rules])
@@ -212,7 +212,7 @@ def gopher(limits: WebThresholds, datatrove: bool = False, compiled: bool | None
             value = float(own[rule])
             yield (below(name, value, low) or above(name, value, high) or PASSES) if rule >= 0 else PASSES
 
-    def check(texts: Sequence[str]) -> list[Verdict]:
+    def check(texts: Sequence[str]) -> list[RuleVerdict]:
         nonlocal seen
         fast = seen >= _WARM and fastest_core() == "numba" if compiled is None else compiled
         seen += len(texts)
@@ -341,10 +341,10 @@ def find_duplicates(parts: Sequence[str]) -> tuple[int, int]:
 def fineweb(limits: WebThresholds, datatrove: bool = False) -> Check:
     """Returns FineWeb's own rules, which the paper applies after Gopher's and C4's."""
 
-    def check_one(text: str) -> Verdict:
+    def check_one(text: str) -> RuleVerdict:
         lines = [line for line in text.split("\n") if line.strip()]
         if not lines:
-            return Verdict("empty")
+            return RuleVerdict("empty")
         ended = sum([line[-1] in TERMINAL for line in lines] if datatrove else [_ends(line) for line in lines])
         short = sum([len(line) <= limits.short_line for line in lines])
         length = len(text) - (newlines := text.count("\n"))
@@ -365,7 +365,7 @@ def _ends(line: str) -> bool:
     return line[-1] in TERMINAL or line.rstrip(" \t\r\"'”’»)]")[-1:] in TERMINAL
 
 
-def _newlines(text: str, newlines: int, limit: float | None) -> Verdict | None:
+def _newlines(text: str, newlines: int, limit: float | None) -> RuleVerdict | None:
     # There are at least as many words as runs without a space, which are counted faster.
     if limit is None or newlines <= limit * len(text.split()):
         return None
@@ -381,12 +381,12 @@ def c4(limits: WebThresholds, datatrove: bool = False) -> Check:
             would stay, citations count as words, and no line ends with a typographic quotation mark.
     """
 
-    def check_one(text: str) -> Verdict:
+    def check_one(text: str) -> RuleVerdict:
         if not datatrove:
             if "{" in text:
-                return Verdict("curly bracket")
+                return RuleVerdict("curly bracket")
             if "lorem ipsum" in text.lower():
-                return Verdict("lorem ipsum")
+                return RuleVerdict("lorem ipsum")
         kept: list[str] = []
         cuts: dict[str, int] = {}
         sentences = 0
@@ -394,7 +394,7 @@ def c4(limits: WebThresholds, datatrove: bool = False) -> Check:
             line, why = _c4_line(line.strip(), limits, datatrove)
             if why:
                 if why in ("curly bracket", "lorem ipsum"):
-                    return Verdict(why)
+                    return RuleVerdict(why)
                 cuts[why] = cuts.get(why, 0) + 1
                 continue
             if limits.min_sentences is not None and sentences < limits.min_sentences:
@@ -404,7 +404,7 @@ def c4(limits: WebThresholds, datatrove: bool = False) -> Check:
         if few:
             return few
         made = "\n".join(kept).strip()
-        return Verdict(text=made, edits=cuts) if made != text else PASSES
+        return RuleVerdict(text=made, edits=cuts) if made != text else PASSES
 
     return lambda texts: list(map(check_one, texts))
 

@@ -62,7 +62,7 @@ _TAIL = 32  # tokens at a prompt's end, where a template may have opened a thoug
 
 
 @dataclass(frozen=True)
-class Prompts(Task):
+class PromptTask(Task):
     """A prompt set of a suite, read and hashed.
 
     Attributes:
@@ -150,7 +150,7 @@ class Prompts(Task):
                 path.unlink()
 
 
-def define(spec: PromptsSpec, suite: SuiteSpec) -> Prompts:
+def define(spec: PromptsSpec, suite: SuiteSpec) -> PromptTask:
     """Reads a prompt set and hashes it by content.
 
     Raises:
@@ -173,10 +173,10 @@ def define(spec: PromptsSpec, suite: SuiteSpec) -> Prompts:
         settings["template_variables"] = dict(suite.template_variables)
     asked = [[prompt.id, prompt.key, prompt.category, prompt.references] for prompt in prompts]
     digest = hash_json({"prompts": asked, "settings": settings, "method": _METHOD})
-    return Prompts(spec, digest, tuple(prompts), notes, settings)
+    return PromptTask(spec, digest, tuple(prompts), notes, settings)
 
 
-def log_path(store: Path, model_hash: str, job: Prompts) -> Path:
+def log_path(store: Path, model_hash: str, job: PromptTask) -> Path:
     """Returns where answers are kept until all of them are there."""
     return store / LOCKS / f"answers-{model_hash[:12]}-{job.spec.title}-{job.task_hash[:8]}.jsonl"
 
@@ -298,7 +298,7 @@ def _thought(raw: Any) -> str:
 
 
 def run_prompts(
-    job: Prompts,
+    job: PromptTask,
     backend: Backend,
     log: Path,
     *,
@@ -309,7 +309,7 @@ def run_prompts(
 
     Args:
         job: The prompts.
-        backend: Who answers, such as :meth:`Prompts.backend`.
+        backend: Who answers, such as :meth:`PromptTask.backend`.
         log: Where answers are kept until all of them are there; the caller removes it then.
         template: The fingerprint of the chat template, if one is applied.
         progress: Takes a line now and then.
@@ -335,7 +335,7 @@ def _key(prompt: Prompt, sample: int, turn: int) -> str:
     return f"{prompt.key}/{sample} {turn}"
 
 
-def _answer_turn(job: Prompts, turn: int, backend: Backend, said: Log, progress: Callable[[str], None]) -> None:
+def _answer_turn(job: PromptTask, turn: int, backend: Backend, said: Log, progress: Callable[[str], None]) -> None:
     """Answers one turn of every prompt that has it and whose turns before were answered.
 
     Raises:
@@ -409,7 +409,7 @@ def _sum(values: Sequence[Any]) -> Any:
     return sum(known) if known else None
 
 
-def _result(job: Prompts, answers: Sequence[Answer], said: Log) -> Result:
+def _result(job: PromptTask, answers: Sequence[Answer], said: Log) -> Result:
     """Packs the answers, their figures and what a reader must know."""
     thinking = sum(one.cut_thought for one in said.answers.values())
     too_long = sum(TOO_LONG in answer.finish for answer in answers)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import InputError
 from ..data_tools.files import write_atomic
 from .checkpoints import FINAL
-from .report.board import Cell, Column, Figure, Leaderboard, Row
+from .report.board import BoardRow, Cell, Column, Figure, Leaderboard
 from .report.format import Speller, metric_label
 from .report.markdown import md
 from .report.text import clean, detail_of, mapping, plain, text
@@ -198,7 +198,7 @@ def _block(language: str, content: str) -> list[str]:
     return ["", f"{fence}{language}", content, fence]
 
 
-def _table(board: Leaderboard, row: Row) -> list[str]:
+def _table(board: Leaderboard, row: BoardRow) -> list[str]:
     spell = Speller(board)
     lines = ["| task | metric | value | 95% interval | n | |", "|:---|:---|---:|---:|---:|:---|"]
     for column in board.columns:

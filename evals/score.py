@@ -70,7 +70,7 @@ class ScoreReport:
     failed: tuple[Failure, ...] = ()
     unfinished: tuple[Unfinished, ...] = ()
     interrupted: bool = False
-    prompts: tuple[generations.Prompts, ...] = ()
+    prompts: tuple[generations.PromptTask, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -203,7 +203,7 @@ def score(
         tuple(scoring.failed.values()),
         tuple(unfinished),
         interrupted,
-        tuple(task for task in scoring.tasks if isinstance(task, generations.Prompts)),
+        tuple(task for task in scoring.tasks if isinstance(task, generations.PromptTask)),
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..evals.spec import SuiteSpec
     from .job import Job
     from .model import Head
-    from .pipeline import Plan
+    from .pipeline import PlannedStep
 
 
 def check_all(
@@ -119,7 +119,7 @@ def _check(
     return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
 
 
-def _step_lines(plans: "Iterable[Plan]", assumed: needs.Assumptions) -> list[str]:
+def _step_lines(plans: "Iterable[PlannedStep]", assumed: needs.Assumptions) -> list[str]:
     """Says what each step that trains will need, from shapes alone: earlier steps have yet to write their models."""
     lines, made = [], {}
     for step in plans:
@@ -286,7 +286,7 @@ def _data_lines(split: str, prepared: "Prepared") -> list[str]:
     return [*lines, *(f"  {note}" for note in report.order_notes)]
 
 
-def _run_lines(job: "Job", size: estimate.Size, train: "Prepared", assumed: needs.Assumptions) -> list[str]:
+def _run_lines(job: "Job", size: estimate.ModelSize, train: "Prepared", assumed: needs.Assumptions) -> list[str]:
     """Reports steps, and what the whole run needs."""
     recipe, report = job.loaded.recipe, train.report
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
@@ -302,7 +302,7 @@ def _run_lines(job: "Job", size: estimate.Size, train: "Prepared", assumed: need
         f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
         f"{'at most ' if sampled else ''}{needs.count(tokens)} tokens",
         *_schedule_lines(job, steps / per_epoch),
-        *needs.lines(job.loaded, assumed, needs.Run(tokens, size)),
+        *needs.lines(job.loaded, assumed, needs.RunSize(tokens, size)),
         *(described(recipe.score, steps) if recipe.score else []),
     ]
 
@@ -322,7 +322,7 @@ def _warmup_lines(job: "Job", steps: int) -> list[str]:
     return [f"warning: trainer.warmup_steps: {warmup:g} of {steps:,} steps, so the learning rate is never reached"]
 
 
-def _new_token_lines(job: "Job", size: estimate.Size) -> list[str]:
+def _new_token_lines(job: "Job", size: estimate.ModelSize) -> list[str]:
     """Says which tokens the model has yet to learn, and how many parameters that is under adapters."""
     if not job.new_tokens:
         return []

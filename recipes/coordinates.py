@@ -47,7 +47,7 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
-class Cell:
+class ShortRun:
     """One short training.
 
     Attributes:
@@ -64,7 +64,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Size:
+class ActivationSize:
     """What a matrix gives after some updates.
 
     Attributes:
@@ -121,8 +121,8 @@ class Mup(Tool):
         checked = _cells(self.widths, self.seeds, [ready.args.learning_rate])
         swept = _cells(self.widths, self.sweep_seeds, self.rates or [])
         line = ProgressLine("muP", len(checked) + len(swept))
-        sizes: dict[Cell, dict[str, Size]] = {}
-        losses: dict[Cell, float] = {}
+        sizes: dict[ShortRun, dict[str, ActivationSize]] = {}
+        losses: dict[ShortRun, float] = {}
         for number, cell in enumerate([*checked, *swept]):
             line.show(f"{number} of {len(checked) + len(swept)} trainings", number)
             if number < len(checked):
@@ -140,12 +140,12 @@ class Mup(Tool):
         return f"{report.as_text()}\n{output_dir / PAGE}"
 
 
-def _cells(widths: Sequence[int], seeds: Sequence[int], rates: Sequence[float]) -> list[Cell]:
+def _cells(widths: Sequence[int], seeds: Sequence[int], rates: Sequence[float]) -> list[ShortRun]:
     parts = itertools.product(_KINDS.values(), widths, seeds, rates)
-    return [Cell(mup, times, seed, rate) for mup, times, seed, rate in parts]
+    return [ShortRun(mup, times, seed, rate) for mup, times, seed, rate in parts]
 
 
-def _variant(loaded: Loaded, cell: Cell, folder: str, fields: dict[str, Any]) -> Loaded:
+def _variant(loaded: Loaded, cell: ShortRun, folder: str, fields: dict[str, Any]) -> Loaded:
     """Returns the recipe as a cell trains it."""
     model = loaded.recipe.model
     base = model.mup_base or {}
@@ -163,7 +163,7 @@ def _variant(loaded: Loaded, cell: Cell, folder: str, fields: dict[str, Any]) ->
 
 
 def _trained(
-    ready: "Ready", cell: Cell, fields: dict[str, Any], around: Callable[["Trainer"], None] = lambda trainer: None
+    ready: "Ready", cell: ShortRun, fields: dict[str, Any], around: Callable[["Trainer"], None] = lambda trainer: None
 ) -> "Trainer":
     """Trains a cell in a folder that is not kept; ``around`` is called before and after."""
     from .decisions import placed, trainer_config
@@ -184,13 +184,13 @@ def _trained(
     return trainer
 
 
-def _sizes(ready: "Ready", cell: Cell, steps: int) -> dict[str, Size]:
+def _sizes(ready: "Ready", cell: ShortRun, steps: int) -> dict[str, ActivationSize]:
     """Returns what each place gives after so many updates, to the first rows; of a layer's places over all layers."""
     import torch
     from torch.nn.functional import linear
 
     starts: dict[str, torch.Tensor] = {}
-    found: dict[str, list[Size]] = {place: [] for place in (*PLACES, _LOGITS)}
+    found: dict[str, list[ActivationSize]] = {place: [] for place in (*PLACES, _LOGITS)}
 
     def look(trainer: "Trainer") -> None:
         model: Any = trainer.model
@@ -208,7 +208,7 @@ def _sizes(ready: "Ready", cell: Cell, steps: int) -> dict[str, Size]:
 
             def hook(module: Any, inputs: Any, output: Any) -> None:
                 added = linear(inputs[0], module.weight - starts[name])
-                found[place].append(Size(*((one / scale).abs().mean().item() for one in (output, added))))
+                found[place].append(ActivationSize(*((one / scale).abs().mean().item() for one in (output, added))))
 
             return hook
 
@@ -221,12 +221,12 @@ def _sizes(ready: "Ready", cell: Cell, steps: int) -> dict[str, Size]:
 
     _trained(ready, cell, {"lr_scheduler_type": "constant", "max_steps": steps}, look)
     return {
-        place: Size(*(statistics.mean(getattr(one, what) for one in sizes) for what in ("size", "update")))
+        place: ActivationSize(*(statistics.mean(getattr(one, what) for one in sizes) for what in ("size", "update")))
         for place, sizes in found.items()
     }
 
 
-def _loss(ready: "Ready", cell: Cell, steps: int) -> float:
+def _loss(ready: "Ready", cell: ShortRun, steps: int) -> float:
     """Returns the training loss at the end of a run; infinite where it is no number."""
     trainer = _trained(ready, cell, {"max_steps": steps})
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -243,7 +243,7 @@ def slope(widths: Sequence[float], sizes: Sequence[float]) -> float:
 
 
 def _check(
-    sizes: dict[Cell, dict[str, Size]], widths: Sequence[int], seeds: Sequence[int], base: int
+    sizes: dict[ShortRun, dict[str, ActivationSize]], widths: Sequence[int], seeds: Sequence[int], base: int
 ) -> tuple[list[Table], list[str]]:
     """The coordinate check's table, and what follows from it."""
     rows: list[list[Any]] = []
@@ -270,14 +270,14 @@ def _check(
 
 
 def _sweep(
-    losses: dict[Cell, float], widths: Sequence[int], rates: Sequence[float], seeds: Sequence[int], base: int
+    losses: dict[ShortRun, float], widths: Sequence[int], rates: Sequence[float], seeds: Sequence[int], base: int
 ) -> tuple[list[Table], list[str]]:
     """The losses at each rate, and how far the best rate moves."""
     rows: list[list[Any]] = []
     summary = []
     for kind, mup in _KINDS.items():
         table = [
-            [statistics.mean(losses[Cell(mup, times, seed, rate)] for seed in seeds) for times in widths]
+            [statistics.mean(losses[ShortRun(mup, times, seed, rate)] for seed in seeds) for times in widths]
             for rate in rates
         ]
         best = [min(range(len(rates)), key=lambda row, at=at: table[row][at]) for at in range(len(widths))]

@@ -81,7 +81,7 @@ class Ready:
     proof: "Proof | None"
     data: "dict[str, Prepared | None]"
     head: "Head | None"
-    size: estimate.Size
+    size: estimate.ModelSize
 
 
 def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:

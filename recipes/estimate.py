@@ -40,7 +40,7 @@ _UPDATE_COPIES = {"adafactor": 2}  # its squared gradient or its negative step, 
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """Parameters of a model.
 
     Attributes:
@@ -116,7 +116,7 @@ class Setup:
     """
 
     architecture: Architecture
-    size: Size
+    size: ModelSize
     machine: Machine
     batch: int
     rows_each: int
@@ -170,7 +170,7 @@ class Reader:
     passes: float
 
 
-def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> Size:
+def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> ModelSize:
     """Counts the parameters that a recipe trains; tokens that its template may add are left out.
 
     Args:
@@ -182,7 +182,7 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
     tables = architecture.table * (1 if architecture.tied or outputs is not None else 2)
     ranks = adapted(loaded, architecture)
     if ranks is None:
-        return Size(total, total - architecture.unread, tables)
+        return ModelSize(total, total - architecture.unread, tables)
     spec = loaded.recipe.adapts
     assert spec is not None, "there are ranks"
     trained = total - architecture.body if outputs is not None else 0
@@ -190,8 +190,8 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
         keys = 2 * architecture.layers * architecture.kv_heads * architecture.head_dim
         width = {"prompt_tuning": architecture.hidden, "prefix_tuning": keys}.get(spec.type)
         if width is None or spec.options.get("prefix_projection"):
-            return Size(total, 0, tables)
-        return Size(total, trained + width * spec.options.get("num_virtual_tokens", 0), tables)
+            return ModelSize(total, 0, tables)
+        return ModelSize(total, trained + width * spec.options.get("num_virtual_tokens", 0), tables)
     saved = spec.options.get("modules_to_save") or ()
     trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in saved)
     for name, rank in ranks.items():
@@ -199,7 +199,7 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
         trained += architecture.layers * (
             rank * (matrix.inputs + matrix.outputs) + (matrix.outputs if spec.options.get("use_dora") else 0)
         )
-    return Size(total, trained, tables)
+    return ModelSize(total, trained, tables)
 
 
 def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None:
@@ -515,7 +515,7 @@ def stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
+def model_size(job: "Job", model: Any, head: "Head | None" = None) -> ModelSize:
     """Counts the parameters of a model that was loaded empty, which then carries the recipe's adapters."""
     import torch
 
@@ -532,13 +532,13 @@ def model_size(job: "Job", model: Any, head: "Head | None" = None) -> Size:
         embeddings = sum(table.numel() for table in tables)
         config = adapter_config(job, model)
         if config is None:
-            return Size(total, total - unread, embeddings)
+            return ModelSize(total, total - unread, embeddings)
         from peft import get_peft_model
 
         try:
             adapted = get_peft_model(model, config).named_parameters()
         except (NotImplementedError, RuntimeError):  # it is laid out by the numbers of the base's weights
-            return Size(total, 0, embeddings)
+            return ModelSize(total, 0, embeddings)
         trained = {name: weight.numel() for name, weight in adapted if weight.requires_grad}
         rows = sum(size for name, size in trained.items() if "trainable_tokens" in name)
-        return Size(total, sum(trained.values()), embeddings, rows)
+        return ModelSize(total, sum(trained.values()), embeddings, rows)

@@ -34,7 +34,7 @@ _KEY = "model.mup_base"
 
 
 @dataclass(frozen=True)
-class Scale:
+class WeightScale:
     """The factors of one weight.
 
     Attributes:
@@ -46,7 +46,7 @@ class Scale:
     rate: float = 1.0
 
 
-def scales(model: "PreTrainedModel", base: "PretrainedConfig") -> dict[str, Scale]:
+def scales(model: "PreTrainedModel", base: "PretrainedConfig") -> dict[str, WeightScale]:
     """Returns the factors of every weight, by its name; how much wider it is follows from the base's own shapes.
 
     Args:
@@ -70,17 +70,17 @@ def scales(model: "PreTrainedModel", base: "PretrainedConfig") -> dict[str, Scal
         if len(shapes.get(name, ())) != weight.dim():
             raise RecipeError(f"{_KEY}: the base has no {name}; only widths may differ", hint="drop the other fields")
         wider = [size / narrow for size, narrow in zip(weight.shape, shapes[name], strict=True)]
-        found[name] = Scale()
+        found[name] = WeightScale()
         if weight is head.weight:
             if wider[0] != 1:
                 raise RecipeError(f"{_KEY}: the vocabulary is no width", hint="drop vocab_size")
-            found[name] = Scale() if tied else Scale(1 / wider[1], 1 / wider[1])
+            found[name] = WeightScale() if tied else WeightScale(1 / wider[1], 1 / wider[1])
         elif id(weight) in layers:
             if (wider[0] == 1) != (wider[1] == 1):
                 what = f"{_KEY}: {name} is {tuple(shapes[name])} in the base and {tuple(weight.shape)} here"
                 hint = "both sides must grow: name intermediate_size, num_attention_heads and num_key_value_heads too"
                 raise RecipeError(what, hint=hint)
-            found[name] = Scale(wider[1] ** -0.5, 1 / wider[1])
+            found[name] = WeightScale(wider[1] ** -0.5, 1 / wider[1])
     return found
 
 
@@ -122,7 +122,7 @@ def initialise(model: "PreTrainedModel", base: "PretrainedConfig") -> None:
 
 
 def groups(
-    model: "nn.Module", factors: Mapping[str, Scale], rate: float, decay: float, decayed: set[str]
+    model: "nn.Module", factors: Mapping[str, WeightScale], rate: float, decay: float, decayed: set[str]
 ) -> list[dict[str, Any]]:
     """Returns groups of an AdamW's parameters; those of the full rate come first, whose rate is what a trainer logs.
 

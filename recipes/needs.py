@@ -10,7 +10,7 @@ from ..chat_templates.errors import did_you_mean
 from . import architectures, estimate, launch
 from .architectures import Architecture, Made
 from .errors import RecipeError
-from .estimate import GIB, Machine, Reader, Setup, Size
+from .estimate import GIB, Machine, ModelSize, Reader, Setup
 from .load import Loaded
 from .schema import LoraSpec
 
@@ -61,7 +61,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSize:
     """What is known of a run once its data is read.
 
     Attributes:
@@ -70,7 +70,7 @@ class Run:
     """
 
     tokens: int
-    size: Size
+    size: ModelSize
 
 
 def devices() -> dict[str, Device]:
@@ -116,7 +116,7 @@ def machine_of(assumed: Assumptions) -> Machine:
 
 
 def setup_of(
-    loaded: Loaded, architecture: Architecture, machine: Machine, size: Size | None = None, made: Made = _NOTHING
+    loaded: Loaded, architecture: Architecture, machine: Machine, size: ModelSize | None = None, made: Made = _NOTHING
 ) -> Setup:
     """Describes a training step of a recipe.
 
@@ -178,11 +178,11 @@ def setup_of(
     if stage != "ppo" or (recipe.critic and recipe.critic.shared):
         return setup
     total = architecture.parameters(1)  # a model of its own, trained whole, whatever the policy trains
-    size, alone = Size(total, total, architecture.table), {"others": {}, "turns": 0, "passes": 0, "readers": {}}
+    size, alone = ModelSize(total, total, architecture.table), {"others": {}, "turns": 0, "passes": 0, "readers": {}}
     return replace(setup, critic=replace(setup, size=size, ranks=None, bits=0, loss="head", weight_bytes=4, **alone))
 
 
-def token_flops(loaded: Loaded, size: Size) -> float:
+def token_flops(loaded: Loaded, size: ModelSize) -> float:
     """Returns the FLOPs of training on a token, attention scores left out, since rows may be of any length.
 
     Of a model whose layers are not known it is 6 N, or 4 N and 6 for each weight of its adapters.
@@ -273,7 +273,7 @@ def _unasked(loaded: Loaded) -> bool:
 
 
 def lines(
-    loaded: Loaded, assumed: Assumptions, run: Run | None = None, made: dict[str, Architecture | int] | None = None
+    loaded: Loaded, assumed: Assumptions, run: RunSize | None = None, made: dict[str, Architecture | int] | None = None
 ) -> list[str]:
     """Says what a run needs: parameters, memory, compute, time.
 
@@ -302,7 +302,7 @@ def lines(
     return [*found, *(_table(loaded, setup, assumed, made) if assumed.table else [])]
 
 
-def _counted(size: Size) -> str:
+def _counted(size: ModelSize) -> str:
     trained = "all trained" if size.trainable == size.total else f"{count(size.trainable)} trained ({size.trainable:,})"
     if not size.trainable:
         trained = "what the adapter trains of them is not known by its fields alone, and left out"
@@ -339,7 +339,7 @@ def _sharding(machine: Machine) -> str:
     return f" by ZeRO-{machine.zero}{offload}" if machine.zero else ""
 
 
-def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: Run | None) -> list[str]:
+def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: RunSize | None) -> list[str]:
     """Says what the run computes, and how long that takes on a device."""
     accumulated, limit = loaded.option("gradient_accumulation_steps"), loaded.option("max_steps")
     per_step = setup.tokens * accumulated * setup.machine.processes

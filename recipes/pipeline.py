@@ -29,7 +29,7 @@ REPORT_STATE = ".report.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedStep:
     """A step that has been checked.
 
     Attributes:
@@ -164,13 +164,13 @@ def run_steps(
     return worked
 
 
-def plan(document: Document, pipeline: Pipeline) -> dict[str, Plan]:
+def plan(document: Document, pipeline: Pipeline) -> dict[str, PlannedStep]:
     """Checks the steps in their order and works out what the output of each depends on.
 
     Raises:
         PosttrainError: With every problem of the first step that is wrong.
     """
-    plans: dict[str, Plan] = {}
+    plans: dict[str, PlannedStep] = {}
     for index, step in enumerate(pipeline.steps):
         folder = Path(pipeline.output_dir) / step.name
         references = {name: before.folder.absolute() for name, before in plans.items()}
@@ -185,7 +185,7 @@ def plan(document: Document, pipeline: Pipeline) -> dict[str, Plan]:
             tool, given, files = _open_tool(document, index, step, references)
             depends = [plans[name].key for name in named if name in plans]
             identity = [given[0], rundir.versions()["posttrain"], given[1], files, depends]
-        plans[step.name] = Plan(step.name, folder, hash_json(identity), loaded, tool)
+        plans[step.name] = PlannedStep(step.name, folder, hash_json(identity), loaded, tool)
     return plans
 
 
@@ -227,7 +227,7 @@ def _open_tool(
     return tool, json.loads(written), [_hash_tree(Path(path)) for path in paths]
 
 
-def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> Scoring | None:
+def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, PlannedStep]) -> Scoring | None:
     """Checks what is scored when all steps have ended."""
     score = pipeline.score
     if score is None:
@@ -245,14 +245,16 @@ def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]
     return Scoring("all steps", folders, section["suite"], references, score.every == "end")
 
 
-def plan_parity(document: Document, pipeline: Pipeline, plans: Mapping[str, Plan]) -> list[Plan]:
+def plan_parity(document: Document, pipeline: Pipeline, plans: Mapping[str, PlannedStep]) -> list[PlannedStep]:
     """Checks of which steps the models are compared with what stock transformers makes of them."""
     _trained(document, plans, pipeline.parity, ("parity",))
     raise_if_problems(document)
     return [plans[name] for name in pipeline.parity]
 
 
-def _trained(document: Document, plans: Mapping[str, Plan], names: Sequence[str], at: tuple[str, ...]) -> list[str]:
+def _trained(
+    document: Document, plans: Mapping[str, PlannedStep], names: Sequence[str], at: tuple[str, ...]
+) -> list[str]:
     """Returns the steps that train, and says which of the names are none of them."""
     trained = [name for name, current in plans.items() if current.loaded]
     for index, name in enumerate(names):
@@ -316,7 +318,7 @@ def _hash_tree(path: Path) -> str:
     return hash_json([[file.name, hash_file(file)] for file in files])
 
 
-def _run_step(current: Plan, how: dict[str, Any], forks: Forks, say: Callable[[str], None]) -> bool:
+def _run_step(current: PlannedStep, how: dict[str, Any], forks: Forks, say: Callable[[str], None]) -> bool:
     """Runs one step if it must; returns whether it did anything."""
     name, folder, loaded = current.name, current.folder, current.loaded
     if done := _is_done(current):
@@ -342,7 +344,7 @@ def _run_step(current: Plan, how: dict[str, Any], forks: Forks, say: Callable[[s
     return _score(scoring, forks, say) or not done
 
 
-def _is_done(current: Plan) -> bool:
+def _is_done(current: PlannedStep) -> bool:
     """Says whether a step's output was made from what it now depends on, and is still whole."""
     if _state_key(current.folder) != current.key:
         return False
@@ -355,7 +357,7 @@ def _state_key(folder: Path) -> str | None:
     return state.get("key") if isinstance(state, dict) else None
 
 
-def _set_aside(current: Plan, say: Callable[[str], None]) -> None:
+def _set_aside(current: PlannedStep, say: Callable[[str], None]) -> None:
     """Renames the output of a step that has changed, so that nothing is lost; a killed step goes on where it was."""
     if not current.folder.exists() or _state_key(current.folder) == current.key:
         return
@@ -391,7 +393,7 @@ def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
     return True
 
 
-def _compare(current: Plan, forks: Forks, say: Callable[[str], None]) -> tuple[bool, bool]:
+def _compare(current: PlannedStep, forks: Forks, say: Callable[[str], None]) -> tuple[bool, bool]:
     """Compares a step's model with what stock transformers makes of it, unless neither has changed since.
 
     Returns:
@@ -409,7 +411,7 @@ def _compare(current: Plan, forks: Forks, say: Callable[[str], None]) -> tuple[b
     return True, found.passed
 
 
-def _report(output_dir: Path, plans: list[Plan], say: Callable[[str], None]) -> bool:
+def _report(output_dir: Path, plans: list[PlannedStep], say: Callable[[str], None]) -> bool:
     """Writes the leaderboard over all steps that were trained, unless it already shows just what they hold."""
     from ..evals import best_of_n, report
     from ..evals.parity import PARITY

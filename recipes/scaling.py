@@ -26,7 +26,7 @@ _ENDS = ("from", "to")
 
 
 @dataclass(frozen=True)
-class Run:
+class ScalingRun:
     """What a row says of a run.
 
     Attributes:
@@ -111,7 +111,7 @@ class Scaling(Tool):
         report.write(output_dir)
         return f"{report.as_text()}\n{output_dir / PAGE}"
 
-    def _read(self) -> list[Run]:
+    def _read(self) -> list[ScalingRun]:
         found = []
         evaluated: dict[str, Path] = {}
         for source in self.data:
@@ -124,7 +124,7 @@ class Scaling(Tool):
                 found.append(_run(row.where, row.values))
         return found
 
-    def _best(self, fit: "Fit", fitted: list[Run]) -> Table:
+    def _best(self, fit: "Fit", fitted: list[ScalingRun]) -> Table:
         """The best model for each budget, and with tokens served the cheapest of the same loss."""
         most = max(run.flops for run in fitted)
         rows: list[list[Any]] = []
@@ -151,7 +151,7 @@ def _run_folders(path: Path) -> list[Path]:
     return [path] if is_run(path) else sorted(filter(is_run, path.iterdir())) if path.is_dir() else []
 
 
-def _finished_run(folder: Path, evaluated: dict[str, Path]) -> Run:
+def _finished_run(folder: Path, evaluated: dict[str, Path]) -> ScalingRun:
     """Reads a run folder.
 
     Args:
@@ -182,10 +182,10 @@ def _finished_run(folder: Path, evaluated: dict[str, Path]) -> Run:
         other = next(iter(evaluated.values()))
         raise DataError(f"was evaluated on other rows than {other}", where=str(first), hint="one law has one data.eval")
     tokens = sum(source["loss_tokens"] for source in record["trained"])
-    return Run(str(record.get("name") or folder.name), parameters, tokens, losses[-1])
+    return ScalingRun(str(record.get("name") or folder.name), parameters, tokens, losses[-1])
 
 
-def _run(where: str, values: Mapping[str, Any]) -> Run:
+def _run(where: str, values: Mapping[str, Any]) -> ScalingRun:
     """Reads a row.
 
     Raises:
@@ -195,7 +195,7 @@ def _run(where: str, values: Mapping[str, Any]) -> Run:
     if "tokens" not in values and "flops" in values:
         values["tokens"] = _number(where, "flops", values) / 6 / _number(where, "parameters", values)
     name = values.get("name")
-    return Run(str(where if name is None else name), *(_number(where, column, values) for column in _COLUMNS))
+    return ScalingRun(str(where if name is None else name), *(_number(where, column, values) for column in _COLUMNS))
 
 
 def _number(where: str, column: str, values: Mapping[str, Any]) -> float:
@@ -211,7 +211,7 @@ def _number(where: str, column: str, values: Mapping[str, Any]) -> float:
     return number
 
 
-def _figures(runs: list[Run]) -> tuple[list[float], list[float], list[float]]:
+def _figures(runs: list[ScalingRun]) -> tuple[list[float], list[float], list[float]]:
     return [run.parameters for run in runs], [run.tokens for run in runs], [run.loss for run in runs]
 
 
@@ -219,7 +219,7 @@ def _ends(estimate: "Estimate") -> tuple[Any, Any]:
     return ("–" if estimate.low is None else estimate.low, "–" if estimate.high is None else estimate.high)
 
 
-def _summary(fit: "Fit", runs: list[Run]) -> str:
+def _summary(fit: "Fit", runs: list[ScalingRun]) -> str:
     law, a = fit.law, fit.estimate(lambda law: law.exponent)
     low, high = _ends(a)
     return (
@@ -237,7 +237,7 @@ def _law_table(fit: "Fit") -> Table:
     return Table("The law", ["figure", "value", "standard error", *_ENDS], rows, note)
 
 
-def _choices(runs: list[Run], fit: "Fit", squares: "Fit", huber: float) -> Table:
+def _choices(runs: list[ScalingRun], fit: "Fit", squares: "Fit", huber: float) -> Table:
     """The law under other choices: another loss, and without the runs of the highest loss."""
     from ..evals.stats import scaling
 
@@ -270,7 +270,7 @@ def _isoflop_table(found: list[Any], fit: "Fit") -> Table:
     return Table("Runs of equal compute", ["FLOPs", "runs", "best size", "loss", "by the law"], rows, note)
 
 
-def _held_table(fit: "Fit", held: list[Run], seed: int) -> tuple[Table, str]:
+def _held_table(fit: "Fit", held: list[ScalingRun], seed: int) -> tuple[Table, str]:
     """The runs that were kept out, beside what was expected of them."""
     rows: list[list[Any]] = []
     inside = 0

@@ -11,7 +11,7 @@ from ..evals.runs import read_record
 from .errors import RecipeError
 
 if TYPE_CHECKING:
-    from ..evals.generations import Prompts
+    from ..evals.generations import PromptTask
     from ..evals.score import ScoreReport
     from ..evals.spec import Chat, SuiteSpec
     from ..evals.team import Team
@@ -118,14 +118,14 @@ def _score_each(
     final_only: bool,
     device: str | None,
     output: Path | None,
-) -> tuple[int, dict[str, list[str]], dict[str, "tuple[Prompts, ...]"]]:
+) -> tuple[int, dict[str, list[str]], dict[str, "tuple[PromptTask, ...]"]]:
     """Scores models; returns the exit code, and of each suite the models to judge and its prompt sets as read."""
     from ..evals.score import score
 
     code = 0
     leads = team is None or team.leads
     judged: dict[str, list[str]] = {}
-    prompts: dict[str, tuple[Prompts, ...]] = {}
+    prompts: dict[str, tuple[PromptTask, ...]] = {}
     for (key, metrics), paths in wanted.items():
         report = score(
             paths,
@@ -161,7 +161,7 @@ def _tell(report: "ScoreReport") -> None:
 
 
 def _judge(
-    paths: Sequence[str], suite: "SuiteSpec", prompts: Sequence["Prompts"], output: Path | None, device: str | None
+    paths: Sequence[str], suite: "SuiteSpec", prompts: Sequence["PromptTask"], output: Path | None, device: str | None
 ) -> int:
     """Judges the answers of all models together, since some are compared with others."""
     from ..evals.judging.run import judge

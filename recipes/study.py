@@ -17,7 +17,7 @@ from ..chat_templates.errors import InputError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import read_json, write_json
 from ..data_tools.specfile import Document, KeyPath, load_document, parse_scalar, raise_if_problems, validate
-from ..data_tools.tool_report import PAGE, Bar, Chart, Plot, Table, ToolReport
+from ..data_tools.tool_report import PAGE, Bar, Drawing, Plot, Table, ToolReport
 from .errors import RunError
 from .load import apply_override
 from .pipeline import plan, plan_score, run_steps
@@ -26,14 +26,14 @@ from .schema import Pipeline, Study
 if TYPE_CHECKING:
     from ..evals.records import Score
     from ..evals.stats.compare import Comparison
-    from .pipeline import Plan
+    from .pipeline import PlannedStep
 
 STATE = "study.json"
 _STEPS = "steps"
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One training of a study."""
 
     arm: str
@@ -47,7 +47,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What the cells of one size give on one task.
 
     Attributes:
@@ -68,7 +68,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Spent:
+class StudyTime:
     """What the parts of a study took.
 
     Attributes:
@@ -80,7 +80,7 @@ class Spent:
     done: list[str]
 
     @classmethod
-    def of(cls, study: Study) -> "Spent":
+    def of(cls, study: Study) -> "StudyTime":
         """Reads it from the study's folder."""
         state = read_json(Path(study.output_dir) / STATE)
         state = state if isinstance(state, dict) else {}
@@ -116,7 +116,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Docume
 
 
 def grid(
-    study: Study, document: Document, seeds: Sequence[int], only: Sequence[Cell] | None = None
+    study: Study, document: Document, seeds: Sequence[int], only: Sequence[StudyCell] | None = None
 ) -> tuple[Pipeline, Document]:
     """Returns the pipeline of some seeds' cells, or only of some, and the document that says where its keys stand."""
     wanted = cells(study, seeds) if only is None else only
@@ -178,9 +178,9 @@ def _filled(value: Any, names: Mapping[str, Any]) -> Any:
     return value
 
 
-def cells(study: Study, seeds: Sequence[int]) -> list[Cell]:
+def cells(study: Study, seeds: Sequence[int]) -> list[StudyCell]:
     """Returns the cells in the order they are run: every arm and size of one seed before the next seed."""
-    return [Cell(arm, size, seed) for seed in seeds for size in study.sizes for arm in study.arms]
+    return [StudyCell(arm, size, seed) for seed in seeds for size in study.sizes for arm in study.arms]
 
 
 def check_study(path: Path, overrides: Sequence[str]) -> list[str]:
@@ -195,7 +195,7 @@ def check_study(path: Path, overrides: Sequence[str]) -> list[str]:
     return [*_describe(study), _hours(study)]
 
 
-def plan_one_seed(path: Path, overrides: Sequence[str]) -> "Mapping[str, Plan]":
+def plan_one_seed(path: Path, overrides: Sequence[str]) -> "Mapping[str, PlannedStep]":
     """Plans the steps and one cell of each arm and size: those of other seeds need the same.
 
     Raises:
@@ -214,7 +214,7 @@ def run_study(
     processes: int | None = None,
     accelerate: str | None = None,
     say: Callable[[str], None] = print,
-) -> list[Outcome]:
+) -> list[TaskOutcome]:
     """Runs the cells that have not been run, a seed at a time, and writes the page after each seed from the second on.
 
     The baseline's first cell of each size comes first: what it takes says what all will take.
@@ -240,8 +240,8 @@ def run_study(
     for line in check_study(path, overrides):
         say(line)
     first = study.seeds[:1]
-    pilots = {size: [Cell(study.reference, size, first[0])] for size in study.sizes}
-    found: list[Outcome] = []
+    pilots = {size: [StudyCell(study.reference, size, first[0])] for size in study.sizes}
+    found: list[TaskOutcome] = []
     said = "one seed says nothing of how the next would differ: no table yet"
     worked = False
 
@@ -252,18 +252,18 @@ def run_study(
         nonlocal worked
         worked |= _timed(study, part, work, say)
 
-    if _seed(first[0]) not in Spent.of(study).done:
+    if _seed(first[0]) not in StudyTime.of(study).done:
         if study.steps:
             run(_STEPS, *grid(study, document, first, []))
         for size, pilot in pilots.items():
             run(_size(size), *grid(study, document, first, pilot))
         say(_hours(study))
     if budget is not None:
-        study = fit(study, Spent.of(study), budget)
+        study = fit(study, StudyTime.of(study), budget)
         for line in _describe(study):
             say(f"within {budget:g} h: {line}")
     for count, seed in enumerate(study.seeds, start=1):
-        spent = Spent.of(study)
+        spent = StudyTime.of(study)
         due = spent.total + spent.of_seed(study)
         if budget is not None and count > 1 and _seed(seed) not in spent.seconds and due > budget * 3600:
             say(f"seed {seed}: left out, since a seed takes {_time(spent.of_seed(study))} of the {budget:g} h")
@@ -280,7 +280,7 @@ def run_study(
     return found
 
 
-def fit(study: Study, spent: Spent, budget: float) -> Study:
+def fit(study: Study, spent: StudyTime, budget: float) -> Study:
     """Returns the part of a study's grid that a budget pays for: the first sizes, and the first seeds.
 
     Sizes are left out, the last first, until three seeds fit, without which there is no verdict; then as many seeds as
@@ -310,14 +310,14 @@ def fit(study: Study, spent: Spent, budget: float) -> Study:
     raise InputError(what, hint="give that, fewer arms, or a smaller first size")
 
 
-def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Outcome]:
+def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[TaskOutcome]:
     """Reads the scores of the cells and compares the arms: one family over all tasks, sizes and arms.
 
     Raises:
         RunError: A cell has no score of a task, or cells were asked different things.
     """
     from ..evals.spec import load_suite
-    from ..evals.stats.compare import Question, judge, seeded_difference
+    from ..evals.stats.compare import Hypothesis, judge, seeded_difference
 
     pipeline, made = grid(study, document, seeds)
     scoring = plan_score(made, pipeline, plan(made, pipeline))
@@ -325,11 +325,11 @@ def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Out
     suite = load_suite(scoring.suite, scoring.references).name
     scores = {cell: _scores(Path(study.output_dir) / cell.name, suite) for cell in cells(study, seeds)}
     tasks = study.outcomes or list(next(iter(scores.values())))
-    questions: dict[tuple[str, str, str], Question] = {}
+    questions: dict[tuple[str, str, str], Hypothesis] = {}
     kept: dict[tuple[str, str], tuple[Mapping[str, Sequence[float]], str, bool]] = {}
     for task in tasks:
         for size in study.sizes:
-            mine = {arm: [_one(scores, Cell(arm, size, seed), task) for seed in seeds] for arm in study.arms}
+            mine = {arm: [_one(scores, StudyCell(arm, size, seed), task) for seed in seeds] for arm in study.arms}
             asked = {score.task_hash for of_arm in mine.values() for score in of_arm}
             if len(asked) > 1:
                 raise RunError("cells were scored by different versions of the task", where=f"{task}, {size}")
@@ -343,10 +343,10 @@ def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Out
                     for name in (arm, study.reference)
                 )
                 difference = seeded_difference(one, other, clusters)
-                questions[task, size, arm] = Question(difference, metric.higher_is_better)
+                questions[task, size, arm] = Hypothesis(difference, metric.higher_is_better)
     answers = judge(questions)
     return [
-        Outcome(task, size, metric, figures, {arm: answers[task, size, arm] for arm in study.others}, by_items)
+        TaskOutcome(task, size, metric, figures, {arm: answers[task, size, arm] for arm in study.others}, by_items)
         for (task, size), (figures, metric, by_items) in kept.items()
     ]
 
@@ -361,7 +361,7 @@ def _scores(folder: Path, suite: str) -> dict[str, "Score"]:
     return {one.task: one for one in ScoreStore(folder).load() if one.model in models and one.suite == suite}
 
 
-def _one(scores: Mapping[Cell, Mapping[str, "Score"]], cell: Cell, task: str) -> "Score":
+def _one(scores: Mapping[StudyCell, Mapping[str, "Score"]], cell: StudyCell, task: str) -> "Score":
     if task not in scores[cell]:
         known = ", ".join(scores[cell]) or "none"
         raise RunError(f"has no score of the task '{task}'", where=cell.name, hint=f"tasks that were scored: {known}")
@@ -378,7 +378,7 @@ def _by_item(
     asked: set[tuple[tuple[str, ...], tuple[str, ...] | None]] = set()
     for arm, of_arm in scores.items():
         for seed, score in zip(seeds, of_arm, strict=True):
-            path = Path(study.output_dir) / Cell(arm, size, seed).name / score.samples_name
+            path = Path(study.output_dir) / StudyCell(arm, size, seed).name / score.samples_name
             items = read_items(path, score.metrics[0].name, score.metrics[0].value) if path.is_file() else None
             if items is None:
                 return None
@@ -421,7 +421,7 @@ def _seed(seed: int) -> str:
 
 def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool], say: Callable[[str], None]) -> bool:
     """Does a part and keeps what it took, at every line that it says: a kill -9 forgets one step at most."""
-    before, started = Spent.of(study), time.monotonic()
+    before, started = StudyTime.of(study), time.monotonic()
     known = before.seconds.get(part, 0.0)
 
     def keep(done: Sequence[str]) -> None:
@@ -447,7 +447,7 @@ def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool
 
 def _hours(study: Study) -> str:
     """Says how long the rest will take."""
-    spent = Spent.of(study)
+    spent = StudyTime.of(study)
     if not all(_size(size) in spent.done for size in study.sizes):
         return "how long it takes is known once a cell of each size has run, which come first"
     left = sum(_seed(seed) not in spent.done for seed in study.seeds)
@@ -459,7 +459,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def _report(study: Study, document: Document, seeds: Sequence[int], found: Sequence[Outcome]) -> ToolReport:
+def _report(study: Study, document: Document, seeds: Sequence[int], found: Sequence[TaskOutcome]) -> ToolReport:
     tables = [_table(study, outcome) for outcome in found]
     answers = [(one, arm, said) for one in found for arm, said in one.comparisons.items()]
     verdicts = [answer for answer in answers if answer[-1].verdict != "no verdict"]
@@ -485,7 +485,7 @@ def _report(study: Study, document: Document, seeds: Sequence[int], found: Seque
     return ToolReport(title, document.value, summary, tables, plots, charts=curves, printed=tables)
 
 
-def _curves(study: Study, found: Sequence[Outcome]) -> list[Chart]:
+def _curves(study: Study, found: Sequence[TaskOutcome]) -> list[Drawing]:
     """Draws each task's figure over the sizes, where their names are numbers: the mean, and from least to most seed."""
     from ..evals.report.svg import Point, Segment, Series, chart
 
@@ -493,7 +493,7 @@ def _curves(study: Study, found: Sequence[Outcome]) -> list[Chart]:
         at = {size: float(size) for size in study.sizes}
     except ValueError:
         return []
-    made: list[Chart] = []
+    made: list[Drawing] = []
     for task in dict.fromkeys(one.task for one in found):
         mine = sorted((one for one in found if one.task == task), key=lambda one: at[one.size])
         series = []
@@ -505,11 +505,11 @@ def _curves(study: Study, found: Sequence[Outcome]) -> list[Chart]:
         name = f"{task}: {mine[0].metric} over sizes, from the least to the most of the seeds"
         far = max(at.values())
         if svg := chart(series, [Segment(0.0, far, far, "")], name=name, x_label="size", log=False):
-            made.append(Chart(name, svg, list(study.arms)))
+            made.append(Drawing(name, svg, list(study.arms)))
     return made
 
 
-def _table(study: Study, outcome: Outcome) -> Table:
+def _table(study: Study, outcome: TaskOutcome) -> Table:
     """One task at one size: the arms, and what may be said of each beside the baseline."""
     import numpy as np
 

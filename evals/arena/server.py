@@ -34,7 +34,7 @@ _HEADERS = {
 }
 
 
-class Table(Protocol):
+class ArenaTable(Protocol):
     """What the server serves: each method returns what the page shows next."""
 
     def question(self) -> dict[str, Any]:
@@ -54,13 +54,13 @@ class Table(Protocol):
         ...
 
 
-class Server(ThreadingHTTPServer):
+class ArenaServer(ThreadingHTTPServer):
     """The server of one table, on a thread of its own from the start."""
 
     daemon_threads = True
     allow_reuse_port = False  # a second server on the port would take some of the requests
 
-    def __init__(self, table: Table, host: str, port: int, title: str):
+    def __init__(self, table: ArenaTable, host: str, port: int, title: str):
         self.table = table
         self.token = secrets.token_urlsafe(24)
         self.html, self.policy = page(title)
@@ -86,7 +86,7 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def open_server(table: Table, host: str = "127.0.0.1", port: int = 0, *, title: str = "") -> Iterator[Server]:
+def open_server(table: ArenaTable, host: str = "127.0.0.1", port: int = 0, *, title: str = "") -> Iterator[ArenaServer]:
     """Serves a table for the length of a ``with`` block.
 
     Raises:
@@ -97,7 +97,7 @@ def open_server(table: Table, host: str = "127.0.0.1", port: int = 0, *, title: 
         hint = "give 127.0.0.1; from another machine, use `ssh -L`"
         raise InputError("the arena listens on this machine alone", where=f"--host {host}", hint=hint)
     try:
-        server = Server(table, address, port, title)
+        server = ArenaServer(table, address, port, title)
     except (OSError, OverflowError) as error:
         hint = "give another port, or 0 for a free one"
         raise InputError(f"cannot listen: {error}", where=f"{host}:{port}", hint=hint) from error
@@ -116,7 +116,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: ArenaServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     timeout = _PATIENCE
 

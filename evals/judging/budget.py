@@ -12,7 +12,7 @@ from ..stats.bradley_terry import posterior
 from ..stats.classification import sigmoid
 from .backends import OpenJudge
 from .judgments import Judgment, battles
-from .plan import Plan
+from .plan import JudgingPlan
 from .questions import Pair, Question, orders_of, questions_of
 
 _PRECISION = 0.025  # of the prior on ratings: as much as a tenth of a battle with a model of the mean rating tells
@@ -29,11 +29,11 @@ class Spending:
 
     Args:
         plan: The entry, with what has been said.
-        judge: The judge; it makes no more than :attr:`Plan.budget` judgments, and begins no prompt that it could not
-            complete with them.
+        judge: The judge; it makes no more than :attr:`JudgingPlan.budget` judgments, and begins no prompt that it could
+            not complete with them.
     """
 
-    def __init__(self, plan: Plan, judge: OpenJudge):
+    def __init__(self, plan: JudgingPlan, judge: OpenJudge):
         self.plan, self.judge, self.budget = plan, judge, plan.budget or 0
         self.pairs = plan.pairs()
         self._by_names = {frozenset(pair.names): pair for pair in self.pairs}

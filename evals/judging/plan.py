@@ -17,7 +17,7 @@ from .judgments import NULL, Judgment, JudgmentStore
 from .questions import Pair, Question, questions_of
 
 if TYPE_CHECKING:
-    from ..generations import Prompts
+    from ..generations import PromptTask
 
 FINAL = ("judged", "unparsed", "refused", "truncated", "rejected")
 """Statuses of judgments that asking again would not change; what failed is tried again."""
@@ -25,7 +25,7 @@ NULL_TEXT = "Thank you for your question. I hope that this helps."
 
 
 @dataclass
-class Plan:
+class JudgingPlan:
     """An entry, its judges, and the answers that they are to judge.
 
     Attributes:
@@ -41,7 +41,7 @@ class Plan:
     """
 
     entry: JudgingSpec
-    job: "Prompts"
+    job: "PromptTask"
     judges: tuple[OpenJudge, ...]
     sets: tuple[AnswerSet, ...]
     baseline: AnswerSet | None
@@ -190,7 +190,7 @@ class Plan:
         return key in written
 
 
-def open_plan(entry: JudgingSpec, job: "Prompts", folders: Sequence[Path], device: str | None = None) -> Plan:
+def open_plan(entry: JudgingSpec, job: "PromptTask", folders: Sequence[Path], device: str | None = None) -> JudgingPlan:
     """Finds an entry's answers and opens its judges; nothing is asked.
 
     Args:
@@ -221,7 +221,7 @@ def open_plan(entry: JudgingSpec, job: "Prompts", folders: Sequence[Path], devic
     sets, problems = _impartial(entry, judges, sets, baseline)
     # The null answer's judgments lie beside the baseline's, if it is a run's.
     pair = Pair(null, baseline, baseline.folder or home_of(sets[0])) if baseline and null else None
-    plan = Plan(entry, job, judges, tuple(sets), baseline, pair, notes, tuple(problems))
+    plan = JudgingPlan(entry, job, judges, tuple(sets), baseline, pair, notes, tuple(problems))
     plan.load()
     return plan
 

@@ -11,7 +11,7 @@ from ...data_tools.ask import ask
 from ...data_tools.errors import BusyError
 from ...data_tools.files import locked, write_atomic
 from ..answers import AnswerSet
-from ..generations import Prompts, define
+from ..generations import PromptTask, define
 from ..records import LOCKS, Score, ScoreStore, now
 from ..spec import SuiteSpec
 from ..stats.intervals import spelt
@@ -19,7 +19,7 @@ from .backends import OpenJudge
 from .budget import Spending
 from .judgments import Judgment, JudgmentStore, about
 from .parse import Verdict
-from .plan import Plan, home_of, open_plan
+from .plan import JudgingPlan, home_of, open_plan
 from .questions import Question, questions_of
 from .scores import figures, record_of
 
@@ -60,7 +60,7 @@ def judge(
     folders: Sequence[Path],
     suite: SuiteSpec,
     *,
-    prompts: Sequence[Prompts] | None = None,
+    prompts: Sequence[PromptTask] | None = None,
     device: str | None = None,
     progress: Progress = lambda line: None,
 ) -> JudgeReport:
@@ -132,10 +132,10 @@ def pending_judgments(folders: Sequence[Path], suite: SuiteSpec) -> int:
 def _plans(
     folders: Sequence[Path],
     suite: SuiteSpec,
-    prompts: Sequence[Prompts] | None,
+    prompts: Sequence[PromptTask] | None,
     device: str | None,
     report: JudgeReport,
-) -> list[Plan]:
+) -> list[JudgingPlan]:
     """Opens every entry; one without answers becomes a problem."""
     judged = {entry.prompts for entry in suite.judges}
     jobs = {job.spec.title: job for job in prompts or ()}
@@ -153,7 +153,7 @@ def _plans(
     return plans
 
 
-def _left(plan: Plan, judge: OpenJudge) -> int:
+def _left(plan: JudgingPlan, judge: OpenJudge) -> int:
     """Returns how many judgments a judge still has to make."""
     version = judge.known_version()
     if plan.budget is not None and version is None:
@@ -163,7 +163,7 @@ def _left(plan: Plan, judge: OpenJudge) -> int:
 
 
 @contextlib.contextmanager
-def _alone(plan: Plan, progress: Progress) -> Iterator[None]:
+def _alone(plan: JudgingPlan, progress: Progress) -> Iterator[None]:
     """Holds a lock in every run folder that an entry writes to, always in the same order.
 
     It is one lock for all entries: two of them, or two suites, may ask the same judge the same.
@@ -179,7 +179,7 @@ def _alone(plan: Plan, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _ask_all(plan: Plan, report: JudgeReport, progress: Progress) -> None:
+def _ask_all(plan: JudgingPlan, report: JudgeReport, progress: Progress) -> None:
     """Asks every judge of an entry what is missing; of a budget's judgments a batch at a time."""
     lost: Counter[str] = Counter()
     for one in plan.judges:
@@ -196,7 +196,7 @@ def _ask_all(plan: Plan, report: JudgeReport, progress: Progress) -> None:
 
 
 def _ask(
-    plan: Plan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Progress
+    plan: JudgingPlan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Progress
 ) -> Counter[str]:
     """Asks questions and keeps every judgment as it comes; returns how many gave none, by reason."""
     if not questions:
@@ -220,7 +220,12 @@ class _Log:
     """
 
     def __init__(
-        self, plan: Plan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Progress
+        self,
+        plan: JudgingPlan,
+        judge: OpenJudge,
+        questions: Sequence[Question],
+        report: JudgeReport,
+        progress: Progress,
     ):
         self._plan, self._judge, self._report, self._progress = plan, judge, report, progress
         self._questions = {question.key: question for question in questions}
@@ -271,7 +276,7 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
     )
 
 
-def _score(plan: Plan, candidate: AnswerSet, report: JudgeReport, progress: Progress) -> None:
+def _score(plan: JudgingPlan, candidate: AnswerSet, report: JudgeReport, progress: Progress) -> None:
     """Writes a candidate's figures, if they are whole and not there yet: the samples, then the line that counts."""
     pairs = [pair for pair in plan.pairs() if candidate.model_hash in pair.names]
     asked = [question.key for one in plan.judges for p in pairs for question in questions_of(one.spec, p, one.version)]

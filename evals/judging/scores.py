@@ -12,14 +12,14 @@ from ..sequences import grouped
 from ..stats.intervals import Estimate, mean_estimate
 from ..stats.win_rates import Battle, bounds, counts, win_rate
 from .judgments import Judgment, battles
-from .plan import Plan
+from .plan import JudgingPlan
 
 KIND = "judged"
 """The value of ``Score.detail["kind"]`` that marks the score of a judge's entry."""
 _Found = tuple[Metric, dict[str, Any], dict[str, Any]]  # the figure, the table of samples, details
 
 
-def figures(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> Result | None:
+def figures(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> Result | None:
     """Returns the figures of a candidate; None if no judgment gave a verdict.
 
     Args:
@@ -35,7 +35,7 @@ def figures(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> 
     return Result((metric,), parquet(table), None, notes, _detail(plan, candidate, judgments) | more)
 
 
-def record_of(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment], result: Result) -> Score:
+def record_of(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgment], result: Result) -> Score:
     """Returns a candidate's line: of the answers' own but for what the judges decide."""
     return replace(
         plan.answered(candidate),
@@ -52,7 +52,7 @@ def record_of(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment], r
     )
 
 
-def _compared(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> _Found | None:
+def _compared(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> _Found | None:
     fought = [_seen_from(candidate.model_hash, battle) for battle in battles(judgments)]
     joint = _joint(fought, plan.judges[0].settings.vote) if len(plan.judges) > 1 else fought
     preferences = [(battle.prompt_key, battle.preference) for battle in joint if battle.preference is not None]
@@ -110,7 +110,7 @@ def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:
     return joined
 
 
-def _rated(plan: Plan, judgments: Sequence[Judgment]) -> _Found | None:
+def _rated(plan: JudgingPlan, judgments: Sequence[Judgment]) -> _Found | None:
     rows = []
     for (prompt, sample), group in sorted(grouped(judgments, lambda said: (said.prompt_key, said.sample)).items()):
         given = [judgment.rating for judgment in group if judgment.rating is not None]
@@ -141,7 +141,7 @@ def _metric(name: str, estimate: Estimate) -> Metric:
     return Metric(name, estimate.value, estimate.stderr, estimate.n, True, estimate.low, estimate.high)
 
 
-def _detail(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> dict[str, Any]:
+def _detail(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> dict[str, Any]:
     opponents = plan.opponents(candidate)
     costs = [judgment.cost for judgment in judgments if judgment.cost is not None]
     return {
@@ -162,7 +162,7 @@ def _detail(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> 
     }
 
 
-def _notes(plan: Plan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> list[str]:
+def _notes(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> list[str]:
     notes = []
     if any(judge.settings.backend == "rules" for judge in plan.judges):
         notes.append("judged by rules, not by a judge")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..sequences import shared_start
-from .portrait import Answer, Portrait, Scored, as_json
+from .portrait import GreedyAnswer, Portrait, ScoredSequence, as_json
 
 Status = Literal["same", "close", "differs", "not compared"]
 """``close`` is within the stated tolerance."""
@@ -30,7 +30,7 @@ _OUTER = ("chat template", "BOS of each request", "added tokens", "tokenisation"
 
 
 @dataclass(frozen=True)
-class Check:
+class ParityCheck:
     """One thing that was compared.
 
     Attributes:
@@ -67,7 +67,7 @@ class FirstDifference:
     cause: str | None = None
 
 
-def compare_tokens(one: Portrait, other: Portrait) -> list[Check]:
+def compare_tokens(one: Portrait, other: Portrait) -> list[ParityCheck]:
     """Compares all that is said without the weights: template, tokens, configuration.
 
     Args:
@@ -85,19 +85,19 @@ def compare_tokens(one: Portrait, other: Portrait) -> list[Check]:
     ]
 
 
-def _template(one: Portrait, other: Portrait) -> Check:
+def _template(one: Portrait, other: Portrait) -> ParityCheck:
     name, cause = "chat template", "another chat template"
     if one.template_source == other.template_source and one.rendered == other.rendered:
-        return Check(name, "same", "none" if one.template is None else f"fingerprint {one.template}")
+        return ParityCheck(name, "same", "none" if one.template is None else f"fingerprint {one.template}")
     if one.template_source is None or other.template_source is None:
         lacking = one.name if one.template_source is None else other.name
-        return Check(name, "differs", f"{lacking} has none", cause="no chat template")
+        return ParityCheck(name, "differs", f"{lacking} has none", cause="no chat template")
     parted = [probe for probe, text in one.rendered.items() if other.rendered.get(probe) != text]
     if not parted:
-        return Check(name, "same", f"another text, rendered alike on {len(one.rendered)} probes")
+        return ParityCheck(name, "same", f"another text, rendered alike on {len(one.rendered)} probes")
     texts = (one.rendered[parted[0]], other.rendered.get(parted[0]))
     where = f"{len(parted)} of {len(one.rendered)} probes render differently, first '{parted[0]}': "
-    return Check(name, "differs", where + _parting(*texts), cause=cause)
+    return ParityCheck(name, "differs", where + _parting(*texts), cause=cause)
 
 
 def _parting(one: str | None, other: str | None) -> str:
@@ -108,7 +108,7 @@ def _parting(one: str | None, other: str | None) -> str:
     return f"{one[at : at + 40]!r} is {other[at : at + 40]!r} from character {at} on"
 
 
-def _special(one: Portrait, other: Portrait) -> Check:
+def _special(one: Portrait, other: Portrait) -> ParityCheck:
     wrong = [
         f"{kind} is {_token(one.special[kind])}, not {_token(other.special[kind])}"
         for kind in one.special
@@ -116,27 +116,29 @@ def _special(one: Portrait, other: Portrait) -> Check:
     ]
     if not wrong:
         said = ", ".join(f"{kind} {_token(value)}" for kind, value in one.special.items())
-        return Check("special tokens", "same", said)
+        return ParityCheck("special tokens", "same", said)
     kinds = [kind for kind in one.special if one.special[kind] != other.special[kind]]
-    return Check("special tokens", "differs", "; ".join(wrong), cause=f"another {' and '.join(kinds).upper()} token")
+    return ParityCheck(
+        "special tokens", "differs", "; ".join(wrong), cause=f"another {' and '.join(kinds).upper()} token"
+    )
 
 
 def _token(value: tuple[str, int] | None) -> str:
     return "none" if value is None else f"{value[0]} ({value[1]})"
 
 
-def compare_stops(one: Any, other: Any, name: str = "stop tokens") -> Check:
+def compare_stops(one: Any, other: Any, name: str = "stop tokens") -> ParityCheck:
     """Compares the texts that end an answer."""
     ours, theirs = sorted(set(one)), sorted(set(other))
     if ours == theirs:
-        return Check(name, "same", ", ".join(ours) or "none")
+        return ParityCheck(name, "same", ", ".join(ours) or "none")
     missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
     parts = [f"does not stop at {', '.join(missing)}"] if missing else []
     parts += [f"stops at {', '.join(extra)} too"] if extra else []
-    return Check(name, "differs", "; ".join(parts), cause="other stop tokens")
+    return ParityCheck(name, "differs", "; ".join(parts), cause="other stop tokens")
 
 
-def _bos(one: Portrait, other: Portrait) -> Check:
+def _bos(one: Portrait, other: Portrait) -> ParityCheck:
     """Each request begins with the same number of BOS tokens on both sides, at most one."""
     name, counts = "BOS of each request", []
     for request, ids in one.requests.items():
@@ -145,11 +147,11 @@ def _bos(one: Portrait, other: Portrait) -> Check:
         if pair[0] != pair[1]:
             what = f"{request}: {pair[0]} on one side, {'no request' if pair[1] is None else pair[1]} on the other"
             cause = "missing BOS" if (pair[1] or 0) < pair[0] else "an extra BOS"
-            return Check(name, "differs", what, cause=cause)
+            return ParityCheck(name, "differs", what, cause=cause)
         if pair[0] > 1:
-            return Check(name, "differs", f"{request}: {pair[0]} on both sides", cause="more than one BOS")
+            return ParityCheck(name, "differs", f"{request}: {pair[0]} on both sides", cause="more than one BOS")
         counts.append(f"{request}: {pair[0]}")
-    return Check(name, "same", ", ".join(counts))
+    return ParityCheck(name, "same", ", ".join(counts))
 
 
 def _leading(ids: Sequence[int], portrait: Portrait) -> int:
@@ -160,10 +162,10 @@ def _leading(ids: Sequence[int], portrait: Portrait) -> int:
     return next((at for at, token in enumerate(ids) if token != bos[1]), len(ids))
 
 
-def _added(one: Portrait, other: Portrait) -> Check:
+def _added(one: Portrait, other: Portrait) -> ParityCheck:
     name = "added tokens"
     if one.added == other.added:
-        return Check(name, "same", f"{len(one.added)}")
+        return ParityCheck(name, "same", f"{len(one.added)}")
     lost = [f"{text} ({number})" for number, text in one.added.items() if text not in other.added.values()]
     moved = [
         text for number, text in one.added.items() if text in other.added.values() and other.added.get(number) != text
@@ -172,22 +174,22 @@ def _added(one: Portrait, other: Portrait) -> Check:
     parts = [f"lacks {', '.join(lost[:5])}"] if lost else []
     parts += [f"has {', '.join(moved[:5])} under other ids"] if moved else []
     parts += [f"has {', '.join(new[:5])} besides"] if new else []
-    return Check(name, "differs", "; ".join(parts), cause="a lost added token" if lost else "other added tokens")
+    return ParityCheck(name, "differs", "; ".join(parts), cause="a lost added token" if lost else "other added tokens")
 
 
-def _tokenisation(one: Portrait, other: Portrait) -> Check:
+def _tokenisation(one: Portrait, other: Portrait) -> ParityCheck:
     name = "tokenisation"
     parted = [text for text, ids in one.tokens.items() if other.tokens.get(text) != ids]
     if not parted:
-        return Check(name, "same", f"{len(one.tokens)} hard strings")
+        return ParityCheck(name, "same", f"{len(one.tokens)} hard strings")
     ours, theirs = one.tokens[parted[0]], other.tokens[parted[0]]
     at = shared_start(ours, theirs)
     what = f"{len(parted)} of {len(one.tokens)} hard strings, first {parted[0][:40]!r}: from token {at} on "
     what += f"{list(ours[at : at + 4])} is {list(theirs[at : at + 4])}"
-    return Check(name, "differs", what, cause="another tokenisation")
+    return ParityCheck(name, "differs", what, cause="another tokenisation")
 
 
-def _config(one: Portrait, other: Portrait) -> list[Check]:
+def _config(one: Portrait, other: Portrait) -> list[ParityCheck]:
     """Compares rotary embeddings apart from the rest; fields that one side alone has are its own bookkeeping."""
     rope = [name for name in one.config if "rope" in name or "rotary" in name]
     shared = [name for name in one.config if name in other.config and name not in rope]
@@ -196,20 +198,22 @@ def _config(one: Portrait, other: Portrait) -> list[Check]:
         _fields("configuration", one.config, other.config, shared, "another configuration"),
     ]
     if one.quantized == other.quantized:
-        checks.append(Check("quantisation", "same", one.quantized or "none"))
+        checks.append(ParityCheck("quantisation", "same", one.quantized or "none"))
     else:
         what = f"{one.quantized or 'none'} is {other.quantized or 'none'}"
-        checks.append(Check("quantisation", "differs", what, cause="quantised weights"))
+        checks.append(ParityCheck("quantisation", "differs", what, cause="quantised weights"))
     return checks
 
 
-def _fields(name: str, one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str], cause: str) -> Check:
+def _fields(
+    name: str, one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str], cause: str
+) -> ParityCheck:
     parted = [key for key in keys if not _alike(one.get(key), other.get(key))]
     if not parted:
         shown = as_json({key: one.get(key) for key in keys}) if len(keys) < 3 else f"{len(keys)} fields"
-        return Check(name, "same", shown)
+        return ParityCheck(name, "same", shown)
     what = "; ".join(f"{key}: {as_json(one.get(key))} is {as_json(other.get(key))}" for key in parted[:4])
-    return Check(name, "differs", what, cause=cause)
+    return ParityCheck(name, "differs", what, cause=cause)
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -222,8 +226,8 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def compare_behaviour(
-    one: Portrait, other: Portrait, kind: str, found: Sequence[Check], decode: Any
-) -> tuple[list[Check], FirstDifference | None]:
+    one: Portrait, other: Portrait, kind: str, found: Sequence[ParityCheck], decode: Any
+) -> tuple[list[ParityCheck], FirstDifference | None]:
     """Compares log-probabilities and greedy answers.
 
     Args:
@@ -246,8 +250,13 @@ def compare_behaviour(
 
 
 def compare_logs(
-    ours: Sequence[Scored], theirs: Sequence[Scored], most: float, mean: float, cause: str | None, decode: Any
-) -> tuple[Check | None, FirstDifference | None]:
+    ours: Sequence[ScoredSequence],
+    theirs: Sequence[ScoredSequence],
+    most: float,
+    mean: float,
+    cause: str | None,
+    decode: Any,
+) -> tuple[ParityCheck | None, FirstDifference | None]:
     """Compares the log-probabilities of the tokens that both have scored; see :func:`compare_behaviour`."""
     import numpy as np
 
@@ -259,7 +268,7 @@ def compare_logs(
     largest, average = float(different.max()), float(different.mean())
     what = f"{len(different)} tokens, mean {average:.2g}; tolerance {most:g}, mean {mean:g}"
     if np.isfinite(largest) and largest <= most and average <= mean:
-        return Check(name, "same" if largest == 0 else "close", what, largest), None
+        return ParityCheck(name, "same" if largest == 0 else "close", what, largest), None
     bound = most if largest > most or not np.isfinite(largest) else mean
     for a, b in pairs:
         gap = np.abs(a.logs[: len(b.logs)] - b.logs[: len(a.logs)])
@@ -270,7 +279,7 @@ def compare_logs(
             if len(a.margins):  # not a classifier's outputs
                 token, margins = decode(a.ids[at + 1]), (_known(a.margins[at]), _known(b.margins[at]))
             first = FirstDifference(a.name, at + 1, (token, token), margins, cause)
-            return Check(name, "differs", what, largest), first
+            return ParityCheck(name, "differs", what, largest), first
     raise AssertionError("a difference over the tolerance lies somewhere")
 
 
@@ -280,8 +289,12 @@ def _known(margin: float) -> float | None:
 
 
 def compare_answers(
-    ours: Sequence[Answer], theirs: Sequence[Answer], most: float, causes: tuple[str | None, str | None], decode: Any
-) -> tuple[Check | None, FirstDifference | None]:
+    ours: Sequence[GreedyAnswer],
+    theirs: Sequence[GreedyAnswer],
+    most: float,
+    causes: tuple[str | None, str | None],
+    decode: Any,
+) -> tuple[ParityCheck | None, FirstDifference | None]:
     """Compares greedy answers; where both sides' likeliest tokens are as good as tied, either may win.
 
     Args:
@@ -312,14 +325,14 @@ def compare_answers(
         first = first or FirstDifference(where, at, tokens, margins, causes[1] or causes[0])
     alike = f"{len(ours)} answers" + (f", {ties} parted where two tokens are as good as tied" if ties else "")
     if first is None:
-        return Check(name, "close" if ties else "same", alike), None
+        return ParityCheck(name, "close" if ties else "same", alike), None
     what = (
         f"{prompts} of {len(ours)} prompts differ" if prompts else f"parted in {first.where} at token {first.position}"
     )
-    return Check(name, "differs", what), first
+    return ParityCheck(name, "differs", what), first
 
 
-def _parted_prompt(a: Answer, b: Answer, decode: Any) -> tuple[int, tuple[str, str]]:
+def _parted_prompt(a: GreedyAnswer, b: GreedyAnswer, decode: Any) -> tuple[int, tuple[str, str]]:
     """Returns where two prompts part, and the tokens there; of a prompt that is only counted, its length."""
     if a.prompt is None or b.prompt is None:
         shorter = min(a.length or 0, b.length or 0)
@@ -328,7 +341,7 @@ def _parted_prompt(a: Answer, b: Answer, decode: Any) -> tuple[int, tuple[str, s
     return at, (_decoded(a.prompt, at, decode), _decoded(b.prompt, at, decode))
 
 
-def _parted_answer(a: Answer, b: Answer, decode: Any) -> tuple[int, tuple[str, str]]:
+def _parted_answer(a: GreedyAnswer, b: GreedyAnswer, decode: Any) -> tuple[int, tuple[str, str]]:
     """Returns the first token at which two answers part; of a text without tokens, that of the other side."""
     if a.ids is not None and b.ids is not None:
         at = shared_start(a.ids, b.ids)

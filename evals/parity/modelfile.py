@@ -10,7 +10,7 @@ from ...chat_templates.errors import InputError, TemplateError, first_line
 from ...chat_templates.ollama import compare_prompts
 from ...chat_templates.templates import from_tokenizer
 from ..models import gguf_reader
-from .compare import Check, compare_stops
+from .compare import ParityCheck, compare_stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +119,9 @@ def _unquoted(value: str) -> str:
     return value
 
 
-def compare_modelfile(modelfile: Modelfile, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> list[Check]:
+def compare_modelfile(
+    modelfile: Modelfile, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]
+) -> list[ParityCheck]:
     """Compares a Modelfile with the model: what it makes of conversations, and what ends an answer.
 
     Args:
@@ -129,28 +131,28 @@ def compare_modelfile(modelfile: Modelfile, tokenizer: "PreTrainedTokenizerBase"
     """
     end = compare_stops(stops, modelfile.stops, "stops of the Modelfile")
     if end.status == "differs":
-        end = Check(end.name, "differs", end.detail, cause="a wrong stop token in the Modelfile")
+        end = ParityCheck(end.name, "differs", end.detail, cause="a wrong stop token in the Modelfile")
     return [_prompts(modelfile, tokenizer), end]
 
 
-def _prompts(modelfile: Modelfile, tokenizer: "PreTrainedTokenizerBase") -> Check:
+def _prompts(modelfile: Modelfile, tokenizer: "PreTrainedTokenizerBase") -> ParityCheck:
     name, cause = "TEMPLATE of the Modelfile", "another TEMPLATE in the Modelfile"
     if not tokenizer.chat_template:
-        return Check(name, "not compared", "the model has no chat template")
+        return ParityCheck(name, "not compared", "the model has no chat template")
     if modelfile.template is None:
-        return Check(name, "differs", "there is none", cause=cause)
+        return ParityCheck(name, "differs", "there is none", cause=cause)
     bos = str(tokenizer.bos_token) if adds_bos(modelfile.weights) else None
     try:
         own = from_tokenizer(tokenizer)
         found = compare_prompts(modelfile.template, own, tokenizer, bos, modelfile.system)
     except TemplateError as error:
-        return Check(name, "differs", error.what, cause="BOS that Ollama adds")
+        return ParityCheck(name, "differs", error.what, cause="BOS that Ollama adds")
     wrong = [difference for difference in found if difference.required]
     if wrong:
-        return Check(name, "differs", f"{len(wrong)} probes, first {wrong[0].detail}", cause=cause)
+        return ParityCheck(name, "differs", f"{len(wrong)} probes, first {wrong[0].detail}", cause=cause)
     if found:
-        return Check(name, "close", f"but for {'; '.join(difference.probe for difference in found)}")
-    return Check(name, "same", "rendered alike on all probes")
+        return ParityCheck(name, "close", f"but for {'; '.join(difference.probe for difference in found)}")
+    return ParityCheck(name, "same", "rendered alike on all probes")
 
 
 def adds_bos(weights: Path) -> bool:

@@ -51,7 +51,7 @@ QUESTIONS: tuple[tuple[dict[str, str], ...], ...] = (
         {"role": "user", "content": "And which of them is the colour of the sky?"},
     ),
     (
-        {"role": "system", "content": "Answer in one short sentence."},
+        {"role": "system", "content": "GreedyAnswer in one short sentence."},
         {"role": "user", "content": "Why do cats sleep so much?"},
     ),
 )
@@ -93,7 +93,7 @@ _DROPOUTS = ("dropout", "pdrop", "layerdrop", "router_jitter_noise", "aux_loss_c
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSequence:
     """A sequence of tokens under a model.
 
     Attributes:
@@ -113,7 +113,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """What a model answers greedily.
 
     Attributes:
@@ -164,8 +164,8 @@ class Portrait:
     requests: dict[str, tuple[int, ...]]
     config: dict[str, Any]
     quantized: str | None
-    scored: tuple[Scored, ...] = ()
-    answers: tuple[Answer, ...] = ()
+    scored: tuple[ScoredSequence, ...] = ()
+    answers: tuple[GreedyAnswer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def _quantization(config: Mapping[str, Any]) -> str:
     return f"{method} {config['bnb_4bit_quant_type']}" if config.get("load_in_4bit") else method
 
 
-def score(loaded: LoadedModel, rows: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[Scored, ...]:
+def score(loaded: LoadedModel, rows: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[ScoredSequence, ...]:
     """Scores every token of some sequences; tokens that the model has no embedding for end a sequence."""
     import numpy as np
     import torch
@@ -360,12 +360,12 @@ def score(loaded: LoadedModel, rows: Sequence[tuple[str, tuple[int, ...]]]) -> t
     first = None if loaded.outputs is not None else [0] * len(ids)
     found = run(loaded.model, ids, 4, read, first=first)
     return tuple(
-        Scored(name, tuple(row), logs, margins, best)
+        ScoredSequence(name, tuple(row), logs, margins, best)
         for (name, _), row, (logs, margins, best) in zip(rows, ids, found, strict=True)
     )
 
 
-def answer(loaded: LoadedModel, encoder: TextEncoder, material: Material) -> tuple[Answer, ...]:
+def answer(loaded: LoadedModel, encoder: TextEncoder, material: Material) -> tuple[GreedyAnswer, ...]:
     """Answers the questions greedily, under the template where there is one, and measures each token's lead."""
     model, tokenizer = loaded.model, loaded.tokenizer
     if encoder.template is None:
@@ -377,14 +377,14 @@ def answer(loaded: LoadedModel, encoder: TextEncoder, material: Material) -> tup
     answers = []
     for prompt in prompts:
         if not prompt:
-            answers.append(Answer((), (), "", 0))
+            answers.append(GreedyAnswer((), (), "", 0))
             continue
         (ids, ended), *_ = draw(model, tokenizer, [prompt], sampling, [0])
         (scored,) = score(loaded, [("", tuple(prompt + ids))])
         text: Any = tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True)
         begin = len(prompt) - 1
         answers.append(
-            Answer(
+            GreedyAnswer(
                 tuple(prompt),
                 tuple(ids),
                 text,

@@ -7,7 +7,7 @@ from typing import Any
 from ...chat_templates.errors import PosttrainError
 from ...data_tools.files import hash_file, read_object, write_json
 from ..checkpoints import model_hash
-from .compare import Check, FirstDifference
+from .compare import FirstDifference, ParityCheck
 
 PARITY = "parity.json"
 
@@ -28,7 +28,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ParityReport:
     """Two forms of one model, compared.
 
     Attributes:
@@ -45,7 +45,7 @@ class Comparison:
 
     one: Form
     other: Form
-    checks: tuple[Check, ...]
+    checks: tuple[ParityCheck, ...]
     first: FirstDifference | None
     tolerance: str
     notes: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Comparison:
         """Returns what was compared, in words."""
         return f"{self.one.name} against {self.other.name}"
 
-    def check(self, name: str) -> Check | None:
+    def check(self, name: str) -> ParityCheck | None:
         """Returns the check of a name."""
         return next((check for check in self.checks if check.name == name), None)
 
@@ -74,23 +74,23 @@ class Comparison:
         return found and found.largest
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> None:
+def write_comparison(folder: Path, comparison: ParityReport) -> None:
     """Adds a comparison to a folder's record, in the place of an older one of the same two forms."""
     kept = [item for item in _items(folder) if _key(item) != _key(asdict(comparison))]
     line = {name: value for name, value in asdict(comparison).items() if name != "stale"}
     write_json(folder / PARITY, {"schema": 1, "comparisons": [*kept, {**line, "passed": comparison.passed}]})
 
 
-def read_comparisons(folder: Path) -> list[Comparison]:
+def read_comparisons(folder: Path) -> list[ParityReport]:
     """Reads what was compared in a run folder; what cannot be read is left out, and what has changed since is stale."""
     found = []
     for item in _items(folder):
         try:
-            checks = tuple(Check(**check) for check in item["checks"])
+            checks = tuple(ParityCheck(**check) for check in item["checks"])
             first = FirstDifference(**item["first"]) if item["first"] else None
             fields = {name: item[name] for name in ("tolerance", "created", "versions")}
             one, other = Form(**item["one"]), Form(**item["other"])
-            made = Comparison(one, other, checks, first, notes=tuple(item["notes"]), **fields)
+            made = ParityReport(one, other, checks, first, notes=tuple(item["notes"]), **fields)
         except (KeyError, TypeError):
             continue
         stale = any(form.hash is not None and hash_of(folder / form.place) != form.hash for form in (one, other))

@@ -13,10 +13,10 @@ from ..checkpoints import base_of, list_checkpoints, weights_hash
 from ..models import ADAPTER, LoadedModel, gguf_types, load_gguf, load_model
 from ..records import now
 from ..runs import is_run, locate, read_record, run_of
-from .compare import TOLERANCES, Check, FirstDifference, compare_behaviour, compare_logs, compare_tokens
+from .compare import TOLERANCES, FirstDifference, ParityCheck, compare_behaviour, compare_logs, compare_tokens
 from .modelfile import compare_modelfile, read_modelfile
 from .portrait import Material, Portrait, gather, portray, score
-from .record import Comparison, Form, hash_of, read_comparisons, write_comparison
+from .record import Form, ParityReport, hash_of, read_comparisons, write_comparison
 from .stock import STOCK, STOCK_FORM, load_stock, portray_stock
 from .weights import compare_weights, merge, stored, type_of
 
@@ -122,7 +122,7 @@ def require_base(record: Mapping[str, Any], where: str, hint: str) -> None:
             raise InputError(what, where=where, hint=hint)
 
 
-def check_run(model: str, against: str | None = None) -> Comparison:
+def check_run(model: str, against: str | None = None) -> ParityReport:
     """Compares the forms of a run's model, and keeps the result beside the run.
 
     Raises:
@@ -131,7 +131,7 @@ def check_run(model: str, against: str | None = None) -> Comparison:
     return compare_sides(find_sides(model, against))
 
 
-def check_merge(run_dir: Path, live: LoadedModel | None = None) -> Comparison:
+def check_merge(run_dir: Path, live: LoadedModel | None = None) -> ParityReport:
     """Compares a run's adapter with the model that it was just merged into, on a few texts.
 
     Args:
@@ -144,13 +144,13 @@ def check_merge(run_dir: Path, live: LoadedModel | None = None) -> Comparison:
     return compare_sides(find_sides(str(run_dir), None), quick=True, live=live)
 
 
-def stock_comparison(run_dir: Path) -> Comparison | None:
+def stock_comparison(run_dir: Path) -> ParityReport | None:
     """Returns what came of comparing a run's model with what stock transformers makes of it; None if it has changed."""
     kept = (one for one in read_comparisons(run_dir) if one.other.name == STOCK_FORM and one.other.place == ".")
     return next((one for one in kept if not one.stale), None)
 
 
-def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None = None) -> Comparison:
+def compare_sides(sides: Sides, *, quick: bool = False, live: LoadedModel | None = None) -> ParityReport:
     """Compares two forms of a model on this machine, one after the other, in float32 unless they are large.
 
     Args:
@@ -211,14 +211,14 @@ def keep(
     store: Path | None,
     one: Form,
     other: Form,
-    checks: list[Check],
+    checks: list[ParityCheck],
     first: FirstDifference | None,
     kind: str,
     notes: tuple[str, ...],
-) -> Comparison:
+) -> ParityReport:
     """Makes a comparison of what was found, and writes it into a folder's record if there is one."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    made = Comparison(one, other, tuple(checks), first, kind, notes, now(), versions)
+    made = ParityReport(one, other, tuple(checks), first, kind, notes, now(), versions)
     if store is not None:
         write_comparison(store, made)
     return made
@@ -241,20 +241,20 @@ def _rows_of_base(adapter: Path) -> int | None:
     return read_object(base.folder / "config.json").get("vocab_size") if base and base.folder else None
 
 
-def _trained_template(trained: str, template: str | None) -> Check:
+def _trained_template(trained: str, template: str | None) -> ParityCheck:
     """Compares a model's chat template with the one that its run records to have trained it."""
     name = "chat template of the training"
     if trained == template:
-        return Check(name, "same", f"fingerprint {trained}")
-    return Check(name, "differs", f"{trained} is {template or 'none'}", cause="another chat template")
+        return ParityCheck(name, "same", f"fingerprint {trained}")
+    return ParityCheck(name, "differs", f"{trained} is {template or 'none'}", cause="another chat template")
 
 
-def _gguf_weights(sides: Sides, second: LoadedModel) -> tuple[Check | None, str]:
+def _gguf_weights(sides: Sides, second: LoadedModel) -> tuple[ParityCheck | None, str]:
     """Compares a GGUF file's weights with those of the folder that it was made of, and returns the file's type."""
     types = gguf_types(sides.other)
     coarse = sorted(types - {"F32", "F16", "BF16"})
     if coarse:
-        return Check("weights", "not compared", f"quantised to {', '.join(coarse)}"), "quantized"
+        return ParityCheck("weights", "not compared", f"quantised to {', '.join(coarse)}"), "quantized"
     own = type_of(sides.one)
     names = [name for name, short in (("bfloat16", "BF16"), ("float16", "F16")) if short in types]
     kind = names[0] if names else "float32"
@@ -264,7 +264,7 @@ def _gguf_weights(sides: Sides, second: LoadedModel) -> tuple[Check | None, str]
     return compare_weights(expected, lambda: stored(sides.one), rounded_to=None if kind == "float32" else kind), kind
 
 
-def _trainer(live: LoadedModel, theirs: Portrait, material: Material, kind: str, decode: Any) -> Check:
+def _trainer(live: LoadedModel, theirs: Portrait, material: Material, kind: str, decode: Any) -> ParityCheck:
     """Compares what the trainer's own model says with the second form."""
     import torch
 
@@ -283,8 +283,8 @@ def _trainer(live: LoadedModel, theirs: Portrait, material: Material, kind: str,
     assert found is not None, "both have scored the same rows"
     if quantized:
         detail = f"trained on quantised weights, merged into whole ones: {found.detail.partition(';')[0]}"
-        return Check(name, "not compared", detail, found.largest)
+        return ParityCheck(name, "not compared", detail, found.largest)
     if found.status == "differs" and coarse != "float32" and coarse != "exact":
         detail = f"too coarse to tell, computed in {coarse}: {found.detail}"
-        return Check(name, "not compared", detail, found.largest)
+        return ParityCheck(name, "not compared", detail, found.largest)
     return replace(found, name=name)

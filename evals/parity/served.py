@@ -20,9 +20,9 @@ from ...data_tools.endpoint import REJECTED, EndpointSpec, Reply, Request, one_l
 from ...data_tools.endpoint_client import Endpoint
 from ...data_tools.errors import RowError
 from ..models import LoadedModel, load_model
-from .compare import TOLERANCES, Check, FirstDifference, compare_answers, compare_logs
-from .portrait import Answer, Material, Portrait, Scored, gather, portray
-from .record import Comparison, Form
+from .compare import TOLERANCES, FirstDifference, ParityCheck, compare_answers, compare_logs
+from .portrait import GreedyAnswer, Material, Portrait, ScoredSequence, gather, portray
+from .record import Form, ParityReport
 from .run import find_model, form_of, keep
 from .weights import type_of
 
@@ -49,9 +49,9 @@ class Served:
         lacks: What it does not give, by the name of the check that needs it.
     """
 
-    answers: tuple[Answer, ...]
+    answers: tuple[GreedyAnswer, ...]
     finishes: tuple[str | None, ...]
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredSequence, ...]
     lengths: dict[str, int | None]
     places: tuple[tuple["Place", str], ...]
     lacks: dict[str, str]
@@ -81,7 +81,7 @@ def is_server(against: str) -> bool:
     return against.startswith(("http://", "https://"))
 
 
-def check_served(model: str, url: str, *, name: str | None = None, api_key_env: str | None = None) -> Comparison:
+def check_served(model: str, url: str, *, name: str | None = None, api_key_env: str | None = None) -> ParityReport:
     """Compares a model of this machine with what a server gives, and keeps the result beside the run.
 
     Args:
@@ -173,7 +173,7 @@ def _ask_all(server: _Server, loaded: LoadedModel, ours: Portrait, material: Mat
         if (made := _generated(f"answer {number}", answer, reply, loaded)) is not None
     ]
     answers = [
-        Answer(prompts.get(number), None, reply.text, reply.prompt_tokens) for number, reply in enumerate(replies)
+        GreedyAnswer(prompts.get(number), None, reply.text, reply.prompt_tokens) for number, reply in enumerate(replies)
     ]
     lengths, places = {}, ()
     try:
@@ -213,7 +213,7 @@ def _ask_questions(server: _Server, ours: Portrait, material: Material) -> list[
 
 def _ask_prompts(
     server: _Server, ours: Portrait, material: Material
-) -> tuple[dict[int, tuple[int, ...]], tuple[Scored, ...]]:
+) -> tuple[dict[int, tuple[int, ...]], tuple[ScoredSequence, ...]]:
     """Asks for the log-probabilities of prompts, an extension of vLLM's; nothing where they are not given.
 
     Returns:
@@ -259,14 +259,14 @@ def _entry(place: Mapping[str, Any], token: int) -> tuple[float, float]:
     return own, max(others) - own if others else math.nan
 
 
-def _scored(name: str, ids: Sequence[int], entries: Sequence[tuple[float, float]]) -> Scored:
+def _scored(name: str, ids: Sequence[int], entries: Sequence[tuple[float, float]]) -> ScoredSequence:
     import numpy as np
 
     logs, margins = np.array(entries, dtype=float).reshape(-1, 2).T
-    return Scored(name, tuple(ids), logs, margins)
+    return ScoredSequence(name, tuple(ids), logs, margins)
 
 
-def _generated(name: str, answer: Answer, reply: Reply, loaded: LoadedModel) -> Scored | None:
+def _generated(name: str, answer: GreedyAnswer, reply: Reply, loaded: LoadedModel) -> ScoredSequence | None:
     """Returns the log-probabilities of what a server generated, as far as it is what this side did."""
     decode = loaded.tokenizer.decode
     entries = []
@@ -299,7 +299,7 @@ def _ask_places(server: _Server, tokenizer: Any, ours: Portrait, lead: float) ->
     return tuple((place, reply.text) for place, reply in zip(places, replies, strict=True) if reply.finish != REJECTED)
 
 
-def _places(text: Scored, tokenizer: Any, lead: float) -> list[Place]:
+def _places(text: ScoredSequence, tokenizer: Any, lead: float) -> list[Place]:
     """Chooses places by the smallest lead that rounding cannot turn, of those whose prompt a text can say."""
     found = []
     for at in sorted(range(len(text.margins)), key=lambda at: text.margins[at]):
@@ -327,7 +327,7 @@ def _as_prompt(ids: Sequence[int], tokenizer: Any) -> str | None:
 
 def compare_served(
     loaded: LoadedModel, ours: Portrait, theirs: Served, material: Material, kind: str
-) -> tuple[list[Check], FirstDifference | None]:
+) -> tuple[list[ParityCheck], FirstDifference | None]:
     """Compares what a server said with what this side says.
 
     Args:
@@ -355,17 +355,17 @@ def compare_served(
     scored = (*ours.scored, *_scored_answers(ours))
     logs, first = compare_logs(scored, theirs.scored, most, mean, inner, decode)
     lacking = theirs.lacks.get("log-probabilities", "none could be compared")
-    logs = logs or Check("log-probabilities", "not compared", lacking)
+    logs = logs or ParityCheck("log-probabilities", "not compared", lacking)
     if logs.status == "differs":
         logs = replace(logs, cause=inner)
     places, forced = _compare_places(theirs, inner)
     texts, parted = compare_answers(ours.answers, theirs.answers, _LEADS[kind] / 2, (outer, outer or inner), decode)
     assert texts is not None, "a server that answers nothing is an error before"
-    hidden = Check("weights, configuration", "not compared", "no server shows them")
+    hidden = ParityCheck("weights, configuration", "not compared", "no server shows them")
     return [*found, logs, places, texts, hidden], first or forced or parted
 
 
-def _scored_answers(ours: Portrait) -> Iterator[Scored]:
+def _scored_answers(ours: Portrait) -> Iterator[ScoredSequence]:
     """Yields what this side answered as texts that were scored, for servers that score what they generate."""
     for number, answer in enumerate(ours.answers, start=1):
         if answer.prompt and answer.ids:
@@ -373,30 +373,30 @@ def _scored_answers(ours: Portrait) -> Iterator[Scored]:
             yield _scored(f"answer {number}", (answer.prompt[-1], *answer.ids), entries)
 
 
-def _trimmed(ours: Answer, theirs: Answer, decode: Any) -> Answer:
+def _trimmed(ours: GreedyAnswer, theirs: GreedyAnswer, decode: Any) -> GreedyAnswer:
     """Takes white space around a text for nothing, and the token that ended it, which some servers leave there."""
     whole = "".join(map(decode, ours.ids or ()))
     return replace(theirs, text=ours.text) if theirs.text.strip() in (ours.text.strip(), whole.strip()) else theirs
 
 
-def _prompts(loaded: LoadedModel, ours: Portrait, theirs: Served, material: Material) -> Check:
+def _prompts(loaded: LoadedModel, ours: Portrait, theirs: Served, material: Material) -> ParityCheck:
     """Compares the prompts that the template makes: token by token where a server shows them, else by length."""
     name = "chat template"
     if ours.template is None:
-        return Check(name, "not compared", "this model has none")
+        return ParityCheck(name, "not compared", "this model has none")
     pairs = list(zip(ours.answers, theirs.answers, strict=True))
     if all(b.length is None for _, b in pairs):
-        return Check(name, "not compared", "the server does not count the tokens of a prompt")
+        return ParityCheck(name, "not compared", "the server does not count the tokens of a prompt")
     lengths = [b.length for _, b in pairs]
     said = ", ".join(map(str, lengths))
     shown = [(a, b) for a, b in pairs if b.prompt is not None]
     if shown and all(a.prompt == b.prompt for a, b in shown):
-        return Check(name, "same", f"prompts of {said} tokens, token by token")
+        return ParityCheck(name, "same", f"prompts of {said} tokens, token by token")
     own = [a.length for a, _ in pairs]
     if not shown and all(b.length in (None, a.length) for a, b in pairs):
-        return Check(name, "same", f"by the length of the prompts alone, {said} tokens")
+        return ParityCheck(name, "same", f"by the length of the prompts alone, {said} tokens")
     what = f"prompts of {', '.join(map(str, own))} tokens have {said}"
-    return Check(name, "differs", what, cause=_why_prompts(loaded, theirs, material, own, lengths))
+    return ParityCheck(name, "differs", what, cause=_why_prompts(loaded, theirs, material, own, lengths))
 
 
 def _why_prompts(
@@ -420,26 +420,28 @@ def _why_prompts(
     return "another chat template"
 
 
-def _lengths(ours: Portrait, theirs: Served) -> Check:
+def _lengths(ours: Portrait, theirs: Served) -> ParityCheck:
     """Compares how many tokens bare texts have."""
     name = "tokenisation"
     counted = {text: length for text, length in theirs.lengths.items() if length is not None}
     if not counted:
-        return Check(name, "not compared", theirs.lacks.get(name, "the server does not count the tokens of a text"))
+        return ParityCheck(
+            name, "not compared", theirs.lacks.get(name, "the server does not count the tokens of a text")
+        )
     more = {text: length - len(ours.tokens[text]) for text, length in counted.items()}
     parted = [text for text in counted if more[text]]
     if not parted:
-        return Check(name, "same", f"{len(counted)} bare texts, by their length alone")
+        return ParityCheck(name, "same", f"{len(counted)} bare texts, by their length alone")
     at = parted[0]
     what = f"{len(parted)} of {len(counted)} bare texts, first {at[:40]!r}: "
     what += f"{len(ours.tokens[at])} tokens are {counted[at]}"
     cause, gaps = "another tokenisation", set(more.values())
     if ours.special["bos"] is not None and gaps in ({1}, {-1}):
         cause = "an extra BOS" if gaps == {1} else "missing BOS"
-    return Check(name, "differs", what, cause=cause)
+    return ParityCheck(name, "differs", what, cause=cause)
 
 
-def _stops(ours: Portrait, theirs: Served, decode: Any) -> Check:
+def _stops(ours: Portrait, theirs: Served, decode: Any) -> ParityCheck:
     """Compares where answers end, of those that begin alike."""
     name, proved = "stop tokens", 0
     for number, (a, b, finish) in enumerate(zip(ours.answers, theirs.answers, theirs.finishes, strict=True), start=1):
@@ -450,26 +452,26 @@ def _stops(ours: Portrait, theirs: Served, decode: Any) -> Check:
             continue
         if ended and other.startswith(one) and (len(other) > len(one) or finish == "length"):
             what = f"answer {number} goes on after {decode(last)}"
-            return Check(name, "differs", what, cause="another EOS: the server does not stop there")
+            return ParityCheck(name, "differs", what, cause="another EOS: the server does not stop there")
         if not ended and finish == "stop" and one.startswith(other) and len(other) < len(one):
             what = f"answer {number} ends after {other[-20:]!r}"
-            return Check(name, "differs", what, cause="another stop token: the server stops too early")
+            return ParityCheck(name, "differs", what, cause="another stop token: the server stops too early")
         proved += ended and one == other
     if not proved:
-        return Check(name, "not compared", "no answer that both give ended")
-    return Check(name, "same", f"{proved} of {len(ours.answers)} answers end with the same text")
+        return ParityCheck(name, "not compared", "no answer that both give ended")
+    return ParityCheck(name, "same", f"{proved} of {len(ours.answers)} answers end with the same text")
 
 
-def _compare_places(theirs: Served, cause: str | None) -> tuple[Check, FirstDifference | None]:
+def _compare_places(theirs: Served, cause: str | None) -> tuple[ParityCheck, FirstDifference | None]:
     """Compares the likeliest tokens at the places that were asked for."""
     name = "likeliest tokens"
     if not theirs.places:
-        return Check(name, "not compared", theirs.lacks.get(name, "no text whose next token is clear")), None
+        return ParityCheck(name, "not compared", theirs.lacks.get(name, "no text whose next token is clear")), None
     wrong = [(place, text) for place, text in theirs.places if text.strip() != place.token.strip()]
     smallest = min(place.lead for place, _ in theirs.places)
     what = f"at {len(theirs.places)} places, the smallest lead {smallest:.2g} nats"
     if not wrong:
-        return Check(name, "same", what), None
+        return ParityCheck(name, "same", what), None
     place, text = wrong[0]
     first = FirstDifference(place.text, place.position, (place.token, text), (place.lead, None), cause)
-    return Check(name, "differs", f"{len(wrong)} of {what[3:]}", cause=cause), first
+    return ParityCheck(name, "differs", f"{len(wrong)} of {what[3:]}", cause=cause), first

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import LoadedModel, auto_class, kind_of, telling_where
-from .portrait import Answer, Material, Portrait, portray
+from .portrait import GreedyAnswer, Material, Portrait, portray
 
 STOCK = "transformers"
 """What the command line calls it."""
@@ -67,7 +67,7 @@ def _request(tokenizer: Any, talk: Sequence[dict[str, str]]) -> Any:
     return tokenizer.apply_chat_template(list(talk), add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
-def _answer(loaded: LoadedModel, talk: Sequence[dict[str, str]], most: int, stops: set[int]) -> Answer:
+def _answer(loaded: LoadedModel, talk: Sequence[dict[str, str]], most: int, stops: set[int]) -> GreedyAnswer:
     """Answers one question greedily; the token that ends the answer is no part of the text."""
     import torch
 
@@ -80,4 +80,4 @@ def _answer(loaded: LoadedModel, talk: Sequence[dict[str, str]], most: int, stop
     ids = output[0, len(prompt) :].tolist()
     ended = bool(ids) and ids[-1] in stops
     text: Any = loaded.tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True)
-    return Answer(tuple(prompt), tuple(ids), text, len(prompt))
+    return GreedyAnswer(tuple(prompt), tuple(ids), text, len(prompt))

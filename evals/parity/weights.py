@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..loading import layout_of, tensors_of
-from .compare import Check
+from .compare import ParityCheck
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def compare_weights(
     found: Callable[[], Iterator[tuple[str, "torch.Tensor"]]],
     merged: Merged | None = None,
     rounded_to: str | None = None,
-) -> Check:
+) -> ParityCheck:
     """Compares weights with what they should be, up to the rounding of the type that they are stored in.
 
     A weight may differ by twice the spacing of its type at its own size and at the mean size of its tensor: peft rounds
@@ -116,13 +116,13 @@ def compare_weights(
                 kinds = [own] if base is None else [own, own - (should - base.float().cpu())]
                 coarse.append(any(_has_few_levels(kind) for kind in kinds))
     if not count:
-        return Check("weights", "not compared", "no tensor of the two has the same name and shape")
+        return ParityCheck("weights", "not compared", "no tensor of the two has the same name and shape")
     if not wrong:
         what = f"{count} tensors" + (", up to the rounding of their type" if rounded else "")
-        return Check("weights", "close" if rounded else "same", what, largest)
+        return ParityCheck("weights", "close" if rounded else "same", what, largest)
     worst = max(wrong, key=lambda name: wrong[name])
     cause = _cause(set(wrong), None if merged is None else merged.changed, coarse)
-    return Check("weights", "differs", f"{len(wrong)} of {count} tensors, most in {worst}", largest, cause)
+    return ParityCheck("weights", "differs", f"{len(wrong)} of {count} tensors, most in {worst}", largest, cause)
 
 
 def _has_few_levels(weight: "torch.Tensor") -> bool:

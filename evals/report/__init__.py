@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...data_tools.files import write_atomic
-from ..parity.record import Comparison
+from ..parity.record import ParityReport
 from ..runs import chosen_like
 from . import samples
-from .board import Leaderboard, Notice, Parity, Row, last_row
+from .board import BoardRow, Leaderboard, Notice, Parity, last_row
 from .charts import best_of_n_curves, training_curve
 from .clean import with_clean
 from .columns import is_fact, select_ranked, tabulate
@@ -21,7 +21,7 @@ from .foreign import read_folders, with_badges
 from .html import to_html
 from .items import item_finder
 from .judged import with_judgings
-from .lineage import Scored, arrange
+from .lineage import ScoredRow, arrange
 from .markdown import to_markdown
 from .read import RunFolder
 from .tables import to_csv, to_json
@@ -111,7 +111,7 @@ def write(leaderboard: Leaderboard, out_dir: Path) -> list[Path]:
     return list(contents)
 
 
-def _with_parity(rows: Sequence[Row], held: Mapping[str, RunFolder]) -> list[Row]:
+def _with_parity(rows: Sequence[BoardRow], held: Mapping[str, RunFolder]) -> list[BoardRow]:
     """Gives the row of each model that was compared with another form of it what came of that."""
     found = list(rows)
     for run, folder in held.items():
@@ -124,7 +124,7 @@ def _with_parity(rows: Sequence[Row], held: Mapping[str, RunFolder]) -> list[Row
     return found
 
 
-def _parity(comparison: Comparison) -> Parity:
+def _parity(comparison: ParityReport) -> Parity:
     differ = [check for check in comparison.checks if check.status == "differs"]
     clauses = [f"{check.name}: {check.detail}{f' ({check.cause})' if check.cause else ''}" for check in differ]
     hidden = tuple(check.name for check in comparison.checks if check.status == "not compared")
@@ -164,7 +164,7 @@ def _same_model(board: Leaderboard) -> list[Notice]:
     return [Notice("warning", f"rows of the same model, so not separate results: {shared}")] if shared else []
 
 
-def _unscored(board: Leaderboard, scored: Sequence[Scored]) -> list[Notice]:
+def _unscored(board: Leaderboard, scored: Sequence[ScoredRow]) -> list[Notice]:
     # A row of answers alone is scored, though nothing of it is ranked.
     bare = {item.row.id for item in scored if not any(is_fact(score) for score in item.scores)}
     rows = (row for row in board.rows if not row.cells and row.id in bare)

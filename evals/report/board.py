@@ -76,7 +76,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Difference:
+class RowDifference:
     """One row's primary figure less another's, in the metric's own unit.
 
     Attributes:
@@ -121,7 +121,7 @@ class Transition:
     run: str
     before: str
     after: str
-    differences: tuple[Difference, ...]
+    differences: tuple[RowDifference, ...]
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """One set of weights of one run.
 
     Attributes:
@@ -381,7 +381,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Run:
+class BoardRun:
     """A run folder's provenance and training log.
 
     Attributes:
@@ -413,7 +413,7 @@ class Run:
     problems: tuple[str, ...] = ()
 
 
-def last_row(rows: Sequence[Row]) -> Row:
+def last_row(rows: Sequence[BoardRow]) -> BoardRow:
     """Returns the final model of a run, or else its last row."""
     return next((row for row in rows if FINAL in row.names), rows[-1])
 
@@ -485,7 +485,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedPlayer:
     """A player's place by Bradley-Terry, with what the bootstrap over prompts says of it.
 
     Who never won has no lower end, who never lost no upper one. Tier and ranks follow from the page's verdicts.
@@ -501,7 +501,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Spent:
+class JudgeCost:
     """What judging one candidate took; None where nobody counted."""
 
     candidate: str
@@ -540,10 +540,10 @@ class Judging:
     stamp: str | None
     players: tuple[Player, ...]
     matches: tuple[Match, ...]
-    ranking: tuple[Ranked, ...]
+    ranking: tuple[RankedPlayer, ...]
     ranking_note: str | None
     audit: tuple[AuditRow, ...]
-    spent: tuple[Spent, ...]
+    spent: tuple[JudgeCost, ...]
     prompts: int
 
 
@@ -584,7 +584,7 @@ class PlayerAnswer:
 
 
 @dataclass(frozen=True)
-class Sample:
+class AnsweredPrompt:
     """One prompt with what each player answered (the prompt stands in every answer), and what the judges said of it."""
 
     task: str
@@ -659,16 +659,16 @@ class Leaderboard:
     """
 
     title: str
-    runs: tuple[Run, ...]
-    rows: tuple[Row, ...]
+    runs: tuple[BoardRun, ...]
+    rows: tuple[BoardRow, ...]
     columns: tuple[Column, ...]
     footnotes: dict[str, str] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
     curves: tuple[Curve, ...] = ()
     baseline: str | None = None
     chosen: bool = False
-    differences: tuple[Difference, ...] = ()
-    pairs: tuple[Difference, ...] = ()
+    differences: tuple[RowDifference, ...] = ()
+    pairs: tuple[RowDifference, ...] = ()
     ledger: tuple[Transition, ...] = ()
     compared: int = 0
     picks: tuple[Pick, ...] = ()
@@ -677,11 +677,11 @@ class Leaderboard:
     judgings: tuple[Judging, ...] = ()
     usage: tuple[Usage, ...] = ()
     contamination: tuple[Contamination, ...] = ()
-    samples: tuple[Sample, ...] = ()
-    items: tuple[Sample, ...] = ()
+    samples: tuple[AnsweredPrompt, ...] = ()
+    items: tuple[AnsweredPrompt, ...] = ()
     schema: int = SCHEMA
 
-    def row(self, identity: str) -> Row:
+    def row(self, identity: str) -> BoardRow:
         """Returns the row of an id."""
         return next(row for row in self.rows if row.id == identity)
 
@@ -691,20 +691,20 @@ class Leaderboard:
         return any(row.parity for row in self.rows)
 
     @property
-    def ranked(self) -> tuple[Row, ...]:
+    def ranked(self) -> tuple[BoardRow, ...]:
         """Returns the rows, the best first."""
         return tuple(map(self.row, self.order)) or self.rows
 
-    def fork(self, run: Run) -> Row | None:
+    def fork(self, run: BoardRun) -> BoardRow | None:
         """Returns the row of its parent that a run started from, if it is there."""
         at = [row for row in self.rows if run.parent and row.run == run.parent and row.position == run.offset]
         return at[-1] if at else None
 
-    def run_of(self, row: Row) -> Run:
+    def run_of(self, row: BoardRow) -> BoardRun:
         """Returns the run that a row belongs to."""
         return next(run for run in self.runs if run.id == row.run)
 
-    def label(self, row: Row) -> str:
+    def label(self, row: BoardRow) -> str:
         """Returns ``sft step 800, final`` as it is shown."""
         return f"{plain(self.run_of(row).name)} {plain(row.label)}".strip()
 
@@ -716,7 +716,7 @@ class Leaderboard:
                 found.setdefault(row.model_hash, Player(row.model_hash, self.label(row), row.id))
         return found
 
-    def possible(self, row: Row, column: Column) -> bool:
+    def possible(self, row: BoardRow, column: Column) -> bool:
         """Says whether a row could have a figure in a column: a classifier has no perplexity, and so on.
 
         Told by which kinds of runs have one there.
@@ -725,5 +725,5 @@ class Leaderboard:
         return any(column.id in other.cells and _head(self.run_of(other)) == head for other in self.rows)
 
 
-def _head(run: Run) -> str:
+def _head(run: BoardRun) -> str:
     return run.stage if run.stage in ("reward", "classify") else "language"

@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..best_of_n import FILE
 from ..stats.intervals import interval, scale_of
-from .board import Column, ColumnMetric, Curve, CurvePoint, Leaderboard, Notice, Row, Run
+from .board import BoardRow, BoardRun, Column, ColumnMetric, Curve, CurvePoint, Leaderboard, Notice
 from .format import Speller, arrow
 from .svg import Point, Segment, Series, chart, thin
 from .text import Record, finite, plain, text, whole
@@ -80,7 +80,7 @@ def _task_chart(
     return chart(series, segments, name=name, x_label=X_LABEL)
 
 
-def _point(spell: Speller, row: Row, column: Column, metric: ColumnMetric, segment: Segment) -> Point | None:
+def _point(spell: Speller, row: BoardRow, column: Column, metric: ColumnMetric, segment: Segment) -> Point | None:
     cell = row.cells.get(column.id)
     figure = cell.figure(metric.name) if cell else None
     if figure is None or figure.value is None or row.step is None:
@@ -163,7 +163,7 @@ def _source_charts(board: Leaderboard, layout: _Layout) -> list[Chart]:
 # --- rewards against KL ---
 
 
-def training_curve(run: Run, log: Sequence[Record]) -> Curve | None:
+def training_curve(run: BoardRun, log: Sequence[Record]) -> Curve | None:
     """Returns a run's curve from its log: from evaluations where there are two or more, else from training."""
     for prefix, kind in _KINDS.items():
         points = _points(run, log, prefix)
@@ -172,7 +172,7 @@ def training_curve(run: Run, log: Sequence[Record]) -> Curve | None:
     return None
 
 
-def _points(run: Run, log: Sequence[Record], prefix: str) -> tuple[CurvePoint, ...]:
+def _points(run: BoardRun, log: Sequence[Record], prefix: str) -> tuple[CurvePoint, ...]:
     found: dict[int, CurvePoint] = {}
     for line in log:
         step, kl, reward = whole(line.get("step")), finite(line.get(f"{prefix}kl")), finite(line.get(f"{prefix}reward"))

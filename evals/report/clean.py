@@ -10,7 +10,7 @@ import numpy as np
 from ..contamination import Touched
 from .board import Contamination
 from .items import Items, group_items, read_items, samples_path
-from .lineage import Scored
+from .lineage import ScoredRow
 from .read import RunFolder
 from .text import Record, detail_of, finite, mapping, text
 
@@ -18,8 +18,8 @@ _Task = tuple[str, str]  # its name and hash
 
 
 def with_clean(
-    scored: Sequence[Scored], folders: Mapping[str, RunFolder]
-) -> tuple[tuple[Scored, ...], tuple[Contamination, ...]]:
+    scored: Sequence[ScoredRow], folders: Mapping[str, RunFolder]
+) -> tuple[tuple[ScoredRow, ...], tuple[Contamination, ...]]:
     """Adds a score on the items that it does not touch to each score of a task of which some row's data touches any.
 
     Such a score is marked by the key ``clean``: the items left out, and the figure on all.

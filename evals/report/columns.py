@@ -11,8 +11,8 @@ from typing import Any
 from ..answers import KIND
 from ..judging.judgments import Judgment
 from ..stats.intervals import LOWER_IS_BETTER, interval, overlap, scale_of
-from .board import Cell, Column, ColumnMetric, Figure, Notice, Row, Standing
-from .lineage import Scored
+from .board import BoardRow, Cell, Column, ColumnMetric, Figure, Notice, Standing
+from .lineage import ScoredRow
 from .text import Record, detail_of, finite, mapping, plain, text, whole
 
 STAMP = "rules, not a judge"
@@ -22,7 +22,7 @@ _NAMED = 7  # columns from which on a notice names only the first
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedScores:
     """The scores that are ranked.
 
     Attributes:
@@ -32,13 +32,13 @@ class Ranked:
         notices: What was left off.
     """
 
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredRow, ...]
     off: frozenset[str]
     rules: frozenset[str]
     notices: tuple[Notice, ...]
 
 
-def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ranked:
+def select_ranked(scored: Sequence[ScoredRow], judgments: Iterable[Judgment]) -> RankedScores:
     """Takes facts out of what is ranked, and rules that do not ask for a place on the board."""
     names = {judgment.judge_version: judgment.judge for judgment in judgments if judgment.backend == "rules"}
     rules, shown, off = set(names), set(), set()
@@ -63,7 +63,7 @@ def select_ranked(scored: Sequence[Scored], judgments: Iterable[Judgment]) -> Ra
     named = ", ".join(sorted({plain(names[version], 60) for version in off if version in names}))
     what = f"left off the leaderboard: {named}; rules are no judge, and rank only where their suite says "
     notices = (Notice("warning", f"{what}`leaderboard: true`"),) if off else ()
-    return Ranked(kept, frozenset(off), frozenset(rules - off), notices)
+    return RankedScores(kept, frozenset(off), frozenset(rules - off), notices)
 
 
 def is_fact(score: Record) -> bool:
@@ -76,8 +76,8 @@ _Key = tuple[str, str, str, str, str, str]  # and the template where it must spl
 
 
 def tabulate(
-    scored: Sequence[Scored], rules: Collection[str] = ()
-) -> tuple[list[Row], list[Column], dict[str, str], list[Notice]]:
+    scored: Sequence[ScoredRow], rules: Collection[str] = ()
+) -> tuple[list[BoardRow], list[Column], dict[str, str], list[Notice]]:
     """Fills rows with cells and finds each column's best.
 
     A task whose records differ in task hash, few-shot count or limit gets a column for each: those are different
@@ -185,7 +185,7 @@ def _measure(score: Record) -> _Measure:
     return task, hashed, few, limit, "clean" if score.get("clean") else ""
 
 
-def _tasks_with_several_templates(scored: Sequence[Scored]) -> set[_Measure]:
+def _tasks_with_several_templates(scored: Sequence[ScoredRow]) -> set[_Measure]:
     """Returns the measurements that one set of weights was given under more than one chat template."""
     found = set()
     for item in scored:

@@ -8,7 +8,7 @@ from ...chat_templates.errors import InputError
 from ..foreign_results import items_digest, write_runs
 from ..records import samples_name
 from ..runs import find_runs
-from .board import Badge, Row
+from .board import Badge, BoardRow
 from .items import read_items, samples_path
 from .read import RunFolder, read_run
 from .text import Record, detail_of, mapping, text
@@ -84,12 +84,12 @@ def _placed(folder: RunFolder, score: Record, ours: Mapping[tuple[str, str], Rec
     return placed
 
 
-def with_badges(rows: Sequence[Row], held: Mapping[str, RunFolder]) -> list[Row]:
+def with_badges(rows: Sequence[BoardRow], held: Mapping[str, RunFolder]) -> list[BoardRow]:
     """Gives each row of another harness a badge with its name and version."""
     return [replace(row, badges=(*row.badges, *_badges(held[row.run], row))) for row in rows]
 
 
-def _badges(folder: RunFolder, row: Row) -> list[Badge]:
+def _badges(folder: RunFolder, row: BoardRow) -> list[Badge]:
     if folder.source is None:
         return []
     known = [cell for cell in row.cells.values() if not cell.is_unseen]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .board import Column, ColumnMetric, Difference, Figure, Leaderboard, Player, Row
+from .board import BoardRow, Column, ColumnMetric, Figure, Leaderboard, Player, RowDifference
 from .svg import PALETTE
 from .text import plain
 
@@ -122,7 +122,7 @@ class Speller:
         self.columns = {column.id: column for column in board.columns}
         self.verdicts = {(found.row, found.column): self.difference(found) for found in board.differences}
 
-    def name(self, row: Row | str) -> Name:
+    def name(self, row: BoardRow | str) -> Name:
         """Returns how a row is named, wherever it is named."""
         row = self.board.row(row) if isinstance(row, str) else row
         color = self.board.runs.index(self.board.run_of(row)) % PALETTE
@@ -148,7 +148,7 @@ class Speller:
         """Returns a standard error of a column's figure, with one decimal more than that has."""
         return number(value, self.places(column, metric) + 1, metric.unit)
 
-    def stands(self, row: Row) -> list[tuple[Column, dict[str, Any]]]:
+    def stands(self, row: BoardRow) -> list[tuple[Column, dict[str, Any]]]:
         """Returns how a row stands to the baseline, in each column that compares the two."""
         found = ((column, self.verdicts.get((row.id, column.id))) for column in self.board.columns)
         return [(column, verdict) for column, verdict in found if verdict]
@@ -184,7 +184,7 @@ class Speller:
         names = [plain(self.columns[identity].name, 40) for identity in ids]
         return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
-    def difference(self, found: Difference) -> dict[str, Any]:
+    def difference(self, found: RowDifference) -> dict[str, Any]:
         """Spells a difference in the unit of its column."""
         column = self.columns[found.column]
         places, unit = self.places(column), column.primary.unit

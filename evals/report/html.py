@@ -16,6 +16,9 @@ from ..judging.judgments import Judgment
 from ..sequences import grouped
 from . import format
 from .board import (
+    AnsweredPrompt,
+    BoardRow,
+    BoardRun,
     Cell,
     Column,
     ColumnMetric,
@@ -24,13 +27,10 @@ from .board import (
     Leaderboard,
     Notice,
     PlayerAnswer,
-    Row,
-    Run,
-    Sample,
     last_row,
 )
 from .format import GLYPHS, Speller
-from .sections import SHADES, Detail, Line, Table, TableCell, sections
+from .sections import SHADES, Detail, Line, PageTable, TableCell, sections
 from .svg import PALETTE
 from .tables import to_json
 from .text import Record, clean, detail_of, mapping, plain, source_hash, whole
@@ -284,7 +284,7 @@ def _shades(board: Leaderboard) -> dict[tuple[str, str], int]:
     return found
 
 
-def _row_marks(row: Row) -> tuple[str, ...]:
+def _row_marks(row: BoardRow) -> tuple[str, ...]:
     """Returns the footnotes that all of a row's marked figures share: they are said once, at its name."""
     marks = [cell.marks for cell in row.cells.values() if cell.marks]
     return tuple(mark for mark in marks[0] if all(mark in other for other in marks)) if len(marks) > 1 else ()
@@ -308,7 +308,7 @@ def _answer_facts(given: PlayerAnswer) -> str:
 _ORDERS = {"candidate-first": "shown first", "candidate-second": "shown second", "alone": "alone"}
 
 
-def _verdicts_on(sample: Sample, given: PlayerAnswer) -> list[dict[str, Any]]:
+def _verdicts_on(sample: AnsweredPrompt, given: PlayerAnswer) -> list[dict[str, Any]]:
     """Returns one entry for each judge and opponent, with each order's verdict and reason under it."""
     groups = grouped(sample.judgments_of(given), lambda judgment: (judgment.judge_version, judgment.opponent))
     return [
@@ -359,7 +359,7 @@ _HOW = (
 # fmt: on
 
 
-def _commands(row: Row, run: Run) -> str:
+def _commands(row: BoardRow, run: BoardRun) -> str:
     """Returns the commands that make a row again: the training's as it was recorded, and the scoring's."""
     recorded = plain(run.record.get("command") or "", _TEXT)
     suites = dict.fromkeys(cell.score.get("suite") for cell in row.cells.values())
@@ -368,7 +368,7 @@ def _commands(row: Row, run: Run) -> str:
     return "\n".join([recorded, *scoring]) if recorded else ""
 
 
-def _facts(row: Row, run: Run) -> list[tuple[str, str]]:
+def _facts(row: BoardRow, run: BoardRun) -> list[tuple[str, str]]:
     """Returns what is known of a row's origin, as name and text; what is unknown says so."""
     record = run.record
     template, git = mapping(record.get("template")), mapping(record.get("git"))
@@ -415,7 +415,7 @@ def _notes_of(cell: Cell) -> list[str]:
     return [plain(note, 300) for note in cell.score.get("notes") or () if isinstance(note, str)]
 
 
-def _recipe_text(run: Run) -> str:
+def _recipe_text(run: BoardRun) -> str:
     """Returns a run's recipe, as far as the page shows it."""
     record = json.dumps(run.record.get("recipe"), indent=2, ensure_ascii=False, default=str)
     lines = [" " * (len(line) - len(line.lstrip())) + plain(line.strip(), 300) for line in record[:_TEXT].split("\n")]
@@ -423,7 +423,7 @@ def _recipe_text(run: Run) -> str:
     return "\n".join(lines) if run.record.get("recipe") else ""
 
 
-def classes_of(figures: Sequence[Figure]) -> Table | None:
+def classes_of(figures: Sequence[Figure]) -> PageTable | None:
     """Returns a line for each class: how many rows are of it, and precision, recall and F1."""
     found: dict[str, dict[str, Figure]] = {}
     for figure in figures:
@@ -437,10 +437,10 @@ def classes_of(figures: Sequence[Figure]) -> Table | None:
         n = mine["recall"].n if "recall" in mine else 0
         lines.append(Line((TableCell(plain(name, 60), record=True), str(n), *shares)))
     heads = ("class", "rows", "precision, %", "recall, %", "F1, %")
-    return Table(heads, tuple(lines), css="mistakes", head=None) if lines else None
+    return PageTable(heads, tuple(lines), css="mistakes", head=None) if lines else None
 
 
-def confusion_of(score: Record) -> Table | None:
+def confusion_of(score: Record) -> PageTable | None:
     """Returns a score's confusion matrix, shaded by the share of the true class; of a large one, its worst mistakes.
 
     A matrix that is not square, or not of counts, is left out.
@@ -463,11 +463,11 @@ def confusion_of(score: Record) -> Table | None:
         lines.append(Line((TableCell(name, record=True), *cells, str(total))))
     heads = ("true ↓ predicted →", *(TableCell(name, record=True) for name in names), "rows")
     caption = "Confusion matrix: a row for each true class, a column for each predicted one. Shade: share of the row."
-    return Table(heads, tuple(lines), css="confusion", caption=caption)
+    return PageTable(heads, tuple(lines), css="confusion", caption=caption)
 
 
-def _mistakes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
+def _mistakes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> PageTable:
     wrong = [(-n, i, k) for i, row in enumerate(counts) for k, n in enumerate(row) if i != k and n]
     cells = ((*(TableCell(names[i], record=True) for i in pair), str(-n)) for n, *pair in sorted(wrong)[:_MISTAKES])
     caption = f"The most frequent mistakes among {len(names)} classes; the whole matrix is in leaderboard.json"
-    return Table(("true", "predicted", "rows"), tuple(map(Line, cells)), css="mistakes", caption=caption, head=None)
+    return PageTable(("true", "predicted", "rows"), tuple(map(Line, cells)), css="mistakes", caption=caption, head=None)

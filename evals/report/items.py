@@ -15,7 +15,7 @@ import numpy as np
 
 from ..records import model_of, samples_name
 from ..stats.strata import group_mean
-from .board import Column, Row
+from .board import BoardRow, Column
 from .text import Record, detail_of, mapping, text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Items:
         return self.only(np.array(left, dtype=np.int64))
 
 
-ItemsOf = Callable[[Row, Column], Items | None]
+ItemsOf = Callable[[BoardRow, Column], Items | None]
 """From a row and a column to the items behind its primary figure."""
 
 
@@ -77,13 +77,13 @@ def item_finder(folders: Mapping[str, Path], columns: Sequence[Column] = ()) -> 
     """
     known: dict[tuple[str, str], Items | None] = {}
 
-    def find(row: Row, column: Column) -> Items | None:
+    def find(row: BoardRow, column: Column) -> Items | None:
         key = (row.id, column.id)
         if key not in known:
             known[key] = look(row, column)
         return known[key]
 
-    def look(row: Row, column: Column) -> Items | None:
+    def look(row: BoardRow, column: Column) -> Items | None:
         figure = row.figure(column)
         if figure is None:
             return None
@@ -97,7 +97,7 @@ def item_finder(folders: Mapping[str, Path], columns: Sequence[Column] = ()) -> 
             return None
         return read_items(path, column.primary.name, value, clean.get("without", ()))
 
-    def part(row: Row, task: str, value: Any) -> Items | None:
+    def part(row: BoardRow, task: str, value: Any) -> Items | None:
         """Returns the items of a group's task: those that are clean, where some are not."""
         mine = [column for column in columns if column.task == task and column.id in row.cells]
         for column in sorted(mine, key=lambda column: not column.clean):

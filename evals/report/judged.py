@@ -16,7 +16,7 @@ from ..stats.bradley_terry import components, fit
 from ..stats.compare import Difference, paired_difference
 from ..stats.intervals import Estimate
 from ..stats.win_rates import DRAWS, all_rates
-from .board import Judging, Leaderboard, Match, Notice, Player, Ranked, Rate, Row, Spent, Usage
+from .board import BoardRow, JudgeCost, Judging, Leaderboard, Match, Notice, Player, RankedPlayer, Rate, Usage
 from .columns import STAMP
 from .read import RunFolder
 from .samples import gather
@@ -29,7 +29,7 @@ Tested = dict[tuple[str, ...], Difference]
 judge, task, candidate, opponent)``, and for two of a ranking that never met the difference of their ratings, by
 ``("rating", judge, task, better, worse)``."""
 
-_Answered = Sequence[tuple[Row, Record, Sequence[Answer]]]  # the newest set of each row and prompt set
+_Answered = Sequence[tuple[BoardRow, Record, Sequence[Answer]]]  # the newest set of each row and prompt set
 
 
 def with_judgings(
@@ -87,7 +87,7 @@ def _conflicts(judge: AuditRow, audited: Iterable[AuditRow]) -> list[str]:
     return [plain(f"{said}: {', '.join(names)}", 300) for said, names in kin.items()]
 
 
-def _answers_of(row: Row, folder: RunFolder) -> list[tuple[Record, Sequence[Answer]]]:
+def _answers_of(row: BoardRow, folder: RunFolder) -> list[tuple[Record, Sequence[Answer]]]:
     """Returns the answer sets of a row's model, the newest of each prompt set."""
     sets = [
         (score, answers) for score, answers in folder.answers if row.model_hash and model_of(score) == row.model_hash
@@ -125,7 +125,7 @@ def _of_newest_answers(judgments: Sequence[Judgment], answers: _Answered) -> tup
     return list(latest.values()), [Notice("warning", text)] if older else []
 
 
-def _usage(row: Row, score: Record, answers: Sequence[Answer]) -> Usage:
+def _usage(row: BoardRow, score: Record, answers: Sequence[Answer]) -> Usage:
     """Sums up a row's answers to a prompt set."""
     tokens = [t for answer in answers if (t := whole(answer.completion_tokens)) is not None]
     seconds = [answer.seconds for answer in answers if isinstance(answer.seconds, int | float)]
@@ -258,7 +258,7 @@ def _leads(found: Sequence[Battle]) -> dict[tuple[str, str], Difference]:
 
 def _ranking(
     found: Sequence[Battle], players: Sequence[Player]
-) -> tuple[tuple[Ranked, ...], str | None, dict[tuple[str, str], Difference]]:
+) -> tuple[tuple[RankedPlayer, ...], str | None, dict[tuple[str, str], Difference]]:
     """Ranks players by Bradley-Terry; two players need no ranking, and players that never met have none."""
     decided = [battle for battle in found if battle.preference is not None]
     candidates, opponents = ([getattr(battle, side) for battle in decided] for side in ("candidate", "opponent"))
@@ -274,11 +274,11 @@ def _ranking(
     notes = "; ".join(ranking.notices)
     for player in players:  # the notices know players by their weights hashes
         notes = notes.replace(player.id, player.name)
-    rows = map(Ranked, ranking.names, ranking.rating, ranking.low, ranking.high)
+    rows = map(RankedPlayer, ranking.names, ranking.rating, ranking.low, ranking.high)
     return tuple(rows), notes or None, ranking.differences
 
 
-def _spent(group: Sequence[Judgment], players: Sequence[Player]) -> tuple[Spent, ...]:
+def _spent(group: Sequence[Judgment], players: Sequence[Player]) -> tuple[JudgeCost, ...]:
     found = []
     for player in players:
         mine = [judgment for judgment in group if judgment.candidate == player.id]
@@ -287,5 +287,5 @@ def _spent(group: Sequence[Judgment], players: Sequence[Player]) -> tuple[Spent,
             counted = [value for judgment in mine if (value := getattr(judgment, name)) is not None]
             sums[name] = sum(counted) if counted else None
         if mine:
-            found.append(Spent(player.id, len(mine), **sums))
+            found.append(JudgeCost(player.id, len(mine), **sums))
     return tuple(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoints import FINAL
 from ..records import model_of
 from ..sequences import grouped
-from .board import Badge, Row, Run
+from .board import Badge, BoardRow, BoardRun
 from .read import RunFolder
 from .text import Record, finite, mapping, plain, text, whole
 
@@ -16,15 +16,15 @@ _SHOWN = 60  # characters of a run's name that the page shows
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRow:
     """A row to be, with the score records that belong to it."""
 
-    row: Row
+    row: BoardRow
     run_name: str
     scores: tuple[Record, ...]
 
 
-def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], dict[str, RunFolder], list[str]]:
+def arrange(folders: Sequence[RunFolder]) -> tuple[list[BoardRun], list[ScoredRow], dict[str, RunFolder], list[str]]:
     """Orders runs along their lineage and groups their scores by weights.
 
     Returns:
@@ -35,8 +35,8 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[Run], list[Scored], dict
     places = _places([folder.source or folder.path for folder in folders])
     shown, doubled = _shown_names(names, places)
     order, parents = _order(folders, names)
-    runs: list[Run] = []
-    scored: list[Scored] = []
+    runs: list[BoardRun] = []
+    scored: list[ScoredRow] = []
     ids: dict[int, str] = {}
     for index in order:
         folder = folders[index]
@@ -132,10 +132,10 @@ def _parent_index(i: int, folders: Sequence[RunFolder], names: Sequence[str]) ->
     return None
 
 
-def _run(folder: RunFolder, identity: str, name: str, place: str, parent: Run | None, offset: int) -> Run:
+def _run(folder: RunFolder, identity: str, name: str, place: str, parent: BoardRun | None, offset: int) -> BoardRun:
     record = folder.record
     trainer = mapping(mapping(record.get("recipe")).get("trainer"))
-    return Run(
+    return BoardRun(
         identity,
         name,
         place,
@@ -167,7 +167,7 @@ def _series(log: Sequence[Record], key: str) -> tuple[tuple[int, float], ...]:
     return tuple(sorted((step, value) for step, value in values.items() if value is not None))
 
 
-def _fork(folder: RunFolder, above: Sequence[Row]) -> Row | None:
+def _fork(folder: RunFolder, above: Sequence[BoardRow]) -> BoardRow | None:
     """Returns the parent's row that a run started from, if that row is there."""
     weights = text(mapping(folder.record.get("parent")).get("weights_hash"))
     if weights:
@@ -175,7 +175,7 @@ def _fork(folder: RunFolder, above: Sequence[Row]) -> Row | None:
     return next((row for row in above if FINAL in row.names), None)
 
 
-def _offset(fork: Row | None, parent: Run | None, above: Sequence[Row]) -> int:
+def _offset(fork: BoardRow | None, parent: BoardRun | None, above: Sequence[BoardRow]) -> int:
     if fork is not None and fork.position is not None:
         return fork.position
     if parent is None:
@@ -184,7 +184,7 @@ def _offset(fork: Row | None, parent: Run | None, above: Sequence[Row]) -> int:
     return max([parent.offset, *positions, *(parent.offset + step for step, _ in parent.losses)])
 
 
-def _rows(folder: RunFolder, run: Run, parent: str | None, first: int) -> list[Scored]:
+def _rows(folder: RunFolder, run: BoardRun, parent: str | None, first: int) -> list[ScoredRow]:
     groups = grouped(folder.scores, lambda score: model_of(score) or f"?{_checkpoint(score)}")
     if not groups:
         return [_unscored(run, folder, parent, first)]
@@ -199,7 +199,7 @@ def _checkpoint(score: Record) -> str:
     return text(score.get("checkpoint")) or "?"
 
 
-def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list[Record]) -> Scored:
+def _row(run: BoardRun, folder: RunFolder, parent: str | None, key: str, scores: list[Record]) -> ScoredRow:
     model = None if key.startswith("?") else key
     weights = text(scores[0].get("weights_hash"))
     # Manifests of older versions name no model.
@@ -217,8 +217,8 @@ def _row(run: Run, folder: RunFolder, parent: str | None, key: str, scores: list
     position = run.offset + step if step is not None else None
     names = tuple(sorted({name for name, _ in steps}, key=lambda name: (name == FINAL, name)))
     badges = _decided(folder.record, names)
-    row = Row("", run.id, names, step, position, parent, weights, {}, tuple(flags), model, badges=badges)
-    return Scored(row, run.name, tuple(scores))
+    row = BoardRow("", run.id, names, step, position, parent, weights, {}, tuple(flags), model, badges=badges)
+    return ScoredRow(row, run.name, tuple(scores))
 
 
 def _decided(record: Record, names: Sequence[str]) -> tuple[Badge, ...]:
@@ -234,12 +234,12 @@ def _decided(record: Record, names: Sequence[str]) -> tuple[Badge, ...]:
     return tuple(found)
 
 
-def _unscored(run: Run, folder: RunFolder, parent: str | None, first: int) -> Scored:
+def _unscored(run: BoardRun, folder: RunFolder, parent: str | None, first: int) -> ScoredRow:
     """Returns the row of a run without scores: its final model if there is one, so that the run is not lost."""
-    row = Row(f"r{first}", run.id, (), None, None, parent, None, {}, ("not scored yet",))
+    row = BoardRow(f"r{first}", run.id, (), None, None, parent, None, {}, ("not scored yet",))
     if folder.saved:
         last = folder.saved[-1][1]  # the final model comes last
         names = tuple(name for name, saved in folder.saved if saved.weights == last.weights)
         position, model = run.offset + last.step, last.model or last.weights
         row = replace(row, names=names, step=last.step, position=position, weights_hash=last.weights, model_hash=model)
-    return Scored(row, run.name, ())
+    return ScoredRow(row, run.name, ())

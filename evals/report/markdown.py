@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable
 
-from .board import Column, Leaderboard, Row
+from .board import BoardRow, Column, Leaderboard
 from .format import Name, Speller, metric_label
-from .sections import SAID_ONCE, JudgeReport, Note, Section, Table, TableCell, sections
+from .sections import SAID_ONCE, JudgeSection, Note, PageSection, PageTable, TableCell, sections
 from .text import plain
 from .verdicts import baseline_text
 
@@ -72,7 +72,7 @@ def _board(spell: Speller) -> list[str]:
     return lines
 
 
-def _figure(spell: Speller, row: Row, column: Column) -> str:
+def _figure(spell: Speller, row: BoardRow, column: Column) -> str:
     figure = row.figure(column)
     if figure is None:
         return "–" if spell.board.possible(row, column) else ""
@@ -85,7 +85,7 @@ def _figure(spell: Speller, row: Row, column: Column) -> str:
     return f"{shown}{letters}<br><sub>{spell.interval(figure, column)}{n}</sub>"
 
 
-def _standing(spell: Speller, row: Row, column: Column) -> str:
+def _standing(spell: Speller, row: BoardRow, column: Column) -> str:
     """Returns a cell's verdict and tier."""
     verdict, cell = spell.verdicts.get((row.id, column.id)), row.cells.get(column.id)
     parts = [f"{verdict['glyph']} {verdict['value']}"] if verdict else []
@@ -93,21 +93,21 @@ def _standing(spell: Speller, row: Row, column: Column) -> str:
     return f"<br><sub>{', '.join(parts)}</sub>" if parts else ""
 
 
-def _section(section: Section) -> list[str]:
+def _section(section: PageSection) -> list[str]:
     """Returns a section's heading and those of its blocks that Markdown can show; nothing without any."""
     lines: list[str] = []
     for block in section.blocks:
-        if isinstance(block, JudgeReport):
+        if isinstance(block, JudgeSection):
             lines += _judge(block)
-        elif isinstance(block, Table) and block.markdown:
+        elif isinstance(block, PageTable) and block.markdown:
             lines += ["", *_table(block)]
         elif isinstance(block, Note):
             lines += ["", block.text]
-    titled = lines and not isinstance(section.blocks[0], JudgeReport)
+    titled = lines and not isinstance(section.blocks[0], JudgeSection)
     return ["", f"## {section.title}", *lines] if titled else lines
 
 
-def _table(table: Table) -> list[str]:
+def _table(table: PageTable) -> list[str]:
     shown = [place for place, head in enumerate(table.markdown) if head is not None]
     rule = "|" + "|".join(":---" if place < table.words else "---:" for place in shown) + "|"
     lines = [_line([_cell(table.markdown[place] or "") for place in shown]), rule]
@@ -125,7 +125,7 @@ def _cell(cell: str | Name | TableCell) -> str:
     return md(cell.text, cell.most) + below
 
 
-def _judge(report: JudgeReport) -> list[str]:
+def _judge(report: JudgeSection) -> list[str]:
     """Returns a judge's ranking, win rates and warnings."""
     judging = report.judging
     stamp = f" ({judging.stamp})" if judging.stamp else ""

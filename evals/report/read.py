@@ -9,7 +9,7 @@ from ...data_tools.files import read_jsonl_log
 from ..answers import KIND, Answer, read_answers
 from ..checkpoints import Manifest
 from ..judging.judgments import JUDGMENTS, Judgment, judgment_from, settled
-from ..parity.record import Comparison, read_comparisons
+from ..parity.record import ParityReport, read_comparisons
 from ..records import CONTAMINATION, SCORES, superseded
 from ..runs import read_record, saved_models
 from .items import samples_path
@@ -45,7 +45,7 @@ class RunFolder:
     judgments: tuple[Judgment, ...] = ()
     answers: AnswerSets = ()
     contamination: tuple[Record, ...] = ()
-    parity: tuple[Comparison, ...] = ()
+    parity: tuple[ParityReport, ...] = ()
     problems: tuple[str, ...] = ()
     source: Path | None = None
 

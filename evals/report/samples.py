@@ -13,7 +13,7 @@ from ..checkpoints import FINAL
 from ..judging.judgments import Judgment
 from ..records import parquet
 from ..sequences import grouped
-from .board import Column, Leaderboard, PlayerAnswer, Row, Sample
+from .board import AnsweredPrompt, BoardRow, Column, Leaderboard, PlayerAnswer
 from .items import Items, ItemsOf, samples_path
 from .text import Record
 
@@ -25,7 +25,9 @@ _PROMPT = 900  # characters of an item's end, where the question is
 _COLUMNS = ("prompt", "target", "options", "filtered", "doc_id", "doc_hash", "filter")
 
 
-def gather(answers: Iterable[tuple[str, str, Sequence[Answer]]], judgments: Sequence[Judgment]) -> tuple[Sample, ...]:
+def gather(
+    answers: Iterable[tuple[str, str, Sequence[Answer]]], judgments: Sequence[Judgment]
+) -> tuple[AnsweredPrompt, ...]:
     """Joins the answers of all players to each prompt with what was said of them.
 
     Args:
@@ -38,10 +40,10 @@ def gather(answers: Iterable[tuple[str, str, Sequence[Answer]]], judgments: Sequ
             mine = given.setdefault((task, answer.prompt_key), {})
             mine.setdefault((player, answer.key), PlayerAnswer(player, answer))
     said = grouped(judgments, lambda judgment: (judgment.task, judgment.prompt_key))
-    return tuple(Sample(key[0], tuple(mine.values()), tuple(said.get(key, ()))) for key, mine in given.items())
+    return tuple(AnsweredPrompt(key[0], tuple(mine.values()), tuple(said.get(key, ()))) for key, mine in given.items())
 
 
-def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
+def spread(samples: Sequence[AnsweredPrompt], most: int) -> list[AnsweredPrompt]:
     """Returns at most ``most`` prompts of each set, evenly spread over it, whatever was answered."""
     found = []
     for task in dict.fromkeys(sample.task for sample in samples):
@@ -93,7 +95,7 @@ def _verdict(judgment: Judgment, stamps: Mapping[str, str | None]) -> dict[str, 
 # --- items of lm-eval's tasks: those on which rows differ most, since those tell them apart ---
 
 
-def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) -> tuple[Sample, ...]:
+def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) -> tuple[AnsweredPrompt, ...]:
     """Returns, for each task with samples of lm-eval, a few items with what the last row of each run made of them.
 
     An item that several tasks share stands under the one with the fewest items, which says most of what it is.
@@ -106,7 +108,7 @@ def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) 
     rows = _rows_shown(board)
     figures = {column.id: [f for row in rows if (f := row.figure(column))] for column in board.columns}
     sizes = {column: max((figure.n or 0 for figure in mine), default=0) for column, mine in figures.items()}
-    found: dict[tuple[str, ...], tuple[int, Sample]] = {}
+    found: dict[tuple[str, ...], tuple[int, AnsweredPrompt]] = {}
     for place, column in enumerate(board.columns):
         if column.judge is None and not column.clean and not column.group:
             for sample in _of_column(column, rows, items, folders):
@@ -116,33 +118,35 @@ def task_items(board: Leaderboard, items: ItemsOf, folders: Mapping[str, Path]) 
     return tuple(sample for _, sample in sorted(found.values(), key=lambda pair: pair[0]))
 
 
-def _rows_shown(board: Leaderboard) -> list[Row]:
+def _rows_shown(board: Leaderboard) -> list[BoardRow]:
     """Returns the baseline and the last row of each run, each model once."""
     last = {}
     for row in board.rows:
         if row.cells and row.model_hash and (row.run not in last or FINAL not in last[row.run].names):
             last[row.run] = row
     wanted = {row.id for row in last.values()} | {board.baseline}
-    once: dict[str, Row] = {}
+    once: dict[str, BoardRow] = {}
     for row in board.rows:
         if row.id in wanted and row.model_hash:
             once.setdefault(row.model_hash, row)
     return list(once.values())[:_ROWS]
 
 
-def _of_column(column: Column, rows: Sequence[Row], items: ItemsOf, folders: Mapping[str, Path]) -> list[Sample]:
+def _of_column(
+    column: Column, rows: Sequence[BoardRow], items: ItemsOf, folders: Mapping[str, Path]
+) -> list[AnsweredPrompt]:
     known = [(row, held) for row in rows if (held := items(row, column)) is not None]
     same = [(row, held) for row, held in known if held.keys == known[0][1].keys]
     if not same:
         return []
     differ = np.stack([held.values for _, held in same]).std(axis=0)
     chosen = sorted(place for place in np.argsort(-differ, kind="stable")[:MOST].tolist() if differ[place] > 0)
-    samples: dict[str, Sample] = {}
+    samples: dict[str, AnsweredPrompt] = {}
     for row, held in same:
         path = samples_path(folders[row.run], row.cells[column.id].score)
         for place, record in _records(path, held, chosen, column) if path and chosen else ():
             key = held.keys[place]
-            sample = samples.get(key, Sample(column.task, ()))
+            sample = samples.get(key, AnsweredPrompt(column.task, ()))
             mark = f"{column.primary.name} {float(held.values[place]):g}"
             given = PlayerAnswer(row.model_hash or "", _answer(key, record, column), mark)
             samples[key] = replace(sample, answers=(*sample.answers, given))

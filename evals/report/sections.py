@@ -12,7 +12,7 @@ from typing import Any
 from ..contamination import Touched
 from ..judging.audit import AuditRow
 from ..judging.judgments import WITHOUT_VERDICT
-from .board import Column, Judging, Leaderboard, Match, Ranked, Rate, Sample
+from .board import AnsweredPrompt, Column, Judging, Leaderboard, Match, RankedPlayer, Rate
 from .charts import Chart, color_of, reward_charts, thinned, training_charts
 from .format import GLYPHS, LEDGER, Name, Speller, metric_label, p_text, percent
 from .samples import spread
@@ -96,7 +96,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table.
 
     Attributes:
@@ -150,22 +150,22 @@ class Charts:
 
 
 @dataclass(frozen=True)
-class JudgeReport:
+class JudgeSection:
     """What one judge said: ranking, win matrix, audit and cost, and its matches as a list."""
 
     judging: Judging
-    ranking: Table | None
-    matrix: Table | None
-    matches: Table | None
-    spent: Table | None
-    audit: Table | None
+    ranking: PageTable | None
+    matrix: PageTable | None
+    matches: PageTable | None
+    spent: PageTable | None
+    audit: PageTable | None
     warnings: tuple[str, ...]
     left_out: str
     kind = "judge"
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnsweredPrompts:
     """Prompts with all answers and what was said of them.
 
     Attributes:
@@ -181,7 +181,7 @@ class Answers:
 
     total: int
     items: int
-    samples: tuple[Sample, ...]
+    samples: tuple[AnsweredPrompt, ...]
     names: dict[str, Name]
     stamps: dict[str, str | None]
     sets: tuple[str, ...]
@@ -191,7 +191,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading with blocks; ``name`` is what a list of links calls it, if it is to be there."""
 
     id: str
@@ -201,7 +201,7 @@ class Section:
     lead: str = ""
 
 
-def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
+def sections(spell: Speller, detail: Detail = Detail()) -> list[PageSection]:
     """Returns all sections that have something to show, in the order in which they stand."""
     found = [
         _ledger(spell),
@@ -210,7 +210,9 @@ def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
         _picks(spell),
         _contamination(spell.board),
         _parity(spell),
-        Section("judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]),
+        PageSection(
+            "judged", "Judges", "What judges said", [_judge(spell, judging) for judging in spell.board.judgings]
+        ),
         _usage(spell),
         _answers(spell, detail.samples),
     ]
@@ -223,7 +225,7 @@ def sections(spell: Speller, detail: Detail = Detail()) -> list[Section]:
 
 def _said_once(block: Any) -> Any:
     """Returns a table with its constant columns said once, over it; other blocks as they are."""
-    if not isinstance(block, Table) or len(block.lines) < 3:
+    if not isinstance(block, PageTable) or len(block.lines) < 3:
         return block
     kept, said, unknown = [], [], []
     for place, head in enumerate(block.heads):
@@ -250,7 +252,7 @@ def _said_once(block: Any) -> Any:
     )
 
 
-def _picks(spell: Speller) -> Section:
+def _picks(spell: Speller) -> PageSection:
     lines = []
     for pick in spell.board.picks:
         column = spell.columns[pick.column]
@@ -265,11 +267,11 @@ def _picks(spell: Speller) -> Section:
     markdown = ("task", "chosen on one half", "out of", "there", "on the other half", "95% interval", "on all", None)
     lead = "The best of many rows looks better than it is on the items that it was best on. So each task's items are "
     lead += "halved: one half chooses, the other measures."
-    blocks = [Table((*heads, "on all items", "items"), tuple(lines), markdown)] if lines else []
-    return Section("best", "Best, re-measured", "The best, measured on items that did not choose it", blocks, lead)
+    blocks = [PageTable((*heads, "on all items", "items"), tuple(lines), markdown)] if lines else []
+    return PageSection("best", "Best, re-measured", "The best, measured on items that did not choose it", blocks, lead)
 
 
-def _ledger(spell: Speller) -> Section:
+def _ledger(spell: Speller) -> PageSection:
     board = spell.board
     known = {d.column for entry in board.ledger for d in entry.differences}
     columns = [column for column in board.columns if column.id in known]
@@ -286,8 +288,8 @@ def _ledger(spell: Speller) -> Section:
     heads = ("stage", "from", "to", *(_head(column) for column in columns))
     lead = "A run's last row less the row of its parent that it started from, with the difference's 95% interval."
     title = "What each stage gained and lost"
-    blocks = [Table(heads, tuple(lines), heads, "plain ledger", words=3)] if lines else []
-    return Section("ledger", "Stages", title, blocks, lead)
+    blocks = [PageTable(heads, tuple(lines), heads, "plain ledger", words=3)] if lines else []
+    return PageSection("ledger", "Stages", title, blocks, lead)
 
 
 def _head(column: Column) -> TableCell:
@@ -300,7 +302,7 @@ def _gain(found: dict[str, Any]) -> TableCell:
     return TableCell(found["value"], below=below, css=found["kind"])
 
 
-def _contamination(board: Leaderboard) -> Section | None:
+def _contamination(board: Leaderboard) -> PageSection | None:
     """Returns which test items are in the training data of which run, and where; unseen data is said once a run."""
     names = {run.id: plain(run.name) for run in board.runs}
     blind = [run for run in names if not any(entry.rows for entry in board.contamination if entry.run == run)]
@@ -331,7 +333,7 @@ def _contamination(board: Leaderboard) -> Section | None:
     caption = "An item is in the training data where 70% of its 8-grams are (PaLM's rule), case, punctuation and line "
     caption += "breaks aside; a shorter one where a row has all of it with its answer. Ancestors' data counts."
     caption += _left_out(board)
-    blocks = [Table(heads, tuple(dict.fromkeys(lines)), heads, caption=caption, words=2)]
+    blocks = [PageTable(heads, tuple(dict.fromkeys(lines)), heads, caption=caption, words=2)]
     shown = list(evidence.values())[:_TOUCHED]
     if shown:
         found = tuple(
@@ -342,12 +344,12 @@ def _contamination(board: Leaderboard) -> Section | None:
         more = f" The first {_TOUCHED} of {len(evidence):,}; " if len(evidence) > _TOUCHED else " "
         more = f"The items.{more}Each run's contamination.jsonl has all."
         columns = ("task", "item", "its words in training data", "run and row")
-        blocks.append(Table(columns, found, columns, caption=more, words=4))
+        blocks.append(PageTable(columns, found, columns, caption=more, words=4))
     lead = "Columns named clean hold each row's score on the items that its training data does not touch."
-    return Section("contamination", "Test items", "Test items in training data", blocks, lead if shown else "")
+    return PageSection("contamination", "Test items", "Test items in training data", blocks, lead if shown else "")
 
 
-def _parity(spell: Speller) -> Section | None:
+def _parity(spell: Speller) -> PageSection | None:
     """Returns what was compared with what and what came of it; nothing where no model was compared."""
     lines = []
     for row in spell.board.rows:
@@ -362,8 +364,8 @@ def _parity(spell: Speller) -> Section | None:
         return None
     heads = ("checkpoint", "form", "against", "verdict", "compared, or what differs", "not compared", "date")
     lead = "Whether a model is the same as adapter, merged, as GGUF and served; what posttrain parity compared."
-    return Section(
-        "parity", "Parity", "The same model in every form", [Table(heads, tuple(lines), heads, words=7)], lead
+    return PageSection(
+        "parity", "Parity", "The same model in every form", [PageTable(heads, tuple(lines), heads, words=7)], lead
     )
 
 
@@ -387,7 +389,7 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.lower()))
 
 
-def _judge(spell: Speller, judging: Judging) -> JudgeReport:
+def _judge(spell: Speller, judging: Judging) -> JudgeSection:
     names = {player.id: spell.player(player) for player in judging.players}
     hidden = []
     audit = judging.audit[: _PAIRS + 1]
@@ -395,7 +397,7 @@ def _judge(spell: Speller, judging: Judging) -> JudgeReport:
         hidden.append(f"the win rates of {len(judging.matches)} pairs of {len(judging.players)} players")
     if len(judging.audit) > _PAIRS + 1:
         hidden.append(f"the audit of {len(judging.audit) - _PAIRS - 1} pairs")
-    return JudgeReport(
+    return JudgeSection(
         judging,
         _ranking(judging, names),
         _matrix(judging, names) if len(judging.players) <= _PLAYERS else None,
@@ -407,7 +409,7 @@ def _judge(spell: Speller, judging: Judging) -> JudgeReport:
     )
 
 
-def _ranking(judging: Judging, names: dict[str, Name]) -> Table | None:
+def _ranking(judging: Judging, names: dict[str, Name]) -> PageTable | None:
     lines = []
     for place, row in enumerate(judging.ranking):
         ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
@@ -418,10 +420,10 @@ def _ranking(judging: Judging, names: dict[str, Name]) -> Table | None:
     caption = "Bradley-Terry ratings with 95% intervals by resampling prompts. Players of a tier cannot be told from "
     caption += "its first; tiers and ranks follow from the verdicts of this page: of a match where two met, else of "
     caption += "their ratings."
-    return Table(heads, tuple(lines), heads, "plain ranking", caption, head=2) if lines else None
+    return PageTable(heads, tuple(lines), heads, "plain ranking", caption, head=2) if lines else None
 
 
-def _bounds(row: Ranked) -> str:
+def _bounds(row: RankedPlayer) -> str:
     if row.low is None and row.high is None:
         return "no interval"
     if row.low is None:
@@ -429,7 +431,7 @@ def _bounds(row: Ranked) -> str:
     return f"at least {row.low:.0f}" if row.high is None else f"{row.low:.0f} to {row.high:.0f}"
 
 
-def _matrix(judging: Judging, names: dict[str, Name]) -> Table | None:
+def _matrix(judging: Judging, names: dict[str, Name]) -> PageTable | None:
     """Returns the matrix of win rates, each match in both its places; None where nobody met anybody."""
     known = {(match.opponent, match.candidate): match_text(match, turned=True) for match in judging.matches}
     known |= {(match.candidate, match.opponent): match_text(match) for match in judging.matches}
@@ -442,7 +444,7 @@ def _matrix(judging: Judging, names: dict[str, Name]) -> Table | None:
         "LC: at equal length. ▲ won, ▼ lost: a verdict of this page, so an interval may leave out 50 without one."
     )
     heads = ("candidate", *(names[name] for name in players))
-    return Table(heads, lines, css="plain matrix", caption=caption) if players else None
+    return PageTable(heads, lines, css="plain matrix", caption=caption) if players else None
 
 
 def _met(match: dict[str, Any] | None) -> str | TableCell:
@@ -494,7 +496,7 @@ def _rate_ends(rate: Rate) -> str:
     return f"{percent(rate.low or 0.0)}–{percent(rate.high or 0.0)}" if known else "no interval"
 
 
-def _matches(judging: Judging) -> Table | None:
+def _matches(judging: Judging) -> PageTable | None:
     names = {player.id: player.name for player in judging.players}
     lines = []
     for match in judging.matches:
@@ -503,14 +505,14 @@ def _matches(judging: Judging) -> Table | None:
         who = (Name("", names[player], None) for player in (match.candidate, match.opponent))
         lines.append(Line((*who, rate, shown["controlled"] or "unknown", str(match.battles), str(match.missing))))
     heads = ("candidate", "opponent", "win rate, %", "at equal length, %", "n", "without a verdict")
-    return Table(heads, tuple(lines), heads) if lines else None
+    return PageTable(heads, tuple(lines), heads) if lines else None
 
 
-def _audit(rows: Sequence[AuditRow]) -> Table:
+def _audit(rows: Sequence[AuditRow]) -> PageTable:
     """Returns what a judge's verdicts depend on besides the answers: the judge as a whole, then pair by pair."""
     heads = ("pair", "n", "flips with the order, %", "shown first wins, %", "without a verdict", "slope on length")
     lines = tuple(map(_audited, rows))
-    return Table((*heads, "agreement, kappa", "null answer wins, %"), lines, css="plain audit")
+    return PageTable((*heads, "agreement, kappa", "null answer wins, %"), lines, css="plain audit")
 
 
 def _audited(row: AuditRow) -> Line:
@@ -547,7 +549,7 @@ def _ends(estimate: Any, form: str, scale: float = 1) -> str:
     return f"{form.format(scale * estimate.value)} ({ends})"
 
 
-def _spent(judging: Judging, names: dict[str, Name]) -> Table | None:
+def _spent(judging: Judging, names: dict[str, Name]) -> PageTable | None:
     lines = []
     for spent in judging.spent:
         tokens = ("not counted" if t is None else f"{t:,}" for t in (spent.prompt_tokens, spent.completion_tokens))
@@ -555,10 +557,10 @@ def _spent(judging: Judging, names: dict[str, Name]) -> Table | None:
         seconds = "not timed" if spent.seconds is None else f"{spent.seconds / spent.calls:.2f}"
         lines.append(Line((names[spent.candidate], f"{spent.calls:,}", *tokens, cost, seconds)))
     heads = ("candidate", "calls", "tokens read", "tokens written", "cost", "seconds a call")
-    return Table(heads, tuple(lines)) if lines else None
+    return PageTable(heads, tuple(lines)) if lines else None
 
 
-def _answers(spell: Speller, most: int) -> Section:
+def _answers(spell: Speller, most: int) -> PageSection:
     """Shows some prompts of each set, and all items that were chosen."""
     board = spell.board
     prompts = spread(board.samples, most)
@@ -568,7 +570,7 @@ def _answers(spell: Speller, most: int) -> Section:
     tasks = list(dict.fromkeys(sample.task for sample in (*prompts, *items)))
     shown = tuple(sorted((*prompts, *items), key=lambda sample: tasks.index(sample.task)))
     answered = {given.player for sample in shown for given in sample.answers}
-    block = Answers(
+    block = AnsweredPrompts(
         len(board.samples),
         len(items),
         shown,
@@ -578,10 +580,10 @@ def _answers(spell: Speller, most: int) -> Section:
         tuple(sorted({plain(name, 40) for sample in shown if (name := sample.prompt.category)})),
         tuple(name for model, name in names.items() if name.id and model in answered),
     )
-    return Section("samples", "Answers", "Answers", [block] if shown else [])
+    return PageSection("samples", "AnsweredPrompts", "AnsweredPrompts", [block] if shown else [])
 
 
-def _usage(spell: Speller) -> Section:
+def _usage(spell: Speller) -> PageSection:
     lines = []
     for used in spell.board.usage:
         name = spell.name(used.row)
@@ -592,12 +594,12 @@ def _usage(spell: Speller) -> Section:
         lines.append(Line((name, task, *facts, settings), name.id))
     heads = ("checkpoint", "prompt set", "answers", "mean characters", "mean tokens", "ended by themselves, %")
     markdown = ("checkpoint", "prompt set", "answers", "characters", "tokens", "ended by themselves, %", None)
-    table = Table((*heads, "empty", "seconds an answer", "drawn with"), tuple(lines), (*markdown, "seconds", None))
+    table = PageTable((*heads, "empty", "seconds an answer", "drawn with"), tuple(lines), (*markdown, "seconds", None))
     title = "Length, finish and latency of answers"
-    return Section("usage", "Length and latency", title, [table] if lines else [], "Facts, not figures to rank by.")
+    return PageSection("usage", "Length and latency", title, [table] if lines else [], "Facts, not figures to rank by.")
 
 
-def _rewards(board: Leaderboard) -> Section | None:
+def _rewards(board: Leaderboard) -> PageSection | None:
     if not board.curves:
         return None
     legend, lines = [], []
@@ -617,15 +619,15 @@ def _rewards(board: Leaderboard) -> Section | None:
     markdown = ("run", "points", "KL at the end", "reward", "gold", "best gold")
     blocks = (
         Charts("Curves", tuple(legend), hint, tuple(reward_charts(board))),
-        Table(heads, tuple(lines), markdown, "mistakes", head=None, words=2),
+        PageTable(heads, tuple(lines), markdown, "mistakes", head=None, words=2),
         Note(_MEANS),
     )
-    return Section("rewards", "Rewards", "Rewards against KL", blocks)
+    return PageSection("rewards", "Rewards", "Rewards against KL", blocks)
 
 
-def _training(spell: Speller, detail: Detail) -> Section:
+def _training(spell: Speller, detail: Detail) -> PageSection:
     legend = (Legend(plain(r.name, 60), i % PALETTE, run=r.id) for i, r in enumerate(spell.board.runs))
     charts = training_charts(spell, every_metric=detail.every_metric, lines_only=not detail.roomy)
     hint = "band and whisker: 95% interval; dotted: from the parent's checkpoint" if detail.roomy else ""
     blocks = [Charts("Runs", tuple(legend), hint, tuple(charts))] if charts else []
-    return Section("training", "Curves", "Over training", blocks)
+    return PageSection("training", "Curves", "Over training", blocks)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from .board import Cell, Column, Difference, Figure, Leaderboard, Row
+from .board import BoardRow, Cell, Column, Figure, Leaderboard, RowDifference
 from .text import detail_of, mapping
 
 
@@ -44,11 +44,11 @@ def _csv(value: Any) -> str:
 
 def _record(
     board: Leaderboard,
-    row: Row,
+    row: BoardRow,
     column: Column | None = None,
     cell: Cell | None = None,
     figure: Figure | None = None,
-    found: Difference | None = None,
+    found: RowDifference | None = None,
 ) -> dict[str, Any]:
     """Returns a line, in the order of its columns; how a row stands to the baseline is said of its primary figures."""
     run, score, ends = board.run_of(row), cell.score if cell else {}, figure and figure.interval

@@ -16,16 +16,16 @@ from ..stats.bradley_terry import standing
 from ..stats.intervals import scale_of
 from ..stats.selection import select
 from .board import (
+    BoardRow,
+    BoardRun,
     Column,
-    Difference,
     Figure,
     Headline,
     Judging,
     Leaderboard,
     Match,
     Pick,
-    Row,
-    Run,
+    RowDifference,
     Transition,
     last_row,
 )
@@ -39,11 +39,11 @@ _SHARED = 0.9  # of the items that both must have to be compared on those
 _FEWEST = 3  # rows from which on the best is one that was chosen
 
 _Method = Literal["paired", "unpaired", "win rate"]
-_Pair = tuple[Row, Row]
+_Pair = tuple[BoardRow, BoardRow]
 _Key = tuple[str, ...]  # a column's id, the later row's and the earlier one's; or what a judge was asked
 
 
-def find_baseline(runs: Sequence[Run], rows: Sequence[Row], wanted: str | None) -> str | None:
+def find_baseline(runs: Sequence[BoardRun], rows: Sequence[BoardRow], wanted: str | None) -> str | None:
     """Returns the id of the row that all others are compared with.
 
     Without a wish it is the model that the others came from: the last scored row of the first run of the lineage (its
@@ -68,9 +68,9 @@ def find_baseline(runs: Sequence[Run], rows: Sequence[Row], wanted: str | None) 
     return (first[0] if len(first) == len(scored) else last_row(first)).id
 
 
-def _named(runs: Sequence[Run], rows: Sequence[Row], wanted: str) -> Row:
-    known: dict[str, list[Row]] = {}
-    folders: dict[str, list[Row]] = {}  # a run may be called otherwise than its folder, which is what was typed
+def _named(runs: Sequence[BoardRun], rows: Sequence[BoardRow], wanted: str) -> BoardRow:
+    known: dict[str, list[BoardRow]] = {}
+    folders: dict[str, list[BoardRow]] = {}  # a run may be called otherwise than its folder, which is what was typed
     for run in runs:
         mine = [row for row in rows if row.run == run.id]
         if mine:
@@ -144,7 +144,9 @@ class _Family:
         self.place = {row.id: i for i, row in enumerate(rows)}
         baseline = next((row for row in rows if row.id == board.baseline), None)
         self.against: list[_Pair] = [(row, baseline) for row in rows if baseline and row is not baseline]
-        self.stages: list[tuple[str, Row, Row]] = []  # each run with its last row and the parent's that it started from
+        self.stages: list[
+            tuple[str, BoardRow, BoardRow]
+        ] = []  # each run with its last row and the parent's that it started from
         for run in board.runs:
             before, mine = board.fork(run), [row for row in rows if row.run == run.id and row.cells]
             if before is not None and mine:
@@ -153,20 +155,20 @@ class _Family:
         self.few = len(self.pairs) * len(board.columns) <= MOST_PAIRS
         self.planned = {frozenset((a.id, b.id)) for a, b in [*self.against, *((a, b) for _, a, b in self.stages)]}
         self.methods: dict[_Key, _Method | None] = {}
-        self.questions: dict[_Key, compare.Question] = {}
+        self.questions: dict[_Key, compare.Hypothesis] = {}
         for column in board.columns:
             for later, earlier in self.pairs:
                 if self.few or frozenset((later.id, earlier.id)) in self.planned:
                     self._ask(later, earlier, column)
         # A match whose win rate stands in a column is the same question, and has one answer.
-        self.matches: dict[_Key, tuple[Row, Row, Column] | None] = {
+        self.matches: dict[_Key, tuple[BoardRow, BoardRow, Column] | None] = {
             (judging.version, judging.task, match.candidate, match.opponent): self._column_of(judging, match)
             for judging in board.judgings
             for match in judging.matches
         }
         for key, found in tested.items():
             if key[0] != "match" or self.matches.get(key[1:]) is None:
-                self.questions[key] = compare.Question(found, planned=key[0] == "match")
+                self.questions[key] = compare.Hypothesis(found, planned=key[0] == "match")
         self.answers = compare.judge(self.questions, self.untested)
 
     @property
@@ -174,19 +176,21 @@ class _Family:
         """Returns how many comparisons of rows keep their share of the family without being worked out."""
         return 0 if self.few else len(self.pairs) * len(self.board.columns) - len(self.methods)
 
-    def _key(self, row: Row, other: Row, column: Column) -> tuple[_Key, bool]:
+    def _key(self, row: BoardRow, other: BoardRow, column: Column) -> tuple[_Key, bool]:
         """Returns what two rows' question is known by, and whether that turned them round: the later comes first."""
         turned = self.place[row.id] < self.place[other.id]
         return (column.id, *((other.id, row.id) if turned else (row.id, other.id))), turned
 
-    def _ask(self, later: Row, earlier: Row, column: Column) -> None:
+    def _ask(self, later: BoardRow, earlier: BoardRow, column: Column) -> None:
         key = (column.id, later.id, earlier.id)
         found, self.methods[key] = self._compare(later, earlier, column)
         if found:
             planned = frozenset(key[1:]) in self.planned or self.methods[key] == "win rate"
-            self.questions[key] = compare.Question(found, column.primary.higher_is_better, planned)
+            self.questions[key] = compare.Hypothesis(found, column.primary.higher_is_better, planned)
 
-    def _compare(self, row: Row, other: Row, column: Column) -> tuple[compare.Difference | None, _Method | None]:
+    def _compare(
+        self, row: BoardRow, other: BoardRow, column: Column
+    ) -> tuple[compare.Difference | None, _Method | None]:
         for mine, theirs, sign in ((row, other, 1), (other, row, -1)):
             # A row that was judged against the very other one, which has no win rate of its own.
             judged = column.opponent and theirs.model_hash == column.opponent and column.id not in theirs.cells
@@ -206,13 +210,13 @@ class _Family:
         n = min(a.n or 0, b.n or 0)
         return compare.unpaired_difference(a.value, a.stderr, b.value, b.stderr, n), "unpaired"
 
-    def answer(self, row: Row, other: Row, column: Column) -> compare.Comparison | None:
+    def answer(self, row: BoardRow, other: BoardRow, column: Column) -> compare.Comparison | None:
         """Returns how a row stands to another in a column; None where nothing compares them there."""
         key, turned = self._key(row, other, column)
         found = self.answers.get(key)
         return found.turned() if found and turned else found
 
-    def differences(self, pairs: Sequence[_Pair]) -> tuple[Difference, ...]:
+    def differences(self, pairs: Sequence[_Pair]) -> tuple[RowDifference, ...]:
         """Returns how the first row of each pair stands to the second, in every column that compares them."""
         found = []
         for column in self.board.columns:
@@ -225,10 +229,10 @@ class _Family:
                     reach = _reach(row, column)
                     low, high = (None if end is None else min(max(end, -reach), reach) for end in (d.low, d.high))
                     figures = (d.value, low, high, answer.verdict, p, answer.smallest, d.n or None)
-                    found.append(Difference(column.id, row.id, other.id, *figures, method))
+                    found.append(RowDifference(column.id, row.id, other.id, *figures, method))
         return tuple(found)
 
-    def rows_with_tiers(self) -> tuple[Row, ...]:
+    def rows_with_tiers(self) -> tuple[BoardRow, ...]:
         """Gives each cell its tier: the first holds the best row and those that cannot be told from it, and so on.
 
         Rows are gone through from the best; a tier ends at the first row that is worse than the tier's own best. Where
@@ -246,7 +250,7 @@ class _Family:
                 self._ask(*((other, row) if turned else (row, other)), column)
             self.answers = compare.judge(self.questions, self.untested)
 
-    def _tiers(self, column: Column, missing: list[tuple[Row, Row, Column]]) -> dict[str, int]:
+    def _tiers(self, column: Column, missing: list[tuple[BoardRow, BoardRow, Column]]) -> dict[str, int]:
         """Returns the tier of each row of a column, and adds the pairs that would have to be compared for it."""
         values = {row.id: f.value for row in self.board.rows if (f := row.figure(column)) and f.value is not None}
         sign = -1 if column.primary.higher_is_better else 1
@@ -297,7 +301,7 @@ class _Family:
         headline = Headline(column.id, best.id, level, against.id if against else None, *words)
         return tuple(row.id for row in ranked), headline
 
-    def _column_of(self, judging: Judging, match: Match) -> tuple[Row, Row, Column] | None:
+    def _column_of(self, judging: Judging, match: Match) -> tuple[BoardRow, BoardRow, Column] | None:
         """Returns the rows and the column of a match whose win rate stands in one."""
         rows = {player.id: player.row for player in judging.players}
         known = {row.id: row for row in self.board.rows}
@@ -341,13 +345,13 @@ class _Family:
         return replace(judging, matches=tuple(matches), ranking=ranking)
 
 
-def _seen_value(row: Row, column: Column) -> float | None:
+def _seen_value(row: BoardRow, column: Column) -> float | None:
     """Returns a row's figure; None of another harness's of which no items are known."""
     figure = row.figure(column)
     return figure.value if figure and not row.cells[column.id].is_unseen else None
 
 
-def _reach(row: Row, column: Column) -> float:
+def _reach(row: BoardRow, column: Column) -> float:
     """Returns how far two figures of a column can lie apart: no interval of a difference says more."""
     detail = detail_of(row.cells[column.id].score) if column.id in row.cells else {}
     scale = scale_of(column.primary.name, detail)
@@ -392,7 +396,7 @@ def _against_half(
     return compare.unpaired_difference(value, figure.stderr, 0.0, 0.0, figure.n or 0), "win rate"
 
 
-def _pick(column: Column, rows: Sequence[Row], items: ItemsOf) -> Pick | None:
+def _pick(column: Column, rows: Sequence[BoardRow], items: ItemsOf) -> Pick | None:
     """Chooses the best row of a column on one half of its items; None of fewer than three rows, or of ratios."""
     held = {row.id: found for row in rows if (found := items(row, column)) is not None}
     if len(held) < _FEWEST or any(found.recompute for found in held.values()):

@@ -59,7 +59,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Counts:
+class BattleCounts:
     """Sufficient statistics, by unit of resampling.
 
     Attributes:
@@ -122,7 +122,7 @@ def count(
     clusters: "Sequence[Hashable] | NDArray[Any] | None",
     *,
     resampled: bool = True,
-) -> Counts:
+) -> BattleCounts:
     """Counts battles by pair and cluster.
 
     Args:
@@ -154,7 +154,7 @@ def count(
         table = _table(pair, won, unit, len(times), low, high, (len(met), len(names)), times)
     present = _present(one, other, cluster, many, len(names))
     often, scored = (np.bincount(pair, weights).astype(np.float64) for weights in (None, won))
-    return Counts(names, met // len(names), met % len(names), often, scored, table, times, many, present)
+    return BattleCounts(names, met // len(names), met % len(names), often, scored, table, times, many, present)
 
 
 def _players(a: Any, b: Any, n: int) -> "tuple[tuple[Any, ...], Integers, Integers]":
@@ -380,7 +380,7 @@ def _newton(
     return theta
 
 
-def _centred(counts: Counts, theta: "Floats", base: "Integers", draws: int, seed: int) -> "tuple[Floats, Floats]":
+def _centred(counts: BattleCounts, theta: "Floats", base: "Integers", draws: int, seed: int) -> "tuple[Floats, Floats]":
     """Fits resamples, then sets the zero of all; a player that a resample does not hold is NaN in it."""
     parts = []
     for met, scored in counts.resamples(draws, seed) if draws and counts.clusters > 1 else ():
@@ -410,7 +410,7 @@ def _ends(value: "Floats", replicates: "Floats", clusters: int) -> "tuple[Floats
     return np.where(few, np.nan, low), np.where(few, np.nan, high)
 
 
-def _one_sided(counts: Counts, theta: "Floats", player: int, unbeaten: bool) -> float:
+def _one_sided(counts: BattleCounts, theta: "Floats", player: int, unbeaten: bool) -> float:
     """Returns the one end that a player who won (or lost) every battle has.
 
     The rating at which doing so has a probability of 2.5%, all others being what they are: Clopper and Pearson's bound,
@@ -434,7 +434,7 @@ def _one_sided(counts: Counts, theta: "Floats", player: int, unbeaten: bool) -> 
 
 
 def _differences(
-    counts: Counts, theta: "Floats", replicates: "Floats", bounded: "NDArray[np.bool_]"
+    counts: BattleCounts, theta: "Floats", replicates: "Floats", bounded: "NDArray[np.bool_]"
 ) -> dict[tuple[int, int], Difference]:
     """Returns how far the one of each pair lies above the other, in points, where resamples know a spread."""
     if not len(replicates):
@@ -453,7 +453,7 @@ def _differences(
     }
 
 
-def _groups(counts: Counts, arcs: "tuple[NDArray[np.int64], NDArray[np.int64]] | None" = None) -> list[list[int]]:
+def _groups(counts: BattleCounts, arcs: "tuple[NDArray[np.int64], NDArray[np.int64]] | None" = None) -> list[list[int]]:
     """Returns the players that battles connect, or those that directed arcs connect in both directions."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -465,11 +465,11 @@ def _groups(counts: Counts, arcs: "tuple[NDArray[np.int64], NDArray[np.int64]] |
     return [np.flatnonzero(label == group).tolist() for group in range(number)]
 
 
-def _some(counts: Counts, group: list[int]) -> str:
+def _some(counts: BattleCounts, group: list[int]) -> str:
     return ", ".join(str(counts.names[player]) for player in group[:3]) + (", …" if len(group) > 3 else "")
 
 
-def _check_connected(counts: Counts) -> None:
+def _check_connected(counts: BattleCounts) -> None:
     groups = _groups(counts)
     if len(groups) > 1:
         shown = "; ".join(_some(counts, group) for group in groups[:4])
@@ -479,7 +479,7 @@ def _check_connected(counts: Counts) -> None:
         )
 
 
-def _notices(counts: Counts, unbeaten: "NDArray[np.bool_]", winless: "NDArray[np.bool_]") -> tuple[str, ...]:
+def _notices(counts: BattleCounts, unbeaten: "NDArray[np.bool_]", winless: "NDArray[np.bool_]") -> tuple[str, ...]:
     """Says where the likelihood has its maximum at infinity.
 
     It is finite if and only if, however the players are split in two, each side has scored against the other (Ford,

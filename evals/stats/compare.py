@@ -1,6 +1,6 @@
 """Is one checkpoint better than another? Paired differences, their tests, and the verdicts of one page.
 
-Whatever a page calls better, worse, won, lost, gained or of a lower tier is one of its :class:`Question`, and
+Whatever a page calls better, worse, won, lost, gained or of a lower tier is one of its :class:`Hypothesis`, and
 :func:`judge` answers all of them as one family: two places that show the same pair read the same answer.
 """
 
@@ -80,7 +80,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Question:
+class Hypothesis:
     """A comparison that a page may answer.
 
     Attributes:
@@ -359,7 +359,7 @@ def verdict(value: float, p_adjusted: float, *, higher_is_better: bool = True) -
     return "better" if (value > 0) == higher_is_better else "worse"
 
 
-def judge(questions: Mapping[Key, Question], untested: int = 0) -> dict[Key, Comparison]:
+def judge(questions: Mapping[Key, Hypothesis], untested: int = 0) -> dict[Key, Comparison]:
     """Answers all questions of a page as one family: any wrong "better" or "worse" stands on at most 5% of pages.
 
     The planned questions share one half of the 5%, all others the other half, so that the many pairs that nobody asked

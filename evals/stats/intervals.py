@@ -85,7 +85,7 @@ def binary_successes(value: float, stderr: float, n: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ValueRange:
     """Where a metric's values can lie.
 
     Attributes:
@@ -100,18 +100,21 @@ class Scale:
 
 
 _SCALES = (
-    (r".*perplexity", Scale(1.0)),
-    (r"bits_per_(byte|token)|entropy_.*|tokens_per_byte|nll|.*loss|r?mse|mae|ter", Scale(0.0)),
-    (r"mcc|matthews_corrcoef|.*pearson.*|.*spearman.*", Scale(-1.0, 1.0, of_items=False)),
-    (r"kappa|gap", Scale(-1.0, 1.0)),
-    (r"centred_accuracy", Scale(None, 1.0, of_items=False)),
-    (r"brier(_score)?", Scale(0.0, 2.0)),
-    (r"bleu|chrf", Scale(0.0, 100.0, of_items=False)),
-    (r"acc_(worst|spread)", Scale(0.0, 1.0, of_items=False)),
-    (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", Scale(0.0, 1.0, of_items=False)),
-    (r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+", Scale(0.0, 1.0)),
-    (r"pct_\w+|true_mass|.*_refused|unparsed|gender_parity", Scale(0.0, 1.0)),
-    (r"rating|reward|margin|gold|characters", Scale()),
+    (r".*perplexity", ValueRange(1.0)),
+    (r"bits_per_(byte|token)|entropy_.*|tokens_per_byte|nll|.*loss|r?mse|mae|ter", ValueRange(0.0)),
+    (r"mcc|matthews_corrcoef|.*pearson.*|.*spearman.*", ValueRange(-1.0, 1.0, of_items=False)),
+    (r"kappa|gap", ValueRange(-1.0, 1.0)),
+    (r"centred_accuracy", ValueRange(None, 1.0, of_items=False)),
+    (r"brier(_score)?", ValueRange(0.0, 2.0)),
+    (r"bleu|chrf", ValueRange(0.0, 100.0, of_items=False)),
+    (r"acc_(worst|spread)", ValueRange(0.0, 1.0, of_items=False)),
+    (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", ValueRange(0.0, 1.0, of_items=False)),
+    (
+        r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+",
+        ValueRange(0.0, 1.0),
+    ),
+    (r"pct_\w+|true_mass|.*_refused|unparsed|gender_parity", ValueRange(0.0, 1.0)),
+    (r"rating|reward|margin|gold|characters", ValueRange()),
 )
 
 
@@ -123,7 +126,7 @@ LOWER_IS_BETTER = frozenset({
 _MOST_REACH = 300.0  # of an interval on the log scale: beyond it nothing is said
 
 
-def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> Scale | None:
+def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> ValueRange | None:
     """Returns the scale of a metric by its name, or None of one that nobody here knows.
 
     Args:
@@ -135,7 +138,7 @@ def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> Scale | No
     if name == "rating" and detail and detail.get("bounds"):
         match detail.get("scale"):
             case [int() | float() as low, int() | float() as high] if low < high:
-                return Scale(float(low), float(high))
+                return ValueRange(float(low), float(high))
     return next((scale for pattern, scale in _SCALES if re.fullmatch(pattern, name)), None)
 
 
@@ -143,7 +146,7 @@ def interval(
     value: float | None,
     stderr: float | None,
     n: int | None,
-    scale: Scale | None = None,
+    scale: ValueRange | None = None,
     given: tuple[float | None, float | None, str] = (None, None, ""),
 ) -> Interval | None:
     """Returns the 95% interval that a record supports: the one owner of how far a figure is to be trusted.
@@ -169,7 +172,7 @@ def interval(
     """
     if value is None or not math.isfinite(value) or (n is not None and n < 2):
         return None
-    known = scale or Scale()
+    known = scale or ValueRange()
     least, most = (-math.inf if known.low is None else known.low), (math.inf if known.high is None else known.high)
     low, high, method = given
     if low is not None and high is not None and least <= low < high <= most:

@@ -74,7 +74,7 @@ class Battle:
 
 
 @dataclass(frozen=True)
-class Counts:
+class WinCounts:
     """Battles by outcome.
 
     Attributes:
@@ -105,7 +105,7 @@ class WinRates:
     """
 
     raw: Estimate
-    counts: Counts
+    counts: WinCounts
     controlled: Estimate | None
     note: str | None
     missing: int
@@ -113,7 +113,7 @@ class WinRates:
     best: float
 
 
-def counts(preferences: "ArrayLike") -> Counts:
+def counts(preferences: "ArrayLike") -> WinCounts:
     """Counts wins, losses and draws, as AlpacaEval's leaderboards do.
 
     Raises:
@@ -122,7 +122,7 @@ def counts(preferences: "ArrayLike") -> Counts:
     values = _preferences(preferences)
     wins, losses = int((values > 0.5).sum()), int((values < 0.5).sum())
     draws = len(values) - wins - losses
-    return Counts(wins, losses, draws, len(values))
+    return WinCounts(wins, losses, draws, len(values))
 
 
 def win_rate(preferences: "ArrayLike", clusters: "Clusters" = None) -> Estimate:

@@ -9,7 +9,7 @@ import ast
 import re
 from typing import Any
 
-from posttrain.data_tools.sandbox import Checks, Limits, Outcome, find_sandbox
+from posttrain.data_tools.sandbox import Checks, Limits, ProgramOutcome, find_sandbox
 from posttrain.evals.errors import EvalError
 
 KINDS = ("no_code", "syntax_error", "wrong", "timeout", "limit")
@@ -108,7 +108,7 @@ def _run(programs: Answers, docs: list[dict[str, Any]]) -> Outcomes:
     ]
 
 
-def _described(program: str, outcome: Outcome | None) -> dict[str, str]:
+def _described(program: str, outcome: ProgramOutcome | None) -> dict[str, str]:
     """Returns how a program ended, as the samples keep it."""
     if outcome is None:
         return {"kind": "no_code", "reason": "", "program": program}

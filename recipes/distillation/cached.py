@@ -35,7 +35,7 @@ IDS, LOG_Q, LOG_REST = "teacher_ids", "teacher_log_q", "teacher_log_rest"
 
 
 @dataclass(frozen=True)
-class Answers:
+class CachedAnswers:
     """What a teacher said of the rows of a data set, mapped from the disk.
 
     Attributes:
@@ -70,7 +70,7 @@ class AnswerCollator:
     """
 
     collate: Collator
-    splits: tuple[Answers, ...]
+    splits: tuple[CachedAnswers, ...]
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch, with the answers' columns behind its own."""
@@ -92,7 +92,7 @@ def ask(
     args: Any,
     tokens: int,
     cache_dir: Path,
-) -> Answers:
+) -> CachedAnswers:
     """Returns the teacher's answers to the rows of a data set, found on the disk or made now.
 
     One process makes them and others wait; the teacher is in memory only meanwhile.
@@ -135,7 +135,7 @@ def ask(
         return np.memmap(path, dtype, "r", shape=(places, *shape)) if places else np.empty((0, *shape), dtype)
 
     ids, log_q = mapped(IDS, np.int32, k), mapped(LOG_Q, np.float32, k)
-    return Answers(starts, ids, log_q, mapped(LOG_REST, np.float32), entry.report["mass"])
+    return CachedAnswers(starts, ids, log_q, mapped(LOG_REST, np.float32), entry.report["mass"])
 
 
 @torch.no_grad()

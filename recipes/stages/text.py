@@ -47,7 +47,7 @@ def _with_teacher(
     """Builds the trainer with the teacher beside the student, or with its answers, made first, on the disk."""
     from accelerate import PartialState
 
-    from ..distillation.cached import AnswerCollator, Answers, ask, numbered
+    from ..distillation.cached import AnswerCollator, CachedAnswers, ask, numbered
     from ..distillation.teacher import load_teacher
     from ..distillation.trainer import DistillTrainer
 
@@ -58,7 +58,7 @@ def _with_teacher(
         return DistillTrainer(tokens=tokens, **common)  # nothing is asked of the teacher
     if spec.top_k is None:
         return DistillTrainer(teacher=load_teacher(spec, job.tokenizer), tokens=tokens, **common)
-    answers: list[Answers] = []
+    answers: list[CachedAnswers] = []
     for name, rows in (("train_dataset", data["train"]), ("eval_dataset", data["eval"])):
         if rows is not None:
             common[name] = numbered(rows.dataset, len(answers))

@@ -14,7 +14,7 @@ import pytest
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import endpoint_client
 from posttrain.data_tools.endpoint import BUDGET_SPENT, EndpointSpec, Reply, Request, read_reply, worst_case
-from posttrain.data_tools.endpoint_client import Endpoint, Limits, pause, retry_after
+from posttrain.data_tools.endpoint_client import Endpoint, RateLimits, pause, retry_after
 from posttrain.data_tools.errors import DataError
 from pydantic import ValidationError
 
@@ -402,7 +402,9 @@ class FakeTime:
         self.now += seconds
 
 
-def sent_under(limits: Callable[[FakeTime], Limits], amounts: list[int], workers: int = 8) -> list[tuple[float, int]]:
+def sent_under(
+    limits: Callable[[FakeTime], RateLimits], amounts: list[int], workers: int = 8
+) -> list[tuple[float, int]]:
     """Returns when each of some requests was let through, and how large it was."""
     fake, sent, left = FakeTime(), [], iter(amounts)
     limit = limits(fake)
@@ -422,7 +424,7 @@ def sent_under(limits: Callable[[FakeTime], Limits], amounts: list[int], workers
 
 
 def test_no_minute_holds_more_requests_than_allowed() -> None:
-    sent = sent_under(lambda fake: Limits(30, None, fake.clock, fake.sleep), [1] * 200)
+    sent = sent_under(lambda fake: RateLimits(30, None, fake.clock, fake.sleep), [1] * 200)
     times = [time for time, _ in sent]
     assert all(later - early >= 60 for early, later in zip(times, times[30:], strict=False))
     assert times[-1] - times[0] < 200 / 30 * 60, "nor many fewer"
@@ -431,16 +433,18 @@ def test_no_minute_holds_more_requests_than_allowed() -> None:
 def test_no_minute_holds_more_tokens_than_allowed() -> None:
     rng = random.Random(0)
     amounts = [rng.randint(1, 400) for _ in range(200)]
-    sent = sent_under(lambda fake: Limits(None, 1000, fake.clock, fake.sleep), amounts)
+    sent = sent_under(lambda fake: RateLimits(None, 1000, fake.clock, fake.sleep), amounts)
     assert [amount for _, amount in sent] == amounts, "first come, first served"
     for place, (begin, _) in enumerate(sent):
         assert sum(amount for time, amount in sent[place:] if time < begin + 60 - 1e-6) <= 1000
-    assert sent_under(lambda fake: Limits(None, 10, fake.clock, fake.sleep), [50, 50]), "larger than the limit: alone"
+    assert sent_under(lambda fake: RateLimits(None, 10, fake.clock, fake.sleep), [50, 50]), (
+        "larger than the limit: alone"
+    )
 
 
 def test_tokens_that_were_not_used_make_room() -> None:
     fake = FakeTime()
-    limits = Limits(None, 100, fake.clock, fake.sleep)
+    limits = RateLimits(None, 100, fake.clock, fake.sleep)
     sent = asyncio.run(limits.acquire(90))
     assert limits.wait(50) > 0
     sent.tokens = 10

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.mix import Phase, Schedule, as_given, mix, sort_by
+from posttrain.data_tools.mix import MixSchedule, Phase, as_given, mix, sort_by
 
 SOURCES = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=40), min_size=1, max_size=4)
 
@@ -155,7 +155,7 @@ def test_a_share_that_changes_evenly_is_met_at_every_token():
 
 
 def test_a_schedule_inverts_what_it_gives():
-    schedule = Schedule([Phase(3, (1, 3), (1, 3)), Phase(1, (4, 0), (0, 4)), Phase(2, (1, 0), (1, 1))])
+    schedule = MixSchedule([Phase(3, (1, 3), (1, 3)), Phase(1, (4, 0), (0, 4)), Phase(2, (1, 0), (1, 1))])
     gone = np.linspace(0.01, 0.99, 99)
     first = np.piecewise(
         gone,

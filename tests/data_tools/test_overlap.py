@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from posttrain.data_tools.ngrams import split_words, words_in
-from posttrain.data_tools.overlap import RULES, SHORTEST, Item, Match, Overlap, Rule, text_of, usual_n
+from posttrain.data_tools.overlap import RULES, SHORTEST, Item, ItemMatch, Overlap, Rule, text_of, usual_n
 
 
 def words(first: int, last: int) -> str:
@@ -97,7 +97,7 @@ def test_the_evidence_is_the_longest_run_of_the_row_that_holds_most() -> None:
     )
     assert [(match.row, match.item) for match in made] == [(100, 0), (101, 0)]
     # 13 words make one 13-gram, those from the 2nd to the 16th two, those to the 38th six; the first is there as well.
-    assert overlap.evidence()[0] == Match(101, 0, 9 / 28, words(20, 38), True)
+    assert overlap.evidence()[0] == ItemMatch(101, 0, 9 / 28, words(20, 38), True)
 
 
 def plain(rule: Rule, item: str, rows: list[str]) -> tuple[bool, list[bool]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from posttrain.evals.judging.judgments import Judgment
 from posttrain.evals.report import Leaderboard
-from posttrain.evals.report.board import Cell, Column, ColumnMetric, Figure, Player, Row, Run
+from posttrain.evals.report.board import BoardRow, BoardRun, Cell, Column, ColumnMetric, Figure, Player
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.items import Items, group_items
 from posttrain.evals.report.judged import judgings
@@ -96,18 +96,18 @@ def board(
     rows, made = [], []
     for run in range(runs):
         parent = "run1" if run else None
-        made.append(Run(f"run{run + 1}", f"run{run}", f"run{run}", "sft", parent, steps if run else 0))
+        made.append(BoardRun(f"run{run + 1}", f"run{run}", f"run{run}", "sft", parent, steps if run else 0))
         for step in range(1, steps + 1):
             identity, last = f"r{run * steps + step}", step == steps
             cells = {c.id: _cell(c, values[identity, c.id]) for c in columns if (identity, c.id) in values}
             names, weights = ("final",) if last else (), f"{run}-weights" if last else identity
             position = step + (steps if run else 0)
-            rows.append(Row(identity, made[-1].id, names, step, position, None, weights, cells, (), weights))
+            rows.append(BoardRow(identity, made[-1].id, names, step, position, None, weights, cells, (), weights))
     summed, tested = judgings(said, {player.id: player for player in finals}, {}, [])
     baseline = find_baseline(made, rows, None)
     bare = Leaderboard("null", tuple(made), tuple(rows), tuple(columns), baseline=baseline, judgings=summed)
 
-    def items(row: Row, column: Column) -> Items | None:
+    def items(row: BoardRow, column: Column) -> Items | None:
         return held.get((row.id, column.id))
 
     return with_verdicts(bare, items, tested)

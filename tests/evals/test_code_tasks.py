@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from posttrain.data_tools.sandbox import Limits, Outcome, ProgramSandbox, SandboxError, find_sandbox
+from posttrain.data_tools.sandbox import Limits, ProgramOutcome, ProgramSandbox, SandboxError, find_sandbox
 from posttrain.evals.definitions import read_yaml
 from posttrain.evals.errors import EvalError
 from posttrain.evals.score import score
@@ -100,7 +100,7 @@ def test_rows_that_need_their_set_up_and_a_builtin_redefined_have_a_right_answer
 def test_a_sandbox_that_fails_is_reported_and_no_wrong_answer(
     tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProgramSandbox, "run", lambda *_: Outcome("unknown", "no room", "", "", 0.0))
+    monkeypatch.setattr(ProgramSandbox, "run", lambda *_: ProgramOutcome("unknown", "no room", "", "", 0.0))
     with pytest.raises(EvalError, match="failed on 2 of 2 programs, which are no wrong answers: no room"):
         tasks.run_humaneval([["    return 2 * x", "    return 1"]], [FUNCTION])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from posttrain.evals.stats.compare import (
-    Question,
+    Hypothesis,
     holm,
     judge,
     mcnemar,
@@ -97,7 +97,7 @@ def test_two_that_never_differ_get_an_interval_and_no_verdict():
 
 def test_one_cluster_or_one_item_decides_nothing():
     assert paired_difference([1.0, 1.0], [0.0, 0.0], ["same", "same"]).p == 1
-    found = judge({"x": Question(paired_difference([1.0], [0.0]))})["x"]
+    found = judge({"x": Hypothesis(paired_difference([1.0], [0.0]))})["x"]
     assert (found.difference.n, found.verdict, found.smallest) == (1, "no verdict", None)
 
 
@@ -146,7 +146,7 @@ def test_a_verdict_knows_which_way_is_up():
 
 def against(base, others, clusters=None):
     """Judges some checkpoints against one as a family."""
-    return judge({n: Question(paired_difference(other, base, clusters)) for n, other in enumerate(others)})
+    return judge({n: Hypothesis(paired_difference(other, base, clusters)) for n, other in enumerate(others)})
 
 
 def test_checkpoints_are_judged_as_one_family():
@@ -163,7 +163,7 @@ def test_a_wider_family_can_only_take_verdicts_away():
     rng = np.random.default_rng(0)
     base = rng.normal(size=80)
     found = against(base, [base + rng.normal(0.05 * n, 1, 80) for n in range(8)])
-    alone = [judge({0: Question(comparison.difference)})[0] for comparison in found.values()]
+    alone = [judge({0: Hypothesis(comparison.difference)})[0] for comparison in found.values()]
     assert sum(each.verdict == "better" for each in alone) > sum(each.verdict == "better" for each in found.values())
     assert all(one.p_adjusted <= all_.p_adjusted for one, all_ in zip(alone, found.values(), strict=True))
 

@@ -13,7 +13,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals import definitions
 from posttrain.evals.foreign_results import read_results
 from posttrain.evals.report import Leaderboard, build
-from posttrain.evals.report.board import Column, Row
+from posttrain.evals.report.board import BoardRow, Column
 from posttrain.evals.score import score
 from posttrain.evals.spec import load_suite
 
@@ -44,7 +44,7 @@ def lm_eval_results(folder: Path, suite_file: Path, model_dir: Path, name: str =
     return file
 
 
-def row_of(board: Leaderboard, name: str) -> Row:
+def row_of(board: Leaderboard, name: str) -> BoardRow:
     return next(row for row in board.rows if board.run_of(row).name == name)
 
 

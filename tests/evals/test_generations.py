@@ -23,7 +23,7 @@ from posttrain.evals.answers import Answer, AnswerSet, find_answers, read_answer
 from posttrain.evals.checkpoints import write_manifest
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.generations import (
-    Prompts,
+    PromptTask,
     Said,
     define,
     figures,
@@ -172,14 +172,14 @@ class FakeEngine:
             yield Reply("", self.says(TOKENIZER.decode(prompt)), "stop", len(prompt), 3, seconds=0.1)
 
 
-def job_of(folder: Path, rows: Sequence[dict[str, Any]], more: str = "") -> tuple[Prompts, Sampling]:
+def job_of(folder: Path, rows: Sequence[dict[str, Any]], more: str = "") -> tuple[PromptTask, Sampling]:
     suite = load_suite(suite_of(folder, rows, more))
     job = define(suite.prompts[0], suite)
     return job, job.sampling(suite)
 
 
 def run_with(
-    job: Prompts, how: Sampling, log: Path, engine: FakeEngine, *, template: str | None = "t"
+    job: PromptTask, how: Sampling, log: Path, engine: FakeEngine, *, template: str | None = "t"
 ) -> tuple[Result, list[Answer]]:
     encoder = TextEncoder(TOKENIZER, ChatTemplate("brackets", TURNS))
     backend = local(encoder, engine, 200_000, how, job.spec, templated=template is not None)

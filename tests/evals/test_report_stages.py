@@ -9,7 +9,7 @@ import pytest
 from posttrain.evals.report import build
 from posttrain.evals.report.html import classes_of, confusion_of, to_html
 from posttrain.evals.report.markdown import to_markdown
-from posttrain.evals.report.sections import Table
+from posttrain.evals.report.sections import PageTable
 from posttrain.evals.report.tables import to_json
 
 from .report_fixtures import EVIL, board_of, make_run, score, share
@@ -49,7 +49,7 @@ def best_of(root: Path, name: str = "bon") -> None:
 
 def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row():
     shown = confusion_of({"detail": {"confusion": {"labels": ["a", "b"], "counts": [[30, 10], [5, 55]]}}})
-    assert isinstance(shown, Table)
+    assert isinstance(shown, PageTable)
     cells = [[cell if isinstance(cell, str) else (cell.text, cell.css) for cell in line.cells] for line in shown.lines]  # pyright: ignore[reportAttributeAccessIssue]
     assert cells == [[("a", ""), ("30", "h6"), ("10", "h2"), "40"], [("b", ""), ("5", "h1"), ("55", "h7"), "60"]]
 

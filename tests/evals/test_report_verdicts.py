@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from posttrain.chat_templates.errors import InputError
-from posttrain.evals.parity.compare import Check
-from posttrain.evals.parity.record import Comparison, Form, write_comparison
+from posttrain.evals.parity.compare import ParityCheck
+from posttrain.evals.parity.record import Form, ParityReport, write_comparison
 from posttrain.evals.records import parquet
 from posttrain.evals.report import build
-from posttrain.evals.report.board import Cell, Column, ColumnMetric, Figure, Headline, Leaderboard, Row, Run
+from posttrain.evals.report.board import BoardRow, BoardRun, Cell, Column, ColumnMetric, Figure, Headline, Leaderboard
 from posttrain.evals.report.format import Speller
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.items import Items
@@ -204,10 +204,13 @@ def test_a_row_says_whether_its_forms_are_one_model(tmp_path: Path, status: Any,
     run = make_run(tmp_path / "run", "run", records)
     assert "parity" not in to_markdown(build([run]))
     assert 'data-column="parity"' not in to_html(build([run]))
-    checks = (Check("tokens", "same", "all alike"), Check("weights", status, "7 of 9", cause="a stale adapter"))
+    checks = (
+        ParityCheck("tokens", "same", "all alike"),
+        ParityCheck("weights", status, "7 of 9", cause="a stale adapter"),
+    )
     for place in ("adapter", "checkpoint-1"):
         forms = Form("adapter on its base", place, None), Form("merged model", f"{place}/merged", None)
-        write_comparison(run, Comparison(*forms, checks, None, "exact", versions={}))
+        write_comparison(run, ParityReport(*forms, checks, None, "exact", versions={}))
     board = build([run])
     assert {row.label: row.one_model for row in board.rows} == {
         "step 1": said,
@@ -229,10 +232,13 @@ def test_what_was_compared_with_what_stands_in_every_file(tmp_path: Path):
     other = {"merged model": ("merged", "same"), "server": ("http://a/v1, m", "differs"), "Ollama": ("gone", "same")}
     for against, (place, status) in other.items():
         stale = "0" * 64 if against == "Ollama" else None  # no such folder is there any more
-        checks = Check("weights", "not compared", ""), Check("greedy answers", status, "parted", cause="another EOS")
+        checks = (
+            ParityCheck("weights", "not compared", ""),
+            ParityCheck("greedy answers", status, "parted", cause="another EOS"),
+        )
         forms = Form("adapter on its base", ".", None), Form(against, place, stale)
         write_comparison(
-            tmp_path / "checked", Comparison(*forms, checks, None, "exact", created="2026-11-29", versions={})
+            tmp_path / "checked", ParityReport(*forms, checks, None, "exact", created="2026-11-29", versions={})
         )
     board = build([tmp_path])
     (row,) = [row for row in board.rows if row.parity]
@@ -391,10 +397,10 @@ def test_a_clean_column_counts_in_the_first_sentence_only_where_it_says_somethin
     for name, mine in values.items():
         figures = {key: Figure("acc", sum(right) / len(right), 0.03, len(right), True) for key, right in mine.items()}
         cells = {key: Cell(key, (figure,)) for key, figure in figures.items()}
-        rows.append(Row(name, "run1", (), int(name[1]), int(name[1]), None, name, cells, (), name))
-    bare = Leaderboard("clean", (Run("run1", "run", "run"),), tuple(rows), tuple(named), baseline="r1")
+        rows.append(BoardRow(name, "run1", (), int(name[1]), int(name[1]), None, name, cells, (), name))
+    bare = Leaderboard("clean", (BoardRun("run1", "run", "run"),), tuple(rows), tuple(named), baseline="r1")
 
-    def items(row: Row, column: Column) -> Items:
+    def items(row: BoardRow, column: Column) -> Items:
         right = values[row.id][column.id]
         return Items(tuple(map(str, range(len(right)))), np.array(right, dtype=float))
 

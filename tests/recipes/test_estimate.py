@@ -10,7 +10,7 @@ import pytest
 import yaml
 from posttrain.recipes import architectures, check, estimate, needs
 from posttrain.recipes.architectures import Architecture
-from posttrain.recipes.estimate import Machine, Setup, Size
+from posttrain.recipes.estimate import Machine, ModelSize, Setup
 from posttrain.recipes.load import load
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_parameters_and_windows_are_those_of_the_model_that_transformers_makes(k
 
 def a_setup(shape: Architecture, **changed: Any) -> Setup:
     total = shape.parameters()
-    size = Size(total, total, shape.table)
+    size = ModelSize(total, total, shape.table)
     setup = Setup(shape, size, Machine(), batch=1, rows_each=1, length=8, weight_bytes=4, compute_bytes=4)
     return replace(setup, **changed)
 
@@ -84,7 +84,7 @@ def test_zero_shards_what_its_paper_says() -> None:
 
 def test_rows_of_new_tokens_cost_a_copy_of_their_table_and_its_gradient() -> None:
     shape = shape_of("gemma3_text")
-    setup = a_setup(shape, ranks={"mlp.up_proj": 2}, size=Size(shape.parameters(), 1000, shape.table))
+    setup = a_setup(shape, ranks={"mlp.up_proj": 2}, size=ModelSize(shape.parameters(), 1000, shape.table))
     grown = replace(setup, size=replace(setup.size, trainable=1000, new_tokens=128))
     before, after = (sum(estimate.moments(one)["loss"].values()) for one in (setup, grown))
     assert after - before == (4 + 4) * shape.table

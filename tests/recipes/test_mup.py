@@ -12,7 +12,7 @@ from posttrain.recipes.coordinates import slope
 from posttrain.recipes.decisions import check_engine
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
-from posttrain.recipes.mup import TYPES, Scale, check_optimizer, groups, initialise, scales
+from posttrain.recipes.mup import TYPES, WeightScale, check_optimizer, groups, initialise, scales
 from posttrain.recipes.tools import run_command
 from posttrain.recipes.train import train
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
@@ -35,11 +35,11 @@ def model(model_type: str = "llama", times: int = 1, **changes: Any) -> Any:
     return AutoModelForCausalLM.from_config(config(model_type, times, **changes))
 
 
-def table(name: str, times: int) -> Scale:
+def table(name: str, times: int) -> WeightScale:
     """The table, told by names."""
     if "lm_head" in name:
-        return Scale(1 / times, 1 / times)
-    return Scale(times**-0.5, 1 / times) if "_proj.weight" in name else Scale(1, 1)
+        return WeightScale(1 / times, 1 / times)
+    return WeightScale(times**-0.5, 1 / times) if "_proj.weight" in name else WeightScale(1, 1)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -65,11 +65,11 @@ def test_a_tied_head_has_its_logits_divided_by_the_width_and_moves_as_embeddings
     wide, base = model("granite", 4, **tied), config("granite", **tied)
     initialise(wide, base)
     assert wide.config.logits_scaling == 8
-    assert scales(wide, base)["model.embed_tokens.weight"] == Scale(1, 1)
+    assert scales(wide, base)["model.embed_tokens.weight"] == WeightScale(1, 1)
     assert config("granite", 4, **tied).logits_scaling == 2  # the recipe's, of the base
 
 
-def added(times: int, change: Callable[[str, Scale], Scale]) -> float:
+def added(times: int, change: Callable[[str, WeightScale], WeightScale]) -> float:
     """What the updates of the last layer's down_proj add to its output, after some steps with changed factors."""
     wide, base = model("llama", times), config()
     factors = scales(wide, base)
@@ -88,14 +88,14 @@ def added(times: int, change: Callable[[str, Scale], Scale]) -> float:
 
 
 def test_a_wrong_exponent_shows_in_what_is_learnt() -> None:
-    def over_widths(change: Callable[[str, Scale], Scale]) -> float:
+    def over_widths(change: Callable[[str, WeightScale], WeightScale]) -> float:
         return slope([1, 4, 8], [added(times, change) for times in (1, 4, 8)])
 
-    def unscaled(name: str, one: Scale) -> Scale:
-        return Scale(one.init, 1.0) if "_proj" in name else one
+    def unscaled(name: str, one: WeightScale) -> WeightScale:
+        return WeightScale(one.init, 1.0) if "_proj" in name else one
 
-    def twice(name: str, one: Scale) -> Scale:
-        return Scale(one.init, one.rate**2) if "_proj" in name else one
+    def twice(name: str, one: WeightScale) -> WeightScale:
+        return WeightScale(one.init, one.rate**2) if "_proj" in name else one
 
     assert abs(over_widths(lambda name, one: one)) < 0.35
     assert over_widths(unscaled) > 0.8

@@ -11,14 +11,14 @@ import yaml
 from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals.report import items
-from posttrain.evals.stats.compare import Question, judge, seeded_difference
+from posttrain.evals.stats.compare import Hypothesis, judge, seeded_difference
 from posttrain.recipes import launch
 from posttrain.recipes.forks import Forks
 from posttrain.recipes.pipeline import plan
 from posttrain.recipes.study import (
     STATE,
-    Outcome,
-    Spent,
+    StudyTime,
+    TaskOutcome,
     _by_item,
     _report,
     check_study,
@@ -152,7 +152,7 @@ def test_a_budget_buys_the_first_sizes_from_three_seeds_and_then_more_seeds(stud
     """Three arms: a seed of the short size takes .3 h, of the long one 1.2 h; the step took .1 h."""
     spec, _ = load_study(change(study, seeds=[1, 2, 3, 4, 5, 6]))
     seconds = {"steps": 360.0, "first cell of short": 360.0, "first cell of long": 1440.0, "seed 1": 50.0}
-    spent = Spent(seconds, [*seconds])
+    spent = StudyTime(seconds, [*seconds])
 
     def bought(budget: float) -> tuple[int, list[str]]:
         kept = fit(spec, spent, budget)
@@ -174,10 +174,10 @@ def test_arms_are_curves_over_sizes_that_are_numbers(study: Path, sizes: list[st
     for size in sizes:
         values = {arm: list(draw.normal(1, 0.1, 3)) for arm in spec.arms}
         against = {
-            arm: Question(seeded_difference([[x] for x in values[arm]], [[x] for x in values["sums"]]))
+            arm: Hypothesis(seeded_difference([[x] for x in values[arm]], [[x] for x in values["sums"]]))
             for arm in spec.others
         }
-        found.append(Outcome("solutions", size, "bits_per_byte", values, judge(against), by_items=False))
+        found.append(TaskOutcome("solutions", size, "bits_per_byte", values, judge(against), by_items=False))
     _report(spec, document, spec.seeds, found).write(Path("out"))
     page = Path("out/report.html").read_text()
     assert page.count('class="line"') == curves

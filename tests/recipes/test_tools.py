@@ -26,7 +26,7 @@ ONE_OF = {
 }
 
 
-def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.Plan:
+def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.PlannedStep:
     """Plans a step that runs a tool, which checks all of it."""
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump({"steps": [{"name": "x", "tool": tool, "args": args}], "output_dir": "out"}))

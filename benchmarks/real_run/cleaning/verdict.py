@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from posttrain.evals.report.items import Items, read_items, samples_path
-from posttrain.evals.stats.compare import Difference, Question, from_error, judge
+from posttrain.evals.stats.compare import Difference, Hypothesis, from_error, judge
 
 
 def items(folder: Path) -> dict[str, tuple[float, Items]]:
@@ -63,7 +63,7 @@ def main() -> None:
             figures[model, domain] = [np.mean([run[domain][0] for run in side]) for side in reversed(sides)]
             for name, some in (("as found", whole), ("that the rules keep", fit)):
                 if name == "as found" or (some[0][0] and 1 < len(some[0][0].keys) < len(whole[0][0].keys)):
-                    questions[model, domain, name] = Question(difference(*some), higher_is_better=False)
+                    questions[model, domain, name] = Hypothesis(difference(*some), higher_is_better=False)
     answers = judge(questions)
     for model in models:
         print(f"\n{model}:\n\n| domain | raw | cleaned | documents | cleaned less raw | | smallest that would show |")
