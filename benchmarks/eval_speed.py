@@ -43,7 +43,8 @@ from posttrain.data_tools.sources import read_rows
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals import shared_context
 from posttrain.evals.definitions import build, define
-from posttrain.evals.harness import noted, wrap
+from posttrain.evals.harness import noted
+from posttrain.evals.harness_model import HarnessModel
 from posttrain.evals.models import LoadedModel, load_model
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
@@ -152,7 +153,7 @@ def adapters(loaded: LoadedModel, model: Path, path: Path, items: int, shots: in
     passes, single, whole, within = [], [], 0.0, 0.0
     for number, run in enumerate(runs):
         adapted = load_model(str(run), device="cpu", dtype="float32")
-        lm: Any = wrap(adapted, suite)
+        lm: Any = HarnessModel(adapted, suite)
         requests = [lm._encode_pair(*request.args) for request in asked]
         passes.append(clock(lambda lm=lm, requests=requests: continuation_logs(lm.model, requests)))
         del adapted, lm
@@ -210,7 +211,7 @@ def models(loaded: LoadedModel, suite: SuiteSpec) -> tuple[Any, Any]:
 
     hflm: Any = huggingface.HFLM  # its registering decorator hides its type
     how = {"batch_size": suite.size_of_batch(), "softmax_dtype": "float32"}
-    return hflm(pretrained=loaded.model, tokenizer=loaded.tokenizer, **how), wrap(loaded, suite)
+    return hflm(pretrained=loaded.model, tokenizer=loaded.tokenizer, **how), HarnessModel(loaded, suite)
 
 
 def interleaved(stock: Any, own: Any, asked: Sequence[Any], requests: Any) -> tuple[Any, Any, tuple[float, ...]]:

@@ -141,9 +141,11 @@ class HarnessTask(Task):
             folder = checkpoint.target.folder
             checkpoint.lm = in_vllm(folder, load_tokenizer(str(folder))[0], checkpoint.suite)
         elif checkpoint.lm is None:
+            from .harness_model import HarnessModel
+
             loaded = checkpoint.language_model(self.spec.title)
             with harness.noted() as notes:
-                checkpoint.lm = harness.wrap(loaded, checkpoint.suite)
+                checkpoint.lm = HarnessModel(loaded, checkpoint.suite)
             for note in harness.summary(notes):
                 checkpoint.progress(f"{checkpoint.target.name}: {note}")
         with harness.noted() as notes:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import itertools
 import json
 import logging
 import math
@@ -11,27 +10,16 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
-from ..chat_templates.rendering import is_mark, mark_special, with_strings
-from ..data_tools.encode import TextEncoder
-from .continuous import Continuous
 from .errors import EvalError, SuiteError
-from .models import LoadedModel, quiet_bars
+from .models import quiet_bars
 from .records import Metric, Result, parquet
 from .sampling import Draws, Samples, check_drawn, generation_settings
 from .saved_answers import notes_of
-from .sequences import grouped
-from .shared_context import Prompts, Scorer, Stops
 from .spec import SuiteSpec, TaskSpec
-from .team import Calls, at_work, divided
-from .thinking import answer_in, may_think
-
-if TYPE_CHECKING:
-    from lm_eval.api.model import LM
 
 Sample = dict[str, Any]  # of lm-eval: an item, with what was answered and counted
 # Draws for the standard errors that have no closed form (medians, F1): enough for two digits, in a second.
@@ -40,58 +28,6 @@ _PLAIN_SAMPLE_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered
 _ENOUGH = 20  # rows, of which one option is right by chance in one of a million
 _NOTHING_READ = "[invalid]"  # what lm-eval's filters give where their pattern finds nothing
 _PLAIN_SAMPLE_KEYS |= {"doc_hash", "prompt_hash", "target_hash"}
-
-
-class OwnPrompts:
-    """Makes the prompts of lm-eval's models as prompts are made everywhere in this project; stands before their class.
-
-    lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So the
-    text of a chat begins with a mark, and has it around each that is text.
-
-    Attributes:
-        tokenizer: Of the model.
-        encoder: Of the tokenizer.
-        chat_template_args: Further variables of the template.
-        thinking: Of the task at work: how many answers there were, with thoughts, and with thoughts without end.
-    """
-
-    tokenizer: Any
-    encoder: TextEncoder
-    chat_template_args: dict[str, Any]
-    thinking: dict[str, int] | None = None
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Renders a chat, with marks."""
-        from lm_eval.models.huggingface import HFLM
-
-        render: Any = HFLM.apply_chat_template  # which asks the tokenizer; others ask their server's libraries
-        marked, mark = mark_special(chat_history, self.encoder.special)
-        return mark + render(self, marked, add_generation_prompt)
-
-    def tok_encode(
-        self, string: Any, add_special_tokens: Any = None, left_truncate_len: int | None = None, **_: Any
-    ) -> Any:
-        """Tokenises a text, or each of several; what begins a sequence stands there once."""
-        if not isinstance(string, str):
-            return [self.tok_encode(one, add_special_tokens, left_truncate_len) for one in string]
-        if is_mark(string[:1]):
-            ids = self.encoder.marked(string[1:], string[0])
-        else:
-            [ids] = self.encoder.texts([string]) if add_special_tokens is False else self.encoder.begun([string])
-        return ids[-left_truncate_len:] if left_truncate_len else ids
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if is_mark(context[:1]):
-            continuation = with_strings(continuation, self.encoder.special, rf"{context[0]}\g<0>{context[0]}")
-        lm_eval_model: Any = super()
-        return lm_eval_model._encode_pair(context, continuation)
-
-    def without_thoughts(self, requests: Sequence[Any], write: Callable[[list[Any]], list[str]]) -> list[str]:
-        """Has answers written, of a model that may think to their end, and takes its thoughts out."""
-        if not (is_mark(requests[0].args[0][:1]) and may_think(str(self.tokenizer.chat_template))):
-            return write(list(requests))
-        texts, self.thinking = _answers(requests, write([_without_stops(request) for request in requests]))
-        return texts
 
 
 @functools.cache
@@ -108,145 +44,6 @@ def keep_templates() -> None:
         return compiled(template).render(**doc)
 
     utils.apply_template = apply_template
-
-
-def wrap(loaded: LoadedModel, suite: SuiteSpec) -> "LM":
-    """Returns the model as lm-eval's. Log-probabilities are taken in float32 whatever the weights are."""
-    from lm_eval.models import huggingface
-    from tqdm import tqdm
-
-    model: Any = loaded.model
-    tokenizer: Any = loaded.tokenizer
-    hflm: Any = huggingface.HFLM  # its registering decorator hides its type
-
-    class Model(OwnPrompts, hflm):
-        """HFLM with shared contexts."""
-
-        draws_itself = False  # answers are drawn by Draws
-
-        def tok_batch_encode(
-            self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
-        ) -> tuple[Any, Any]:
-            import torch
-
-            rows = [self.tok_encode(string) for string in strings]
-            longest = max(map(len, rows))
-            if left_truncate_len and longest > left_truncate_len:
-                if self.calls is None or not self.calls.known:  # once
-                    logging.getLogger("lm_eval").warning(f"Left truncation of {longest} tokens to {left_truncate_len}.")
-                rows = [row[-left_truncate_len:] for row in rows]
-            width = max(map(len, rows))
-            padded = [[(tokenizer.pad_token_id, 0)] * (width - len(row)) + [(i, 1) for i in row] for row in rows]
-            ids, mask = torch.tensor(padded).unbind(-1)
-            return ids, mask
-
-        def _loglikelihood_tokens(
-            self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-        ) -> list[tuple[float, bool]]:
-            def passes(numbers: Sequence[int]) -> list[tuple[float, bool]]:
-                some = [requests[i] for i in numbers]
-                quiet = disable_tqdm or self.shared.refused is None
-                return super(Model, self)._loglikelihood_tokens(some, quiet, override_bs)
-
-            def plain(numbers: Sequence[int]) -> list[tuple[float, bool]]:
-                cut = any(len(requests[i][1]) + len(requests[i][2]) > self.max_length + 1 for i in numbers)
-                if at_work() is None or self.batch_size == "auto" or cut:  # what is cut is counted by warnings
-                    return passes(numbers)
-                batches = _batches_of_hflm([requests[i][1] + requests[i][2] for i in numbers], self.batch_size)
-                parts = divided([len(batch) for batch in batches], lambda n: passes([numbers[i] for i in batches[n]]))
-                found = dict(zip(itertools.chain(*batches), itertools.chain(*parts), strict=True))
-                return [found[i] for i in range(len(numbers))]
-
-            if override_bs is not None:  # windows of a text, of which every token is scored
-                whole = range(len(requests))
-                unknown = [(math.nan, False)] * len(requests)
-                return passes(whole) if self.calls is None else self.calls.do(lambda: passes(whole), unknown)
-            with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring continuations") as bar:
-                return self.shared.logs([(context, rest) for _, context, rest in requests], plain, bar.update)
-
-        def in_turns(self, loop: Callable[[], Any]) -> Any:
-            """Runs a loop of HFLM's, of whose passes several processes do each a part, but if it seeks their size."""
-            team = at_work()
-            if team is None or self.batch_size == "auto":
-                return loop()
-            self.calls = Calls(team)
-            try:
-                return self.calls.run(loop)
-            finally:
-                self.calls = None
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            return self.in_turns(lambda: super(Model, self).loglikelihood_rolling(requests, disable_tqdm))
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            self.prompts = Prompts(model, [self.tok_encode(request.args[0]) for request in requests])
-            generate = super().generate_until
-
-            def write(asked: list[Any]) -> list[str]:
-                return self.in_turns(lambda: generate(asked, disable_tqdm))
-
-            def greedy(asked: list[Any]) -> list[str]:
-                return self.continuous.texts(asked, self.max_length, self.max_gen_toks, write)
-
-            texts = self.without_thoughts(requests, write if self.draws is not None else greedy)
-            if self.prompts.refused is not None:
-                self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
-            elif self.prompts.shared:
-                self.shared.record = {"backend": "shared_context", "shared_tokens": self.prompts.shared}
-            if self.draws is None and self.continuous.record:
-                self.shared.record = (self.shared.record or {}) | self.continuous.record
-            return texts
-
-        def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            if self.calls is None:
-                return self.write(context, max_length, stop, **options)
-            if not self.calls.known:  # what goes by the batches before is the same in all processes
-                if self.prompts.undecided:
-                    self.prompts.cache(context, options["attention_mask"])
-                if self.draws is not None:
-                    options["logits_processor"] = self.processors(context, max_length, options["attention_mask"])
-            written = self.calls.do(lambda: self.write(context, max_length, stop, **options).cpu(), context)
-            return written.to(context.device)
-
-        def processors(self, context: Any, max_length: int, mask: Any) -> list[Any]:
-            return self.draws.processors(context, mask, max_length - context.shape[1])
-
-        def write(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            beams = options.get("num_beams", 1) > 1
-            if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
-                options["past_key_values"] = cache
-            if self.draws is not None and "logits_processor" not in options:
-                options["logits_processor"] = self.processors(context, max_length, options["attention_mask"])
-
-            def stops(*how: Any) -> list[Any]:
-                # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
-                return [] if beams else [Stops(*how)]
-
-            with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
-                return super()._model_generate(context, max_length, stop, **options)
-
-    Model.encoder = TextEncoder.of(tokenizer)
-    make: Any = Model
-    lm = make(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=suite.batch_size,
-        max_length=suite.max_length,
-        softmax_dtype="float32",
-        chat_template_args=dict(suite.template_variables),
-    )
-    lm.setting, lm.draws, lm.calls = None, None, None
-    lm.continuous = Continuous(model, tokenizer, lm.tok_encode)
-    lm.longest = lm.max_length + 1  # tokens of a context and its continuation, whose last token is only predicted
-    lm.shared = Scorer(model, lm.max_length, suite.size_of_batch(), loaded.compared)
-    return lm
-
-
-def _batches_of_hflm(rows: Sequence[list[int]], size: int) -> list[list[int]]:
-    """Cuts requests as HFLM cuts them: longest first, and those that differ in their last token alone are one row."""
-    groups = grouped(range(len(rows)), lambda number: tuple(rows[number][:-1]))
-    ordered = sorted(groups.values(), key=lambda group: (-len(rows[group[0]]), tuple(rows[group[0]])))
-    return [sorted(itertools.chain(*ordered[at : at + size])) for at in range(0, len(ordered), size)]
 
 
 def run_task(
@@ -268,7 +65,8 @@ def run_task(
         task: lm-eval's, built.
         spec: What the suite says of it.
         primary: The metric that stands for it where the suite names none.
-        lm: The model, as of :func:`wrap`. The result's ``detail`` says how it scored options, if there were any.
+        lm: The model, such as a :class:`~.harness_model.HarnessModel`. The result's ``detail`` says how it scored
+            options, if there were any.
         suite: The suite.
         templated: Whether the chat template is applied.
         notes: What was warned of while the task was built.
@@ -279,6 +77,8 @@ def run_task(
     """
     from lm_eval import evaluator
     from lm_eval.utils import hash_string
+
+    from .harness_model import unmarked
 
     evaluate: Any = evaluator.evaluate
     lm.shared.record = lm.thinking = None
@@ -307,30 +107,33 @@ def run_task(
         lm.draws = None
     name, samples = spec.title, results["samples"][spec.title]
     for sample in samples if templated else ():
-        sample["arguments"] = [(_unmarked(first), *rest) for first, *rest in sample["arguments"]]
+        sample["arguments"] = [(unmarked(first), *rest) for first, *rest in sample["arguments"]]
         sample["prompt_hash"] = hash_string(sample["arguments"][0][0])
     figures, up = results["results"][name], {"unparsed": False} | results["higher_is_better"].get(name, {})
     if task.OUTPUT_TYPE == "generate_until":
         _count_unread(task, samples, figures)
-    metrics = _metrics(figures, up, samples)
-    metrics = _primary_first(metrics, spec, primary)
+    metrics = _primary_first(_metrics(figures, up, samples), spec, primary)
     metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
-    table = samples_to_parquet(samples)
     record = lm.shared.record or {}
-    backend_notes = [f"scored without shared contexts: {record['reason']}"] if "reason" in record else []
-    if elsewhere := record.get("compared_on"):
-        backend_notes.append(f"shared contexts were compared with plain passes on {elsewhere}")
-    if slower := record.get("continuous"):
-        backend_notes.append(f"generated without continuous batching: {slower}")
-    foreign = record.get("foreign")
-    told = (*(notes_of(foreign, setting) if foreign else ()), *summary(told), *_constant(task, samples), *backend_notes)
-    detail = record | ({"thinking": lm.thinking} if lm.thinking else {})
+    foreign = notes_of(record["foreign"], setting) if record.get("foreign") else ()
+    said = (*foreign, *summary(told), *_constant(task, samples), *_notes_on_items(lm, len(long), metrics[0].n))
+    detail = record | ({"thinking": lm.thinking} if lm.thinking else {}) | ({"too_long": len(long)} if long else {})
+    return Result(metrics, samples_to_parquet(samples), results["n-shot"][name], said, detail or None)
+
+
+def _notes_on_items(lm: Any, long: int, scored: int) -> Iterator[str]:
+    """Says what was done otherwise than asked, and which items have no answer."""
+    record, thinking = lm.shared.record or {}, lm.thinking
+    if "reason" in record:
+        yield f"scored without shared contexts: {record['reason']}"
+    if record.get("compared_on"):
+        yield f"shared contexts were compared with plain passes on {record['compared_on']}"
+    if record.get("continuous"):
+        yield f"generated without continuous batching: {record['continuous']}"
     if long:
-        detail["too_long"] = len(long)
-        told = (*told, f"{len(long)} of {len(long) + metrics[0].n} items are longer than the model takes: left out")
-    if lm.thinking and lm.thinking["cut"]:
-        told = (*told, f"{lm.thinking['cut']} of {lm.thinking['answers']} never ended their thoughts: no answer")
-    return Result(metrics, table, results["n-shot"][name], told, detail or None)
+        yield f"{long} of {long + scored} items are longer than the model takes: left out"
+    if thinking and thinking["cut"]:
+        yield f"{thinking['cut']} of {thinking['answers']} never ended their thoughts: no answer"
 
 
 def _leave_out_long_items(task: Any, lm: Any, suite: SuiteSpec, where: str) -> set[int]:
@@ -375,23 +178,6 @@ def _is_too_long(request: Any, lm: Any) -> bool:
     return len(context) + len(continuation) > lm.longest
 
 
-def _without_stops(request: Any) -> Any:
-    """Returns a request that goes on to the end of the answer: its stop strings may stand in thoughts."""
-    prompt, settings = request.args
-    return replace(request, arguments=(prompt, {**settings, "until": []}))
-
-
-def _answers(requests: Sequence[Any], raw: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-    """Takes the thoughts out of texts; with how many there were, held thoughts, and never ended them."""
-    found = []
-    for request, text in zip(requests, raw, strict=True):
-        prompt, settings = request.args
-        until = settings.get("until") or []
-        found.append(answer_in(text, _unmarked(prompt), [until] if isinstance(until, str) else until))
-    counts = {"thought": sum(answer.thought for answer in found), "cut": sum(answer.cut for answer in found)}
-    return [answer.text for answer in found], {"answers": len(found), **counts}
-
-
 def _constant(task: Any, samples: list[Sample]) -> list[str]:
     """Warns of options of which always the same is right: a label that was lost reads so."""
     config = getattr(task, "config", None)
@@ -400,11 +186,6 @@ def _constant(task: Any, samples: list[Sample]) -> list[str]:
     golds = {str(sample["target"]) for sample in samples}
     few = len(samples) < _ENOUGH or len(golds) > 1
     return [] if few else [f"the right answer is {golds.pop()} in all {len(samples)} rows: are the labels right?"]
-
-
-def _unmarked(prompt: str) -> str:
-    """Returns the text of a chat without its marks."""
-    return prompt.replace(prompt[0], "") if is_mark(prompt[:1]) else prompt
 
 
 def _seed(seed: int) -> None:

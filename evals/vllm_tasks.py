@@ -17,7 +17,6 @@ from ..chat_templates.errors import first_line
 from ..data_tools.encode import TextEncoder
 from ..data_tools.generate import seed_of
 from .errors import EvalError, SuiteError
-from .harness import OwnPrompts
 from .models import ADAPTER, head_config
 from .spec import SamplingSpec, SuiteSpec
 
@@ -66,6 +65,8 @@ def wrap(folder: Path, tokenizer: Any, suite: SuiteSpec) -> "LM":
     if head_config(folder) is not None:
         raise EvalError("this task needs a language model, and the checkpoint is a classifier", where=str(folder))
     from lm_eval.models import vllm_causallms
+
+    from .harness_model import OwnPrompts
 
     base: Any = vllm_causallms.VLLM  # its registering decorator hides its type
 

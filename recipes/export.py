@@ -14,7 +14,7 @@ from ..chat_templates.templates import from_tokenizer
 from ..data_tools.files import read_json
 from ..data_tools.generate import ends_of
 from ..evals.models import ADAPTER, load_model, load_tokenizer
-from ..evals.parity import Comparison, Sides, compare_sides
+from ..evals.parity import ParityReport, Sides, compare_sides
 from ..evals.parity.modelfile import adds_bos, write_modelfile
 from ..evals.runs import is_run, locate, read_record, run_of
 from .errors import RunError
@@ -30,7 +30,7 @@ _CONVERTER = "convert_hf_to_gguf"
 
 def export(
     source: str, kind: Kind, output: Path, *, outtype: OutType = "f32", converter: Path | None = None
-) -> Comparison:
+) -> ParityReport:
     """Writes a model for a server, and compares what was written with the model.
 
     Args:
@@ -71,7 +71,7 @@ def export(
     return compare_sides(Sides(folder, output / WEIGHTS, record, run_dir if record else output, modelfile))
 
 
-def _export_plain(source: str, folder: Path, output: Path, record: dict[str, Any]) -> Comparison:
+def _export_plain(source: str, folder: Path, output: Path, record: dict[str, Any]) -> ParityReport:
     """Writes one plain folder, an adapter merged, whose generation config names every stop token."""
     if (folder / ADAPTER).is_file():
         return merge_to(source, output)

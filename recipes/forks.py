@@ -26,6 +26,7 @@ _MODULES = (
     "posttrain.recipes.trainers.text",
     "posttrain.evals.score",
     "posttrain.evals.harness",
+    "posttrain.evals.harness_model",
     "posttrain.evals.judging.run",
     "lm_eval.evaluator",
     "lm_eval.models.huggingface",

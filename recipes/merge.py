@@ -8,14 +8,14 @@ from typing import Any
 from ..chat_templates.errors import InputError, first_line
 from ..data_tools.files import read_json
 from ..evals.models import ADAPTER, load_model
-from ..evals.parity import Comparison, Sides, compare_sides, require_base
+from ..evals.parity import ParityReport, Sides, compare_sides, require_base
 from ..evals.runs import is_run, locate, read_record, run_of
 from .adapter_types import TYPES
 from .errors import RunError
 from .model import agree
 
 
-def merge_to(source: str, output: Path, *, dtype: str = "auto") -> Comparison:
+def merge_to(source: str, output: Path, *, dtype: str = "auto") -> ParityReport:
     """Merges an adapter into its base and compares the new folder with the adapter on its base.
 
     The folder is written under another name and gets its own when it is whole.

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from ..evals.parity import Comparison
+from ..evals.parity import ParityReport
 from ..evals.parity.compare import TOLERANCES
 
 
-def parity_lines(found: Comparison) -> Iterator[str]:
+def parity_lines(found: ParityReport) -> Iterator[str]:
     """Yields the lines that tell of a comparison: the two forms, a line for each check, the verdict and its reason."""
     yield f"{found.one.name}: {found.one.place}"
     yield f"{found.other.name}: {found.other.place}"

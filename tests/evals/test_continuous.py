@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from posttrain.evals import harness
+from posttrain.evals import harness_model
 from posttrain.evals.continuous import Continuous
 from posttrain.evals.score import score
 
@@ -35,7 +35,7 @@ def answered(
     (folder / "mine.yaml").write_text(json.dumps({"tasks": [task], "chat": "never", "dtype": "float32"}))
     if times:
         given = partial(Continuous, may_pay=lambda model: True, clock=iter(times).__next__, **MEMORY)
-        monkeypatch.setattr(harness, "Continuous", given)
+        monkeypatch.setattr(harness_model, "Continuous", given)
     run = make_run((1,), final=False, name=f"run-{folder.name}")
     report = score([run], folder / "mine.yaml", device="cpu")
     assert report.failed == ()

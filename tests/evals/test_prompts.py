@@ -18,7 +18,7 @@ from posttrain.data_tools.examples import Encoder
 from posttrain.data_tools.generate import Sampling
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals import best_of_n, generations
-from posttrain.evals.harness import wrap
+from posttrain.evals.harness_model import HarnessModel
 from posttrain.evals.judging.backends import ModelJudge
 from posttrain.evals.models import LoadedModel
 from posttrain.evals.prompt_sets import PromptsSpec
@@ -119,7 +119,7 @@ def by_rollout(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]
 
 
 def by_lm_eval(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list[int]:
-    model: Any = wrap(loaded, SUITE)
+    model: Any = HarnessModel(loaded, SUITE)
     context = model.apply_chat_template(messages)
     [ids], [mask] = model.tok_batch_encode([context])
     assert mask.all()
@@ -209,7 +209,7 @@ def test_plain_text_holds_no_control_token_and_begins_once(loaded: LoadedModel):
     )
     tokenizer.bos_token = "<|im_start|>"
     control = set(tokenizer.all_special_ids)
-    encoder, model = TextEncoder.of(tokenizer), wrap(loaded, SUITE)
+    encoder, model = TextEncoder.of(tokenizer), HarnessModel(loaded, SUITE)
     for text in (*NASTY, "hello", "<|im_start|>hello", "<|im_start|><|im_start|>hello"):
         [ids] = encoder.prompts([text])
         assert [i for i in ids if i in control] == [begin]
@@ -248,7 +248,7 @@ def test_few_shot_turns_and_options_of_a_task_are_text(tmp_path: Path, bare_mode
         "tasks: [{task: multiple_choice, name: t, data_files: {test: rows.jsonl}, limit: 1, num_fewshot: 2}]\n"
     )
     suite = load_suite(tmp_path / "s.yaml")
-    model: Any = wrap(loaded, suite)
+    model: Any = HarnessModel(loaded, suite)
     read: list[list[int]] = []
     plain = model._loglikelihood_tokens
 

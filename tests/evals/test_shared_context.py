@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from posttrain.evals import shared_context
-from posttrain.evals.harness import wrap
+from posttrain.evals.harness_model import HarnessModel
 from posttrain.evals.models import LoadedModel, load_model
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
@@ -135,7 +135,7 @@ def test_what_requests_begin_with_in_common_is_run_once(monkeypatch: Any) -> Non
 
 def test_it_agrees_with_lm_eval_whose_requests_it_takes(tiny_model_dir: Path) -> None:
     loaded = load_model(str(tiny_model_dir), device="cpu")
-    lm: Any = wrap(loaded, SuiteSpec(name="toy", batch_size=4, max_length=64, tasks=[{"task": "x.yaml"}]))
+    lm: Any = HarnessModel(loaded, SuiteSpec(name="toy", batch_size=4, max_length=64, tasks=[{"task": "x.yaml"}]))
     shots = "Numbers such as 17 and 42. " * 3
     texts = [
         (shots + text, option) for text in ("The quick", "A fox ", "user") for option in (" brown", " dog", " a b c")
@@ -287,7 +287,7 @@ def writers(request: Any) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     model = build(request.param, len(tokenizer))
     suite = SuiteSpec(name="toy", batch_size=3, max_length=250, tasks=[{"task": "x.yaml"}])
-    own = wrap(LoadedModel(model, tokenizer, None), suite)
+    own = HarnessModel(LoadedModel(model, tokenizer, None), suite)
     return own, stock(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=250)
 
 

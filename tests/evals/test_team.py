@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from posttrain.evals import team
-from posttrain.evals.harness import _batches_of_hflm
+from posttrain.evals.harness_model import batches_of_hflm
 from posttrain.evals.records import ScoreStore
 from posttrain.recipes import launch
 
@@ -185,7 +185,7 @@ def test_requests_are_cut_into_the_batches_of_lm_eval():
         group_fn=lambda r: r[-2] + r[-1][:-1],
     )
     theirs = [[request[1] + request[2] for request in batch] for batch in collator.get_batched(n=2)]
-    ours = _batches_of_hflm(rows, 2)
+    ours = batches_of_hflm(rows, 2)
     assert sorted(number for batch in ours for number in batch) == list(range(len(rows)))
     assert len(theirs) == len(ours)
     for firsts, batch in zip(theirs, ours, strict=True):

@@ -1,0 +1,257 @@
+"""A model as lm-evaluation-harness has it: HFLM with this project's prompts, shared contexts and parted passes.
+
+Imported where a model is wrapped, since lm-eval's class of it brings torch and transformers with it.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from lm_eval.models import huggingface
+from tqdm import tqdm
+
+from ..chat_templates.rendering import is_mark, mark_special, with_strings
+from ..data_tools.encode import TextEncoder
+from .continuous import Continuous
+from .models import LoadedModel
+from .sampling import Draws
+from .sequences import grouped
+from .shared_context import Prompts, Scorer, Stops
+from .spec import SamplingSpec, SuiteSpec
+from .team import Calls, at_work, divided
+from .thinking import answer_in, may_think
+
+_HFLM: Any = huggingface.HFLM  # its registering decorator hides its type
+
+
+class OwnPrompts:
+    """Makes the prompts of lm-eval's models as prompts are made everywhere in this project; stands before their class.
+
+    lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So the
+    text of a chat begins with a mark, and has it around each that is text.
+
+    Attributes:
+        tokenizer: Of the model.
+        encoder: Of the tokenizer.
+        chat_template_args: Further variables of the template.
+        thinking: Of the task at work: how many answers there were, with thoughts, and with thoughts without end.
+    """
+
+    tokenizer: Any
+    encoder: TextEncoder
+    chat_template_args: dict[str, Any]
+    thinking: dict[str, int] | None = None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Renders a chat, with marks."""
+        marked, mark = mark_special(chat_history, self.encoder.special)
+        # HFLM's, which asks the tokenizer; others ask their server's libraries
+        return mark + _HFLM.apply_chat_template(self, marked, add_generation_prompt)
+
+    def tok_encode(
+        self, string: Any, add_special_tokens: Any = None, left_truncate_len: int | None = None, **_: Any
+    ) -> Any:
+        """Tokenises a text, or each of several; what begins a sequence stands there once."""
+        if not isinstance(string, str):
+            return [self.tok_encode(one, add_special_tokens, left_truncate_len) for one in string]
+        if is_mark(string[:1]):
+            ids = self.encoder.marked(string[1:], string[0])
+        else:
+            [ids] = self.encoder.texts([string]) if add_special_tokens is False else self.encoder.begun([string])
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if is_mark(context[:1]):
+            continuation = with_strings(continuation, self.encoder.special, rf"{context[0]}\g<0>{context[0]}")
+        lm_eval_model: Any = super()
+        return lm_eval_model._encode_pair(context, continuation)
+
+    def without_thoughts(self, requests: Sequence[Any], write: Callable[[list[Any]], list[str]]) -> list[str]:
+        """Has answers written, of a model that may think to their end, and takes its thoughts out."""
+        if not (is_mark(requests[0].args[0][:1]) and may_think(str(self.tokenizer.chat_template))):
+            return write(list(requests))
+        texts, self.thinking = _answers(requests, write([_without_stops(request) for request in requests]))
+        return texts
+
+
+class HarnessModel(OwnPrompts, _HFLM):
+    """HFLM with shared contexts. Log-probabilities are taken in float32 whatever the weights are.
+
+    Args:
+        loaded: The model.
+        suite: The suite that it is scored on.
+
+    Attributes:
+        longest: Tokens that a context and its continuation may have together.
+        setting: How the task at work draws answers; None for greedy ones.
+        draws: What draws them.
+        shared: What scores continuations; its record says how.
+        calls: The passes of the loop at work, which several processes share.
+    """
+
+    draws_itself = False  # answers are drawn by Draws
+
+    def __init__(self, loaded: LoadedModel, suite: SuiteSpec):
+        self.encoder = TextEncoder.of(loaded.tokenizer)  # HFLM tokenises while it is made
+        super().__init__(
+            pretrained=loaded.model,
+            tokenizer=loaded.tokenizer,
+            batch_size=suite.batch_size,
+            max_length=suite.max_length,
+            softmax_dtype="float32",
+            chat_template_args=dict(suite.template_variables),
+        )
+        self.longest = self.max_length + 1  # the last token is only predicted
+        self.setting: SamplingSpec | None = None
+        self.draws: Draws | None = None
+        self.calls: Calls | None = None
+        self.continuous = Continuous(loaded.model, loaded.tokenizer, self.tok_encode)
+        self.shared = Scorer(loaded.model, self.max_length, suite.size_of_batch(), loaded.compared)
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        """Tokenises texts to rows padded on the left; returns ids and mask."""
+        rows = [self.tok_encode(string) for string in strings]
+        longest = max(map(len, rows))
+        if left_truncate_len and longest > left_truncate_len:
+            if self.calls is None or not self.calls.known:  # once
+                logging.getLogger("lm_eval").warning(f"Left truncation of {longest} tokens to {left_truncate_len}.")
+            rows = [row[-left_truncate_len:] for row in rows]
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        padded = [[(pad, 0)] * (width - len(row)) + [(i, 1) for i in row] for row in rows]
+        ids, mask = torch.tensor(padded).unbind(-1)
+        return ids, mask
+
+    # --- continuations ---
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        def passes(numbers: Sequence[int]) -> list[tuple[float, bool]]:
+            some = [requests[i] for i in numbers]
+            quiet = disable_tqdm or self.shared.refused is None
+            return super(HarnessModel, self)._loglikelihood_tokens(some, quiet, override_bs)
+
+        if override_bs is not None:  # windows of a text, of which every token is scored
+            whole = range(len(requests))
+            unknown = [(math.nan, False)] * len(requests)
+            return passes(whole) if self.calls is None else self.calls.do(lambda: passes(whole), unknown)
+        pairs = [(context, rest) for _, context, rest in requests]
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring continuations") as bar:
+            return self.shared.logs(pairs, lambda numbers: self._parted(pairs, numbers, passes), bar.update)
+
+    def _parted(
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        numbers: Sequence[int],
+        passes: Callable[[Sequence[int]], list[tuple[float, bool]]],
+    ) -> list[tuple[float, bool]]:
+        """Does plain passes, of which several processes do each a part, in the batches that HFLM would make."""
+        rows = [pairs[i][0] + pairs[i][1] for i in numbers]
+        cut = any(len(row) > self.max_length + 1 for row in rows)
+        if at_work() is None or self.batch_size == "auto" or cut:  # what is cut is counted by warnings
+            return passes(numbers)
+        batches = batches_of_hflm(rows, self.batch_size)
+        parts = divided([len(batch) for batch in batches], lambda n: passes([numbers[i] for i in batches[n]]))
+        found = dict(zip(itertools.chain(*batches), itertools.chain(*parts), strict=True))
+        return [found[i] for i in range(len(numbers))]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Scores whole texts in windows."""
+        return self._in_turns(lambda: super(HarnessModel, self).loglikelihood_rolling(requests, disable_tqdm))
+
+    def _in_turns(self, loop: Callable[[], Any]) -> Any:
+        """Runs a loop of HFLM's, of whose passes several processes do each a part, but if it seeks their size."""
+        team = at_work()
+        if team is None or self.batch_size == "auto":
+            return loop()
+        self.calls = Calls(team)
+        try:
+            return self.calls.run(loop)
+        finally:
+            self.calls = None
+
+    # --- answers ---
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Writes answers."""
+        self.prompts = Prompts(self.model, [self.tok_encode(request.args[0]) for request in requests])
+        generate = super().generate_until
+
+        def write(asked: list[Any]) -> list[str]:
+            return self._in_turns(lambda: generate(asked, disable_tqdm))
+
+        def greedy(asked: list[Any]) -> list[str]:
+            return self.continuous.texts(asked, self.max_length, self.max_gen_toks, write)
+
+        texts = self.without_thoughts(requests, write if self.draws is not None else greedy)
+        if self.prompts.refused is not None:
+            self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
+        elif self.prompts.shared:
+            self.shared.record = {"backend": "shared_context", "shared_tokens": self.prompts.shared}
+        if self.draws is None and self.continuous.record:
+            self.shared.record = (self.shared.record or {}) | self.continuous.record
+        return texts
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
+        if self.calls is None:
+            return self._write(context, max_length, stop, **options)
+        if not self.calls.known:  # what goes by the batches before is the same in all processes
+            if self.prompts.undecided:
+                self.prompts.cache(context, options["attention_mask"])
+            if self.draws is not None:
+                room = max_length - context.shape[1]
+                options["logits_processor"] = self.draws.processors(context, options["attention_mask"], room)
+        written = self.calls.do(lambda: self._write(context, max_length, stop, **options).cpu(), context)
+        return written.to(context.device)
+
+    def _write(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
+        beams = options.get("num_beams", 1) > 1
+        if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
+            options["past_key_values"] = cache
+        if self.draws is not None and "logits_processor" not in options:
+            room = max_length - context.shape[1]
+            options["logits_processor"] = self.draws.processors(context, options["attention_mask"], room)
+
+        def stops(*how: Any) -> list[Any]:
+            # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
+            return [] if beams else [Stops(*how)]
+
+        with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
+            return super()._model_generate(context, max_length, stop, **options)
+
+
+def batches_of_hflm(rows: Sequence[list[int]], size: int) -> list[list[int]]:
+    """Cuts requests as HFLM cuts them: longest first, and those that differ in their last token alone are one row."""
+    groups = grouped(range(len(rows)), lambda number: tuple(rows[number][:-1]))
+    ordered = sorted(groups.values(), key=lambda group: (-len(rows[group[0]]), tuple(rows[group[0]])))
+    return [sorted(itertools.chain(*ordered[at : at + size])) for at in range(0, len(ordered), size)]
+
+
+def unmarked(prompt: str) -> str:
+    """Returns the text of a chat without its marks."""
+    return prompt.replace(prompt[0], "") if is_mark(prompt[:1]) else prompt
+
+
+def _without_stops(request: Any) -> Any:
+    """Returns a request that goes on to the end of the answer: its stop strings may stand in thoughts."""
+    prompt, settings = request.args
+    return replace(request, arguments=(prompt, {**settings, "until": []}))
+
+
+def _answers(requests: Sequence[Any], raw: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Takes the thoughts out of texts; with how many there were, held thoughts, and never ended them."""
+    found = []
+    for request, text in zip(requests, raw, strict=True):
+        prompt, settings = request.args
+        until = settings.get("until") or []
+        found.append(answer_in(text, unmarked(prompt), [until] if isinstance(until, str) else until))
+    counts = {"thought": sum(answer.thought for answer in found), "cut": sum(answer.cut for answer in found)}
+    return [answer.text for answer in found], {"answers": len(found), **counts}
