@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import first_line
 from ..data_tools.files import write_atomic, write_json
 from ..evals import checkpoints
+from ..evals.records import now
 from ..evals.runs import RUN_FILE, is_closed, read_record, run_of
 from . import faults
 from .errors import RunFolderError
@@ -324,11 +324,6 @@ def saved_step(run_dir: Path, folder: Path, *, last: int) -> int:
 def is_finished(run_dir: Path) -> bool:
     """Says whether a run ended and its final model is still whole."""
     return is_closed(run_dir) and not checkpoints.verify(run_dir)
-
-
-def now() -> str:
-    """Returns the time in UTC, to the second, in ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

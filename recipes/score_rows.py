@@ -238,35 +238,9 @@ class _Table:
 
 def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, float]], examples: Tally) -> ToolReport:
     """Adds how the scores are distributed, what they have to do with length, and what is kept by them."""
-    import numpy as np
-
-    rows: list[list[Any]] = []
-    for name, values in table.scores.items():
-        if len(values):
-            quantiles = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], method="inverted_cdf")
-            rows.append(
-                [name, len(values), float(values.mean()), *quantiles.tolist(), rank_correlation(values, table.tokens)]
-            )
-    header = ["score", "rows", "mean", "least", "5%", "25%", "median", "75%", "95%", "most", "with length"]
-    note = (
-        "Last, the rank correlation (Spearman) with the number of scored tokens: a selection by a score that follows "
-        "length is one by length."
-    )
-    tables = [*report.tables, Table("Scores", header, rows, note)]
+    tables, summary = [*report.tables, _distribution(table)], [*report.summary]
     if len(table.titles) > 1:
-        parts = [(title, table.source == number) for number, title in enumerate(table.titles)]
-        means = [
-            [
-                title,
-                int(mine.sum()),
-                float(table.tokens[mine].mean()),
-                *(float(v[mine].mean()) for v in table.scores.values()),
-            ]
-            for title, mine in parts
-            if mine.any()
-        ]
-        tables.append(Table("Means by source", ["source", "rows", "tokens a row", *table.scores], means))
-    summary = [*report.summary]
+        tables.append(_by_source(table))
     if table.unscored:
         summary.append(f"{table.unscored:,} rows have no score")
     if "ifd" in table.scores:
@@ -275,18 +249,46 @@ def _add(report: ToolReport, table: _Table, bounds: Mapping[str, tuple[float, fl
             f"IFD is above 1 for {above:,} of {len(table.tokens):,} rows: the prompt makes the answer less likely"
         )
     if bounds and len(table.tokens):
-        kept = table.kept(bounds)
-        for name, (low, high) in bounds.items():
-            summary.append(f"kept: {name} from {low:.6g} to {high:.6g}")
-        compared = [["all", len(kept), float(table.tokens.mean()), *(float(v.mean()) for v in table.scores.values())]]
-        if kept.any():
-            means = [float(values[kept].mean()) for values in table.scores.values()]
-            compared.append(["kept", int(kept.sum()), float(table.tokens[kept].mean()), *means])
-        note = (
-            "Rows drawn at random would have the means of all. See that what is kept is not merely longer or shorter."
-        )
-        header = ["scored rows", "rows", "tokens a row", *table.scores]
-        tables.append(Table("What is kept, beside all", header, compared, note))
+        summary += [f"kept: {name} from {low:.6g} to {high:.6g}" for name, (low, high) in bounds.items()]
+        tables.append(_kept(table, bounds))
     plots = [*report.plots, *(histogram(name, values) for name, values in table.scores.items() if len(values))]
     tallies = {**report.tallies, "Rows at either end": examples}
     return dataclasses.replace(report, summary=summary, tables=tables, plots=plots, tallies=tallies)
+
+
+def _distribution(table: _Table) -> Table:
+    import numpy as np
+
+    rows: list[list[Any]] = []
+    for name, values in table.scores.items():
+        if len(values):
+            quantiles = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], method="inverted_cdf")
+            correlation = rank_correlation(values, table.tokens)
+            rows.append([name, len(values), float(values.mean()), *quantiles.tolist(), correlation])
+    header = ["score", "rows", "mean", "least", "5%", "25%", "median", "75%", "95%", "most", "with length"]
+    note = (
+        "Last, the rank correlation (Spearman) with the number of scored tokens: a selection by a score that follows "
+        "length is one by length."
+    )
+    return Table("Scores", header, rows, note)
+
+
+def _by_source(table: _Table) -> Table:
+    parts = [(title, table.source == number) for number, title in enumerate(table.titles)]
+    rows = [_means(title, table, mine) for title, mine in parts if mine.any()]
+    return Table("Means by source", ["source", "rows", "tokens a row", *table.scores], rows)
+
+
+def _kept(table: _Table, bounds: Mapping[str, tuple[float, float]]) -> Table:
+    kept = table.kept(bounds)
+    rows = [_means("all", table, kept | True)]
+    if kept.any():
+        rows.append(_means("kept", table, kept))
+    note = "Rows drawn at random would have the means of all. See that what is kept is not merely longer or shorter."
+    return Table("What is kept, beside all", ["scored rows", "rows", "tokens a row", *table.scores], rows, note)
+
+
+def _means(name: str, table: _Table, mine: Any) -> list[Any]:
+    """Returns a line with the means of the rows that are meant, bool ``[rows]``."""
+    scores = (float(values[mine].mean()) for values in table.scores.values())
+    return [name, int(mine.sum()), float(table.tokens[mine].mean()), *scores]

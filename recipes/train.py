@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.files import explain_full_disk, locked, write_json
 from ..evals import checkpoints
+from ..evals.records import now
 from . import launch, rundir
 from .announce import header, kernels, next_steps, standing_checkpoint
 from .decisions import Ready, decide, placed, trainer_config
@@ -274,7 +275,7 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
             _check_merge(job, trainer)
         record = rundir.read_record(job.run_dir)
         trained = _trained(trainer, record)
-        write_json(job.run_dir / rundir.RUN_FILE, {**record, "trained": trained, "finished": rundir.now()})
+        write_json(job.run_dir / rundir.RUN_FILE, {**record, "trained": trained, "finished": now()})
     PartialState().wait_for_everyone()
 
 

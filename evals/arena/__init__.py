@@ -144,7 +144,6 @@ def serve(
     *,
     task: str | None = None,
     port: int = 0,
-    host: str = "127.0.0.1",
     voter: str | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = print,
@@ -157,7 +156,6 @@ def serve(
         folders: Run folders with saved answers.
         task: The prompt set; needed if the runs have answered more than one.
         port: Where to listen; 0 takes a free one.
-        host: A loopback address.
         voter: Who votes; by default the user's name. Each voter is asked about every pair.
         seed: Of the order in which pairs come.
         progress: Takes the lines that a terminal shows, the page's address among them.
@@ -166,7 +164,7 @@ def serve(
         How many votes were cast.
 
     Raises:
-        InputError: There is nothing to vote on, or the address is not of this machine alone.
+        InputError: There is nothing to vote on, or the port is taken.
         PosttrainError: An arena of this voter is open already, or a file is damaged.
     """
     paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
@@ -175,7 +173,7 @@ def serve(
     with votes.alone():
         arena = Arena(sets, votes, seed)
         before = arena.done
-        with open_server(arena, host, port, title=sets[0].task) as server:
+        with open_server(arena, port=port, title=sets[0].task) as server:
             known = {score.model for path in paths for score in answer_scores(path, sets[0].task)}
             if other := len(known) - len(sets):
                 progress(f"{other} models left out: their answers were given under other settings")

@@ -95,7 +95,7 @@ def open_server(table: ArenaTable, host: str = "127.0.0.1", port: int = 0, *, ti
     address = "127.0.0.1" if host == "localhost" else host
     if not _is_loopback(address):
         hint = "give 127.0.0.1; from another machine, use `ssh -L`"
-        raise InputError("the arena listens on this machine alone", where=f"--host {host}", hint=hint)
+        raise InputError("the arena listens on this machine alone", where=host, hint=hint)
     try:
         server = ArenaServer(table, address, port, title)
     except (OSError, OverflowError) as error:
