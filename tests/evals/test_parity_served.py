@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import InputError, PosttrainError
-from posttrain.evals.parity import Comparison, check_served, read_comparisons
+from posttrain.evals.parity import ParityReport, check_served, read_comparisons
 from posttrain.evals.parity.run import find_model
 from posttrain.recipes.parity import parity_lines
 
@@ -35,7 +35,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def status(found: Comparison) -> dict[str, str]:
+def status(found: ParityReport) -> dict[str, str]:
     return {check.name: check.status for check in found.checks}
 
 
