@@ -128,6 +128,7 @@ def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[
     texts: dict[int, list[str]] = {name: [] for name in items}
     unknown: list[str] = []
     double: list[str] = []
+    surplus: list[str] = []  # rows of more answers than are asked for
     unread = 0
     torn = [read.where for read in rows if read.problem is not None]
     used: Counter[str] = Counter()
@@ -154,7 +155,7 @@ def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[
         if name is None:
             unknown.append(_named(row, number))
         elif len(texts[name]) + len(found) > wanted[name]:
-            double.append(_named(row, number))
+            (double if texts[name] else surplus).append(_named(row, number))
             texts[name] += found[: wanted[name] - len(texts[name])]
         else:
             texts[name] += found
@@ -168,7 +169,8 @@ def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[
         what = f"{file} holds at most {most} answers to an item, and {samples} samples of each are asked for"
         raise InputError(what, hint=f"say `samples: {most}` in the suite's `sampling:`, or leave that out")
     record = {"file": file, "rows": len(rows), "unread": unread, "fields": sorted(+used)}
-    for kind, names in (("missing", missing), ("unknown", unknown), ("double", double), ("torn", torn)):
+    kinds = {"missing": missing, "unknown": unknown, "double": double, "surplus": surplus, "torn": torn}
+    for kind, names in kinds.items():
         record |= {kind: len(names), f"{kind}_first": names[:_SHOWN]}
     left = {name: iter(found) for name, found in texts.items()}
     ended = []
@@ -184,6 +186,7 @@ def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -
         "missing": "items have no answer there and count as empty ones",
         "unknown": "rows answer no item",
         "double": "rows answer an item that has its answers already; the first stand",
+        "surplus": "rows hold more answers to an item than are asked for; the first of each count",
         "torn": "rows could not be read",
     }
     told = [f"answers of others, the {' and '.join(record['fields'])} of each row of {record['file']}"]

@@ -12,7 +12,6 @@ compares some of its answers with plain passes.
 """
 
 import array
-import bisect
 import functools
 import hashlib
 import heapq
@@ -39,7 +38,8 @@ _ELSEWHERE = "the same layers with another adapter's weights"
 _LEAST_PREFIX = 32  # tokens that contexts share at least for a cache of their own
 _PREFIX_COST = 256  # tokens that a cache costs: a pass that fills less, and smaller batches for what follows
 _TOKEN_COST = 1024  # masked places of attention that cost as much as one token more
-_WIDTH = 192  # tokens up to which rows are filled
+_WIDTH = 192  # tokens up to about which rows are filled
+_LAYOUTS = 12  # numbers of rows that are tried: more than tasks of a few items tell apart
 _LOGIT_CHUNK = 1 << 25  # log-probabilities held at a time
 
 
@@ -195,7 +195,7 @@ def continuation_logs(
     for shared, contexts in _clusters(sorted(by_context)):
         members = [number for context in contexts for number in by_context[context]]
         rows = _rows(requests, members, shared, budget)
-        for batch in batches([row.tokens for row in rows], [0] * len(rows), len(rows), budget):
+        for batch in _in_budget([row.tokens for row in rows], budget):
             passes.append((contexts[0][:shared], [rows[i] for i in batch]))
     prefix_of = functools.lru_cache(1)(lambda tokens: _Prefix(model, tokens))
     with torch.inference_mode():
@@ -397,24 +397,42 @@ def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budg
         rows[-1].add(sequences[i], kept)
         rows[-1].reads[i] = rows[-1].path[len(requests[i][0]) - shared - 1 :]
         last = sequences[i]
-    return _filled(rows, max(_WIDTH, shared // 4))  # the prefix is copied for each row
+    return _filled(rows, max(_WIDTH, shared // 4), budget)  # the prefix is copied for each row
 
 
-def _filled(rows: Sequence[_Row], width: int) -> list[_Row]:
-    """Joins rows up to about a width, as evenly as they allow, so that batches need no padding."""
-    longest_first = sorted(rows, key=lambda row: -len(row.tokens))
-    room: list[int] = []  # in order, of as many rows as are needed
-    for row in longest_first:
-        size = len(row.tokens)
-        place = bisect.bisect_left(room, size)
-        free = room.pop(place) if place < len(room) else max(size, width)
-        bisect.insort(room, free - size)
-    filled = [(0, number, _Row()) for number in range(len(room))]  # a heap: each goes to what is shortest so far
-    for row in longest_first:
-        _, number, shortest = filled[0]
-        shortest.join(row)
-        heapq.heapreplace(filled, (len(shortest.tokens), number, shortest))
-    return [row for _, _, row in filled]
+def _filled(rows: Sequence[_Row], width: int, budget: int) -> list[_Row]:
+    """Joins rows up to about a width, into as many as leave the least padding in their batches."""
+    sizes = [len(row.tokens) for row in rows]
+    most = max(width * 4 // 3, *sizes)
+    fewest = -(-sum(sizes) // most)
+    layouts = (_spread(sizes, count) for count in range(fewest, min(len(rows), fewest + _LAYOUTS) + 1))
+
+    def padded(layout: Sequence[Sequence[int]]) -> int:
+        lengths = [range(sum(sizes[number] for number in members)) for members in layout]
+        return sum(len(batch) * len(lengths[batch[0]]) for batch in _in_budget(lengths, budget))
+
+    filled = []
+    for members in min(layouts, key=padded):
+        filled.append(_Row())
+        for number in members:
+            filled[-1].join(rows[number])
+    return filled
+
+
+def _spread(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Shares sizes out as evenly as they allow; returns the numbers of those that come together."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    shortest = [(0, share) for share in range(count)]  # a heap: the largest first, each to what is smallest so far
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        total, share = shortest[0]
+        shares[share].append(number)
+        heapq.heapreplace(shortest, (total + sizes[number], share))
+    return shares
+
+
+def _in_budget(rows: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+    """Cuts rows into the batches of passes."""
+    return batches(rows, [0] * len(rows), len(rows), budget)
 
 
 def _clusters(contexts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:

@@ -587,8 +587,10 @@ def _take_from_folder(
     missing = tuple(task.title for _, task in lost)
     if not held and not unknown:
         names = list(folder.layout.tasks)
-        close = None if folder.layout.entry(missing[0]) else did_you_mean(missing[0], names)
-        hint = close or f"its layout knows: {listing(names, _SHOWN)}"
+        if entry := folder.layout.entry(missing[0]):
+            hint = f"{missing[0]} needs {listing(list(entry.files.values()), _SHOWN)} there"
+        else:
+            hint = did_you_mean(missing[0], names) or f"its layout knows: {listing(names, _SHOWN)}"
         document.problem(("data_dir",), f"{folder.path} holds none of the suite's tasks", hint)
     local = _local(spec, missing, data_dir=str(folder.path), tasks=[task for _, task in held])
     return _texts_from_folder(local, base, document), [place for place, _ in held]

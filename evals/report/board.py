@@ -191,7 +191,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class ColumnMetric:
-    """A metric that a column can show; ``unit`` is ``"%"`` for shares of 0/1 items (shown times 100)."""
+    """A metric that a column can show; ``unit`` is ``"%"`` for shares of items and means of such (shown times 100)."""
 
     name: str
     higher_is_better: bool

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..answers import KIND
 from ..judging.judgments import Judgment
-from ..stats.intervals import LOWER_IS_BETTER, interval, overlap, scale_of
+from ..stats.intervals import LOWER_IS_BETTER, interval, is_share, overlap, scale_of
 from .board import BoardRow, Cell, Column, ColumnMetric, Figure, Notice, Standing
 from .lineage import ScoredRow
 from .text import Record, detail_of, finite, mapping, plain, text, whole
@@ -221,7 +221,8 @@ def _column(
     figures = [figure for mine in cells if key in mine for figure in mine[key].figures]
     for name in dict.fromkeys(figure.metric for figure in figures):
         mine = [figure for figure in figures if figure.metric == name]
-        share = name.startswith("win_rate") or any(f.interval and f.interval.method == "wilson" for f in mine)
+        inside = all(f.value is None or 0 <= f.value <= 1 for f in mine)
+        share = (is_share(name) and inside) or any(f.interval and f.interval.method == "wilson" for f in mine)
         metrics.append(ColumnMetric(name, mine[0].higher_is_better, "%" if share else ""))
     opponents = detail.get("opponents")
     alone = text(opponents[0]) if isinstance(opponents, list) and len(opponents) == 1 else None

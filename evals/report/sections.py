@@ -232,10 +232,11 @@ def _said_once(block: Any) -> Any:
         cell = block.lines[0].cells[place]
         same = all(line.cells[place] == cell for line in block.lines)
         if same and isinstance(head, str) and isinstance(cell, str) and place != block.head:
-            (unknown if cell == "–" else said).append(head if cell == "–" else f"{head}: {cell}")
+            if cell:
+                (unknown if cell == "–" else said).append(head if cell == "–" else f"{head}: {cell}")
         else:
             kept.append(place)
-    if not said and not unknown:
+    if len(kept) == len(block.heads):
         return block
     texts = [
         f"In every line: {'; '.join(said)}." if said else "",

@@ -110,7 +110,7 @@ _SCALES = (
     (r"acc_(worst|spread)", ValueRange(0.0, 1.0, of_items=False)),
     (r"ece|(roc_)?auc|.*_(macro|micro|weighted)|f1_score", ValueRange(0.0, 1.0, of_items=False)),
     (
-        r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|pass@\d+",
+        r"(.*_)?(acc|em|f1)(_.*)?|accuracy|exact_match|precision|recall|win_rate.*|.*_rate|(pass|maj)@\d+",
         ValueRange(0.0, 1.0),
     ),
     (r"pct_\w+|true_mass|.*_refused|unparsed|gender_parity", ValueRange(0.0, 1.0)),
@@ -123,6 +123,9 @@ LOWER_IS_BETTER = frozenset({
     "likelihood_difference", "likelihood_diff", "pct_stereotype", "brier", "ece", "mse", "nll",
 })  # fmt: skip
 """Metrics by their names: ours, and those of records that do not say which way is up."""
+_SHARES = re.compile(
+    r"(?!centred_)(.*_)?acc(uracy)?(_.*)?|exact_match(_.*)?|(pass|maj)@\d+(_.*)?|win_rate.*|pct_.*|unparsed|.*_refused"
+)
 _MOST_REACH = 300.0  # of an interval on the log scale: beyond it nothing is said
 
 
@@ -140,6 +143,11 @@ def scale_of(metric: str, detail: Mapping[str, Any] | None = None) -> ValueRange
             case [int() | float() as low, int() | float() as high] if low < high:
                 return ValueRange(float(low), float(high))
     return next((scale for pattern, scale in _SCALES if re.fullmatch(pattern, name)), None)
+
+
+def is_share(metric: str) -> bool:
+    """Says whether a metric is by its name a share of items, or a mean or spread of such: they are read in per cent."""
+    return _SHARES.fullmatch(re.split("[,/]", metric)[0]) is not None
 
 
 def interval(

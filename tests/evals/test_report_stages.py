@@ -47,6 +47,24 @@ def best_of(root: Path, name: str = "bon") -> None:
     (root / name / "best_of_n.json").write_text(json.dumps({"reward": "rm", "gold": "check", "points": points}))
 
 
+def test_means_of_shares_stand_in_per_cent_beside_the_shares(tmp_path: Path):
+    sampled = metric("exact_match,strict", 0.4, low=0.2, high=0.6)  # of several samples an item
+    scores = [
+        score("final", 1, "boolq", share(9, 20, "acc")),
+        score("final", 1, "mmlu", metric("acc_macro", 0.31, low=0.2, high=0.4)),
+        score("final", 1, "gsm8k", sampled, metric("maj@4,strict", 0.5, low=0.3, high=0.7)),
+        score("final", 1, "core", metric("centred_accuracy", 0.1, low=0.0, high=0.2)),
+    ]
+    make_run(tmp_path / "run", "run", scores)
+    columns = {column.task: column for column in build([tmp_path]).columns}
+    assert {task: [m.unit for m in columns[task].metrics] for task in columns} == {
+        "boolq": ["%"],
+        "mmlu": ["%"],
+        "gsm8k": ["%", "%"],
+        "core": [""],
+    }
+
+
 def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row():
     shown = confusion_of({"detail": {"confusion": {"labels": ["a", "b"], "counts": [[30, 10], [5, 55]]}}})
     assert isinstance(shown, PageTable)

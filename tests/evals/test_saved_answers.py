@@ -85,6 +85,9 @@ def test_several_answers_to_an_item_are_its_samples(tmp_path: Path) -> None:
     figures = {metric.name: metric.value for metric in line.metrics}
     assert figures["exact_match"] == pytest.approx(2 / 3)
     assert (figures["pass@2"], figures["pass@3"], figures["maj@3"]) == (1, 1, 1)
+    [first] = scored(tmp_path, rows, name="again.jsonl").done  # of which one answer each is asked
+    assert first.metrics[0].value == 1
+    assert first.notes[1].startswith("4 rows hold more answers to an item than are asked for; the first of each count")
 
 
 def test_answers_to_a_suite_that_asks_for_none_are_refused(tmp_path: Path) -> None:

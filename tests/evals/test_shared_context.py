@@ -113,16 +113,31 @@ def test_each_continuation_has_the_log_probability_that_it_has_alone(model: Any,
     assert {True, False} == {greedy for _, greedy in found}
 
 
-def test_what_requests_begin_with_in_common_is_run_once(monkeypatch: Any) -> None:
-    model, run = build("llama"), 0
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+    """Returns a model, and the places of each pass that it will have run."""
+    model, run = build("llama"), []
     plain = type(model).forward
 
     def count(self: Any, input_ids: Any, **options: Any) -> Any:
-        nonlocal run
-        run += input_ids.numel()
+        run.append(input_ids.numel())
         return plain(self, input_ids, **options)
 
     monkeypatch.setattr(type(model), "forward", count)
+    return model, run
+
+
+def test_few_contexts_of_unlike_length_leave_little_padding(counted: tuple[Any, list[int]]) -> None:
+    model, run = counted
+    draw = random.Random(2)
+    lengths = [190, *[40] * 11]
+    continuation_logs(model, [([n, *tokens(draw, length)], tokens(draw, 9)) for n, length in enumerate(lengths, 1)])
+    needed = sum(1 + length + 8 for length in lengths)  # a continuation's last token is only predicted
+    assert needed <= sum(run) < 1.1 * needed
+
+
+def test_what_requests_begin_with_in_common_is_run_once(counted: tuple[Any, list[int]]) -> None:
+    model, run = counted
     draw = random.Random(1)
     block, question, words = tokens(draw, 100), tokens(draw, 10), tokens(draw, 5)
     asked: list[Request] = [
@@ -130,7 +145,7 @@ def test_what_requests_begin_with_in_common_is_run_once(monkeypatch: Any) -> Non
     ]
     continuation_logs(model, asked)
     # the block and the question once, then for each last token of a context the five words
-    assert run == 110 + 8 * (1 + 5)
+    assert sum(run) == 110 + 8 * (1 + 5)
 
 
 def test_it_agrees_with_lm_eval_whose_requests_it_takes(tiny_model_dir: Path) -> None:

@@ -111,7 +111,7 @@ def test_what_a_folder_does_not_hold_is_left_out_and_named(folder: Path):
     assert (suite.name, [task.title for task in suite.tasks], suite.left_out) == ("mine-local", ["boolq"], ("piqa",))
     assert suite_of(folder, "boolq").name == "mine", "all of it is there"
     with pytest.raises(
-        SpecError, match=r"mine\.yaml:1: data_dir: .* none of the suite's tasks; its layout knows: boolq"
+        SpecError, match=r"mine\.yaml:1: data_dir: .* none of the suite's tasks; piqa needs not_there\.jsonl there"
     ):
         suite_of(folder, "piqa")
 
