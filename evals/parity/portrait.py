@@ -51,7 +51,7 @@ QUESTIONS: tuple[tuple[dict[str, str], ...], ...] = (
         {"role": "user", "content": "And which of them is the colour of the sky?"},
     ),
     (
-        {"role": "system", "content": "GreedyAnswer in one short sentence."},
+        {"role": "system", "content": "Answer in one short sentence."},
         {"role": "user", "content": "Why do cats sleep so much?"},
     ),
 )

@@ -581,7 +581,7 @@ def _answers(spell: Speller, most: int) -> PageSection:
         tuple(sorted({plain(name, 40) for sample in shown if (name := sample.prompt.category)})),
         tuple(name for model, name in names.items() if name.id and model in answered),
     )
-    return PageSection("samples", "AnsweredPrompts", "AnsweredPrompts", [block] if shown else [])
+    return PageSection("samples", "Answers", "Answers", [block] if shown else [])
 
 
 def _usage(spell: Speller) -> PageSection:
