@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport, load
@@ -261,9 +261,16 @@ class AskSpec(Tool):
     retries: Annotated[int, Field(ge=0)] = 4
     """How often a failed request is repeated."""
     budget: Budget | None = None
-    """What may be spent at the endpoint, reserved before a request is sent: `{tokens: 1000000}`, `{money: 5}`."""
+    """What may be spent at the endpoint, reserved before a request is sent: `{tokens: 1000000}`, `{money: 5}`,
+    `{hours: 2}`."""
     prices: Prices | None = None
     """What the endpoint's tokens cost, for a million: `{input: 0.15, output: 0.60}`; a budget in money needs them."""
+
+    @model_validator(mode="after")
+    def _spends_at_an_endpoint(self) -> Self:
+        if self.base_url is None and (self.budget or self.prices):
+            raise ValueError("a budget and prices are of an endpoint: give `base_url`, or drop them")
+        return self
 
     @property
     def sampling(self) -> Sampling:

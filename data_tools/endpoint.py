@@ -41,11 +41,14 @@ class Budget(ClosedSection):
     """Tokens of prompts and answers together."""
     money: Annotated[float, Field(ge=0)] | None = None
     """Money, in the currency of the prices."""
+    hours: Annotated[float, Field(ge=0)] | None = None
+    """Hours of work, waiting included; of a pause between two calls no more than `timeout` counts. What is still on its
+    way when they are over is given up."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.tokens is None and self.money is None:
-            raise ValueError("a budget needs `tokens` or `money`")
+        if self.tokens is None and self.money is None and self.hours is None:
+            raise ValueError("a budget needs `tokens`, `money` or `hours`")
         return self
 
 

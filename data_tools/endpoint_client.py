@@ -12,7 +12,8 @@ will not take (400, 413, 422: too long, filtered) is rejected, alone. A wrong ke
 A budget is kept over the life of the record. Before a request is sent, the most that it can cost is reserved on disk:
 a token for each byte of the request, 128 for what the model's chat template may add (more, once the server has shown
 that it adds more), and ``max_tokens``. The server's own count settles it. Where that is missing, or a request was
-killed, cut off or timed out, the whole reservation counts as spent. A server that answers with more tokens than it was
+killed, cut off or timed out, the whole reservation counts as spent. Hours are counted from line to line of the record,
+and a request is given up when they are over. A server that answers with more tokens than it was
 allowed, or hides what it spends, cannot be held to a budget by anybody but itself.
 """
 
@@ -362,11 +363,12 @@ class RequestRun:
         import httpx2
         import openai
 
+        limit = min(self._spec.timeout, self._record.left(self._spec.budget))
         try:
-            async with asyncio.timeout(self._spec.timeout):  # the client's own time-out is for each packet
+            async with asyncio.timeout(limit):  # the client's own time-out is for each packet
                 response = await self._post(path, cast_to=httpx2.Response, body=body)
         except TimeoutError:
-            raise TryError(f"the request failed (timeout): no answer in {self._spec.timeout:g} s", again=True) from None
+            raise TryError(f"the request failed (timeout): no answer in {limit:g} s", again=True) from None
         except openai.APIStatusError as error:
             raise self._refused(error) from error
         except openai.APIConnectionError as error:
@@ -426,7 +428,7 @@ class Endpoint:
     ):
         self.spec = spec
         self.limits = limits or RateLimits(spec.requests_per_minute, spec.tokens_per_minute, clock, sleep)
-        self.record = Record(record, spec.prices)
+        self.record = Record(record, spec.prices, spec.timeout)
         self.sleep = sleep
         self._asking = False
 

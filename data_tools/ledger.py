@@ -6,6 +6,7 @@ read, and counts every request whose outcome nobody knows at the most that it ca
 """
 
 import json
+import math
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,12 +33,14 @@ class Spent:
         money: What they cost; None without prices.
         calls: Requests that were answered.
         unsettled: Requests whose outcome nobody knows: killed, cut off or timed out. They count in full.
+        hours: From line to line of the record, pauses as long as they count.
     """
 
     tokens: int
     money: float | None
     calls: int
     unsettled: int = 0
+    hours: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ class Record:
     Args:
         path: The file; it and its folder are made when the first request is sent.
         prices: What tokens cost, or None.
+        pause: Seconds between two lines that count as work, at most: a request that was under way takes no longer.
     """
 
-    def __init__(self, path: Path, prices: Prices | None):
+    def __init__(self, path: Path, prices: Prices | None, pause: float = 120):
         self.path = path
+        self._pause = pause
+        self._seconds, self._at = 0.0, math.inf
         self.excess = 0  # tokens of a prompt beyond the bound that we had for it, as the server has shown
         self._prices = prices
         self._read = 0
@@ -101,6 +107,8 @@ class Record:
 
     def _replay(self, line: dict[str, Any], start: int, length: int) -> None:
         event, call = line["event"], line["id"]
+        at = datetime.fromisoformat(line["at"]).timestamp()
+        self._seconds, self._at = self._worked(at), at
         if event == "sent":
             self._open[call] = self._charge(line)
             self._count(self._open[call])
@@ -138,12 +146,24 @@ class Record:
     def spent(self) -> Spent:
         """Returns what was spent, as far as was read."""
         money = None if self._prices is None else max(0.0, self._money)
-        return Spent(self._tokens, money, self._calls, len(self._open))
+        return Spent(self._tokens, money, self._calls, len(self._open), self._seconds / 3600)
+
+    def _worked(self, now: float) -> float:
+        """Returns the seconds that count until now."""
+        return self._seconds + min(max(0.0, now - self._at), self._pause)
+
+    def left(self, budget: Budget | None) -> float:
+        """Returns the seconds that a budget leaves; infinitely many if it has no hours."""
+        if budget is None or budget.hours is None:
+            return math.inf
+        return max(0.0, 3600 * budget.hours - self._worked(datetime.now(UTC).timestamp()))
 
     def has_room(self, charge: Charge, budget: Budget | None) -> bool:
         """Says whether a budget allows another request, at the most that it can cost."""
         if budget is None:
             return True
+        if self.left(budget) == 0:
+            return False
         if budget.tokens is not None and self._tokens + charge.tokens > budget.tokens:
             return False
         # the sum of many prices is only exact to about the twelfth digit
@@ -177,7 +197,7 @@ class Record:
         self._append({"event": "failed", "id": call, "released": released, "error": error})
 
     def _append(self, line: dict[str, Any]) -> None:
-        text = json.dumps({**line, "at": datetime.now(UTC).isoformat(timespec="seconds")}, ensure_ascii=False)
+        text = json.dumps({**line, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}, ensure_ascii=False)
         sync = line["event"] == "got" and monotonic() - self._synced >= _SYNC_EVERY
         append_line(self.path, text, sync=sync)
         self._synced = monotonic() if sync else self._synced

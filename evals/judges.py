@@ -149,11 +149,25 @@ class PairBudget(ClosedSection):
     budget: Count
 
 
-class JudgingSpec(JudgeSettings):
-    """An entry of a suite's ``judges:``."""
+class JudgeChoice(JudgeSettings):
+    """A judge by its name or folder, and what is to be otherwise than its ``judge.yaml`` says."""
 
     judge: str
     """A judge of ``evals/judges``, or a folder (relative to the suite)."""
+
+    @cached_property
+    def members(self) -> tuple["Judge", ...]:
+        """Returns the judge, or the members of its jury, as they were when the suite was read.
+
+        An edit of a judge's folder, like one of the suite itself, counts from the next command on: a watch judges by
+        what it was started with.
+        """
+        return load_judges(self)
+
+
+class JudgingSpec(JudgeChoice):
+    """An entry of a suite's ``judges:``."""
+
     prompts: str
     """The name of a prompt set of the suite."""
     name: Name | None = None
@@ -181,15 +195,6 @@ class JudgingSpec(JudgeSettings):
     def title(self) -> str:
         """Returns what the leaderboard calls the entry."""
         return self.name or f"{self.prompts}-{Path(self.judge).name}"
-
-    @cached_property
-    def members(self) -> tuple["Judge", ...]:
-        """Returns the judge, or the members of its jury, as they were when the suite was read.
-
-        An edit of a judge's folder, like one of the suite itself, counts from the next command on: a watch judges by
-        what it was started with.
-        """
-        return load_judges(self)
 
 
 @dataclass(frozen=True)
@@ -230,8 +235,8 @@ def judge_names() -> list[str]:
     return sorted(path.parent.name for path in JUDGES.glob(f"*/{FILE}"))
 
 
-def load_judges(entry: JudgingSpec) -> tuple[Judge, ...]:
-    """Reads the judge of an entry, or the members of its jury; see :attr:`JudgingSpec.members`.
+def load_judges(entry: JudgeChoice) -> tuple[Judge, ...]:
+    """Reads the judge of an entry, or the members of its jury; see :attr:`JudgeChoice.members`.
 
     Raises:
         SpecError: A judge's folder or file is wrong; every problem.
@@ -310,7 +315,7 @@ def problems(entry: JudgingSpec, judges: tuple[Judge, ...]) -> list[tuple[KeyPat
     """Returns what an entry lacks or says in vain, as the key, what is wrong, and what to do."""
     found: list[tuple[KeyPath, str, str | None]] = []
     for judge in judges:
-        found += _lacks(judge)
+        found += lacks(judge)
     if judges[0].settings.kind == "rating":
         for key in ("baseline", "pairs", "canary"):
             if key in entry.model_fields_set:
@@ -322,7 +327,8 @@ def problems(entry: JudgingSpec, judges: tuple[Judge, ...]) -> list[tuple[KeyPat
     return found
 
 
-def _lacks(judge: Judge) -> list[tuple[KeyPath, str, str | None]]:
+def lacks(judge: Judge) -> list[tuple[KeyPath, str, str | None]]:
+    """Returns what one judge lacks or is told in vain, as :func:`problems`."""
     settings, found = judge.settings, []
     needs = {"endpoint": ("model", "base_url"), "model": ("model",), "reward": ("model",), "rules": ("rule",)}
     for key in needs[settings.backend]:

@@ -167,8 +167,8 @@ def rewards_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*models, *({"name": name, "path": name} for name in sorted(named - known))]
 
 
-def origins_of(record: Mapping[str, Any], what: Literal["written_by", "chosen_like"]) -> list[str]:
-    """Returns which models wrote rows that a run was trained on, or what rows these were chosen to be like."""
+def origins_of(record: Mapping[str, Any], what: Literal["written_by", "judged_by", "chosen_like"]) -> list[str]:
+    """Returns which models wrote or judged rows that a run was trained on, or what rows they were chosen to be like."""
     data = record.get("data")
     trained = data.get("train") if isinstance(data, dict) else None
     names = trained.get(what) if isinstance(trained, dict) else None

@@ -27,8 +27,9 @@ def origins(sources: Sequence[SourceSpec], base_dir: Path) -> dict[str, list[str
         base_dir: The folder that relative paths start from.
 
     Returns:
-        ``written_by``, the models that wrote rows of them or of what they were made of, and ``chosen_like``, the rows
-        by the likeness to which they were chosen; each only if there are any.
+        ``written_by``, the models that wrote rows of them or of what they were made of; ``judged_by``, the judges that
+        had to prefer those; and ``chosen_like``, the rows by the likeness to which they were chosen; each only if there
+        are any.
     """
     found: dict[str, dict[str, None]] = {}
     seen: set[Path] = set()
@@ -39,9 +40,12 @@ def origins(sources: Sequence[SourceSpec], base_dir: Path) -> dict[str, list[str
                 if folder in seen or (folder != file.parent and _entry(file) is None):
                     continue
                 seen.add(folder)
-                arguments = _report(folder)["arguments"]
+                report = _report(folder)
+                arguments = report["arguments"]
                 if "max_new_tokens" in arguments and isinstance(arguments.get("model"), str):  # asked it for text
                     found.setdefault("written_by", {})[arguments["model"]] = None
+                for judge in report.get("judged_by", ()):
+                    found.setdefault("judged_by", {})[judge] = None
                 for like in _sources(arguments, _LIKE):
                     found.setdefault("chosen_like", {})[like.path] = None
                 left += [(source, here) for source in _sources(arguments, _READ) for here in (Path(), folder.parent)]

@@ -7,7 +7,7 @@ and ``trainer`` is passed to the stage's own configuration class, whose fields a
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from ..data_tools.spec import DataSpec, Section
 from .adapter_types import TYPES, AdapterType
@@ -166,6 +166,16 @@ class RewardSpec(Section):
     """What the logs call it; by default the function's or verifier's name or the model's folder."""
     weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
     """Its factor in the sum of all terms."""
+
+    @field_validator("verifier", mode="before")
+    @classmethod
+    def _no_judge(cls, verifier: Any) -> Any:
+        if verifier in ("judge", "pairwise"):
+            raise ValueError(
+                "a judge prefers one of two answers, and gives none a reward of its own: it verifies the rows of `data "
+                "synthesize`; take a reward model (`model:`), or train by dpo on pairs that it kept"
+            )
+        return verifier
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from ..chat_templates.errors import InputError, did_you_mean
 from ..data_tools.ask import (
@@ -39,16 +39,19 @@ from ..data_tools.spec import Section, Template
 from ..data_tools.specfile import load_document, validate
 from ..data_tools.tool import Source
 from ..data_tools.tool_report import PAGE, Table, Tally, ToolReport, percent, texts_of
+from ..evals.judges import JudgeChoice
 from .schema import VerifierName
 
 if TYPE_CHECKING:
     from ..data_tools.endpoint import Reply
+    from ..evals.judging.duels import DuelOutcome, Referee
 
 ROWS = "rows.jsonl"
 METHODS = Path(__file__).parent / "methods"
 _WAVE = 64  # rows that are made together, before it is looked whether they are still new
 _DRY = 0.1  # of the last so many: with fewer new ones, no more are made
 _SHINGLE = 3  # words
+_PARAMETERS = {"temperature", "top_p", "seed", "max_new_tokens"}  # that each row says it was made with
 
 
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -111,17 +114,56 @@ class Check(Section):
     column: str
     """The column of the rows that says what is right."""
 
+    @property
+    def name(self) -> str:
+        """Returns what rows and page call it."""
+        return self.verifier
+
+
+class Preferred(JudgeChoice):
+    """What a judge must prefer, whichever of the two it sees first."""
+
+    of: str
+    """The step, or the field of one, whose reply has to win."""
+    over: str | None = None
+    """The earlier step, field or column that it has to be better than. Without, samples of a row meet one another, and
+    the last that won is kept (`keep: best`)."""
+    request: Template
+    """What both answer, as the judge is told: a template over what prompts may name, such as `{{ question }}`."""
+    column: str | None = None
+    """The column of the rows that says what is right, if the judge is to be shown it."""
+
+    @property
+    def name(self) -> str:
+        """Returns what rows and page call it."""
+        return Path(self.judge).name
+
+    @property
+    def title(self) -> str:
+        """Returns what its record is called."""
+        return "-".join((self.of, self.over or "best", self.name))
+
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+def _kind_of_check(value: Any) -> str:
+    judged = isinstance(value, Preferred) or (isinstance(value, dict) and "judge" in value)
+    return "judge" if judged else "verifier"
+
+
+_AnyCheck = Annotated[
+    Annotated[Check, Tag("verifier")] | Annotated[Preferred, Tag("judge")], Discriminator(_kind_of_check)
+]
+
+
 class Synthesize(AskSpec):
     """Makes rows with a model, by a method: new instructions, harder ones, translations, revised answers, worked ones.
 
-    Writes ``rows.jsonl``, in which `synthetic` says of each row the method, the model and what it was made from, and a
-    page with examples of what was kept and why the rest was not. What was answered is not asked again, but for answers
-    that were cut at a lower `max_new_tokens`.
+    Writes ``rows.jsonl``, in which `synthetic` says of each row the method, the model with prompts and parameters, what
+    it was made from and what it passed, and a page with examples of what was kept and why the rest was not. What was
+    answered is not asked again, but for answers that were cut at a lower `max_new_tokens`.
     """
 
     rows: Source
@@ -133,14 +175,20 @@ class Synthesize(AskSpec):
     """How many rows are asked for, by methods that draw examples; fewer where nothing new comes any more."""
     samples: Count = 1
     """How often a row is made of each row, by methods that do not."""
-    keep: Literal["all", "first"] = "all"
-    """Of several samples of a row that pass: `all` different ones, or the `first`."""
-    verify: Annotated[list[Check], BeforeValidator(_listed)] = Field(default_factory=list)
-    """What a row must pass: `{verifier: numeric, of: reasoning, column: answer}`."""
+    keep: Literal["all", "first", "best"] = "all"
+    """Of several samples of a row that pass: `all` different ones, the `first`, or the `best` by a judge."""
+    verify: Annotated[list[_AnyCheck], BeforeValidator(_listed)] = Field(default_factory=list)
+    """What a row must pass: `{verifier: numeric, of: reasoning, column: answer}`, or that a judge prefers it in both
+    orders: `{judge: pairwise, of: revision, over: first, request: "{{ prompt }}", model: …, base_url: …}`."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
     """How much of its runs of three words (Jaccard) a new reply may share with an earlier one."""
     variables: dict[str, str] = Field(default_factory=dict)
     """What the prompts name beside columns, such as `{language: German}`."""
+
+    @property
+    def best(self) -> Preferred | None:
+        """Returns the check by which samples of a row meet one another."""
+        return next((one for one in self.verify if isinstance(one, Preferred) and one.over is None), None)
 
     def run(self, output_dir: Path) -> str:
         """Makes the rows; a killed call goes on where it was.
@@ -164,6 +212,7 @@ class Synthesize(AskSpec):
         decides = {"model", "base_url", "temperature", "top_p", "seed"}
         own = {} if self.base_url else {"model": model_hash(locate(self.model))}
         with locked(output_dir / ".lock"):
+            referees = self._referees(output_dir)
             claim(output_dir / SETTINGS, self.model_dump(include=decides) | own)
             log = _AnswerLog(output_dir / LOG, self.max_new_tokens)
             model: list[Any] = []
@@ -173,8 +222,10 @@ class Synthesize(AskSpec):
                     model.append(answerer(self, output_dir, lambda name: load_language_model(str(locate(name)))))
                 model[0]([query for query in queries if query.key not in done], (), take)
 
-            work = _Work(self, method, rows, log, backend, unusable)
+            work = _Work(self, method, rows, log, backend, unusable, referees)
             work.run()
+            for referee in work.referees.values():
+                referee.close()
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in work.made)
             write_atomic(output_dir / ROWS, "".join(lines))
         report = work.report()
@@ -205,6 +256,31 @@ class Synthesize(AskSpec):
             raise InputError(f"the method {self.method} makes a row of each row", hint="say --samples, not --count")
         if (self.samples > 1 or method.examples) and self.temperature == 0:
             raise InputError("greedy replies to one prompt are all the same", hint="give a temperature above 0")
+        among = sum(isinstance(check, Preferred) and check.over is None for check in self.verify)
+        if among != (self.keep == "best") or (among and (self.samples == 1 or method.examples)):
+            hint = "say --keep best, --samples, and one `judge` without `over` in --verify; or none of them"
+            raise InputError("the best of several samples of a row is what one judge prefers of them", hint=hint)
+
+    def _referees(self, output_dir: Path) -> dict[str, "Referee"]:
+        """Opens the judges, by the names of their checks.
+
+        Raises:
+            InputError: One cannot work, stands twice, or would be held to no budget where there is one.
+        """
+        found = {}
+        for check in self.verify:
+            if isinstance(check, Preferred):
+                from ..evals.judging.duels import Referee  # numpy
+
+                where = f"verify: {check.name}"
+                if check.title in found:
+                    raise InputError("compares the same twice", where=where, hint="drop one of the two")
+                served = [one.settings for one in check.members if one.settings.backend == "endpoint"]
+                if self.budget is not None and any(one.budget is None for one in served):
+                    hint = "say `budget:` in the check: --budget is that of the model that writes"
+                    raise InputError("the judge has no budget of its own", where=where, hint=hint)
+                found[check.title] = Referee(check, check.title, output_dir)
+        return found
 
     def _check_verify(self, method: MethodSpec, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Refuses, before anything is asked, to verify what is no reply, or by what the rows do not have."""
@@ -213,6 +289,9 @@ class Synthesize(AskSpec):
             if check.of not in names:
                 raise InputError(f"verify: no step '{check.of}'", hint=f"steps: {', '.join(names)}")
             columns = [] if method.examples else rows  # examples are shown, and a new row has none of their columns
+            if isinstance(check, Preferred):
+                self._check_judge(check, names, columns)
+                continue
             if check.column in names:
                 if check.column == check.of or any(check.column in values for _, values in columns):
                     raise InputError(
@@ -223,6 +302,25 @@ class Synthesize(AskSpec):
                 where = next((where for where, values in columns if check.column not in values), None)
                 if where is not None or method.examples:
                     raise DataError(f"has no column '{check.column}' to verify by", where=where or self.rows.title)
+
+    def _check_judge(
+        self, check: Preferred, names: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> None:
+        """Refuses to let a judge compare a reply with itself, or with what is not there."""
+        known = {*names, *self.variables}
+        for what, key in (("over", check.over), ("column", check.column)):
+            if key is None or (key in known and key != check.of):
+                continue
+            where = next((where for where, values in rows if key not in values), None)
+            if key == check.of or where is not None or not rows:
+                hint = f"steps: {', '.join(names)}; or a column of the rows"
+                raise InputError(f"verify: {what} '{key}' is nothing to compare with", where=where, hint=hint)
+        request, blank = compile_template(check.request), dict.fromkeys(known, "")
+        for where, values in rows or [("", {})]:
+            try:
+                request(dict(values) | blank)
+            except RowError as error:
+                raise InputError(f"verify: request: {error.reason}", where=where or None, hint=error.detail) from error
 
 
 def load_method(name: str) -> MethodSpec:
@@ -249,6 +347,7 @@ class _Item:
         where: The row that it is made of, or the examples that were shown.
         sample: Which of several.
         values: What prompts may name.
+        prompts: What each step asked.
         dropped: Why it is not kept; empty while it may be.
         detail: What the reason is about.
         tokens: Of prompts and replies, as far as they were counted.
@@ -257,6 +356,7 @@ class _Item:
     where: list[str]
     sample: int
     values: dict[str, Any]
+    prompts: dict[str, str] = field(default_factory=dict)
     dropped: str = ""
     detail: str = ""
     tokens: int = 0
@@ -324,6 +424,7 @@ class _Work:
     log: _AnswerLog
     backend: Callable[[Sequence[Query], Collection[str], Take], None]
     unusable: Tally
+    referees: Mapping[str, "Referee"]
     items: list[_Item] = field(default_factory=list)
     made: list[dict[str, Any]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -343,8 +444,11 @@ class _Work:
                 self._ask(step, [item for item in wave if not item.dropped])
             self.checked += sum(not item.dropped for item in wave)
             for check in self.spec.verify:
-                self._verify(check, [item for item in wave if not item.dropped])
+                if check is not self.spec.best:
+                    self._verify(check, [item for item in wave if not item.dropped])
             self.right += sum(not item.dropped for item in wave)
+            if self.spec.best is not None:
+                self._choose(self.spec.best, [item for item in wave if not item.dropped])
             self._keep([item for item in wave if not item.dropped])
             self.items += wave
             last = self.items[-_WAVE:]
@@ -386,6 +490,7 @@ class _Work:
             except RowError as error:
                 item.dropped, item.detail = f"{step.name}: {error.reason}", error.detail
             else:
+                item.prompts[step.name] = messages[-1]["content"]
                 asked.append((item, messages))
         unread = self._round(step, asked)
         if step.repair:
@@ -437,10 +542,18 @@ class _Work:
             item.detail = ""
         return None
 
-    def _verify(self, check: Check, items: Sequence[_Item]) -> None:
+    def _verify(self, check: Check | Preferred, items: Sequence[_Item]) -> None:
         """Drops items that do not pass; what could not be decided is dropped under a name of its own."""
         from .verifiers import VERIFIERS
 
+        if isinstance(check, Preferred):
+            assert check.over is not None, "the one that compares samples chooses, and does not verify"
+            outcomes = self._duels(check, [(item, item.values[check.over]) for item in items])
+            for item, outcome in zip(items, outcomes, strict=True):
+                if outcome.how != "won":
+                    item.dropped = _lost(check, outcome, check.over)
+                    item.detail = f"{item.values[check.of]}\n\n{outcome.why}"
+            return
         right = [item.values[check.column] for item in items]
         try:
             verdicts = VERIFIERS[check.verifier]([item.values[check.of] for item in items], right)
@@ -451,6 +564,31 @@ class _Work:
             if verdict != 1:
                 reason = "could not be decided" if verdict is None else "wrong"
                 item.dropped, item.detail = f"{check.of}: {reason} by {check.verifier}", item.values[check.of]
+
+    def _choose(self, check: Preferred, items: Sequence[_Item]) -> None:
+        """Keeps of each row's samples the last that won: each new one meets the best so far, which else stays."""
+        rows: dict[tuple[str, ...], list[_Item]] = {}
+        for item in items:
+            rows.setdefault(tuple(item.where), []).append(item)
+        while met := [samples for samples in rows.values() if len(samples) > 1]:
+            outcomes = self._duels(check, [(new, best.values[check.of]) for best, new, *_ in met])
+            for samples, outcome in zip(met, outcomes, strict=True):
+                loser = samples.pop(0 if outcome.how == "won" else 1)
+                loser.dropped, loser.detail = _lost(check, outcome, "another sample"), loser.values[check.of]
+
+    def _duels(self, check: Preferred, pairs: Sequence[tuple[_Item, Any]]) -> "list[DuelOutcome]":
+        """Asks a judge whether what items say is better than something else."""
+        from ..evals.judging.duels import Duel
+
+        request = compile_template(check.request)
+        duels = []
+        for item, other in pairs:
+            right = None if check.column is None else str(item.values[check.column])
+            try:
+                duels.append(Duel(str(request(item.values)).strip(), item.values[check.of], str(other).strip(), right))
+            except RowError as error:
+                raise DataError(f"verify: request: {error.reason}", where=item.where[0], hint=error.detail) from error
+        return self.referees[check.title].decide(duels)
 
     def _keep(self, items: Sequence[_Item]) -> None:
         """Makes rows of items, of equal ones of a row the first."""
@@ -467,7 +605,8 @@ class _Work:
             self.seen.add(once)
             item.detail = json.dumps(row, ensure_ascii=False, indent=1)
             made = {"method": self.spec.method, "model": self.spec.model, "from": item.where, "sample": item.sample}
-            made |= {"verified": [check.verifier for check in self.spec.verify]} if self.spec.verify else {}
+            made |= {"prompts": item.prompts, "parameters": self.spec.model_dump(include=_PARAMETERS)}
+            made |= {"verified": [check.name for check in self.spec.verify]} if self.spec.verify else {}
             self.made.append(row | {"synthetic": made})
 
     def report(self) -> ToolReport:
@@ -500,6 +639,10 @@ class _Work:
         if self.spec.verify:
             cost.append(["found right, of those verified", percent(self.right, self.checked)])
         cost.append(["kept, of all that were begun", percent(kept, len(self.items))])
+        for title, referee in self.referees.items():
+            cost.append([f"tokens of {title}", referee.tokens])
+            cost.append([f"turned with the order, of what {title} decided", percent(referee.turned, referee.decided)])
+        judges = sorted({judge.model_name for referee in self.referees.values() for judge in referee.judges})
         unusable = {"Not usable": self.unusable} if self.unusable.counts else {}
         return ToolReport(
             f"Synthetic rows: {self.method.description}",
@@ -507,10 +650,19 @@ class _Work:
             summary,
             [Table("What it took", ["figure", "value"], cost)],
             tallies={"Kept": shown, "Dropped": tally} | unusable,
+            more={"judged_by": judges} if judges else {},
             printed=[Table("Dropped", ["reason", "rows"], [[one, tally.counts[one]] for one in tally.counts])]
             if tally.counts
             else [],
         )
+
+
+def _lost(check: Preferred, outcome: "DuelOutcome", other: str) -> str:
+    """Says why a judge left nothing of a reply, as the page counts it."""
+    if outcome.how == "undecided":
+        return f"{check.of}: could not be decided by {check.name}: {outcome.why.partition(':')[0]}"
+    said = {"won": f"{other} is better by", "not won": f"not better than {other} by", "turned": "order turns"}
+    return f"{check.of}: {said[outcome.how]} {check.name}"
 
 
 def _read(step: StepSpec, text: str) -> tuple[dict[str, str], int]:

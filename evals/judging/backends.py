@@ -223,12 +223,14 @@ class EndpointJudge(PromptedJudge):
         spec: EndpointSpec = self.settings
         if spec.budget is not None:
             others = [Endpoint(spec, self._file(o, "jsonl")).spent for o in self.homes if o != home]
-            tokens, money = spec.budget.tokens, spec.budget.money
+            tokens, money, hours = spec.budget.tokens, spec.budget.money, spec.budget.hours
             if tokens is not None:
                 tokens = max(0, tokens - sum(spent.tokens for spent in others))
             if money is not None:
                 money = max(0.0, money - sum(spent.money or 0.0 for spent in others))
-            spec = spec.model_copy(update={"budget": Budget(tokens=tokens, money=money)})
+            if hours is not None:
+                hours = max(0.0, hours - sum(spent.hours for spent in others))
+            spec = spec.model_copy(update={"budget": Budget(tokens=tokens, money=money, hours=hours)})
         if home not in self._endpoints or self._endpoints[home].spec != spec:
             known = next(iter(self._endpoints.values()), None)  # what was sent for another run counts in the minute
             limits = known.limits if known else None

@@ -28,12 +28,14 @@ class Family:
         teachers: Likewise of the models whose predictions it learned.
         rewards: Likewise of its reward models.
         writers: Likewise of the models that wrote rows it was trained on.
+        choosers: Likewise of the judges by which such rows were kept.
     """
 
     names: frozenset[str] = frozenset()
     teachers: frozenset[str] = frozenset()
     rewards: frozenset[str] = frozenset()
     writers: frozenset[str] = frozenset()
+    choosers: frozenset[str] = frozenset()
 
     def __or__(self, other: "Family") -> "Family":
         return Family(*(getattr(self, part.name) | getattr(other, part.name) for part in fields(self)))
@@ -94,7 +96,8 @@ def family_of(run_folder: Path, _depth: int = 0) -> Family:
         given = [reference for reference in references if isinstance(reference, str)]
         return frozenset().union(*(_of_reference(item, record, run_folder, _depth).names for item in given))
 
-    return family | Family(frozenset(), names(taught), names(models), names(origins_of(record, "written_by")))
+    rows = (names(origins_of(record, what)) for what in ("written_by", "judged_by"))
+    return family | Family(frozenset(), names(taught), names(models), *rows)
 
 
 def families_of(folders: Iterable[Path], judge_models: Iterable[str] = ()) -> dict[str, Family]:
@@ -124,6 +127,10 @@ def kinship(judge: Family, candidate: Family) -> list[str]:
         (
             "the judge is of the family of a model that wrote the candidate's training rows",
             judge.names & candidate.writers,
+        ),
+        (
+            "the judge is of the family of a judge that chose the candidate's training rows",
+            judge.names & candidate.choosers,
         ),
         ("the teacher is of the candidate's own family", candidate.names & candidate.teachers),
         ("the reward model is of the candidate's own family", candidate.names & candidate.rewards),

@@ -27,7 +27,8 @@ Order = Literal["candidate-first", "candidate-second", "alone"]
 Status = Literal["judged", "unparsed", "refused", "truncated", "rejected", "failed", "retracted"]
 WITHOUT_VERDICT: tuple[Status, ...] = ("unparsed", "refused", "truncated", "rejected", "failed")
 
-_TIE = 1e-9  # how far from .5 a preference still is a tie
+TIE = 1e-9
+"""How far from .5 a preference still is a tie."""
 
 
 @dataclass(frozen=True)
@@ -246,10 +247,10 @@ def _battle(group: list[Judgment]) -> Battle:
             verdicts.append(judgment.preference)
     means = [sum(verdicts) / len(verdicts) for verdicts in orders.values() if verdicts]
     whole = len(means) == len(orders)
-    flipped = (means[0] - 0.5) * (means[1] - 0.5) < -_TIE if whole and len(means) == 2 else None
+    flipped = (means[0] - 0.5) * (means[1] - 0.5) < -TIE if whole and len(means) == 2 else None
     hard = whole and all(len({*verdicts}) == 1 and verdicts[0] in (0.0, 0.5, 1.0) for verdicts in orders.values())
     preference = sum(means) / len(means) if whole else None
-    net = None if preference is None else (preference > 0.5 + _TIE) - (preference < 0.5 - _TIE)
+    net = None if preference is None else (preference > 0.5 + TIE) - (preference < 0.5 - TIE)
     # A hard verdict in one order and a tie in the other disagree as well: .75 would be half a win that nobody gave.
     if hard and preference is not None and len({*means}) > 1:
         preference = 0.5

@@ -83,6 +83,10 @@ class Question:
         sides = [self.answer, *([self.other] if self.other else [])]
         return sides[::-1] if self.order == "candidate-second" else sides
 
+    def of_candidate(self, preference: float) -> float:
+        """Returns a preference for the answer that the judge saw first as one for the candidate's."""
+        return 1 - preference if self.order == "candidate-second" else preference
+
     @property
     def equal(self) -> bool:
         """Says whether the judge sees the same answer twice, which needs no judge."""

@@ -253,9 +253,7 @@ class _Log:
 
 def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgment:
     """Turns what a judge said of the answers in the order that it saw them into a judgment of the candidate."""
-    pair, preference = question.pair, verdict.preference
-    if preference is not None and question.order == "candidate-second":
-        preference = 1 - preference
+    pair = question.pair
     return Judgment(
         judge=judge.spec.name,
         judge_version=judge.version,
@@ -264,7 +262,7 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
         order=question.order,
         repeat=question.repeat,
         status=verdict.status,
-        preference=preference,
+        preference=None if verdict.preference is None else question.of_candidate(verdict.preference),
         rating=verdict.rating,
         reason=verdict.reason[:_REASON].encode(errors="replace").decode(),
         prompt_tokens=verdict.prompt_tokens,

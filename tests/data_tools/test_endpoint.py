@@ -286,6 +286,18 @@ def test_a_budget_of_money_is_never_exceeded(record: Path) -> None:
         assert endpoint(server, record).spent.money is None
 
 
+def test_a_budget_of_hours_ends_the_work_and_what_is_on_its_way(record: Path) -> None:
+    with FaultServer(delay=0.3) as server:
+        settings: dict[str, Any] = {"budget": {"hours": 2 / 3600}, "concurrency": 1, "retries": 9}
+        started = time.monotonic()
+        replies = ask(server, record, questions(40), **settings)
+        assert time.monotonic() - started < 8  # of 12 seconds and more
+        assert {reply.error for reply in replies} == {None, BUDGET_SPENT}
+        sent = len(server.requests)
+        assert [r.error for r in ask(server, record, questions(40), **settings)] == [reply.error for reply in replies]
+        assert len(server.requests) == sent  # a new call has no new hours
+
+
 def test_a_server_that_adds_its_own_words_is_not_believed_to_be_cheap_twice(record: Path) -> None:
     """Its template puts a long system prompt before each question, which no client can know beforehand."""
 

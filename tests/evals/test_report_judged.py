@@ -75,12 +75,13 @@ def test_what_a_judge_has_in_common_with_an_entry_is_said_before_the_reader_comp
     (tmp_path / "theirs/run.json").write_text(
         json.dumps(record | {"recipe": {"model": {"name_or_path": "Qwen/Qwen3-8B"}}})
     )
-    record["data"]["train"]["written_by"] = ["Qwen/Qwen3-32B"]
+    record["data"]["train"] |= {"written_by": ["Qwen/Qwen3-32B"], "judged_by": ["Qwen/QwQ-32B"]}
     (tmp_path / "mine/run.json").write_text(json.dumps(record | {"name": "mine"}))
     said = notices(build([tmp_path]))
     who = "judge helpful (endpoint qwen3-32b) on chat: the judge is of"
     assert f"{who} the candidate's own family (qwen): theirs/final" in said
     assert f"{who} the family of a model that wrote the candidate's training rows (qwen): mine/final" in said
+    assert f"{who} the family of a judge that chose the candidate's training rows (qwen): mine/final" in said
 
 
 def test_judgments_without_a_verdict_are_counted_and_bound_the_win_rate(tmp_path: Path):

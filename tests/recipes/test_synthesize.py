@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from posttrain.chat_templates.errors import PosttrainError
+from posttrain.data_tools.spec import SourceSpec
 from posttrain.recipes import synthesize
 from posttrain.recipes.load import load
+from posttrain.recipes.provenance import origins
+from posttrain.recipes.schema import RewardSpec
 from posttrain.recipes.synthesize import METHODS, Synthesize, load_method
 from posttrain.recipes.tools import run_command
 from posttrain.recipes.train import train
@@ -39,7 +42,7 @@ def make(folder: Path, reply: Callable[[str], str], rows: list[dict[str, Any]] =
         method = str(folder / "method.yaml")
     plan = given.pop("plan", None)
     with FaultServer(plan=plan, reply=lambda messages: reply(messages[-1]["content"])) as server:
-        given |= {"rows": rows_file(folder, rows), "method": method, "model": "m", "base_url": server.url}
+        given = {"base_url": server.url} | given | {"rows": rows_file(folder, rows), "method": method, "model": "m"}
         Synthesize.model_validate({"temperature": 1.0, "retries": 0} | given).run(folder / "out")
         made = [json.loads(line) for line in (folder / "out" / "rows.jsonl").read_text().splitlines()]
         report = json.loads((folder / "out" / "report.json").read_text())
@@ -61,6 +64,8 @@ def test_each_step_reads_the_row_and_the_replies_before_it(tmp_path: Path) -> No
             "model": "m",
             "from": [f"{tmp_path}/seeds.jsonl:1"],
             "sample": 0,
+            "prompts": {"hint": "Hint for: What is 2 plus 3?", "worked": "Use HINT FOR: WHAT IS 2 PLUS 3?"},
+            "parameters": {"max_new_tokens": 256, "temperature": 1.0, "top_p": 1.0, "seed": 0},
         },
     }
     assert len(made) == 3
@@ -341,16 +346,165 @@ def test_ten_kills_beside_a_server_with_faults_leave_the_same_rows_and_the_budge
     work.mkdir()
     (work / "method.yaml").write_text(yaml.safe_dump(STEPS))
     arguments = ["data", "synthesize", rows_file(work, QUESTIONS), "--method", work / "method.yaml", "--model", "m"]
-    budget = 2000
-    with FaultServer(
-        sometimes(0.2, "429:0.01", "cut"), reply=lambda messages: f"so: {messages[-1]['content']}"
-    ) as server:
+    budget, judged = 2000, 20_000
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        text = messages[-1]["content"]
+        return judge(text) or f"so: {text}"
+
+    with FaultServer(sometimes(0.2, "429:0.01", "cut"), reply=reply) as server:
         arguments += ["--base-url", server.url, "--max-new-tokens", "40", "--retries", "9", "--concurrency", "1"]
-        arguments += ["--budget", f"{{tokens: {budget}}}", "-o", work / "out"]
-        killer = Killer(Command(work, arguments, timed=("requests.log",)), tmp_path)
-        assert (work / "out/rows.jsonl").read_text().count("\n") == 3
+        check = preferring(server, of="worked", over="question", budget={"tokens": judged}, retries=9, concurrency=1)
+        arguments += ["--budget", f"{{tokens: {budget}}}", "--verify", json.dumps(check), "-o", work / "out"]
+        timed = ("requests.log", "judged.log", "worked-question-pairwise.jsonl")
+        killer = Killer(Command(work, arguments, timed=timed), tmp_path)
+        assert (work / "out/rows.jsonl").read_text().count("\n") == 1
         for at in killer.chosen(10):
             before = server.tokens
             killer.kill(at)
-            assert server.tokens - before <= budget
+            assert server.tokens - before <= budget + judged
     assert server.met["cut"]
+
+
+REVISE = {
+    "description": "d",
+    "steps": [{"name": "first", "prompt": "{{ question }}"}, {"name": "revision", "prompt": "Mend {{ first }}"}],
+    "output": {"prompt": "{{ question }}", "chosen": "{{ revision }}", "rejected": "{{ first }}"},
+}
+
+
+def judge(text: str) -> str | None:
+    """Prefers longer answers; but of those to 10 plus 7 the one it sees first, and for 12 plus 30 it says nothing."""
+    if "begin answer A" not in text:
+        return None
+    first, second = (text.partition(f"[[begin answer {label}")[2].partition("[[end")[0] for label in "AB")
+    if "12 plus 30" in text:
+        return "I would rather not say."
+    return "[[A]]" if "10 plus 7" in text or len(first) > len(second) else "[[B]]"
+
+
+def preferring(server: FaultServer, **given: Any) -> dict[str, Any]:
+    own = {"judge": "pairwise", "of": "revision", "request": "{{ question }}", "answer_by": "text", "max_tokens": 50}
+    return own | {"model": "j", "base_url": server.url, "retries": 0} | given
+
+
+def test_a_pair_is_kept_only_if_the_judge_prefers_it_in_both_orders(tmp_path: Path) -> None:
+    with FaultServer(reply=lambda messages: judge(messages[-1]["content"])) as server:
+        check = preferring(server, over="first")
+        made, report, writer = make(tmp_path, lambda text: f"{text}!", method=REVISE, verify=check)
+        asked, tokens = len(server.requests), server.tokens
+        again, same, other = make(tmp_path, str.upper, method=REVISE, verify=check, base_url=writer.url)
+        assert len(server.requests) == asked == 6  # three pairs, both orders; nothing is asked twice
+        assert not other.requests
+    assert [row["prompt"] for row in made] == ["What is 2 plus 3?"]
+    assert made[0]["synthetic"]["verified"] == ["pairwise"]
+    assert reasons(report) == {
+        "revision: order turns pairwise": 1,
+        "revision: could not be decided by pairwise: unparsed": 1,
+    }
+    cost = dict(report["tables"][0]["rows"])
+    assert cost["tokens of revision-first-pairwise"] == tokens
+    assert cost["turned with the order, of what revision-first-pairwise decided"] == "50.0%"
+    assert origins([SourceSpec(path="rows.jsonl")], tmp_path / "out") == {"written_by": ["m"], "judged_by": ["j"]}
+    assert (again, reasons(same)) == (made, reasons(report))
+
+
+def test_of_several_samples_the_one_that_wins_in_both_orders_is_kept(tmp_path: Path) -> None:
+    calls = iter(range(100))
+    method = {"description": "d", "steps": [{"name": "worked", "prompt": "{{ question }}"}]}
+    with FaultServer(reply=lambda messages: judge(messages[-1]["content"])) as server:
+        made, report, _ = make(
+            tmp_path,
+            lambda text: "x" * (5, 9, 7)[next(calls) % 3],
+            method=method | {"output": {"text": "{{ question }} {{ worked }}"}},
+            verify=preferring(server, of="worked"),
+            samples=3,
+            keep="best",
+            concurrency=1,
+        )
+    # the longest; where the place decides the first of them stands, and where nobody says so, too
+    assert [row["text"].rpartition(" ")[2] for row in made] == ["x" * 9, "x" * 5, "x" * 5]
+    assert reasons(report) == {
+        "worked: another sample is better by pairwise": 1,
+        "worked: not better than another sample by pairwise": 1,
+        "worked: order turns pairwise": 2,
+        "worked: could not be decided by pairwise: unparsed": 2,
+    }
+
+
+def test_a_judge_spends_no_more_than_its_own_budget(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} plus 3?", "answer": "0"} for n in range(2, 10)]
+    with FaultServer(reply=lambda messages: judge(messages[-1]["content"])) as server:
+        check = preferring(server, over="first")
+        with pytest.raises(PosttrainError, match="the judge has no budget of its own"):
+            make(
+                tmp_path,
+                str.upper,
+                rows,
+                method=REVISE,
+                verify=check,
+                base_url="http://localhost:1",
+                budget={"tokens": 1},
+            )
+        check = preferring(server, over="first", budget={"tokens": 3000}, concurrency=1)
+        made, report, _ = make(tmp_path, lambda text: f"{text}!", rows, method=REVISE, verify=check)
+        assert 0 < server.tokens <= 3000
+    assert 0 < len(made) < len(rows)
+    assert any("budget" in reason for reason in reasons(report)), reasons(report)
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "said"),
+    [
+        ({"over": "revision"}, {}, "over 'revision' is nothing to compare with"),
+        ({"over": "nowhere"}, {}, "seeds.jsonl:1: verify: over 'nowhere' is nothing to compare with"),
+        ({"over": "first", "request": "{{ nowhere }}"}, {}, "verify: request: missing column 'nowhere'"),
+        ({"over": "first", "judge": "pairwse"}, {}, "did you mean 'pairwise'"),
+        ({"over": "first", "judge": "rating"}, {}, "a judge that rates compares nothing"),
+        ({"over": "first", "orders": "one"}, {}, "a verdict of one order decides nothing"),
+        ({"over": "first", "base_url": ""}, {}, "needs `base_url`"),
+        ({}, {}, "say --keep best, --samples"),
+        ({}, {"keep": "best"}, "say --keep best, --samples"),
+        ({"over": "first"}, {"keep": "best", "samples": 2}, "say --keep best, --samples"),
+    ],
+)
+def test_a_judge_that_could_not_decide_is_refused_before_anything_is_asked(
+    tmp_path: Path, given: dict[str, Any], more: dict[str, Any], said: str
+) -> None:
+    asked: list[str] = []
+
+    def reply(text: str) -> str:
+        asked.append(text)
+        return "17"
+
+    with FaultServer() as server, pytest.raises(PosttrainError, match=said):
+        make(tmp_path, reply, method=REVISE, verify=preferring(server, **given), **more)
+    assert not asked
+
+
+def test_what_gives_each_answer_a_value_chooses_the_best_of_n_without_orders(tmp_path: Path) -> None:
+    calls = iter(range(100))
+    (tmp_path / "rule.py").write_text("def rule(prompt, answer):\n    return len(answer)\n")
+    check = {
+        "judge": "rules-not-a-judge",
+        "rule": f"{tmp_path}/rule.py:rule",
+        "of": "worked",
+        "request": "{{ question }}",
+    }
+    method = {"description": "d", "steps": [{"name": "worked", "prompt": "{{ question }}"}]}
+    made, _, _ = make(
+        tmp_path,
+        lambda text: "x" * (next(calls) % 4),
+        method=method | {"output": {"text": "{{ worked }}{{ question }}"}},
+        verify=check,
+        samples=4,
+        keep="best",
+        concurrency=1,
+    )
+    assert all(row["text"].startswith("xxx") for row in made)
+    assert len(made) == 3
+
+
+def test_a_judge_is_no_reward() -> None:
+    with pytest.raises(ValueError, match=r"gives none a reward of its own: .* take a reward model"):
+        RewardSpec.model_validate({"verifier": "judge"})
