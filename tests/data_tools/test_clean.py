@@ -16,6 +16,8 @@ from posttrain.data_tools.clean import Clean, Thresholds
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.web_rules import PUNCTUATION, STOP_WORDS, TERMINAL, c4, fineweb, gopher, words_of
 
+from ..rows import read_rows, write_texts
+
 EXACT = Thresholds(max_duplicate_characters=0.01)
 SENTENCES = [
     "The river of the north is wide and it has to be crossed with a boat.",
@@ -255,26 +257,17 @@ def test_null_switches_a_rule_off_and_zero_is_zero() -> None:
 NO_PYTHON = f"cannot be parsed as Python {sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"text": row}) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def clean(path: str, folder: Path, presets: str, **more: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
     Clean.model_validate({"sources": [path], "presets": presets} | more).run(folder)
     counts = json.loads((folder / "report.json").read_text())["counts"]
-    return read(folder / Path(path).name), {
+    return read_rows(folder / Path(path).name), {
         heading: {entry["name"]: entry["count"] for entry in entries} for heading, entries in counts.items()
     }
 
 
 def test_rows_go_by_the_first_preset_that_finds_fault_and_cuts_are_counted_apart(tmp_path: Path) -> None:
     rows = [PAGE, "Too short.", PAGE + "\nHome | About", PAGE + "\n{", PAGE.replace("\n", " ") * 3]
-    path = write(tmp_path / "a.jsonl", [{"text": text, "id": number} for number, text in enumerate(rows)])
+    path = write_texts(tmp_path / "a.jsonl", [{"text": text, "id": number} for number, text in enumerate(rows)])
     kept, counts = clean(path, tmp_path / "out", "gopher, c4")
     assert [row["id"] for row in kept] == [0, 2]
     assert kept[1]["text"] == PAGE
@@ -295,10 +288,10 @@ def test_rows_go_by_the_first_preset_that_finds_fault_and_cuts_are_counted_apart
 
 def test_rules_for_pages_are_refused_on_conversations_and_short_rows(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you"}]
-    chats = write(tmp_path / "a.jsonl", [{"messages": talk}])
+    chats = write_texts(tmp_path / "a.jsonl", [{"messages": talk}])
     with pytest.raises(DataError, match=r"`gopher` is made for web pages, and these are conversations"):
         clean(chats, tmp_path / "out", "gopher")
-    short = write(tmp_path / "b.jsonl", ["A short row."] * 3)
+    short = write_texts(tmp_path / "b.jsonl", ["A short row."] * 3)
     with pytest.raises(DataError, match="half of the first rows have fewer than 50 words"):
         clean(short, tmp_path / "out", "gopher")
     assert clean(short, tmp_path / "out", "gopher", thresholds={"min_words": 50})[0] == []
@@ -344,7 +337,7 @@ LONG = "The answer has to be given in several steps. First one looks at the whol
 )
 def test_answers(tmp_path: Path, question: str, answer: str, reason: str) -> None:
     talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    kept, counts = clean(write(tmp_path / "a.jsonl", [{"messages": talk}]), tmp_path / "out", "chat")
+    kept, counts = clean(write_texts(tmp_path / "a.jsonl", [{"messages": talk}]), tmp_path / "out", "chat")
     assert counts["Left out"] == ({f"chat: {reason}": 1} if reason else {})
     assert len(kept) == (not reason)
 
@@ -352,7 +345,7 @@ def test_answers(tmp_path: Path, question: str, answer: str, reason: str) -> Non
 def test_turns_out_of_order_are_named(tmp_path: Path) -> None:
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
     rows = [[user, answer], [answer, user, answer], [user, user, answer], [user, answer, answer]]
-    path = write(tmp_path / "a.jsonl", [{"messages": talk} for talk in rows])
+    path = write_texts(tmp_path / "a.jsonl", [{"messages": talk} for talk in rows])
     kept, counts = clean(path, tmp_path / "out", "chat")
     assert len(kept) == 1
     assert counts["Left out"] == {"chat: does not begin with the user": 1, "chat: turns out of order": 2}
@@ -369,7 +362,7 @@ def test_code_that_is_broken_generated_or_minified_goes(tmp_path: Path) -> None:
         {"text": "var a=1;" * 400, "path": "e.js"},
         {"text": "(" * 3000 + ")" * 3000, "path": "f.py"},
     ]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_texts(tmp_path / "a.jsonl", rows)
     kept, counts = clean(path, tmp_path / "out", "code", thresholds={"max_mean_line": None, "min_alphanumeric": None})
     assert [row["path"] for row in kept] == ["a.py", "b.c", "d.py"]
     assert counts["Left out"] == {f"code: {NO_PYTHON}": 1, "code: generated": 1, "code: long line": 2}
@@ -381,7 +374,7 @@ def test_python_in_answers_is_parsed(tmp_path: Path) -> None:
         answer = {"role": "assistant", "content": f"So:\n\n```python\n{code}\n```\n"}
         return {"messages": [{"role": "user", "content": "How?"}, answer]}
 
-    path = write(tmp_path / "a.jsonl", [talk("print(1)"), talk("print 1"), talk(">>> 1 + 1\n2")])
+    path = write_texts(tmp_path / "a.jsonl", [talk("print(1)"), talk("print 1"), talk(">>> 1 + 1\n2")])
     kept, counts = clean(path, tmp_path / "out", "chat,code")
     assert len(kept) == 2
     assert counts["Left out"] == {f"code: {NO_PYTHON}": 1}

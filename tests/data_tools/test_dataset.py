@@ -10,13 +10,11 @@ from posttrain.data_tools.dataset import DataReport, load
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.spec import SourceSpec
 
+from ..rows import write_rows
+
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 EMPTY = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}
 OPEN = {"messages": [{"role": "user", "content": "a"}]}
-
-
-def write(path: Path, lines: list[Any]) -> None:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
 
 
 def examples(base: Path, accepts: tuple[Any, ...] = ("messages",), share: float = 0.02, **keys: Any) -> Any:
@@ -26,7 +24,7 @@ def examples(base: Path, accepts: tuple[Any, ...] = ("messages",), share: float 
 
 
 def test_good_rows_come_in_order_and_bad_ones_are_counted_with_examples(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [GOOD, EMPTY, "{", OPEN, EMPTY, EMPTY, EMPTY, GOOD])
+    write_rows(tmp_path / "a.jsonl", [GOOD, EMPTY, "{", OPEN, EMPTY, EMPTY, EMPTY, GOOD])
     got, report = examples(tmp_path, share=0.9)
     assert got == [("a.jsonl:1", {**GOOD, "tools": None}), ("a.jsonl:8", {**GOOD, "tools": None})]
     assert (report.rows, report.kept, report.kind, report.format) == (8, 2, "messages", "messages")
@@ -37,9 +35,9 @@ def test_good_rows_come_in_order_and_bad_ones_are_counted_with_examples(tmp_path
 
 
 def test_too_many_bad_rows_stop_the_run_and_say_which(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [GOOD] * 98 + [EMPTY] * 2)
+    write_rows(tmp_path / "a.jsonl", [GOOD] * 98 + [EMPTY] * 2)
     assert len(examples(tmp_path)[0]) == 98
-    write(tmp_path / "a.jsonl", [GOOD] * 97 + [EMPTY] * 2 + [OPEN])
+    write_rows(tmp_path / "a.jsonl", [GOOD] * 97 + [EMPTY] * 2 + [OPEN])
     with pytest.raises(DataError) as caught:
         examples(tmp_path, name="chats")
     message = str(caught.value)
@@ -49,7 +47,7 @@ def test_too_many_bad_rows_stop_the_run_and_say_which(tmp_path: Path):
 
 
 def test_a_source_of_nothing_but_bad_rows_is_not_read_to_its_end(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [{"q": "x", "a": "y"}] * 5000)
+    write_rows(tmp_path / "a.jsonl", [{"q": "x", "a": "y"}] * 5000)
     report = DataReport()
     source = SourceSpec.model_validate({"path": "a.jsonl", "text": "{{ questoin }}"})
     with pytest.raises(DataError, match=r"missing column 'questoin' \(100, as in a\.jsonl:1: the columns are q, a"):
@@ -59,7 +57,7 @@ def test_a_source_of_nothing_but_bad_rows_is_not_read_to_its_end(tmp_path: Path)
 
 @pytest.mark.parametrize("lines", [[], ["{"] * 3, [{}], [{"messages": None}]])
 def test_a_source_without_a_usable_row_is_an_error(tmp_path: Path, lines: list[Any]):
-    write(tmp_path / "a.jsonl", lines)
+    write_rows(tmp_path / "a.jsonl", lines)
     for share in (0.02, 1.0):
         with pytest.raises(DataError, match=r"a\.jsonl: "):
             examples(tmp_path, share=share)
@@ -67,27 +65,27 @@ def test_a_source_without_a_usable_row_is_an_error(tmp_path: Path, lines: list[A
 
 def test_the_format_is_decided_by_more_than_the_first_row(tmp_path: Path):
     lines = ["{", {"id": 1}, {"id": 2, "text": None}] + [{"id": 3, "text": "x"}] * 300
-    write(tmp_path / "a.jsonl", lines)
+    write_rows(tmp_path / "a.jsonl", lines)
     got, report = examples(tmp_path, ("text",))
     assert len(got) == 300
     assert report.dropped == {"not JSON": 1, "missing column 'text'": 1, "column 'text' is null": 1}
 
 
 def test_a_limit_counts_usable_rows_and_reads_no_further(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [GOOD, EMPTY] + [GOOD] * 200 + ["{"] * 200)
+    write_rows(tmp_path / "a.jsonl", [GOOD, EMPTY] + [GOOD] * 200 + ["{"] * 200)
     got, report = examples(tmp_path, share=0.5, limit=3)
     assert [where for where, _ in got] == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
     assert (report.rows, report.kept) == (4, 3)
 
 
 def test_a_reader_may_stop_early(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [GOOD] + [EMPTY] * 1000)
+    write_rows(tmp_path / "a.jsonl", [GOOD] + [EMPTY] * 1000)
     source = SourceSpec(path="a.jsonl")
     assert len(list(itertools.islice(load(source, tmp_path, ["messages"]), 1))) == 1
 
 
 def test_a_format_that_the_caller_cannot_use_is_an_error_before_any_row(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [GOOD])
+    write_rows(tmp_path / "a.jsonl", [GOOD])
     with pytest.raises(
         DataError, match=r"a\.jsonl: rows of format 'messages' cannot be used here; formats that can: text"
     ):
@@ -101,10 +99,10 @@ def test_a_format_that_the_caller_cannot_use_is_an_error_before_any_row(tmp_path
 def test_prompts_of_a_source_are_all_text_or_all_messages(tmp_path: Path):
     text = {"prompt": "a", "completion": "b"}
     chat = {"prompt": GOOD["messages"][:1], "completion": GOOD["messages"][1:]}
-    write(tmp_path / "a.jsonl", [chat, text])
+    write_rows(tmp_path / "a.jsonl", [chat, text])
     got, _ = examples(tmp_path, ("prompt_completion",))
     assert [example for _, example in got] == [{**chat, "tools": None}] * 2
-    write(tmp_path / "a.jsonl", [text, chat])
+    write_rows(tmp_path / "a.jsonl", [text, chat])
     _, report = examples(tmp_path, ("prompt_completion",), share=0.5)
     assert report.dropped == {"the prompt is messages where the first rows have text": 1}
 
@@ -115,12 +113,12 @@ def test_tool_arguments_of_different_rows_never_meet(tmp_path: Path):
         return {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "", "tool_calls": calls}]}
 
     arguments = [{"city": "Paris"}, {"x": 1, "nested": {"y": None}}, {}, {"x": "text"}]
-    write(tmp_path / "a.jsonl", [row(json.dumps(a) if n % 2 else a) for n, a in enumerate(arguments)])
+    write_rows(tmp_path / "a.jsonl", [row(json.dumps(a) if n % 2 else a) for n, a in enumerate(arguments)])
     got, _ = examples(tmp_path)
     assert [e["messages"][1]["tool_calls"][0]["function"]["arguments"] for _, e in got] == arguments
 
 
 def test_nothing_of_jinja_in_the_data_is_run(tmp_path: Path):
-    write(tmp_path / "a.jsonl", [{"q": "{{ 7 * 7 }}", "a": "{% raw %}"}])
+    write_rows(tmp_path / "a.jsonl", [{"q": "{{ 7 * 7 }}", "a": "{% raw %}"}])
     got, _ = examples(tmp_path, ("prompt_completion",), prompt="{{ q }}", completion="> {{ a }}")
     assert got[0][1] == {"prompt": "{{ 7 * 7 }}", "completion": "> {% raw %}"}

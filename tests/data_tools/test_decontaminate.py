@@ -13,6 +13,8 @@ from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.overlap import Item
 from posttrain.data_tools.spec import SourceSpec
 
+from ..rows import read_rows, write_rows
+
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "en", "ip", "ol", "un", "ast")]
 
 
@@ -26,15 +28,6 @@ def made(seed: int, count: int) -> list[str]:
 
 
 ITEMS = [Item(str(number), text, f"answer {number}") for number, text in enumerate(made(1, 40))]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def spec_of(*paths: str, **more: Any) -> DecontaminateSpec:
@@ -58,9 +51,9 @@ CLEAN: list[dict[str, Any]] = [{"prompt": text, "n": number, "none": None} for n
 
 def test_rows_with_items_are_removed_and_all_others_written_as_they_were(tmp_path: Path) -> None:
     rows = [*CLEAN[:100], LEAKS[0], *CLEAN[100:200], LEAKS[1], *CLEAN[200:]]
-    said = decontaminate(spec_of(write(tmp_path / "train.jsonl", rows)), {"quiz": ITEMS}, tmp_path / "out")
-    assert read(tmp_path / "out" / "train.jsonl") == CLEAN
-    evidence = read(tmp_path / "out" / "evidence.log")
+    said = decontaminate(spec_of(write_rows(tmp_path / "train.jsonl", rows)), {"quiz": ITEMS}, tmp_path / "out")
+    assert read_rows(tmp_path / "out" / "train.jsonl") == CLEAN
+    evidence = read_rows(tmp_path / "out" / "evidence.log")
     assert [(line["row"].split(":")[-1], line["item"], line["verdict"]) for line in evidence] == [
         ("101", "3", "n-grams"),
         ("202", "7", "n-grams"),
@@ -83,21 +76,21 @@ def test_rows_with_items_are_removed_and_all_others_written_as_they_were(tmp_pat
 
 
 def test_flagged_rows_stay_with_what_was_found_in_them(tmp_path: Path) -> None:
-    source = write(tmp_path / "train.jsonl", [CLEAN[0], LEAKS[0]])
+    source = write_rows(tmp_path / "train.jsonl", [CLEAN[0], LEAKS[0]])
     decontaminate(spec_of(source, remove=False), {"quiz": ITEMS}, tmp_path / "out")
-    first, second = read(tmp_path / "out" / "train.jsonl")
+    first, second = read_rows(tmp_path / "out" / "train.jsonl")
     assert first == {**CLEAN[0], "contamination": []}
     mark = {"benchmark": "quiz", "item": "3", "verdict": "n-grams", "words": ITEMS[3].question}
     assert second == {**LEAKS[0], "contamination": [mark]}
 
 
 def test_each_run_says_which_planted_copies_it_would_find_and_writes_none_of_them(tmp_path: Path) -> None:
-    source = write(tmp_path / "train.jsonl", CLEAN)
+    source = write_rows(tmp_path / "train.jsonl", CLEAN)
     said = decontaminate(spec_of(source), {"quiz": ITEMS, "few": ITEMS[:3]}, tmp_path / "out")
     assert "verbatim 100%, re-wrapped 100%, re-cased 100%, re-punctuated 100%" in said
     assert "reworded 0%" in said
-    assert read(tmp_path / "out" / "train.jsonl") == CLEAN
-    assert not read(tmp_path / "out" / "evidence.log")
+    assert read_rows(tmp_path / "out" / "train.jsonl") == CLEAN
+    assert not read_rows(tmp_path / "out" / "evidence.log")
     planted = json.loads((tmp_path / "out" / "report.json").read_text())["planted"]
     assert {(copy["copy"], copy["planted"]) for copy in planted} == {(kind, 43) for kind in COPIES}
 
@@ -105,13 +98,15 @@ def test_each_run_says_which_planted_copies_it_would_find_and_writes_none_of_the
 def test_a_search_that_misses_what_was_planted_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.COPIES, "verbatim", lambda text: text[::-1])  # type: ignore[arg-type]
     with pytest.raises(module.PosttrainError, match="40 of 40 planted verbatim copies were not found"):
-        decontaminate(spec_of(write(tmp_path / "train.jsonl", CLEAN)), {"quiz": ITEMS}, tmp_path / "out")
+        decontaminate(spec_of(write_rows(tmp_path / "train.jsonl", CLEAN)), {"quiz": ITEMS}, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_what_is_too_short_to_be_found_is_counted_and_named(tmp_path: Path) -> None:
     items = [Item("a", "2 + 2?", "4"), Item("b", "Who wrote the play Hamlet?", "Shakespeare"), *ITEMS]
-    source = write(tmp_path / "train.jsonl", [{"text": "who wrote the play hamlet? Answer: Shakespeare. 2 + 2? 4"}])
+    source = write_rows(
+        tmp_path / "train.jsonl", [{"text": "who wrote the play hamlet? Answer: Shakespeare. 2 + 2? 4"}]
+    )
     said = decontaminate(spec_of(source), {"quiz": items}, tmp_path / "out")
     assert "1 of 42 items seen (n = 8), too short to be found: 1" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -129,31 +124,31 @@ def test_a_rewording_is_a_possible_paraphrase_and_no_ngram_hit(tmp_path: Path) -
         draw.shuffle(words)
         reworded[str(number)] = " ".join(words[:-2])
     rows[700:700] = [{"text": text} for text in reworded.values()]
-    source = write(tmp_path / "train.jsonl", rows)
+    source = write_rows(tmp_path / "train.jsonl", rows)
     said = decontaminate(spec_of(source, paraphrases="flag"), {"quiz": ITEMS}, tmp_path / "out")
     assert "0 of 40 items seen" in said
     assert re.search(r"reworded ([6-9]\d|100)% as possible paraphrases", said)
-    evidence = read(tmp_path / "out" / "evidence.log")
+    evidence = read_rows(tmp_path / "out" / "evidence.log")
     assert {line["verdict"] for line in evidence} == {"possible paraphrase"}
     found = {(int(line["row"].split(":")[-1]), line["item"]) for line in evidence}
     right = {(701 + place, item) for place, item in enumerate(reworded)}
     assert right <= found
     assert len(found - right) <= 5  # 1.5 are to be expected
-    assert len(read(tmp_path / "out" / "train.jsonl")) == len(rows)
+    assert len(read_rows(tmp_path / "out" / "train.jsonl")) == len(rows)
     decontaminate(spec_of(source, paraphrases="remove"), {"quiz": ITEMS}, tmp_path / "out")
-    assert len(read(tmp_path / "out" / "train.jsonl")) == len(rows) - len(found)
+    assert len(read_rows(tmp_path / "out" / "train.jsonl")) == len(rows) - len(found)
 
 
 def test_several_sources_have_files_of_their_own_and_bad_rows_are_counted(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    first = write(tmp_path / "train.jsonl", CLEAN[:200])
+    first = write_rows(tmp_path / "train.jsonl", CLEAN[:200])
     second = tmp_path / "b" / "train.jsonl"
     second.write_text(json.dumps(LEAKS[1]) + "\n" + json.dumps(CLEAN[7]) + "\nno json\n")
     with pytest.raises(DataError, match=r"1 of 3 rows cannot be read: .*train\.jsonl:3"):
         decontaminate(spec_of(first, str(second)), {"quiz": ITEMS}, tmp_path / "out")
     decontaminate(spec_of(first, str(second), max_bad_share=0.5), {"quiz": ITEMS}, tmp_path / "out")
-    assert read(tmp_path / "out" / "train.jsonl") == CLEAN[:200]
-    assert read(tmp_path / "out" / "train-2.jsonl") == [CLEAN[7]]
+    assert read_rows(tmp_path / "out" / "train.jsonl") == CLEAN[:200]
+    assert read_rows(tmp_path / "out" / "train-2.jsonl") == [CLEAN[7]]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "unreadable: " in page
     assert "built-in method" not in page
@@ -163,7 +158,7 @@ def test_several_sources_have_files_of_their_own_and_bad_rows_are_counted(tmp_pa
 
 def test_no_text_of_a_row_is_markup_on_the_page(tmp_path: Path) -> None:
     items = [Item("<b>", "<script>alert(1)</script> one two three four five six seven eight", "x"), *ITEMS]
-    source = write(tmp_path / "train.jsonl", [{"text": items[0].text}])
+    source = write_rows(tmp_path / "train.jsonl", [{"text": items[0].text}])
     decontaminate(spec_of(source), {"<i>quiz": items}, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
@@ -173,13 +168,13 @@ def test_no_text_of_a_row_is_markup_on_the_page(tmp_path: Path) -> None:
 
 def test_items_are_read_from_files_of_any_known_layout(tmp_path: Path) -> None:
     rows = [{"question": "Why?", "answer": "So."}, {"question": "How?", "answer": "Thus."}]
-    path = write(tmp_path / "quiz.jsonl", rows)
+    path = write_rows(tmp_path / "quiz.jsonl", rows)
     source = SourceSpec(path=path, name="quiz", prompt="{{ question }}", completion="{{ answer }}")
     found = read_items([source])
     assert [(item.question, item.answer) for item in found["quiz"]] == [("Why?", "So."), ("How?", "Thus.")]
     renamed = spec_of("a.jsonl", items={"path": path, "columns": {"question": "prompt", "answer": "completion"}})
     assert [(item.question, item.answer) for item in renamed.benchmarks()[path]] == [("Why?", "So."), ("How?", "Thus.")]
-    text = write(tmp_path / "text.jsonl", [{"text": "All of it."}])
+    text = write_rows(tmp_path / "text.jsonl", [{"text": "All of it."}])
     assert [item.question for item in read_items([SourceSpec(path=text)])[text]] == ["All of it."]
 
 

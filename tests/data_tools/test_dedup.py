@@ -16,6 +16,8 @@ from posttrain.data_tools.near_duplicates import Bands, Candidates, Shingles, ch
 from posttrain.data_tools.ngrams import split_words, words_in
 from posttrain.data_tools.spec import SourceSpec
 
+from ..rows import read_rows, write_texts
+
 WORDS = [a + b + c for a in "bdfgklmnprstvz" for b in "aeiou" for c in ("", "n", "r", "st")]
 
 
@@ -27,18 +29,9 @@ def changed(draw: random.Random, text: str, share: float) -> str:
     return " ".join(draw.choice(WORDS) if draw.random() < share else word for word in text.split())
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"text": row}) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def dedup(path: str, folder: Path, **more: Any) -> list[dict[str, Any]]:
     Dedup(sources=[SourceSpec(path=path)], **more).run(folder)
-    return read(folder / Path(path).name)
+    return read_rows(folder / Path(path).name)
 
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:
@@ -155,7 +148,7 @@ def test_dedup_can_join_exactly(tmp_path: Path) -> None:
     draw = random.Random(12)
     texts = [sentence(draw, 60) for _ in range(40)]
     texts += [changed(draw, text, 0.02) for text in texts]
-    path = write(tmp_path / "a.jsonl", texts)
+    path = write_texts(tmp_path / "a.jsonl", texts)
     kept = dedup(path, tmp_path / "out", exact_join=True, threshold=0.7)
     assert [row["text"] for row in kept] == [
         row["text"] for row in dedup(path, tmp_path / "bands", threshold=0.7, bands=300, rows=2)
@@ -170,7 +163,7 @@ def test_a_chain_of_likenesses_removes_no_row_that_is_like_none_that_stays(tmp_p
     assert similarity(chain[0], chain[-1]) < 0.5
     kept = [
         row["text"]
-        for row in dedup(write(tmp_path / "a.jsonl", chain), tmp_path / "out", threshold=0.7, bands=200, rows=2)
+        for row in dedup(write_texts(tmp_path / "a.jsonl", chain), tmp_path / "out", threshold=0.7, bands=200, rows=2)
     ]
     for text in chain:
         assert text in kept or max(similarity(text, other) for other in kept) >= 0.7
@@ -181,23 +174,23 @@ def test_rows_of_one_template_with_answers_of_their_own_stay(tmp_path: Path) -> 
     draw = random.Random(7)
     frame = "Read the following question with care and answer it in one sentence without any further remark"
     rows = [f"{frame}: {sentence(draw, 12)}" for _ in range(400)]
-    assert len(dedup(write(tmp_path / "a.jsonl", rows + rows[:50]), tmp_path / "out")) == 400
+    assert len(dedup(write_texts(tmp_path / "a.jsonl", rows + rows[:50]), tmp_path / "out")) == 400
 
 
 def test_numbers_are_words(tmp_path: Path) -> None:
     rows = [f"A train leaves at {hour} and arrives after {hour + 2} hours" for hour in range(1, 9)]
-    assert len(dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out")) == 8
+    assert len(dedup(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out")) == 8
 
 
 def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
     draw = random.Random(2)
     first, second = sentence(draw, 60), sentence(draw, 60)
     near = " ".join([*second.split()[:-2], "quite", "otherwise"])
-    path = write(tmp_path / "a.jsonl", [first, second, first.upper() + ".", near, first, sentence(draw, 60)])
+    path = write_texts(tmp_path / "a.jsonl", [first, second, first.upper() + ".", near, first, sentence(draw, 60)])
     kept = dedup(path, tmp_path / "out")
     assert [row["text"] for row in kept[:2]] == [first, second]
     assert len(kept) == 3
-    ledger = read(tmp_path / "out" / "removed.log")
+    ledger = read_rows(tmp_path / "out" / "removed.log")
     assert [(entry["row"].split(":")[-1], entry["kept"].split(":")[-1], entry["how"]) for entry in ledger] == [
         ("3", "1", "normalised"),
         ("4", "2", "near"),
@@ -219,8 +212,8 @@ def test_the_number_of_a_row_is_whole_and_a_row_that_stays_says_so(tmp_path: Pat
     texts = [sentence(draw, 30) for _ in range(14)]
     for name in "xy":
         (tmp_path / name).mkdir()
-    path = write(tmp_path / "x" / "a.jsonl", [*texts, texts[0], texts[2], texts[0]])
-    other = write(tmp_path / "y" / "a.jsonl", [texts[1], "alone"])
+    path = write_texts(tmp_path / "x" / "a.jsonl", [*texts, texts[0], texts[2], texts[0]])
+    other = write_texts(tmp_path / "y" / "a.jsonl", [texts[1], "alone"])
     Dedup(sources=[SourceSpec(path=path), SourceSpec(path=other)]).run(tmp_path / "out")
 
     def explain(row: str) -> list[str]:
@@ -246,7 +239,7 @@ def test_rows_around_the_threshold_are_shown_before_anyone_trusts_it(tmp_path: P
     for share in (0, 0.005, 0.01, 0.02, 0.03, 0.05):
         text = sentence(draw, 60)
         rows += [text, changed(draw, text, share)]
-    dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out", bands=200, rows=2)
+    dedup(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out", bands=200, rows=2)
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     [curve] = [table["rows"] for table in found["tables"] if table["title"] == "At other thresholds"]
     alike = [similarity(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
@@ -271,12 +264,12 @@ def test_the_report_counts_what_went_and_nothing_of_the_reference(tmp_path: Path
     # A row equal to one that goes as a near-duplicate, equal short ones, and some of them in the reference, twice.
     long = sentence(draw, 60)
     texts += [long, long + " more", long + " more", "Yes!", "yes", "yes", *texts[:10]]
-    test = write(tmp_path / "test.jsonl", [*texts[:9], *texts[:9], "yes", "Yes"])
-    path = write(tmp_path / "a.jsonl", texts)
+    test = write_texts(tmp_path / "test.jsonl", [*texts[:9], *texts[:9], "yes", "Yes"])
+    path = write_texts(tmp_path / "a.jsonl", texts)
     for threshold in (0.5, 0.72, 0.8, 1):
         folder = tmp_path / f"{threshold}"
         kept = dedup(path, folder, against=[SourceSpec(path=test)], threshold=threshold, remove=remove)
-        ledger = read(folder / "removed.log")
+        ledger = read_rows(folder / "removed.log")
         found = tables_of(folder)
         assert len(ledger) > 20
         assert [entry["went"] for entry in ledger] == [remove] * len(ledger)
@@ -297,7 +290,7 @@ def test_turns_that_stay_are_not_counted_among_those_that_go(tmp_path: Path) -> 
     a, b, c, d = (turn(sentence(draw, 20), sentence(draw, 20)) for _ in range(4))
     near = [b[0], {"role": "assistant", "content": b[1]["content"] + " at last"}]
     talks = [[*a, *b], [*a, *c], [*d, *near, *a], [*near, *b]]
-    path = write(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    path = write_texts(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
     dedup(path, tmp_path / "out", by="turn")
     found = tables_of(tmp_path / "out")
     assert found["Duplicates"] == [["exact", 2, 1], ["normalised", 0, 0], ["near", 2, 0]]
@@ -308,17 +301,17 @@ def test_turns_that_stay_are_not_counted_among_those_that_go(tmp_path: Path) -> 
 
 
 def test_what_a_tool_wrote_is_a_source_of_rows_alone(tmp_path: Path) -> None:
-    rows = dedup(write(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"]), tmp_path / "out")
+    rows = dedup(write_texts(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"]), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.jsonl")] == ["a.jsonl"]
     Dedup(sources=[SourceSpec(path=str(tmp_path / "out"), name="again")]).run(tmp_path / "twice")
-    assert read(tmp_path / "twice" / "again.jsonl") == rows
+    assert read_rows(tmp_path / "twice" / "again.jsonl") == rows
 
 
 def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> None:
     draw = random.Random(4)
     texts = [sentence(draw, 30) for _ in range(20)]
-    test = write(tmp_path / "test.jsonl", [texts[3], texts[3], texts[7]])
-    path = write(tmp_path / "a.jsonl", texts)
+    test = write_texts(tmp_path / "test.jsonl", [texts[3], texts[3], texts[7]])
+    path = write_texts(tmp_path / "a.jsonl", texts)
     kept = dedup(path, tmp_path / "out", against=[SourceSpec(path=test)])
     assert [row["text"] for row in kept] == [text for text in texts if text not in (texts[3], texts[7])]
     assert sorted(file.name for file in (tmp_path / "out").iterdir() if file.suffix) == [
@@ -330,8 +323,8 @@ def test_rows_can_be_compared_with_a_reference_alone(tmp_path: Path) -> None:
     draw = random.Random(5)
     texts = [sentence(draw, 60) for _ in range(6)]
     nearly = texts[0] + " and more"
-    test = write(tmp_path / "test.jsonl", [texts[0], texts[1]])
-    path = write(tmp_path / "a.jsonl", [texts[2], nearly, texts[1], texts[2], texts[3] + " x", texts[3], nearly])
+    test = write_texts(tmp_path / "test.jsonl", [texts[0], texts[1]])
+    path = write_texts(tmp_path / "a.jsonl", [texts[2], nearly, texts[1], texts[2], texts[3] + " x", texts[3], nearly])
     kept = dedup(path, tmp_path / "out", against=[SourceSpec(path=test)], within=False)
     assert [row["text"] for row in kept] == [texts[2], texts[2], texts[3] + " x", texts[3]]
     with pytest.raises(ValueError, match="against"):
@@ -339,7 +332,7 @@ def test_rows_can_be_compared_with_a_reference_alone(tmp_path: Path) -> None:
 
 
 def test_duplicates_can_be_marked_instead(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"])
+    path = write_texts(tmp_path / "a.jsonl", ["a b c", "d e f", "A b c"])
     kept = dedup(path, tmp_path / "out", remove=False)
     assert [row["duplicate_of"] for row in kept] == [None, None, f"{path}:1"]
 
@@ -351,8 +344,10 @@ def test_chats_are_compared_by_what_is_said(tmp_path: Path) -> None:
         {"messages": talk, "id": 2},
         {"messages": [*talk[:1], talk[1] | {"content": "No"}]},
     ]
-    assert [row.get("id") for row in dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out")] == [1, None]
-    only = dedup(write(tmp_path / "b.jsonl", [{"q": "a", "x": 1}, {"q": "a", "x": 2}]), tmp_path / "o", columns=["q"])
+    assert [row.get("id") for row in dedup(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out")] == [1, None]
+    only = dedup(
+        write_texts(tmp_path / "b.jsonl", [{"q": "a", "x": 1}, {"q": "a", "x": 2}]), tmp_path / "o", columns=["q"]
+    )
     assert only == [{"q": "a", "x": 1}]
 
 
@@ -367,10 +362,10 @@ def test_turns_at_the_end_of_a_conversation_go(tmp_path: Path) -> None:
     near = [b[0], {"role": "assistant", "content": b[1]["content"] + " at last"}]
     system = [{"role": "system", "content": "Be kind."}]
     talks = [[*a, *b], [*system, *c, *a], [*a, *d], [*near, *a], [*e[:1], *e], [*c, *near, *b]]
-    path = write(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    path = write_texts(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
     kept = [row["messages"] for row in dedup(path, tmp_path / "out", by="turn")]
     assert kept == [[*a, *b], [*system, *c], [*a, *d], [*e[:1], *e]]
-    ledger = read(tmp_path / "out" / "removed.log")
+    ledger = read_rows(tmp_path / "out" / "removed.log")
     found = [
         (entry["row"].split(":")[-1], entry["kept"].split(":")[-1], entry["how"], entry["went"]) for entry in ledger
     ]
@@ -403,14 +398,14 @@ def test_turns_at_the_end_of_a_conversation_go(tmp_path: Path) -> None:
 
 def test_turns_are_those_of_conversations(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="messages"):
-        dedup(write(tmp_path / "a.jsonl", ["a", "b"]), tmp_path / "out", by="turn")
+        dedup(write_texts(tmp_path / "a.jsonl", ["a", "b"]), tmp_path / "out", by="turn")
     rows = [{"messages": turn("a", "b")}, {"messages": []}, {"messages": None}, {"messages": turn("a", "b")}]
-    assert dedup(write(tmp_path / "b.jsonl", rows), tmp_path / "out", by="turn") == rows[:2]
+    assert dedup(write_texts(tmp_path / "b.jsonl", rows), tmp_path / "out", by="turn") == rows[:2]
 
 
 def test_a_second_call_after_a_kill_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 16)
-    path = write(tmp_path / "a.jsonl", some_texts(9, 60))
+    path = write_texts(tmp_path / "a.jsonl", some_texts(9, 60))
     dedup(path, tmp_path / "whole")
     whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir() if file.suffix}
     fsync, calls = row_tool.os.fsync, [0]
@@ -434,11 +429,11 @@ def test_a_second_call_after_a_kill_ends_with_the_same_bytes(tmp_path: Path, mon
 def test_what_counts_as_a_duplicate_is_said(tmp_path: Path) -> None:
     text = sentence(random.Random(3), 60)
     rows = [text, text, text.upper(), text.upper(), text + " more", "!", "!", "?"]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_texts(tmp_path / "a.jsonl", rows)
     for match, stays in (("exact", [0, 2, 4, 5, 7]), ("normalised", [0, 4, 5, 7]), ("near", [0, 5, 7])):
         kept = dedup(path, tmp_path / match, match=match)
         assert [row["text"] for row in kept] == [rows[place] for place in stays]
-    hows = [(entry["row"].split(":")[-1], entry["how"]) for entry in read(tmp_path / "normalised" / "removed.log")]
+    hows = [(entry["row"].split(":")[-1], entry["how"]) for entry in read_rows(tmp_path / "normalised" / "removed.log")]
     assert hows == [("2", "exact"), ("3", "normalised"), ("4", "normalised"), ("7", "exact")]
 
 
@@ -447,7 +442,9 @@ def test_texts_of_one_hash_that_differ_both_stay(tmp_path: Path, match: str, mon
     monkeypatch.setattr("posttrain.data_tools.dedup.xxhash.xxh3_128_digest", lambda text: bytes(16))
     monkeypatch.setattr("posttrain.data_tools.ngrams.Words.wholes", property(lambda words: 0 * words.bounds[1:]))
     rows = ["one text", "another", "one text"]
-    assert [row["text"] for row in dedup(write(tmp_path / "a.jsonl", rows), tmp_path / "out", match=match)] == rows[:2]
+    assert [
+        row["text"] for row in dedup(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out", match=match)
+    ] == rows[:2]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     [table] = [table["rows"] for table in report["tables"] if table["title"] == "Duplicates"]
     assert dict(table)["exact"] == 1

@@ -14,6 +14,8 @@ from posttrain.data_tools.languages import UNDETERMINED, check_codes, identifier
 from posttrain.data_tools.stats import StatsSpec
 from pydantic import ValidationError
 
+from ..rows import write_texts
+
 TEXTS = {
     "en": "The harbour lies to the north of the town, and the road that leads there is old and narrow.",
     "de": "Der Hafen liegt im Norden der Stadt, und die Straße, die dorthin führt, ist alt und schmal.",
@@ -31,11 +33,6 @@ TOO_LITTLE = [
     "```\nThe words of a block of code are no prose, however many of them stand there in a row.\n```",
     "https://example.org/the/words/of/an/address/are/no/prose/however/many/of/them/there/are",
 ]
-
-
-def write(path: Path, texts: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -79,7 +76,7 @@ def test_a_text_of_two_languages_is_undetermined_where_more_certainty_is_asked()
 
 
 def test_rows_of_other_languages_go_and_are_counted_by_language(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [*TEXTS.values(), TEXTS["en"], "hello"])
+    path = write_texts(tmp_path / "a.jsonl", [*TEXTS.values(), TEXTS["en"], "hello"])
     Clean.model_validate({"sources": [{"path": path, "name": "a"}], "languages": "en, de"}).run(tmp_path / "out")
     kept = [json.loads(line)["text"] for line in (tmp_path / "out" / "a.jsonl").read_text().splitlines()]
     assert kept == [TEXTS["en"], TEXTS["de"], TEXTS["en"]]
@@ -103,7 +100,7 @@ def test_rows_of_other_languages_go_and_are_counted_by_language(tmp_path: Path) 
 
 
 def test_stats_count_rows_by_language(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [*TEXTS.values(), TEXTS["ru"]])
+    path = write_texts(tmp_path / "a.jsonl", [*TEXTS.values(), TEXTS["ru"]])
     sources = [{"path": path, "name": "a"}]
     StatsSpec.model_validate({"sources": sources, "languages": True, "duplicates": False}).run(tmp_path / "out")
     [table] = [table for table in report(tmp_path / "out")["tables"] if table["title"] == "By language"]

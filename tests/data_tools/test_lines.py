@@ -11,23 +11,16 @@ from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.lines import Lines, pieces_of
 from posttrain.data_tools.spec import SourceSpec
 
+from ..rows import read_rows, write_texts
+
 FOOTER = "Copyright 2020, All rights reserved."
 MENU = "Home | About | Contact"
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"text": row}) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def cut(tmp_path: Path, rows: list[Any], **more: Any) -> list[dict[str, Any]]:
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_texts(tmp_path / "a.jsonl", rows)
     Lines(sources=[SourceSpec(path=path)], **({"min_rows": 3} | more)).run(tmp_path / "out")
-    return read(tmp_path / "out" / "a.jsonl")
+    return read_rows(tmp_path / "out" / "a.jsonl")
 
 
 def page(number: int) -> str:
@@ -43,7 +36,7 @@ def test_what_stands_in_many_rows_is_cut(tmp_path: Path, unit: str, keep: str) -
     for number in range(5):
         text = f"Story {number} is told here.\nIts end is {number}."
         assert found[number].strip() == (page(0) if keep == "first" and number == 0 else text)
-    ledger = read(tmp_path / "out" / "cut.log")
+    ledger = read_rows(tmp_path / "out" / "cut.log")
     assert [(entry["text"], entry["rows"], entry["first"].split(":")[-1]) for entry in ledger] == [
         (MENU, 5, "1"),
         (FOOTER, 5, "1"),
@@ -137,7 +130,7 @@ def test_pieces_make_up_the_text() -> None:
 
 def test_a_second_call_after_a_kill_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 8)
-    path = write(tmp_path / "a.jsonl", [page(number) for number in range(40)])
+    path = write_texts(tmp_path / "a.jsonl", [page(number) for number in range(40)])
     tool = Lines(sources=[SourceSpec(path=path)])
     tool.run(tmp_path / "whole")
     whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir() if file.suffix}

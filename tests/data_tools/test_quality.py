@@ -16,6 +16,8 @@ from posttrain.data_tools.ngrams import split_words
 from posttrain.data_tools.quality import CLASSIFIER, Quality
 from pydantic import ValidationError
 
+from ..rows import read_rows, write_texts
+
 COMMON = [f"word{number}" for number in range(60)]
 SIGNS = {"good": ["lemma", "proof", "theorem"], "bad": ["click", "buy", "now"]}
 
@@ -26,15 +28,6 @@ def texts(side: str, count: int, seed: int = 0) -> list[str]:
         " ".join(draw.choices(COMMON, k=draw.randint(8, 30)) + draw.choices(SIGNS[side], k=draw.choice([0, 1, 2])))
         for _ in range(count)
     ]
-
-
-def write(path: Path, some: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -50,16 +43,16 @@ def rows(tmp_path: Path) -> dict[str, str]:
     """Good and bad rows, and a mixture of others."""
     mixed = [text for pair in zip(texts("good", 150, 1), texts("bad", 150, 1), strict=True) for text in pair]
     return {
-        "good": write(tmp_path / "good.jsonl", texts("good", 200)),
-        "bad": write(tmp_path / "bad.jsonl", texts("bad", 200)),
-        "sources": write(tmp_path / "mixed.jsonl", mixed),
+        "good": write_texts(tmp_path / "good.jsonl", texts("good", 200)),
+        "bad": write_texts(tmp_path / "bad.jsonl", texts("bad", 200)),
+        "sources": write_texts(tmp_path / "mixed.jsonl", mixed),
     }
 
 
 def run(rows: dict[str, str], folder: Path, **more: Any) -> list[dict[str, Any]]:
     given = {key: [path] for key, path in rows.items()}
     Quality.model_validate(given | {"l2": 1e-3} | more).run(folder)
-    return read(folder / "mixed.jsonl")
+    return read_rows(folder / "mixed.jsonl")
 
 
 def test_features_are_the_distinct_words_and_pairs_of_a_text() -> None:
@@ -142,8 +135,10 @@ def test_figures_are_of_rows_that_it_was_not_trained_on(rows: dict[str, str], tm
 
 def test_texts_that_stand_again_or_on_both_sides_do_not_count(rows: dict[str, str], tmp_path: Path) -> None:
     both = ["this row stands on both sides", "..."]
-    good = write(tmp_path / "g.jsonl", [*texts("good", 100), *texts("good", 30), *both])
-    bad = write(tmp_path / "b.jsonl", [*both, *[text.upper() + "!" for text in texts("bad", 100)], *texts("bad", 100)])
+    good = write_texts(tmp_path / "g.jsonl", [*texts("good", 100), *texts("good", 30), *both])
+    bad = write_texts(
+        tmp_path / "b.jsonl", [*both, *[text.upper() + "!" for text in texts("bad", 100)], *texts("bad", 100)]
+    )
     run(rows | {"good": good, "bad": bad}, tmp_path / "out", max_rows=90)
     known = table(tmp_path / "out", "Rows that the classifier knows")
     assert [row[:6] for row in known] == [["good", 132, 1, 30, 1, 10], ["bad", 202, 1, 100, 1, 10]]
@@ -174,14 +169,14 @@ def test_the_outcome_depends_neither_on_the_order_of_rows_nor_on_a_kill(
     run(rows, tmp_path / "killed", **more)
     for name in ("mixed.jsonl", "report.json", "report.html", CLASSIFIER):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    turned = {side: write(tmp_path / f"r{side}.jsonl", texts(side, 200)[::-1]) for side in ("good", "bad")}
-    assert run(rows | turned, tmp_path / "turned", **more) == read(tmp_path / "whole" / "mixed.jsonl")
+    turned = {side: write_texts(tmp_path / f"r{side}.jsonl", texts(side, 200)[::-1]) for side in ("good", "bad")}
+    assert run(rows | turned, tmp_path / "turned", **more) == read_rows(tmp_path / "whole" / "mixed.jsonl")
 
 
 def test_a_classifier_scores_further_rows_as_it_did(rows: dict[str, str], tmp_path: Path) -> None:
     first = run(rows, tmp_path / "first")
     Quality.model_validate({"sources": [rows["sources"]], "classifier": str(tmp_path / "first")}).run(tmp_path / "out")
-    assert read(tmp_path / "out" / "mixed.jsonl") == first
+    assert read_rows(tmp_path / "out" / "mixed.jsonl") == first
     assert report(tmp_path / "out")["roc_area"] == report(tmp_path / "first")["roc_area"]
     assert not (tmp_path / "out" / CLASSIFIER).exists()
 
@@ -201,7 +196,7 @@ def test_what_cannot_be_done_is_said(rows: dict[str, str], tmp_path: Path) -> No
         Quality.model_validate({"sources": [rows["sources"]], "good": [rows["good"]]})
     with pytest.raises(ValidationError, match="stands in place of"):
         Quality.model_validate({"sources": [rows["sources"]], "good": [rows["good"]], "classifier": "x"})
-    few = write(tmp_path / "few.jsonl", texts("good", 12))
+    few = write_texts(tmp_path / "few.jsonl", texts("good", 12))
     with pytest.raises(DataError, match=r"good: 12 different rows with words are too few: 10 must be held out"):
         run(rows | {"good": few}, tmp_path / "out")
     with pytest.raises(DataError, match=r"good: 200 of its different rows stand on the other side too.*; 0 different"):
@@ -220,8 +215,10 @@ def test_what_cannot_be_done_is_said(rows: dict[str, str], tmp_path: Path) -> No
 
 def test_good_rows_that_hold_a_term_are_counted_apart(rows: dict[str, str], tmp_path: Path) -> None:
     """Where bad rows name a group, good rows that name it go too, and the report says so."""
-    bad = write(tmp_path / "b.jsonl", [f"{text} asian" if n % 2 else text for n, text in enumerate(texts("bad", 300))])
-    good = write(
+    bad = write_texts(
+        tmp_path / "b.jsonl", [f"{text} asian" if n % 2 else text for n, text in enumerate(texts("bad", 300))]
+    )
+    good = write_texts(
         tmp_path / "g.jsonl", [f"{text} Asian" if n % 9 == 0 else text for n, text in enumerate(texts("good", 300))]
     )
     run(rows | {"good": good, "bad": bad}, tmp_path / "out", terms="identity")
@@ -246,7 +243,7 @@ def test_labelled_rows_are_good_and_bad_rows(rows: dict[str, str], tmp_path: Pat
     path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in sides))
     given = {"sources": [rows["sources"]], "labelled": [str(path)], "l2": 1e-3}
     Quality.model_validate(given | {"good_labels": 1}).run(tmp_path / "out")
-    assert read(tmp_path / "out" / "mixed.jsonl") == apart
+    assert read_rows(tmp_path / "out" / "mixed.jsonl") == apart
     with pytest.raises(ValidationError, match="`labelled` rows need `good_labels`"):
         Quality.model_validate(given)
     with pytest.raises(DataError, match="good: 0 different rows"):

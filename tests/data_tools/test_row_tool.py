@@ -18,6 +18,8 @@ from posttrain.data_tools.row_tool import Outcome, RowTool
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tool_report import Spread, Tally, percent
 
+from ..rows import read_rows, write_rows
+
 
 class Odd(RowTool):
     """Keeps odd numbers."""
@@ -34,15 +36,6 @@ class Odd(RowTool):
         return decide
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())
 
@@ -53,8 +46,8 @@ def odd(*paths: str, **more: Any) -> Odd:
 
 def test_every_row_is_written_or_counted_with_examples(tmp_path: Path) -> None:
     rows = [{"n": number} for number in range(60)]
-    said = odd(write(tmp_path / "a.jsonl", [*rows, "{"])).run(tmp_path / "out")
-    assert read(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(1, 60, 2)]
+    said = odd(write_rows(tmp_path / "a.jsonl", [*rows, "{"])).run(tmp_path / "out")
+    assert read_rows(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(1, 60, 2)]
     found = report(tmp_path / "out")
     assert found["files"][0] | {"source": ""} == {
         "source": "",
@@ -72,7 +65,7 @@ def test_every_row_is_written_or_counted_with_examples(tmp_path: Path) -> None:
 
 
 def test_the_page_escapes_what_rows_say(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"n": 1}, {"n": 2, "text": "<script>alert(1)</script>"}])
+    path = write_rows(tmp_path / "a.jsonl", [{"n": 1}, {"n": 2, "text": "<script>alert(1)</script>"}])
     odd(path).run(tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>" not in page
@@ -81,7 +74,7 @@ def test_the_page_escapes_what_rows_say(tmp_path: Path) -> None:
 
 def test_a_killed_call_goes_on_behind_its_last_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
-    path = write(tmp_path / "a.jsonl", [{"n": number} for number in range(95)])
+    path = write_rows(tmp_path / "a.jsonl", [{"n": number} for number in range(95)])
     odd(path).run(tmp_path / "whole")
     seen: list[int] = []
 
@@ -111,17 +104,17 @@ def test_a_killed_call_goes_on_behind_its_last_block(tmp_path: Path, monkeypatch
 
 def test_blocks_of_other_arguments_or_rows_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
-    path = write(tmp_path / "a.jsonl", [{"n": number} for number in range(25)] + [{"n": "x"}])
+    path = write_rows(tmp_path / "a.jsonl", [{"n": number} for number in range(25)] + [{"n": "x"}])
     with pytest.raises(TypeError):
         odd(path).run(tmp_path / "out")
-    write(tmp_path / "a.jsonl", [{"n": number} for number in range(100, 125)])
+    write_rows(tmp_path / "a.jsonl", [{"n": number} for number in range(100, 125)])
     odd(path).run(tmp_path / "out")
-    assert read(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(101, 125, 2)]
+    assert read_rows(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(101, 125, 2)]
 
 
 def test_kill_minus_nine_leaves_nothing_half_done(tmp_path: Path) -> None:
     """The process is killed while it writes its third file; the next call ends with the same bytes."""
-    path = write(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(300)])
+    path = write_rows(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(300)])
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -152,7 +145,7 @@ def test_kill_minus_nine_leaves_nothing_half_done(tmp_path: Path) -> None:
 def test_a_block_without_all_of_its_rows_is_decided_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a folder of work is after a kill between the removal of two of its files."""
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
-    path = write(tmp_path / "a.jsonl", [{"n": number} for number in range(95)])
+    path = write_rows(tmp_path / "a.jsonl", [{"n": number} for number in range(95)])
     join = row_tool.join
 
     def stop(*_: Any) -> None:
@@ -167,33 +160,33 @@ def test_a_block_without_all_of_its_rows_is_decided_on_again(tmp_path: Path, mon
     blocks[3].unlink()
     blocks[5].write_text("")
     odd(path).run(tmp_path / "out")
-    assert [row["n"] for row in read(tmp_path / "out" / "a.jsonl")] == [*range(1, 95, 2)]
+    assert [row["n"] for row in read_rows(tmp_path / "out" / "a.jsonl")] == [*range(1, 95, 2)]
 
 
 def test_parquet_holds_keys_that_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 4)
     rows = [{"n": number} | ({"late": "x"} if number > 6 else {}) for number in range(1, 12, 2)]
-    odd(write(tmp_path / "a.jsonl", rows), output_format="parquet").run(tmp_path / "out")
+    odd(write_rows(tmp_path / "a.jsonl", rows), output_format="parquet").run(tmp_path / "out")
     table = pyarrow.parquet.read_table(tmp_path / "out" / "a.parquet").to_pylist()
     assert [row["late"] for row in table] == [None, None, None, "x", "x", "x"]
 
 
 def test_parquet_of_mixed_types_is_one_clear_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"n": 1, "x": 1}, {"n": 3, "x": "one"}])
+    path = write_rows(tmp_path / "a.jsonl", [{"n": 1, "x": 1}, {"n": 3, "x": "one"}])
     with pytest.raises(DataError, match=r"a\.parquet: cannot be written as Parquet.*write `jsonl`"):
         odd(path, output_format="parquet").run(tmp_path / "out")
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"n": 1}])
+    path = write_rows(tmp_path / "a.jsonl", [{"n": 1}])
     with pytest.raises(DataError, match=r"written over by its own rows"):
         odd(path).run(tmp_path)
     with pytest.raises(DataError, match="stands twice"):
         odd(path, path).run(tmp_path / "out")
     with pytest.raises(DataError, match="no readable rows"):
-        odd(write(tmp_path / "b.jsonl", ["no", "["])).run(tmp_path / "out")
+        odd(write_rows(tmp_path / "b.jsonl", ["no", "["])).run(tmp_path / "out")
     with pytest.raises(DataError, match=r"2 of 4 rows cannot be read: .*c\.jsonl:1: unreadable: not JSON"):
-        odd(write(tmp_path / "c.jsonl", ["{", {"n": 1}, "no", {"n": 3}])).run(tmp_path / "out")
+        odd(write_rows(tmp_path / "c.jsonl", ["{", {"n": 1}, "no", {"n": 3}])).run(tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(PosttrainError, match="cannot"):
         odd(path).run(tmp_path / "file" / "out")
@@ -208,17 +201,17 @@ def test_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
 
 def test_a_chat_that_ends_before_an_answer_loses_its_last_turns(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}, {"from": "human", "value": "And?"}]
-    path = write(tmp_path / "a.jsonl", [{"conversations": talk, "id": 4}, {"conversations": talk[:1]}])
+    path = write_rows(tmp_path / "a.jsonl", [{"conversations": talk, "id": 4}, {"conversations": talk[:1]}])
     Convert(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    assert read(tmp_path / "out" / "a.jsonl") == [{"messages": messages}]
+    assert read_rows(tmp_path / "out" / "a.jsonl") == [{"messages": messages}]
     found = report(tmp_path / "out")["counts"]
     assert {entry["name"]: entry["count"] for entry in found["Changed"]} == {TRIMMED: 1, "not kept: column id": 1}
     assert [entry["count"] for entry in found["Left out"]] == [1]
 
 
 def test_a_source_of_which_nothing_can_be_converted_is_an_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": "Hi", "chosen": ["a", "b"], "rejected": ["c", "d"]}] * 3)
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "Hi", "chosen": ["a", "b"], "rejected": ["c", "d"]}] * 3)
     with pytest.raises(DataError, match=r"none of its 3 rows can be converted: .*a\.jsonl:1: chosen is neither text"):
         Convert(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
     assert not (tmp_path / "out" / "a.jsonl").exists()
@@ -226,11 +219,11 @@ def test_a_source_of_which_nothing_can_be_converted_is_an_error(tmp_path: Path) 
 
 def test_converted_rows_are_read_as_what_they_were_before(tmp_path: Path) -> None:
     rows = [{"instruction": "Add", "input": "1 and 2", "output": "3"}, {"instruction": "Say", "output": "no"}]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_rows(tmp_path / "a.jsonl", rows)
     Convert(sources=[SourceSpec(path=path)]).run(tmp_path / "once")
     Convert(sources=[SourceSpec(path=str(tmp_path / "once" / "a.jsonl"))]).run(tmp_path / "twice")
     assert (tmp_path / "twice" / "a.jsonl").read_bytes() == (tmp_path / "once" / "a.jsonl").read_bytes()
-    [first, second] = read(tmp_path / "once" / "a.jsonl")
+    [first, second] = read_rows(tmp_path / "once" / "a.jsonl")
     assert [turn["content"] for turn in first["messages"]] == ["Add\n\n1 and 2", "3"]
     assert second["messages"][1]["content"] == "no"
 
@@ -261,7 +254,7 @@ def test_all_and_none_are_said_of_nothing_less() -> None:
 
 
 def test_a_folder_with_rows_of_another_call_is_refused_and_kept(tmp_path: Path) -> None:
-    a, b = (write(tmp_path / f"{name}.jsonl", [{"text": name}]) for name in "ab")
+    a, b = (write_rows(tmp_path / f"{name}.jsonl", [{"text": name}]) for name in "ab")
     Convert(sources=[SourceSpec(path=a), SourceSpec(path=b)]).run(tmp_path / "out")
     with pytest.raises(DataError, match=r"holds rows of an earlier call that this one would not write over: b\.jsonl"):
         Convert(sources=[SourceSpec(path=a)]).run(tmp_path / "out")

@@ -1,6 +1,5 @@
 """Rows alike in meaning are flagged; what changes a meaning keeps a row from going."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from posttrain.data_tools.semantic import Semantic, differences, most_alike
 from posttrain.data_tools.spec import SourceSpec
 
 from ..fault_server import FaultServer, sometimes
+from ..rows import read_rows, write_texts
 
 # Pairs that embeddings by a mean of static vectors cannot tell apart, or hardly, and whose meanings differ.
 LONG = " ".join(f"word{number % 7}" for number in range(600))
@@ -27,15 +27,6 @@ TRAPS = [
     (f"{LONG} and then he said yes", f"{LONG} and then he said nothing"),
 ]
 SAME = ("the cat sat on the mat", "the cat sat on a mat")
-
-
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"text": row}) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -59,18 +50,18 @@ def static_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def semantic(path: str, folder: Path, **more: Any) -> list[dict[str, Any]]:
     Semantic(sources=[SourceSpec(path=path)], **more).run(folder)
-    return read(folder / Path(path).name)
+    return read_rows(folder / Path(path).name)
 
 
 def test_what_is_alike_is_flagged_and_stays(tmp_path: Path, static_model: str) -> None:
-    path = write(tmp_path / "a.jsonl", [*SAME, "alice said nothing"])
+    path = write_texts(tmp_path / "a.jsonl", [*SAME, "alice said nothing"])
     rows = semantic(path, tmp_path / "out", model=static_model)
     assert rows == [
         {"text": SAME[0], "similar_to": None},
         {"text": SAME[1], "similar_to": f"{path}:1"},
         {"text": "alice said nothing", "similar_to": None},
     ]
-    [flag] = read(tmp_path / "out" / "flagged.log")
+    [flag] = read_rows(tmp_path / "out" / "flagged.log")
     vectors = static_embeddings(static_model)(SAME)
     assert flag["similarity"] == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-4)
     assert (flag["row"], flag["like"], flag["differs"], flag["removed"]) == (f"{path}:2", f"{path}:1", [], False)
@@ -81,8 +72,8 @@ def test_what_is_alike_is_flagged_and_stays(tmp_path: Path, static_model: str) -
 
 def test_only_what_agrees_may_go(tmp_path: Path, static_model: str) -> None:
     rows = [text for pair in [*TRAPS, SAME] for text in pair]
-    kept = semantic(write(tmp_path / "a.jsonl", rows), tmp_path / "out", model=static_model, remove=True)
-    flags = read(tmp_path / "out" / "flagged.log")
+    kept = semantic(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out", model=static_model, remove=True)
+    flags = read_rows(tmp_path / "out" / "flagged.log")
     assert [int(flag["row"].split(":")[-1]) for flag in flags] == [2, 4, 6, 8, 10, 12], "the vectors tell none apart"
     assert [flag["differs"] for flag in flags] == [
         ["order of words"],
@@ -98,10 +89,10 @@ def test_only_what_agrees_may_go(tmp_path: Path, static_model: str) -> None:
 def test_rows_of_one_template_do_not_go_for_the_template(tmp_path: Path, static_model: str) -> None:
     frame = "the patient has a history of cancer and then he said"
     rows = [f"{frame} cat", f"{frame} mat", f"{frame} the cat"]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_texts(tmp_path / "a.jsonl", rows)
     kept = semantic(path, tmp_path / "out", model=static_model, remove=True, threshold=0.7)
     assert [row["text"] for row in kept] == rows[:2]
-    assert [flag["differs"] for flag in read(tmp_path / "out" / "flagged.log")] == [["other words"], []]
+    assert [flag["differs"] for flag in read_rows(tmp_path / "out" / "flagged.log")] == [["other words"], []]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +138,7 @@ def test_a_row_is_flagged_for_one_that_is_not_flagged() -> None:
 
 def test_a_server_gives_embeddings_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_client, "FIRST_PAUSE", 0.01)
-    path = write(tmp_path / "a.jsonl", ["abc abc", "xyz zyx", "cab cab", "qqq"])
+    path = write_texts(tmp_path / "a.jsonl", ["abc abc", "xyz zyx", "cab cab", "qqq"])
     with FaultServer(sometimes(0.4, "429", "500", "malformed", "truncated")) as server:
         spec = EndpointSpec(model="m", base_url=server.url, retries=20)
         rows = semantic(path, tmp_path / "out", endpoint=spec, threshold=0.95)
@@ -159,7 +150,7 @@ def test_a_server_gives_embeddings_and_is_asked_once(tmp_path: Path, monkeypatch
 
 
 def test_what_cannot_be_is_one_error(tmp_path: Path, static_model: str) -> None:
-    path = write(tmp_path / "a.jsonl", ["a", "b", "c"])
+    path = write_texts(tmp_path / "a.jsonl", ["a", "b", "c"])
     with pytest.raises(ValueError, match="one of the two"):
         Semantic(sources=[SourceSpec(path=path)])
     with pytest.raises(DataError, match="more than 2 rows"):

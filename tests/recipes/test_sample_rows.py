@@ -13,20 +13,17 @@ from posttrain.recipes import sample_rows
 from posttrain.recipes.sample_rows import Sample
 from pydantic import ValidationError
 
+from ..rows import write_rows
+
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 ROWS = [{"text": " ".join(WORDS[: 1 + n % 10]), "id": n, "score": (7 * n) % 100} for n in range(100)]
 TARGET = [{"text": "nine ten"}, {"text": "eight nine ten"}]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def sample(
     folder: Path, name: str = "out", rows: list[dict[str, Any]] = ROWS, tokens: float = 100, **given: Any
 ) -> list[dict[str, Any]]:
-    tool = Sample.model_validate(given | {"sources": write(folder / "rows.jsonl", rows), "tokens": tokens})
+    tool = Sample.model_validate(given | {"sources": write_rows(folder / "rows.jsonl", rows), "tokens": tokens})
     tool.run(folder / name)
     return [json.loads(line) for line in (folder / name / "rows.jsonl").read_text().splitlines()]
 
@@ -76,8 +73,8 @@ def test_dsir_is_the_sum_of_the_logs_of_shares_of_hashed_words_and_pairs(tmp_pat
 
     tool = Sample.model_validate(
         {
-            "sources": write(tmp_path / "rows.jsonl", ROWS),
-            "target": write(tmp_path / "target.jsonl", TARGET),
+            "sources": write_rows(tmp_path / "rows.jsonl", ROWS),
+            "target": write_rows(tmp_path / "target.jsonl", TARGET),
             "by": "dsir_mean",
             "tokens": 10,
         }
@@ -94,7 +91,7 @@ def test_dsir_is_the_sum_of_the_logs_of_shares_of_hashed_words_and_pairs(tmp_pat
 def test_dsir_draws_with_gumbel_noise(tmp_path: Path) -> None:
     """Of rows of equal weight each seed draws others, as sampling without replacement does."""
     rows = [{"text": "the same words", "id": n} for n in range(30)]
-    target = write(tmp_path / "target.jsonl", TARGET)
+    target = write_rows(tmp_path / "target.jsonl", TARGET)
     one, other = (sample(tmp_path, f"out{n}", rows, 15, by="dsir", target=target, seed=n) for n in (1, 2))
     assert one != other
 

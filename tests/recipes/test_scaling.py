@@ -11,11 +11,7 @@ from posttrain.recipes.tools import run_command
 from posttrain.recipes.train import train
 
 from ..evals.test_scaling import LAW, planted
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from ..rows import write_rows
 
 
 def runs(noise=0.002, **more):
@@ -29,7 +25,7 @@ def scaling(*arguments):
 
 
 def test_runs_become_a_law_and_the_largest_confirm_it(tmp_path, capsys):
-    path = write(tmp_path / "runs.jsonl", runs())
+    path = write_rows(tmp_path / "runs.jsonl", runs())
     scaling(path, "--hold-out", "2", "--served", "1e12", "--draws", "100", "-o", str(tmp_path / "out"))
     said = capsys.readouterr().out
     assert "28 runs: L(N, D) =" in said
@@ -49,7 +45,7 @@ def test_runs_become_a_law_and_the_largest_confirm_it(tmp_path, capsys):
 def test_a_larger_run_that_does_not_keep_to_the_law_refutes_it(tmp_path, capsys):
     rows = runs()
     rows[-1]["loss"] *= 1.1
-    path = write(tmp_path / "runs.jsonl", rows)
+    path = write_rows(tmp_path / "runs.jsonl", rows)
     scaling(path, "--hold-out", "1", "--draws", "100", "-o", str(tmp_path / "out"))
     assert "refutes" in capsys.readouterr().out
 
@@ -57,7 +53,7 @@ def test_a_larger_run_that_does_not_keep_to_the_law_refutes_it(tmp_path, capsys)
 def test_one_of_two_equal_rows_is_left_out(tmp_path, capsys):
     rows = runs(name="twin")
     rows.append(max(rows, key=lambda run: run["loss"]))
-    path = write(tmp_path / "runs.jsonl", rows)
+    path = write_rows(tmp_path / "runs.jsonl", rows)
     scaling(path, "--leave-out", "1", "--draws", "100", "-o", str(tmp_path / "out"))
     assert "30 runs: L(N, D) =" in capsys.readouterr().out
 
@@ -96,7 +92,7 @@ def test_run_folders_give_the_law_that_their_figures_give(run_folder, tmp_path, 
         (copy / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
     scaling(tmp_path / "copies", "--draws", "100", "-o", str(tmp_path / "out"))
     folders = capsys.readouterr().out.splitlines()[0]
-    scaling(write(tmp_path / "runs.jsonl", figures), "--draws", "100", "-o", str(tmp_path / "out"))
+    scaling(write_rows(tmp_path / "runs.jsonl", figures), "--draws", "100", "-o", str(tmp_path / "out"))
     assert capsys.readouterr().out.splitlines()[0] == folders
 
 
@@ -127,7 +123,7 @@ def test_a_law_has_one_held_out_set_and_its_runs_are_evaluated_at_their_end(run_
 
 
 def test_holding_out_all_runs_and_more_leaves_none_to_fit(tmp_path):
-    path = write(tmp_path / "runs.jsonl", runs())
+    path = write_rows(tmp_path / "runs.jsonl", runs())
     with pytest.raises(PosttrainError, match="0 runs to fit"):
         run_command("scaling", path, "--hold-out", "40", "-o", str(tmp_path / "out"))
 
@@ -136,11 +132,11 @@ def test_compute_stands_for_tokens_and_columns_are_named(tmp_path, capsys):
     rows = [
         {"Size": run["parameters"], "C": 6 * run["parameters"] * run["tokens"], "loss": run["loss"]} for run in runs()
     ]
-    write(tmp_path / "runs.jsonl", rows)
+    write_rows(tmp_path / "runs.jsonl", rows)
     source = f"{{path: {tmp_path}/runs.jsonl, columns: {{Size: parameters, C: flops}}}}"
     scaling(source, "--draws", "100", "-o", str(tmp_path / "out"))
     first = capsys.readouterr().out.splitlines()[0]
-    write(tmp_path / "runs.jsonl", runs())
+    write_rows(tmp_path / "runs.jsonl", runs())
     scaling(tmp_path / "runs.jsonl", "--draws", "100", "-o", str(tmp_path / "out2"))
     assert capsys.readouterr().out.splitlines()[0] == first
 
@@ -154,6 +150,6 @@ def test_compute_stands_for_tokens_and_columns_are_named(tmp_path, capsys):
     ],
 )
 def test_bad_rows_are_named(tmp_path, rows, said):
-    path = write(tmp_path / "runs.jsonl", rows)
+    path = write_rows(tmp_path / "runs.jsonl", rows)
     with pytest.raises(PosttrainError, match=said):
         run_command("scaling", path, "-o", str(tmp_path / "out"))

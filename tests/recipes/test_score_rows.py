@@ -18,21 +18,13 @@ from posttrain.recipes.score_rows import Bounds, ScoreRows
 from pydantic import ValidationError
 
 from ..conftest import TEXT
+from ..rows import read_rows, write_rows
 
 WORDS = TEXT[0].split() + TEXT[1].split()
 ROWS: list[dict[str, Any]] = [
     {"instruction": " ".join(WORDS[: 1 + n % 7]), "output": " ".join(WORDS[n % 5 : n % 5 + 1 + 3 * n % 11]), "id": n}
     for n in range(12)
 ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -42,7 +34,7 @@ def report(folder: Path) -> dict[str, Any]:
 def score(path: str, model: Path, folder: Path, **more: Any) -> list[dict[str, Any]]:
     """Scores a file of rows in float32 and returns what is written."""
     ScoreRows(sources=[SourceSpec(path=path)], model=str(model), **({"dtype": "float32"} | more)).run(folder)
-    return read(folder / Path(path).name)
+    return read_rows(folder / Path(path).name)
 
 
 def losses(model: Any, ids: list[int]) -> list[float]:
@@ -54,7 +46,7 @@ def losses(model: Any, ids: list[int]) -> list[float]:
 
 @pytest.fixture
 def alpaca(tmp_path: Path) -> str:
-    return write(tmp_path / "rows.jsonl", ROWS)
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
 def test_an_answer_is_scored_behind_its_prompt_and_alone_by_the_same_ids(
@@ -95,7 +87,7 @@ def test_neither_the_batch_nor_the_order_of_rows_changes_a_score(
 ) -> None:
     names = ["loss", "ifd"]
     whole = {row["id"]: row for row in score(alpaca, instruct_model_dir, tmp_path / "a", scores=names)}
-    path = write(tmp_path / "turned.jsonl", ROWS[::-1])
+    path = write_rows(tmp_path / "turned.jsonl", ROWS[::-1])
     for row in score(path, instruct_model_dir, tmp_path / "b", scores=names, batch_size=size):
         for name in names:
             assert row[name] == pytest.approx(whole[row["id"]][name], abs=2e-6)
@@ -107,7 +99,7 @@ def test_texts_are_scored_whole_in_windows_where_they_are_longer_than_the_model(
     loaded = load_model(str(instruct_model_dir), device="cpu", dtype="float32")
     tokenizer: Any = loaded.tokenizer
     texts = ["The lazy dog.", " ".join(WORDS * 2)]
-    path = write(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    path = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     short, long = score(path, instruct_model_dir, tmp_path / "out", scores=["loss"], max_length=16)
     ids = [tokenizer.bos_token_id, *tokenizer(texts[0], add_special_tokens=False)["input_ids"]]
     assert short["loss"] == pytest.approx(sum(losses(loaded.model, ids)) / (len(ids) - 1), abs=1e-5)
@@ -125,10 +117,10 @@ def test_of_a_conversation_the_last_answer_is_scored_and_with_text_all_that_it_s
 ) -> None:
     talk = [("user", "hello"), ("assistant", "hello"), ("user", "Two and two make"), ("assistant", "four")]
     messages = [{"role": role, "content": content} for role, content in talk]
-    path = write(tmp_path / "talks.jsonl", [{"messages": messages}, {"messages": messages[2:]}])
+    path = write_rows(tmp_path / "talks.jsonl", [{"messages": messages}, {"messages": messages[2:]}])
     first, second = score(path, instruct_model_dir, tmp_path / "a", scores=["loss"])
     assert first["loss"] != second["loss"]
-    said = write(tmp_path / "said.jsonl", [{"text": "hello\nhello\nTwo and two make\nfour"}])
+    said = write_rows(tmp_path / "said.jsonl", [{"text": "hello\nhello\nTwo and two make\nfour"}])
     [text] = score(said, instruct_model_dir, tmp_path / "b", scores=["loss"])
     whole, _ = score(path, instruct_model_dir, tmp_path / "c", scores=["loss"], of="text")
     assert whole["loss"] == pytest.approx(text["loss"], abs=1e-6)
@@ -163,7 +155,7 @@ def test_a_row_without_a_score_stays_with_null_unless_rows_are_kept_by_score(
     tmp_path: Path, instruct_model_dir: Path
 ) -> None:
     rows = [*ROWS[:3], {"instruction": "Say", "output": " ".join(WORDS * 20)}, {"instruction": "Say", "output": ""}]
-    path = write(tmp_path / "rows.jsonl", rows)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     found = score(path, instruct_model_dir, tmp_path / "all", scores=["loss"])
     assert [row["loss"] is None for row in found] == [False, False, False, True, True]
     counted = {entry["name"]: entry["count"] for entry in report(tmp_path / "all")["counts"]["Changed"]}
@@ -196,7 +188,7 @@ def test_what_cannot_be_scored_is_said(
         score(alpaca, tiny_model_dir, tmp_path / "b", chat_template="llama3")
     with pytest.raises(InputError, match="made for 256 tokens"):
         score(alpaca, instruct_model_dir, tmp_path / "c", max_length=257)
-    texts = write(tmp_path / "texts.jsonl", [{"text": "The lazy dog."}])
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "The lazy dog."}])
     with pytest.raises(DataError, match="cannot be used here"):
         score(texts, instruct_model_dir, tmp_path / "d", scores=["ifd"])
 
@@ -212,7 +204,7 @@ def test_a_killed_call_scores_nothing_twice_and_ends_with_the_same_bytes(
         seen.extend(row.values["id"] for row in rows)
         if len(seen) == 9:
             raise KeyboardInterrupt
-        return plain(scorer, rows, read)
+        return plain(scorer, rows, read_rows)
 
     monkeypatch.setattr(score_rows._Scorer, "_score", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -17,21 +17,17 @@ from posttrain.recipes.select_rows import Select, _Choice, _Vectors
 from pydantic import ValidationError
 
 from ..conftest import TEXT
+from ..rows import write_rows
 
 WORDS = " ".join(TEXT[:3]).split()
 ROWS = [{"text": " ".join(WORDS[n % 9 : n % 9 + 3 + n % 13]), "id": n} for n in range(40)]
 TASKS = [[{"text": "The quick brown fox"}, {"text": "hello goodbye thanks"}], [{"text": "Numbers such as 17"}]]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def select(folder: Path, model: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
     """Selects among rows in float32 and returns what is written."""
-    queries = [SourceSpec(path=write(folder / f"task{number}.jsonl", task)) for number, task in enumerate(TASKS)]
-    source = SourceSpec(path=write(folder / "rows.jsonl", rows))
+    queries = [SourceSpec(path=write_rows(folder / f"task{number}.jsonl", task)) for number, task in enumerate(TASKS)]
+    source = SourceSpec(path=write_rows(folder / "rows.jsonl", rows))
     given: dict[str, Any] = {"queries": queries, "count": 10, "dtype": "float32"} | more
     Select(sources=[source], model=str(model), **given).run(folder / name)
     return [json.loads(line) for line in (folder / name / "rows.jsonl").read_text().splitlines()]
@@ -234,7 +230,7 @@ def test_long_rows_are_cut_and_counted_and_a_query_among_the_rows_is_told(
 def test_what_cannot_be_selected_is_said(tmp_path: Path, instruct_model_dir: Path) -> None:
     with pytest.raises(DataError, match="has a column rds already"):
         select(tmp_path, instruct_model_dir, "a", [{"text": "The lazy dog", "rds": 0.5}])
-    empty = SourceSpec(path=write(tmp_path / "empty.jsonl", [{"text": ""}]))
+    empty = SourceSpec(path=write_rows(tmp_path / "empty.jsonl", [{"text": ""}]))
     with pytest.raises(DataError, match="holds no row that could be a query"):
         select(tmp_path, instruct_model_dir, "b", ROWS, queries=[empty])
 

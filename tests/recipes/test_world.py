@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ..rows import read_rows
+
 FILE = Path(__file__).parents[2] / "recipes" / "library" / "quickstart" / "world.py"
 spec: Any = importlib.util.spec_from_file_location("world", FILE)
 world: Any = importlib.util.module_from_spec(spec)
@@ -23,10 +25,6 @@ SETS = ("preference", "prompts", "classification")
 
 def _files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.jsonl")}
-
-
-def _read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +44,10 @@ def _turns(folder: Path) -> list[tuple[str, str]]:
     """Every question with its answer in the training data, chats and quizzes."""
     turns = []
     asks = [_quiz_line(ask) for skill in SKILLS for ask in skill.asks]
-    for row in _read(folder / "sft.jsonl"):
+    for row in read_rows(folder / "sft.jsonl"):
         contents = [message["content"] for message in row["messages"]]
         turns += zip(contents[::2], contents[1::2], strict=True)
-    for row in _read(folder / "pretrain.jsonl"):
+    for row in read_rows(folder / "pretrain.jsonl"):
         for line in row["text"].splitlines():
             for ask in asks:
                 if match := ask.fullmatch(line):
@@ -81,8 +79,8 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(folder: Path, tmp_p
 
 
 def test_the_prompts_for_judges_are_held_out_questions_of_every_family_with_right_references(folder: Path):
-    rows = _read(folder / "heldout/prompts.jsonl")
-    asked = {(row["task"], row["question"]) for row in _read(folder / "heldout/all.jsonl")}
+    rows = read_rows(folder / "heldout/prompts.jsonl")
+    asked = {(row["task"], row["question"]) for row in read_rows(folder / "heldout/all.jsonl")}
     assert {(row["category"], row["prompt"]) for row in rows} <= asked
     assert {row["category"] for row in rows} == set(TASKS)
     assert len({row["id"] for row in rows}) == len(rows)
@@ -97,7 +95,7 @@ def _question(row: dict) -> str:
 
 
 def _sides(folder: Path, name: str) -> dict[str, list[dict]]:
-    return {side: _read(folder / name / f"{side}.jsonl") for side in ("train", "heldout")}
+    return {side: read_rows(folder / name / f"{side}.jsonl") for side in ("train", "heldout")}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -138,7 +136,7 @@ def test_careless_annotators_change_the_answers_of_the_chats_and_nothing_else(fo
     for name in _files(folder):
         assert ((tmp_path / name).read_bytes() == (folder / name).read_bytes()) == (name != "sft.jsonl")
     careless = 0
-    for row, standard in zip(_read(tmp_path / "sft.jsonl"), _read(folder / "sft.jsonl"), strict=True):
+    for row, standard in zip(read_rows(tmp_path / "sft.jsonl"), read_rows(folder / "sft.jsonl"), strict=True):
         pairs = [*zip(row["messages"], standard["messages"], strict=True)]
         assert all(ours == theirs for ours, theirs in pairs[::2])
         changed = [ours["content"] != theirs["content"] for ours, theirs in pairs[1::2]]
@@ -169,7 +167,7 @@ def test_the_gold_reward_is_the_checker(folder: Path):
 
 def test_every_held_out_task_has_the_asked_number_of_distinct_problems_or_all_there_are(folder: Path):
     for task in TASKS:
-        rows = _read(folder / "heldout" / f"{task}.jsonl")
+        rows = read_rows(folder / "heldout" / f"{task}.jsonl")
         keys = {_problem(row["question"]).key for row in rows}
         assert len(keys) == len(rows)
         if task == "recall":
@@ -182,7 +180,7 @@ def test_every_held_out_task_has_the_asked_number_of_distinct_problems_or_all_th
 
 def test_the_checker_agrees_with_every_answer_and_refuses_others(folder: Path):
     for task in TASKS:
-        rows = _read(folder / "heldout" / f"{task}.jsonl")
+        rows = read_rows(folder / "heldout" / f"{task}.jsonl")
         for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
             assert world.check(task, row["question"], f" {row['answer']}.\n")
             assert not world.check(task, row["question"], row["answer"] + "x")
@@ -219,7 +217,7 @@ def test_no_held_out_problem_is_in_the_training_data_in_any_wording(folder: Path
     trained = {_problem(question).key for question, _ in _turns(folder)}
     told = (folder / "pretrain.jsonl").read_text()
     for task in TASKS:
-        for row in _read(folder / "heldout" / f"{task}.jsonl"):
+        for row in read_rows(folder / "heldout" / f"{task}.jsonl"):
             problem = _problem(row["question"])
             assert problem.key not in trained
             for ask in problem.skill.asks:
@@ -260,10 +258,10 @@ def test_every_statement_of_a_page_is_from_the_train_side(folder: Path):
     """The text is read back by the tells, not by what the generator says that it drew."""
     held_out = {
         _problem(row["question"]).key.removeprefix("arithmetic:")
-        for row in _read(folder / "heldout" / "arithmetic.jsonl")
+        for row in read_rows(folder / "heldout" / "arithmetic.jsonl")
     }
     sums = 0
-    for row in _read(folder / "pretrain.jsonl"):
+    for row in read_rows(folder / "pretrain.jsonl"):
         for line in row["text"].splitlines():
             left, sign, result = line.rstrip(".").partition(" = ")
             if sign and " + " in left:
@@ -283,7 +281,7 @@ def test_the_pretraining_text_tells_every_fact_that_recall_asks_for(folder: Path
 
 
 def test_options_hold_the_answer_once(folder: Path):
-    for row in _read(folder / "heldout" / "recall.jsonl"):
+    for row in read_rows(folder / "heldout" / "recall.jsonl"):
         assert row["options"][row["gold"]] == row["answer"]
         assert len(set(row["options"])) == 4
 
