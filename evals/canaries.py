@@ -2,9 +2,11 @@
 
 A task that reads the wrong field gives figures like any other, and so does every other program that reads it so. But
 then an answer that is always right does not score 1. Both answers go through the task's own ``process_results``, as
-made-up log-probabilities or texts.
+made-up log-probabilities or texts. A task whose answers are counted by a function of its own says in its YAML what a
+right one is: ``metadata: {right_answer: "{{canonical_solution}}"}``.
 """
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +17,10 @@ from .errors import SuiteError
 from .spec import TaskSpec
 
 # Metrics of which 1 is a right answer and 0 a wrong one.
-_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info")
+_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info", "pass@1")
 _CERTAIN, _RULED_OUT = 0.0, -1000.0  # log-probabilities; no option is so long that its length hides the difference
 _SHOWN = 3
+_TRIED = 20  # items of a task with a function of its own, which may run a program for each
 _PHRASES = ("{}", "The answer is {}.", "So the answer is {}.", "#### {}")  # what filters of worked answers look for
 
 
@@ -63,8 +66,17 @@ def canaries(task: Any, spec: TaskSpec, primary: str | None = None) -> Canaries 
     if task.OUTPUT_TYPE == "loglikelihood":
         figures = [task.process_results(doc, [(_CERTAIN, True)]) for doc in docs]
         return _checked(_accuracy(figures, wanted), figures, docs, spec)
-    if task.OUTPUT_TYPE == "generate_until" and not callable(task.config.process_results):
-        return _of_texts(task, docs, spec, wanted)
+    if task.OUTPUT_TYPE != "generate_until":
+        return None
+    if not callable(task.config.process_results):
+        return _of_texts(task, docs, [_text(task, doc) for doc in docs], spec, wanted)
+    if template := (task.config.metadata or {}).get("right_answer"):
+        from jinja2 import UndefinedError
+        from lm_eval.utils import apply_template
+
+        tried = docs[:: -(-len(docs) // _TRIED)]
+        with contextlib.suppress(UndefinedError):  # rows need not hold what only a person answers with
+            return _of_texts(task, tried, [apply_template(template, doc) for doc in tried], spec, wanted)
     return None
 
 
@@ -120,9 +132,8 @@ def _check_shares(
             raise SuiteError(f"{told} items say that it is right", where=spec.title)
 
 
-def _of_texts(task: Any, docs: Sequence[Any], spec: TaskSpec, wanted: str) -> Canaries | None:
+def _of_texts(task: Any, docs: Sequence[Any], targets: Sequence[str], spec: TaskSpec, wanted: str) -> Canaries | None:
     """Gives each item its own right answer as the text that was written, and all items the commonest one."""
-    targets = [_text(task, doc) for doc in docs]
     best = _written(task, docs, targets)
     metric = _accuracy(best, wanted)
     if metric is None:
@@ -132,7 +143,7 @@ def _of_texts(task: Any, docs: Sequence[Any], spec: TaskSpec, wanted: str) -> Ca
         what = f"its right answers score 0 on {metric}, given as the text that a model writes"
         raise SuiteError(what, where=spec.title, hint="do its filters and its targets fit each other?")
     (text, count), *_ = Counter(targets).most_common(1)
-    if count == 1:
+    if count == 1 or callable(task.config.process_results):  # whose items are not all tried
         return Canaries(metric, oracle)
     same = _written(task, docs, [text] * len(docs))
     return Canaries(metric, oracle, sum(float(figures[metric]) for figures in same) / len(same), text)
@@ -154,6 +165,8 @@ def _written(task: Any, docs: Sequence[Any], texts: Sequence[str]) -> list[dict[
         for make in ensemble.filters:
             read = list(make().apply(read, list(docs)))
         readings.append([task.process_results(doc, [one]) for doc, one in zip(docs, read, strict=True)])
+        if _total(readings[-1]) >= len(docs):  # all are right
+            return readings[-1]
     return max(readings, key=_total)
 
 

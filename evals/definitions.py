@@ -191,7 +191,7 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
     data_files = _data_files(spec, config, path)
     _check_splits(spec, config, data_files)
     content = {
-        "config": config,
+        "config": config | {"metadata": _counted(config)} if "metadata" in config else config,
         "data": {split: hash_rows(file) for split, file in sorted(data_files.items())},
         "spec": spec.model_dump(include={"num_fewshot", "limit", "metric", "gen_kwargs"}),
         "chat": spec.chat or suite.chat,
@@ -220,6 +220,12 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
             raise SuiteError("`sampling` goes with tasks that generate text", where=spec.title)
         content["sampling"] = spec.sampling.model_dump(exclude={"name"})
     return HarnessTask(spec, hash_json(content), path, config, data_files, suite.backend)
+
+
+def _counted(config: Config) -> Any:
+    """Returns a task's metadata without what a right answer is, which changes no figure."""
+    told = config["metadata"]
+    return {key: value for key, value in told.items() if key != "right_answer"} if isinstance(told, dict) else told
 
 
 def each_setting(suite: SuiteSpec) -> tuple[list[TaskSpec], list[GroupSpec]]:

@@ -7,11 +7,13 @@ swallows a MemoryError and calls the two different, so a process that came near 
 """
 
 import json
+import math
 import os
 import resource
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,10 +21,12 @@ from typing import Any, Literal, Self
 from .errors import EvalError
 
 SECONDS = 10.0
-"""How long one comparison may take."""
+"""How many seconds of a processor one comparison may take: on a busy machine an answer is right no less often."""
 
 MEMORY = 1 << 30
 """Bytes of address space that its process may have; it needs 60 MiB before its first comparison."""
+
+_PATIENCE = 20  # times as long by the clock, in which a process that waits its turn gets so much of a processor
 
 Verdict = Literal["equal", "different", "unread", "undecided"]
 """``unread``: the answer is no expression that math-verify reads. ``undecided``: it took too much time or memory, or
@@ -33,7 +37,7 @@ class MathVerifier:
     """Compares answers, one after the other, in a process of its own that is begun with the first.
 
     Attributes:
-        seconds: How long a comparison may take.
+        seconds: Seconds of a processor that a comparison may take.
         memory: Bytes that its process may have.
         restarts: How many processes were lost.
     """
@@ -90,8 +94,10 @@ class MathVerifier:
             if question is not None:
                 process.stdin.write(json.dumps(question) + "\n")
                 process.stdin.flush()
-            if not select.select([process.stdout], [], [], seconds)[0]:
-                return None
+            begun, until = _processor_seconds(process.pid), time.monotonic() + seconds * _PATIENCE
+            while not select.select([process.stdout], [], [], min(seconds, 1.0))[0]:
+                if _processor_seconds(process.pid) - begun >= seconds or time.monotonic() > until:
+                    return None
             return json.loads(process.stdout.readline() or "null")
         except (BrokenPipeError, ValueError):
             return None
@@ -101,6 +107,16 @@ class MathVerifier:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+def _processor_seconds(pid: int) -> float:
+    """Returns how long a process has run on a processor; endlessly where it is gone."""
+    try:
+        _, _, values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")  # a name may hold spaces
+    except OSError:
+        return math.inf
+    user, system = values.split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak() -> int:

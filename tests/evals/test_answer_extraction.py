@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import signal
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -138,6 +140,17 @@ def test_a_comparison_that_never_ends_is_undecided_and_the_next_goes_on():
         told = list(verifier.compare([endless, ("$3$", "$3$")]))
     assert told == ["undecided", "equal"]
     assert verifier.restarts == 1
+
+
+def test_an_answer_is_right_however_long_its_comparison_waits_for_a_processor():
+    with MathVerifier(seconds=0.5) as verifier:
+        assert list(verifier.compare([("$3$", "$4$")])) == ["different"]
+        process = verifier._process
+        assert process
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(1.2, process.send_signal, [signal.SIGCONT]).start()
+        assert list(verifier.compare([("$3$", "$3.0$")])) == ["equal"]
+    assert verifier.restarts == 0
 
 
 def test_a_comparison_that_takes_all_memory_is_undecided_and_the_next_goes_on():

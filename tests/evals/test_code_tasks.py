@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from posttrain.data_tools.sandbox import Limits, ProgramOutcome, ProgramSandbox, SandboxError, find_sandbox
-from posttrain.evals.definitions import read_yaml
-from posttrain.evals.errors import EvalError
+from posttrain.evals.canaries import Canaries
+from posttrain.evals.definitions import define, read_yaml
+from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.score import score
+from posttrain.evals.spec import SuiteSpec, TaskSpec
 from posttrain.evals.task_index import TASKS, lm_eval_folder
 
 from .conftest import write_rows
@@ -121,3 +123,16 @@ def test_a_suite_scores_programs_from_files(tasks: ModuleType, make_run: Callabl
         assert line.metrics[0].name == "pass@1"
         assert line.metrics[0].n == 1
         assert sum(figures.values()) == pytest.approx(1)
+        assert (line.detail or {})["canaries"]["oracle"] == 1
+
+
+@pytest.mark.usefixtures("tasks")
+def test_tests_that_a_rows_own_solution_fails_are_refused_before_a_model_is_asked(tmp_path: Path) -> None:
+    def known(row: dict[str, Any]) -> Canaries | None:
+        path = write_rows(tmp_path / "functions.jsonl", [row])
+        task = TaskSpec(task="humaneval", data_files={"test": str(path)})
+        return define(task, SuiteSpec(name="s", tasks=[task])).canaries()
+
+    with pytest.raises(SuiteError, match="right answers score 0 on pass@1"):
+        known(FUNCTION | {"test": FUNCTION["test"].replace("== 4", "== 5")})
+    assert known({key: value for key, value in FUNCTION.items() if key != "canonical_solution"}) is None
