@@ -1,6 +1,6 @@
 """What a recipe costs over the bare TRL script that trains the same thing, and what packed rows gain.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_overhead.py [--rounds 5] [--case unpacked|packed|start]
+    OMP_NUM_THREADS=1 python benchmarks/train_overhead.py [--rounds 5] [--case unpacked|packed|start] [--model FOLDER]
 
 ``unpacked`` is SFT on padded conversations with loss on the assistant's turns, where a recipe must not be slower:
 tokens per second at least 0.98 times bare TRL's. ``packed`` is SFT on packed rows (bfd) with SDPA attention, where TRL
@@ -13,7 +13,8 @@ In a round two processes of one thread train at the same time, yet never at the 
 hands the turn to the other and sleeps, so a busy neighbour slows both alike. Who goes first alternates. Both are timed
 by one callback at one place, the trainer's default callbacks, which come before all others; so a timed step is what
 the other callbacks and the log do after the step before, collating, forward, backward and optimizer. Loading,
-tokenising, saving and the first steps are not in it. Model and data are made here, from a seed.
+tokenising, saving and the first steps are not in it. Model and data are made here, from a seed. ``--model`` trains a
+real one in its place, whose tokenizer must know chatml's marks, in fewer steps and by goals of their own (`REAL`).
 """
 
 # Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
@@ -32,7 +33,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Case:
         conversations: How many there are to train on.
         ratio: What the recipe's tokens per second over bare TRL's must be at least.
         tolerance: By how much a logged loss may differ.
+        lora: Fields of a LoRA adapter, named alike in a recipe and in peft; None trains all weights.
     """
 
     trainer: dict[str, Any]
@@ -86,6 +87,7 @@ class Case:
     conversations: int
     ratio: float
     tolerance: float
+    lora: dict[str, Any] | None = None
 
 
 CASES = {
@@ -95,6 +97,17 @@ CASES = {
     "packed": Case(
         {"per_device_train_batch_size": 16, "packing": True, "packing_strategy": "bfd", "logging_steps": 1},
         *(6, 2, 340, 3.0, 1e-4),
+    ),
+}
+
+# For a real model. Packed rows gain as far as attention over the flattened row outweighs the matrices: of SmolLM2-135M
+# that is where a step has 8,192 tokens, and checkpointing, TRL's default, lets it fit. LoRA is what is trained so.
+REAL = {
+    "unpacked": Case({"per_device_train_batch_size": 2, "logging_steps": 2}, 8, 2, 20, 0.99, 0.0),
+    "packed": Case(
+        {**CASES["packed"].trainer, "per_device_train_batch_size": 32, "gradient_checkpointing": True},
+        *(1, 0, 100, 4.0, 1e-4),
+        {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     ),
 }
 
@@ -203,17 +216,32 @@ def make_model(folder: Path, texts: list[str]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def set_up(name: str, folder: Path) -> None:
+def use_model(folder: Path, model: Path) -> None:
+    """Gives a real model's tokenizer the chatml template whose loss masks both sides read, and links its weights."""
+    from posttrain import chat_templates
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    chat_templates.install(chat_templates.load("chatml"), tokenizer)
+    tokenizer.save_pretrained(folder)
+    for file in ("config.json", "generation_config.json", "model.safetensors"):
+        (folder / file).symlink_to((model / file).resolve())
+
+
+def set_up(name: str, folder: Path, model: str = "") -> None:
     """Writes the recipe of a case, its model and data, and the rows for bare TRL in the order the recipe has them.
 
     A recipe shuffles its documents by `data.seed`; the losses can only be compared if both see the same batches. For
     ``unpacked`` bare TRL gets the conversations in the recipe's order, to tokenise and mask itself; for ``packed`` it
     gets the recipe's packed rows, since its own packing would put other documents together.
     """
-    case = CASES[name]
+    case = (REAL if model else CASES)[name]
     rng = random.Random(SEED)
     rows = [conversation(rng) for _ in range(case.conversations)]
-    make_model(folder / "model", [message["content"] for row in rows for message in row["messages"]])
+    if model:
+        use_model(folder / "model", Path(model))
+    else:
+        make_model(folder / "model", [message["content"] for row in rows for message in row["messages"]])
     (folder / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {
         "stage": "sft",
@@ -227,6 +255,8 @@ def set_up(name: str, folder: Path) -> None:
         "trainer": {**TRAINER, **case.trainer, "max_steps": case.warmup + case.steps},
         "output_dir": str(folder / "run"),
     }
+    if case.lora:
+        recipe["adapter"] = {"type": "lora", **case.lora}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
 
     from posttrain.recipes.job import open_job
@@ -258,11 +288,13 @@ def train_bare(folder: Path, run_dir: Path) -> None:
     """Trains the same by TRL alone."""
     import torch
     from datasets import load_dataset, load_from_disk
+    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    settings = json.loads((folder / "recipe.yaml").read_text())["trainer"]
+    recipe = json.loads((folder / "recipe.yaml").read_text())
+    settings, adapter = recipe["trainer"], recipe.get("adapter")
     if settings.get("packing"):
         data: Any = load_from_disk(str(folder / "rows"))
         settings |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "assistant_only_loss": False}  # rows have labels
@@ -274,6 +306,7 @@ def train_bare(folder: Path, run_dir: Path) -> None:
         args=SFTConfig(**settings, output_dir=str(run_dir)),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        peft_config=None if adapter is None else LoraConfig(**{key: adapter[key] for key in adapter if key != "type"}),
     )
     trainer.train()
 
@@ -359,11 +392,13 @@ def run_start(folder: Path, rounds: int) -> bool:
     return ok
 
 
-def run_case(name: str, folder: Path, rounds: int) -> bool:
+def run_case(name: str, folder: Path, rounds: int, model: str = "") -> bool:
     """Prints a row per round and the median; says whether the case holds."""
-    case = CASES[name]
-    subprocess.run([sys.executable, __file__, "--set-up", name, str(folder)], check=True, stdout=subprocess.DEVNULL)
-    print(f"\n### {name}: {case.steps} steps after {case.warmup}, {json.dumps(case.trainer)}\n")
+    case = (REAL if model else CASES)[name]
+    command = [sys.executable, __file__, "--set-up", name, str(folder), "--model", model]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    settings = json.dumps(case.trainer | ({"lora": case.lora} if case.lora else {}))
+    print(f"\n### {name}: {case.steps} steps after {case.warmup}, {settings}\n")
     print("| round | recipe, tokens/s | bare TRL, tokens/s | ratio | ratio of CPU time | largest loss difference |")
     print("|---|---|---|---|---|---|", flush=True)
     ratios, differences = [], []
@@ -371,7 +406,9 @@ def run_case(name: str, folder: Path, rounds: int) -> bool:
         result = run_round(folder, number)
         recipe, bare = result["recipe"], result["bare"]
         # Bare TRL's count: of packed rows it holds no padding. It is of the same rows, or the losses would differ.
-        tokens = bare["tokens"][-1] - bare["tokens"][case.warmup // case.trainer["logging_steps"] - 1]
+        tokens = bare["tokens"][-1]
+        if case.warmup:
+            tokens -= bare["tokens"][case.warmup // case.trainer["logging_steps"] - 1]
         wall, cpu = ({side: sum(result[side][key][case.warmup :]) for side in result} for key in ("wall", "cpu"))
         ratios.append(wall["bare"] / wall["recipe"])
         differences.append(max(abs(a - b) for a, b in zip(recipe["losses"], bare["losses"], strict=True)))
@@ -403,12 +440,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Speed of a recipe against the bare TRL script.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--case", choices=[*CASES, "start"], help="only this one")
+    parser.add_argument("--model", default="", help="folder of a real model, for unpacked and packed")
     parser.add_argument("--set-up", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--first-step", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.set_up:
-        set_up(options.set_up[0], Path(options.set_up[1]))
+        set_up(options.set_up[0], Path(options.set_up[1]), options.model)
         return 0
     if options.work:
         side, folder, run_dir, read, write, first = options.work
@@ -420,11 +458,15 @@ def main() -> int:
     print(describe_machine())
     holds = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in [options.case] if options.case else [*CASES, "start"]:
+        for name in [options.case] if options.case else [*CASES, *([] if options.model else ["start"])]:
             folder = Path(scratch, name)
             (folder / "model").mkdir(parents=True)
             os.environ.update(ENVIRONMENT, HF_HOME=str(folder / "cache"))  # for the processes started from here
-            holds.append((run_start if name == "start" else partial(run_case, name))(folder, options.rounds))
+            holds.append(
+                run_start(folder, options.rounds)
+                if name == "start"
+                else run_case(name, folder, options.rounds, options.model)
+            )
     return 0 if all(holds) else 1
 
 

@@ -6,7 +6,7 @@ text, so that they hold for any template that anyone brings.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from .errors import TemplateError
@@ -80,7 +80,9 @@ def verify(
     except TemplateError as error:
         return [Finding("generation marks", False, "error", str(error))]
     given = [Probe(f"conversation {i}", conversation) for i, conversation in enumerate(conversations or [])]
-    probes = given or default_probes(template, tokenizer)
+    probes = given or [
+        replace(probe, name=f"the made-up conversation '{probe.name}'") for probe in default_probes(template, tokenizer)
+    ]
     built = [(probe, build_case(template, tokenizer, probe)) for probe in probes]
     refused: list[Problem] = [
         ("error" if probe.required else "warning", f"{probe.name}: {result}")
@@ -206,10 +208,8 @@ def _boundaries(subject: _Subject) -> Iterator[Problem]:
     for case in subject.cases:
         for i in case.encoded.straddling:
             token = _decode(subject.tokenizer, case.encoded.input_ids[i : i + 1])
-            yield (
-                _severity(case),
-                f"{case.probe.name}: token {token!r} lies across the edge of the loss, so it carries none",
-            )
+            what = f"token {token!r} lies across the edge of the loss, so it carries none{_strip(case)}"
+            yield _severity(case), f"{case.probe.name}: {what}"
 
 
 def _end_of_turn(subject: _Subject) -> Iterator[Problem]:
@@ -245,7 +245,7 @@ def _prompt_prefix(subject: _Subject) -> Iterator[Problem]:
                     yield "error", f"{case.probe.name}: no prompt before turn {i + 1}: {prompt}"
                 elif case.encoded.input_ids[: len(prompt)] != prompt:
                     what = f"{_divergence(subject, prompt, case)} in the prompt of turn {i}"
-                    yield _severity(case), f"{case.probe.name}: {what}"
+                    yield _severity(case), f"{case.probe.name}: {what}{_strip(case)}"
 
 
 def _turn_prefix(subject: _Subject) -> Iterator[Problem]:
@@ -424,8 +424,16 @@ def _same(decoded: str, text: str) -> bool:
 
 def _severity(case: Case) -> Severity:
     """What tokens that differ cost: little where a format may do as it likes, or white space stands at an edge."""
-    texts = [message.get("content", "") for message in case.messages]
-    return "error" if case.probe.required and all(text == text.strip() for text in texts) else "warning"
+    return "error" if case.probe.required and not _spaced_edges(case) else "warning"
+
+
+def _spaced_edges(case: Case) -> bool:
+    return any(text != text.strip() for text in (message.get("content", "") for message in case.messages))
+
+
+def _strip(case: Case) -> str:
+    """Says what to do where white space at an edge is the cause."""
+    return "; strip messages that begin or end with white space" if _spaced_edges(case) else ""
 
 
 def _count_special(subject: _Subject, ids: Sequence[int]) -> int:

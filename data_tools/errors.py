@@ -10,6 +10,30 @@ class DataError(InputError):
     """A source cannot be read, or its rows are not what the recipe says."""
 
 
+class HubError(PosttrainError):
+    """The Hub did not answer, so that what was named may be there or not.
+
+    Args:
+        what: What was wanted of it.
+        where: Its name.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None):
+        why = "the Hub cannot be reached, and it is not in the cache"
+        super().__init__(f"{what}: {why}", where=where, hint="try again when the network is back, or name a local path")
+
+
+def is_silence(error: BaseException) -> bool:
+    """Says whether a library failed for want of an answer of the Hub, which the user has not closed."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectionError | LocalEntryNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None and not constants.HF_HUB_OFFLINE
+
+
 class BusyError(PosttrainError):
     """Another process holds a lock."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import did_you_mean
-from .errors import DataError, missing_column
+from .errors import DataError, HubError, is_silence, missing_column
 from .files import hash_file, hash_json
 from .readers import READERS, Row, read_batches
 
@@ -227,7 +227,8 @@ def _hub_dataset(source: "SourceSpec") -> "Dataset":
     """Downloads a data set, or takes it from the cache.
 
     Raises:
-        DataError: It does not exist, cannot be reached, or lacks the split or subset.
+        DataError: It does not exist, or lacks the split or subset.
+        HubError: The Hub cannot be reached.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -235,6 +236,8 @@ def _hub_dataset(source: "SourceSpec") -> "Dataset":
     try:
         dataset: Any = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if is_silence(error):
+            raise HubError("cannot load from the Hub", where=source.path) from error
         hint = f"or did you mean a local file? there is no {source.path} beside the recipe"
         raise DataError(
             f"cannot load from the Hub: {str(error).splitlines()[0]}", where=source.path, hint=hint

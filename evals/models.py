@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates.errors import PosttrainError, first_line
-from ..data_tools.errors import listing
+from ..data_tools.errors import HubError, is_silence, listing
 from ..data_tools.files import read_json, write_json
 from .checkpoints import base_of
 from .errors import EvalError, SuiteError
@@ -125,6 +125,8 @@ class Pretrained:
             with quiet_bars():
                 return kind.from_pretrained(self.name, **code, **options)
         except Exception as error:  # damaged files fail in as many ways as there are readers
+            if is_silence(error):
+                raise HubError(f"cannot load {self.what} {self.name}") from error
             raise self.error(f"cannot load {self.what} {self.name}: {first_line(error)}", hint=self.hint) from error
 
 

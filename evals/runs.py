@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..chat_templates.errors import InputError, PosttrainError, first_line
+from ..data_tools.errors import HubError, is_silence
 from ..data_tools.files import hash_file, locked, without_surrogates, write_json
 from ..data_tools.sources import data_suffix
 from .checkpoints import (
@@ -325,6 +326,8 @@ def _download(repository: str, offline: bool) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=offline))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if not offline and is_silence(error):
+            raise HubError("cannot load the model", where=repository) from error
         hint = "the suite is offline: download the model first, or say `offline: false`" if offline else None
         raise InputError(
             "no such folder, and no such model on the Hub or in its cache", where=repository, hint=hint

@@ -276,6 +276,22 @@ class RankAllocation(TrainerCallback):
             kwargs["model"].base_model.update_and_allocate(state.global_step + 1)
 
 
+class AveragedWeights(TrainerCallback):
+    """Puts a schedule-free optimizer's mean of iterates in the place of the weights that are about to be saved.
+
+    That mean is its model (Defazio et al. 2024, arXiv:2405.15682, section 2); gradients are taken elsewhere. The
+    Trainer swaps it in to evaluate, but not to save (transformers 5.23). The next step swaps it out.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Swaps it in where a save, or the end, comes next."""
+        optimizer: Any = kwargs.get("optimizer")
+        if (control.should_save or control.should_training_stop) and hasattr(optimizer, "eval"):
+            optimizer.eval()
+
+    on_epoch_end = on_step_end
+
+
 class ProgressKeeper(TrainerCallback):
     """Writes the log, and makes a resumed run's log and end those of an uninterrupted one.
 

@@ -49,7 +49,7 @@ def check_all(
         assumed: What memory and compute are estimated for; by default one GPU of any kind.
 
     Returns:
-        The exit code: 2 if any of them is wrong.
+        The exit code: 2 if any of them is wrong, 1 if that could not be found out.
     """
     wrong = 0
     for path in paths:
@@ -358,10 +358,13 @@ def rehearse(ready: Ready) -> None:
     """
     import torch
 
+    from ..evals.models import quiet_reports
+
     loaded = ready.job.loaded
     if loaded.recipe.trainer.get("use_vllm"):  # of which a model this small says nothing
         return
     with (
+        quiet_reports(),  # of the stand-ins' weights
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),  # what trainers print is for the run itself

@@ -182,6 +182,11 @@ def check_engine(loaded: Loaded, engine: str | None) -> None:
             "launch with --accelerate ddp, or take another optimizer",
         ),
         (
+            "schedule_free" in str(loaded.option("optim")) and engine == "DeepSpeed",
+            "trainer.optim: a schedule-free optimizer swaps weights in to save them, and DeepSpeed saves copies",
+            "launch with --accelerate ddp, or take another optimizer",
+        ),
+        (
             recipe.adapts is not None and recipe.adapts.type == "adalora",
             f"adapter.type: adalora weighs and masks whole matrices between steps, and {engine} has shards and copies",
             "launch with --accelerate ddp, or take lora",
@@ -200,6 +205,20 @@ def check_engine(loaded: Loaded, engine: str | None) -> None:
     for refused, what, hint in refusals:
         if refused:
             raise RecipeError(what, where=loaded.where(what), hint=hint)
+
+
+def check_packed_rows(loaded: Loaded) -> None:
+    """Refuses packed rows where a launcher has each row cut over several processes.
+
+    Ring attention and Ulysses know of one causal text a row: its documents would see each other without a word.
+
+    Raises:
+        RecipeError: The rows are packed, and accelerate's ``parallelism_config`` cuts rows.
+    """
+    cut = [kind for kind in ("CP", "SP") if int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE") or 1) > 1]
+    if cut and loaded.option("packing"):
+        what = "trainer.packing: documents of a row would see each other where context or sequence parallelism cuts it"
+        raise RecipeError(what, where=loaded.where(what), hint="say trainer.packing: false")
 
 
 def check_length(job: Job, model: Any) -> None:
@@ -290,6 +309,9 @@ def check_packages(loaded: Loaded) -> None:
             )
     if any(word in optim for word in _ON_GPU) and not torch.cuda.is_available():
         raise RecipeError(f"trainer.optim: {optim} runs on CUDA alone", hint="take another optimizer on this machine")
+    if trainer.get("activation_offloading") and not torch.accelerator.is_available():
+        what = "trainer.activation_offloading moves activations from an accelerator, and there is none here"
+        raise RecipeError(what, hint="drop it on this machine; trainer.gradient_checkpointing saves memory anywhere")
     if "kubeflow" in _as_list(reporters) and "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
         why = "needs KUBEFLOW_TRAINER_SERVER_URL, which Kubeflow sets in its own pods"
         raise RecipeError(f"trainer.report_to: kubeflow {why}", hint="drop it elsewhere")
@@ -334,6 +356,7 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             muon_options(args.optim_args)
         fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
         check_engine(loaded, "DeepSpeed" if args.deepspeed_plugin else "FSDP" if fsdp else None)
+        check_packed_rows(loaded)
         if loaded.recipe.model.mup_base:
             optim = str(loaded.recipe.trainer.get("optim") or args.optim.value)  # muon is not the args' own word
             check_optimizer(optim)

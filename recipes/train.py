@@ -131,7 +131,7 @@ def build(ready: Ready) -> "Trainer":
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from .adapters import adapter_config, settle
-    from .callbacks import CheckpointKeeper, ProgressDisplay, ProgressKeeper, RankAllocation
+    from .callbacks import AveragedWeights, CheckpointKeeper, ProgressDisplay, ProgressKeeper, RankAllocation
     from .meter import Meter
     from .model import load_model, mup_base
     from .needs import peak_of, token_flops
@@ -168,8 +168,9 @@ def build(ready: Ready) -> "Trainer":
                 display,
                 progress,
                 RankAllocation(),
-                keeper,
-            ],  # the manifest is written last
+                keeper,  # writes the manifest last
+                AveragedWeights(),  # does nothing when a checkpoint is saved, only before
+            ],
         }
         _say(kernels(job.loaded, model, ready.args))
         trainer = ready.stage.build(job, ready.args, model, ready.data, common)

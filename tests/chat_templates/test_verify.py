@@ -7,6 +7,8 @@ import pytest
 from posttrain import chat_templates
 from posttrain.chat_templates import install, load, verify
 
+from .conftest import digits
+
 HEADER = "{#- end_of_turn: <|im_end|>\nspecial_tokens: <|im_start|> <|im_end|> -#}"
 TURN = "{{ '<|im_start|>' + m.role + '\n' }}"
 ANSWER = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
@@ -215,6 +217,15 @@ def test_a_tokenizer_that_cannot_write_the_data_is_a_warning_not_an_error_of_the
     findings = verify(template, tokenizer)
     assert ("loss tokens", "warning") in failed(findings)
     assert errors(findings) == []
+
+
+def test_a_warning_of_white_space_says_whose_it_is_and_what_to_do():
+    tokenizer = digits()  # joins the line's end before an answer with the answer's own
+    install(load("zephyr"), tokenizer)
+    found = [f for f in verify(load("zephyr"), tokenizer) if f.check == "boundaries"]
+    assert [f.severity for f in found] == ["warning"]
+    assert found[0].message.startswith("the made-up conversation 'white space': token ")
+    assert found[0].message.endswith("; strip messages that begin or end with white space")
 
 
 def test_a_mask_that_is_one_token_off_is_caught(tokenizer, monkeypatch):

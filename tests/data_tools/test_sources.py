@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
-from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.errors import DataError, HubError
 from posttrain.data_tools.readers import Row
 from posttrain.data_tools.sources import content_hash, is_hub, local_files, read_rows
 from posttrain.data_tools.spec import SourceSpec
@@ -163,3 +164,16 @@ def test_a_hub_dataset_is_read_with_its_split_and_revision(tmp_path: Path, monke
 def test_a_hub_dataset_out_of_reach_is_one_plain_error(tmp_path: Path):
     with pytest.raises(DataError, match=r"org/nowhere: cannot load from the Hub: .*did you mean a local file"):
         rows(tmp_path, "org/nowhere")
+
+
+def test_a_hub_that_does_not_answer_is_no_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("Couldn't reach 'org/name' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(HubError, match=r"org/name: .*cannot be reached.*; try again") as found:
+        rows(tmp_path, "org/name")
+    assert found.value.exit_code == 1

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from posttrain.recipes.check import check_all, save_tiny
-from posttrain.recipes.decisions import decide, trainer_config
+from posttrain.recipes.decisions import check_packed_rows, decide, trainer_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import build
@@ -191,6 +192,23 @@ def test_a_metric_that_no_evaluation_gives_is_refused_in_one_line(make_recipe: M
     assert (check.kind, train.kind) == ("refused", "refused"), train
     assert "eval_bleu" in check.text
     assert "the first evaluation failed" in train.text
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has one")
+def test_activations_are_not_moved_from_an_accelerator_that_is_not_there(make_recipe: Make) -> None:
+    with pytest.raises(RecipeError, match=r"trainer\.activation_offloading moves activations from an accelerator"):
+        trainer_config(load(make_recipe(activation_offloading=True)))
+
+
+@pytest.mark.parametrize("kind", ["CP", "SP"])
+def test_packed_documents_are_not_cut_over_processes(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What cuts rows knows of no documents in them."""
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
+    check_packed_rows(load(make_recipe("sft")))
+    with pytest.raises(RecipeError, match=r"trainer\.packing: documents of a row would see each other"):
+        check_packed_rows(load(make_recipe("sft", packing=True)))
 
 
 def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:

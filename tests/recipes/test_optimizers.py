@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from posttrain.recipes.check import check_all
-from posttrain.recipes.decisions import check_packages
+from posttrain.recipes.decisions import check_engine, check_packages
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
 from posttrain.recipes.needs import Assumptions
@@ -164,7 +164,37 @@ def test_options_that_muon_has_not_are_refused(fields: dict[str, str], message: 
         muon_options(fields["optim_args"])
 
 
+def test_what_a_schedule_free_run_saves_is_what_it_evaluates(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Its model is the mean of its iterates, which it swaps in to evaluate: to save, too, and to go on after a kill."""
+    pytest.importorskip("schedulefree")
+    rows = {"path": str(make_recipe().parent / "messages.jsonl"), "format": "messages"}
+    fields: dict[str, Any] = {"optim": "schedule_free_adamw", "max_steps": 4, "save_steps": 2, "learning_rate": 0.05}
+    evaluated = make_recipe(
+        name="evaluated",
+        sections={"data": {"train": rows, "eval": rows}},
+        eval_strategy="steps",
+        eval_steps=2,
+        **fields,
+    )
+    plain = make_recipe(name="plain", **fields)
+    for recipe in (evaluated, plain):
+        train(load(recipe))
+    for place in ("checkpoint-2", ""):
+        found = [(tmp_path / name / place / "model.safetensors").read_bytes() for name in ("evaluated", "plain")]
+        assert found[0] == found[1], place
+    resume_before_last_save(plain, tmp_path / "plain")
+
+
 _SHARDS = {"sections": {"adapter": {"type": "adalora"}}}, "adalora weighs and masks whole matrices between steps"
+
+
+def test_a_schedule_free_optimizer_is_refused_where_its_weights_cannot_be_swapped(
+    make_recipe: Callable[..., Path],
+) -> None:
+    loaded = load(make_recipe(optim="schedule_free_sgd"))
+    check_engine(loaded, None)
+    with pytest.raises(RecipeError, match="swaps weights in"):
+        check_engine(loaded, "DeepSpeed")
 
 
 @pytest.mark.parametrize(("config", "engine"), [("zero1", "DeepSpeed"), ("zero3", "DeepSpeed"), ("fsdp2", "FSDP")])

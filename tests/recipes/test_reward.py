@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from posttrain.data_tools.errors import DataError
+from posttrain.recipes.check import check_all
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
@@ -196,6 +197,15 @@ def test_data_without_a_column_is_one_clear_error(make_recipe: Make, tmp_path: P
     data = section(tmp_path, [{"prompt": "Why?", "chosen": "Because."}] * 5)
     with pytest.raises(DataError, match="rejected"):
         train(load(make_recipe(stage, sections={"data": data})))
+
+
+@pytest.mark.parametrize("stage", ["reward", "classify"])
+def test_check_says_nothing_of_the_model_that_stands_in(
+    make_recipe: Make, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are made anew, which is news to nobody."""
+    assert check_all([make_recipe(stage)], [], {}, read_data=True) == 0
+    assert "LOAD REPORT" not in caplog.text
 
 
 def test_trl_still_calls_what_is_overridden() -> None:
