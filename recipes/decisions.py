@@ -309,6 +309,9 @@ def check_packages(loaded: Loaded) -> None:
             )
     if any(word in optim for word in _ON_GPU) and not torch.cuda.is_available():
         raise RecipeError(f"trainer.optim: {optim} runs on CUDA alone", hint="take another optimizer on this machine")
+    if "layerwise" in optim:
+        what = f"trainer.optim: {optim} steps inside the backward pass, and its state is in no checkpoint"
+        raise RecipeError(what, hint=f"take {optim.removesuffix('_layerwise')}")
     if trainer.get("activation_offloading") and not torch.accelerator.is_available():
         what = "trainer.activation_offloading moves activations from an accelerator, and there is none here"
         raise RecipeError(what, hint="drop it on this machine; trainer.gradient_checkpointing saves memory anywhere")

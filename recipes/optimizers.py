@@ -5,6 +5,7 @@ https://kellerjordan.github.io/posts/muon); what is no matrix of a hidden linear
 ``torch.optim.Muon`` is the algorithm; here is decided which weights it moves, and the two are made one optimizer.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,25 @@ def use_muon(trainer: "Trainer", say: Callable[[str], None]) -> None:
         return MuonWithAdamW(**groups)
 
     trainer.optimizer_cls_and_kwargs = (lambda: create, {})  # type: ignore[assignment]
+
+
+# What GaLore and APOLLO keep beside tensors in their state.
+_PROJECTORS = {
+    "galore": ("galore_torch.galore_projector:GaLoreProjector",),
+    "apollo": ("apollo_torch.svd_projector:GaLoreProjector", "apollo_torch.random_projector:GradientProjector"),
+}
+
+
+def trust_projectors(optim: str) -> None:
+    """Lets torch read the projections of gradients that GaLore and APOLLO keep: objects of plain values and tensors.
+
+    It reads no other classes from a checkpoint, so a run that was killed could not go on.
+
+    Args:
+        optim: ``trainer.optim``.
+    """
+    places = [place.split(":") for name, own in _PROJECTORS.items() if name in optim for place in own]
+    torch.serialization.add_safe_globals([getattr(importlib.import_module(module), name) for module, name in places])
 
 
 def _counted(groups: list[dict[str, Any]]) -> str:

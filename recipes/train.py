@@ -200,9 +200,11 @@ def _trained_through(ready: Ready) -> "Trainer":
     """Trains to the end, as often as the watchdog sends the run back; returns the trainer."""
     from accelerate import PartialState
 
+    from .optimizers import trust_projectors
     from .watchdog import Rewind, record
 
     run_dir = ready.job.run_dir
+    trust_projectors(str(ready.job.option("optim")))
     while True:
         resume = rundir.find_resume(run_dir, say=_say, best=ready.args.load_best_model_at_end)
         trainer = build(ready)
