@@ -30,7 +30,6 @@ HELD = 0.35
 PLACES = {"attention": "self_attn.o_proj", "MLP": "mlp.down_proj"}
 """What is measured in every layer: what the matrices give that write to the residual stream."""
 _LOGITS = "logits"
-_PROBED = 8  # rows
 _TAIL = 0.2  # of a run of the sweep, over which its loss is the mean
 _KINDS = {"muP": True, "standard": False}
 _QUIET = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
@@ -65,24 +64,26 @@ class ShortRun:
 
 @dataclass(frozen=True)
 class ActivationSize:
-    """What a matrix gives after some updates.
+    """How far the outputs of a matrix W went from the first ones, in standard deviations over all coordinates.
 
     Attributes:
-        size: The mean of its absolute values.
-        update: The mean of what its own updates add to it, W x less the first W's.
+        change: Of W x less the first W's of the first x.
+        update: Of what W's own updates add, W x less the first W's of the same x.
     """
 
-    size: float
+    change: float
     update: float
 
 
 class Mup(Tool):
     """Trains a recipe with `model.mup_base` for some steps at several widths, with it and without.
 
-    The coordinate check (Yang et al. 2022, arXiv:2203.03466, appendix D.1): after some updates neither the size of what
-    attention, MLP and head give nor what their own updates add to it should depend on the width. A wrong weight decay
-    does not show in it, so `--rates` sweeps the learning rate beside it. Without `mup_base`, `initializer_range` and
-    learning rate are the same at all widths. Writes ``report.json`` and ``report.html``.
+    The coordinate check (Yang et al. 2022, arXiv:2203.03466, figure 5 and appendix D.1): neither how far attention,
+    MLP and head go from what they gave at first, nor what their own updates add to it, should depend on the width. It
+    trains on one short text and looks at that text, as microsoft/mup does: an update is a sum of outer products, one of
+    each token, whose effect on one of these tokens grows as the width, and on others by chance, as its square root. A
+    wrong weight decay does not show in it, so `--rates` sweeps the learning rate beside it. Without `mup_base`,
+    `initializer_range` and learning rate are the same at all widths. Writes ``report.json`` and ``report.html``.
     """
 
     recipe: str
@@ -94,10 +95,13 @@ class Mup(Tool):
     widths: Annotated[list[Count], Field(min_length=2), AfterValidator(_rising)] = Field([1, 2, 4, 8])
     """How many times wider than the base: every field of `mup_base` is multiplied."""
     seeds: Seeds = Field([1, 2, 3])
-    """Of weights and rows."""
+    """Of weights and text."""
     steps: Count = 5
-    """Updates before activations are measured, at the recipe's learning rate. After one or two they say little: the
-    logits of muP start smaller the wider the model is, and grow to one size."""
+    """Updates of the check, at the recipe's learning rate; what is computed is measured after each. Of muP the last
+    counts: its logits start smaller the wider the model is, and grow to one size. What blows up does so at the first,
+    and less when the loss has nothing more to fall."""
+    tokens: Annotated[int, Field(ge=2)] = 16
+    """Of the text of the check; fewer than the narrowest model is wide."""
     rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2), AfterValidator(_rising)] | None = None
     """Learning rates to train each width at; none if not given."""
     sweep_steps: Count = 100
@@ -121,12 +125,12 @@ class Mup(Tool):
         checked = _cells(self.widths, self.seeds, [ready.args.learning_rate])
         swept = _cells(self.widths, self.sweep_seeds, self.rates or [])
         line = ProgressLine("muP", len(checked) + len(swept))
-        sizes: dict[ShortRun, dict[str, ActivationSize]] = {}
+        sizes: dict[ShortRun, dict[str, list[ActivationSize]]] = {}
         losses: dict[ShortRun, float] = {}
         for number, cell in enumerate([*checked, *swept]):
             line.show(f"{number} of {len(checked) + len(swept)} trainings", number)
             if number < len(checked):
-                sizes[cell] = _sizes(ready, cell, self.steps)
+                sizes[cell] = _sizes(ready, cell, self.steps, self.tokens)
             else:
                 losses[cell] = _loss(ready, cell, self.sweep_steps)
         line.hide()
@@ -163,9 +167,9 @@ def _variant(loaded: Loaded, cell: ShortRun, folder: str, fields: dict[str, Any]
 
 
 def _trained(
-    ready: "Ready", cell: ShortRun, fields: dict[str, Any], around: Callable[["Trainer"], None] = lambda trainer: None
+    ready: "Ready", cell: ShortRun, fields: dict[str, Any], before: Callable[["Trainer"], None] = lambda trainer: None
 ) -> "Trainer":
-    """Trains a cell in a folder that is not kept; ``around`` is called before and after."""
+    """Trains a cell in a folder that is not kept; ``before`` is called with the trainer."""
     from .decisions import placed, trainer_config
     from .train import build
 
@@ -178,52 +182,68 @@ def _trained(
     ):
         loaded = _variant(ready.job.loaded, cell, folder, fields)
         trainer = build(replace(ready, job=replace(ready.job, loaded=loaded), args=trainer_config(loaded)))
-        around(trainer)
+        before(trainer)
         trainer.train()
-        around(trainer)
     return trainer
 
 
-def _sizes(ready: "Ready", cell: ShortRun, steps: int) -> dict[str, ActivationSize]:
-    """Returns what each place gives after so many updates, to the first rows; of a layer's places over all layers."""
+def _sizes(ready: "Ready", cell: ShortRun, steps: int, tokens: int) -> dict[str, list[ActivationSize]]:
+    """Returns how far each place has gone after each update, on the tokens that it trains on; over all layers."""
     import torch
     from torch.nn.functional import linear
+    from transformers import TrainerCallback
 
-    starts: dict[str, torch.Tensor] = {}
     found: dict[str, list[ActivationSize]] = {place: [] for place in (*PLACES, _LOGITS)}
 
-    def look(trainer: "Trainer") -> None:
+    def watch(trainer: "Trainer") -> None:
         model: Any = trainer.model
-        head = model.get_output_embeddings()
-        places = {
-            name: place for name, _ in model.named_modules() for place, last in PLACES.items() if name.endswith(last)
-        }
-        parts = {name: (place, model.get_submodule(name)) for name, place in places.items()} | {"": (_LOGITS, head)}
-        if not starts:
-            starts.update({name: part.weight.detach().clone() for name, (_, part) in parts.items()})
-            return
+        collate: Any = trainer.data_collator
+        texts: Any = trainer.train_dataset
+        whole = collate([texts[cell.seed % len(texts)]])
+        batch = {name: value[:1, :tokens] for name, value in whole.items() if value.dim() == 2}
+        if not (batch["labels"][:, 1:] >= 0).any():
+            raise RecipeError(f"the first {tokens} tokens carry no loss", hint="take a recipe of stage pretrain")
+        trainer.data_collator = lambda rows: {name: value.clone() for name, value in batch.items()}
+        parts: dict[str, tuple[str, Any]] = {
+            name: (place, model.get_submodule(name))
+            for name, _ in model.named_modules()
+            for place, last in PLACES.items()
+            if name.endswith(last)
+        } | {"": (_LOGITS, model.get_output_embeddings())}
+        weights = {name: part.weight.detach().clone() for name, (_, part) in parts.items()}
 
-        def note(name: str, place: str) -> Any:
-            scale = getattr(model.config, "logits_scaling", 1) if place == _LOGITS else 1
+        def outputs() -> dict[str, tuple[Any, Any]]:
+            """What each place gives, and what its first weight would give of the same."""
+            given: dict[str, tuple[Any, Any]] = {}
 
-            def hook(module: Any, inputs: Any, output: Any) -> None:
-                added = linear(inputs[0], module.weight - starts[name])
-                found[place].append(ActivationSize(*((one / scale).abs().mean().item() for one in (output, added))))
+            def note(name: str) -> Any:
+                return lambda part, inputs, output: given.update({name: (output, linear(inputs[0], weights[name]))})
 
-            return hook
+            hooks = [part.register_forward_hook(note(name)) for name, (_, part) in parts.items()]
+            with torch.no_grad():
+                model(input_ids=batch["input_ids"].to(model.device))
+            for hook in hooks:
+                hook.remove()
+            return given
 
-        hooks = [part.register_forward_hook(note(name, place)) for name, (place, part) in parts.items()]
-        rows = [trainer.train_dataset[row] for row in range(min(_PROBED, len(trainer.train_dataset)))]  # type: ignore[index]
-        with torch.no_grad():
-            model(input_ids=trainer.data_collator(rows)["input_ids"].to(model.device))
-        for hook in hooks:
-            hook.remove()
+        first = outputs()
 
-    _trained(ready, cell, {"lr_scheduler_type": "constant", "max_steps": steps}, look)
-    return {
-        place: ActivationSize(*(statistics.mean(getattr(one, what) for one in sizes) for what in ("size", "update")))
-        for place, sizes in found.items()
-    }
+        class Look(TrainerCallback):
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                gone: dict[str, list[ActivationSize]] = {place: [] for place in found}
+                for name, (output, unmoved) in outputs().items():
+                    place = parts[name][0]
+                    scale = getattr(model.config, "logits_scaling", 1) if place == _LOGITS else 1
+                    both = (output - first[name][0], output - unmoved)
+                    gone[place].append(ActivationSize(*(one.std().item() / scale for one in both)))
+                for place, sizes in gone.items():
+                    means = (statistics.mean(getattr(one, what) for one in sizes) for what in ("change", "update"))
+                    found[place].append(ActivationSize(*means))
+
+        trainer.add_callback(Look())
+
+    _trained(ready, cell, {"lr_scheduler_type": "constant", "max_steps": steps, "dataloader_num_workers": 0}, watch)
+    return found
 
 
 def _loss(ready: "Ready", cell: ShortRun, steps: int) -> float:
@@ -243,28 +263,38 @@ def slope(widths: Sequence[float], sizes: Sequence[float]) -> float:
 
 
 def _check(
-    sizes: dict[ShortRun, dict[str, ActivationSize]], widths: Sequence[int], seeds: Sequence[int], base: int
+    sizes: dict[ShortRun, dict[str, list[ActivationSize]]], widths: Sequence[int], seeds: Sequence[int], base: int
 ) -> tuple[list[Table], list[str]]:
     """The coordinate check's table, and what follows from it."""
     rows: list[list[Any]] = []
     summary = []
+    steps = min(len(found[_LOGITS]) for found in sizes.values())
     for kind, mup in _KINDS.items():
         cells = {(cell.times, cell.seed): found for cell, found in sizes.items() if cell.mup == mup}
-        means: dict[str, float] = {}
+        last: dict[str, float] = {}
         for place in (*PLACES, _LOGITS):
-            for what in ("size", "update"):
-                table = [[getattr(cells[times, seed][place], what) for times in widths] for seed in seeds]
-                slopes = [slope(widths, values) for values in table]
-                means[f"the {what} of {place}"] = mean = statistics.mean(slopes)
-                shown = [f"{value:+.2f}" for value in (mean, min(slopes), max(slopes))]
+            for what in ("change", "update"):
+                shown = []
+                for step in range(steps):
+                    table = [[getattr(cells[times, seed][place][step], what) for times in widths] for seed in seeds]
+                    slopes = [slope(widths, values) for values in table]
+                    if what == "change":  # the figure's; the update's part of it says where it comes from
+                        last[place] = statistics.mean(slopes)
+                    mean, least, most = (
+                        f"{value:+.2f}" for value in (statistics.mean(slopes), min(slopes), max(slopes))
+                    )
+                    shown.append(f"{mean} [{least}, {most}]" if len(seeds) > 1 else mean)
                 rows.append([kind, place, what, *shown, *map(statistics.mean, zip(*table, strict=True))])
-        steepest = max(means, key=lambda name: abs(means[name]))
-        verdict = "does not depend on the width" if abs(means[steepest]) < HELD else "depends on the width"
-        summary.append(f"{kind}: what is computed {verdict}; the steepest slope is {means[steepest]:+.2f}, {steepest}.")
-    header = ["parametrisation", "output of", "mean", "slope", "least", "most"]
+        steepest = max(last, key=lambda name: abs(last[name]))
+        verdict = "does not depend on the width" if abs(last[steepest]) < HELD else "depends on the width"
+        summary.append(
+            f"{kind}: what is computed {verdict}; the steepest slope is {last[steepest]:+.2f}, of {steepest}."
+        )
+    header = ["parametrisation", "output of", "what", *[f"slope after {step + 1}" for step in range(steps)]]
     note = (
-        f"Slopes of log means against log width, of {len(seeds)} seeds. One below {HELD} either way is none: a wrong "
-        "exponent is so by a half or more. Size: of the outputs; update: of what the last matrix's own updates add."
+        f"Slopes of log standard deviations against log width after each update: the mean of {len(seeds)} seeds, the "
+        f"least and the most. After the last, one below {HELD} either way is none: a wrong exponent is so by a half or "
+        "more. Change: from the first outputs; update: what the last matrix's own updates add. Sizes: after the last."
     )
     return [Table("Coordinate check", [*header, *[f"width {base * times}" for times in widths]], rows, note)], summary
 

@@ -261,7 +261,7 @@ def test_the_tool_tells_mup_from_the_standard_parametrisation(
         "--seeds",
         "[1]",
         "--steps",
-        "4",
+        "10",
         "--rates",
         "[1e-3, 1e-2]",
         "--sweep-steps",
