@@ -1,7 +1,6 @@
 """`data clean`: rows that rules find bad go, each with the rule's name; for web text, chats and code."""
 
 import ast
-import dataclasses
 import itertools
 import re
 import statistics
@@ -131,7 +130,7 @@ class Clean(TextTool):
                         now[place] = verdict.text
             outcomes = list(map(self._outcome, rows, texts, now, found))
             for place, (code, _) in enumerate(told):
-                outcomes[place] = dataclasses.replace(outcomes[place], groups={"language": code})
+                outcomes[place] = outcomes[place]._replace(groups={"language": code})
             return outcomes
 
         return decide_readable(read, decide)

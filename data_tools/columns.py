@@ -98,7 +98,7 @@ def _text_of(row: Values, *names: str) -> str:
     value = _column(row, *names)
     if not isinstance(value, str):
         raise RowError(f"column '{names[0]}' is not text", type(value).__name__)
-    if not value.strip():
+    if not value or value.isspace():
         raise RowError(f"empty {names[0]}")
     return value
 

@@ -79,7 +79,7 @@ class Convert(RowTool):
 
             def decide_and_part(rows: Sequence[Row]) -> list[Outcome]:
                 outcomes = zip(rows, decide(rows), strict=True)
-                return [dataclasses.replace(made, held_out=row.where in mine) for row, made in outcomes]
+                return [made._replace(held_out=row.where in mine) for row, made in outcomes]
 
             return decide_and_part if mine else decide
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     Describe = Callable[[Sequence[tuple[str, str]]], Mapping[str, NDArray[Any]]]
     Flags = NDArray[np.bool_]
 
-_TEXT, _BOUNDS, _WHERE = "text", "text bounds", "where"
+_BOUNDS, _WHERE = "text bounds", "where"
 
 
 class KeptTexts:
     """The usable texts of sources, in order, each with what a tool finds out about it.
 
     Args:
-        folder: Takes a file for each block of rows.
+        folder: Takes two files for each block of rows.
         sources: The sources.
         readers: For each what gives the text of a row, or those of its turns; it raises RowError.
         describe: Gives arrays about the texts of a block, each behind where it is, of shape (texts, …) each; not asked
@@ -69,16 +69,16 @@ class KeptTexts:
             where = "\0".join(where for where, _ in block).encode(errors="surrogateescape")
             arrays: Any = {
                 **describe(block),
-                _TEXT: np.frombuffer(b"".join(texts), np.uint8),
                 _BOUNDS: bounds_of(np.fromiter(map(len, texts), np.int64, len(texts))),
                 _WHERE: np.frombuffer(where, np.uint8),
             }
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)
+            write_atomic(path.with_suffix(".txt"), b"".join(texts))  # before what says that the block is there
             write_atomic(path, buffer.getvalue())
         with np.load(path) as loaded:
             for name in loaded.files:
-                if name not in (_TEXT, _BOUNDS, _WHERE):
+                if name not in (_BOUNDS, _WHERE):
                     self._found.setdefault(name, []).append(loaded[name])
 
     def __len__(self) -> int:
@@ -97,8 +97,9 @@ class KeptTexts:
             places = np.flatnonzero(wanted[first : first + count]).tolist()
             if places:
                 with np.load(self._path(block)) as loaded:
-                    data, bounds = loaded[_TEXT].tobytes(), loaded[_BOUNDS].tolist()
+                    bounds = loaded[_BOUNDS].tolist()
                     where = loaded[_WHERE].tobytes().decode(errors="surrogateescape").split("\0")
+                data = self._path(block).with_suffix(".txt").read_bytes()
                 for place in places:
                     text = data[bounds[place] : bounds[place + 1]].decode(errors="surrogatepass")
                     yield first + place, source, where[place], text

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from pydantic_core import from_json
+
 from .errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ MAX_LEVELS = 100
 # What a gzip file may hold beside what it weighs; text that repeats itself is packed 20 to 1, a bomb 1,000 to 1.
 _FREE, _RATIO = 1 << 24, 200
 _BATCH = 1024  # rows of a columnar file
+_SCALARS = {str, int, float, bool, type(None)}
 
 
 class Row(NamedTuple):
@@ -135,23 +138,36 @@ def _first_lines(handle: IO[bytes]) -> tuple[bytes, bytes]:
 
 def _read_lines(handle: IO[bytes], name: str) -> Iterator[Row]:
     """Reads JSON Lines."""
-    loads = json.loads
     for number, line in enumerate(_bounded_lines(handle), start=1):
         where = f"{name}:{number}"
         if line is None:
             yield Row(where, {}, _LONG)
             continue
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.isspace():
-                continue
-            value = loads(text)
-        except UnicodeDecodeError as error:
-            yield Row(where, {}, RowError("not valid UTF-8", str(error)))
-        except (ValueError, RecursionError) as error:
-            yield Row(where, {}, RowError("not JSON", str(error)))
+            # Twice as fast as Python's json and stricter: what both read they read as the same, the rest is Python's.
+            value = from_json(line, allow_inf_nan=False)
+        except ValueError:
+            yield from _read_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
+            continue
+        if type(value) is dict and _SCALARS.issuperset(map(type, value.values())):
+            yield Row(where, value)
         else:
-            yield _row(where, value, text, suspect=_has_surrogate_escape(text))
+            yield _row(where, value, line.decode(), suspect=False)
+
+
+def _read_line(line: bytes, where: str) -> Iterator[Row]:
+    """Reads a line as Python does: numbers that are not finite too, and every fault in Python's words."""
+    try:
+        text = line.decode()
+        if text.isspace():
+            return
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        yield Row(where, {}, RowError("not valid UTF-8", str(error)))
+    except (ValueError, RecursionError) as error:
+        yield Row(where, {}, RowError("not JSON", str(error)))
+    else:
+        yield _row(where, value, text, suspect=_has_surrogate_escape(text))
 
 
 def _has_surrogate_escape(text: str) -> bool:

@@ -15,12 +15,13 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import Field
+from pydantic_core import from_json, to_json
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport
@@ -41,10 +42,13 @@ NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
 _KEPT, _HELDOUT = ".jsonl", ".heldout"  # what the rows of a block are in
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
+_KEYS, _EXACT = {str}, {str, int, bool, type(None)}
 
 
-@dataclass(frozen=True)
-class Outcome:
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Outcome(NamedTuple):  # one is made for each row: a frozen dataclass takes three times as long
     """What becomes of a row.
 
     Attributes:
@@ -61,11 +65,11 @@ class Outcome:
     values: dict[str, Any] | None
     reason: str = ""
     detail: str = ""
-    edits: Mapping[str, int] = field(default_factory=dict)
-    measures: Mapping[str, float] = field(default_factory=dict)
+    edits: Mapping[str, int] = _NONE
+    measures: Mapping[str, float] = _NONE
     shown: str | None = None
     held_out: bool = False
-    groups: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = _NONE
 
 
 Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
@@ -337,9 +341,11 @@ class TextTool(RowTool):
 
 def canonical_text(values: Mapping[str, Any]) -> str:
     """Returns what a row of canonical columns says, the parts of a conversation on lines of their own."""
-    talks = ("messages", "prompt", "completion", "chosen", "rejected")
-    turns = [turn for name in talks if name in values for turn in _turns(values[name])]
-    return "\n".join([values[name] for name in ("text", "text_pair") if name in values] + turns)
+    said = [values[name] for name in ("text", "text_pair") if name in values]
+    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
+        if name in values:
+            said += _turns(values[name])
+    return "\n".join(said)
 
 
 def text_blocks(source: SourceSpec, read: Callable[[Row], str | list[str]]) -> Iterator[list[tuple[str, str]]]:
@@ -469,11 +475,11 @@ def blocks_of(source: SourceSpec) -> Iterator[list[Row]]:
 
 def _characters(value: Any) -> int:
     """Returns how many characters the texts inside a value have."""
-    if isinstance(value, str):
+    if type(value) is str:
         return len(value)
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
+    return sum(map(_characters, value)) if type(value) is list else 0
 
 
 def parts_of(source: SourceSpec) -> list[SourceSpec]:
@@ -549,7 +555,7 @@ class Blocks:
         *lines, counts = settle(block, decide)
         sizes = []
         for suffix, some in zip((_KEPT, _HELDOUT), lines, strict=True):
-            data = b"".join(map(str.encode, some))  # as one text, a single rare character would widen all
+            data = b"".join(some)
             if self.writes_rows and (data or suffix == _KEPT):
                 write_atomic(path.with_suffix(suffix), data)
             sizes.append(len(data))
@@ -604,7 +610,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(gone)
 
 
-def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], list[str], Counts]:
+def settle(block: Sequence[Row], decide: Decide) -> tuple[list[bytes], list[bytes], Counts]:
     """Decides on a block of rows; returns the lines of those that stay, those of held-out ones, and the counts.
 
     Raises:
@@ -613,7 +619,7 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], list[str], 
     counts = Counts()
     good = [row for row in block if row.problem is None]
     outcomes = iter(decide(good))
-    lines: tuple[list[str], list[str]] = [], []
+    lines: tuple[list[bytes], list[bytes]] = [], []
     for row in block:
         if row.problem is not None:
             what = f"{UNREADABLE}: {row.problem.reason}"
@@ -623,7 +629,7 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[str], list[str], 
         if outcome.values is not None:
             mended: list[str] = []
             lines[outcome.held_out].append(json_line(outcome.values, row.where, mended))
-            outcome = replace(outcome, edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome
+            outcome = outcome._replace(edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome
         counts.add(row, outcome)
     assert next(outcomes, None) is None, "an outcome for each row"
     return *lines, counts
@@ -646,7 +652,7 @@ def row_report(
     arguments: Mapping[str, Any],
     counts: Mapping[str, Counts],
     files: Mapping[str, str],
-    apart: Mapping[str, str] = MappingProxyType({}),
+    apart: Mapping[str, str] = _NONE,
 ) -> ToolReport:
     """Returns rows in and out of each source, every reason and change with examples, and distributions.
 
@@ -728,7 +734,7 @@ def file_names(sources: Sequence[SourceSpec], suffix: str) -> dict[str, str]:
     return names
 
 
-def json_line(values: Any, where: str, mended: list[str] | None = None) -> str:
+def json_line(values: Any, where: str, mended: list[str] | None = None) -> bytes:
     """Returns a row as a line of JSON, in which numbers that are not finite are null: JSON has none for them.
 
     Args:
@@ -740,14 +746,30 @@ def json_line(values: Any, where: str, mended: list[str] | None = None) -> str:
         DataError: A value has no JSON, such as a date or bytes.
     """
     try:
+        if _is_plain(values):
+            return to_json(values) + b"\n"
         try:
-            return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+            text = _dumps(values)
         except ValueError:
             if mended is not None:
                 mended.append(where)
-            return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False) + "\n"
+            text = _dumps(_finite(values))
+        return text.encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise DataError(f"a column cannot be written as JSON: {error}", where=where, hint="leave it out") from error
+
+
+def _dumps(values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is of JSON's types and its numbers are finite; pydantic, four times as fast, writes more."""
+    if type(value) is dict:
+        return _KEYS.issuperset(map(type, value)) and _is_plain([*value.values()])
+    if type(value) is list:
+        return _EXACT.issuperset(map(type, value)) or all(map(_is_plain, value))
+    return type(value) in _EXACT or (type(value) is float and math.isfinite(value))
 
 
 def _finite(value: Any) -> Any:
@@ -787,7 +809,7 @@ def _join_parquet(parts: Sequence[Path], path: Path, name: str) -> None:
     import pyarrow.parquet as pq
 
     def rows_of(part: Path) -> list[Any]:
-        return [json.loads(line) for line in part.read_bytes().splitlines()]
+        return [from_json(line) for line in part.read_bytes().splitlines()]
 
     try:
         tables = (pa.Table.from_pylist(rows_of(part)) for part in parts)

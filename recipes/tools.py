@@ -121,6 +121,8 @@ def _parameters(tool: type["Tool"]) -> list[Parameter]:
         if key == unnamed:
             sources = typer.Argument(help=said, parser=read_source, metavar=key)
             annotation = Annotated[paths[kind], sources]
+        elif get_origin(kind) is Literal:  # checked with all else, which knows what a misspelt one may mean
+            annotation = Annotated[str, typer.Option(help=said, metavar=f"[{'|'.join(get_args(kind))}]")]
         elif not _is_yaml(field):
             annotation = Annotated[kind, typer.Option(help=said)]
         else:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from posttrain.data_tools import readers
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.readers import Row
@@ -118,6 +120,66 @@ def test_a_bad_line_spoils_itself_only(tmp_path: Path):
     ]
     assert [row.values for row in got if not row.problem] == [{"a": "x"}] * 6
     assert [row.where for row in got if row.problem] == [f"a.jsonl:{line}" for line in (2, 4, 6, 8, 10)]
+
+
+# Each is read by Python's json in a way of its own, or refused: numbers, escapes, bytes, depth, white space.
+HOSTILE = [
+    *(b'{"a": %s}' % number for number in b"""-0 -0.0 01 1. .5 +1 - 1e 1E5 1e400 -1e400 4.9e-324 2.2250738585072011e-308
+        9007199254740993.0 18446744073709551616 NaN -Infinity Infinity nan tru None""".split()),
+    *(b'{"a": -%s}' % (b"7" * digits) for digits in (4300, 4301)),
+    *(b'{"a": "%s"}' % text for text in rb"\ud83d \ud83d\ude00 \ude00\ud83d \uD83D\u0041 \u0000 \x \u12".split()),
+    *(b'{"a": "%s"}' % text for text in b"\0 \x7f \xff \xed\xa0\xbd \xc0\x80 \xe2\x80\xa8\xc2\x85".split()),
+    *(b'{"a": %s}' % (b"[" * depth + b"]" * depth) for depth in (99, 100, 150, 250, 10_000)),
+    b'{"a": 1, "b": 2, "a": 3}', b'{"a": {"b": 1, "b": [true]}}', b'{"\xff": 1}', b"{1: 2}", b"{'a': 1}", b'{"": null}',
+    b'\xef\xbb\xbf{"a": 1}', b' \t{"a": 1} \r', b'\x0c{"a": 1}', b'{"a": 1}\xc2\xa0', b'{"a": 1}{}', b'{"a": 1,}',
+    b'{"a": "\t"}', b"[1]", b'"a"', b"3", b"null", b" ", b"\xc2\xa0",
+]  # fmt: skip
+
+
+def assert_read_as_by_json(line: bytes, folder: Path) -> None:
+    """A line gives the row that Python's json gives, to the types and the order of keys, or a problem where it may."""
+    (folder / "a.jsonl").write_bytes(b'{"first": 1}\n' + line)
+    got = rows(folder, "a.jsonl")[1:]
+    try:
+        text = line.decode()
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        blank = not isinstance(error, UnicodeDecodeError) and (not line or line.decode().isspace())
+        assert [row.problem is None for row in got] == ([] if blank else [False])
+        return
+    (row,) = got
+    if row.problem is None:
+        assert repr(row.values) == repr(value)
+    else:
+        half = any("\ud800" <= one <= "\udfff" for one in json.dumps(value, ensure_ascii=False))
+        deep = text.count("[") + text.count("{") > readers.MAX_LEVELS
+        assert not isinstance(value, dict) or half or deep
+
+
+@pytest.mark.parametrize("line", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_line_is_read_as_by_python(tmp_path: Path, line: bytes):
+    assert_read_as_by_json(line, tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text(max_size=3), JSON, max_size=3), st.booleans(), st.data())
+def test_any_line_is_read_as_by_python_also_after_damage(
+    tmp_path: Path, row: dict[str, Any], ascii_only: bool, data: st.DataObject
+):
+    line = json.dumps(row, ensure_ascii=ascii_only).encode(errors="surrogatepass").replace(b"\n", b" ")
+    assert_read_as_by_json(line, tmp_path)
+    place = data.draw(st.integers(0, len(line)))
+    inserted = data.draw(
+        st.sampled_from([b"", b'"', b"\\", b"\\u", b"\xff", b"\0", b"-", b"0", b"e", b".", b",", b"{", b"]", b" "])
+    )
+    assert_read_as_by_json(line[:place] + inserted + line[place + data.draw(st.integers(0, 2)) :], tmp_path)
 
 
 def test_escaped_emoji_and_the_text_of_an_escape_are_good(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Tools that look at rows one by one: every row accounted for, the same bytes after a kill, hostile files survived."""
 
+import datetime
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import row_tool
 from posttrain.data_tools.convert import TRIMMED, Convert
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.row_tool import Outcome, RowTool
+from posttrain.data_tools.row_tool import Outcome, RowTool, json_line
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tool_report import Spread, Tally, percent
 
@@ -70,6 +73,30 @@ def test_the_page_escapes_what_rows_say(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(max_size=3), VALUES, max_size=4))
+def test_a_written_row_reads_back_as_it_was_but_for_numbers_that_json_has_not(row: dict[str, Any]) -> None:
+    mended: list[str] = []
+    line = json_line(row, "a.jsonl:1", mended)
+    assert line.count(b"\n") == 1
+    finite = json.loads(json.dumps(row), parse_constant=lambda _: None)
+    assert repr(json.loads(line)) == repr(finite)
+    assert mended == ([] if repr(row) == repr(finite) else ["a.jsonl:1"])
+
+
+@pytest.mark.parametrize("value", [datetime.date(2026, 1, 1), b"x", "\ud83d", {(1, 2): 3}, object()])
+def test_a_value_without_json_is_an_error_that_names_the_row(value: Any) -> None:
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: a column cannot be written as JSON"):
+        json_line({"a": [value]}, "a.jsonl:1")
 
 
 def test_a_killed_call_goes_on_behind_its_last_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

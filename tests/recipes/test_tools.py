@@ -93,6 +93,8 @@ def test_a_wrong_argument_on_the_command_line_is_one_line_and_exit_two(tmp_path:
         2,
         "posttrain data answers: samples: should be greater than or equal to 1, not 0\n",
     )
+    result = posttrain("data", "select", "x.jsonl", "--model", "m", "--by", "k_centre")
+    assert (result.returncode, "not 'k_centre'; did you mean 'k_center'?\n" in result.stderr) == (2, True)
     result = posttrain("data", "tokeniser", "x.jsonl")
     assert (result.returncode, result.stderr) == (2, "no tool 'tokeniser'; did you mean 'tokenizer'?\n")
 
@@ -105,7 +107,7 @@ def test_a_source_on_the_command_line_says_what_a_recipe_may_say(
     Path("other.txt").write_text("good film\n")
     with pytest.raises(SystemExit, match="0"):
         run_command("convert", "{path: rows.csv, columns: {0: text, 1: label}}", "other.txt", "-o", "out")
-    assert Path("out/rows.jsonl").read_text().splitlines()[1] == '{"text": "bad film", "label": "0"}'
+    assert Path("out/rows.jsonl").read_text().splitlines()[1] == '{"text":"bad film","label":"0"}'
     assert Path("out/other.jsonl").exists()
     with pytest.raises(SpecError, match=r"sources\[0\].colums: unknown key; did you mean 'columns'"):
         run_command("convert", "{path: rows.csv, colums: {0: text}}")
@@ -114,7 +116,7 @@ def test_a_source_on_the_command_line_says_what_a_recipe_may_say(
     assert "not valid YAML" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         run_command("dedup", "out", "--against", "other.txt", "-o", "deduped")
-    assert Path("deduped/out.jsonl").read_text() == '{"text": "bad film", "label": "0"}\n'
+    assert Path("deduped/out.jsonl").read_text() == '{"text":"bad film","label":"0"}\n'
 
 
 OWN = '''
