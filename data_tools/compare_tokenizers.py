@@ -142,7 +142,7 @@ class CompareTokenizersSpec(TextTool):
         opened, seen = self.open(), folder / "seen"
 
         def add(report: ToolReport, counts: Mapping[str, Counts]) -> ToolReport:
-            return _add(self, report, counts, opened, _gather(seen, opened))
+            return _add(self, report, counts, opened, gather_seen(seen, opened))
 
         return Plan(lambda source: self._decider(source, opened, seen), add)
 
@@ -156,7 +156,7 @@ class CompareTokenizersSpec(TextTool):
         def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
             tokens = {one.name: one.encode(texts) for one in opened}
             if rows:
-                _keep_seen(seen / hashlib.sha256(rows[0].where.encode()).hexdigest()[:32], opened, tokens)
+                keep_seen(seen, rows[0], opened, tokens)
             languages = [language for language, _ in identify(texts)] if identify else [""] * len(texts)
             outcomes = []
             for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
@@ -177,8 +177,8 @@ def _outcome(row: Row, text: str, ids: Mapping[str, Sequence[int]], opened: Sequ
     return Outcome(row.values, detail=detail, edits=edits, measures=named)
 
 
-def _keep_seen(path: Path, opened: Sequence[Named], tokens: Mapping[str, Sequence[Sequence[int]]]) -> None:
-    """Writes which tokens of each vocabulary a block has, a bit each."""
+def keep_seen(folder: Path, first: Row, opened: Sequence[Named], tokens: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    """Writes which tokens of each vocabulary a block has, a bit each, into a file named after its first row."""
     bits = {}
     for number, one in enumerate(opened):
         found = np.zeros(_size(one), bool)
@@ -187,7 +187,7 @@ def _keep_seen(path: Path, opened: Sequence[Named], tokens: Mapping[str, Sequenc
         bits[str(number)] = np.packbits(found)
     buffer = io.BytesIO()
     np.savez(buffer, **bits)
-    write_atomic(path.with_suffix(".npz"), buffer.getvalue())
+    write_atomic(folder / f"{hashlib.sha256(first.where.encode()).hexdigest()[:32]}.npz", buffer.getvalue())
 
 
 def _size(one: Named) -> int:
@@ -195,7 +195,7 @@ def _size(one: Named) -> int:
     return max(one.tokenizer.get_vocab().values(), default=0) + 1
 
 
-def _gather(folder: Path, opened: Sequence[Named]) -> "dict[str, NDArray[np.bool_]]":
+def gather_seen(folder: Path, opened: Sequence[Named]) -> "dict[str, NDArray[np.bool_]]":
     """Returns which tokens of each vocabulary any block has."""
     found = {one.name: np.zeros(_size(one), bool) for one in opened}
     for path in sorted(folder.glob("*.npz")):
@@ -226,7 +226,7 @@ def _add(
     tables = [
         cost,
         *ratios,
-        _vocabulary_table(opened, seen, everything),
+        vocabulary_table(opened, seen, everything),
         _numbers_table(opened),
         _probe_table(opened),
         _odd_table(opened, counts),
@@ -289,9 +289,10 @@ def _ratio_table(
     return Table(title, [what, unit, *names], rows, note)
 
 
-def _vocabulary_table(
+def vocabulary_table(
     opened: Sequence[Named], seen: "Mapping[str, NDArray[np.bool_]]", everything: Mapping[str, float]
 ) -> Table:
+    """Returns how much of each vocabulary is seen, and how many tokens there are in all, by tokenizer's name."""
     rows = []
     for one in opened:
         size, found = len(one.tokenizer), int(seen[one.name].sum())

@@ -1,6 +1,7 @@
 """The data tools that need more than rows: models that are asked, tasks whose items are looked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -11,8 +12,10 @@ from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
 from ..data_tools.compare_tokenizers import Named
 from ..data_tools.decontaminate import Benchmarks, DecontaminateSpec
 from ..data_tools.overlap import Item
-from ..data_tools.stats import CountTokens, StatsSpec
-from ..data_tools.tool import Names, Source, Tool
+from ..data_tools.row_tool import Counts, Plan
+from ..data_tools.stats import StatsSpec
+from ..data_tools.tool import Names, Source, Sources, Tool
+from ..data_tools.tool_report import ToolReport
 from .tokenizer_tools import load_tokenizers, tokenizer_hashes
 
 
@@ -100,22 +103,48 @@ class Stats(StatsSpec):
     """
 
     tokenizers: Names = Field([])
-    """Runs, folders or Hub ids whose tokenizers count tokens, so that they are compared on these rows."""
+    """Runs, folders or Hub ids whose tokenizers count tokens, so that they are compared on these rows; the page says
+    how much of each vocabulary the rows have."""
+    items: Sources | None = None
+    """Files of test items that are looked for in the rows, as `decontaminate` does."""
+    tasks: Names = Field([])
+    """Tasks whose items are looked for likewise."""
+    suites: Names = Field([])
+    """Suites, likewise."""
+    data_dir: str | None = None
+    """A folder of benchmarks to read in place of the tasks' own data."""
 
-    def counters(self) -> dict[str, CountTokens]:
-        """Returns what counts tokens by each of the tokenizers, special ones left aside."""
-        return {one.name: _token_counter(one) for one in load_tokenizers(self.tokenizers)}
+    def open(self) -> list[Named]:
+        """Loads the tokenizers, each by a name as short as tells them apart."""
+        return load_tokenizers(self.tokenizers)
+
+    @cached_property
+    def search(self) -> Decontaminate | None:
+        """What looks for test items, if any are named."""
+        named = {"items": self.items, "tasks": self.tasks, "suites": self.suites}
+        if not any(named.values()):
+            return None
+        return Decontaminate(sources=self.sources, remove=False, data_dir=self.data_dir, **named)
 
     def identity(self) -> Any:
-        """Returns the hashes of the tokenizers' files, and what else the figures depend on."""
-        return [super().identity(), *tokenizer_hashes(self.tokenizers)]
+        """Returns the hashes of the tokenizers' files and of the test items, and what else the figures depend on."""
+        return [
+            super().identity(),
+            *tokenizer_hashes(self.tokenizers),
+            self.search and self.search.identity(),
+        ]
 
+    def plan(self, folder: Path) -> Plan:
+        """Looks for test items, too, where they are named."""
+        plan = super().plan(folder)
+        if self.search is None:
+            return plan
+        found = self.search.plan(folder / "items")
 
-def _token_counter(named: Named) -> CountTokens:
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in named.encode(texts)]
+        def add(report: ToolReport, counts: Mapping[str, Counts]) -> ToolReport:
+            return found.add(plan.add(report, counts), counts)
 
-    return count
+        return Plan(plan.decider, add)
 
 
 class BestOfN(Tool):
