@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import phonenumbers
-from posttrain.data_tools.personal_data import IBAN_LENGTHS, KINDS, NATIONAL
+from posttrain.data_tools.personal_data import IBAN_LENGTHS, NATIONAL
 from posttrain.data_tools.scrub import Scrub, scrub_text
 from posttrain.data_tools.tool_report import texts_of
 
+KINDS = ["key", "email", "iban", "card", "national", "phone", "ip"]  # people's names are found by a model of the user's
 SEED = 3  # the patterns were written while looking at 1 and 2
 EACH = 500
 REGIONS = ["US", "GB", "DE", "FR", "IN", "BR"]
@@ -220,7 +221,7 @@ def real(tool: Scrub, paths: Sequence[Path]) -> None:
 
 if __name__ == "__main__":
     scrub = Scrub.model_validate(
-        {"sources": [{"path": "-"}], "kinds": list(KINDS), "countries": COUNTRIES, "regions": REGIONS}
+        {"sources": [{"path": "-"}], "kinds": KINDS, "countries": COUNTRIES, "regions": REGIONS}
     )
     labelled(scrub)
     real(scrub, [Path(name) for name in sys.argv[1:]])

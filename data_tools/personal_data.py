@@ -11,9 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-KindName = Literal["key", "email", "iban", "card", "national", "phone", "ip"]
+from ..chat_templates.errors import first_line
+from .errors import DataError
+
+KindName = Literal["key", "email", "iban", "card", "national", "phone", "ip", "person"]
 KINDS: tuple[KindName, ...] = get_args(KindName)
 _PLACEHOLDER = re.compile(r"<?[A-Z]{2,8}(?:_[0-9a-f]{8})?>")
 _CONTEXT = 48  # characters before a find in which its context word stands
@@ -429,3 +432,50 @@ def entropy(value: str) -> float:
     """Returns bits a character, by the value's own frequencies (Shannon 1948)."""
     counts = Counter(value).values()
     return -sum(count / len(value) * math.log2(count / len(value)) for count in counts)
+
+
+# --- names of people ---
+
+_PERSONS = {"PER", "PERSON", "NAME_STUDENT", "FIRSTNAME", "LASTNAME", "GIVENNAME", "SURNAME"}  # of models' label sets
+_NAME = re.compile(r"\w(?:.*\w)?", re.DOTALL)
+_LONGEST = 512  # tokens that a model reads at once, where it does not say
+
+
+def person_finder(model: str) -> Finder:
+    """Returns what finds names of people as a model of token classification does: nothing verifies them.
+
+    A text of more tokens than the model reads at once is read in overlapping parts.
+
+    Args:
+        model: A folder or Hub id.
+
+    Raises:
+        DataError: It cannot be loaded, or none of its labels means a person.
+    """
+    from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
+
+    try:
+        loaded: Any = AutoModelForTokenClassification.from_pretrained(model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        hint = "name a folder or Hub id of a model of token classification"
+        raise DataError(f"cannot be loaded: {first_line(error)}", where=f"ner {model}", hint=hint) from error
+    labels = {label.rpartition("-")[2].upper() for label in loaded.config.label2id}
+    if not labels & _PERSONS:
+        what = f"none of its labels means a person: {', '.join(sorted(labels))}"
+        raise DataError(what, where=f"ner {model}", hint="name a model that was trained to find them")
+    most = getattr(loaded.config, "max_position_embeddings", None) or _LONGEST
+    tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    # "first": a word is a name if its first token is; the parts overlap by a quarter
+    options: Any = {"aggregation_strategy": "first", "stride": tokenizer.model_max_length // 4}
+    tag: Any = pipeline("token-classification", model=loaded, tokenizer=tokenizer, **options)
+
+    def find(text: str) -> Iterator[Find]:
+        for found in tag(text) if text.strip() else ():
+            if found["entity_group"].upper() in _PERSONS:
+                # some tokenizers do not say where words end, and a full stop goes with the name before it
+                said = _NAME.search(text, found["start"], found["end"])
+                if said is not None:
+                    yield Find("person", said.start(), said.end(), " ".join(said[0].casefold().split()))
+
+    return find

@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from .errors import DataError, missing_column
+from .files import hash_file
 from .personal_data import (
     KINDS,
     NATIONAL,
@@ -25,6 +27,7 @@ from .personal_data import (
     find_ips,
     find_keys,
     national_finder,
+    person_finder,
     phone_finder,
 )
 from .row_tool import Decide, Outcome, RowTool
@@ -55,7 +58,8 @@ class Scrub(RowTool):
     kinds: Annotated[list[KindName], Field(min_length=1), BeforeValidator(comma_separated)] = Field(
         default_factory=lambda: ["key", "email", "iban", "card", "phone", "ip"]
     )
-    """What is looked for: `key`, `email`, `iban`, `card`, `phone`, `ip`, and `national`, which needs `countries`."""
+    """What is looked for: `key`, `email`, `iban`, `card`, `phone`, `ip`; `national`, which needs `countries`, and
+    `person`, which needs `ner`."""
     columns: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None
     """The columns whose texts are scrubbed; by default every text of a row."""
     replace: Literal["mask", "pseudonym", "drop"] = "mask"
@@ -70,6 +74,9 @@ class Scrub(RowTool):
     """Countries whose phone numbers are known without their `+` code, such as `US,DE`; by default only `+` counts."""
     countries: Annotated[list[str], BeforeValidator(_as_codes)] = Field(default_factory=list)
     """Countries whose national numbers are looked for, by `national`; those with check digits alone can be."""
+    ner: str | None = None
+    """A folder or Hub id of a model of token classification, by which names of people are found: as it finds them, and
+    no other check is made, so look at the examples in the report."""
     reserved: bool = False
     """Whether what belongs to nobody counts too: private and documentation ranges of IP, e-mail at example.com."""
 
@@ -77,6 +84,8 @@ class Scrub(RowTool):
     def _check(self) -> "Scrub":
         if ("national" in self.kinds) != bool(self.countries):
             raise ValueError("`national` among `kinds` and `countries` go together: give both, or neither")
+        if ("person" in self.kinds) != bool(self.ner):
+            raise ValueError("`person` among `kinds` and `ner`, a model, go together: give both, or neither")
         for country in self.countries:
             if country not in NATIONAL:
                 hint = did_you_mean(country, NATIONAL) or f"known: {', '.join(NATIONAL)}"
@@ -86,8 +95,9 @@ class Scrub(RowTool):
         return self
 
     def identity(self) -> Any:
-        """Returns a hash of the seed, which the arguments do not hold."""
-        return self.seed and hashlib.sha256(self.seed.encode()).hexdigest()
+        """Returns a hash of the seed, which the arguments do not hold, and those of the files of a model's folder."""
+        model = sorted(filter(Path.is_file, Path(self.ner).glob("*"))) if self.ner else []
+        return [self.seed and hashlib.sha256(self.seed.encode()).hexdigest(), *map(hash_file, model)]
 
     def finders(self) -> Sequence[Finder]:
         """Returns what looks for each kind, in the order in which they come first where finds overlap.
@@ -103,6 +113,7 @@ class Scrub(RowTool):
             "national": lambda: map(national_finder, self.countries),
             "phone": lambda: [phone_finder(_known_regions(self.regions))],
             "ip": lambda: [partial(find_ips, reserved=self.reserved)],
+            "person": lambda: [person_finder(str(self.ner))],
         }
         try:
             return [finder for kind in KINDS if kind in self.kinds for finder in known[kind]()]

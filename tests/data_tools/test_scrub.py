@@ -226,3 +226,69 @@ def test_closed_forms() -> None:
     assert not luhn("79927398710")
     assert shape("Ann7@x.io") == "Aaa0@a.aa"
     assert "x" * 30 not in shape("x" * 99)
+
+
+WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "ann", "lee", "bob", "met", "and", "left", "the", "house", "."]
+TAGS = {"ann": 1, "lee": 2, "bob": 1}
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that reads twelve tokens at once and knows Ann Lee and Bob, whatever stands around them."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
+
+    names = {0: "O", 1: "B-PER", 2: "I-PER"}
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=12,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+    )
+    torch.manual_seed(0)
+    model = BertForTokenClassification(config).eval()
+    with torch.no_grad():
+        layer = model.bert.encoder.layer[0]
+        for part in (layer.attention.output.dense, layer.output.dense, model.bert.embeddings.position_embeddings):
+            part.weight.zero_()  # so that a token's last state is its own
+        states = model.bert(torch.arange(len(WORDS))[:, None]).last_hidden_state[:, 0]
+        wanted = torch.nn.functional.one_hot(torch.tensor([TAGS.get(word, 0) for word in WORDS]), 3).float() * 20
+        model.classifier.weight.copy_(torch.linalg.lstsq(states, wanted).solution.T)
+        model.classifier.bias.zero_()
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 1), ("[SEP]", 2)])
+    folder = tmp_path_factory.mktemp("tagger")
+    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_names_of_people_go_as_a_model_finds_them_however_long_the_text(tagger: Path) -> None:
+    given = {"kinds": ["email", "person"], "ner": str(tagger)}
+    assert scrubbed("Ann Lee met Bob.\nann@corp.io left.", **given) == "<PERSON> met <PERSON>.\n<EMAIL> left."
+    long = " ".join(["the house and"] * 20)
+    assert scrubbed(f"{long} Ann  Lee {long} Bob", **given) == f"{long} <PERSON> {long} <PERSON>"
+    one, other = scrubbed("Ann Lee met ANN  LEE", replace="pseudonym", seed="s", **given).split(" met ")
+    assert one == other != "<PERSON>"
+
+
+def test_a_model_that_finds_no_names_is_refused(tagger: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="`person` among `kinds` and `ner`, a model, go together"):
+        tool(kinds=["person"])
+    with pytest.raises(PosttrainError, match=r"ner .*nowhere: cannot be loaded"):
+        tool(kinds=["person"], ner=str(tmp_path / "nowhere")).finders()
+    config = json.loads((tagger / "config.json").read_text())
+    config |= {"id2label": {"0": "O", "1": "B-LOC", "2": "I-LOC"}, "label2id": {"O": 0, "B-LOC": 1, "I-LOC": 2}}
+    for file in tagger.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PosttrainError, match="none of its labels means a person: LOC, O"):
+        tool(kinds=["person"], ner=str(tmp_path)).finders()
