@@ -683,6 +683,9 @@ def row_report(
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
     groups = group_tables(counts, bool(files))
     plots += [Plot(f"Rows by {name}", name, bars) for name, bars in group_bars(total).items()]
+    if len(counts) > 1 and total.kept < total.rows and files:
+        shares = [Bar(title, round(100 * found.kept / found.rows, 1)) for title, found in counts.items()]
+        plots.append(Plot("Rows kept, by source", "source, per cent of its rows", shares))
     more = {"files": entries}
     return ToolReport(f"posttrain data {tool}", arguments, summary, [table, *groups], plots, tallies, more)
 

@@ -93,6 +93,14 @@ def test_a_written_row_reads_back_as_it_was_but_for_numbers_that_json_has_not(ro
     assert mended == ([] if repr(row) == repr(finite) else ["a.jsonl:1"])
 
 
+def test_the_share_of_rows_that_stay_is_drawn_by_source(tmp_path: Path) -> None:
+    counted = {"a": [1, 2, 3, 4], "b": [1, 3]}
+    paths = [write(tmp_path / f"{name}.jsonl", [{"n": n} for n in numbers]) for name, numbers in counted.items()]
+    odd(*paths).run(tmp_path / "out")
+    (plot,) = [plot for plot in report(tmp_path / "out")["plots"] if plot["title"] == "Rows kept, by source"]
+    assert [bar["value"] for bar in plot["bars"]] == [50.0, 100.0]
+
+
 @pytest.mark.parametrize("value", [datetime.date(2026, 1, 1), b"x", "\ud83d", {(1, 2): 3}, object()])
 def test_a_value_without_json_is_an_error_that_names_the_row(value: Any) -> None:
     with pytest.raises(DataError, match=r"^a\.jsonl:1: a column cannot be written as JSON"):
