@@ -251,7 +251,7 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label2id={name: number for number, name in names.items()},
     )
     torch.manual_seed(0)
-    model = BertForTokenClassification(config).eval()
+    model: Any = BertForTokenClassification(config).eval()
     with torch.no_grad():
         layer = model.bert.encoder.layer[0]
         for part in (layer.attention.output.dense, layer.output.dense, model.bert.embeddings.position_embeddings):
