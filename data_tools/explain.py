@@ -1,13 +1,14 @@
-"""`data explain`: why a row was removed or flagged, beside the row for which it was."""
+"""`data explain`: why a row was left out or flagged, beside the row for which it was, if it was for one."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from .dedup import LEDGER as REMOVED
 from .dedup import Removal
 from .errors import DataError
 from .files import read_jsonl_log
+from .row_tool import LEFT_OUT
 from .semantic import LEDGER as FLAGGED
 from .semantic import Flag
 from .tool import Tool
@@ -15,42 +16,51 @@ from .tool_report import EXAMPLES
 
 
 class Explain(Tool):
-    """Shows why a row went or was flagged: the row for which it was, how alike the two are, and what they share."""
+    """Shows why a row went or was flagged; of a duplicate, the row for which it was, and what the two share."""
 
     folder: str
-    """What `data dedup` or `data semantic` wrote into."""
+    """What a data tool wrote into that leaves rows out."""
     row: str
     """Where the row was, such as `train.jsonl:17`; any part of that, with the number whole. Of a row that stays, those
     are shown for which it stays."""
 
     def run(self, output_dir: Path) -> str:
-        """Reads the ledger; writes nothing.
+        """Reads the ledgers; writes nothing.
 
         Raises:
             DataError: There is no ledger, or no such row in it.
         """
-        ledgers = {name: Path(self.folder) / name for name in (REMOVED, FLAGGED)}
-        path = next((path for path in ledgers.values() if path.is_file()), None)
-        if path is None:
-            hint = "name the folder of a `data dedup` or `data semantic`"
-            raise DataError("there is no ledger of removed rows", where=str(ledgers[REMOVED]), hint=hint)
-        kind = Removal if path.name == REMOVED else Flag
-        entries = [kind(**line) for line in read_jsonl_log(path)]
+        folder = Path(self.folder)
+        ledgers: Mapping[str, type[Removal | Flag]] = {REMOVED: Removal, FLAGGED: Flag}
+        name = next((name for name in (*ledgers, LEFT_OUT) if (folder / name).is_file()), None)
+        if name is None:
+            hint = "name the folder of a data tool that leaves rows out"
+            raise DataError("there is no ledger of removed rows", where=str(folder), hint=hint)
+        entries = [ledgers[name](**line) for line in read_jsonl_log(folder / name)] if name in ledgers else []
         named = _named(self.row, {place for entry in entries for place in (entry.row, _other(entry))})
         found = [entry for entry in entries if entry.row in named]
         stay = sorted({_other(entry) for entry in entries} & named)
         if found and not _ENDS_IN_NUMBER.search(self.row):
             stay = []  # many rows are asked for: those that went
         if not found and not stay:
-            what = "no such row went, and none for it"
-            raise DataError(what, where=self.row, hint=f"{len(entries):,} did: see {path}")
-        parts = [_show(found)] if found else []
+            return self._left_out(folder / LEFT_OUT)
+        parts = [_show([entry.describe() for entry in found])] if found else []
         for other in stay[:EXAMPLES]:
-            like = [entry for entry in entries if _other(entry) == other]
+            like = [entry.describe() for entry in entries if _other(entry) == other]
             parts.append(f"{other} stays; found to be like it: {len(like):,}\n{_show(like)}")
         if len(stay) > EXAMPLES:
             parts.append(f"and {len(stay) - EXAMPLES:,} more that stay")
         return "\n".join(parts)
+
+    def _left_out(self, log: Path) -> str:
+        """Returns why rows went that are no duplicates."""
+        entries = read_jsonl_log(log)
+        named = _named(self.row, {entry["row"] for entry in entries})
+        found = [entry for entry in entries if entry["row"] in named]
+        if not found:
+            what = "no such row went, and none for it"
+            raise DataError(what, where=self.row, hint=f"{len(entries):,} did: see {log}")
+        return _show([": ".join(filter(None, entry.values())) for entry in found])
 
 
 _ENDS_IN_NUMBER = re.compile(r"(^|[: ])\d+$")
@@ -71,6 +81,6 @@ def _named(name: str, places: Collection[str]) -> set[str]:
     return {place for place in places if pattern.search(place)}
 
 
-def _show(entries: Sequence[Removal | Flag]) -> str:
-    shown = [entry.describe() for entry in entries[:EXAMPLES]]
-    return "\n".join(shown + ([f"and {len(entries) - EXAMPLES:,} more"] if len(entries) > EXAMPLES else []))
+def _show(described: Sequence[str]) -> str:
+    more = [f"and {len(described) - EXAMPLES:,} more"] if len(described) > EXAMPLES else []
+    return "\n".join([*described[:EXAMPLES], *more])

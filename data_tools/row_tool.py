@@ -40,7 +40,9 @@ UNREADABLE = "unreadable"
 _FILES = ("file", "held_out_file")  # of a source, in a report
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
-_KEPT, _HELDOUT = ".jsonl", ".heldout"  # what the rows of a block are in
+LEFT_OUT = "left_out.log"
+_SUFFIXES = _KEPT, _HELDOUT, _GONE = ".jsonl", ".heldout", ".gone"  # what is written of a block
+_SHOWN = 500  # characters of a detail in the log
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
 _KEYS, _EXACT = {str}, {str, int, bool, type(None)}
 
@@ -216,7 +218,7 @@ class RowTool(Tool):
         return None
 
     def run(self, output_dir: Path) -> str:
-        """Decides on all rows and writes those that stay, ``report.json`` and ``report.html``.
+        """Decides on all rows and writes those that stay, ``left_out.log``, ``report.json`` and ``report.html``.
 
         Raises:
             DataError: A source cannot be read, or too many of its rows.
@@ -254,6 +256,9 @@ class RowTool(Tool):
         for names, pattern in ((files, f"*{_KEPT}"), (apart, f"*{_HELDOUT}")):
             for number, name in enumerate(names.values() if self.writes_rows else ()):
                 join(sorted((work / str(number)).glob(pattern)), output_dir / name)
+        if self.writes_rows:
+            folders = [work / str(number) for number in range(len(self.sources))]
+            join([part for folder in folders for part in sorted(folder.glob(f"*{_GONE}"))], output_dir / LEFT_OUT)
         for name in plan.files:
             join([work / name], output_dir / name)
         report.write(output_dir)
@@ -497,8 +502,8 @@ def parts_of(source: SourceSpec) -> list[SourceSpec]:
 class Blocks:
     """The blocks of all sources, each decided on by whoever's it is, and what was written of them.
 
-    A block is two files of the folder: its rows, and then its counts. When a part of a source has been read to its end,
-    a third says how many blocks and rows it has. ``gather`` believes no other.
+    A block is a few files of the folder: its rows, why others are left out, and then its counts. When a part of a
+    source has been read to its end, one more says how many blocks and rows it has. ``gather`` believes no other.
 
     Args:
         sources: The sources.
@@ -554,7 +559,7 @@ class Blocks:
             return
         *lines, counts = settle(block, decide)
         sizes = []
-        for suffix, some in zip((_KEPT, _HELDOUT), lines, strict=True):
+        for suffix, some in zip(_SUFFIXES, lines, strict=True):
             data = b"".join(some)
             if self.writes_rows and (data or suffix == _KEPT):
                 write_atomic(path.with_suffix(suffix), data)
@@ -566,7 +571,7 @@ class Blocks:
         found = read_json(path.with_suffix(".json"))
         if found is None:
             return None
-        files = [path.with_suffix(suffix) for suffix in (_KEPT, _HELDOUT)] if self.writes_rows else []
+        files = [path.with_suffix(suffix) for suffix in _SUFFIXES] if self.writes_rows else []
         there = [file.stat().st_size if file.exists() else 0 for file in files]
         return Counts.from_dict(found) if not files or there == found["bytes"] else None
 
@@ -610,8 +615,11 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(gone)
 
 
-def settle(block: Sequence[Row], decide: Decide) -> tuple[list[bytes], list[bytes], Counts]:
-    """Decides on a block of rows; returns the lines of those that stay, those of held-out ones, and the counts.
+def settle(block: Sequence[Row], decide: Decide) -> tuple[list[bytes], list[bytes], list[bytes], Counts]:
+    """Decides on a block of rows.
+
+    Returns:
+        The lines of those that stay, of held-out ones, and of the log of those left out; and the counts.
 
     Raises:
         DataError: A value of a row that stays cannot be written as JSON.
@@ -619,18 +627,25 @@ def settle(block: Sequence[Row], decide: Decide) -> tuple[list[bytes], list[byte
     counts = Counts()
     good = [row for row in block if row.problem is None]
     outcomes = iter(decide(good))
-    lines: tuple[list[bytes], list[bytes]] = [], []
+    lines: tuple[list[bytes], list[bytes], list[bytes]] = [], [], []
+
+    def leave_out(row: Row, outcome: Outcome) -> None:
+        counts.add(row, outcome)
+        entry = {"row": row.where, "reason": outcome.reason, "detail": outcome.detail[:_SHOWN]}
+        lines[2].append(_dumps(entry).encode(errors="replace") + b"\n")
+
     for row in block:
         if row.problem is not None:
             what = f"{UNREADABLE}: {row.problem.reason}"
-            counts.add(row, Outcome(None, what, row.problem.detail))
+            leave_out(row, Outcome(None, what, row.problem.detail))
             continue
         outcome = next(outcomes)
-        if outcome.values is not None:
+        if outcome.values is None:
+            leave_out(row, outcome)
+        else:
             mended: list[str] = []
             lines[outcome.held_out].append(json_line(outcome.values, row.where, mended))
-            outcome = outcome._replace(edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome
-        counts.add(row, outcome)
+            counts.add(row, outcome._replace(edits={**outcome.edits, NOT_FINITE: 1}) if mended else outcome)
     assert next(outcomes, None) is None, "an outcome for each row"
     return *lines, counts
 

@@ -28,7 +28,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "convert": ("posttrain.data_tools.convert:Convert", "Bring rows of any layout to canonical columns."),
     "decontaminate": ("posttrain.recipes.model_tools:Decontaminate", "Find and remove rows that hold items of tests."),
     "dedup": ("posttrain.data_tools.dedup:Dedup", "Remove rows that say what another row says."),
-    "explain": ("posttrain.data_tools.explain:Explain", "Show why a row went, beside the one that stays for it."),
+    "explain": ("posttrain.data_tools.explain:Explain", "Show why a row went; of a duplicate, what stays."),
     "extend_tokenizer": (
         "posttrain.recipes.tokenizer_tools:ExtendTokenizer",
         "Extend a model's tokenizer by merges learnt on rows.",

@@ -315,7 +315,7 @@ def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> 
     kept = dedup(path, tmp_path / "out", against=[SourceSpec(path=test)])
     assert [row["text"] for row in kept] == [text for text in texts if text not in (texts[3], texts[7])]
     assert sorted(file.name for file in (tmp_path / "out").iterdir() if file.suffix) == [
-        "a.jsonl", "removed.log", "report.html", "report.json",
+        "a.jsonl", "left_out.log", "removed.log", "report.html", "report.json",
     ]  # fmt: skip
 
 

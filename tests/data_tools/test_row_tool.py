@@ -17,6 +17,7 @@ from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import row_tool
 from posttrain.data_tools.convert import TRIMMED, Convert
 from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.explain import Explain
 from posttrain.data_tools.row_tool import Outcome, RowTool, json_line
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tool_report import Spread, Tally, percent
@@ -91,6 +92,27 @@ def test_a_written_row_reads_back_as_it_was_but_for_numbers_that_json_has_not(ro
     finite = json.loads(json.dumps(row), parse_constant=lambda _: None)
     assert repr(json.loads(line)) == repr(finite)
     assert mended == ([] if repr(row) == repr(finite) else ["a.jsonl:1"])
+
+
+def test_why_a_row_went_is_known_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 7)
+    rows = [*({"n": number} for number in range(40)), "{"]
+    odd(write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[:9]), max_bad_share=0.5).run(
+        tmp_path / "out"
+    )
+    log = read(tmp_path / "out" / "left_out.log")
+    assert [entry["detail"] for entry in log if entry["reason"] == "even"] == [
+        str(number) for number in (*range(0, 40, 2), *range(0, 9, 2))
+    ]
+
+    def explain(row: str) -> str:
+        return Explain(folder=str(tmp_path / "out"), row=row).run(tmp_path)
+
+    assert explain("b.jsonl:3") == f"{tmp_path}/b.jsonl:3: even: 2"
+    assert explain("a.jsonl:41").startswith(f"{tmp_path}/a.jsonl:41: unreadable: not JSON: ")
+    assert explain("a.jsonl").endswith("and 11 more")
+    with pytest.raises(DataError, match=r"b\.jsonl:4: no such row went"):
+        explain("b.jsonl:4")
 
 
 def test_the_share_of_rows_that_stay_is_drawn_by_source(tmp_path: Path) -> None:
