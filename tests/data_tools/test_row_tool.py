@@ -97,10 +97,10 @@ def test_a_written_row_reads_back_as_it_was_but_for_numbers_that_json_has_not(ro
 def test_why_a_row_went_is_known_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tool, "BLOCK_ROWS", 7)
     rows = [*({"n": number} for number in range(40)), "{"]
-    odd(write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[:9]), max_bad_share=0.5).run(
+    odd(write_rows(tmp_path / "a.jsonl", rows), write_rows(tmp_path / "b.jsonl", rows[:9]), max_bad_share=0.5).run(
         tmp_path / "out"
     )
-    log = read(tmp_path / "out" / "left_out.log")
+    log = read_rows(tmp_path / "out" / "left_out.log")
     assert [entry["detail"] for entry in log if entry["reason"] == "even"] == [
         str(number) for number in (*range(0, 40, 2), *range(0, 9, 2))
     ]
@@ -117,7 +117,7 @@ def test_why_a_row_went_is_known_of_each(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_share_of_rows_that_stay_is_drawn_by_source(tmp_path: Path) -> None:
     counted = {"a": [1, 2, 3, 4], "b": [1, 3]}
-    paths = [write(tmp_path / f"{name}.jsonl", [{"n": n} for n in numbers]) for name, numbers in counted.items()]
+    paths = [write_rows(tmp_path / f"{name}.jsonl", [{"n": n} for n in numbers]) for name, numbers in counted.items()]
     odd(*paths).run(tmp_path / "out")
     (plot,) = [plot for plot in report(tmp_path / "out")["plots"] if plot["title"] == "Rows kept, by source"]
     assert [bar["value"] for bar in plot["bars"]] == [50.0, 100.0]
