@@ -98,7 +98,8 @@ class HarnessModel(OwnPrompts, _HFLM):
 
     def __init__(self, loaded: LoadedModel, suite: SuiteSpec):
         self.encoder = TextEncoder.of(loaded.tokenizer)  # HFLM tokenises while it is made
-        super().__init__(
+        make: Any = super().__init__  # HFLM's
+        make(
             pretrained=loaded.model,
             tokenizer=loaded.tokenizer,
             batch_size=suite.batch_size,

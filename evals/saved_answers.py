@@ -118,66 +118,78 @@ def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[
     Raises:
         InputError: No row answers any request, or there are fewer answers to each than samples are asked for.
     """
-    task = requests[0].task_name
-    wanted = Counter(id(request) for request in requests)
-    items = {id(request): request for request in requests}
-    places: dict[tuple[str, str], int | None] = {}
-    for name, request in items.items():
-        for key in set(_keys(request.doc, request.doc_id, request.args[0])):
-            places[key] = None if key in places else name  # what several items are asked alike tells none of them
-    texts: dict[int, list[str]] = {name: [] for name in items}
-    unknown: list[str] = []
-    double: list[str] = []
-    surplus: list[str] = []  # rows of more answers than are asked for
-    unread = 0
+    task, joined = requests[0].task_name, _Joined(requests)
     torn = [read.where for read in rows if read.problem is not None]
-    used: Counter[str] = Counter()
     first_filter = next((read.values["filter"] for read in rows if read.values.get("filter")), None)
     for number, read in enumerate(rows, start=1):
-        row = read.values
+        of_task = read.problem is None and read.values.get("task") in (None, task)
         # lm-eval writes a sample once for each filter, with the same text
-        if (
-            read.problem is not None
-            or row.get("task") not in (None, task)
-            or row.get("filter") not in (None, first_filter)
-        ):
-            continue
+        if of_task and read.values.get("filter") in (None, first_filter):
+            joined.add(read.values, number)
+    joined.check(file, len(torn))
+    record = {"file": file, "rows": len(rows), "unread": joined.unread, "fields": sorted(+joined.used)}
+    for kind, names in {"missing": joined.missing(), **joined.rows, "torn": torn}.items():
+        record |= {kind: len(names), f"{kind}_first": names[:_SHOWN]}
+    left = {name: iter(found) for name, found in joined.texts.items()}
+    ended = []
+    for request in requests:
+        stops = request.args[1].get("until") or []
+        ended.append(answer_in(next(left[id(request)], ""), "", [stops] if isinstance(stops, str) else stops).text)
+    return ended, record
+
+
+class _Joined:
+    """The answers that rows give to requests, by request, and the rows that answer none."""
+
+    def __init__(self, requests: Sequence[Any]):
+        self.wanted = Counter(id(request) for request in requests)
+        self.items = {id(request): request for request in requests}
+        self.texts: dict[int, list[str]] = {name: [] for name in self.items}
+        self.used: Counter[str] = Counter()  # fields, by how many rows' texts were taken from them
+        self.unread = 0
+        self.rows: dict[str, list[str]] = {"unknown": [], "double": [], "surplus": []}
+        self._places: dict[tuple[str, str], int | None] = {}
+        for name, request in self.items.items():
+            for key in set(_keys(request.doc, request.doc_id, request.args[0])):
+                # what several items are asked alike tells none of them
+                self._places[key] = None if key in self._places else name
+
+    def add(self, row: Json, number: int) -> None:
+        """Gives a row's texts to the request that it answers, as many as are wanted."""
         field = next((name for name in _TEXTS if row.get(name) is not None), "")
         found = list(_texts(row.get(field)))
         document = row["doc"] if isinstance(row.get("doc"), dict) else {}  # of lm-eval's samples: surer than its place
         place = None if any(_keys(document, None, None)) else row.get("doc_id")
         keys = list(_keys(document | row, place, row.get("prompt")))
         if not found or not keys:
-            unread += 1
-            continue
-        name = next((places[key] for key in keys if places.get(key) is not None), None)
-        used[field] += name is not None
+            self.unread += 1
+            return
+        name = next((self._places[key] for key in keys if self._places.get(key) is not None), None)
         if name is None:
-            unknown.append(_named(row, number))
-        elif len(texts[name]) + len(found) > wanted[name]:
-            (double if texts[name] else surplus).append(_named(row, number))
-            texts[name] += found[: wanted[name] - len(texts[name])]
-        else:
-            texts[name] += found
-    missing = [_named(items[name].doc, items[name].doc_id) for name in items if len(texts[name]) < wanted[name]]
-    if not any(texts.values()):
-        hint = "rows need an `id`, a `prompt` or a `doc_id`, and a `completion`"
-        what = f"no row of {file} answers an item: {unread} hold no answer, {len(unknown)} are to no item of the task"
-        raise InputError(f"{what}, {len(torn)} could not be read" if torn else what, hint=hint)
-    most = max(len(found) for found in texts.values())
-    if most < (samples := max(wanted.values())):
-        what = f"{file} holds at most {most} answers to an item, and {samples} samples of each are asked for"
-        raise InputError(what, hint=f"say `samples: {most}` in the suite's `sampling:`, or leave that out")
-    record = {"file": file, "rows": len(rows), "unread": unread, "fields": sorted(+used)}
-    kinds = {"missing": missing, "unknown": unknown, "double": double, "surplus": surplus, "torn": torn}
-    for kind, names in kinds.items():
-        record |= {kind: len(names), f"{kind}_first": names[:_SHOWN]}
-    left = {name: iter(found) for name, found in texts.items()}
-    ended = []
-    for request in requests:
-        stops = request.args[1].get("until") or []
-        ended.append(answer_in(next(left[id(request)], ""), "", [stops] if isinstance(stops, str) else stops).text)
-    return ended, record
+            self.rows["unknown"].append(_named(row, number))
+            return
+        self.used[field] += 1
+        texts, room = self.texts[name], self.wanted[name] - len(self.texts[name])
+        if len(found) > room:
+            self.rows["double" if texts else "surplus"].append(_named(row, number))
+        texts += found[:room]
+
+    def missing(self) -> list[str]:
+        """Names the items that have fewer answers than are wanted."""
+        short = [self.items[name] for name in self.items if len(self.texts[name]) < self.wanted[name]]
+        return [_named(item.doc, item.doc_id) for item in short]
+
+    def check(self, file: str, torn: int) -> None:
+        """Refuses a file of no answers, or of fewer to each item than samples are asked for."""
+        if not any(self.texts.values()):
+            hint = "rows need an `id`, a `prompt` or a `doc_id`, and a `completion`"
+            unknown = f"{len(self.rows['unknown'])} are to no item of the task"
+            what = f"no row of {file} answers an item: {self.unread} hold no answer, {unknown}"
+            raise InputError(f"{what}, {torn} could not be read" if torn else what, hint=hint)
+        most = max(len(found) for found in self.texts.values())
+        if most < (samples := max(self.wanted.values())):
+            what = f"{file} holds at most {most} answers to an item, and {samples} samples of each are asked for"
+            raise InputError(what, hint=f"say `samples: {most}` in the suite's `sampling:`, or leave that out")
 
 
 def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -> tuple[str, ...]:
