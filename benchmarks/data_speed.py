@@ -30,7 +30,7 @@ import sysconfig
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ from posttrain.data_tools.ragged import bounds_of
 BANDS = Bands()
 THRESHOLD = 0.8
 BLOCK = 4096
+PEERS = ("datasketch", "rensa", "datatrove", "polars")
+MISSING = [name for name in PEERS if importlib.util.find_spec(name) is None]
+NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def ours(texts: Sequence[str], core: Core = "numpy") -> tuple[Removals, Candidates, Shingles]:
@@ -230,17 +233,8 @@ def peak(texts: Sequence[str]) -> float:
     return most / len(texts)
 
 
-def main() -> int:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--texts", type=Path, default=Path(sysconfig.get_paths()["purelib"]))
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    failed = []
-
-    texts = pq.read_table(options.data / "dedup/near_dup_20k.parquet")["text"].to_pylist()
-    truth = pq.read_table(options.data / "dedup/near_dup_20k_truth.parquet").to_pylist()
+def check_pairs(texts: Sequence[str], truth: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Prints how many of the true pairs are compared, by similarity, and which rows go wrongly; returns what failed."""
     removals, candidates, _ = ours(texts)
     compared = set(map(tuple, candidates.pairs.tolist()))
     for bucket in candidates.buckets:  # of a large bucket every pair can be asked for
@@ -260,23 +254,24 @@ def main() -> int:
         other = word_grams(texts[keeper])
         wrong += removals.kept[keeper] >= 0 or len(mine & other) / max(len(mine | other), 1) < THRESHOLD
     print(f"\nPairs at {THRESHOLD} and above: {recall:.4f} compared. Rows that go: {len(grams)}; wrongly: {wrong}.\n")
-    failed += ["recall"] if recall < 0.985 else []
-    failed += ["precision"] if wrong else []
-
-    every = joined(texts)
-    print(f"Of all pairs, by the exact join: {int((every.kept >= 0).sum())} rows go.\n")
-    numba = importlib.util.find_spec("numba") is not None
-    if numba:
+    print(f"Of all pairs, by the exact join: {int((joined(texts).kept >= 0).sum())} rows go.\n")
+    failed = ["recall"] * (recall < 0.985) + ["precision"] * bool(wrong)
+    if NUMBA:
         again, _, _ = ours(texts, "numba")
-        failed += ["cores"] if not np.array_equal(again.kept, removals.kept) else []
-    many = cut_texts(options.texts, 200_000)
-    runs: dict[str, tuple[Sequence[str], Callable[[Sequence[str]], Any]]] = {
+        failed += ["cores"] * (not np.array_equal(again.kept, removals.kept))
+    return failed
+
+
+def runs_of(texts: Sequence[str], many: Sequence[str]) -> dict[str, tuple[Sequence[str], Callable[[Any], Any]]]:
+    """Returns what is timed, ours and each peer's that is installed: the texts, and what looks for duplicates."""
+    copies = [*many[:180_000], *("".join(text) for text in map(list, many[:20_000]))]  # equal, at other addresses
+    runs: dict[str, tuple[Sequence[str], Callable[[Any], Any]]] = {
         "near: numpy, 20,000": (texts, ours),
         "near: numpy, 200,000": (many, ours),
         "near: exact join, numpy, 20,000": (texts, joined),
         "near: numpy, of them the first 20,000": (many[:20_000], ours),
     }
-    if numba:
+    if NUMBA:
         runs |= {
             "near: numba, 20,000": (texts, lambda some: ours(some, "numba")),
             "near: numba, 200,000": (many, lambda some: ours(some, "numba")),
@@ -286,13 +281,11 @@ def main() -> int:
         "rensa": ("near: rensa, 20,000", texts, with_rensa),
         "datatrove": ("near: datatrove, 2,000 of the 20,000", texts[:2000], with_datatrove),
     }
-    missing = [name for name in (*peers, "polars") if importlib.util.find_spec(name) is None]
-    runs |= {title: (some, run) for name, (title, some, run) in peers.items() if name not in missing}
-    copies = [*many[:180_000], *("".join(text) for text in map(list, many[:20_000]))]  # equal, at other addresses
+    runs |= {title: (some, run) for name, (title, some, run) in peers.items() if name not in MISSING}
     runs |= {"exact: xxh3, 200,000": (copies, exact), "normalised: numpy, 200,000": (copies, normalised)}
-    if numba:
+    if NUMBA:
         runs["normalised: numba, 200,000"] = (copies, lambda some: normalised(some, "numba"))
-    if "polars" not in missing:
+    if "polars" not in MISSING:
         import polars
 
         column = polars.Series("text", copies)
@@ -301,32 +294,47 @@ def main() -> int:
             "exact: polars from its own column, 200,000": (copies, lambda _: with_polars(column)),
             "normalised: polars from strings, 200,000": (copies, with_polars_normalised),
         }
+    return runs
+
+
+def time_in_turns(runs: Mapping[str, tuple[Sequence[str], Callable[[Any], Any]]], rounds: int) -> dict[str, float]:
+    """Times all in turns, prints the rates and returns the median of each, in documents a CPU-second."""
     rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, (some, run) in runs.items():
             rates[name].append(len(some) / cpu(lambda some=some, run=run: run(some)))
-    print("| run | documents a CPU-second, median | all |\n|---|---|---|")
     median = {name: statistics.median(found) for name, found in rates.items()}
+    print("| run | documents a CPU-second, median | all |\n|---|---|---|")
     for name, found in rates.items():
         print(f"| {name} | {median[name]:,.0f} | {', '.join(f'{one:,.0f}' for one in found)} |")
+    return median
+
+
+def check_rates(median: Mapping[str, float], memory: float) -> list[str]:
+    """Prints what the rates come to; returns which of them failed."""
     ratio = median["near: numpy, of them the first 20,000"] / median["near: numpy, 200,000"]
-    memory = peak(many)
     print(
         f"\nA document of 200,000 costs {ratio:.2f} times one of 20,000; "
         f"at most {memory:,.0f} bytes of memory a document."
     )
-    failed += ["numpy"] if median["near: numpy, 20,000"] < 15_000 else []
-    failed += ["numba"] if numba and median["near: numba, 20,000"] < 45_000 else []
-    failed += ["cost"] if ratio > 1.2 else []
-    failed += ["memory"] if memory > 1500 else []
-    if "polars" not in missing:
+    failed = ["numpy"] * (median["near: numpy, 20,000"] < 15_000) + ["cost"] * (ratio > 1.2)
+    failed += ["numba"] * (NUMBA and median["near: numba, 20,000"] < 45_000) + ["memory"] * (memory > 1500)
+    if "polars" not in MISSING:
         slower = median["exact: polars from strings, 200,000"] / median["exact: xxh3, 200,000"]
         print(f"Equal texts take {slower:.2f} times as long as by polars, from strings in memory.")
-        failed += ["exact"] if slower > 2 else []
-    if "datatrove" not in missing:
-        both = with_datatrove(texts[:2000]), int((ours(texts[:2000])[0].kept >= 0).sum())
-        print(f"Of 2,000 documents datatrove removes {both[0]}, unchecked; ours {both[1]}, each checked.")
+        failed += ["exact"] * (slower > 2)
+    held = 8 * BANDS.bands + 16 + 8 + 4  # bytes of a row's keys, of its exact hash, of its words' hash and length
+    core = "numba" if NUMBA else "numpy"
+    hours = 1e9 / median[f"near: {core}, 200,000"] / 3600
+    print(
+        f"\nA billion such documents, extrapolated: {hours:,.1f} CPU hours of {core} beside reading and "
+        f"writing; {held:,} GB of keys and hashes, up to {memory:,.0f} GB in all while pairs are looked for.\n"
+    )
+    return failed
 
+
+def check_template() -> list[str]:
+    """Prints what becomes of rows of one template with answers of their own; returns what failed."""
     rows = template_rows(100_000)
     start = time.process_time()
     found, _, _ = ours(rows)
@@ -336,20 +344,29 @@ def main() -> int:
         f"One template with 100,000 answers: {gone} go, {found.passed_over:,} not compared with all, "
         f"{seconds:.0f} CPU s."
     )
-    failed += ["template"] if gone else []
+    return ["template"] * bool(gone)
 
-    held = 8 * BANDS.bands + 16 + 8 + 4  # bytes of a row's keys, of its exact hash, of its words' hash and length
-    core = "numba" if numba else "numpy"
-    hours = 1e9 / median[f"near: {core}, 200,000"] / 3600
-    print(
-        f"\nA billion such documents, extrapolated: {hours:,.1f} CPU hours of {core} beside reading and "
-        f"writing; {held:,} GB of keys and hashes, up to {memory:,.0f} GB in all while pairs are looked for."
-    )
 
-    names = ("numpy", "numba", "xxhash", *peers, "polars")
+def main() -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--texts", type=Path, default=Path(sysconfig.get_paths()["purelib"]))
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+
+    texts = pq.read_table(options.data / "dedup/near_dup_20k.parquet")["text"].to_pylist()
+    failed = check_pairs(texts, pq.read_table(options.data / "dedup/near_dup_20k_truth.parquet").to_pylist())
+    many = cut_texts(options.texts, 200_000)
+    failed += check_rates(time_in_turns(runs_of(texts, many), options.rounds), peak(many))
+    if "datatrove" not in MISSING:
+        both = with_datatrove(texts[:2000]), int((ours(texts[:2000])[0].kept >= 0).sum())
+        print(f"Of 2,000 documents datatrove removes {both[0]}, unchecked; ours {both[1]}, each checked.")
+    failed += check_template()
+    names = ("numpy", "numba", "xxhash", *PEERS)
     versions = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
     print(f"\n{datetime.date.today()}, {platform.processor() or platform.machine()}, {versions}")
-    print(f"Not installed: {', '.join(missing)}" if missing else "")
+    print(f"Not installed: {', '.join(MISSING)}" if MISSING else "")
     if failed:
         print("failed:", ", ".join(failed))
     return int(bool(failed))
