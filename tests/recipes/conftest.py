@@ -195,6 +195,22 @@ def posttrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
 
 
+def run(recipe: Path) -> Path:
+    """Trains a recipe in this process and returns its folder."""
+    from posttrain.recipes.load import load
+    from posttrain.recipes.train import train
+
+    loaded = load(recipe)
+    train(loaded)
+    return Path(loaded.recipe.output_dir)
+
+
+def figures(run_dir: Path) -> list[tuple[int, float, float]]:
+    """Returns step, loss and gradient norm of each logged step."""
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
+
+
 def losses(run_dir: Path) -> list[float]:
     """Returns the logged training losses, step by step."""
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]

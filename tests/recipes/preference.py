@@ -8,8 +8,9 @@ import pytest
 import torch
 from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.load import load
-from posttrain.recipes.train import build, train
+from posttrain.recipes.train import build
 
+from .conftest import run
 from .test_resume import undo_end
 
 
@@ -28,13 +29,6 @@ def loss_of(trainer: Any, batch: dict[str, Any] | None = None) -> float:
     """Returns the loss of a batch, by default of the first rows."""
     with torch.no_grad():
         return float(trainer.compute_loss(trainer.model, dict(batch or first_batch(trainer))))
-
-
-def run(recipe: Path) -> Path:
-    """Trains a recipe and returns its folder."""
-    loaded = load(recipe)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def logged(run_dir: Path, name: str = "loss") -> list[float]:

@@ -21,9 +21,8 @@ from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.merge import merge_to
-from posttrain.recipes.train import train
 
-from .conftest import ABSENT
+from .conftest import ABSENT, figures, run
 
 Make = Callable[..., Path]
 # What fits a model of two layers that is 32 wide, where a type's own defaults do not.
@@ -71,12 +70,6 @@ def base_dir(name: str, tiny_model_dir: Path, tmp_path: Path) -> Path:
     model.save_pretrained(tmp_path / "untied")
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "untied")
     return tmp_path / "untied"
-
-
-def run(recipe: Path) -> Path:
-    loaded = load(recipe)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -304,11 +297,6 @@ def undo_end(run_dir: Path, final: Path) -> None:
     record = json.loads((run_dir / "run.json").read_text())
     (run_dir / "run.json").write_text(json.dumps({**record, "finished": None}))
     shutil.rmtree(run_dir / "checkpoint-4")
-
-
-def figures(run_dir: Path) -> list[tuple[Any, ...]]:
-    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 
 def test_the_table_knows_every_type_of_peft_by_its_own_class() -> None:

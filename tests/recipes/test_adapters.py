@@ -1,6 +1,5 @@
 """What adapters train, how it is held and saved: on a tied bfloat16 model that pads with its eos token."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from posttrain.recipes.train import train
 
 from ..conftest import build_tokenizer, save_model
 from . import warm
-from .conftest import for_cpus, needs_deepspeed
+from .conftest import figures, for_cpus, needs_deepspeed, run
 from .test_resume import WEIGHTS, undo_end
 
 Make = Callable[..., Path]
@@ -58,12 +57,6 @@ def adapted(make_recipe: Make, instruct_model_dir: Path) -> Make:
         return make_recipe(stage, name, sections=sections, learning_rate=0.02, max_steps=4, save_steps=2)
 
     return make
-
-
-def run(recipe: Path) -> Path:
-    loaded = load(recipe)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -196,11 +189,6 @@ def test_a_run_in_two_parts_gives_the_same_bits_and_losses(
     run(recipe)
     assert figures(run_dir) == log
     assert (hash_file(run_dir / WEIGHTS), hash_file(run_dir / "adapter" / "adapter_model.safetensors")) == expected
-
-
-def figures(run_dir: Path) -> list[tuple[Any, ...]]:
-    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 
 @pytest.mark.parametrize("target", [["q_proj", "lm_head"], ["q_proj", "embed_tokens"], ".*(q_proj|lm_head)"])

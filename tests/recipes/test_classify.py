@@ -14,9 +14,8 @@ from posttrain.data_tools.errors import DataError
 from posttrain.evals.models import load_model
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
-from posttrain.recipes.train import train
 
-from .conftest import losses
+from .conftest import losses, run
 
 COLOURS = ("amber", "blue", "crimson")
 ENCODER = {
@@ -64,12 +63,6 @@ def recipe(make_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Pa
         return make_recipe("classify", name, sections=sections, **trainer)
 
     return make
-
-
-def run(path: Path) -> Path:
-    loaded = load(path)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def last_evaluation(run_dir: Path) -> dict[str, float]:

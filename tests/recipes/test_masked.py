@@ -27,17 +27,10 @@ from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
 from posttrain.recipes.rows import prepare_rows
 from posttrain.recipes.show import show_rows
-from posttrain.recipes.train import train
 
-from .conftest import log, losses
+from .conftest import log, losses, run
 
 BERT = "pretrain mlm bert"
-
-
-def run(recipe: Path) -> Path:
-    loaded = load(recipe)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def with_eval(make_recipe: Callable[..., Path], tmp_path: Path, name: str, **trainer: Any) -> Path:

@@ -14,10 +14,9 @@ from posttrain.recipes import launch
 from posttrain.recipes.check import check_all
 from posttrain.recipes.load import load
 from posttrain.recipes.scoring import score_models
-from posttrain.recipes.train import train
 
 from . import warm
-from .conftest import log
+from .conftest import log, run
 
 STOP = {"column": "lines", "min_delta": 0.5}
 
@@ -60,12 +59,6 @@ def scored(command: Sequence[str], environment: Any = None) -> int:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "run", scored)
-
-
-def run(recipe: Path) -> Path:
-    loaded = load(recipe)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def record(run_dir: Path) -> dict[str, Any]:

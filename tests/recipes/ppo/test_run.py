@@ -10,9 +10,8 @@ import torch
 from posttrain.data_tools.files import hash_file
 from posttrain.evals import checkpoints
 from posttrain.recipes.errors import RecipeError
-from posttrain.recipes.load import load
-from posttrain.recipes.train import train
 
+from ..conftest import run
 from ..test_resume import WEIGHTS, undo_end
 
 FUNCTIONS = Path(__file__).parents[1] / "reward_functions.py"
@@ -21,12 +20,6 @@ LENGTH = {"function": f"{FUNCTIONS}:length"}
 SHORT = {"max_steps": 2, "save_strategy": "no"}
 
 Maker = Callable[..., Path]
-
-
-def run(recipe: Path) -> Path:
-    loaded = load(recipe)
-    train(loaded)
-    return Path(loaded.recipe.output_dir)
 
 
 def log(run_dir: Path) -> list[dict[str, Any]]:
