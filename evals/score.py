@@ -20,8 +20,9 @@ from .loading import Loader
 from .models import applies_template, hub_access, template_of
 from .records import LOCKS, Result, Score, ScoreStore, now, versions
 from .runs import Target, Unfinished, find_targets, is_closed, is_run
-from .spec import SuiteSpec, load_suite
+from .spec import SuiteSpec
 from .stats.intervals import spelt
+from .suite_files import load_suite
 from .task import Checkpoint, Task
 from .team import Team
 from .vllm_tasks import vllm_version

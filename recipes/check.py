@@ -84,7 +84,7 @@ def _check(
 ) -> tuple[str, list[str]]:
     """Returns what a file is, and what there is to say of it."""
     from ..evals.judges import FILE, judge_names
-    from ..evals.spec import load_suite, suite_names
+    from ..evals.suite_files import load_suite, suite_names
     from .pipeline import load_pipeline, plan, plan_parity, plan_score
     from .study import check_study, plan_one_seed
 
@@ -158,7 +158,7 @@ def _suite_of(loaded: Loaded) -> tuple[str, Mapping[str, Path]] | None:
 
 def _score_lines(name: str, suite: str, references: Mapping[str, Path], *, read_data: bool) -> list[str]:
     """Checks a suite that is scored once steps have run; its tasks too, unless it reads what they have yet to write."""
-    from ..evals.spec import check_suite, load_suite
+    from ..evals.suite_files import check_suite, load_suite
 
     if check_suite(suite, references):
         return [f"{name}: suite {suite}, whose files steps have yet to write"]

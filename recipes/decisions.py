@@ -98,7 +98,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
     with placed(loaded), whole_weights():
         stage = loaded.stage.module()
         if loaded.recipe.score:  # files that it names may have yet to be written by a pipeline's steps
-            from ..evals.spec import check_suite, load_suite
+            from ..evals.suite_files import check_suite, load_suite
             from .monitor import check_columns
 
             if loaded.references:

@@ -125,7 +125,7 @@ def _find_template(document: Document, model: dict[str, Any]) -> None:
 
 def find_suite(document: Document, score: dict[str, Any]) -> None:
     """Resolves the suite of a recipe's or pipeline's ``score`` section in place, by name or as a file."""
-    from ..evals.spec import suite_names
+    from ..evals.suite_files import suite_names
 
     value = score.get("suite")
     if not isinstance(value, str) or value in suite_names():

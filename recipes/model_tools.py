@@ -72,7 +72,7 @@ class Decontaminate(DecontaminateSpec):
     def _items_of_tasks(self) -> dict[str, list[Item]]:
         from ..evals.models import hub_access
         from ..evals.score import define_all
-        from ..evals.spec import load_suite, suite_of_tasks
+        from ..evals.suite_files import load_suite, suite_of_tasks
 
         places = {name: Path(folder) for name, folder in self.references.items()}
         folder = Path(self.data_dir) if self.data_dir else None

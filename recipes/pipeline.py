@@ -15,7 +15,7 @@ from ..data_tools.sources import content_hash
 from ..data_tools.specfile import Document, load_document, raise_if_problems, validate, with_references
 from ..data_tools.tool import Tool
 from ..evals import checkpoints
-from ..evals.spec import check_suite
+from ..evals.suite_files import check_suite
 from . import launch, rundir
 from .errors import RunError
 from .forks import Forks
@@ -381,7 +381,7 @@ def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
     """Scores and judges what is not yet, in a process of its own; returns whether there was anything."""
     from ..evals.judging.run import pending_judgments
     from ..evals.score import pending
-    from ..evals.spec import load_suite
+    from ..evals.suite_files import load_suite
 
     folders, references, final_only = scoring.folders, scoring.references, scoring.final_only
     suite = load_suite(scoring.suite, references)

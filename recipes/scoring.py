@@ -84,7 +84,7 @@ def _wanted(
     chat: "Chat | None",
 ) -> tuple[dict[str, "SuiteSpec"], dict[tuple[str, tuple[str, ...]], list[str]]]:
     """Returns suites by their content, and the models of which the same suite and metrics are asked."""
-    from ..evals.spec import load_suite, suite_names, suite_of_tasks
+    from ..evals.suite_files import load_suite, suite_names, suite_of_tasks
 
     if tasks and suite:
         raise RecipeError("--suite and --tasks are two ways to say what is scored", hint="give one of them")
@@ -178,7 +178,7 @@ def _judge(
 
 def _suite_of(record: Mapping[str, Any], model: str) -> str | None:
     """Returns the suite that a run's recipe names, as a path where it is a file beside the recipe."""
-    from ..evals.spec import suite_names
+    from ..evals.suite_files import suite_names
 
     score = record.get("recipe", {}).get("score")
     if not score:

@@ -316,8 +316,8 @@ def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Tas
     Raises:
         RunError: A cell has no score of a task, or cells were asked different things.
     """
-    from ..evals.spec import load_suite
     from ..evals.stats.compare import Hypothesis, judge, seeded_difference
+    from ..evals.suite_files import load_suite
 
     pipeline, made = grid(study, document, seeds)
     scoring = plan_score(made, pipeline, plan(made, pipeline))

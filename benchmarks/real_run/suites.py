@@ -21,7 +21,8 @@ import pyarrow.parquet
 import yaml
 from posttrain.evals.records import Score, ScoreStore
 from posttrain.evals.score import score
-from posttrain.evals.spec import SuiteSpec, load_suite
+from posttrain.evals.spec import SuiteSpec
+from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task_index import find
 
 FILES = {

@@ -15,7 +15,7 @@ import openai
 import pyarrow.parquet  # noqa: F401
 import scipy.special  # noqa: F401
 from posttrain.evals.judging.run import judge
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 assert openai.AsyncOpenAI is not None  # resolves what is imported lazily
 

@@ -12,7 +12,8 @@ from posttrain.evals.generations import define
 from posttrain.evals.judging.judgments import Judgment, JudgmentStore
 from posttrain.evals.prompt_sets import Prompt
 from posttrain.evals.records import Metric, Score, ScoreStore
-from posttrain.evals.spec import SuiteSpec, load_suite
+from posttrain.evals.spec import SuiteSpec
+from posttrain.evals.suite_files import load_suite
 
 Say = Callable[[Prompt], str | tuple[str, ...]]
 

@@ -12,7 +12,8 @@ import pytest
 from posttrain.evals.definitions import build, define
 from posttrain.evals.errors import EvalError
 from posttrain.evals.math_answers import MathVerifier
-from posttrain.evals.spec import SuiteSpec, TaskSpec, load_suite
+from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task_index import TASKS, lm_eval_folder
 
 from .conftest import write_rows
@@ -83,7 +84,7 @@ def bbh_readings(texts: list[str]) -> list[list[str]]:
     """Returns what each filter that the suite gives BBH reads."""
     from lm_eval.filters.extraction import RegexFilter
     from posttrain.data_tools.specfile import load_document
-    from posttrain.evals.spec import SUITES
+    from posttrain.evals.suite_files import SUITES
 
     entry = next(task for task in load_document(SUITES / "reasoning.yaml").value["tasks"] if "overrides" in task)
     read = []
@@ -285,7 +286,7 @@ def test_answers_without_a_form_are_counted(make_run: Any, tmp_path: Path):
 
 
 def test_check_tells_a_suite_of_robustness_by_its_key_and_what_tasks_need(capsys: pytest.CaptureFixture[str]):
-    from posttrain.evals.spec import SUITES
+    from posttrain.evals.suite_files import SUITES
     from posttrain.recipes.check import check_all
 
     assert check_all([SUITES / "robustness.yaml", SUITES / "safety.yaml"], [], {}, read_data=False) == 0

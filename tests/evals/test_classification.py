@@ -240,7 +240,7 @@ def test_a_metric_that_is_not_here_is_one_clear_error(tmp_path: Path):
 
 def test_a_suite_that_cannot_be_read_says_where(suite: Path):
     from posttrain.data_tools.errors import SpecError
-    from posttrain.evals.spec import load_suite
+    from posttrain.evals.suite_files import load_suite
 
     suite.write_text(
         "classification:\n"

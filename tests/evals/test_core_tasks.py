@@ -7,7 +7,8 @@ import pytest
 from posttrain.evals.canaries import canaries
 from posttrain.evals.definitions import build, define
 from posttrain.evals.gold import check_gold
-from posttrain.evals.spec import SUITES, SuiteSpec, TaskSpec
+from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.suite_files import SUITES
 from posttrain.evals.task_index import lm_eval_folder
 
 from .conftest import write_rows

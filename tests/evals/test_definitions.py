@@ -10,7 +10,8 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals import definitions, task_index
 from posttrain.evals.definitions import build, define, read_table, read_yaml
 from posttrain.evals.errors import EvalError, SuiteError
-from posttrain.evals.spec import SuiteSpec, TaskSpec, load_suite
+from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task_index import find, lm_eval_folder, members_of
 
 ARC = {

@@ -15,7 +15,7 @@ from posttrain.evals.foreign_results import read_results
 from posttrain.evals.report import Leaderboard, build
 from posttrain.evals.report.board import BoardRow, Column
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .report_fixtures import make_run, share
 from .report_fixtures import score as line_of

@@ -34,7 +34,7 @@ from posttrain.evals.generations import (
 from posttrain.evals.prompt_sets import load_prompts
 from posttrain.evals.records import Result, ScoreStore
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from ..conftest import build_tokenizer
 from ..fault_server import FaultServer, each

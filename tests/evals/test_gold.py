@@ -9,7 +9,7 @@ from posttrain.evals import definitions
 from posttrain.evals import score as scoring
 from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 0}
 NAN = float("nan")

@@ -16,10 +16,11 @@ from posttrain.evals.definitions import read_yaml
 from posttrain.evals.records import Score, ScoreStore
 from posttrain.evals.report import build as build_board
 from posttrain.evals.score import score
-from posttrain.evals.spec import SUITES, SuiteSpec, load_suite
+from posttrain.evals.spec import SuiteSpec
 from posttrain.evals.stats.compare import paired_difference
 from posttrain.evals.stats.intervals import interval, scale_of
 from posttrain.evals.stats.strata import group_mean
+from posttrain.evals.suite_files import SUITES, load_suite
 from posttrain.evals.task_index import find
 
 from .conftest import CHOICES, write_rows

@@ -13,7 +13,7 @@ from posttrain.evals.errors import EvalError
 from posttrain.evals.models import head_config, load_model
 from posttrain.evals.records import SCORES, ScoreStore
 from posttrain.evals.score import pending, score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .conftest import CHOICES, write_rows
 

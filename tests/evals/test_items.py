@@ -6,7 +6,8 @@ from typing import Any
 
 from posttrain.evals.definitions import define
 from posttrain.evals.score import define_all
-from posttrain.evals.spec import SuiteSpec, TaskSpec, load_suite
+from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.suite_files import load_suite
 
 CHOICES = ["the red one", "that of Ann", "none", "all"]
 DOCS = [

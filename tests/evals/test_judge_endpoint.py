@@ -15,7 +15,8 @@ from posttrain.evals.judging.backends import open_judges
 from posttrain.evals.judging.judgments import battles
 from posttrain.evals.judging.parse import Verdict
 from posttrain.evals.judging.run import judge, pending_judgments
-from posttrain.evals.spec import SuiteSpec, load_suite
+from posttrain.evals.spec import SuiteSpec
+from posttrain.evals.suite_files import load_suite
 
 from ..fault_server import FaultServer, each, sometimes
 from .judged import add_answers, judgments, metrics, scores, write_suite
@@ -370,7 +371,7 @@ ONCE = """
 import sys
 from pathlib import Path
 from posttrain.evals.judging.run import judge
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 judge([Path(p) for p in sys.argv[2:]], load_suite(sys.argv[1]))
 """
 

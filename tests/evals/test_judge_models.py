@@ -10,7 +10,8 @@ from posttrain.chat_templates import load as load_template
 from posttrain.evals.judging.backends import label_logs
 from posttrain.evals.judging.run import judge, pending_judgments
 from posttrain.evals.models import LoadedModel, load_model
-from posttrain.evals.spec import SuiteSpec, load_suite
+from posttrain.evals.spec import SuiteSpec
+from posttrain.evals.suite_files import load_suite
 
 from .headed import headed_model, save_run
 from .judged import add_answers, judgments, metrics, scores, write_suite

@@ -10,7 +10,7 @@ from posttrain.evals.answers import Answer
 from posttrain.evals.judges import JudgingSpec, load_judges
 from posttrain.evals.judging.prompt import JudgePrompt, shown
 from posttrain.evals.judging.run import judge
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .judged import add_answers, judgments, write_suite
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from posttrain import chat_templates
 from posttrain.evals.judging.run import judge
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from ..model_server import serving
 from .judged import add_answers, judgments, metrics, scores, write_suite

@@ -12,7 +12,7 @@ from posttrain.evals.generations import define
 from posttrain.evals.judges import Judge, JudgeSettings
 from posttrain.evals.judging.questions import Pair, questions_of
 from posttrain.evals.judging.run import judge, pending_judgments
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .judged import add_answers, judgments, metrics, scores, write_suite
 

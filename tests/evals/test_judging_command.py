@@ -9,7 +9,7 @@ import pytest
 from posttrain.evals.answers import read_answers, to_parquet
 from posttrain.evals.judging.run import judge
 from posttrain.evals.records import ScoreStore
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 from posttrain.recipes.scoring import score_models
 
 from .judged import add_answers, judgments, metrics, scores, write_suite

@@ -8,7 +8,7 @@ from posttrain.data_tools.errors import SpecError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.report.items import read_items
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 METRICS = """
 import torch

@@ -120,7 +120,7 @@ def test_a_policys_implicit_reward_departs_from_its_reference(suite: Path, tmp_p
             parameter.add_(0.05 * torch.randn_like(parameter))
     run = save_run(tmp_path / "dpo", policy, tiny_model_dir)
     suite.write_text("pairs:\n  - {name: p, path: pairs.jsonl, reference: '@sft', beta: 0.5}\n")
-    from posttrain.evals.spec import load_suite
+    from posttrain.evals.suite_files import load_suite
 
     _, rows = only(score([run], load_suite(suite, {"sft": tiny_model_dir}), device="cpu"), run)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -165,7 +165,7 @@ def test_unusable_pairs_are_dropped_and_counted(suite: Path, tmp_path: Path, tin
 
 def test_the_score_belongs_to_rows_settings_and_reference(suite: Path, tmp_path: Path, tiny_model_dir: Path):
     from posttrain.evals.pairs import define
-    from posttrain.evals.spec import load_suite
+    from posttrain.evals.suite_files import load_suite
 
     def task_hash(entry: str) -> str:
         suite.write_text(f"pairs:\n  - {{name: p, path: pairs.jsonl{entry}}}\n")

@@ -11,7 +11,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import DataError, SpecError
 from posttrain.evals.answers import Answer, answers_from_file, read_answers, to_parquet
 from posttrain.evals.prompt_sets import PROMPTS, Prompt, PromptsSpec, load_prompts
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .conftest import write_rows
 

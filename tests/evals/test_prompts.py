@@ -237,7 +237,7 @@ def test_few_shot_turns_and_options_of_a_task_are_text(tmp_path: Path, bare_mode
     """lm-eval hands prompts on as one text; what it logs has no trace of how they were made."""
     import pyarrow.parquet as pq
     from posttrain.evals.definitions import define
-    from posttrain.evals.spec import load_suite
+    from posttrain.evals.suite_files import load_suite
 
     tokenizer: Any = build_tokenizer()
     chat_templates.install(chat_templates.load("chatml"), tokenizer)

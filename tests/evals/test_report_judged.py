@@ -13,7 +13,7 @@ from posttrain.evals.report.html import MOST_BYTES
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.report.sections import sections
 from posttrain.evals.report.tables import to_csv, to_json
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .judged import add_answers, write_suite
 from .judged_fixtures import answer, judged_score, judgment, pair, save_answers, save_judgments, world

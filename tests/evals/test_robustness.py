@@ -13,8 +13,8 @@ from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.row_changes import OptionOrder, RowChange, TypingErrors
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
 from posttrain.evals.stats.robustness import robustness
+from posttrain.evals.suite_files import load_suite
 
 from .conftest import write_rows
 

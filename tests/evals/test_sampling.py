@@ -13,8 +13,8 @@ from posttrain.data_tools.specfile import SpecError
 from posttrain.evals.models import load_model
 from posttrain.evals.runs import find_targets
 from posttrain.evals.score import define_all, score
-from posttrain.evals.spec import load_suite
 from posttrain.evals.stats.samples import majority_at_k, pass_at_k
+from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task import Checkpoint
 
 SUITE = """

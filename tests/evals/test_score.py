@@ -12,8 +12,8 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
 from posttrain.evals.stats.intervals import spelt
+from posttrain.evals.suite_files import load_suite
 
 from .conftest import add_checkpoint, write_run_json
 

@@ -6,7 +6,7 @@ import pytest
 from posttrain.data_tools.errors import SpecError
 from posttrain.evals.definitions import define
 from posttrain.evals.errors import SuiteError
-from posttrain.evals.spec import SUITES, check_suite, load_suite, suite_names
+from posttrain.evals.suite_files import SUITES, check_suite, load_suite, suite_names
 
 
 def test_every_mistake_has_its_line_and_a_suggestion(tmp_path: Path):

@@ -11,7 +11,8 @@ from posttrain.evals import task_index
 from posttrain.evals.definitions import build, define, origin
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.report import build as build_board
-from posttrain.evals.spec import SuiteSpec, TaskSpec, load_suite
+from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task_data import LAYOUTS, open_folder, read_layout, read_task_rows
 
 from .report_fixtures import make_run, score, share

@@ -14,7 +14,7 @@ from posttrain.evals.errors import SuiteError
 from posttrain.evals.generations import define as define_prompts
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .conftest import CHOICES, PROMPTS, write_rows
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from posttrain.evals.definitions import define
 from posttrain.evals.score import score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 
 from .conftest import CHOICES, PROMPTS, write_rows
 

@@ -15,7 +15,7 @@ from posttrain.evals.definitions import define
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.report import build
 from posttrain.evals.score import define_all, score
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 from posttrain.recipes.cli import app
 from typer.testing import CliRunner
 

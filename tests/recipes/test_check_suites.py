@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from posttrain.evals import task_index
 from posttrain.evals.score import score
-from posttrain.evals.spec import suite_of_tasks
+from posttrain.evals.suite_files import suite_of_tasks
 from posttrain.recipes.check import check_all
 from posttrain.recipes.cli import app
 from typer.testing import CliRunner

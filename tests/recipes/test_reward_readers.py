@@ -14,7 +14,7 @@ from posttrain.evals import best_of_n, pairs
 from posttrain.evals.answers import Answer
 from posttrain.evals.judging.backends import RewardJudge
 from posttrain.evals.models import LoadedModel, load_model
-from posttrain.evals.spec import load_suite
+from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task import Checkpoint
 from posttrain.recipes.rewards import load_terms
 from posttrain.recipes.schema import RewardSpec
