@@ -204,7 +204,7 @@ def test_a_killed_call_scores_nothing_twice_and_ends_with_the_same_bytes(
         seen.extend(row.values["id"] for row in rows)
         if len(seen) == 9:
             raise KeyboardInterrupt
-        return plain(scorer, rows, read_rows)
+        return plain(scorer, rows, read)
 
     monkeypatch.setattr(score_rows._Scorer, "_score", counted)
     with pytest.raises(KeyboardInterrupt):
