@@ -412,5 +412,6 @@ def _server(spec: AskSpec, record: Path) -> Server:
         server = EndpointSpec(**given, timeout=_TIMEOUT)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise DataError(f"not an endpoint: {problem['msg']}", where=str(problem["loc"][0])) from error
+        where = ".".join(map(str, problem["loc"])) or None  # none of what follows from several keys
+        raise DataError(f"not an endpoint: {problem['msg'].removeprefix('Value error, ')}", where=where) from error
     return Server(Endpoint(server, record), lambda query: request_of(query, spec.sampling))

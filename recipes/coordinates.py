@@ -274,17 +274,16 @@ def _check(
         last: dict[str, float] = {}
         for place in (*PLACES, _LOGITS):
             for what in ("change", "update"):
-                shown = []
-                for step in range(steps):
-                    table = [[getattr(cells[times, seed][place][step], what) for times in widths] for seed in seeds]
-                    slopes = [slope(widths, values) for values in table]
-                    if what == "change":  # the figure's; the update's part of it says where it comes from
-                        last[place] = statistics.mean(slopes)
-                    mean, least, most = (
-                        f"{value:+.2f}" for value in (statistics.mean(slopes), min(slopes), max(slopes))
-                    )
-                    shown.append(f"{mean} [{least}, {most}]" if len(seeds) > 1 else mean)
-                rows.append([kind, place, what, *shown, *map(statistics.mean, zip(*table, strict=True))])
+                gone = [
+                    [[getattr(cells[times, seed][place][step], what) for times in widths] for seed in seeds]
+                    for step in range(steps)
+                ]
+                slopes = [[slope(widths, values) for values in table] for table in gone]
+                if what == "change":  # the figure's; the update's part of it says where it comes from
+                    last[place] = statistics.mean(slopes[-1])
+                ends = (f" [{min(step):+.2f}, {max(step):+.2f}]" if len(seeds) > 1 else "" for step in slopes)
+                shown = [f"{statistics.mean(step):+.2f}{end}" for step, end in zip(slopes, ends, strict=True)]
+                rows.append([kind, place, what, *shown, *map(statistics.mean, zip(*gone[-1], strict=True))])
         steepest = max(last, key=lambda name: abs(last[name]))
         verdict = "does not depend on the width" if abs(last[steepest]) < HELD else "depends on the width"
         summary.append(

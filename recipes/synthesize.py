@@ -150,11 +150,11 @@ def _listed(value: Any) -> Any:
 
 def _kind_of_check(value: Any) -> str:
     judged = isinstance(value, Preferred) or (isinstance(value, dict) and "judge" in value)
-    return "judge" if judged else "verifier"
+    return "preferred" if judged else "checked"  # no keys, or errors would be taken for errors of theirs
 
 
 _AnyCheck = Annotated[
-    Annotated[Check, Tag("verifier")] | Annotated[Preferred, Tag("judge")], Discriminator(_kind_of_check)
+    Annotated[Check, Tag("checked")] | Annotated[Preferred, Tag("preferred")], Discriminator(_kind_of_check)
 ]
 
 

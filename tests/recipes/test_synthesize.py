@@ -263,10 +263,12 @@ def test_a_method_that_comes_with_us_is_whole(tmp_path: Path, name: str) -> None
         ({"count": 3}, "say --samples"),
         ({"samples": 2, "temperature": 0.0}, "temperature above 0"),
         ({"verify": [{"verifier": "numeric", "of": "nothing", "column": "answer"}]}, "no step 'nothing'"),
+        ({"budget": {"money": 5.0}}, "a budget in money needs `prices`"),
+        ({"base_url": None, "budget": {"tokens": 5}}, "a budget and prices are of an endpoint"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(PosttrainError, match=said):
+    with pytest.raises((PosttrainError, ValueError), match=said):
         make(tmp_path, str.upper, **given)
 
 
@@ -508,3 +510,9 @@ def test_what_gives_each_answer_a_value_chooses_the_best_of_n_without_orders(tmp
 def test_a_judge_is_no_reward() -> None:
     with pytest.raises(ValueError, match=r"gives none a reward of its own: .* take a reward model"):
         RewardSpec.model_validate({"verifier": "judge"})
+
+
+def test_what_a_judges_check_lacks_is_said_by_its_key(tmp_path: Path) -> None:
+    lacking = ["--method", "critique_revise", "--model", "m", "--verify", "{judge: pairwise, of: revision}"]
+    with pytest.raises(PosttrainError, match=r"verify\.request: this key is required"):
+        run_command("synthesize", rows_file(tmp_path, QUESTIONS), *lacking, "-o", str(tmp_path / "out"))
