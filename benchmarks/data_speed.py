@@ -2,6 +2,7 @@
 
     pip install pyarrow polars datasketch rensa datatrove "posttrain[fast]"
     OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 python benchmarks/data_speed.py DATA [--texts FOLDER] [--rounds 3]
+    OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 python benchmarks/data_speed.py DATA --files-only    # from file to file
 
 DATA holds ``dedup/near_dup_20k.parquet`` and its truth, every pair of 5-gram similarity at least .5. From the text
 files below ``--texts`` (Python's own packages by default) 200,000 documents of about the same length are cut, of which
@@ -22,9 +23,12 @@ import datetime
 import importlib.metadata
 import importlib.util
 import io
+import json
 import platform
 import random
+import resource
 import statistics
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -45,6 +49,7 @@ from posttrain.data_tools.ragged import bounds_of
 BANDS = Bands()
 THRESHOLD = 0.8
 BLOCK = 4096
+OURS = [sys.executable, "-c", "from posttrain.recipes.cli import main; main()"]
 PEERS = ("datasketch", "rensa", "datatrove", "polars")
 MISSING = [name for name in PEERS if importlib.util.find_spec(name) is None]
 NUMBA = importlib.util.find_spec("numba") is not None
@@ -347,13 +352,47 @@ def check_template() -> list[str]:
     return ["template"] * bool(gone)
 
 
+POLARS = """
+import sys, polars
+rows = polars.read_ndjson(sys.argv[1]).unique(subset="text", keep="first", maintain_order=True)
+rows.write_ndjson(sys.argv[2])
+"""
+
+
+def from_file_to_file(texts: Sequence[str], rounds: int) -> None:
+    """Prints what exact duplicates of a file of rows cost as a command, and by polars, their starts included."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows, out = Path(folder) / "rows.jsonl", Path(folder) / "out"
+        rows.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        commands = {
+            "data dedup --match exact": [*OURS, "data", "dedup", str(rows), "--match", "exact", "-o", str(out)],
+            "polars": [sys.executable, "-c", POLARS, str(rows), str(out / "polars.jsonl")],
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                seconds[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        for name, found in seconds.items():
+            print(f"{name}: {', '.join(f'{one:.2f}' for one in found)} CPU s for {len(texts):,} rows")
+        ours, theirs = map(statistics.median, seconds.values())
+        print(f"From file to file equal rows take {ours / theirs:.1f} times as long as by polars.")
+
+
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--texts", type=Path, default=Path(sysconfig.get_paths()["purelib"]))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--files-only", action="store_true")
     options = parser.parse_args()
+    if options.files_only:
+        many = cut_texts(options.texts, 200_000)
+        from_file_to_file([*many[:180_000], *many[:20_000]], options.rounds)
+        return 0
 
     texts = pq.read_table(options.data / "dedup/near_dup_20k.parquet")["text"].to_pylist()
     failed = check_pairs(texts, pq.read_table(options.data / "dedup/near_dup_20k_truth.parquet").to_pylist())
