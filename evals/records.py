@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from ..data_tools.files import append_line, locked, read_jsonl_log
+from ..data_tools.files import append_line, locked, read_jsonl_log, write_atomic
 
 SCORES = "scores.jsonl"
 CONTAMINATION = "contamination.jsonl"
@@ -215,12 +215,18 @@ class ScoreStore:
         """Returns the keys of all scores."""
         return {score.key for score in self.load()}
 
-    def append(self, score: Score) -> bool:
-        """Writes a score and syncs it to the disk.
+    def append(self, score: Score, samples: bytes | None = None) -> bool:
+        """Writes a score and syncs it to the disk: its samples first, then the line that makes them count.
+
+        Args:
+            score: The score.
+            samples: Its Parquet file; None leaves what is there.
 
         Returns:
             False if another process has already written this key.
         """
+        if samples is not None:
+            write_atomic(self.folder / score.samples_name, samples)
         line = json.dumps(asdict(score), ensure_ascii=False, allow_nan=False)
         with locked(self.folder / LOCKS / "scores", wait=True):
             if score.key in self.keys():

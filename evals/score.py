@@ -11,7 +11,7 @@ from typing import Any
 
 from ..chat_templates.errors import PosttrainError
 from ..data_tools.errors import BusyError
-from ..data_tools.files import hash_json, locked, write_atomic
+from ..data_tools.files import hash_json, locked
 from . import classification, definitions, generations, groups, own_metrics, pairs, perplexity
 from .checkpoints import base_of, is_unchanged, verify
 from .contamination import MOST_BYTES, find_touched
@@ -301,9 +301,8 @@ class _Scoring:
             mine = not old.model_hash and old.weights_hash == target.weights_hash
             if mine and self.is_unchanged(target.folder, target.model_hash):
                 named = replace(old, model_hash=target.model_hash)
-                if (samples := target.store / old.samples_name).is_file():
-                    write_atomic(target.store / named.samples_name, samples.read_bytes())
-                store.append(named)
+                samples = target.store / old.samples_name
+                store.append(named, samples.read_bytes() if samples.is_file() else None)
 
     def _run(self, target: Target, todo: Sequence[Task]) -> None:
         """Scores a checkpoint on each task that is in order."""
@@ -360,7 +359,7 @@ class _Scoring:
         return error is None
 
     def _keep(self, target: Target, task: Task, result: Result, template: str | None, seconds: float) -> None:
-        """Writes a result: the samples, then the line that makes it count."""
+        """Writes a result and tells of it."""
         record = Score(
             run=target.run,
             run_id=target.run_id,
@@ -383,8 +382,7 @@ class _Scoring:
             notes=result.notes,
             detail=result.detail,
         )
-        write_atomic(target.store / record.samples_name, result.samples)
-        is_new = ScoreStore(target.store).append(record)
+        is_new = ScoreStore(target.store).append(record, result.samples)
         task.clean(target)
         if not is_new:
             return

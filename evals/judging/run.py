@@ -9,7 +9,7 @@ from pathlib import Path
 from ...chat_templates.errors import InputError, PosttrainError
 from ...data_tools.ask import ask
 from ...data_tools.errors import BusyError
-from ...data_tools.files import locked, write_atomic
+from ...data_tools.files import locked
 from ..answers import AnswerSet
 from ..generations import PromptTask, define
 from ..records import LOCKS, Score, ScoreStore, now
@@ -275,7 +275,7 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
 
 
 def _score(plan: JudgingPlan, candidate: AnswerSet, report: JudgeReport, progress: Progress) -> None:
-    """Writes a candidate's figures, if they are whole and not there yet: the samples, then the line that counts."""
+    """Writes a candidate's figures, if they are whole and not there yet."""
     pairs = [pair for pair in plan.pairs() if candidate.model_hash in pair.names]
     asked = [question.key for one in plan.judges for p in pairs for question in questions_of(one.spec, p, one.version)]
     said = [plan.judgments[key] for key in asked if plan.is_final(key)]
@@ -301,8 +301,7 @@ def _score(plan: JudgingPlan, candidate: AnswerSet, report: JudgeReport, progres
         report.problems.append(f"{title}: {what}")
         return
     record, home = record_of(plan, candidate, said, result), home_of(candidate)
-    write_atomic(home / record.samples_name, result.samples)
-    if ScoreStore(home).append(record):
+    if ScoreStore(home).append(record, result.samples):
         report.done.append(record)
         first = result.metrics[0]
         figure = f"{spelt(first, result.detail)} (n={first.n})"

@@ -53,7 +53,7 @@ def plant(point: str, count: int) -> None:
     elif point == "after the line":
         ask.append_line = at(count, after(append), append)
     elif point == "after the answers":
-        score.write_atomic = at(0, after(write), write)
+        records.write_atomic = at(0, after(write), write)
     elif point == "after the score":
         records.append_line = at(0, after(append), append)
 

@@ -54,9 +54,9 @@ def plant(point: str, count: int) -> None:
     if point == "in the model":
         lm_eval.evaluator.evaluate = at(count, die, evaluate)
     elif point == "half the samples":
-        score.write_atomic = at(count, half_samples, write)
+        records.write_atomic = at(count, half_samples, write)
     elif point == "after the samples":
-        score.write_atomic = at(count, after(write), write)
+        records.write_atomic = at(count, after(write), write)
     elif point == "half the line":
         records.append_line = at(count, torn, append)
     elif point == "after the line":
