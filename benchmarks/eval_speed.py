@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --options arc_easy.jsonl.gz --limits
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --prompts gsm8k.jsonl [--items 8]
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --adapters arc_easy.jsonl.gz [--items 100 --shots 0]
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --first arc_easy.jsonl.gz
 
 ``--options`` takes ARC's rows (``question``, ``choices``, ``answerKey``) and scores the task arc_easy with five worked
 examples that are the same for all items, with five drawn for each, and with none. ``--prompts`` takes GSM8K's rows and
@@ -13,7 +14,8 @@ which is what reading the prompts costs.
 ``--adapters`` makes four LoRA adapters of the model (16 ranks on every linear layer, weights drawn) and scores arc_easy
 with examples drawn for each item (``--shots``): all together, each in a call of its own, and each one's requests alone
 on a model that is loaded, which is the passes of the adapted model without comparison, loading or files. What passes
-take within the call that scores all together is told too: a neighbour slows both alike.
+take within the call that scores all together is told too: a neighbour slows both alike. ``--first`` scores one item in
+a process that has imported everything, with reading the model and its tokenizer.
 
 Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
 scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--options", type=Path, help="rows of ARC")
     parser.add_argument("--prompts", type=Path, help="rows of GSM8K")
     parser.add_argument("--adapters", type=Path, help="rows of ARC")
+    parser.add_argument("--first", type=Path, help="rows of ARC")
     parser.add_argument("--limits", action="store_true", help="compare options with the limits alone")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--shots", type=int, default=SHOTS, help="examples with --adapters")
@@ -77,6 +80,14 @@ def main() -> None:
             options(loaded, given.options, given.items, given.limits)
         if given.prompts:
             prompts(loaded, given.prompts, given.items, given.new_tokens)
+        if given.first:
+            with tempfile.TemporaryDirectory() as folder:
+                spec = TaskSpec(task="arc_easy", data_files={"validation": str(given.first)}, limit=1, num_fewshot=0)
+                suite = SuiteSpec(name="first", tasks=[spec], dtype="float32", contamination="never")
+                models(loaded, make("arc_easy", spec.data_files, 1, {})[1])  # imports what scoring does
+                begun = time.perf_counter()
+                seconds = clock(score, [given.model], suite, device="cpu", output=Path(folder))
+                print(f"the first request: {seconds:.1f} s of CPU, {time.perf_counter() - begun:.1f} s by the clock")
         if given.adapters:
             with tempfile.TemporaryDirectory() as folder:
                 adapters(loaded, Path(given.model), given.adapters, given.items, given.shots, Path(folder))

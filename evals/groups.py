@@ -54,6 +54,8 @@ class GroupTask(Task):
 
     def needs(self) -> list[str]:
         """Returns the tasks that are averaged."""
+        if self.group.mean == "robust":
+            return [f"what is right in all of {len(self.members)} ways to ask"]
         return [f"the {self.group.mean} mean of {len(self.members)} tasks"]
 
     def chat(self, suite: SuiteSpec) -> Chat:

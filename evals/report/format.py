@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..stats.robustness import ROBUST
 from .board import BoardRow, Column, ColumnMetric, Figure, Leaderboard, Player, RowDifference
 from .svg import PALETTE
 from .text import plain
@@ -163,11 +164,11 @@ class Speller:
         unit = "%" if column.primary.unit else f" {plain(column.primary.name, 40)}"
         ends = f" (95% interval {self.interval(figure, column)})" if figure.interval else ""
         level = f"{len(told.level)} other row{'s' if len(told.level) > 1 else ''} cannot be told from it there"
-        mean = f", the mean of {len(column.group)} tasks" if column.group else ""
+        group = f", {self.of_group(column)}" if column.group else ""
         kinds = (("better", told.better), ("worse", told.worse), ("no verdict", told.undecided))
         counts = [f"{word} on {self._tasks(ids)}" for word, ids in kinds if ids]
         return {
-            "task": f"“{plain(column.name, 60)}”{mean}",
+            "task": f"“{plain(column.name, 60)}”{group}",
             "best": self.name(told.row),
             "value": f"{self.number(figure.value, column)}{unit}",
             "interval": ends,
@@ -176,6 +177,12 @@ class Speller:
             "baseline": told.against == self.board.baseline,
             "stands": ", ".join(counts),
         }
+
+    @staticmethod
+    def of_group(column: Column) -> str:
+        """Says what the figure of a group is of its tasks."""
+        count = len(column.group)
+        return f"right in all of {count} ways to ask" if column.primary.name == ROBUST else f"the mean of {count} tasks"
 
     def _tasks(self, ids: Sequence[str]) -> str:
         """Returns the names of few columns, or of many how many they are."""

@@ -7,6 +7,9 @@ from ..records import Metric
 from .bootstrap import estimate, metric_of
 from .intervals import mean_estimate
 
+ROBUST = "acc_in_all"
+"""The figure that stands for a task asked in several ways."""
+
 
 def robustness(values: "NDArray[np.float64]", *, seed: int) -> tuple[list[Metric], "NDArray[np.float64]"]:
     """Returns the figures of a task asked in several ways, the same items each time.
@@ -33,7 +36,7 @@ def robustness(values: "NDArray[np.float64]", *, seed: int) -> tuple[list[Metric
     drawn = estimate(figures, n, seed=seed, cost=len(values))
     all_right, mean = mean_estimate(least), mean_estimate(values.mean(axis=0))
     return [
-        Metric("acc_in_all", all_right.value, all_right.stderr, n, True),
+        Metric(ROBUST, all_right.value, all_right.stderr, n, True),
         Metric("acc_mean", mean.value, mean.stderr, n, True),
         metric_of(drawn["acc_worst"], "acc_worst", higher_is_better=True),
         metric_of(drawn["acc_spread"], "acc_spread", higher_is_better=False),

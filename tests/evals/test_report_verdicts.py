@@ -185,6 +185,14 @@ def test_the_mean_of_a_group_leads_and_stands_before_its_tasks(tmp_path: Path):
     assert (board.headline.column, board.headline.row) == ("c2", "r1")
 
 
+def test_a_task_asked_in_several_ways_is_called_so_and_no_mean(tmp_path: Path):
+    detail = {"kind": "group", "mean": "robust", "tasks": {"arc-plain": 0.5, "arc-typing1": 0.4}}
+    records = [score(f"checkpoint-{n}", n, "arc", share(9 + n, 40, "acc_in_all"), detail=detail) for n in (1, 2)]
+    page = to_html(build([make_run(tmp_path / "run", "run", records)]))
+    assert "Best on “arc”, right in all of 2 ways to ask: " in page
+    assert "the mean of 2 tasks" not in page
+
+
 def test_two_rows_are_compared_by_what_differs_in_their_recipes(tmp_path: Path):
     for name, rate in (("slow", 1e-5), ("fast", 1e-4)):
         recipe = {"stage": "sft", "trainer": {"learning_rate": rate, "seed": 1}, "data": {"train": [{"path": name}]}}
