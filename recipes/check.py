@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from .stage_table import STAGES
 
 if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
+    from ..evals.judges import JudgingSpec
     from ..evals.spec import SuiteSpec
     from .job import Job
     from .model import Head
@@ -209,9 +212,36 @@ def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:
                 always = repr(known.answer) if isinstance(known.answer, str) else f"option {known.answer}"
                 said.append(f"always {always} scores {known.majority:.3f} on {known.metric}")
         lines.append(f"{task.spec.title}: {'; '.join(said)}" if said else task.spec.title)
+    for entry in suite.judges:
+        try:
+            lines.append(f"{entry.title}: {'; '.join(_judge_needs(entry))}")
+        except PosttrainError as error:
+            problems.append(f"{entry.title}: {error}")
     if problems:
         raise SuiteError("\n".join(problems))
     return lines
+
+
+def _judge_needs(entry: "JudgingSpec") -> list[str]:
+    """Says whom an entry's judge, or each member of its jury, asks about which answers, and what it needs for that.
+
+    Raises:
+        InputError: One of them cannot work here.
+    """
+    from ..evals.errors import SuiteError
+    from ..evals.judging.backends import BACKENDS
+
+    found = []
+    for judge in entry.members:
+        settings = judge.settings
+        BACKENDS[settings.backend](judge, entry.title, []).check()
+        whom = settings.rule or settings.model + (f" at {settings.address}" if settings.backend == "endpoint" else "")
+        found.append(f"{settings.kind} judge {judge.name} asks {whom} about {entry.prompts}")
+        if settings.backend == "endpoint" and not find_spec("openai"):
+            raise SuiteError("a judge behind a server needs the openai package", hint="pip install 'posttrain[judge]'")
+        if settings.api_key_env and not os.environ.get(settings.api_key_env):
+            found.append(f"its key is to be in {settings.api_key_env}, which is not set")
+    return found
 
 
 def _judge(folder: Path) -> tuple[str, list[str]]:

@@ -83,6 +83,24 @@ def test_a_judge_is_read_and_its_prompt_rendered(tmp_path: Path, capsys: pytest.
     assert "did you mean 'pairwise'" in checked(capsys, folder)[1]
 
 
+def test_the_judges_of_a_suite_are_checked_with_it(
+    suite: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    (suite.parent / "asked.jsonl").write_text('{"prompt": "Why?"}\n')
+    served = "judge: rating, model: big, base_url: 'http://localhost:9/v1', api_key_env: NO_SUCH_KEY"
+    prompts = "prompts: [{name: asked, path: asked.jsonl}]\n"
+    suite.write_text(f"{prompts}judges: [{{prompts: asked, name: marks, {served}}}]\n")
+    code, told = checked(capsys, suite)
+    assert code == 0
+    assert "marks: rating judge rating asks big at http://localhost:9/v1 about asked; its key is to be in NO_" in told
+    lost = "{prompts: asked, judge: pairwise, backend: model, model: ./nowhere, pairs: all}"
+    suite.write_text(f"{prompts}judges: [{lost}]\n")
+    code, told = checked(capsys, suite)
+    assert code == 2
+    assert "asked-pairwise: judge pairwise: there is no model" in told
+
+
 def test_what_a_recipe_scores_is_checked_with_it(
     suite: Path, make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
