@@ -41,6 +41,7 @@ _USERS = 1_000_000
 _users = itertools.count(os.getpid() * 997)
 _INNER = "/inner"
 _FILES = 64  # that a process has open
+_PATIENCE = 9  # times its wall time that a program may wait for a processor besides
 _TICK = 0.1  # seconds between looks at how much memory is held
 _FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 
@@ -78,7 +79,7 @@ class Limits:
     """What a program may take.
 
     Attributes:
-        wall: Seconds from start to end.
+        wall: Seconds from start to end, and besides what it waited for a processor, up to nine times as many.
         cpu: CPU seconds of each process.
         memory: Bytes that its processes hold together, and of address space of each.
         processes: Processes and threads at a time.
@@ -321,7 +322,14 @@ def _watch(
     assert process.stdout
     assert process.stderr
     read = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray(), reports: bytearray()}
-    stopped, looked = "", time.monotonic()
+    stopped, looked, waited = "", time.monotonic(), 0.0
+
+    def is_over() -> bool:
+        nonlocal waited
+        late = time.monotonic() - deadline
+        waited = max(waited, _waited(process.pid)) if late >= 0 else 0.0  # what has ended tells it no more
+        return late >= 0 and late >= min(waited, _PATIENCE * limits.wall)
+
     with selectors.DefaultSelector() as selector:
         for fd in read:
             selector.register(fd, selectors.EVENT_READ)
@@ -329,8 +337,9 @@ def _watch(
             os.set_blocking(pipe.fileno(), False)
             selector.register(pipe, selectors.EVENT_WRITE)
         while not stopped and len(selector.get_map()):
-            ready = selector.select(max(0.0, min(_TICK, deadline - time.monotonic())))
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            ready = selector.select(min(_TICK, left) if left > 0 else _TICK)
+            if is_over():
                 stopped = "time"
             elif time.monotonic() - looked >= _TICK:
                 looked = time.monotonic()
@@ -349,11 +358,10 @@ def _watch(
                     selector.unregister(key.fd)
                 elif key.fd != reports and sum(map(len, read.values())) > limits.output:
                     stopped = "output"
-    if not stopped:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            stopped = "time"
+    while not stopped and process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_TICK)
+        stopped = "time" if process.poll() is None and is_over() else ""
     for pipe in given:
         with contextlib.suppress(OSError):
             pipe.close()
@@ -362,13 +370,31 @@ def _watch(
     return (out[: limits.output], errors[: limits.output], said), stopped
 
 
+def _below(pid: int) -> Iterator[int]:
+    """Yields a process and all below it, as far as /proc tells."""
+    yield pid
+    with contextlib.suppress(OSError, ValueError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield from _below(int(child))
+
+
 def _held(pid: int) -> int:
     """Returns the bytes of memory of their own that a process and all below it hold; 0 where /proc does not tell."""
-    with contextlib.suppress(OSError, ValueError):
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return (int(resident) - int(shared)) * os.sysconf("SC_PAGESIZE") + sum(map(_held, children))
-    return 0
+    pages = 0
+    for process in _below(pid):
+        with contextlib.suppress(OSError, ValueError):
+            _, resident, shared, *_ = Path(f"/proc/{process}/statm").read_text().split()
+            pages += int(resident) - int(shared)
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def _waited(pid: int) -> float:
+    """Returns the most seconds that a process or one below it was ready and had no processor: no fault of a program."""
+    most = 0
+    for process in _below(pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            most = max(most, int(Path(f"/proc/{process}/schedstat").read_text().split()[1]))
+    return most / 1e9
 
 
 def _feed(pipe: IO[bytes], given: bytes) -> bytes:

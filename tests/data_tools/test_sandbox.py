@@ -62,6 +62,17 @@ def test_a_program_that_does_nothing_for_long_is_stopped(sandbox: ProgramSandbox
     assert (outcome.status, outcome.reason) == ("stopped", "time")
 
 
+def test_a_program_is_not_stopped_for_the_time_that_it_waits_for_a_processor(
+    sandbox: ProgramSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Limits(wall=1.0)
+    monkeypatch.setattr("posttrain.data_tools.sandbox._waited", lambda pid: 2.0)
+    assert sandbox.run("import time\ntime.sleep(1.5)", limits=waits).status == "ended"
+    outcome = sandbox.run("import time\ntime.sleep(60)", limits=waits)
+    assert (outcome.status, outcome.reason) == ("stopped", "time")
+    assert outcome.seconds >= 3
+
+
 def test_killing_the_parent_kills_nobody_outside_and_passes_nothing(sandbox: ProgramSandbox) -> None:
     attack = "import os\nfor pid in (1, os.getppid(), -1):\n    try: os.kill(pid, 9)\n    except OSError: pass"
     outcome = sandbox.run(f"def f(): pass\n{attack}", Checks("assert f() == 1", ("f",)), LIMITS)
