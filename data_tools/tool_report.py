@@ -251,23 +251,24 @@ class ToolReport:
             "counts": {heading: tally.ranked() for heading, tally in self.tallies.items()},
         }
         write_json(folder / REPORT, values | dict(self.more))
-        write_atomic(folder / PAGE, render_page("tool_report.html.jinja", values | {"charts": self.charts}))
+        templates = page_templates(Path(__file__).parent)
+        templates.filters["number"] = _number
+        templates.tests["figure"] = _is_figure
+        page = templates.get_template("tool_report.html.jinja").render(**values, charts=self.charts)
+        write_atomic(folder / PAGE, page)
 
 
-def render_page(template: str, values: Mapping[str, Any]) -> str:
-    """Returns a page of a template of this folder: one file, every text escaped."""
+def page_templates(*folders: Path) -> Any:
+    """Returns the templates of some folders, as every page is made: each text escaped, an unknown name an error."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _number
-    environment.tests["figure"] = _is_figure
-    return environment.get_template(template).render(**values)
 
 
 def _number(value: Any) -> str:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...data_tools.tool_report import page_templates
 from ..judging.judgments import Order
 from ..report.text import source_hash
 from .schedule import Matchup
@@ -19,13 +20,8 @@ _HIDDEN = re.compile(
 
 def page(title: str) -> tuple[str, str]:
     """Returns the page and its Content-Security-Policy. It holds no answer: its script asks for each as JSON."""
-    import jinja2
-
     folder = Path(__file__).parent
-    # The palette is the report's.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, folder.parent / "report"]), autoescape=True
-    )
+    environment = page_templates(folder, folder.parent / "report")  # whose palette is the arena's too
     style = "".join(environment.get_template(name).render() for name in ("palette.css.jinja", "arena.css.jinja"))
     script = (folder / "arena.js.jinja").read_text()
     html = environment.get_template("arena.html.jinja").render(title=title, style=style, script=script)

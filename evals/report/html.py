@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...data_tools.tool_report import page_templates
 from ..judging.judgments import Judgment
 from ..sequences import grouped
 from . import format
@@ -130,15 +131,7 @@ def _render(board: Leaderboard, detail: Detail) -> str:
 @functools.cache
 def _templates() -> tuple[Any, str, str]:
     """Returns the templates, compiled once, the style sheet and the script."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates(Path(__file__).parent)
     environment.filters |= {
         "plain": plain,
         "clean": clean,
