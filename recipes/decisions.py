@@ -52,6 +52,7 @@ _OPTIMIZERS = {
     "ademamix": "bitsandbytes",
 }
 _ON_GPU = ("galore_adamw_8bit", "lomo")  # words in the names of optimizers whose kernels are CUDA's
+_BY_MATRIX = {"muon": "orthogonalises", "galore": "projects", "apollo": "projects"}
 _SWITCHES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
 _PIP = {
     "liger_kernel": "liger-kernel",
@@ -174,15 +175,16 @@ def check_engine(loaded: Loaded, engine: str | None) -> None:
     """
     if engine is None:
         return
-    recipe = loaded.recipe
+    recipe, optim = loaded.recipe, str(loaded.option("optim"))
+    does = next((does for word, does in _BY_MATRIX.items() if word in optim), None)
     refusals = (
         (
-            loaded.option("optim") == "muon",
-            f"trainer.optim: muon orthogonalises whole matrices, and {engine} cuts them into shards",
+            does is not None,
+            f"trainer.optim: {optim} {does} whole matrices, and {engine} cuts them into shards",
             "launch with --accelerate ddp, or take another optimizer",
         ),
         (
-            "schedule_free" in str(loaded.option("optim")) and engine == "DeepSpeed",
+            "schedule_free" in optim and engine == "DeepSpeed",
             "trainer.optim: a schedule-free optimizer swaps weights in to save them, and DeepSpeed saves copies",
             "launch with --accelerate ddp, or take another optimizer",
         ),

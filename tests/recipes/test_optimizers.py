@@ -198,7 +198,14 @@ def test_a_schedule_free_optimizer_is_refused_where_its_weights_cannot_be_swappe
 
 
 @pytest.mark.parametrize(("config", "engine"), [("zero1", "DeepSpeed"), ("zero3", "DeepSpeed"), ("fsdp2", "FSDP")])
-@pytest.mark.parametrize(("recipe", "what"), [({"optim": "muon"}, "muon orthogonalises whole matrices"), _SHARDS])
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        ({"optim": "muon"}, "muon orthogonalises whole matrices"),
+        ({"optim": "galore_adamw"}, "galore_adamw projects whole matrices"),
+        _SHARDS,
+    ],
+)
 def test_what_needs_whole_matrices_is_refused_where_they_are_sharded(
     make_recipe: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
