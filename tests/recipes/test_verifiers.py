@@ -8,12 +8,14 @@ import pytest
 import torch
 import yaml
 from posttrain.recipes import rewards, verifiers
+from posttrain.recipes.check import check_all
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 from posttrain.recipes.trainers.sampling import RowSampling
 
 from .conftest import log
+from .test_resume import resume_before_last_save
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,18 @@ def add(a: int, b: int) -> int:
 
 def in_room(environments, completions):
     return [float(room.said == "Say it loud.") for room in environments]
+
+
+def rollout(prompts, trainer):
+    tokenizer = trainer.processing_class
+    read = tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]
+    written = [tokenizer.encode("It is " + "so " * (row % 2 + 1), add_special_tokens=False) for row in range(len(read))]
+    return {"prompt_ids": read, "completion_ids": written, "logprobs": None, "moves": [len(ids) for ids in written]}
+
+
+def by_moves(completion_ids, moves):
+    assert moves == [len(ids) for ids in completion_ids]
+    return [float(each) for each in moves]
 '''
 
 
@@ -180,6 +194,20 @@ def test_an_environment_is_given_to_rewards_and_belongs_to_grpo(make_recipe: Cal
     train(load(with_tools(recipe)))
     with pytest.raises(Exception, match="is not a section of the stage rloo"):
         load(edit(make_recipe("rloo", **SHORT), environment="functions.py:Room"))
+
+
+def test_a_rollout_function_writes_the_answers_tells_rewards_more_and_resumes(
+    make_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    # a checkpoint in the middle of a generation keeps what the function gave
+    fields = {"max_steps": 4, "save_steps": 1, "steps_per_generation": 2, "num_iterations": 2}
+    rewards = [{"function": "functions.py:by_moves"}]
+    recipe = edit(make_recipe("grpo", **fields), rewards=rewards, rollout_func="functions.py:rollout")
+    assert check_all([recipe], [], {}, read_data=True) == 0
+    train(load(recipe))
+    first = next(line for line in log(tmp_path / "run") if "loss" in line)
+    assert first["rewards/by_moves/std"] > 0  # the answers of a prompt differ as the function made them
+    resume_before_last_save(recipe, tmp_path / "run")
 
 
 def test_tools_need_a_template_whose_calls_can_be_read(make_recipe: Callable[..., Path]) -> None:
