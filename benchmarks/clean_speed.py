@@ -27,7 +27,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -37,7 +37,10 @@ from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict, i
 from posttrain.data_tools.web_rules import SENTENCE_END, RuleVerdict, c4, fineweb, gopher, words_of
 
 Filter = Callable[[str], tuple[str, str]]
+Program = Callable[[Sequence[str]], Any]
 BATCH = 4096
+LIMITS = Thresholds()
+PRESETS = {"gopher": gopher, "c4": c4, "fineweb": fineweb}
 # What datatrove's filters import and do not need to look at one text.
 _UNNEEDED = frozenset({"fsspec", "huggingface_hub", "humanize", "loguru", "multiprocess", "nltk", "rich", "tqdm"})
 
@@ -168,6 +171,54 @@ def cut_answers(path: Path, least: int) -> str:
     return "\n".join(["| answers | taken for cut off | found when cut |", "|---|---|---|", *lines])
 
 
+def programs_of(peers: Mapping[str, Sequence[Filter]]) -> dict[str, Program]:
+    """Returns what is timed: each preset of ours as it is and as datatrove has it, and datatrove's filters."""
+    exact = Thresholds(max_duplicate_characters=0.01)
+    programs: dict[str, Program] = {}
+    for name, preset in PRESETS.items():
+        programs[name] = in_batches(preset(LIMITS))
+        programs[f"{name}_datatrove"] = in_batches(preset(exact, True))
+        programs[f"datatrove's {name}"] = one_by_one(peers[name])
+    for name, some, datatrove in (("gopher", LIMITS, False), ("gopher_datatrove", exact, True)):
+        programs[name] = in_batches(gopher(some, datatrove, compiled=False))
+        programs[f"{name}, numba"] = in_batches(gopher(some, datatrove, compiled=True))
+    programs["code"] = in_batches(lambda some: [code_verdict(text, False, LIMITS) for text in some])
+    programs["chat"] = in_batches(
+        lambda some: [
+            chat_verdict([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}], LIMITS)
+            for text in some
+        ]
+    )
+    return programs
+
+
+def time_in_turns(
+    programs: Mapping[str, Program], texts: Sequence[str], rounds: int, sample: int
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Returns what each program says of the texts, and its median rate in texts a CPU-second.
+
+    Args:
+        programs: By name; those of datatrove look at the first ``sample`` texts only.
+        texts: Shuffled.
+        rounds: How often each has its turn.
+        sample: See there.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in programs}
+    results: dict[str, list[Any]] = {}
+    for _ in range(rounds):
+        for name, run in programs.items():
+            some = texts[:sample] if name.startswith("datatrove") else texts
+            seconds, results[name] = cpu_seconds(run, some)
+            rates[name].append(len(some) / seconds)
+    return results, {name: statistics.median(found) for name, found in rates.items()}
+
+
+def share_out(found: Sequence[Any]) -> str:
+    """Returns the share of texts that a program leaves out."""
+    gone = sum(bool(one[0] if isinstance(one, tuple) else one.reason) for one in found)
+    return f"{100 * gone / len(found):.1f}%"
+
+
 def main() -> int:
     """Measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,41 +231,16 @@ def main() -> int:
     import pyarrow.parquet
 
     filters = datatrove_filters()
+    programs = programs_of({name: [run for key, run in filters.items() if key.startswith(name)] for name in PRESETS})
     table = pyarrow.parquet.read_table(arguments.data / "dedup/near_dup_20k.parquet", columns=["text"])
     texts = table["text"].to_pylist()
+    random.Random(0).shuffle(texts)
     lines = (arguments.data / "text/c4_wiki_demo/c4_demo.jsonl").read_text().split("\n")
     web = [json.loads(line)["text"] for line in lines if line]
-    random.Random(0).shuffle(texts)
-    limits, exact = Thresholds(), Thresholds(max_duplicate_characters=0.01)
-    made = {"gopher": gopher, "c4": c4, "fineweb": fineweb}
-    peers = {name: [run for key, run in filters.items() if key.startswith(name)] for name in made}
-    programs: dict[str, Callable[[Sequence[str]], Any]] = {}
-    for name, preset in made.items():
-        programs[name] = in_batches(preset(limits))
-        programs[f"{name}_datatrove"] = in_batches(preset(exact, True))
-        programs[f"datatrove's {name}"] = one_by_one(peers[name])
-    for name, some, datatrove in (("gopher", limits, False), ("gopher_datatrove", exact, True)):
-        programs[name] = in_batches(gopher(some, datatrove, compiled=False))
-        programs[f"{name}, numba"] = in_batches(gopher(some, datatrove, compiled=True))
-    programs["code"] = in_batches(lambda some: [code_verdict(text, False, limits) for text in some])
-    programs["chat"] = in_batches(
-        lambda some: [
-            chat_verdict([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}], limits)
-            for text in some
-        ]
-    )
     for run in programs.values():  # tables of signs are made, and loops compiled, once
         run(texts[:100] + web[:50])
-    rates: dict[str, list[float]] = {name: [] for name in programs}
-    pages: dict[str, list[float]] = {name: [] for name in programs}
-    results: dict[Any, Any] = {}
-    for _ in range(arguments.rounds):
-        for name, run in programs.items():
-            some = texts[: arguments.sample] if name.startswith("datatrove") else texts  # shuffled
-            seconds, results[name] = cpu_seconds(run, some)
-            rates[name].append(len(some) / seconds)
-            seconds, results[name, "pages"] = cpu_seconds(run, web)
-            pages[name].append(len(web) / seconds)
+    of_texts, rates = time_in_turns(programs, texts, arguments.rounds, arguments.sample)
+    of_web, page_rates = time_in_turns(programs, web, arguments.rounds, len(web))
     processor = platform.processor() or platform.machine()
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
     print(f"{datetime.date.today()}, {processor}, {versions}. Documents a CPU-second:\n")
@@ -222,20 +248,16 @@ def main() -> int:
     print(f"| program | documents ({lengths[0]}) | left out | pages of C4 ({lengths[1]}) | left out |")
     print("|---|---|---|---|---|")
     for name in programs:
-        shares = []
-        for found in (results[name], results[name, "pages"]):
-            gone = sum(bool(one[0] if isinstance(one, tuple) else one.reason) for one in found)
-            shares.append(f"{100 * gone / len(found):.1f}%")
-        speed, page_speed = statistics.median(rates[name]), statistics.median(pages[name])
-        print(f"| {name} | {speed:,.0f} | {shares[0]} | {page_speed:,.0f} | {shares[1]} |")
+        figures = f"{rates[name]:,.0f} | {share_out(of_texts[name])} | {page_rates[name]:,.0f}"
+        print(f"| {name} | {figures} | {share_out(of_web[name])} |")
     differ = 0
-    for name in made:
+    for name in PRESETS:
         some = texts[: arguments.sample]
-        differ += unlike(some, results[f"{name}_datatrove"][: len(some)], results[f"datatrove's {name}"])
-        differ += unlike(web, results[f"{name}_datatrove", "pages"], results[f"datatrove's {name}", "pages"])
-    print(f"\nDecisions that differ from datatrove's: {differ} of {len(made) * (arguments.sample + len(web)):,}.")
+        differ += unlike(some, of_texts[f"{name}_datatrove"][: len(some)], of_texts[f"datatrove's {name}"])
+        differ += unlike(web, of_web[f"{name}_datatrove"], of_web[f"datatrove's {name}"])
+    print(f"\nDecisions that differ from datatrove's: {differ} of {len(PRESETS) * (arguments.sample + len(web)):,}.")
     print("\nAnswers of Alpaca, as they are and cut behind a random word, the twentieth or later:\n")
-    print(cut_answers(arguments.data / "sft/alpaca/alpaca_5000.json.gz", limits.min_prose_words or 0))
+    print(cut_answers(arguments.data / "sft/alpaca/alpaca_5000.json.gz", LIMITS.min_prose_words or 0))
     return int(differ > 0)
 
 
