@@ -661,8 +661,12 @@ def _lost(check: Preferred, outcome: "DuelOutcome", other: str) -> str:
     """Says why a judge left nothing of a reply, as the page counts it."""
     if outcome.how == "undecided":
         return f"{check.of}: could not be decided by {check.name}: {outcome.why.partition(':')[0]}"
-    said = {"won": f"{other} is better by", "not won": f"not better than {other} by", "turned": "order turns"}
-    return f"{check.of}: {said[outcome.how]} {check.name}"
+    said = {
+        "won": f"{other} is better by {check.name}",
+        "not won": f"not better than {other} by {check.name}",
+        "turned": f"what {check.name} says turns with the order",
+    }
+    return f"{check.of}: {said[outcome.how]}"
 
 
 def _read(step: StepSpec, text: str) -> tuple[dict[str, str], int]:

@@ -401,7 +401,7 @@ def test_a_pair_is_kept_only_if_the_judge_prefers_it_in_both_orders(tmp_path: Pa
     assert [row["prompt"] for row in made] == ["What is 2 plus 3?"]
     assert made[0]["synthetic"]["verified"] == ["pairwise"]
     assert reasons(report) == {
-        "revision: order turns pairwise": 1,
+        "revision: what pairwise says turns with the order": 1,
         "revision: could not be decided by pairwise: unparsed": 1,
     }
     cost = dict(report["tables"][0]["rows"])
@@ -429,7 +429,7 @@ def test_of_several_samples_the_one_that_wins_in_both_orders_is_kept(tmp_path: P
     assert reasons(report) == {
         "worked: another sample is better by pairwise": 1,
         "worked: not better than another sample by pairwise": 1,
-        "worked: order turns pairwise": 2,
+        "worked: what pairwise says turns with the order": 2,
         "worked: could not be decided by pairwise: unparsed": 2,
     }
 
