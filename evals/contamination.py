@@ -197,7 +197,8 @@ def find_touched(
     problems: dict[str, str] = {}  # why a task's items cannot be looked for
     for task in wanted:
         found = known[task.task_hash]
-        if found.items and all(found.rows.get(source.identity) is not None for source in data.readable):
+        looked_through = all(found.rows.get(source.identity) is not None for source in data.readable)
+        if not data.readable or (found.items and looked_through):
             continue
         try:
             asked.append((task, task.items() or []))

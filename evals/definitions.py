@@ -105,14 +105,14 @@ class HarnessTask(Task):
             SuiteError: As :func:`build`, or a row has no right answer that could be given, or none that counts.
             EvalError: As :func:`build`.
         """
-        with harness.noted():
+        with harness.noted(), quiet_bars():
             task = build(self)
             check_gold(task, self.spec, self.data_files)
             self.canaries(task)
 
     def items(self) -> list[Item]:
         """Returns what the task asks, as :meth:`Task.items`."""
-        with harness.noted():
+        with harness.noted(), quiet_bars():
             return items_of(build(self), self.spec.limit)
 
     @property

@@ -14,6 +14,7 @@ from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.sources import Row, content_hash, read_rows
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.contamination import training_data
+from posttrain.evals.definitions import HarnessTask
 from posttrain.evals.report import build
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
@@ -247,6 +248,17 @@ def test_what_cannot_be_seen_is_said_and_never_called_clean(tmp_path: Path, make
     assert len(training_data(run).readable) == 1
     trained_on(run, data, None, parent={"name": "org/model", "path": None})
     assert training_data(run).unseen == ("what org/model was trained on is unknown",)
+
+
+def test_no_items_are_made_where_no_training_data_can_be_read(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HarnessTask, "items", lambda self: pytest.fail("a task of MMLU takes a second to build"))
+    run = make_run()
+    assert not score([run], suite_file(tmp_path / "suite")).failed
+    lines = lines_of(run)
+    assert lines.keys() == {"places", "sums"}
+    assert all(line["unseen"] and not line["touched"] for line in lines.values())
 
 
 def test_a_suite_that_says_never_looks_for_nothing(tmp_path: Path, family: tuple[Path, Path]) -> None:
