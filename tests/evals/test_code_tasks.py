@@ -14,6 +14,7 @@ from posttrain.evals.errors import EvalError, SuiteError
 from posttrain.evals.score import score
 from posttrain.evals.spec import SuiteSpec, TaskSpec
 from posttrain.evals.task_index import TASKS, lm_eval_folder
+from posttrain.recipes.check import check_all
 
 from .conftest import write_rows
 
@@ -136,3 +137,13 @@ def test_tests_that_a_rows_own_solution_fails_are_refused_before_a_model_is_aske
     with pytest.raises(SuiteError, match="right answers score 0 on pass@1"):
         known(FUNCTION | {"test": FUNCTION["test"].replace("== 4", "== 5")})
     assert known({key: value for key, value in FUNCTION.items() if key != "canonical_solution"}) is None
+
+
+@pytest.mark.usefixtures("tasks")
+def test_rows_whose_own_solution_fails_are_told_where_others_pass(tmp_path: Path, capsys: Any) -> None:
+    wrong = FUNCTION | {"task_id": "HumanEval/1", "canonical_solution": "    return x\n"}
+    write_rows(tmp_path / "functions.jsonl", [FUNCTION, wrong])
+    suite = tmp_path / "code.yaml"
+    suite.write_text("tasks: [{task: humaneval, data_files: {test: functions.jsonl}}]\n")
+    assert check_all([suite], [], {}, read_data=True) == 0
+    assert "its own right answers score 0.500 on pass@1" in capsys.readouterr().out
