@@ -355,6 +355,11 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             raise RecipeError(f"trainer: {first_line(error)}") from error
         if args.torch_compile:
             check_compiler(args)
+        if args.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in (
+            args.lr_scheduler_kwargs or {}
+        ):
+            what = "trainer.lr_scheduler_type: warmup_stable_decay does not know over how many steps to decay"
+            raise RecipeError(what, hint="say trainer.lr_scheduler_kwargs: {num_decay_steps: 200}")
         if loaded.option("optim") == "muon":
             from .optimizers import muon_options
 

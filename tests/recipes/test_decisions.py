@@ -43,6 +43,8 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {}, {"report_to": "kubeflow"}, "kubeflow needs KUBEFLOW_TRAINER_SERVER_URL"),
     ("sft", {}, {"optim": "adamw_torch_4bit"}, "pip install torchao"),
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
+    ("sft", {}, {"lr_scheduler_type": "warmup_stable_decay"}, "over how many steps to decay"),
+    ("sft", {}, {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 1}}, None),
     ("sft", {}, {"router_aux_loss_coef": 0.1}, "the model has none"),
     ("sft", {}, {"save_strategy": "best"}, "metric_for_best_model"),
     ("sft", {}, {"torch_compile_backend": "inductr"}, "'inductor'"),
