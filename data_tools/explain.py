@@ -43,7 +43,7 @@ class Explain(Tool):
         if found and not _ENDS_IN_NUMBER.search(self.row):
             stay = []  # many rows are asked for: those that went
         if not found and not stay:
-            return self._left_out(folder / LEFT_OUT)
+            return self._left_out(folder / LEFT_OUT, f"{len(entries):,} did: see {folder / name}")
         parts = [_show([entry.describe() for entry in found])] if found else []
         for other in stay[:EXAMPLES]:
             like = [entry.describe() for entry in entries if _other(entry) == other]
@@ -52,14 +52,14 @@ class Explain(Tool):
             parts.append(f"and {len(stay) - EXAMPLES:,} more that stay")
         return "\n".join(parts)
 
-    def _left_out(self, log: Path) -> str:
-        """Returns why rows went that are no duplicates."""
+    def _left_out(self, log: Path, others: str) -> str:
+        """Returns why rows went that are no duplicates; ``others`` says which did, where none was left out."""
         entries = read_jsonl_log(log)
         named = _named(self.row, {entry["row"] for entry in entries})
         found = [entry for entry in entries if entry["row"] in named]
         if not found:
             what = "no such row went, and none for it"
-            raise DataError(what, where=self.row, hint=f"{len(entries):,} did: see {log}")
+            raise DataError(what, where=self.row, hint=f"{len(entries):,} did: see {log}" if entries else others)
         return _show([": ".join(filter(None, entry.values())) for entry in found])
 
 

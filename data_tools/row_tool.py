@@ -41,6 +41,7 @@ _FILES = ("file", "held_out_file")  # of a source, in a report
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
 LEFT_OUT = "left_out.log"
+WORK_VERSION = 2  # raise it whenever what an older version left half done is not what this one would have written
 _SUFFIXES = _KEPT, _HELDOUT, _GONE = ".jsonl", ".heldout", ".gone"  # what is written of a block
 _SHOWN = 500  # characters of a detail in the log
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
@@ -230,7 +231,8 @@ class RowTool(Tool):
     def _run(self, output_dir: Path) -> str:
         arguments = self.model_dump(mode="json")
         hashes = [content_hash(source, Path()) for source in self.sources]
-        work = output_dir / f".work-{hash_json([type(self).__name__, arguments, hashes, self.identity()])}"
+        identity = [WORK_VERSION, type(self).__name__, arguments, hashes, self.identity()]
+        work = output_dir / f".work-{hash_json(identity)}"
         for other in output_dir.glob(".work-*"):
             if other != work:
                 remove_folder(other)

@@ -207,6 +207,15 @@ def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
         Explain(folder=str(tmp_path), row="a").run(tmp_path)
 
 
+def test_a_row_that_nothing_is_said_of_is_sent_to_the_ledger_that_says_something(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl", ["one", "one", "two"])
+    Dedup(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
+    (tmp_path / "out" / "left_out.log").unlink()  # as earlier versions left their folders
+    with pytest.raises(DataError, match="no such row went") as caught:
+        Explain(folder=str(tmp_path / "out"), row="a.jsonl:3").run(tmp_path)
+    assert caught.value.hint == f"1 did: see {tmp_path}/out/removed.log"
+
+
 def test_the_number_of_a_row_is_whole_and_a_row_that_stays_says_so(tmp_path: Path) -> None:
     draw = random.Random(11)
     texts = [sentence(draw, 30) for _ in range(14)]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet
 import pytest
@@ -167,6 +167,33 @@ def test_blocks_of_other_arguments_or_rows_are_not_used(tmp_path: Path, monkeypa
     write_rows(tmp_path / "a.jsonl", [{"n": number} for number in range(100, 125)])
     odd(path).run(tmp_path / "out")
     assert read_rows(tmp_path / "out" / "a.jsonl") == [{"n": number} for number in range(101, 125, 2)]
+
+
+def test_what_another_version_left_half_done_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 10)
+    path = write_rows(tmp_path / "a.jsonl", [{"n": number} for number in range(25)])
+
+    class Measures(Odd):
+        writes_rows: ClassVar[bool] = False  # a block is its counts alone, which say nothing of their age
+        dies: ClassVar[bool] = True
+
+        def decider(self, source: SourceSpec) -> row_tool.Decide:
+            decide = super().decider(source)
+
+            def until_the_end(rows: Any) -> list[Outcome]:
+                if self.dies and rows[0].values["n"] == 20:
+                    raise KeyboardInterrupt
+                return [outcome._replace(reason="as now") if not self.dies else outcome for outcome in decide(rows)]
+
+            return until_the_end
+
+    monkeypatch.setattr(row_tool, "WORK_VERSION", row_tool.WORK_VERSION - 1)
+    with pytest.raises(KeyboardInterrupt):
+        Measures(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(Measures, "dies", False)
+    Measures(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
+    assert {entry["name"]: entry["count"] for entry in report(tmp_path / "out")["counts"]["Left out"]} == {"as now": 13}
 
 
 def test_kill_minus_nine_leaves_nothing_half_done(tmp_path: Path) -> None:
