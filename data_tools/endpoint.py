@@ -341,10 +341,10 @@ def _text(content: Any) -> str:
     return content.encode(errors="replace").decode() if isinstance(content, str) else ""
 
 
-def one_line(text: str, limit: int = 300) -> str:
+def one_line(text: str) -> str:
     """Returns a text of somebody else's as one printable line of limited length."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return line if len(line) <= 300 else line[:299] + "…"
 
 
 def _logprobs(raw: Any) -> tuple[dict[str, float], ...] | None:

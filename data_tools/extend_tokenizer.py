@@ -41,14 +41,12 @@ class Extension:
         first: The id of its first new token; the others follow.
         tokens: The new tokens as the vocabulary spells them, in the order of their ids.
         pieces: The old tokens that each is made of.
-        reused: How many merges lead to a token that was there already, and so needed no new one.
     """
 
     content: Mapping[str, Any]
     first: int
     tokens: Sequence[str]
     pieces: Sequence[Sequence[int]]
-    reused: int
 
     def backend(self) -> "Backend":
         """Returns the tokenizer."""
@@ -149,7 +147,6 @@ def extend(
     first = max(vocabulary.values()) + 1
     tokens: list[str] = []
     pieces: list[list[int]] = []
-    reused = 0
     names = {chr(_BASE + number): token for number, token in spelt.items()}  # of characters, and what is made of them
     for one, other in _learn(counts, round(new_tokens * _SPARE) + 16, min_frequency):
         left, right = names.get(one), names.get(other)
@@ -162,11 +159,9 @@ def extend(
             vocabulary[joined] = first + len(tokens)
             tokens.append(joined)
             pieces.append([ord(character) - _BASE for character in one + other])
-        elif vocabulary[joined] < first:
-            reused += 1
         names[one + other] = joined
         model["merges"].append(f"{left} {right}" if as_text else [left, right])
-    return Extension(new, first, tokens, pieces, reused)
+    return Extension(new, first, tokens, pieces)
 
 
 def _learn(counts: Mapping[tuple[int, ...], int], merges: int, min_frequency: int) -> list[tuple[str, str]]:
