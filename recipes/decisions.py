@@ -52,6 +52,10 @@ _OPTIMIZERS = {
     "ademamix": "bitsandbytes",
 }
 _ON_GPU = ("galore_adamw_8bit", "lomo")  # words in the names of optimizers whose kernels are CUDA's
+_FORGETFUL = {
+    "layerwise": "steps inside the backward pass, and its state is in no checkpoint",
+    "grokadamw": "finds its state by the weights' objects, and none is found for those of a resumed run",
+}
 _BY_MATRIX = {"muon": "orthogonalises", "galore": "projects", "apollo": "projects"}
 _SWITCHES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
 _PIP = {
@@ -311,9 +315,10 @@ def check_packages(loaded: Loaded) -> None:
             )
     if any(word in optim for word in _ON_GPU) and not torch.cuda.is_available():
         raise RecipeError(f"trainer.optim: {optim} runs on CUDA alone", hint="take another optimizer on this machine")
-    if "layerwise" in optim:
-        what = f"trainer.optim: {optim} steps inside the backward pass, and its state is in no checkpoint"
-        raise RecipeError(what, hint=f"take {optim.removesuffix('_layerwise')}")
+    for word, why in _FORGETFUL.items():
+        if word in optim:
+            hint = "a run that was killed could not go on: take another optimizer"
+            raise RecipeError(f"trainer.optim: {optim} {why}", hint=hint)
     if trainer.get("activation_offloading") and not torch.accelerator.is_available():
         what = "trainer.activation_offloading moves activations from an accelerator, and there is none here"
         raise RecipeError(what, hint="drop it on this machine; trainer.gradient_checkpointing saves memory anywhere")

@@ -257,8 +257,8 @@ def test_every_optimizer_trains_and_resumes_or_says_what_it_lacks(
         if "runs on CUDA alone" in str(error):
             assert not torch.cuda.is_available()
             return
-        if "its state is in no checkpoint" in str(error):
-            assert name.endswith("layerwise")
+        if "could not go on" in str(error):
+            assert name.endswith("layerwise") or name == "grokadamw"
             return
         package = str(error.hint).removeprefix("pip install ")
         assert importlib.util.find_spec(package.replace("-", "_")) is None
