@@ -465,6 +465,9 @@ def person_finder(model: str) -> Finder:
         what = f"none of its labels means a person: {', '.join(sorted(labels))}"
         raise DataError(what, where=f"ner {model}", hint="name a model that was trained to find them")
     most = getattr(loaded.config, "max_position_embeddings", None) or _LONGEST
+    for name, part in loaded.named_modules():  # RoBERTa's first places are those of padding
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+            most -= part.padding_idx + 1
     tokenizer.model_max_length = min(tokenizer.model_max_length, most)
     # "first": a word is a name if its first token is; the parts overlap by a quarter
     options: Any = {"aggregation_strategy": "first", "stride": tokenizer.model_max_length // 4}

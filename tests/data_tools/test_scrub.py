@@ -280,6 +280,27 @@ def test_names_of_people_go_as_a_model_finds_them_however_long_the_text(tagger: 
     assert one == other != "<PERSON>"
 
 
+def test_a_model_whose_first_places_are_of_padding_reads_long_texts_too(tagger: Path, tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForTokenClassification
+
+    config = RobertaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=16,
+        pad_token_id=WORDS.index("[PAD]"),
+        id2label={0: "O", 1: "B-PER"},
+        label2id={"O": 0, "B-PER": 1},
+    )
+    RobertaForTokenClassification(config).save_pretrained(tmp_path)
+    for file in tagger.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    [find] = tool(kinds=["person"], ner=str(tmp_path)).finders()
+    assert all(found.kind == "person" for found in find("ann met the house " * 20))
+
+
 def test_a_model_that_finds_no_names_is_refused(tagger: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="`person` among `kinds` and `ner`, a model, go together"):
         tool(kinds=["person"])
