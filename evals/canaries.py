@@ -165,14 +165,17 @@ def _written(task: Any, docs: Sequence[Any], texts: Sequence[str]) -> list[dict[
         for make in ensemble.filters:
             read = list(make().apply(read, list(docs)))
         readings.append([task.process_results(doc, [one]) for doc, one in zip(docs, read, strict=True)])
-        if _total(readings[-1]) >= len(docs):  # all are right
+        if all(value >= 1 for value in _accuracies(readings[-1])):
             return readings[-1]
     return max(readings, key=_total)
 
 
+def _accuracies(figures: Sequence[dict[str, Any]]) -> list[Any]:
+    return [value for figure in figures for name, value in figure.items() if name in _ACCURACIES]
+
+
 def _total(figures: Sequence[dict[str, Any]]) -> float:
-    values = [value for figure in figures for name, value in figure.items() if name in _ACCURACIES]
-    return float(sum(values))
+    return float(sum(_accuracies(figures)))
 
 
 def _accuracy(figures: Sequence[dict[str, Any]], wanted: str) -> str | None:

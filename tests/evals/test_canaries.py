@@ -75,6 +75,20 @@ def test_texts_go_through_the_filters(tmp_path: Path):
     assert on(tmp_path, rows, "exact_match") == Canaries("exact_match", 1.0, 0.4, "6")
 
 
+def test_a_loose_figure_does_not_hide_that_a_strict_one_wants_a_phrase(tmp_path: Path):
+    (tmp_path / "own.py").write_text(
+        "def count(doc, results):\n"
+        "    return {'exact_match': 1.0, 'acc': float(results[0] == f\"The answer is {doc['answer']}.\")}\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "task: own\ndataset_path: json\noutput_type: generate_until\ntest_split: test\ndoc_to_text: prompt\n"
+        "doc_to_target: answer\nprocess_results: !function own.count\nmetadata: {right_answer: '{{answer}}'}\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}, "
+        "{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    assert on(tmp_path, PROMPTS, str(tmp_path / "own.yaml"), metric="acc") == Canaries("acc", 1.0)
+
+
 def test_texts_that_no_filter_lets_through_are_refused(tmp_path: Path):
     filters = [
         {"name": "n", "filter": [{"function": "regex", "regex_pattern": "Antwort: (.*)"}, {"function": "take_first"}]}
