@@ -57,7 +57,7 @@ class FaultServer:
 
     Args:
         plan: Which request meets which fault; none does without.
-        reply: What a conversation is answered with.
+        reply: What a conversation is answered with; None for an answer without a text.
         logprobs: Whether log-probabilities that are asked for are given; else they are ignored silently. A callable
             gives those of the first token, ``{token: log-probability}``.
         delay: Seconds that each answer takes.
@@ -78,7 +78,7 @@ class FaultServer:
     def __init__(
         self,
         plan: Plan | None = None,
-        reply: Callable[[list[dict[str, Any]]], str] = lambda messages: str(messages[-1]["content"]).upper(),
+        reply: Callable[[list[dict[str, Any]]], str | None] = lambda messages: str(messages[-1]["content"]).upper(),
         *,
         logprobs: bool | Callable[[list[dict[str, Any]]], dict[str, float]] = False,
         delay: float = 0.0,
