@@ -409,7 +409,9 @@ def _filled(rows: Sequence[_Row], width: int, budget: int) -> list[_Row]:
 
     def padded(layout: Sequence[Sequence[int]]) -> int:
         lengths = [range(sum(sizes[number] for number in members)) for members in layout]
-        return sum(len(batch) * len(lengths[batch[0]]) for batch in _in_budget(lengths, budget))
+        width = max(map(len, lengths))
+        run = sum(len(batch) * len(lengths[batch[0]]) for batch in _in_budget(lengths, budget))
+        return run + run * max(0, width - most) // most  # attention makes places of long rows dearer
 
     filled = []
     for members in min(layouts, key=padded):
