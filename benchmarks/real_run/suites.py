@@ -5,8 +5,10 @@ files and HFLM. Prints a Markdown table: per task both figures, the largest diff
 answers known beforehand score.
 
     python benchmarks/real_run/suites.py MODEL FOLDER_OF_BENCHMARKS [ITEMS] [TASK=SHOTS ...]
+    python benchmarks/real_run/suites.py MODEL TEXTS.jsonl [ITEMS]
 
 Without tasks: the nine of ``core`` that the folder holds, and the five of ``safety`` that are lm-eval's own, zero-shot.
+From a file of texts instead: the log-likelihood of each whole text.
 """
 
 import csv
@@ -82,19 +84,18 @@ def write_stock(task: str, data: Path, folder: Path, shots: int) -> None:
     (folder / f"stock_{task}.yaml").write_text(yaml.safe_dump(keys))
 
 
-def stock(model: str, tasks: dict[str, int], folder: Path, items: int) -> dict[str, Any]:
+def stock(model: str, tasks: list[str], folder: Path, items: int, **loading: Any) -> dict[str, Any]:
     """Runs stock lm-eval."""
     import lm_eval
     from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    names = [f"stock_{task}" for task in tasks]
     hflm: Any = huggingface.HFLM
-    lm = hflm(pretrained=model, dtype="float32", device="cpu", batch_size=8)
+    lm = hflm(pretrained=model, dtype="float32", device="cpu", batch_size=8, **loading)
     evaluate: Any = lm_eval.simple_evaluate
     return evaluate(
-        lm, tasks=names, task_manager=manager, limit=items, random_seed=0, numpy_random_seed=0, torch_random_seed=0,
+        lm, tasks=tasks, task_manager=manager, limit=items, random_seed=0, numpy_random_seed=0, torch_random_seed=0,
         fewshot_random_seed=0, fewshot_as_multiturn=False, bootstrap_iters=0, log_samples=True, cache_requests=False,
     )  # fmt: skip
 
@@ -106,8 +107,13 @@ def ours(model: str, tasks: dict[str, int], data: Path, items: int, output: Path
         entries.append({"task": upstream(task), "name": task, "num_fewshot": shots, "limit": items})
         if upstream(task) != task:
             entries[-1]["overrides"] = {"dataset_name": task.removeprefix("bbq_").capitalize()}
+    return scored(model, {"data_dir": str(data), "tasks": entries}, output)
+
+
+def scored(model: str, suite_keys: dict[str, Any], output: Path) -> tuple[dict[str, Score], Path]:
+    """Scores a model on a suite of these keys in ``output``."""
     path = output / "suite.yaml"
-    path.write_text(yaml.safe_dump({"chat": "never", "dtype": "float32", "data_dir": str(data), "tasks": entries}))
+    path.write_text(yaml.safe_dump({"chat": "never", "dtype": "float32"} | suite_keys))
     suite: SuiteSpec = load_suite(path)
     report = score([model], suite, device="cpu", output=output, progress=lambda line: print(line, file=sys.stderr))
     assert not report.failed, report.failed
@@ -129,15 +135,55 @@ def largest(task: str, found: Score, store: Path, samples: list[dict[str, Any]])
     return worst
 
 
-def main(model: str, data: str, items: str = "25", *shots: str) -> None:
-    """Compares and prints."""
-    tasks = {name: int(count) for name, count in (pair.split("=") for pair in shots)} or dict.fromkeys(FILES, 0)
+def compare_texts(model: str, texts: Path, items: int, length: int = 1024) -> None:
+    """Compares whole texts, in windows of ``length`` tokens that follow each other, and prints.
+
+    lm-eval predicts ``length`` tokens of each window from one token before it and those within; posttrain counts that
+    token as the window's.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        keys = {
+            "task": "stock_texts",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(texts.resolve())}},
+            "test_split": "test",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+        }
+        (folder / "stock_texts.yaml").write_text(yaml.safe_dump(keys))
+        theirs = stock(model, ["stock_texts"], folder, items, max_length=length)
+        entry = {"name": "texts", "path": str(texts), "limit": items, "max_length": length + 1, "stride": length}
+        scores, store = scored(model, {"perplexity": [entry]}, folder)
+        windows = pyarrow.parquet.read_table(store / scores["texts"].samples_name).to_pylist()
+    figure = next(metric for metric in scores["texts"].metrics if metric.name == "bits_per_byte")
+    other = theirs["results"]["stock_texts"]["bits_per_byte,none"]
+    tokens, sums = [0] * items, [0.0] * items
+    for window in windows:
+        tokens[window["document"]] += window["tokens"]
+        sums[window["document"]] -= window["nll"]
+    samples = sorted(theirs["samples"]["stock_texts"], key=lambda sample: sample["doc_id"])
+    assert len(samples) == items
+    gaps = [abs(mine - float(sample["resps"][0][0])) for mine, sample in zip(sums, samples, strict=True)]
+    a_token = max(gap / count for gap, count in zip(gaps, tokens, strict=True))
+    print("| texts | tokens | metric | posttrain | lm-eval | largest difference of a text | a token |")
+    print("|---|---|---|---|---|---|---|")
+    figures = f"{figure.value:.6f} | {other:.6f} | {max(gaps):.1e} | {a_token:.1e}"
+    print(f"| {items} | {sum(tokens)} | bits_per_byte | {figures} |")
+    assert a_token < 1e-4
+    assert abs(figure.value - other) < 1e-4
+
+
+def compare_tasks(model: str, data: Path, items: int, tasks: dict[str, int]) -> None:
+    """Compares tasks, each with its number of worked examples, and prints."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for task, count in tasks.items():
-            write_stock(task, Path(data), folder, count)
-        theirs = stock(model, tasks, folder, int(items))
-        scores, store = ours(model, tasks, Path(data), int(items), folder)
+            write_stock(task, data, folder, count)
+        theirs = stock(model, [f"stock_{task}" for task in tasks], folder, items)
+        scores, store = ours(model, tasks, data, items, folder)
         print("| task | shots | n | metric | posttrain | lm-eval | largest difference | oracle | constant answer |")
         print("|---|---|---|---|---|---|---|---|---|")
         for task, count in tasks.items():
@@ -154,6 +200,15 @@ def main(model: str, data: str, items: str = "25", *shots: str) -> None:
                 )
                 assert abs(metric.value - other) < 1e-4 * max(1, abs(other)), (task, metric.name)
             assert gap < 1e-4, task
+
+
+def main(model: str, data: str, items: str = "25", *shots: str) -> None:
+    """Compares texts of a file, or tasks of a folder."""
+    if Path(data).is_file():
+        compare_texts(model, Path(data), int(items))
+    else:
+        tasks = {name: int(count) for name, count in (pair.split("=") for pair in shots)}
+        compare_tasks(model, Path(data), int(items), tasks or dict.fromkeys(FILES, 0))
 
 
 if __name__ == "__main__":
