@@ -10,7 +10,7 @@ import numpy as np
 
 from ..chat_templates.errors import PosttrainError
 from .endpoint import EndpointSpec, Reply, Request
-from .errors import DataError
+from .errors import DataError, HubError, is_silence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,7 @@ def static_embeddings(model: str) -> Embed:
 
     Raises:
         DataError: A package or the model is missing.
+        HubError: The Hub cannot be reached.
     """
     try:
         from model2vec import StaticModel
@@ -42,6 +43,8 @@ def static_embeddings(model: str) -> Embed:
         # No text is cut: one that differs from another behind its 512th token is not the same.
         found: Any = _wordllama() if model == WORDLLAMA else StaticModel.from_pretrained(model, max_length=None)
     except (OSError, ValueError, KeyError) as error:
+        if is_silence(error):
+            raise HubError("cannot load the model", where=model) from error
         what = f"no static embeddings: {str(error).splitlines()[0]}"
         raise DataError(what, where=model, hint=_MODEL_HINT) from error
 

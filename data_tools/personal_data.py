@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..chat_templates.errors import first_line
-from .errors import DataError
+from .errors import DataError, HubError, is_silence
 
 KindName = Literal["key", "email", "iban", "card", "national", "phone", "ip", "person"]
 KINDS: tuple[KindName, ...] = get_args(KindName)
@@ -451,6 +451,7 @@ def person_finder(model: str) -> Finder:
 
     Raises:
         DataError: It cannot be loaded, or none of its labels means a person.
+        HubError: The Hub cannot be reached.
     """
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
@@ -458,6 +459,8 @@ def person_finder(model: str) -> Finder:
         loaded: Any = AutoModelForTokenClassification.from_pretrained(model)
         tokenizer: Any = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
+        if is_silence(error):
+            raise HubError("cannot load the model", where=f"ner {model}") from error
         hint = "name a folder or Hub id of a model of token classification"
         raise DataError(f"cannot be loaded: {first_line(error)}", where=f"ner {model}", hint=hint) from error
     labels = {label.rpartition("-")[2].upper() for label in loaded.config.label2id}

@@ -3,12 +3,15 @@
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from posttrain.data_tools.embeddings import static_embeddings
 from posttrain.data_tools.errors import DataError, HubError
+from posttrain.data_tools.personal_data import person_finder
 from posttrain.data_tools.readers import Row
 from posttrain.data_tools.sources import content_hash, is_hub, local_files, read_rows
 from posttrain.data_tools.spec import SourceSpec
@@ -177,3 +180,17 @@ def test_a_hub_that_does_not_answer_is_no_wrong_input(tmp_path: Path, monkeypatc
     with pytest.raises(HubError, match=r"org/name: .*cannot be reached.*; try again") as found:
         rows(tmp_path, "org/name")
     assert found.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("library", "load"),
+    [("transformers.AutoModelForTokenClassification", person_finder), ("model2vec.StaticModel", static_embeddings)],
+)
+def test_nor_where_a_tool_loads_a_model(library: str, load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("We couldn't connect to the Hub") from ConnectionError("refused")
+
+    monkeypatch.setattr(f"{library}.from_pretrained", from_pretrained)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(HubError, match=r"org/name: .*cannot be reached"):
+        load("org/name")
