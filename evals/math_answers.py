@@ -77,7 +77,7 @@ class MathVerifier:
         """Starts a worker and waits until its imports are done, which take longer than a comparison may."""
         command = [sys.executable, "-m", __name__, str(self.memory)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        said = self._ask(process, None, 120.0)
+        said = self._ask(process, None, 30.0)
         if said != "ready":
             process.kill()
             process.wait()
