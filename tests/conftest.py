@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,6 +33,7 @@ INSTRUCT_TEMPLATE = (
 )
 SPECIALS = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job that a shell starts in the background ignores Ctrl-C
 
 _frozen = [0]  # modules that were there when the collector last set aside what there was
 

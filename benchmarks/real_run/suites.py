@@ -92,7 +92,7 @@ def stock(model: str, tasks: list[str], folder: Path, items: int, **loading: Any
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     hflm: Any = huggingface.HFLM
-    lm = hflm(pretrained=model, dtype="float32", device="cpu", batch_size=8, **loading)
+    lm = hflm(**{"pretrained": model, "dtype": "float32", "device": "cpu", "batch_size": 8} | loading)
     evaluate: Any = lm_eval.simple_evaluate
     return evaluate(
         lm, tasks=tasks, task_manager=manager, limit=items, random_seed=0, numpy_random_seed=0, torch_random_seed=0,
@@ -154,9 +154,10 @@ def compare_texts(model: str, texts: Path, items: int, length: int = 1024) -> No
             "metric_list": [{"metric": "bits_per_byte"}],
         }
         (folder / "stock_texts.yaml").write_text(yaml.safe_dump(keys))
-        theirs = stock(model, ["stock_texts"], folder, items, max_length=length)
+        # One text at a time, for its logits; without the tokenizer's BOS, which lm-eval puts behind another and counts.
+        theirs = stock(model, ["stock_texts"], folder, items, max_length=length, batch_size=1, add_bos_token=False)
         entry = {"name": "texts", "path": str(texts), "limit": items, "max_length": length + 1, "stride": length}
-        scores, store = scored(model, {"perplexity": [entry]}, folder)
+        scores, store = scored(model, {"perplexity": [entry], "batch_size": 1}, folder)
         windows = pyarrow.parquet.read_table(store / scores["texts"].samples_name).to_pylist()
     figure = next(metric for metric in scores["texts"].metrics if metric.name == "bits_per_byte")
     other = theirs["results"]["stock_texts"]["bits_per_byte,none"]

@@ -12,6 +12,8 @@ from posttrain.evals.judging.parse import parse
 from posttrain.evals.stats.intervals import wilson
 from posttrain.evals.stats.samples import pass_at_k
 
+from ..conftest import build_tokenizer, save_model
+
 
 def test_answers_of_another_model(tmp_path: Path) -> None:
     """lm-eval's cache of answers knows the request and not the model: a second checkpoint gets the first one's answers.
@@ -110,6 +112,35 @@ def test_a_verdict_that_nobody_sees() -> None:
     assert re.findall(r"\[\[([AB])\]\]", said)[-1] == "B"
     verdict = parse(said, JudgeSettings())
     assert verdict.preference == parse("[[A]]", JudgeSettings()).preference
+
+
+def test_a_text_that_pays_for_its_beginning(tmp_path: Path) -> None:
+    """lm-eval puts BOS before a text whose tokenizer puts it there too, and counts how unlikely the second one is.
+
+    Source: measured 2026-11-29, benchmarks/real_run/suites.md: 1.099 bits per byte of Gemma 3 270M in place of 1.083.
+    Stock: lm-eval 0.4.13, perplexities by `loglikelihood_rolling`.
+    """
+    from lm_eval.api.instance import Instance
+    from lm_eval.models import huggingface
+    from posttrain.evals.perplexity import Window, encode, score_windows
+    from tokenizers import processors
+
+    tokenizer = build_tokenizer(["<|pad|>", "<|endoftext|>", "<s>"], pad_token="<|pad|>", bos_token="<s>")
+    bos, text = tokenizer.bos_token_id, "Hello world"
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    hflm: Any = huggingface.HFLM
+    stock = hflm(pretrained=str(save_model(tmp_path, tokenizer)), dtype="float32", device="cpu")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+
+    def likelihood(beginning: list[int]) -> float:
+        rows = [beginning + ids]
+        return -float(score_windows(stock.model, rows, [Window(0, 0, len(rows[0]), 1)], 1)[0][0])
+
+    request = Instance("loglikelihood_rolling", {}, (text,), 0)
+    assert stock.loglikelihood_rolling([request]) == [pytest.approx(likelihood([bos, bos]), abs=1e-4)]
+    assert encode([text], tokenizer) == [[bos, *ids]]
+    assert likelihood([bos]) - likelihood([bos, bos]) > 1
 
 
 def test_an_optimizer_that_stops_early() -> None:
