@@ -125,7 +125,7 @@ def test_a_text_that_pays_for_its_beginning(tmp_path: Path) -> None:
     from posttrain.evals.perplexity import Window, encode, score_windows
     from tokenizers import processors
 
-    tokenizer = build_tokenizer(["<|pad|>", "<|endoftext|>", "<s>"], pad_token="<|pad|>", bos_token="<s>")
+    tokenizer: Any = build_tokenizer(["<|pad|>", "<|endoftext|>", "<s>"], pad_token="<|pad|>", bos_token="<s>")
     bos, text = tokenizer.bos_token_id, "Hello world"
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
