@@ -302,11 +302,11 @@ def watch(
     from .watch import browse
     from .watch import watch as watch_runs
 
-    if browser:
-        browse(runs)
-        return
     with contextlib.suppress(KeyboardInterrupt):
-        watch_runs(runs, metric or (), once=once)
+        if browser:
+            browse(runs)
+        else:
+            watch_runs(runs, metric or (), once=once)
 
 
 @app.command()

@@ -227,6 +227,5 @@ def browse(folders: Sequence[Path]) -> None:
         )
     address = next((part for part in served if isinstance(part, str) and part.startswith("http")), "")
     print(f"{address.partition('?')[0]} shows {len(runs)} run{'s' * (len(runs) != 1)}; Ctrl-C ends it", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(3600)
+    while True:
+        time.sleep(3600)
