@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import SuiteError
@@ -34,6 +34,7 @@ class Canaries:
         majority: The mean of the best answer that is the same for all items; None where items share no answers.
         answer: That answer: the text of an option, or the place of an option, from 0, whose text differs by item.
         chance: The mean of all options of each item; None where text is written.
+        tried: How many items were tried; None if all.
     """
 
     metric: str
@@ -41,6 +42,15 @@ class Canaries:
     majority: float | None = None
     answer: str | int | None = None
     chance: float | None = None
+    tried: int | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """What there is to say of right answers that are not all counted as right."""
+        if self.oracle >= 1:
+            return None
+        some = f" ({self.tried} items were tried)" if self.tried else ""
+        return f"its own right answers score {self.oracle:.3f} on {self.metric}{some}"
 
 
 def canaries(task: Any, spec: TaskSpec, primary: str | None = None) -> Canaries | None:
@@ -76,7 +86,8 @@ def canaries(task: Any, spec: TaskSpec, primary: str | None = None) -> Canaries 
 
         tried = docs[:: -(-len(docs) // _TRIED)]
         with contextlib.suppress(UndefinedError):  # rows need not hold what only a person answers with
-            return _of_texts(task, tried, [apply_template(template, doc) for doc in tried], spec, wanted)
+            found = _of_texts(task, tried, [apply_template(template, doc) for doc in tried], spec, wanted)
+            return replace(found, tried=len(tried)) if found and len(tried) < len(docs) else found
     return None
 
 

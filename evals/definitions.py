@@ -156,8 +156,8 @@ class HarnessTask(Task):
         sampling = {"sampling": self.spec.sampling.model_dump()} if self.spec.sampling else {}
         detail = origin(self) | sampling | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
         notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
-        if known and known.oracle < 1:
-            notes_of_task.append(f"its own right answers score {known.oracle:.3f} on {known.metric}")
+        if known and known.fault:
+            notes_of_task.append(known.fault)
         if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
             notes_of_task.append(f"always {known.answer!r} would score {known.majority:.3f} on {known.metric}")
         return replace(result, detail=detail, notes=(*result.notes, *notes_of_task))

@@ -208,8 +208,8 @@ def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:
                 problems.append(str(error))
                 continue
             known = task.canaries() if isinstance(task, HarnessTask) else None
-            if known and known.oracle < 1:
-                said.append(f"its own right answers score {known.oracle:.3f} on {known.metric}")
+            if known and known.fault:
+                said.append(known.fault)
             if known and known.majority is not None:
                 always = repr(known.answer) if isinstance(known.answer, str) else f"option {known.answer}"
                 said.append(f"always {always} scores {known.majority:.3f} on {known.metric}")

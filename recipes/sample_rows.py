@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import xxhash
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Mask = NDArray[np.bool_]
 
+Baseline = Literal["random", "longest", "shortest"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 _BUCKETS = 10_000  # of n-grams, as DSIR has them
 _UNSEEN = 1e-8  # added to a bucket's share, as DSIR does
 _PIECES = re.compile(r"\w+|[^\w\s]+")  # nltk's WordPunct, which DSIR cuts texts by
@@ -96,7 +99,7 @@ class Sample(TextTool):
         return Plan(decider, add)
 
     def _outcome(
-        self, row: Row, read: Callable[[Row], str], places: Mapping[str, int], pool: "_Pool", kept: "NDArray[np.bool_]"
+        self, row: Row, read: Callable[[Row], str], places: Mapping[str, int], pool: "_Pool", kept: "Mask"
     ) -> Outcome:
         place = places.get(row.where)
         if place is None:
@@ -130,12 +133,15 @@ class Sample(TextTool):
                     elif self.column:
                         score = -values[where] if self.lowest else values[where]
                     else:
-                        score = {"random": draw.random(), "longest": size, "shortest": -size}[self.by]
+                        score = 0.0  # of a baseline, which looks at the sizes of all
                     mine[where] = len(sizes)
                     sizes.append(size)
                     scores.append(score)
             places.append(mine)
-        return _Pool(np.array(sizes, np.float64), np.array(scores, np.float64), places)
+        pool = _Pool(np.array(sizes, np.float64), np.array(scores, np.float64), places)
+        if self.by in BASELINES:
+            return dataclasses.replace(pool, scores=baseline_scores(self.by, pool.sizes, self.seed))
+        return pool
 
     def _counter(self) -> Callable[[Sequence[str]], list[float]]:
         if self.tokenizer is None:
@@ -159,7 +165,7 @@ class Sample(TextTool):
             counts.append(np.log(total / total.sum() + _UNSEEN))
         return counts[0] - counts[1]
 
-    def _choose(self, pool: "_Pool") -> "NDArray[np.bool_]":
+    def _choose(self, pool: "_Pool") -> "Mask":
         """Returns which rows are kept.
 
         Raises:
@@ -168,9 +174,8 @@ class Sample(TextTool):
         sizes = pool.sizes
         kept = np.zeros(len(sizes), bool)
         for group in _like_lengths(sizes) if self.match_length else [np.arange(len(sizes))]:
-            order = group[np.argsort(-pool.scores[group], kind="stable")]  # of equal scores the first row
             budget = self.tokens * sizes[group].sum() / max(1.0, sizes.sum())
-            kept[[*within(order.tolist(), sizes, budget)]] = True
+            kept[group[_highest(pool.scores[group], sizes[group], budget)]] = True
         if not kept.any():
             least = "of each group of like length " if self.match_length else ""
             hint = "say more tokens" + (", or leave match_length out" if self.match_length else "")
@@ -192,6 +197,65 @@ def within(order: Iterable[int], sizes: "Floats", budget: float) -> Iterator[int
         if spent > budget + 1e-6:
             return
         yield row
+
+
+def baseline_scores(by: Baseline, sizes: "Floats", seed: int) -> "Floats":
+    """Returns what rows are chosen by that nobody has looked at, the highest first; ``sizes``: tokens, ``[rows]``."""
+    if by == "random":
+        return np.random.default_rng(seed).random(len(sizes))
+    return sizes if by == "longest" else -sizes
+
+
+def _highest(scores: "Floats", sizes: "Floats", budget: float) -> list[int]:
+    order = np.argsort(-scores, kind="stable")  # of equal scores the first row
+    return [*within(order.tolist(), sizes, budget)]
+
+
+def baselines(kept: "Mask", usable: "Mask", sizes: "Floats", seed: int) -> "dict[Baseline, Mask]":
+    """Returns for each baseline the rows of as many tokens that it keeps.
+
+    Args:
+        kept: The rows that were chosen, bool ``[rows]``.
+        usable: Those that could have been, likewise.
+        sizes: Tokens of each, ``[rows]``.
+        seed: Of the random draw, which is that of ``data sample`` among rows of these sizes.
+    """
+    rows, found = np.flatnonzero(usable), {}
+    for by in BASELINES:
+        found[by] = np.zeros(len(kept), bool)
+        found[by][rows[_highest(baseline_scores(by, sizes[rows], seed), sizes[rows], sizes[kept].sum())]] = True
+    return found
+
+
+def comparison(
+    choices: "Mapping[str, Mask]", sizes: "Floats", source: "NDArray[Any]", figures: "Mapping[str, Floats]", unit: str
+) -> Table:
+    """Returns a table of choices side by side, and in its note how much each figure goes with length.
+
+    Args:
+        choices: By name the rows of each, bool ``[rows]``: ``all`` that could be chosen, ``kept``, and others.
+        sizes: Tokens of each row, ``[rows]``.
+        source: The number of each row's source, ``[rows]``.
+        figures: What rows are chosen by, by name, ``[rows]`` each.
+        unit: What sizes count.
+    """
+    every, kept = choices["all"], choices["kept"]
+    several = len(np.unique(source)) > 1
+    rows: list[list[Any]] = []
+    for name, some in choices.items():
+        means = [float(values[some].mean()) if some.any() else "–" for values in (sizes, *figures.values())]
+        sources = [len(np.unique(source[some]))] if several else []
+        shared = percent(int((some & kept).sum()), int(kept.sum()))
+        rows.append([name, int(some.sum()), float(sizes[some].sum()), *means, shared, *sources])
+    note = (
+        f"Random, longest, shortest: as many {unit} as are kept; shared: the part of the kept rows that is there too."
+    )
+    for name, values in figures.items():
+        found = rank_correlation(values[every], sizes[every]) if every.any() else "–"
+        shown = f"{found:.2f}" if isinstance(found, float) else found
+        note += f" The rank correlation (Spearman) of {name} with length is {shown}."
+    header = ["rows", "count", unit, f"{unit} a row", *figures, "shared", *(["sources"] if several else [])]
+    return Table("What is kept, beside all and the baselines", header, rows, note)
 
 
 @dataclass(frozen=True)
@@ -228,30 +292,18 @@ def _like_lengths(sizes: "Floats") -> "list[NDArray[np.int64]]":
     return [group for group in np.array_split(np.argsort(sizes, kind="stable"), _GROUPS) if len(group)]
 
 
-def _add(report: ToolReport, spec: Sample, pool: _Pool, kept: "NDArray[np.bool_]") -> ToolReport:
-    """Adds what is kept beside all rows, and how much of the score is length."""
+def _add(report: ToolReport, spec: Sample, pool: _Pool, kept: "Mask") -> ToolReport:
+    """Adds what is kept beside all rows and the baselines, and how much of the score is length."""
     unit = "tokens" if spec.tokenizer else "words"
-    rows = [
-        [name, int(some.sum()), float(pool.sizes[some].sum()), *_means(pool, some, spec)]
-        for name, some in (("all, as drawn at random", np.ones(len(kept), bool)), ("kept", kept))
-        if some.any()
-    ]
-    note = ""
-    if spec.by not in ("random", "longest", "shortest") and len(kept):
-        found = rank_correlation(pool.scores, pool.sizes)
-        shown = f"{found:.2f}" if isinstance(found, float) else found
-        note = f"The rank correlation (Spearman) of the score with length is {shown}."
+    every = np.ones(len(kept), bool)
+    others = {by: some for by, some in baselines(kept, every, pool.sizes, spec.seed).items() if by != spec.by}
+    figures = {} if spec.by in BASELINES else {spec.column or "score": -pool.scores if spec.lowest else pool.scores}
+    source = np.repeat(np.arange(len(pool.places)), [len(places) for places in pool.places])
+    table = comparison({"all": every, "kept": kept, **others}, pool.sizes, source, figures, unit)
     summary = [
         *report.summary,
         f"{percent(pool.sizes[kept].sum(), pool.sizes.sum())} of the {unit} are kept, by {spec.column or spec.by}",
     ]
     if kept.all():
         summary.append("there are no more rows than asked for, so all are kept")
-    header = ["rows", "count", unit, f"{unit} a row", "score"]
-    tables = [*report.tables, Table("What is kept, beside all", header, rows, note)]
-    return dataclasses.replace(report, summary=summary, tables=tables)
-
-
-def _means(pool: _Pool, some: "NDArray[np.bool_]", spec: Sample) -> tuple[float, Any]:
-    score = float(pool.scores[some].mean()) * (-1 if spec.lowest or spec.by == "shortest" else 1)
-    return float(pool.sizes[some].mean()), "–" if spec.by == "random" else score
+    return dataclasses.replace(report, summary=summary, tables=[*report.tables, table], printed=[table])

@@ -6,24 +6,25 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..data_tools.ask import Count
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import read_json, write_atomic, write_json
-from ..data_tools.row_tool import Counts, Decide, Outcome, Plan
+from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, file_names, json_line
 from ..data_tools.score_columns import column_values
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
-from ..data_tools.tool import Sources
+from ..data_tools.tool import Sources, comma_separated
 from ..data_tools.tool_report import Table, ToolReport
-from .model_rows import ModelRows, RowModel, histogram, rank_correlation
-from .sample_rows import within
+from .model_rows import ModelRows, RowModel, histogram
+from .sample_rows import Baseline, baselines, comparison, within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +69,11 @@ class Select(ModelRows):
     """How many rows are kept; 10,000, unless tokens are said."""
     tokens: Annotated[float, Field(gt=0)] | None = None
     """How many tokens are kept, as the model reads the rows: as many rows as fit."""
+    baselines: Annotated[list[Baseline], BeforeValidator(comma_separated)] = Field([])
+    """Of `random`, `longest` and `shortest`, those whose rows are written too, each into a folder of that name: as many
+    tokens as are kept, to train on beside them. What they would keep is in the report in any case."""
+    seed: int = 0
+    """Of the rows drawn at random."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -94,11 +100,10 @@ class Select(ModelRows):
             for source, pool in zip(self.sources, pools, strict=True):
                 pool.take_values(dict(column_values(source, self.column)), self.column)
         choice = _Choice(self, tasks, pools)
-        offsets = np.cumsum([0, *(len(pool) for pool in pools)]).tolist()
+        others = baselines(choice.kept, choice.usable, choice.tokens, self.seed)
 
         def decider(source: SourceSpec) -> Decide:
-            number = [one is source for one in self.sources].index(True)
-            places = {where: place for place, where in enumerate(pools[number].where, offsets[number])}
+            places = choice.places(self.number_of(source))
 
             def decide(rows: Sequence[Row]) -> list[Outcome]:
                 return [self._outcome(row, choice, places[row.where]) for row in rows]
@@ -106,9 +111,35 @@ class Select(ModelRows):
             return decide
 
         def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
-            return _add(report, self, choice)
+            return _add(report, self, choice, others)
 
-        return Plan(decider, add)
+        written = self._write(folder, choice, {by: others[by] for by in self.baselines})
+        return Plan(decider, add, written)
+
+    def _write(self, folder: Path, choice: "_Choice", others: "Mapping[Baseline, NDArray[np.bool_]]") -> list[str]:
+        """Writes the rows of baselines into the folder of work and returns the names of the files.
+
+        Raises:
+            DataError: No row of a baseline fits.
+        """
+        for by, some in others.items():
+            if not some.any():
+                budget = choice.tokens[choice.kept].sum()
+                what = f"no row fits: the first of `{by}` has more than the {budget:,.0f} tokens that are kept"
+                raise DataError(what, where="baselines", hint="keep more, or leave it out")
+            (folder / by).mkdir(parents=True, exist_ok=True)
+        files = file_names(self.sources, self.output_format) if others else {}
+        for number, source in enumerate(self.sources if others else ()):
+            places = choice.places(number)
+            with ExitStack() as stack:
+                outs = [
+                    (stack.enter_context((folder / by / files[source.title]).open("wb")), others[by]) for by in others
+                ]
+                for row in itertools.chain.from_iterable(blocks_of(source)):
+                    for out, some in outs:
+                        if row.problem is None and some[places[row.where]]:
+                            out.write(json_line(row.values, row.where))
+        return [f"{by}/{name}" for by in others for name in files.values()]
 
     def _outcome(self, row: Row, choice: "_Choice", place: int) -> Outcome:
         columns = (self.by, "rds_query", f"{self.by}_rank")
@@ -238,6 +269,8 @@ class _Choice:
         errors: Why a row could not be read.
         cut: Whether not all of it was.
         tokens: How many of its tokens were.
+        values: Its number in the column that rows are chosen by, if they are.
+        source: The number of its source.
     """
 
     def __init__(self, spec: Select, tasks: Sequence[_Vectors], pools: Sequence[_Vectors]):
@@ -247,6 +280,8 @@ class _Choice:
         self.errors = [error for pool in pools for error in pool.errors]
         self.cut = [cut for pool in pools for cut in pool.cut]
         self.tokens = np.array([tokens for pool in pools for tokens in pool.tokens], np.float64)
+        self.values = np.array([value for pool in pools for value in pool.values], np.float64)
+        self.source = np.repeat(np.arange(len(pools)), [len(pool) for pool in pools])
         self.usable = np.array([error is None for error in self.errors], bool)
         self.queries = [where for task in tasks for where, good in zip(task.where, task.usable(), strict=True) if good]
         self.task = [number for number, task in enumerate(tasks) for _ in range(int(task.usable().sum()))]
@@ -259,7 +294,7 @@ class _Choice:
             self._vectors = np.concatenate([np.concatenate([*task.parts()])[task.usable()] for task in tasks])
             order = self._in_turns(self._rank(max(_LEAST_RANKED, _AHEAD * -(-count // len(self.queries)))))
         else:
-            order = self._farthest(spec.by, np.array([value for pool in pools for value in pool.values]))
+            order = self._farthest(spec.by)
         found: dict[int, tuple[int | None, float]] = {}
 
         def rows() -> Iterator[int]:
@@ -278,6 +313,17 @@ class _Choice:
             raise DataError(f"no row fits: the first choice has more than {budget:g} tokens", hint="say more tokens")
 
     @functools.cached_property
+    def kept(self) -> "NDArray[np.bool_]":
+        """Which rows are taken, ``[rows]``."""
+        kept = np.zeros(len(self.errors), bool)
+        kept[list(self.taken)] = True
+        return kept
+
+    def places(self, source: int) -> dict[str, int]:
+        """Returns the number of each row of a source, by where it is."""
+        return dict(zip(self._pools[source].where, np.flatnonzero(self.source == source).tolist(), strict=True))
+
+    @functools.cached_property
     def _all(self) -> "NDArray[np.float32]":
         """The vectors of all rows, ``[rows, hidden]``."""
         return np.concatenate([part for _, part in self._parts()])
@@ -292,13 +338,13 @@ class _Choice:
             self._free[close] = False
             self.passed.update(close.tolist())
 
-    def _farthest(self, by: By, values: "NDArray[np.float64]") -> Iterator[tuple[int, int | None, float]]:
+    def _farthest(self, by: By) -> Iterator[tuple[int, int | None, float]]:
         """Yields rows by their distance to those that are taken and by their standing among the values."""
         from ..evals.stats.bootstrap import midranks
 
         standing = np.zeros(len(self.nearest))
         if by != "k_center" and self.usable.any():
-            standing[self.usable] = midranks(values[self.usable])(np.ones((1, int(self.usable.sum()))))[0]
+            standing[self.usable] = midranks(self.values[self.usable])(np.ones((1, int(self.usable.sum()))))[0]
             standing /= standing.max()
         while self._free.any():
             distance = 1 - self.nearest
@@ -361,11 +407,11 @@ class _Choice:
             yield row, query, alike
 
 
-def _add(report: ToolReport, spec: Select, choice: _Choice) -> ToolReport:
-    """Adds how like rows are to the queries, who took how many, and whether length explains it."""
-    kept = np.zeros(len(choice.errors), bool)
-    kept[list(choice.taken)] = True
-    usable, nearest = choice.usable, choice.nearest
+def _add(
+    report: ToolReport, spec: Select, choice: _Choice, others: "Mapping[Baseline, NDArray[np.bool_]]"
+) -> ToolReport:
+    """Adds how like rows are to the queries, who took how many, and what random draws and length would have kept."""
+    usable, kept, nearest = choice.usable, choice.kept, choice.nearest
     summary = [*report.summary]
     same = int((nearest[usable] > _SAME).sum()) if spec.queries else 0
     if same:
@@ -379,30 +425,18 @@ def _add(report: ToolReport, spec: Select, choice: _Choice) -> ToolReport:
     if not spec.queries and kept.any():
         farthest = 1 - nearest[usable].min()
         summary.append(f"no row is farther than {farthest:.4f} (1 - cosine) from one that is kept")
+    summary += [f"{by}: its rows are in {by}/" for by in spec.baselines]
     rows = [
         [source.title, choice.task.count(number), *_taken_by(choice, number)]
         for number, source in enumerate(spec.queries or ())
     ]
-    compared = [
-        [name, int(some.sum()), float(choice.tokens[some].mean()), float(nearest[some].mean())]
-        for name, some in (("all", usable), ("kept", kept), ("not kept", usable & ~kept))
-        if some.any() and (spec.queries or name != "kept")  # a kept row is its own nearest
-    ]
-    with_length = rank_correlation(nearest[usable], choice.tokens[usable]) if usable.any() else "–"
-    shown = f"{with_length:.2f}" if isinstance(with_length, float) else with_length
-    note = (
-        "Rows drawn at random would have the means of all. The rank correlation (Spearman) of a row's similarity with "
-        f"its length is {shown}."
-    )
-    tables = [
-        *report.tables,
-        *([Table("Queries", ["source", "queries", "rows taken", "mean similarity"], rows)] if rows else []),
-        Table("What is kept, beside all", ["rows", "count", "tokens a row", "similarity"], compared, note),
-    ]
-    plots = [*report.plots]
-    if usable.any():
-        plots.append(histogram(f"similarity to the nearest {'query' if spec.queries else 'kept row'}", nearest[usable]))
-    return dataclasses.replace(report, summary=summary, tables=tables, plots=plots)
+    similarity = f"similarity to the nearest {'query' if spec.queries else 'kept row'}"
+    figures = {similarity: nearest} | ({spec.column: choice.values} if spec.column else {})
+    beside = comparison({"all": usable, "kept": kept, **others}, choice.tokens, choice.source, figures, "tokens")
+    queries = [Table("Queries", ["source", "queries", "rows taken", "mean similarity"], rows)] if rows else []
+    tables = [*report.tables, *queries, beside]
+    plots = [*report.plots, *([histogram(similarity, nearest[usable])] if usable.any() else [])]
+    return dataclasses.replace(report, summary=summary, tables=tables, plots=plots, printed=[beside])
 
 
 def _taken_by(choice: _Choice, task: int) -> tuple[int, float]:

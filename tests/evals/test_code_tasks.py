@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from posttrain.data_tools.sandbox import Limits, ProgramOutcome, ProgramSandbox, SandboxError, find_sandbox
+from posttrain.evals import canaries
 from posttrain.evals.canaries import Canaries
 from posttrain.evals.definitions import define, read_yaml
 from posttrain.evals.errors import EvalError, SuiteError
@@ -147,3 +148,14 @@ def test_rows_whose_own_solution_fails_are_told_where_others_pass(tmp_path: Path
     suite.write_text("tasks: [{task: humaneval, data_files: {test: functions.jsonl}}]\n")
     assert check_all([suite], [], {}, read_data=True) == 0
     assert "its own right answers score 0.500 on pass@1" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tasks")
+def test_where_not_all_items_were_tried_their_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canaries, "_TRIED", 2)
+    wrong = FUNCTION | {"canonical_solution": "    return x\n"}
+    rows = [row | {"task_id": f"HumanEval/{n}"} for n, row in enumerate([FUNCTION, FUNCTION, wrong])]
+    task = TaskSpec(task="humaneval", data_files={"test": str(write_rows(tmp_path / "functions.jsonl", rows))})
+    found = define(task, SuiteSpec(name="s", tasks=[task])).canaries()
+    assert found is not None
+    assert found.fault == "its own right answers score 0.500 on pass@1 (2 items were tried)"

@@ -111,7 +111,11 @@ def test_the_page_says_how_much_of_a_score_is_length(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (table,) = [one for one in report["tables"] if "beside all" in one["title"]]
     assert "with length is 1.00" in table["note"]
-    assert table["rows"][1][3] > table["rows"][0][3]
+    beside = {row[0]: row for row in table["rows"]}
+    assert beside["kept"][3] > beside["all"][3]
+    assert beside["kept"][1:] == beside["longest"][1:], "a score that is length chooses what length does"
+    drawn = sample(tmp_path, "drawn", by="random", tokens=beside["kept"][2])
+    assert beside["random"][1:3] == [len(drawn), words(drawn)]
 
 
 @pytest.mark.parametrize(

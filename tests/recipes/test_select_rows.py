@@ -217,6 +217,35 @@ def test_a_pool_of_fewer_rows_than_asked_for_is_kept_whole_and_that_is_said(
     assert report["counts"]["Left out"][0]["name"] == "no score: empty text"
 
 
+def test_as_many_tokens_at_random_and_by_length_stand_beside_the_choice_and_are_written_if_asked_for(
+    tmp_path: Path, instruct_model_dir: Path
+) -> None:
+    def written(name: str) -> dict[str, list[int]]:
+        files = {by: tmp_path / name / by / "rows.jsonl" for by in ("random", "longest")}
+        return {by: [json.loads(line)["id"] for line in path.read_text().splitlines()] for by, path in files.items()}
+
+    rows = [*ROWS[:20], {"text": ""}, *ROWS[20:]]
+    kept = {row["id"] for row in select(tmp_path, instruct_model_dir, "a", rows, baselines="random,longest", seed=1)}
+    select(tmp_path, instruct_model_dir, "b", rows, baselines="random,longest", seed=2)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    (table,) = [one for one in report["tables"] if "baselines" in one["title"]]
+    beside = {row[0]: dict(zip(table["header"], row, strict=True)) for row in table["rows"]}
+    assert list(beside) == ["all", "kept", "random", "longest", "shortest"]
+    assert (beside["all"]["count"], beside["kept"]["count"]) == (40, 10)
+    found = written("a")
+    for by, ids in found.items():
+        assert len(ids) == beside[by]["count"]
+        assert beside[by]["shared"] == f"{10 * len(kept & {*ids}):.1f}%"
+    assert all(row["tokens"] <= beside["kept"]["tokens"] for name, row in beside.items() if name != "all")
+    lengths = [beside[by]["tokens a row"] for by in ("shortest", "random", "longest")]
+    assert lengths == sorted(lengths)
+    assert min(n % 13 for n in found["longest"]) >= max(n % 13 for n in {*range(40)} - {*found["longest"]})
+    assert found["random"] != written("b")["random"]
+    assert found["longest"] == written("b")["longest"]
+    with pytest.raises(DataError, match="no row fits: the first of `longest` has more than"):
+        select(tmp_path, instruct_model_dir, "c", [*ROWS, {"text": " ".join(WORDS * 9)}], count=1, baselines="longest")
+
+
 def test_long_rows_are_cut_and_counted_and_a_query_among_the_rows_is_told(
     tmp_path: Path, instruct_model_dir: Path
 ) -> None:
