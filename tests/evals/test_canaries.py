@@ -89,6 +89,11 @@ def test_a_loose_figure_does_not_hide_that_a_strict_one_wants_a_phrase(tmp_path:
     assert on(tmp_path, PROMPTS, str(tmp_path / "own.yaml"), metric="acc") == Canaries("acc", 1.0)
 
 
+def test_rows_of_math_without_worked_solutions_have_right_answers(tmp_path: Path):
+    rows = [{"problem": "Half of 1?", "answer": r"\frac{1}{2}"}, {"problem": "Of 2?", "answer": "1"}]
+    assert on(tmp_path, rows, "math_verified") == Canaries("exact_match", 1.0)
+
+
 def test_texts_that_no_filter_lets_through_are_refused(tmp_path: Path):
     filters = [
         {"name": "n", "filter": [{"function": "regex", "regex_pattern": "Antwort: (.*)"}, {"function": "take_first"}]}
