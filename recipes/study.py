@@ -7,6 +7,7 @@ after a kill; what is here is the grid, and the comparison.
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -460,7 +461,7 @@ def _time(seconds: float) -> str:
 
 
 def _report(study: Study, document: Document, seeds: Sequence[int], found: Sequence[TaskOutcome]) -> ToolReport:
-    tables = [_table(study, outcome) for outcome in found]
+    tables = [*_over_sizes(study, found), *(_table(study, outcome) for outcome in found)]
     answers = [(one, arm, said) for one in found for arm, said in one.comparisons.items()]
     verdicts = [answer for answer in answers if answer[-1].verdict != "no verdict"]
     summary = [
@@ -507,6 +508,23 @@ def _curves(study: Study, found: Sequence[TaskOutcome]) -> list[Drawing]:
         if svg := chart(series, [Segment(0.0, far, far, "")], name=name, x_label="size", log=False):
             made.append(Drawing(name, svg, list(study.arms)))
     return made
+
+
+def _over_sizes(study: Study, found: Sequence[TaskOutcome]) -> list[Table]:
+    """Each task's means with the best of each size marked: whether what is best for a small size is so for a large."""
+    tables: list[Table] = []
+    for task in dict.fromkeys(one.task for one in found if len(study.sizes) > 1):
+        mine = [one for one in found if one.task == task]
+        higher = next(iter(mine[0].comparisons.values())).higher_is_better
+        means = [{arm: statistics.mean(values) for arm, values in one.values.items()} for one in mine]
+        best = [(max if higher else min)(of_size, key=of_size.__getitem__) for of_size in means]
+        rows = [
+            [arm, *(f"{of_size[arm]:.4g}{' *' * (arm == one)}" for of_size, one in zip(means, best, strict=True))]
+            for arm in study.arms
+        ]
+        note = f"{mine[0].metric}, means over seeds; * the best of a size, which is no verdict."
+        tables.append(Table(f"{task} over sizes", ["arm", *(one.size for one in mine)], rows, note))
+    return tables
 
 
 def _table(study: Study, outcome: TaskOutcome) -> Table:

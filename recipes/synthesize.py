@@ -363,20 +363,21 @@ class _Item:
 
 
 class _AnswerLog(Log):
-    """The replies there are; those that were cut at a lower limit are asked for again."""
+    """The replies there are; those that were cut at a lower limit are asked for again.
+
+    A line has the ``text``, the ``tokens`` of prompt and reply, and the ``limit`` that it was cut at, 0 of a whole one.
+    """
 
     def __init__(self, path: Path, limit: int):
         from ..data_tools.endpoint import EMPTY, Reply
 
+        cut_at: dict[str, int] = {}
+
         def read(line: dict[str, Any]) -> "Reply":
-            return Reply(
-                "",
-                line["text"],
-                "length" if line["limit"] else "stop",
-                prompt_tokens=line["tokens"][0],
-                completion_tokens=line["tokens"][1],
-                seconds=line["limit"],
-            )
+            cut_at[line["key"]] = line["limit"]
+            prompt, completion = line["tokens"]
+            finish = "length" if line["limit"] else "stop"
+            return Reply("", line["text"], finish, prompt_tokens=prompt, completion_tokens=completion)
 
         def write(reply: "Reply") -> dict[str, Any] | None:
             if reply.error not in (None, EMPTY) and reply.finish != "length":
@@ -385,8 +386,8 @@ class _AnswerLog(Log):
             return {"text": reply.text, "limit": cut, "tokens": [reply.prompt_tokens, reply.completion_tokens]}
 
         super().__init__(path, read, write, sync=False)
-        for key, reply in list(self.answers.items()):
-            if reply.finish == "length" and reply.seconds < limit:
+        for key, cut in cut_at.items():
+            if 0 < cut < limit:
                 del self.answers[key]
 
 
@@ -416,7 +417,18 @@ class _Known:
 
 @dataclass
 class _Work:
-    """The making of all rows."""
+    """The making of all rows.
+
+    Attributes:
+        items: All that were begun.
+        made: The rows that are kept.
+        seen: Hashes of what no second row may be.
+        known: What a new reply must not be like.
+        repairs: Items of which an unreadable reply was asked for again.
+        checked: How many came to the checks.
+        right: How many of them passed.
+        dried: Whether nothing new came any more.
+    """
 
     spec: Synthesize
     method: MethodSpec
@@ -441,18 +453,18 @@ class _Work:
                 self.known.add(text)
         while wave := self._wave():
             for step in self.method.steps:
-                self._ask(step, [item for item in wave if not item.dropped])
-            self.checked += sum(not item.dropped for item in wave)
+                self._ask(step, _left(wave))
+            self.checked += len(_left(wave))
             for check in self.spec.verify:
                 if check is not self.spec.best:
-                    self._verify(check, [item for item in wave if not item.dropped])
-            self.right += sum(not item.dropped for item in wave)
+                    self._verify(check, _left(wave))
+            self.right += len(_left(wave))
             if self.spec.best is not None:
-                self._choose(self.spec.best, [item for item in wave if not item.dropped])
-            self._keep([item for item in wave if not item.dropped])
+                self._choose(self.spec.best, _left(wave))
+            self._keep(_left(wave))
             self.items += wave
             last = self.items[-_WAVE:]
-            if self.method.examples and sum(not item.dropped for item in last) < _DRY * _WAVE <= _DRY * len(last):
+            if self.method.examples and len(last) == _WAVE and len(_left(last)) < _DRY * _WAVE:
                 self.dried = True
                 break
 
@@ -508,12 +520,12 @@ class _Work:
         unread = []
         for item, query in queries:
             reply = answers.get(query.key) or self.log.failed.get(query.key)
-            if complaint := self._take(step, item, reply):
+            if complaint := self._use(step, item, reply):
                 said = [{"role": "assistant", "content": item.detail}, {"role": "user", "content": complaint}]
                 unread.append((item, [*query.messages, *said]))
         return unread
 
-    def _take(self, step: StepSpec, item: _Item, reply: "Reply | None") -> str | None:
+    def _use(self, step: StepSpec, item: _Item, reply: "Reply | None") -> str | None:
         """Keeps what counts of a reply, or drops the item; returns what a whole but unreadable reply is to be told."""
         if reply is not None:
             item.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
@@ -623,7 +635,7 @@ class _Work:
             counts = ", ".join(f"{reason} ({count:,})" for reason, count in self.unusable.counts.items())
             summary.append(f"rows of {self.spec.rows.title} that could not be used: {counts}")
         if self.repairs:
-            mended = sum(not item.dropped for item in self.repairs)
+            mended = len(_left(self.repairs))
             summary.append(
                 f"{len(self.repairs):,} unreadable replies were asked for again; {mended:,} of them are kept"
             )
@@ -655,6 +667,11 @@ class _Work:
             if tally.counts
             else [],
         )
+
+
+def _left(items: Sequence[_Item]) -> list[_Item]:
+    """Returns the items that nothing has dropped so far."""
+    return [item for item in items if not item.dropped]
 
 
 def _lost(check: Preferred, outcome: "DuelOutcome", other: str) -> str:

@@ -183,6 +183,10 @@ def test_arms_are_curves_over_sizes_that_are_numbers(study: Path, sizes: list[st
     assert page.count('class="line"') == curves
     assert page.count("<svg") == (1 if curves else len(sizes)), "else bars"
     assert ("noise, 400: " in page) == bool(curves), "each point says its figure"
+    tables = json.loads(Path("out/report.json").read_text())["tables"]
+    for column, one in enumerate(found if len(sizes) > 1 else [], start=1):
+        (best,) = [row[0] for row in tables[0]["rows"] if row[column].endswith(" *")]
+        assert best == max(one.values, key=lambda arm: sum(one.values[arm])), "more is better of these"
 
 
 def test_items_that_are_not_independent_are_compared_by_cluster(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
