@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import first_line
+from ..chat_templates.errors import PosttrainError, first_line
 from .endpoint import Reply
 from .errors import DataError
 from .files import hash_json
@@ -169,7 +169,8 @@ def draw(
         pad_token_id=pad,
         bos_token_id=model.generation_config.bos_token_id,
     )
-    processors = LogitsProcessorList([Draw(sampling, seeds)] if sampling.temperature > 0 else [])
+    finite = FiniteLogits()
+    processors = LogitsProcessorList([finite, *([Draw(sampling, seeds)] if sampling.temperature > 0 else [])])
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids,
@@ -178,6 +179,7 @@ def draw(
             logits_processor=processors,
             streamer=streamer,
         )
+    finite.check()
     answers = []
     for row in output[:, width:].tolist():
         end = next((place for place, token in enumerate(row) if token in ends), None)
@@ -189,6 +191,27 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
     """Returns the tokens that end an answer: those of the model's generation config and the tokenizer's own."""
     known = model.generation_config.eos_token_id
     return {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
+
+
+class FiniteLogits:
+    """A logits processor that changes nothing, and remembers on the model's device whether a logit was not a number.
+
+    The likeliest token of such logits is the first of the vocabulary: a broken model would write it without a word.
+    """
+
+    def __init__(self) -> None:
+        self._broken: torch.Tensor | None = None
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        """Takes scores ``[rows, vocabulary]``, and returns them."""
+        broken = scores.isnan().any()
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
+
+    def check(self) -> None:
+        """Raises a PosttrainError if one was not."""
+        if self._broken is not None and bool(self._broken):
+            raise PosttrainError("the model's logits are not numbers", hint="do the weights hold NaN?")
 
 
 class Draw:

@@ -166,9 +166,7 @@ def outputs(model: Any, rows: Sequence[Mapping[str, Sequence[int]]], batch_size:
     columns = {"token_type_ids": [row["token_type_ids"] for row in rows]} if typed else None
     ids = [row["input_ids"] for row in rows]
     values = np.stack(run(model, ids, batch_size, lambda _, logits: logits.double().cpu().numpy(), columns=columns))
-    if not np.isfinite(values).all():
-        raise EvalError("the outputs are not finite", where=where, hint="do the weights hold NaN?")
-    return values
+    return _finite(values, "the outputs are", where)
 
 
 def token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int) -> tuple["np.ndarray", "np.ndarray"]:
@@ -183,6 +181,9 @@ def token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int) ->
     Returns:
         For each row the sum over its scored tokens of the negative log-likelihood, and of the entropy of the model's
         prediction, in nats, float64 ``[rows]``.
+
+    Raises:
+        EvalError: A sum is not finite.
     """
     found = _token_sums(model, rows, first, batch_size, entropy=True)
     return found[:, 0], found[:, 1]
@@ -205,8 +206,17 @@ def _token_sums(model: Any, rows: Rows, first: Sequence[int], batch_size: int, *
         targets = torch.as_tensor(rows[i][first[i] :], device=logits.device)
         return _sums(logits[:-1], targets, entropy=entropy)
 
-    found = run(model, rows, batch_size, read, first=[place - 1 for place in first])
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
+    found = np.array(run(model, rows, batch_size, read, first=[place - 1 for place in first]), dtype=np.float64)
+    return _finite(found, "the log-likelihood is").reshape(-1, 2)
+
+
+def _finite(values: "np.ndarray", what: str, where: str | None = None) -> "np.ndarray":
+    """Returns the values; raises an EvalError where NaN or infinity would pass for an answer."""
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        raise EvalError(f"{what} not finite", where=where, hint="do the weights hold NaN?")
+    return values
 
 
 def weighted_means(model: Any, rows: Rows, batch_size: int) -> "np.ndarray":
@@ -222,6 +232,9 @@ def weighted_means(model: Any, rows: Rows, batch_size: int) -> "np.ndarray":
 
     Returns:
         Unit vectors, float32 ``[rows, hidden]``.
+
+    Raises:
+        EvalError: One is not finite.
     """
     import numpy as np
     import torch
@@ -231,7 +244,7 @@ def weighted_means(model: Any, rows: Rows, batch_size: int) -> "np.ndarray":
         mean = (states.double() * (weights / weights.sum())[:, None]).sum(0)
         return (mean / mean.norm().clamp(min=1e-30)).float().cpu().numpy()
 
-    return np.stack(run(model, rows, batch_size, read, states=True))
+    return _finite(np.stack(run(model, rows, batch_size, read, states=True)), "the hidden states are")
 
 
 def _sums(logits: "torch.Tensor", targets: "torch.Tensor", *, entropy: bool) -> tuple[float, float]:

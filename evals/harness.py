@@ -106,6 +106,8 @@ def run_task(
         check_drawn(lm.draws, task, setting)
         lm.draws = None
     name, samples = spec.title, results["samples"][spec.title]
+    if any(_is_nan(response) for sample in samples for responses in sample["resps"] for response in responses):
+        raise EvalError("a log-likelihood is not a number", where=name, hint="do the weights hold NaN?")
     for sample in samples if templated else ():
         sample["arguments"] = [(unmarked(first), *rest) for first, *rest in sample["arguments"]]
         sample["prompt_hash"] = hash_string(sample["arguments"][0][0])
@@ -119,6 +121,12 @@ def run_task(
     said = (*foreign, *summary(told), *_constant(task, samples), *_notes_on_items(lm, len(long), metrics[0].n))
     detail = record | ({"thinking": lm.thinking} if lm.thinking else {}) | ({"too_long": len(long)} if long else {})
     return Result(metrics, samples_to_parquet(samples), results["n-shot"][name], said, detail or None)
+
+
+def _is_nan(response: Any) -> bool:
+    """Says whether a response holds a log-likelihood of NaN, beside which the first option passes for the likeliest."""
+    value = response[0] if isinstance(response, tuple | list) and response else response
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _notes_on_items(lm: Any, long: int, scored: int) -> Iterator[str]:

@@ -14,9 +14,11 @@ from unittest import mock
 import torch
 from lm_eval.models import huggingface
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
 from ..chat_templates.rendering import is_mark, mark_special, with_strings
 from ..data_tools.encode import TextEncoder
+from ..data_tools.generate import FiniteLogits
 from .continuous import Continuous
 from .models import LoadedModel
 from .sampling import Draws
@@ -225,8 +227,12 @@ class HarnessModel(OwnPrompts, _HFLM):
             # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
             return [] if beams else [Stops(*how)]
 
+        finite = FiniteLogits()
+        options["logits_processor"] = LogitsProcessorList([finite, *options.get("logits_processor", ())])
         with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
-            return super()._model_generate(context, max_length, stop, **options)
+            written = super()._model_generate(context, max_length, stop, **options)
+        finite.check()
+        return written
 
 
 def batches_of_hflm(rows: Sequence[list[int]], size: int) -> list[list[int]]:

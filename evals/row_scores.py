@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.probes import end_of_turn
 from ..data_tools.encode import Talk, TextEncoder
 from ..data_tools.errors import RowError
-from .errors import EvalError
 from .forward import negative_log_likelihoods
 from .perplexity import Window, encode, first_context, windows
 
@@ -95,10 +94,10 @@ def text_likelihoods(
     stride = max(1, max_length // 2)
     cut = [Window(number, *part) for number, ids in enumerate(tokens) for part in windows(len(ids), max_length, stride)]
     rows = [tokens[window.document][window.start : window.end] for window in cut]
-    nats = _nats(loaded, rows, [window.first - window.start for window in cut], batch_size)
+    nats = negative_log_likelihoods(loaded.model, rows, [window.first - window.start for window in cut], batch_size)
     sums, counts = [0.0] * len(texts), [0] * len(texts)
     for window, value in zip(cut, nats, strict=True):
-        sums[window.document] += value
+        sums[window.document] += float(value)
         counts[window.document] += window.end - window.first
     return [
         Likelihood(count, len(text.encode(errors="surrogatepass")), total) if count else RowError(NO_TOKENS)
@@ -155,7 +154,7 @@ def answer_likelihoods(
             if alone:
                 passes.append([*context, *answer])
                 first.append(len(context) + skipped)
-    nats = iter(_nats(loaded, passes, first, batch_size))
+    nats = iter(negative_log_likelihoods(loaded.model, passes, first, batch_size).tolist())
     for number, (tokens, size) in sizes.items():
         likely = Likelihood(tokens, size, next(nats), next(nats) if alone else None)
         found[number] = RowError(CERTAIN) if likely.alone == 0 else likely  # which nothing can be divided by
@@ -209,13 +208,3 @@ def _without_end(answer: Sequence[int], ends: frozenset[int]) -> list[int]:
     """Cuts off the token that ends an answer and what the template puts behind it."""
     last = next((place for place in range(len(answer) - 1, -1, -1) if answer[place] in ends), len(answer))
     return list(answer[:last])
-
-
-def _nats(loaded: "LoadedModel", rows: Sequence[Sequence[int]], first: Sequence[int], batch_size: int) -> list[float]:
-    """Returns sums of negative log-likelihoods, all of them finite."""
-    if not rows:
-        return []
-    found = negative_log_likelihoods(loaded.model, rows, first, batch_size)
-    if not all(map(math.isfinite, found)):
-        raise EvalError("the log-likelihood is not finite", hint="do the weights hold NaN?")
-    return found.tolist()

@@ -369,6 +369,10 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             from .optimizers import muon_options
 
             muon_options(args.optim_args)
+        elif args.optim_args:
+            from .optimizers import check_options
+
+            check_options(args)
         fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
         check_engine(loaded, "DeepSpeed" if args.deepspeed_plugin else "FSDP" if fsdp else None)
         check_packed_rows(loaded)
@@ -493,7 +497,7 @@ def check_adapter(recipe: Recipe, model: Any) -> None:
         listed = [name for name in found if not isinstance(modules[name], adaptable)][:1]
     for key, names, choices in (("target_modules", listed, linear), ("modules_to_save", saved, known)):
         for name in names:
-            found = [modules[full] for full in modules if full == name or full.endswith(f".{name}")]
+            found = [modules[full] for full in modules if _is_named(full, [name])]
             others = choices - {name}
             hint = did_you_mean(name, others) or f"it has {', '.join(sorted(others))}"
             if not found:
@@ -511,10 +515,49 @@ def check_adapter(recipe: Recipe, model: Any) -> None:
     if options.get("use_dora") and recipe.quantization == "int8" and not torch.accelerator.is_available():
         why = "bitsandbytes cannot run int8 weights under DoRA on a CPU"
         problems.append(f"{section}.use_dora: {why}; say nf4, or drop one")
+    if not problems:
+        adapted = [name for name in modules if targets is None or _is_named(name, listed)]
+        if regex == "all-linear":
+            adapted = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
+        elif regex is not None:
+            adapted = [name for name in modules if re.fullmatch(regex, name)]
+        problems += _unmatched(options, section, adapted, model)
     if targets == []:
         problems.append(f"{section}.target_modules is empty; say all-linear, or name modules")
     if problems:
         raise RecipeError("; ".join(problems))
+
+
+def _is_named(name: str, ends: list[str]) -> bool:
+    """Says whether a module or a weight is named by one of some names or their ends, as peft reads lists of them."""
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _unmatched(options: dict[str, Any], section: str, adapted: list[str], model: Any) -> Iterator[str]:
+    """Yields what is named in an adapter's fields and is nowhere in the model, which peft passes over with a warning.
+
+    Args:
+        options: The fields.
+        section: Where they stand.
+        adapted: The modules that ``target_modules`` names.
+        model: The model, as it is before.
+    """
+    for key in ("rank_pattern", "alpha_pattern", "exclude_modules"):
+        given = options.get(key) or ()
+        for pattern in [given] if isinstance(given, str) else given:
+            whole = pattern if isinstance(given, str) else rf"(.*\.)?({pattern})"
+            is_list = isinstance(given, list)
+            if not any(_is_named(name, [pattern]) if is_list else re.fullmatch(whole, name) for name in adapted):
+                hint = did_you_mean(pattern, {name.rpartition(".")[2] for name in adapted})
+                hint = hint or "a pattern stands for the end of a module's name"
+                yield f"{section}.{key}: {pattern!r} matches none of the modules that are adapted; {hint}"
+    for name in options.get("target_parameters") or ():
+        if not any(_is_named(own, [name]) for own, _ in model.named_parameters()):
+            yield f"{section}.target_parameters: the model has no parameter {name!r}"
+    rows, given = model.get_input_embeddings().weight.shape[0], options.get("trainable_token_indices") or ()
+    for index in [i for group in given.values() for i in group] if isinstance(given, dict) else given:
+        if not 0 <= index < rows:
+            yield f"{section}.trainable_token_indices: there is no token {index}; the vocabulary ends at {rows - 1}"
 
 
 def _untrainable(modules: "list[Any]", recipe: Recipe, model: Any) -> str | None:

@@ -5,6 +5,7 @@ https://kellerjordan.github.io/posts/muon); what is no matrix of a hidden linear
 ``torch.optim.Muon`` is the algorithm; here is decided which weights it moves, and the two are made one optimizer.
 """
 
+import copy
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from .errors import RecipeError
 from .model import head_modules
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
 
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
@@ -204,6 +205,35 @@ def trained_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         add(part.parameters(), kind)
     walk(model, None)
     return groups
+
+
+def check_options(args: "TrainingArguments") -> None:
+    """Refuses an option in ``trainer.optim_args`` that the optimizer does not read: transformers passes over it.
+
+    What gives the same optimizer with any value as without the option is not read; a value refused shows that it is.
+
+    Raises:
+        RecipeError: With the first of them.
+    """
+    from transformers import Trainer
+
+    def made(options: str | None) -> Any:
+        changed = copy.copy(args)
+        changed.optim_args = options
+        try:
+            return Trainer.get_optimizer_cls_and_kwargs(changed)
+        except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+            return str(error)
+
+    bare = made(None)
+    for pair in (args.optim_args or "").split(","):
+        name, is_pair, _ = pair.strip().partition("=")
+        if not is_pair:
+            raise RecipeError(f"trainer.optim_args: '{pair}' is not of the form name=value")
+        if not isinstance(bare, str) and bare == made(f"{name}=0.0123"):
+            optim = str(getattr(args.optim, "value", args.optim))
+            hint = "AdamW's own are trainer.adam_beta1, adam_beta2 and adam_epsilon" if "adam" in optim else None
+            raise RecipeError(f"trainer.optim_args: {optim} reads no option '{name}'", hint=hint)
 
 
 def muon_options(text: str | None) -> dict[str, Any]:

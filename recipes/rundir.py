@@ -1,5 +1,6 @@
 """The run folder: who it belongs to, where a run may resume, what is recorded of it."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import first_line
+from ..data_tools.errors import DataError
 from ..data_tools.files import write_atomic, write_json
+from ..data_tools.sources import content_hash, is_hub
 from ..evals import checkpoints
 from ..evals.records import now
 from ..evals.runs import RUN_FILE, is_closed, read_record, run_of
@@ -110,6 +113,17 @@ def change_since(record: dict[str, Any], origin: dict[str, Any]) -> str | None:
     if len(models) == len(origin["models"]) and all(map(_same_parent, models, origin["models"])):
         return None
     return "a teacher, reward model or critic has changed"
+
+
+def changed_rows(record: dict[str, Any], loaded: Loaded) -> str | None:
+    """Names a local source that no longer holds what a recorded run was trained or evaluated on; None if none does."""
+    for split, sources in (("train", loaded.recipe.data.train), ("eval", loaded.recipe.data.eval or ())):
+        known = ((record.get("data") or {}).get(split) or {}).get("contents") or ()
+        for source, content in zip(sources, known, strict=False):
+            with contextlib.suppress(DataError):  # what is gone is not another
+                if not is_hub(source, loaded.path.parent) and content_hash(source, loaded.path.parent) != content:
+                    return f"it was trained with other rows: {source.path} (data.{split}) has changed since"
+    return None
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

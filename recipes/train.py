@@ -22,7 +22,7 @@ from ..evals.records import now
 from . import launch, rundir
 from .announce import header, kernels, next_steps, standing_checkpoint
 from .decisions import Ready, decide, placed, trainer_config
-from .errors import RecipeError, RunError
+from .errors import RecipeError, RunError, RunFolderError
 from .job import Job
 from .load import Loaded, load
 
@@ -46,6 +46,8 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
     run_dir = Path(loaded.recipe.output_dir)
     record = {} if force else rundir.read_record(run_dir)
     if record and rundir.change_since(record, rundir.origin_of(loaded)) is None and rundir.is_finished(run_dir):
+        if change := rundir.changed_rows(record, loaded):
+            raise RunFolderError(change, where=str(run_dir), hint="restore it, or choose another output_dir")
         _say(f"{run_dir}: already trained; nothing to do")
         return
     _say("\n".join(header(loaded, int(os.environ.get("WORLD_SIZE", "1")))))

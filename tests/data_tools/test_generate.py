@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.encode import TextEncoder
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.generate import Sampling, draw, generate, load_vllm, room
@@ -31,6 +32,15 @@ def test_an_answer_does_not_depend_on_the_batch_or_the_order(loaded: tuple[Any, 
         found = generate(model, tokenizer, ids[::-1], Sampling(12, batch_size=size, **sampling), keys)
         assert [g.text for g in found][::-1] == alone
     assert len(set(alone)) > 5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_nan_answers_nothing(tiny_model_dir: Path, temperature: float) -> None:
+    broken = load_language_model(str(tiny_model_dir))
+    broken.model.model.norm.weight.data[3] = float("nan")
+    ids = prompts(broken.tokenizer, 3)
+    with pytest.raises(PosttrainError, match="do the weights hold NaN"):
+        list(generate(broken.model, broken.tokenizer, ids, Sampling(4, temperature=temperature), [""] * 3))
 
 
 def test_seeds_and_keys_draw_anew(loaded: tuple[Any, Any]) -> None:

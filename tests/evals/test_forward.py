@@ -8,7 +8,7 @@ import pytest
 import torch
 from posttrain.evals import forward
 from posttrain.evals.errors import EvalError
-from posttrain.evals.forward import outputs, token_sums
+from posttrain.evals.forward import outputs, token_sums, weighted_means
 from posttrain.evals.models import load_model
 
 from .headed import headed_model
@@ -57,6 +57,16 @@ def test_logits_that_are_not_read_are_not_computed(model: Any, monkeypatch: Any)
     monkeypatch.setattr(forward, "_LOGITS", model.config.vocab_size * 31)
     token_sums(model, [ROWS[1], ROWS[4]], [1, 1], 2)
     assert seen == [4, 31, 31]
+
+
+@pytest.mark.parametrize(
+    "passes", [lambda m: token_sums(m, ROWS, [1] * len(ROWS), 2), lambda m: weighted_means(m, ROWS, 2)]
+)
+def test_numbers_that_are_none_are_an_error(tiny_model_dir: Path, passes: Any):
+    model = load_model(str(tiny_model_dir), device="cpu").model
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(EvalError, match="not finite; do the weights hold NaN"):
+        passes(model)
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from posttrain.chat_templates.errors import InputError
+from posttrain.evals.checkpoints import write_manifest
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
@@ -137,6 +138,23 @@ def test_a_damaged_checkpoint_is_reported_and_left(make_run: MakeRun, suite_file
     assert [(failure.checkpoint, failure.task) for failure in report.failed] == [("toy/checkpoint-1", None)]
     assert "model.safetensors" in report.failed[0].reason
     assert {checkpoint for checkpoint, _ in figures(run)} == {"checkpoint-2"}
+
+
+@pytest.mark.parametrize("draws", ["", ", sampling: {name: hot, temperature: 1.0}"])
+def test_a_model_that_computes_nan_gets_no_score_of_any_kind(make_run: MakeRun, suite_file: Path, draws: str):
+    from safetensors.torch import load_file, save_file
+
+    run = make_run((1,), final=False)
+    folder = run / "checkpoint-1"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(folder, step=1, resumable=True)
+    suite_file.write_text(suite_file.read_text().replace("max_gen_toks: 4}", f"max_gen_toks: 4}}{draws}"))
+    report = score([run], suite_file, device="cpu")
+    assert report.done == ()  # the first option would be the likeliest, the first token the answer
+    assert [failure.task for failure in report.failed] == ["choices", "sums", "lines"]
+    assert all("do the weights hold NaN?" in failure.reason and not failure.detail for failure in report.failed)
 
 
 def test_weights_that_were_swapped_do_not_take_the_old_scores(make_run: MakeRun, suite_file: Path):

@@ -436,14 +436,19 @@ def test_ctrl_c_ends_a_run_at_once_and_says_what_stands(
     assert "Traceback" not in said
 
 
-def test_a_finished_run_is_not_trained_again(
-    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+def test_a_finished_run_is_not_trained_again_nor_taken_for_one_on_other_rows(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run_dir = run(make_recipe())
     before = (run_dir / WEIGHTS).stat().st_mtime_ns
     run(make_recipe())
     assert "nothing to do" in capsys.readouterr().out
     assert (run_dir / WEIGHTS).stat().st_mtime_ns == before
+    recipe = make_recipe()
+    rows = tmp_path / "messages.jsonl"
+    rows.write_text(rows.read_text().replace("2", "3"))
+    with pytest.raises(RunFolderError, match=r"messages.jsonl \(data.train\) has changed since"):
+        run(recipe)
 
 
 def test_a_folder_of_a_different_recipe_is_refused_unless_told(make_recipe: Callable[..., Path]) -> None:
