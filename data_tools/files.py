@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import gc
 import glob
 import hashlib
 import json
@@ -114,6 +115,18 @@ def _locked_temporary(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically; NaN and infinity are refused, since no other reader takes them."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Looks for no garbage while large files are read, which would go through all of their values again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError
-from ..data_tools.files import hash_file, hash_json, read_json, read_object, write_json
+from ..data_tools.files import garbage_kept, hash_file, hash_json, read_json, read_object, write_json
 
 MANIFEST = "manifest.json"
 FINAL = "final"
@@ -318,6 +318,7 @@ def content_hash(path: Path) -> str:
 
 
 @functools.lru_cache(1024)
+@garbage_kept()
 def _values(file: _Json) -> str:
     value = read_json(file.path)
     if value is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.errors import HubError, is_silence, listing
-from ..data_tools.files import read_json, write_json
+from ..data_tools.files import garbage_kept, read_json, write_json
 from .checkpoints import base_of
 from .errors import EvalError, SuiteError
 
@@ -62,7 +62,8 @@ class Pretrained:
         """Loads the tokenizer."""
         from transformers import AutoTokenizer
 
-        return self._load(AutoTokenizer)
+        with garbage_kept():  # of what is read of a large vocabulary nothing is, and it is read three times
+            return self._load(AutoTokenizer)
 
     def weights(
         self,

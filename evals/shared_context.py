@@ -37,7 +37,7 @@ BUDGET = 1024  # tokens of a pass: more are no faster on a CPU, whose caches hol
 _ELSEWHERE = "the same layers with another adapter's weights"
 _LEAST_PREFIX = 32  # tokens that contexts share at least for a cache of their own
 _PREFIX_COST = 256  # tokens that a cache costs: a pass that fills less, and smaller batches for what follows
-_TOKEN_COST = 1024  # masked places of attention that cost as much as one token more
+_TOKEN_COST = 1024  # places of attention, masked ones too, that cost as much as one token more
 _WIDTH = 192  # tokens up to about which rows are filled
 _LAYOUTS = 12  # numbers of rows that are tried: more than tasks of a few items tell apart
 _LOGIT_CHUNK = 1 << 25  # log-probabilities held at a time
@@ -250,36 +250,38 @@ class Prompts:
         pays = shared >= _LEAST_PREFIX and shared * (len(prompts) - 1) > _PREFIX_COST
         self.refused = unsupported(model) if pays else None
         self.shared = shared if pays and self.refused is None else 0
-        self._tokens, self._prefix = first[:shared], _Prefix(model, [])
+        self._tokens = first[:shared]
+        self._layers: list[tuple[Any, Any]] = []  # their keys and values, [1, heads, tokens, size of a head]
 
     @property
     def undecided(self) -> bool:
         """Whether sharing is still to be compared with not sharing."""
-        return self.shared > 0 and not self._prefix.length
+        return self.shared > 0 and not self._layers
 
     def cache(self, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
         """Returns a cache of what a batch begins with, for ``generate``, or None if its prompts begin otherwise.
 
-        The first time one prompt is run with it and without; if the likeliest token's log-probabilities differ,
-        nothing is shared any more.
+        The first time one prompt is run without, which gives what is shared, and with it; if the likeliest token's
+        log-probabilities differ, nothing is shared any more.
 
         Args:
             ids: Prompts, padded on the left, ``[prompts, tokens]``.
             mask: 0 where there is padding, else 1.
         """
-        import torch
+        from transformers import DynamicCache
 
         pads = (mask == 0).sum(-1).tolist()
         begin = [row[pad : pad + self.shared] for row, pad in zip(ids.tolist(), pads, strict=True)]
         if not self.shared or any(tokens != self._tokens for tokens in begin):
             return None
-        if not self._prefix.length:
+        if self.undecided:
             most = max(range(len(pads)), key=pads.__getitem__)
+            one, begun = (ids[most, None], mask[most, None]), slice(pads[most], pads[most] + self.shared)
             try:
-                with torch.inference_mode():
-                    self._prefix = _Prefix(self.model, self._tokens)
-                plain = self._likeliest(ids[most, None], mask[most, None])
-                shared = self._likeliest(ids[most, None], mask[most, None], past_key_values=self._placed([pads[most]]))
+                whole: Any = DynamicCache()  # without the configuration its layers keep more than their window
+                plain = self._likeliest(*one, whole)
+                self._layers = [(layer.keys[:, :, begun], layer.values[:, :, begun]) for layer in whole.layers]
+                shared = self._likeliest(*one, self._placed([pads[most]]))
                 if not (plain - shared).abs().max() <= _bound(self.model, self._tokens):
                     self.refused = f"shared prompts were off by {float((plain - shared).abs().max()):.2g}"
             except Exception as error:  # as in Scorer.logs
@@ -289,10 +291,11 @@ class Prompts:
                 return None
         return self._placed(pads)
 
-    def _likeliest(self, ids: "torch.Tensor", mask: "torch.Tensor", **options: Any) -> "torch.Tensor":
-        """Returns the log-probability of the token that each prompt goes on with."""
+    def _likeliest(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any) -> "torch.Tensor":
+        """Returns the log-probability of the token that each prompt goes on with; a cache takes the prompts in."""
         how = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-        found = self.model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **how, **options)
+        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+        found = self.model.generate(**inputs, pad_token_id=0, **how)
         return found.logits[0].float().log_softmax(-1).amax(-1)
 
     def _placed(self, pads: Sequence[int]) -> Any:
@@ -300,9 +303,9 @@ class Prompts:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
-        for number, layer in enumerate(self._prefix.layers):
+        for number, layer in enumerate(self._layers):
             placed = []
-            for states in layer:  # keys and values, [1, heads, tokens, size of a head]
+            for states in layer:
                 rows = states.new_zeros(len(pads), *states.shape[1:])
                 for row, pad in zip(rows, pads, strict=True):
                     row[:, pad:] = states[0, :, : max(self.shared - pad, 0)]
@@ -401,20 +404,18 @@ def _rows(requests: Sequence[Request], members: Sequence[int], shared: int, budg
 
 
 def _filled(rows: Sequence[_Row], width: int, budget: int) -> list[_Row]:
-    """Joins rows up to about a width, into as many as leave the least padding in their batches."""
+    """Joins rows up to about a width, into as many as make the cheapest batches."""
     sizes = [len(row.tokens) for row in rows]
-    most = max(width * 4 // 3, *sizes)
-    fewest = -(-sum(sizes) // most)
+    fewest = min(len(rows), -(-sum(sizes) // (width * 4 // 3)))
     layouts = (_spread(sizes, count) for count in range(fewest, min(len(rows), fewest + _LAYOUTS) + 1))
 
-    def padded(layout: Sequence[Sequence[int]]) -> int:
+    def cost(layout: Sequence[Sequence[int]]) -> int:
         lengths = [range(sum(sizes[number] for number in members)) for members in layout]
-        width = max(map(len, lengths))
-        run = sum(len(batch) * len(lengths[batch[0]]) for batch in _in_budget(lengths, budget))
-        return run + run * max(0, width - most) // most  # attention makes places of long rows dearer
+        shapes = ((len(batch), len(lengths[batch[0]])) for batch in _in_budget(lengths, budget))
+        return sum(count * width * (_TOKEN_COST + width) for count, width in shapes)  # each place sees its row
 
     filled = []
-    for members in min(layouts, key=padded):
+    for members in min(layouts, key=cost):
         filled.append(_Row())
         for number in members:
             filled[-1].join(rows[number])
@@ -488,8 +489,10 @@ class _Prefix:
         if not self.length:
             return None
         cache = DynamicCache()  # made without the configuration, all of its layers keep more than their window
-        for number, (keys, values) in enumerate(self.layers):
-            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+        for number, states in enumerate(self.layers):
+            cache.update(*states, number)
+            layer: Any = cache.layers[number]
+            layer.keys, layer.values = (one.expand(rows, -1, -1, -1) for one in states)  # a pass makes the copies
         return cache
 
 

@@ -1,5 +1,6 @@
 """What one checkpoint has in common with the last is not loaded again, and nobody can tell by the figures."""
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from posttrain.evals import loading
 from posttrain.evals.checkpoints import write_manifest
+from posttrain.evals.errors import EvalError
 from posttrain.evals.loading import Loader
-from posttrain.evals.models import Pretrained, load_model
+from posttrain.evals.models import Pretrained, load_model, load_tokenizer
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.score import score
 
@@ -344,3 +346,9 @@ def scores_of(run: Path) -> dict[Any, Any]:
         )
         for one in ScoreStore(run).load()
     }
+
+
+def test_a_tokenizer_that_cannot_be_read_leaves_the_garbage_collector_at_work(tmp_path: Path):
+    with pytest.raises(EvalError, match="cannot load the tokenizer"):
+        load_tokenizer(str(tmp_path))
+    assert gc.isenabled()
