@@ -1,6 +1,6 @@
 """What a recipe costs over the bare TRL script that trains the same thing, and what packed rows gain.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_overhead.py [--rounds 5] [--case unpacked|packed|start] [--model FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/train_overhead.py [--rounds 5] [--case CASE] [--model FOLDER] [--rows N]
 
 ``unpacked`` is SFT on padded conversations with loss on the assistant's turns, where a recipe must not be slower:
 tokens per second at least 0.98 times bare TRL's. ``packed`` is SFT on packed rows (bfd) with SDPA attention, where TRL
@@ -14,7 +14,8 @@ hands the turn to the other and sleeps, so a busy neighbour slows both alike. Wh
 by one callback at one place, the trainer's default callbacks, which come before all others; so a timed step is what
 the other callbacks and the log do after the step before, collating, forward, backward and optimizer. Loading,
 tokenising, saving and the first steps are not in it. Model and data are made here, from a seed. ``--model`` trains a
-real one in its place, whose tokenizer must know chatml's marks, in fewer steps and by goals of their own (`REAL`).
+real one in its place, whose tokenizer must know chatml's marks, in fewer steps and by goals of their own (`REAL`),
+and ``--rows`` takes another number of rows a step.
 """
 
 # Pyright cannot follow the import hook that maps `posttrain.…` to the rooms.
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ REAL = {
         {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     ),
 }
+
+
+def find_case(name: str, model: str, rows: int) -> Case:
+    """Returns a case, of ``rows`` rows a step if that is not 0."""
+    case = (REAL if model else CASES)[name]
+    if not rows:
+        return case
+    conversations = case.conversations * rows // case.trainer["per_device_train_batch_size"]
+    return replace(case, trainer=case.trainer | {"per_device_train_batch_size": rows}, conversations=conversations)
+
 
 FIRST_STEP = 1.1  # how much longer than the bare script a recipe may take to its first step
 
@@ -228,14 +239,14 @@ def use_model(folder: Path, model: Path) -> None:
         (folder / file).symlink_to((model / file).resolve())
 
 
-def set_up(name: str, folder: Path, model: str = "") -> None:
+def set_up(name: str, folder: Path, model: str = "", rows_a_step: int = 0) -> None:
     """Writes the recipe of a case, its model and data, and the rows for bare TRL in the order the recipe has them.
 
     A recipe shuffles its documents by `data.seed`; the losses can only be compared if both see the same batches. For
     ``unpacked`` bare TRL gets the conversations in the recipe's order, to tokenise and mask itself; for ``packed`` it
     gets the recipe's packed rows, since its own packing would put other documents together.
     """
-    case = (REAL if model else CASES)[name]
+    case = find_case(name, model, rows_a_step)
     rng = random.Random(SEED)
     rows = [conversation(rng) for _ in range(case.conversations)]
     if model:
@@ -392,10 +403,10 @@ def run_start(folder: Path, rounds: int) -> bool:
     return ok
 
 
-def run_case(name: str, folder: Path, rounds: int, model: str = "") -> bool:
+def run_case(name: str, folder: Path, rounds: int, model: str = "", rows: int = 0) -> bool:
     """Prints a row per round and the median; says whether the case holds."""
-    case = (REAL if model else CASES)[name]
-    command = [sys.executable, __file__, "--set-up", name, str(folder), "--model", model]
+    case = find_case(name, model, rows)
+    command = [sys.executable, __file__, "--set-up", name, str(folder), "--model", model, "--rows", str(rows)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     settings = json.dumps(case.trainer | ({"lora": case.lora} if case.lora else {}))
     print(f"\n### {name}: {case.steps} steps after {case.warmup}, {settings}\n")
@@ -441,12 +452,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--case", choices=[*CASES, "start"], help="only this one")
     parser.add_argument("--model", default="", help="folder of a real model, for unpacked and packed")
+    parser.add_argument("--rows", type=int, default=0, help="rows a step, for unpacked and packed; 0: the case's own")
     parser.add_argument("--set-up", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--first-step", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.set_up:
-        set_up(options.set_up[0], Path(options.set_up[1]), options.model)
+        set_up(options.set_up[0], Path(options.set_up[1]), options.model, options.rows)
         return 0
     if options.work:
         side, folder, run_dir, read, write, first = options.work
@@ -465,7 +477,7 @@ def main() -> int:
             holds.append(
                 run_start(folder, options.rounds)
                 if name == "start"
-                else run_case(name, folder, options.rounds, options.model)
+                else run_case(name, folder, options.rounds, options.model, options.rows)
             )
     return 0 if all(holds) else 1
 
