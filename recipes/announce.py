@@ -73,6 +73,7 @@ def kernels(loaded: Loaded, model: Any, args: Any) -> str:
         hints = [f"{package} is installed: {_ATTENTION}: {way}" for package, way in ways.items() if find_spec(package)]
         attention += f" ({'; '.join(hints)} would use it)" if hints else ""
     parts = [f"attention {attention}", f"loss {_LOSSES[loss_path(loaded)]}"]
+    parts += ["layers by the Hub's kernels where it has some"] if loaded.recipe.model.use_kernels else []
     if args.use_liger_kernel:
         parts.append("liger's layers")
     elif find_spec("liger_kernel"):

@@ -372,7 +372,10 @@ def _new_token_lines(job: "Job", size: estimate.ModelSize) -> list[str]:
 
 _NAMED = 8  # new tokens that are called by their names
 # what fits the recipe's own model alone
-_OF_ITS_MODEL = ("attn_implementation", "chat_template", "rope_parameters", "mup_base")
+_OF_ITS_MODEL = {
+    **dict.fromkeys(("attn_implementation", "chat_template", "rope_parameters", "mup_base")),
+    "use_kernels": False,
+}
 _ROW_TOKENS = 16
 _STEPS_OF_ROWS = 4
 _DROPPED = (
@@ -449,7 +452,7 @@ def _recipe(ready: Ready, folder: Path) -> Loaded:
     policy = save_tiny(ready.job.tokenizer, folder / "policy", None, masked=recipe.objective is not None)
     named = {"name_or_path": policy, "config": None, "tokenizer": None, "revision": None, "layers": None}
     changed: dict[str, Any] = {
-        "model": recipe.model.model_copy(update={**named, **dict.fromkeys(_OF_ITS_MODEL)}),
+        "model": recipe.model.model_copy(update={**named, **_OF_ITS_MODEL}),
         "quantization": None,
         "output_dir": str(folder / "run"),
         "score": None,

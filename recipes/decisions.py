@@ -21,7 +21,7 @@ from .load import Loaded
 from .model import check_objective, head_modules, load_model, whole_weights
 from .mup import check_optimizer
 from .rows import prepare_rows
-from .schema import ClassifySpec, Recipe
+from .schema import ClassifySpec, ModelSpec, Recipe
 from .stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -325,6 +325,7 @@ def check_packages(loaded: Loaded) -> None:
     if "kubeflow" in _as_list(reporters) and "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
         why = "needs KUBEFLOW_TRAINER_SERVER_URL, which Kubeflow sets in its own pods"
         raise RecipeError(f"trainer.report_to: kubeflow {why}", hint="drop it elsewhere")
+    _check_kernels(loaded.recipe.model)
     if loaded.recipe.quantization and not _has("bitsandbytes"):
         raise RecipeError("quantization needs bitsandbytes", hint="pip install 'posttrain[quantization]'")
     uploads = [name for name in ("push_to_hub", "log_completions_hub_repo") if trainer.get(name)]
@@ -335,6 +336,18 @@ def check_packages(loaded: Loaded) -> None:
         if HF_HUB_OFFLINE or not (trainer.get("hub_token") or get_token()):
             why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "there is no token; log in with `hf auth login`"
             raise RecipeError(f"trainer.{uploads[0]} uploads to the Hub, but {why}", hint="drop it")
+
+
+def _check_kernels(spec: ModelSpec) -> None:
+    """Refuses layers or attention of the Hub's kernels where the package that fetches them is not installed."""
+    from transformers.utils import import_utils
+
+    attention = spec.attn_implementation or ""
+    field = "use_kernels" if spec.use_kernels else f"attn_implementation: {attention}" if "/" in attention else None
+    if field and not import_utils.is_kernels_available():
+        wanted = f"kernels>={import_utils.KERNELS_MIN_VERSION},<{import_utils.KERNELS_MAX_VERSION}"
+        what = f"model.{field} needs the package {wanted}, which is not installed"
+        raise RecipeError(what, hint=f"pip install '{wanted}'")
 
 
 def _has(package: str) -> bool:

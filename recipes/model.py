@@ -120,6 +120,9 @@ def load_model(
     if recipe.quantization:
         keep_linear4bit_unpacked(model)
     agree(model, tokenizer)
+    if spec.use_kernels and not empty:
+        model.eval()  # so that the trainer's `train()` looks for kernels again, for the device the model is on by then
+        model.set_use_kernels(True)
     return model
 
 

@@ -45,7 +45,10 @@ class ModelSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the weights are held in; `auto` is float32 when all are trained, and as saved under adapters."""
     attn_implementation: str | None = None
-    """`sdpa`, `eager`, `flash_attention_2`, …; by default what transformers chooses."""
+    """`sdpa`, `eager`, `flash_attention_2`, a kernel of the Hub such as `kernels-community/flash-attn2`, …; by default
+    what transformers chooses."""
+    use_kernels: bool = False
+    """Whether kernels of the Hub compute the layers that it has some for on this device; needs the package `kernels`."""
     trust_remote_code: bool = False
     """Whether Python code from the model's repository may run."""
     chat_template: str | None = None

@@ -109,3 +109,24 @@ def test_a_run_says_what_computes_it_and_why_layers_are_computed_again(
     line = announce.kernels(loaded, model, trainer_config(loaded))
     assert "sdpa (flash_attn is installed: model.attn_implementation: flash_attention_2 would use it)" in line
     assert "no liger (it is installed: trainer.use_liger_kernel: true)" in line
+
+
+def test_kernels_of_the_hub_are_looked_for_again_where_and_as_the_model_trains(
+    make_recipe: Make, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fake stands for transformers' search: the package kernels is not installed, and its kernels are for GPUs."""
+    from transformers import PreTrainedModel
+    from transformers.utils import import_utils
+
+    searched = []
+
+    def fake(self: Any, use_kernels: bool, *_: Any) -> None:
+        searched.extend(["training" if self.training else "evaluating"] * use_kernels)
+        self._use_kernels = use_kernels
+
+    monkeypatch.setattr(PreTrainedModel, "set_use_kernels", fake)
+    monkeypatch.setattr(import_utils, "is_kernels_available", lambda: True)
+    model = {"name_or_path": str(tiny_model_dir), "chat_template": "chatml", "use_kernels": True}
+    train(load(make_recipe(sections={"model": model}, max_steps=1, save_steps=1)))
+    assert searched[:2] == ["evaluating", "training"]
+    assert "layers by the Hub's kernels where it has some" in capsys.readouterr().out

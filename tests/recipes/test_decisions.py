@@ -79,6 +79,8 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
         {},
         "spda",
     ),
+    ("sft", {"model": {"name_or_path": "{model}", "use_kernels": True}}, {}, "pip install 'kernels>="),
+    ("sft", {"model": {"name_or_path": "{model}", "attn_implementation": "of/the_hub"}}, {}, "pip install 'kernels>="),
     ("dpo", {"model": {"name_or_path": "{marks}"}}, {}, None),
     ("dpo", {}, {"f_divergence_type": "js_divergence", "loss_type": "ipo"}, None),
     ("dpo", LORA, {"sync_ref_model": True}, "drop one of the two"),
