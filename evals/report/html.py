@@ -33,7 +33,7 @@ from .board import (
 from .format import GLYPHS, Speller
 from .sections import SHADES, Detail, Line, PageTable, TableCell, sections
 from .svg import PALETTE
-from .tables import to_json
+from .tables import to_value
 from .text import Record, clean, detail_of, mapping, plain, source_hash, whole
 from .verdicts import baseline_text
 
@@ -124,7 +124,7 @@ def _render(board: Leaderboard, detail: Detail) -> str:
         script=script,
         style_hash=source_hash(style),
         script_hash=source_hash(script),
-        data=safe_json(json.loads(to_json(board))) if detail.data else "",
+        data=safe_json(to_value(board)) if detail.data else "",
     )
 
 

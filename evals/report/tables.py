@@ -105,10 +105,15 @@ def _record(
 
 
 def to_json(board: Leaderboard) -> str:
-    """Returns everything but the answers as JSON; numbers that JSON cannot spell, such as NaN, are texts."""
+    """Returns :func:`to_value` as JSON."""
+    return json.dumps(to_value(board), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_value(board: Leaderboard) -> dict[str, Any]:
+    """Returns everything but the answers in JSON's types; numbers that JSON cannot spell, such as NaN, are texts."""
     value = {"kind": "posttrain leaderboard", **_spell(asdict(replace(board, samples=(), items=())))}
     del value["samples"], value["items"]  # they have files of their own
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return value
 
 
 def _spell(value: Any) -> Any:

@@ -5,6 +5,7 @@ selection and subsequent selection bias in performance evaluation", JMLR 11 (201
 the items and reporting on the other removes that: the second half knows nothing of the choice.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Hashable, Mapping
@@ -41,7 +42,12 @@ def first_half(unit: Hashable) -> bool:
 
     By a hash, so that adding items or checkpoints moves no other item, and every report halves alike.
     """
-    return hashlib.blake2b(f"0\0{unit}".encode("utf-8", "surrogatepass"), digest_size=8).digest()[0] < 128
+    return _is_first(f"0\0{unit}")
+
+
+@functools.lru_cache(maxsize=1 << 16)  # a report and the looks at a run halve the same items again and again
+def _is_first(name: str) -> bool:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()[0] < 128
 
 
 def halved(
@@ -60,8 +66,10 @@ def halved(
     # Sorted, so that sums do not depend on the order of a file.
     items = sorted(set.intersection(*finite), key=str) if finite else []
     unit = {item: item if clusters is None else clusters.get(item, item) for item in items}
-    first = [item for item in items if first_half(unit[item])]
-    return unit, first, [item for item in items if not first_half(unit[item])]
+    halves: tuple[list[Hashable], list[Hashable]] = [], []
+    for item in items:
+        halves[not first_half(unit[item])].append(item)
+    return unit, *halves
 
 
 def select(
