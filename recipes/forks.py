@@ -120,10 +120,12 @@ def main() -> int | None:
     with os.fdopen(asked) as requests, os.fdopen(replied, "w") as replies:
         for line in requests:
             print(_FORKED, file=replies, flush=True)
-            child = os.fork()
+            server, child = os.getpid(), os.fork()
             if child == 0:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 _end_with_parent()
+                if os.getppid() != server:  # killed before the kernel was asked
+                    return 1
                 sys.argv = json.loads(line)
                 return importlib.import_module(sys.argv[0]).main()
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,13 +1,14 @@
 """A pipeline's processes are forks of one that has imported everything, and behave as processes of their own."""
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from posttrain.recipes import launch
 from posttrain.recipes.errors import RunError
@@ -68,26 +69,22 @@ def _kill_child_of(pid: int) -> None:
 
 def _kill_once_it_has_forked(pid: int, forked: list[int]) -> None:
     forked.append(_child_of(pid))
-    time.sleep(0.5)  # it is past what it does first
     os.kill(pid, signal.SIGKILL)
 
 
 def _child_of(pid: int) -> int:
-    for _ in range(200):
-        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-        if found:
-            return int(found[0])
+    while not (found := psutil.Process(pid).children()):
         time.sleep(0.02)
-    raise AssertionError("it has no child")
+    return found[0].pid
 
 
 def _is_gone(pid: int) -> bool:
     """Waits for a process to end; one that nobody has asked about yet is a zombie, and has ended."""
-    for _ in range(200):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for _ in range(3000):
+            if process.status() == psutil.STATUS_ZOMBIE:
                 return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
+            time.sleep(0.02)
+        return False
+    return True
