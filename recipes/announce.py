@@ -16,7 +16,7 @@ from ..evals import checkpoints
 from .estimate import stored_parameters
 from .load import Loaded
 from .model import VARLEN
-from .needs import loss_path
+from .needs import count, loss_path
 
 _COUNTED = 2**28  # bytes of text that are read through for their lines; of more the size is told
 
@@ -107,7 +107,7 @@ def _model(loaded: Loaded) -> str:
     config = read_json(folder / "config.json")  # whatever is wrong with it is said where the model is opened
     kind = config.get("model_type", "model") if isinstance(config, dict) else "model"
     size = stored_parameters(folder)
-    return f"{folder.name} ({kind}" + (f", {size / 1e6:,.4g} M parameters)" if size else ")")
+    return f"{folder.name} ({kind}" + (f", {count(size)} parameters)" if size else ")")
 
 
 def _rows(source: SourceSpec, base: Path) -> int | str | None:

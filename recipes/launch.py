@@ -29,6 +29,7 @@ def quiet_libraries() -> None:
     for name, words in harmless.items():
         logging.getLogger(name).addFilter(lambda record, words=words: words not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing\w*` is deprecated")  # TRL's own default
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler says that it starts and stops, across the bar
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

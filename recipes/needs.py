@@ -396,7 +396,7 @@ def _table(loaded: Loaded, setup: Setup, assumed: Assumptions, made: Made) -> li
                 size = sum(estimate.peak(replace(changed, machine=machine, batch=batch))[1].values())
                 star = "*" if device and size <= _USABLE * device.memory else " "
                 cells.append(f"{size / GIB:.2f}{star}")
-            found.append("  " + "".join(f"{cell:>11}" for cell in (name, str(batch), *cells)))
+            found.append("  " + "".join(f"{cell:>11}" for cell in (name, str(batch), *cells)).rstrip())
     return found
 
 
