@@ -48,7 +48,7 @@ class ModelSpec(Section):
     """`sdpa`, `eager`, `flash_attention_2`, a kernel of the Hub such as `kernels-community/flash-attn2`, …; by default
     what transformers chooses."""
     use_kernels: bool = False
-    """Whether kernels of the Hub compute the layers that it has some for on this device; needs the package `kernels`."""
+    """Whether kernels of the Hub compute the layers that it has some for on this device; needs the package kernels."""
     trust_remote_code: bool = False
     """Whether Python code from the model's repository may run."""
     chat_template: str | None = None

@@ -55,8 +55,8 @@ def ask(server: FaultServer, record: Path, requests: list[Request], **settings: 
 
 def test_every_request_is_answered_once_whatever_the_server_does(record: Path) -> None:
     plan = sometimes(0.7, "429", "429:0.01", "500", "502", "503", "cut", "timeout", "error_200", *NO_COMPLETION)
-    with FaultServer(plan, hang=1.0) as server:
-        replies = ask(server, record, questions(40), timeout=0.3, retries=20, concurrency=10)
+    with FaultServer(plan, hang=2.0) as server:
+        replies = ask(server, record, questions(40), timeout=1.0, retries=20, concurrency=10)
         assert [reply.text for reply in replies] == [f"QUESTION {i}" for i in range(40)]
         assert set(server.paid.values()) == {1}, "what succeeds is paid once"
         assert len(server.met) == 7 + len(NO_COMPLETION)
@@ -340,7 +340,7 @@ def killed_runs(server: FaultServer, record: Path, kills: int, number: int, seed
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -392,7 +392,7 @@ def test_processes_that_share_a_record_pay_once(record: Path) -> None:
     with FaultServer(delay=0.005) as server:
         command = [sys.executable, str(SCRIPT), server.url, str(record), "60"]
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        printed = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+        printed = [process.communicate()[0].splitlines() for process in processes]
         assert [sorted(lines) for lines in printed] == [sorted(f"QUESTION {i}" for i in range(60))] * 2
         assert sorted(server.paid.values()) == [1] * 60
 

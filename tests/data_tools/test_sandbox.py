@@ -66,8 +66,9 @@ def test_a_program_is_not_stopped_for_the_time_that_it_waits_for_a_processor(
     sandbox: ProgramSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = Limits(wall=1.0)
-    monkeypatch.setattr("posttrain.data_tools.sandbox._waited", lambda pid: 2.0)
+    monkeypatch.setattr("posttrain.data_tools.sandbox._waited", lambda pid: 60.0)
     assert sandbox.run("import time\ntime.sleep(1.5)", limits=waits).status == "ended"
+    monkeypatch.setattr("posttrain.data_tools.sandbox._waited", lambda pid: 2.0)
     outcome = sandbox.run("import time\ntime.sleep(60)", limits=waits)
     assert (outcome.status, outcome.reason) == ("stopped", "time")
     assert outcome.seconds >= 3

@@ -25,9 +25,10 @@ SHAPES = {
 
 
 @pytest.fixture(autouse=True)
-def _no_length_control(monkeypatch):
-    """Leaves out the refits behind intervals at equal length, which no verdict rests on."""
+def _verdicts_alone(monkeypatch):
+    """Leaves out the refits behind intervals at equal length, and a page's data for programs: they bear no verdict."""
     monkeypatch.setattr("posttrain.evals.report.judged._REFITS", 0)
+    monkeypatch.setattr("posttrain.evals.report.html.to_value", lambda board: {})
 
 
 def boards_with_a_claim(shape: tuple, boards: int, seed: int) -> int:

@@ -14,6 +14,7 @@ from posttrain.evals.harness_model import batches_of_hflm
 from posttrain.evals.records import ScoreStore
 from posttrain.recipes import launch
 
+from ..recipes import warm
 from .conftest import CHOICES, LINES, PROMPTS, write_rows
 
 SUITE = """\
@@ -42,9 +43,11 @@ metric_list: [{metric: bits_per_byte}]
 
 
 def run(processes: int, model: Path, suite: Path, output: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "posttrain.recipes.cli", "score", str(model), "--suite", str(suite)]
+    arguments = ["score", str(model), "--suite", str(suite), "-o", str(output), "--device", "cpu"]
+    if processes == 1:
+        return warm.run(*arguments)
     return subprocess.run(
-        [*command, "-o", str(output), "--device", "cpu", "--processes", str(processes)],
+        [sys.executable, "-m", "posttrain.recipes.cli", *arguments, "--processes", str(processes)],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
@@ -113,7 +116,7 @@ def test_a_process_that_fails_or_dies_is_one_error_and_leaves_nothing_half_writt
     assert "Traceback" not in found.stderr
     assert "process 1 was ended by signal 9" in found.stderr
     assert len(ScoreStore(tmp_path / "o" / tiny_model_dir.name).load()) == 4
-    assert run(2, tiny_model_dir, suite, tmp_path / "o").returncode == 0
+    assert run(1, tiny_model_dir, suite, tmp_path / "o").returncode == 0
     assert len(ScoreStore(tmp_path / "o" / tiny_model_dir.name).load()) == 5
 
 

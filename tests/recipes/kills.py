@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from .kill_hook import sitecustomize
 
 _TIMES = ("created", "finished", "seconds", "saved", "when")
 _LOCKS = (".lock", ".scoring")
+_TOLD_APART = re.compile(r"\.[a-z0-9_]{8} *$|[0-9a-f]{8,}|[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,16 @@ class Killer:
         shown = {name: _difference(self.expected.get(name), found.get(name)) for name in sorted(different)}
         assert not different, f"killed at {at}, {event}: {str(shown)[:3000]}"
 
-    def chosen(self, number: int) -> list[int]:
-        """Returns numbers of events, evenly spread over all."""
-        step = len(self.events) / number
-        return sorted({max(1, round(len(self.events) - step * (place + 0.3))) for place in range(number)})
+    def chosen(self, number: int, *, kinds: bool = False) -> list[int]:
+        """Returns numbers of events, evenly spread over all, or over the last of each kind.
+
+        Events are of one kind if they differ by numbers, hashes and the names of temporary files alone.
+        """
+        among = list(range(1, len(self.events) + 1))
+        if kinds:
+            among = sorted({_TOLD_APART.sub("", event): at for at, event in enumerate(self.events, 1)}.values())
+        step = len(among) / number
+        return sorted({among[max(1, round(len(among) - step * (place + 0.3))) - 1] for place in range(number)})
 
     def _run(self, at: int, modules: Path | None = None) -> int:
         """Runs the command in a process group of its own; returns its exit code, negative for a signal."""

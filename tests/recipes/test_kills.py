@@ -15,8 +15,7 @@ from . import tool_cases
 from .conftest import EVERY_RECIPE, filled
 from .kills import Command, Killer
 
-# Of each data tool, whose runs are short.
-TOOL_KILLS = int(os.environ.get("KILLS", "20"))
+TOOL_KILLS = int(os.environ.get("KILLS", "10"))  # of each data tool, whose runs are short, over the kinds of changes
 KILLS = int(os.environ.get("KILLS", "2"))  # of each command; `make kills` is for more
 # Unless told how often: a stage of each family, and what writes more than a model (a critic, a teacher's answers).
 STAGES = (
@@ -193,5 +192,5 @@ def test_a_data_tool_ends_with_the_same_bytes_wherever_it_was_killed(
     arguments = ["data", name, rows, *needs, *more, "-o", root / "out"]
     runs = Killer(Command(root, arguments, exact=True), tmp_path / "scratch")
     assert not [path for path in root.rglob("*") if path.name.startswith(".work")]
-    for at in runs.chosen(TOOL_KILLS):
+    for at in runs.chosen(TOOL_KILLS, kinds=True):
         runs.kill(at)

@@ -39,14 +39,8 @@ def test_two_processes_log_the_losses_of_one_with_the_same_global_batch(
 
 @pytest.mark.slow
 def test_a_launcher_that_quietly_starts_one_process_is_found_out(make_recipe: Callable[..., Path]) -> None:
-    # accelerate 1.15 starts a single process for this command line and says nothing
-    started = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    result = subprocess.run(
-        [*started, "-m", launch.MODULE, str(make_recipe()), "--processes", "2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # as accelerate 1.15 does without a word for `accelerate launch --cpu --num_processes 2`
+    result = warm.run_module(launch.MODULE, str(make_recipe()), "--processes", "2")
     assert result.returncode != 0
     assert "asked for 2 processes, but 1 train together" in result.stderr
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from posttrain.chat_templates.errors import PosttrainError
@@ -380,20 +381,21 @@ def test_a_run_with_a_schedule_goes_on_where_it_was(make_recipe: Callable[..., P
 def test_kill_minus_nine_at_a_random_step_changes_nothing(
     make_recipe: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:
-    trainer = {"max_steps": 30, "save_steps": 5}
+    trainer = {"max_steps": 20, "save_steps": 5}
     data = {"data": scheduled(tmp_path)} if stage == "pretrain" else {}
     whole = run(make_recipe(stage, "whole", data, **trainer))
     recipe = make_recipe(stage, "killed", data, **trainer)
     killed = Path(load(recipe).recipe.output_dir)
-    at = random.SystemRandom().randint(7, 24)
+    at = random.SystemRandom().randint(6, 13)
     process = warm.start(command("train", recipe))
     log = killed / "log.jsonl"
     while process.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") >= at):
         time.sleep(0.005)
+    started = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
-    time.sleep(2)  # had a child of the killed process survived, it would go on
+    assert not psutil.wait_procs(started, timeout=60)[1], "what it has started ends with it"
     steps = [checkpoints.step_of(folder) or 0 for folder in checkpoints.list_checkpoints(killed)]
     assert max(steps) < trainer["max_steps"], "nothing of the killed run goes on"
     assert json.loads((killed / "run.json").read_text())["finished"] is None
@@ -415,19 +417,14 @@ def test_ctrl_c_ends_a_run_at_once_and_says_what_stands(
         warm.start(command("train", recipe), tmp_path / str(number), environment)
         for number, environment in enumerate(environments)
     ]
-    deadline = time.monotonic() + 240
-    while (
-        started[0].is_alive()
-        and checkpoints.read_manifest(run_dir / "checkpoint-50") is None
-        and time.monotonic() < deadline
-    ):
+    while started[0].is_alive() and checkpoints.read_manifest(run_dir / "checkpoint-50") is None:
         time.sleep(0.01)
     for process in started:  # as a terminal does
         os.kill(process.pid, signal.SIGINT)
-    asked = time.monotonic()
+    lines = (run_dir / "log.jsonl").read_bytes().count(b"\n")
     for process in started:
         process.join()
-    assert time.monotonic() - asked < 10
+    assert len(log(run_dir)) <= lines + 1, "the step that it was in is the last"
     assert [process.exitcode for process in started] == [130] * processes
     standing = rundir.find_resume(run_dir)
     assert standing is not None

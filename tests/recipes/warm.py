@@ -77,6 +77,11 @@ def run(*arguments: str | Path, kilobytes: int | None = None) -> subprocess.Comp
     return _run(command(*arguments), [os.environ], kilobytes)[0]
 
 
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``python -m MODULE ARGUMENTS`` to its end."""
+    return _run([sys.executable, "-m", module, *arguments], [os.environ])[0]
+
+
 def run_two(*arguments: str | Path, config: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in two processes that know of each other, with ``more`` in their environment.
 
