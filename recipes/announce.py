@@ -129,8 +129,8 @@ def _rows(source: SourceSpec, base: Path) -> int | str | None:
 def _sources(sources: Iterable[SourceSpec], counts: list[int | str | None]) -> list[str]:
     """Names each source with its rows or size."""
     lines = []
-    for source, count in zip(sources, counts, strict=True):
-        size = f"{count:,} rows" if isinstance(count, int) else count
+    for source, rows in zip(sources, counts, strict=True):
+        size = f"{rows:,} rows" if isinstance(rows, int) else rows
         name = Path(source.title).name
         lines.append(f"  {'' if lines else 'data':8}{name}" + (f": {size}" if size else ""))
     return lines
