@@ -35,6 +35,7 @@ _ADAPTER = "adapter_config.json"
 _IDLE_KEYS = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "peft_version", "inference_mode"}
 _IDLE_KEYS |= {"is_local", "local_files_only", "tokenizer_file", "special_tokens_map_file"}
 _DEPTH = 8  # adapters on adapters
+CHANGED_BASE = "the adapter's base is not what the adapter was trained on: it has changed since"
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,17 @@ def is_unchanged(folder: Path) -> bool:
     held = {name for name in _names(folder) if _WEIGHTS.match(name) or _DECISIVE.match(name)}
     listed = {name for name in manifest.files if _WEIGHTS.match(name) or _DECISIVE.match(name)}
     return held == listed and all(_hash(folder / name) == manifest.files[name]["sha256"] for name in held)
+
+
+def base_has_changed(folder: Path) -> bool:
+    """Says whether an adapter's base lies here and is not what the adapter was saved on, as its manifest tells.
+
+    A base on the Hub is told by its revision; of an adapter that was itself changed since, nothing is known.
+    """
+    manifest, base = read_manifest(folder), base_of(folder)
+    if manifest is None or not manifest.model or base is None or base.folder != Path(base.name):
+        return False
+    return is_unchanged(folder) and _identify(folder, _unchanged(folder)) != manifest.model
 
 
 def base_hash(folder: Path) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..chat_templates.errors import PosttrainError, first_line
 from ..data_tools.errors import HubError, is_silence, listing
 from ..data_tools.files import garbage_kept, read_json, write_json
-from .checkpoints import base_of
+from .checkpoints import CHANGED_BASE, base_has_changed, base_of
 from .errors import EvalError, SuiteError
 
 if TYPE_CHECKING:
@@ -405,6 +406,8 @@ def load_base(folder: Path, tokenizer: Any, dtype: str) -> Any:
     import torch
 
     base, headed = _base(folder)
+    if base_has_changed(folder):
+        print(f"warning: {folder}: {CHANGED_BASE}", file=sys.stderr)
     torch.manual_seed(0)  # rows for added tokens are drawn; the adapter brings its own if they were trained
     if not headed:
         return base.weights(dtype=dtype)

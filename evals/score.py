@@ -13,7 +13,7 @@ from ..chat_templates.errors import PosttrainError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import hash_json, locked
 from . import classification, definitions, generations, groups, own_metrics, pairs, perplexity
-from .checkpoints import base_of, is_unchanged, verify
+from .checkpoints import CHANGED_BASE, base_has_changed, base_of, is_unchanged, verify
 from .contamination import MOST_BYTES, find_touched
 from .errors import SuiteError
 from .loading import Loader
@@ -379,7 +379,7 @@ class _Scoring:
             versions=versions(),
             seconds=round(seconds, 3),
             created=now(),
-            notes=result.notes,
+            notes=(*result.notes, *([CHANGED_BASE] if base_has_changed(target.folder) else [])),
             detail=result.detail,
         )
         is_new = ScoreStore(target.store).append(record, result.samples)
@@ -390,7 +390,7 @@ class _Scoring:
         self.written.add((str(target.folder), task.spec.title))
         first = result.metrics[0]
         figure = f"{spelt(first, result.detail)} (n={first.n}, {seconds:.1f} s)"
-        self.progress("; ".join([f"{target.name}: {task.spec.title}: {figure}", *result.notes]))
+        self.progress("; ".join([f"{target.name}: {task.spec.title}: {figure}", *record.notes]))
 
     def _fail(self, target: Target, task: Task | None, error: Exception) -> None:
         title = task.spec.title if task else None

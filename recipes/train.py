@@ -271,6 +271,7 @@ def _finish(job: Job, trainer: "Trainer", head: "Head | None") -> None:
 
             set_seed(trainer.args.seed)  # rows that the base lacks are drawn as they were for training
             rundir.write_card(trained)
+            checkpoints.write_manifest(trained, step=step, resumable=False)  # which knows its base
             merged = merge_adapter(job, trained, head)
             merged.save_pretrained(job.run_dir)
         job.tokenizer.save_pretrained(job.run_dir)

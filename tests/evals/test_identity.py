@@ -240,13 +240,19 @@ def test_a_changed_tokenizer_is_scored_anew_as_another_row(model: Path, choices:
     assert score([model], choices, device="cpu", output=out).skipped == 1
 
 
-def test_a_changed_base_has_an_adapter_scored_anew(adapter: Path, model: Path, choices: Path):
+def test_a_changed_base_has_an_adapter_scored_anew_and_says_so(
+    adapter: Path, model: Path, choices: Path, capsys: pytest.CaptureFixture[str]
+):
     write_manifest(adapter, step=1, resumable=False)
     (first,) = score([adapter.parent], choices, device="cpu").done
     assert not score([adapter.parent], choices, device="cpu").done
     edit(model / "config.json", lambda v: v.update(rms_norm_eps=0.1))
     (second,) = score([adapter.parent], choices, device="cpu").done
     assert second.model_hash != first.model_hash
+    note = "the adapter's base is not what the adapter was trained on: it has changed since"
+    assert (note in second.notes, note in first.notes) == (True, False)
+    said = capsys.readouterr().err  # merging, chatting and exporting load it so too
+    assert said.count(f"warning: {adapter}: {note}\n") == 1
     assert (adapter.parent / first.samples_name).is_file()
     assert (adapter.parent / second.samples_name).is_file()
 

@@ -57,6 +57,7 @@ def test_an_adapter_run_resumes_to_the_same_weights(make_recipe: Callable[..., P
     adapted(make_recipe())
     assert hash_file(run_dir / WEIGHTS) == expected
     assert checkpoints.verify(run_dir) == []
+    assert checkpoints.verify(run_dir / "adapter") == []
 
 
 def test_tokens_that_the_template_adds_are_trained_with_the_adapter(
