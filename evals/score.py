@@ -2,14 +2,15 @@
 
 import contextlib
 import functools
+import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import PosttrainError
+from ..chat_templates.errors import PosttrainError, did_you_mean
 from ..data_tools.errors import BusyError
 from ..data_tools.files import hash_json, locked
 from . import classification, definitions, generations, groups, own_metrics, pairs, perplexity
@@ -379,7 +380,7 @@ class _Scoring:
             versions=versions(),
             seconds=round(seconds, 3),
             created=now(),
-            notes=(*result.notes, *([CHANGED_BASE] if base_has_changed(target.folder) else [])),
+            notes=(*result.notes, *self._notes(target, template)),
             detail=result.detail,
         )
         is_new = ScoreStore(target.store).append(record, result.samples)
@@ -391,6 +392,16 @@ class _Scoring:
         first = result.metrics[0]
         figure = f"{spelt(first, result.detail)} (n={first.n}, {seconds:.1f} s)"
         self.progress("; ".join([f"{target.name}: {task.spec.title}: {figure}", *record.notes]))
+
+    def _notes(self, target: Target, template: str | None) -> Iterator[str]:
+        """Says in what the model asked is not what a reader takes it for."""
+        if base_has_changed(target.folder):
+            yield CHANGED_BASE
+        if template is not None and self.suite.template_variables:
+            words = set(re.findall(r"\w+", str(self.loader.tokenizer(str(target.folder))[0].chat_template)))
+            for name in sorted(self.suite.template_variables.keys() - words):
+                hint = did_you_mean(name, words)
+                yield f"template_variables: the chat template reads no '{name}'{'; ' + hint if hint else ''}"
 
     def _fail(self, target: Target, task: Task | None, error: Exception) -> None:
         title = task.spec.title if task else None

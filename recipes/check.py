@@ -1,6 +1,7 @@
 """``posttrain check``: everything that can be known before training and scoring, in one pass."""
 
 import contextlib
+import difflib
 import io
 import os
 import sys
@@ -100,11 +101,11 @@ def _check(
     if is_suite:
         suite = load_suite(path, references, data_dir=data_dir)
         return f"suite {suite.name}", _suite_lines(suite, read_data=read_data)
-    keys = load_document(path).value
-    if "arms" in keys:
+    kind = _kind(set(load_document(path).value))
+    if kind == "arms":
         lines = check_study(path, overrides)
         return "study", [*lines, *_step_lines(plan_one_seed(path, overrides).values(), assumed)]
-    if "steps" in keys:
+    if kind == "steps":
         pipeline, document = load_pipeline(path, overrides)
         plans = plan(document, pipeline)
         suites = [(name, _suite_of(one.loaded)) for name, one in plans.items() if one.loaded]
@@ -120,6 +121,13 @@ def _check(
     if suite := _suite_of(loaded):
         lines += _score_lines("score", *suite, read_data=read_data)
     return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
+
+
+def _kind(keys: set[str]) -> str:
+    """Returns the key that tells a study, a pipeline or a recipe from the others, which may be misspelt."""
+    kinds = ("arms", "steps", "stage")
+    there = next((kind for kind in kinds if kind in keys), None)
+    return there or next((kind for kind in kinds if difflib.get_close_matches(kind, keys, 1, 0.7)), "stage")
 
 
 def _step_lines(plans: "Iterable[PlannedStep]", assumed: needs.Assumptions) -> list[str]:
@@ -177,7 +185,8 @@ _SUITE_KEYS = {
 def _reads_as_suite(path: Path) -> bool:
     """Tells a suite from a recipe or a pipeline by its keys."""
     keys = set(load_document(path).value)
-    return bool(keys & _SUITE_KEYS) and not keys & {"stage", "model", "steps", "trainer"}
+    named = keys & _SUITE_KEYS or difflib.get_close_matches("tasks", keys, 1, 0.7)
+    return bool(named) and not keys & {"stage", "model", "steps", "trainer"}
 
 
 def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:

@@ -77,6 +77,10 @@ def test_they_reach_tasks_and_prompt_sets(run: Path, tmp_path: Path):
     assert not any("thought about" in text for text in plain)
     assert all(b[-1] > a[-1] if isinstance(a, list) else b > a for a, b in zip(plain_tokens, told_tokens, strict=True))
     assert score([run], suite(tmp_path, {"enable_thinking": False}), device="cpu").skipped == 3
+    note = "template_variables: the chat template reads no 'enable_thinkin'; did you mean 'enable_thinking'?"
+    misspelt = score([run], suite(tmp_path, {"enable_thinkin": False}), device="cpu").done
+    assert [note in record.notes for record in misspelt] == [True] * 3
+    assert not any(note in record.notes for record in ScoreStore(run).load()[:6])
 
 
 def test_they_are_part_of_what_is_measured_where_a_template_may_be_applied(tmp_path: Path):

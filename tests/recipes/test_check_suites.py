@@ -66,6 +66,25 @@ def test_a_misspelt_key_of_a_suite_is_no_broken_recipe(suite: Path, capsys: pyte
     assert "stage" not in told
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("name: s\ntaks: [piqa]\n", ":2: taks: unknown key; did you mean 'tasks'?"),
+        ("recipe: r.yaml\namrs: {a: [], b: []}\nseeds: [1, 2]\n", ":2: amrs: unknown key; did you mean 'arms'?"),
+        ("output_dir: out\nstpes: []\n", ":2: stpes: unknown key; did you mean 'steps'?"),
+        ("output_dir: out\nstgae: sft\n", ":2: stgae: unknown key; did you mean 'stage'?"),
+    ],
+)
+def test_a_file_whose_telling_key_is_misspelt_is_no_file_of_another_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], written: str, said: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(written)
+    code, told = checked(capsys, path)
+    assert code == 2
+    assert f"{path}{said}" in told
+
+
 def test_a_judge_is_read_and_its_prompt_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "strict"
     folder.mkdir()
