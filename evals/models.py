@@ -525,7 +525,6 @@ def quiet_reports() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_bars() -> Iterator[None]:
     """Keeps the libraries' progress bars to terminals; in a log file they are thousands of lines."""
-    import sys
     from unittest import mock
 
     import tqdm

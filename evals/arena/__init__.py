@@ -1,5 +1,6 @@
 """The arena: a local page on which people vote on saved answers, blind and side by side."""
 
+import contextlib
 import functools
 import getpass
 import threading
@@ -178,8 +179,9 @@ def serve(
             if other := len(known) - len(sets):
                 progress(f"{other} models left out: their answers were given under other settings")
             progress(f"{len(sets)} models, {arena.total} pairs of answers, {before} voted on by {votes.voter}")
-            progress(f"vote at {server.url} (Ctrl-C ends; every vote is kept)")
-            server.wait()
+            with contextlib.suppress(KeyboardInterrupt):  # which may come as soon as the page is announced
+                progress(f"vote at {server.url} (Ctrl-C ends; every vote is kept)")
+                server.wait()
         progress(f"{arena.done} of {arena.total} pairs voted on")
         return arena.done - before
 

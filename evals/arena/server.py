@@ -77,9 +77,8 @@ class ArenaServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
 
     def wait(self) -> None:
-        """Returns on Ctrl-C."""
-        with contextlib.suppress(KeyboardInterrupt):
-            self._thread.join()
+        """Waits for a Ctrl-C, which passes through."""
+        self._thread.join()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing: a browser that closes a connection early is no error."""

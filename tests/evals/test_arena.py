@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from posttrain.chat_templates.errors import InputError, PosttrainError
 from posttrain.evals.answers import Answer
-from posttrain.evals.arena import Arena, choose
+from posttrain.evals.arena import Arena, choose, serve
 from posttrain.evals.arena.page import MOST_CHARACTERS, readable
 from posttrain.evals.arena.server import open_server
 from posttrain.evals.arena.votes import Votes
@@ -61,6 +61,18 @@ def vote_all(table: Arena, choice: str = "left", most: int = 10**6) -> list[dict
         asked.append(question)
         question = table.vote(question["id"], choice)
     return asked
+
+
+def test_ctrl_c_as_soon_as_the_page_is_announced_ends_it_as_at_any_other_moment(tmp_path: Path):
+    said = []
+
+    def progress(line: str) -> None:
+        said.append(line)
+        if line.startswith("vote at"):
+            raise KeyboardInterrupt
+
+    assert serve(models(tmp_path, 2), voter="anna", progress=progress) == 0
+    assert said[-1].endswith("pairs voted on")
 
 
 def test_a_vote_becomes_a_judgment_of_the_answers_that_were_shown(tmp_path: Path):
