@@ -15,7 +15,7 @@ import pytest
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, patience: float = 120.0) -> Iterator[str]:
+def serving(folder: Path, *, patience: float = 250.0) -> Iterator[str]:
     """Serves a model on the CPU, on a free port of this machine, for the length of a ``with`` block.
 
     Args:

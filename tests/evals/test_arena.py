@@ -289,7 +289,7 @@ class Client:
     def ask(
         self, place: str = "", body: Any = None, method: str | None = None, path: str | None = None, **headers: str
     ) -> tuple[int, Any, dict[str, str]]:
-        connection = http.client.HTTPConnection(self.parts.hostname or "", self.parts.port or 0, timeout=10)
+        connection = http.client.HTTPConnection(self.parts.hostname or "", self.parts.port or 0, timeout=60)
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if body is not None else {}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from posttrain.data_tools.errors import SpecError
-from posttrain.evals.definitions import define
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.suite_files import SUITES, check_suite, load_suite, suite_names
 
@@ -80,11 +79,3 @@ def test_every_suite_that_comes_with_posttrain_loads():
     for name in suite_names():
         check_suite(name, {})
     assert {path.stem for path in SUITES.glob("*.yaml")} == set(suite_names())
-
-
-@pytest.mark.slow  # lm-eval's tasks are looked up, which takes their index
-def test_every_task_of_a_suite_that_comes_with_posttrain_is_there():
-    for name in set(suite_names()) - {"perplexity"}:
-        suite = load_suite(name)
-        assert suite.name == name
-        assert all(define(task, suite).path.is_file() for task in suite.tasks)

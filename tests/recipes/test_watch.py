@@ -114,4 +114,4 @@ def test_a_page_of_trackio_s_shows_the_runs_until_ctrl_c(runs: list[Path]) -> No
         with urllib.request.urlopen(address, timeout=60) as page:
             assert page.status == 200
         shown.send_signal(signal.SIGINT)
-        assert shown.wait(30) == 0
+        assert shown.wait(120) == 0
