@@ -837,6 +837,8 @@ def _join_parquet(parts: Sequence[Path], path: Path, name: str) -> None:
         with pq.ParquetWriter(path, schema) as out:
             for part in parts:
                 out.write_table(pa.Table.from_pylist(rows_of(part), schema=schema))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:  # the latter of an integer beyond 64 bits
         what = f"cannot be written as Parquet: {str(error).splitlines()[0]}"
-        raise DataError(what, where=name, hint="a column holds values of several types; write `jsonl`") from error
+        raise DataError(
+            what, where=name, hint="a column holds values of several types, or too large ones; write `jsonl`"
+        ) from error

@@ -255,8 +255,9 @@ def test_parquet_holds_keys_that_come_late(tmp_path: Path, monkeypatch: pytest.M
     assert [row["late"] for row in table] == [None, None, None, "x", "x", "x"]
 
 
-def test_parquet_of_mixed_types_is_one_clear_error(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"n": 1, "x": 1}, {"n": 3, "x": "one"}])
+@pytest.mark.parametrize("value", ["one", 10**30])
+def test_what_parquet_has_no_type_for_is_one_clear_error(tmp_path: Path, value: Any) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"n": 1, "x": 1}, {"n": 3, "x": value}])
     with pytest.raises(DataError, match=r"a\.parquet: cannot be written as Parquet.*write `jsonl`"):
         odd(path, output_format="parquet").run(tmp_path / "out")
 
