@@ -205,15 +205,15 @@ class _Offsets(Sequence[Span]):
     """The character range of each token of an encoding, made when it is looked at: a mask needs but a few."""
 
     def __init__(self, encoding: Any):
-        self._encoding = encoding
+        self._encoding, self._count = encoding, len(encoding)
 
     def __len__(self) -> int:
-        return len(self._encoding)
+        return self._count
 
     def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice) or not 0 <= number < len(self):
-            return self._encoding.offsets[number]
-        return self._encoding.token_to_chars(number)
+        if type(number) is int and 0 <= number < self._count:
+            return self._encoding.token_to_chars(number)
+        return self._encoding.offsets[number]
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self._encoding.offsets)
