@@ -22,7 +22,7 @@ from ..data_tools.score_columns import column_values
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
 from ..data_tools.tool import Sources, comma_separated
-from ..data_tools.tool_report import Table, ToolReport
+from ..data_tools.tool_report import REPORT, Table, ToolReport
 from .model_rows import ModelRows, RowModel, histogram
 from .sample_rows import Baseline, baselines, comparison, within
 
@@ -120,8 +120,12 @@ class Select(ModelRows):
         """Writes the rows of baselines into the folder of work and returns the names of the files.
 
         Raises:
-            DataError: No row of a baseline fits.
+            DataError: No row of a baseline fits, or an earlier call has written one that this call does not.
         """
+        earlier = (read_json(folder.parent / REPORT) or {}).get("arguments", {}).get("baselines", [])
+        if left := [by for by in earlier if by not in others and (folder.parent / by).exists()]:
+            what = f"holds rows of an earlier call that this one would not write over: {left[0]}/"
+            raise DataError(what, where=str(folder.parent), hint="name another folder: -o, or remove that one")
         for by, some in others.items():
             if not some.any():
                 budget = choice.tokens[choice.kept].sum()

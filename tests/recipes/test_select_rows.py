@@ -242,6 +242,8 @@ def test_as_many_tokens_at_random_and_by_length_stand_beside_the_choice_and_are_
     assert min(n % 13 for n in found["longest"]) >= max(n % 13 for n in {*range(40)} - {*found["longest"]})
     assert found["random"] != written("b")["random"]
     assert found["longest"] == written("b")["longest"]
+    with pytest.raises(DataError, match=r"earlier call that this one would not write over: random/"):
+        select(tmp_path, instruct_model_dir, "a", rows, baselines="longest")
     with pytest.raises(DataError, match="no row fits: the first of `longest` has more than"):
         select(tmp_path, instruct_model_dir, "c", [*ROWS, {"text": " ".join(WORDS * 9)}], count=1, baselines="longest")
 
