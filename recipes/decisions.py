@@ -124,6 +124,8 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
         if loaded.recipe.objective:
             check_length(job, model)
+        else:
+            check_positions(data, model)
         check_models(job, args, data, model, head)
         if loaded.recipe.trainer.get("router_aux_loss_coef") and not hasattr(
             model.config.get_text_config(), "output_router_logits"
@@ -239,6 +241,39 @@ def check_length(job: Job, model: Any) -> None:
     if asked is None or asked > most:
         what = f"trainer.max_length is {'null' if asked is None else asked}, and the model was made for {most} tokens"
         raise RecipeError(what, hint=f"say {most} or less; `data.too_long: split` cuts longer texts without a loss")
+
+
+def check_positions(data: "dict[str, Prepared | None]", model: Any) -> None:
+    """Refuses rows that are longer than a model with an embedding for each place; warns where places have none.
+
+    Only rows of one text each are looked at: a pair's or a drawn answer's length is up to the trainer.
+
+    Raises:
+        RecipeError: A row has no place for its last token.
+    """
+    import pyarrow.compute
+    from torch import nn
+
+    from ..evals.models import model_length
+
+    pc: Any = pyarrow.compute  # whose functions are made when it is imported
+    most = model_length(model)
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    learned = any(most <= table.num_embeddings <= most + 2 for table in tables[1:])  # two of them OPT's for padding
+    for split, prepared in data.items():
+        columns = prepared.dataset.data.table if prepared else {}
+        if prepared is None or "input_ids" not in prepared.dataset.column_names:
+            continue
+        packed = "seq_lengths" in prepared.dataset.column_names
+        lengths = pc.list_flatten(columns["seq_lengths"]) if packed else pc.list_value_length(columns["input_ids"])
+        if (longest := pc.max(lengths).as_py()) <= most:
+            continue
+        what = f"data.{split}: the longest row has {longest:,} tokens, and the model was made for {most:,}"
+        hint = f"say trainer.max_length: {most}; data.too_long says what becomes of longer rows"
+        if learned:
+            raise RecipeError(what, hint=hint)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"warning: {what}; {hint}, or scale them by model.rope_parameters", file=sys.stderr)
 
 
 def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model: Any, head: "Head | None") -> None:

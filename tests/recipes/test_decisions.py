@@ -187,6 +187,28 @@ def test_check_and_train_decide_alike(
         assert says is None or says in outcome.text
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_that_are_longer_than_a_model_was_made_for_are_refused_or_told(
+    make_recipe: Make, tmp_path: Path, packing: bool
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "hello " * 400}) + "\n")
+    data = {"train": {"path": "long.jsonl", "raw": True}}
+    fields = {"max_steps": 1, "max_length": 512, "packing": packing}
+    check, train = mutations.outcomes(make_recipe("pretrain", sections={"data": data}, **fields), [])
+    assert (check.kind, train.kind) == ("ok", "ok"), (check, train)
+    assert "tokens, and the model was made for 256; say trainer.max_length: 256" in check.text
+    tokenizer: Any = build_tokenizer()
+    gpt2 = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(gpt2).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    given = {"data": data, "model": {"name_or_path": str(tmp_path / "gpt2")}}
+    for outcome in mutations.outcomes(make_recipe("pretrain", "learned", sections=given, **fields), []):
+        assert outcome.kind == "refused", outcome
+        assert "data.train: the longest row has" in outcome.text
+
+
 @pytest.mark.parametrize(
     ("wrong", "spec", "says"),
     [
