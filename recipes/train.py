@@ -23,7 +23,7 @@ from . import launch, rundir
 from .announce import header, kernels, next_steps, standing_checkpoint
 from .decisions import Ready, decide, placed, trainer_config
 from .errors import RecipeError, RunError, RunFolderError
-from .job import Job
+from .job import Job, open_job
 from .load import Loaded, load
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
     if record and rundir.change_since(record, rundir.origin_of(loaded)) is None and rundir.is_finished(run_dir):
         if change := rundir.changed_rows(record, loaded):
             raise RunFolderError(change, where=str(run_dir), hint="restore it, or choose another output_dir")
+        if Path(loaded.recipe.model.chat_template or "").is_file():  # a built-in name is part of the recipe's hash
+            rundir.check_inputs(
+                record, data=record.get("data") or {}, template=_template(open_job(loaded)), force=False
+            )
         _say(f"{run_dir}: already trained; nothing to do")
         return
     _say("\n".join(header(loaded, int(os.environ.get("WORLD_SIZE", "1")))))
@@ -100,7 +104,6 @@ def _check_processes(expected: int | None) -> Any:
 
 def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force: bool) -> None:
     """Adds data and template to ``run.json``; a run that resumes must find them as they were."""
-    from .. import chat_templates
     from .provenance import origins
 
     described = {
@@ -110,16 +113,23 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
     }
     if described.get("train"):
         described["train"] |= origins(job.loaded.recipe.data.train, job.loaded.path.parent)
-    template = job.template and {
-        "name": job.template.name,
-        "fingerprint": chat_templates.fingerprint(job.template, job.tokenizer),
-    }
+    template = _template(job)
     for split, prepared in data.items():
         for note in prepared.report.notes if prepared else ():
             _say(f"data.{split}: {note}")
     rundir.check_inputs(record, data=described, template=template, force=force)
     record |= {"data": described, "template": template, "finished": None}
     write_json(job.run_dir / rundir.RUN_FILE, record)
+
+
+def _template(job: Job) -> dict[str, Any] | None:
+    """Describes the chat template of a run."""
+    from .. import chat_templates
+
+    return job.template and {
+        "name": job.template.name,
+        "fingerprint": chat_templates.fingerprint(job.template, job.tokenizer),
+    }
 
 
 def build(ready: Ready) -> "Trainer":

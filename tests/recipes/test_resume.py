@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from posttrain import chat_templates
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.files import hash_file
 from posttrain.evals import checkpoints
@@ -445,6 +446,20 @@ def test_a_finished_run_is_not_trained_again_nor_taken_for_one_on_other_rows(
     rows = tmp_path / "messages.jsonl"
     rows.write_text(rows.read_text().replace("2", "3"))
     with pytest.raises(RunFolderError, match=r"messages.jsonl \(data.train\) has changed since"):
+        run(recipe)
+
+
+def test_a_finished_run_is_not_taken_for_one_with_another_template(
+    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    template = tmp_path / "own.jinja"
+    written = (Path(chat_templates.__file__).parent / "chatml.jinja").read_text()
+    template.write_text(written)
+    recipe = make_recipe(sections={"model": {"name_or_path": str(tiny_model_dir), "chat_template": str(template)}})
+    run(recipe)
+    run(recipe)
+    template.write_text(written.replace("<|im_end|>", "<|im_end|> "))
+    with pytest.raises(RunFolderError, match="the chat template changed since the run began"):
         run(recipe)
 
 
