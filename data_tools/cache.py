@@ -72,11 +72,14 @@ def damage(folder: Path) -> str | None:
     compared, which finds truncation and unwritten ranges without reading a corpus at every start.
     """
     try:
-        files = _read_meta(folder)["files"]
+        meta = _read_meta(folder)
+        files, key = meta["files"], meta.get("key", folder.name)  # entries of older versions do not say
     except FileNotFoundError:
         return "not there, or not finished"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{META} is damaged"
+    if key != folder.name:
+        return f"it is the folder of {key}"
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -101,7 +104,7 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, A
         files = {
             str(path.relative_to(temporary)): {"size": path.stat().st_size, "digest": _digest(path)} for path in paths
         }
-        write_json(temporary / META, {"report": report, "files": files})
+        write_json(temporary / META, {"key": folder.name, "report": report, "files": files})
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -66,6 +66,12 @@ def test_a_damaged_entry_is_rebuilt_and_says_why(tmp_path, harm):
     assert damage(folder) is None
 
 
+def test_an_entry_under_the_name_of_another_is_not_taken_for_it(tmp_path):
+    get_or_build(tmp_path, "key", build).folder.rename(tmp_path / "other")
+    entry = get_or_build(tmp_path, "other", build)
+    assert (entry.built, entry.problem) == (True, "it is the folder of key")
+
+
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path):
     def fail(folder: Path) -> dict:
         (folder / "part").write_text("x")
