@@ -87,25 +87,23 @@ def _check(
     assumed: needs.Assumptions,
 ) -> tuple[str, list[str]]:
     """Returns what a file is, and what there is to say of it."""
-    from ..evals.judges import FILE, judge_names
-    from ..evals.suite_files import load_suite, suite_names
+    from ..evals.judges import FILE
+    from ..evals.suite_files import load_suite
     from .pipeline import load_pipeline, plan, plan_parity, plan_score
     from .study import check_study, plan_one_seed
 
-    is_judge = (path / FILE).is_file() or path.name == FILE or (not path.exists() and str(path) in judge_names())
-    is_suite = not is_judge and ((not path.exists() and str(path) in suite_names()) or _reads_as_suite(path))
-    if (is_judge or is_suite) and overrides:
+    kind = _kind(path)
+    if kind in ("judge", "suite") and overrides:
         raise RecipeError(f"overrides are for recipes: {' '.join(overrides)}", where=str(path))
-    if is_judge:
+    if kind == "judge":
         return _judge(path.parent if path.name == FILE else path)
-    if is_suite:
+    if kind == "suite":
         suite = load_suite(path, references, data_dir=data_dir)
         return f"suite {suite.name}", _suite_lines(suite, read_data=read_data)
-    kind = _kind(set(load_document(path).value))
-    if kind == "arms":
+    if kind == "study":
         lines = check_study(path, overrides)
         return "study", [*lines, *_step_lines(plan_one_seed(path, overrides).values(), assumed)]
-    if kind == "steps":
+    if kind == "pipeline":
         pipeline, document = load_pipeline(path, overrides)
         plans = plan(document, pipeline)
         suites = [(name, _suite_of(one.loaded)) for name, one in plans.items() if one.loaded]
@@ -123,11 +121,22 @@ def _check(
     return f"{loaded.recipe.stage}, recipe {loaded.hash}", lines
 
 
-def _kind(keys: set[str]) -> str:
-    """Returns the key that tells a study, a pipeline or a recipe from the others, which may be misspelt."""
-    kinds = ("arms", "steps", "stage")
-    there = next((kind for kind in kinds if kind in keys), None)
-    return there or next((kind for kind in kinds if difflib.get_close_matches(kind, keys, 1, 0.7)), "stage")
+def _kind(path: Path) -> str:
+    """Tells a judge, a suite, a study, a pipeline and a recipe apart, by keys that may be misspelt."""
+    from ..evals.judges import FILE, judge_names
+    from ..evals.suite_files import suite_names
+
+    if path.name == FILE or (path / FILE).is_file() or (not path.exists() and str(path) in judge_names()):
+        return "judge"
+    if not path.exists() and str(path) in suite_names():
+        return "suite"
+    keys = set(load_document(path).value)
+    no_suite = keys & {"stage", "model", "steps", "trainer"}
+    if keys & _SUITE_KEYS and not no_suite:
+        return "suite"
+    kinds = {"arms": "study", "steps": "pipeline", "stage": "recipe"} | ({} if no_suite else {"tasks": "suite"})
+    close = [key for key in kinds if difflib.get_close_matches(key, keys, 1, 0.7)]
+    return next((kinds[key] for key in [*(key for key in kinds if key in keys), *close]), "recipe")
 
 
 def _step_lines(plans: "Iterable[PlannedStep]", assumed: needs.Assumptions) -> list[str]:
@@ -180,13 +189,6 @@ _SUITE_KEYS = {
     *("tasks", "robustness", "perplexity", "pairs", "classification", "functions", "prompts", "judges"),
     *("groups", "data_dir"),
 }
-
-
-def _reads_as_suite(path: Path) -> bool:
-    """Tells a suite from a recipe or a pipeline by its keys."""
-    keys = set(load_document(path).value)
-    named = keys & _SUITE_KEYS or difflib.get_close_matches("tasks", keys, 1, 0.7)
-    return bool(named) and not keys & {"stage", "model", "steps", "trainer"}
 
 
 def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:
