@@ -502,11 +502,16 @@ def _head(folder: Path) -> dict[str, Any]:
 
 def model_length(model: Any) -> int:
     """Returns how many tokens a model was made for; 2,048 where its configuration does not say."""
+    return stated_length(model) or 2048
+
+
+def stated_length(model: Any) -> int | None:
+    """Returns how many tokens a model was made for by its configuration, or None where that does not say."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         if isinstance(length := getattr(config, name, None), int) and length > 0:
             return length
-    return 2048
+    return None
 
 
 @contextlib.contextmanager

@@ -209,6 +209,23 @@ def test_rows_that_are_longer_than_a_model_was_made_for_are_refused_or_told(
         assert "data.train: the longest row has" in outcome.text
 
 
+def test_rows_are_not_too_long_for_a_model_that_says_no_length(make_recipe: Make, tmp_path: Path) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    tokenizer: Any = build_tokenizer()
+    bloom = BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)
+    BloomForCausalLM(bloom).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "hello " * 2100}) + "\n")
+    sections = {
+        "data": {"train": {"path": "long.jsonl", "raw": True}},
+        "model": {"name_or_path": str(tmp_path / "bloom")},
+    }
+    check, train = mutations.outcomes(make_recipe("pretrain", sections=sections, max_steps=1, max_length=4096), [])
+    assert (check.kind, train.kind) == ("ok", "ok"), (check, train)
+    assert "made for" not in check.text
+
+
 @pytest.mark.parametrize(
     ("wrong", "spec", "says"),
     [
