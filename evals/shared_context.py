@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
+from .block_attention import in_blocks
 from .forward import batches
 from .models import has_virtual_tokens
 from .sequences import grouped, shared_start
@@ -537,7 +538,8 @@ def _logits(model: Any, lines: Sequence[int], places: Sequence[int], **inputs: A
 
     What comes between the output layer and the logits (a cap, a scale) is the model's own.
     """
-    with model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][lines, places][None],)):
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][lines, places][None],))
+    with hook, in_blocks(model):
         return model(**inputs, use_cache=inputs.get("past_key_values") is not None).logits[0]
 
 
