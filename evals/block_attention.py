@@ -1,8 +1,8 @@
 """Attention of long rows on a CPU: blocks of queries, each over the keys that some of them see.
 
-Under a mask that is given, torch's attention on a CPU multiplies each query with all keys and leaves out what is not seen
-afterwards: half of the work under a causal mask, more where layers have a window. Here a block of queries goes to the same
-function with the keys from the first that it sees to its own last, so the sums are those of one call.
+Under a mask that is given, torch's attention on a CPU multiplies each query with all keys and leaves out what is not
+seen afterwards: half of the work under a causal mask, more where layers have a window. Here a block of queries goes to
+the same function with the keys from the first that it sees to its own last, so the sums are those of one call.
 """
 
 import contextlib
