@@ -27,13 +27,16 @@ from .canaries import Canaries, canaries
 from .errors import EvalError, SuiteError
 from .gold import check_gold
 from .items import items_of
+from .kept_passes import KeptPasses
 from .models import load_tokenizer, quiet_bars
-from .records import Result
+from .records import Result, versions
+from .runs import Target
 from .saved_answers import saved_model
 from .spec import Chat, GroupSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, hash_rows, read_task_rows
 from .task_index import find, lm_eval_folder
+from .team import at_work
 from .vllm_tasks import vllm_version
 from .vllm_tasks import wrap as in_vllm
 
@@ -148,11 +151,14 @@ class HarnessTask(Task):
                 checkpoint.lm = HarnessModel(loaded, checkpoint.suite)
             for note in harness.summary(notes):
                 checkpoint.progress(f"{checkpoint.target.name}: {note}")
+        lm: Any = checkpoint.lm
+        if self.needs_model and not checkpoint.target.is_answers:
+            lm.keep(self._passes(checkpoint.target, checkpoint.load().model))
         with harness.noted() as notes:
             task = build(self)
         known = self.canaries(task)  # before several samples change how the task scores an answer
         suite, templated = checkpoint.suite, template is not None
-        result = harness.run_task(task, self.spec, self.primary, checkpoint.lm, suite, templated=templated, notes=notes)
+        result = harness.run_task(task, self.spec, self.primary, lm, suite, templated=templated, notes=notes)
         sampling = {"sampling": self.spec.sampling.model_dump()} if self.spec.sampling else {}
         detail = origin(self) | sampling | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
         notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
@@ -161,6 +167,16 @@ class HarnessTask(Task):
         if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
             notes_of_task.append(f"always {known.answer!r} would score {known.majority:.3f} on {known.metric}")
         return replace(result, detail=detail, notes=(*result.notes, *notes_of_task))
+
+    def clean(self, target: Target) -> None:
+        """Removes the log of passes, now that the score is written."""
+        self._passes(target).remove()
+
+    def _passes(self, target: Target, model: Any = None) -> KeptPasses:
+        """Returns what is known of a model's passes on the task."""
+        name = f"{target.model_hash[:12]}-{self.spec.title}-{self.task_hash[:8]}"
+        how = [versions(), str(model.device), str(model.dtype), model.config._attn_implementation] if model else None
+        return KeptPasses(target.store, name, team.rank if (team := at_work()) else 0, how)
 
 
 _SHARED_SHOTS = "worked examples come from the scored rows, each row's own left out: labels of other rows are seen"

@@ -20,10 +20,11 @@ from ..chat_templates.rendering import is_mark, mark_special, with_strings
 from ..data_tools.encode import TextEncoder
 from ..data_tools.generate import FiniteLogits
 from .continuous import Continuous
+from .kept_passes import KeptPasses, not_kept
 from .models import LoadedModel
 from .sampling import Draws
 from .sequences import grouped
-from .shared_context import Prompts, Scorer, Stops
+from .shared_context import Once, Prompts, Scorer, Stops
 from .spec import SamplingSpec, SuiteSpec
 from .team import Calls, at_work, divided
 from .thinking import answer_in, may_think
@@ -94,6 +95,7 @@ class HarnessModel(OwnPrompts, _HFLM):
         draws: What draws them.
         shared: What scores continuations; its record says how.
         calls: The passes of the loop at work, which several processes share.
+        once: Runs a pass of answers, or knows what it gave.
     """
 
     draws_itself = False  # answers are drawn by Draws
@@ -115,6 +117,11 @@ class HarnessModel(OwnPrompts, _HFLM):
         self.calls: Calls | None = None
         self.continuous = Continuous(loaded.model, loaded.tokenizer, self.tok_encode)
         self.shared = Scorer(loaded.model, self.max_length, suite.size_of_batch(), loaded.compared)
+        self.once: Once = not_kept
+
+    def keep(self, passes: KeptPasses) -> None:
+        """Has passes of shared contexts and of answers kept, and none run that are known."""
+        self.once = self.shared.once = passes.once
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
@@ -204,31 +211,34 @@ class HarnessModel(OwnPrompts, _HFLM):
         return texts
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-        if self.calls is None:
-            return self._write(context, max_length, stop, **options)
-        if not self.calls.known:  # what goes by the batches before is the same in all processes
-            if self.prompts.undecided:
-                self.prompts.cache(context, options["attention_mask"])
+        mask = options["attention_mask"]
+        drawn: list[Any] = []
+        if self.calls is None or not self.calls.known:  # what goes by the batches before is the same in all processes
+            if self.prompts.undecided and not _is_beam_search(options):
+                self.prompts.cache(context, mask)
             if self.draws is not None:
-                room = max_length - context.shape[1]
-                options["logits_processor"] = self.draws.processors(context, options["attention_mask"], room)
-        written = self.calls.do(lambda: self._write(context, max_length, stop, **options).cpu(), context)
+                drawn = self.draws.processors(context, mask, max_length - context.shape[1])
+        plain = {name: value for name, value in options.items() if name != "attention_mask"}
+        what = [context.tolist(), mask.tolist(), max_length, stop, repr(plain), [_told(one) for one in drawn]]
+
+        def write() -> Any:
+            answers = self.once(what, lambda: self._write(context, max_length, stop, drawn, **options).tolist())
+            return torch.tensor(answers, dtype=context.dtype)
+
+        written = write() if self.calls is None else self.calls.do(write, context)
         return written.to(context.device)
 
-    def _write(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-        beams = options.get("num_beams", 1) > 1
+    def _write(self, context: Any, max_length: int, stop: list[str], drawn: list[Any], **options: Any) -> Any:
+        beams = _is_beam_search(options)
         if not beams and (cache := self.prompts.cache(context, options["attention_mask"])) is not None:
             options["past_key_values"] = cache
-        if self.draws is not None and "logits_processor" not in options:
-            room = max_length - context.shape[1]
-            options["logits_processor"] = self.draws.processors(context, options["attention_mask"], room)
 
         def stops(*how: Any) -> list[Any]:
             # The rows of a beam search are no prompts, so each goes on to its end and is cut afterwards.
             return [] if beams else [Stops(*how)]
 
         finite = FiniteLogits()
-        options["logits_processor"] = LogitsProcessorList([finite, *options.get("logits_processor", ())])
+        options["logits_processor"] = LogitsProcessorList([finite, *drawn])
         with mock.patch.object(huggingface, "stop_sequences_criteria", stops):
             written = super()._model_generate(context, max_length, stop, **options)
         finite.check()
@@ -240,6 +250,15 @@ def batches_of_hflm(rows: Sequence[list[int]], size: int) -> list[list[int]]:
     groups = grouped(range(len(rows)), lambda number: tuple(rows[number][:-1]))
     ordered = sorted(groups.values(), key=lambda group: (-len(rows[group[0]]), tuple(rows[group[0]])))
     return [sorted(itertools.chain(*ordered[at : at + size])) for at in range(0, len(ordered), size)]
+
+
+def _is_beam_search(options: dict[str, Any]) -> bool:
+    return options.get("num_beams", 1) > 1
+
+
+def _told(drawn: Any) -> list[Any]:
+    """Returns what tells a batch's draws from others."""
+    return [drawn.temperature, drawn.top_p, drawn.uniform[:, 0].tolist()]
 
 
 def unmarked(prompt: str) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import first_line
 from .block_attention import in_blocks
 from .forward import batches
+from .kept_passes import not_kept
 from .models import has_virtual_tokens
 from .sequences import grouped, shared_start
 from .team import at_work, divided
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Request = tuple[Sequence[int], Sequence[int]]  # a context and what may follow it, each at least one token
 Log = tuple[float, bool]
+Once = Callable[[Any, Callable[[], Any]], Any]  # of :class:`~.kept_passes.KeptPasses`
 
 BUDGET = 1024  # tokens of a pass: more are no faster on a CPU, whose caches hold the activations of so many
 _ELSEWHERE = "the same layers with another adapter's weights"
@@ -79,6 +81,7 @@ class Scorer:
 
     Attributes:
         refused: Why plain passes do it all, or None.
+        once: Runs a pass, or knows what it gave.
         record: How the last call was done: the ``backend``, with the ``reason`` why not this one, or with the
             ``largest_difference`` from plain passes, in nats, None where nothing was left to compare; ``compared_on``
             is there if that was found on another adapter of the same layers.
@@ -89,6 +92,7 @@ class Scorer:
         self.compared = {} if compared is None else compared
         self._before = dict(self.compared)  # what was compared on other models
         self.refused = unsupported(model)
+        self.once: Once = not_kept
         self.record: dict[str, Any] | None = None
 
     def logs(
@@ -118,7 +122,8 @@ class Scorer:
         if self.refused is None:
             fitting = [i for i, (context, rest) in enumerate(requests) if self._fits(context, rest)]
             try:
-                logs = continuation_logs(self.model, [requests[i] for i in fitting], self._budget(requests), progress)
+                some = [requests[i] for i in fitting]
+                logs = continuation_logs(self.model, some, self._budget(requests), progress, self.once)
             except Exception as error:  # a model of unknown make may take no such masks, and raise what it likes
                 self.refused = f"{type(error).__name__}: {first_line(error)}"
             else:
@@ -176,6 +181,7 @@ def continuation_logs(
     requests: Sequence[Request],
     budget: int = BUDGET,
     progress: Callable[[int], Any] = lambda count: None,
+    once: Once = not_kept,
 ) -> list[Log]:
     """Scores continuations.
 
@@ -184,6 +190,7 @@ def continuation_logs(
         requests: Token ids of contexts and continuations, at least one of each.
         budget: Tokens of a pass, if one row has not more.
         progress: Takes how many requests a pass has scored.
+        once: Runs a pass, or knows what it gave.
 
     Returns:
         For each request the sum of the log-probabilities of its continuation's tokens, in nats, taken in float32, and
@@ -199,10 +206,17 @@ def continuation_logs(
         for batch in _in_budget([row.tokens for row in rows], budget):
             passes.append((contexts[0][:shared], [rows[i] for i in batch]))
     prefix_of = functools.lru_cache(1)(lambda tokens: _Prefix(model, tokens))
+
+    def logs_of(number: int) -> dict[int, Log]:
+        prefix, rows = passes[number]
+        what = [prefix, [[row.tokens, row.ends, [[requests[i][1], row.reads[i]] for i in row.reads]] for row in rows]]
+        gave = once(what, lambda: list(_run(model, prefix_of(prefix), rows, requests).values()))
+        return {i: (log, greedy) for i, (log, greedy) in zip((i for row in rows for i in row.reads), gave, strict=True)}
+
     with torch.inference_mode():
         logs = divided(
             [sum(len(row.tokens) for row in rows) for _, rows in passes],
-            lambda number: _run(model, prefix_of(passes[number][0]), passes[number][1], requests),
+            logs_of,
             lambda number: progress(sum(len(row.reads) for row in passes[number][1])),
         )
     found = {number: log for part in logs for number, log in part.items()}
