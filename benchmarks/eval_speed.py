@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --prompts gsm8k.jsonl [--items 8]
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --adapters arc_easy.jsonl.gz [--items 100 --shots 0]
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --first arc_easy.jsonl.gz
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py MODEL --long 700 1400 1900 [--dtype bfloat16]
 
 ``--options`` takes ARC's rows (``question``, ``choices``, ``answerKey``) and scores the task arc_easy with five worked
 examples that are the same for all items, with five drawn for each, and with none. ``--prompts`` takes GSM8K's rows and
@@ -15,7 +16,8 @@ which is what reading the prompts costs.
 with examples drawn for each item (``--shots``): all together, each in a call of its own, and each one's requests alone
 on a model that is loaded, which is the passes of the adapted model without comparison, loading or files. What passes
 take within the call that scores all together is told too: a neighbour slows both alike. ``--first`` scores one item in
-a process that has imported everything, with reading the model and its tokenizer.
+a process that has imported everything, with reading the model and its tokenizer. ``--long`` scores two options behind
+contexts of some lengths, with attention in blocks of queries and in one call by turns, beside the model's body alone.
 
 Times are of this process's CPU, one thread, in float32. HFLM scores the items in parts, and between the parts the suite
 scores all of them, so a busy neighbour slows both alike; of the suite's times the median counts. It compares two
@@ -43,7 +45,7 @@ from unittest import mock
 import torch
 from posttrain.data_tools.sources import read_rows
 from posttrain.data_tools.spec import SourceSpec
-from posttrain.evals import shared_context
+from posttrain.evals import block_attention, shared_context
 from posttrain.evals.definitions import build, define
 from posttrain.evals.harness import noted
 from posttrain.evals.harness_model import HarnessModel
@@ -65,13 +67,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="rows of GSM8K")
     parser.add_argument("--adapters", type=Path, help="rows of ARC")
     parser.add_argument("--first", type=Path, help="rows of ARC")
+    parser.add_argument("--long", type=int, nargs="+", help="tokens of contexts")
+    parser.add_argument("--dtype", default="float32", help="with --long")
     parser.add_argument("--limits", action="store_true", help="compare options with the limits alone")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--shots", type=int, default=SHOTS, help="examples with --adapters")
     parser.add_argument("--new-tokens", type=int, default=64, help="of an answer, at most")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = load_model(given.model, device="cpu", dtype="float32")
+    loaded = load_model(given.model, device="cpu", dtype=given.dtype)
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "lm_eval"))
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {packages}")
     print(f"{Path(given.model).name}, {given.items} items, CPU seconds\n", flush=True)
@@ -88,6 +92,8 @@ def main() -> None:
                 begun = time.perf_counter()
                 seconds = clock(score, [given.model], suite, device="cpu", output=Path(folder))
                 print(f"the first request: {seconds:.1f} s of CPU, {time.perf_counter() - begun:.1f} s by the clock")
+        if given.long:
+            long_rows(loaded.model, given.long)
         if given.adapters:
             with tempfile.TemporaryDirectory() as folder:
                 adapters(loaded, Path(given.model), given.adapters, given.items, given.shots, Path(folder))
@@ -260,6 +266,30 @@ def limits(model: Any, requests: Sequence[tuple[list[int], list[int]]]) -> tuple
         hidden = torch.randn(256, head.weight.shape[1])
         head_s = statistics.median(clock(head, hidden) for _ in range(PARTS))
     return bare, bare + head_s * len(read) / len(hidden)
+
+
+def long_rows(model: Any, lengths: Sequence[int]) -> None:
+    """Compares attention in blocks of queries with attention in one call, on contexts of some lengths."""
+    print("| tokens | in blocks | in one call | ratio | body alone | largest difference |\n|---|---|---|---|---|---|")
+    size = model.get_input_embeddings().weight.shape[0]
+    for length in lengths:
+        ids = torch.randint(0, size, (1, length))
+        requests = [(ids[0].tolist(), [token]) for token in (1, 2)]
+        spent: dict[str, list[float]] = {"blocks": [], "whole": [], "body": []}
+        logs = {}
+        for _ in range(PARTS + 1):  # the first of a shape costs more
+            for name, block in (("blocks", block_attention.BLOCK), ("whole", length)):
+                with mock.patch.object(block_attention, "BLOCK", block):
+                    begun = time.process_time()
+                    logs[name] = continuation_logs(model, requests)
+                    spent[name].append(time.process_time() - begun)
+            with torch.inference_mode():
+                spent["body"].append(clock(model.base_model, ids, use_cache=False))
+        blocks, whole, body = (statistics.median(times[1:]) / length * 1000 for times in spent.values())
+        apart = max(abs(a - b) for (a, _), (b, _) in zip(*logs.values(), strict=True))
+        print(
+            f"| {length} | {blocks:.2f} | {whole:.2f} | {whole / blocks:.2f} | {body:.2f} | {apart:.1e} |", flush=True
+        )
 
 
 def clock(function: Callable[..., Any], *args: Any, **options: Any) -> float:
