@@ -105,7 +105,7 @@ class Samples:
         right = [float(figures[self.primary]) for figures in scored] if self.primary in found else []
         if not right or set(right) - {0.0, 1.0}:
             return found
-        answers = [value if isinstance(value, str) else None for value in results[0]]
+        answers = [_vote_of(value) for value in results[0]]
         for k in self.setting.ks:
             found.setdefault(f"pass@{k}", pass_at_k(len(right), int(sum(right)), k))
             if self._votes and any(answers):
@@ -126,6 +126,13 @@ class Samples:
         means = [statistics.fmean(float(row[number][name]) for row in rows) for number in numbers]
         label = f"{name}_sample_sd" + (f",{wanted}" if wanted else "")
         return [Metric(label, statistics.stdev(means), None, metric.n, higher_is_better=False)]
+
+
+def _vote_of(read: Any) -> str | None:
+    """Returns what a sample votes for: the text that was read or, of several ways to read it, the flexible one's."""
+    while isinstance(read, dict | list):
+        read = read.get("flexible", read.get("text")) if isinstance(read, dict) else next(iter(read), None)
+    return read if isinstance(read, str) else None
 
 
 def generation_settings(setting: SamplingSpec, own: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -69,13 +70,19 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 def count_numbers(doc: dict[str, Any], results: list[list[dict[str, str | None]]]) -> dict[str, float]:
     """Compares as numbers, so that 18 is 18.00 and 1/2 is .5; GSM8K's right answer stands behind ``####``."""
-    read, gold = results[0][0], Fraction(str(doc["answer"]).rpartition("####")[2].strip().replace(",", ""))
-    right = {name: text is not None and Fraction(text) == gold for name, text in read.items()}
+    read, gold = results[0][0], _value(str(doc["answer"]).rpartition("####")[2].strip().replace(",", ""))
+    right = {name: text is not None and _value(text) == gold for name, text in read.items()}
     return {
         "exact_match": float(right["flexible"]),
         "strict_match": float(right["strict"]),
         "unparsed": float(read["flexible"] is None),
     }
+
+
+def _value(text: str) -> Fraction:
+    """Returns what a number means that an answer spells; Fraction itself refuses 2.5/10 and thousands of digits."""
+    number, _, divisor = text.partition("/")
+    return Fraction(Decimal(number)) / Fraction(Decimal(divisor or 1))
 
 
 def with_answer(docs: Any) -> Any:

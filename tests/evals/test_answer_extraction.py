@@ -80,6 +80,12 @@ def test_gsm8k_takes_the_last_number_that_its_mark_or_its_words_call_the_answer(
     assert [item["strict_match"] for item in found] == [1, 1, 1, 1]
 
 
+def test_a_number_of_any_form_is_counted_and_fails_no_task(tmp_path: Path):
+    rows = [{"context": f"q {n}", "answer": 0.25} for n in range(4)]
+    texts = ["The answer is 2.5/10.", "The answer is 1/4.", f"The answer is 0.{'3' * 5000}", f"It is {'7' * 5000}/2"]
+    assert [item["exact_match"] for item in figures(tmp_path, "svamp", "test", rows, texts)] == [1, 1, 0, 0]
+
+
 def bbh_readings(texts: list[str]) -> list[list[str]]:
     """Returns what each filter that the suite gives BBH reads."""
     from lm_eval.filters.extraction import RegexFilter

@@ -90,6 +90,18 @@ def test_several_answers_to_an_item_are_its_samples(tmp_path: Path) -> None:
     assert first.notes[1].startswith("4 rows hold more answers to an item than are asked for; the first of each count")
 
 
+def test_worked_answers_vote_by_the_number_that_is_read_from_them(tmp_path: Path) -> None:
+    write_rows(tmp_path / "sums.jsonl", [{"id": n, "context": f"What is {n}?", "answer": n} for n in range(2)])
+    rows = [{"id": n, "completions": [f"So it is {n}.", "I cannot tell", f"The answer is {n}."]} for n in range(2)]
+    rows[1]["completions"] = ["It is 7.", "The answer is 7.", "The answer is 1."]
+    suite = tmp_path / "suite.yaml"
+    setting = "sampling:\n  - {name: three, temperature: 1.0, samples: 3}\n"
+    suite.write_text(f"{setting}tasks:\n  - {{task: svamp, data_files: {{test: sums.jsonl}}}}\n")
+    [line] = score([write_rows(tmp_path / "gpt.jsonl", rows)], suite, output=tmp_path / "board").done
+    figures = {metric.name: metric.value for metric in line.metrics}
+    assert (figures["exact_match"], figures["pass@3"], figures["maj@3"]) == (0.5, 1, 0.5)
+
+
 def test_answers_to_a_suite_that_asks_for_none_are_refused(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "gpt.jsonl", [{"id": 1, "completion": "1"}])
     choices = {"question": "q", "choices": ["a", "b"], "answer": 1}
