@@ -1,7 +1,7 @@
 """Answers of others, from a file: what lm-eval is given in the place of a model.
 
-A row answers an item, by its own id (``id``, ``task_id``, ...), by what was asked (the ``prompt``, or the ``question``
-or ``instruction`` in it), or by its place (``doc_id``, from 0); ``task`` says of which task. Its texts are
+A row answers an item, by what was asked (the ``prompt``, or the ``question`` or ``instruction`` in it), by the item's id
+(``id``, ``task_id``, ...), or by its place (``doc_id``, from 0); ``task`` says of which task. Its texts are
 ``completion``, ``output``, ``response`` or a list of several; lm-eval's files of samples, AlpacaEval's outputs and
 inspect's logs are read too. Texts end at the task's stop strings, without what was thought before, as a model's do
 here.
@@ -147,7 +147,7 @@ class _Joined:
         self.texts: dict[int, list[str]] = {name: [] for name in self.items}
         self.used: Counter[str] = Counter()  # fields, by how many rows' texts were taken from them
         self.unread = 0
-        self.rows: dict[str, list[str]] = {"unknown": [], "double": [], "surplus": []}
+        self.rows: dict[str, list[str]] = {"unknown": [], "misnamed": [], "double": [], "surplus": []}
         self._places: dict[tuple[str, str], int | None] = {}
         for name, request in self.items.items():
             for key in set(_keys(request.doc, request.doc_id, request.args[0])):
@@ -164,10 +164,13 @@ class _Joined:
         if not found or not keys:
             self.unread += 1
             return
-        name = next((self._places[key] for key in keys if self._places.get(key) is not None), None)
+        names = dict.fromkeys(self._places[key] for key in keys if self._places.get(key) is not None)
+        name = next(iter(names), None)
         if name is None:
             self.rows["unknown"].append(_named(row, number))
             return
+        if len(names) > 1:
+            self.rows["misnamed"].append(_named(row, number))
         self.used[field] += 1
         texts, room = self.texts[name], self.wanted[name] - len(self.texts[name])
         if len(found) > room:
@@ -197,6 +200,7 @@ def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -
     kinds = {
         "missing": "items have no answer there and count as empty ones",
         "unknown": "rows answer no item",
+        "misnamed": "rows bear the id or place of another item than was asked; what was asked counts",
         "double": "rows answer an item that has its answers already; the first stand",
         "surplus": "rows hold more answers to an item than are asked for; the first of each count",
         "torn": "rows could not be read",
@@ -211,13 +215,16 @@ def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -
 
 
 def _keys(values: Mapping[str, Any], place: Any, prompt: Any) -> Iterator[tuple[str, str]]:
-    """Yields what an item, or a row that answers one, is known by: the surest first."""
-    for name in _IDS:
-        if isinstance(values.get(name), str | int):
-            yield "id", str(values[name])
+    """Yields what an item, or a row that answers one, is known by: the surest first.
+
+    A row's `id` may count the rows of its file, which is the id of another item if those are numbers too.
+    """
     for asked in (prompt, *(values.get(name) for name in _ASKED)):
         if isinstance(asked, str) and asked.strip():
             yield "prompt", asked.strip()
+    for name in _IDS:
+        if isinstance(values.get(name), str | int):
+            yield "id", str(values[name])
     if isinstance(place, int):
         yield "place", str(place)
 

@@ -148,6 +148,17 @@ def test_samples_of_other_documents_are_not_joined_by_their_places(tmp_path: Pat
     assert "4 are to no item of the task" in failure.reason
 
 
+def test_an_id_that_counts_the_rows_of_its_file_takes_no_answer_to_another_item(tmp_path: Path) -> None:
+    items = [row | {"id": n} for n, row in enumerate(PROMPTS, start=1)]
+    write_rows(tmp_path / "prompts.jsonl", items)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("tasks:\n  - {task: exact_match, name: sums, data_files: {test: prompts.jsonl}}\n")
+    rows = [{"id": n, "prompt": row["prompt"], "completion": row["answer"]} for n, row in enumerate(PROMPTS)]
+    [line] = score([write_rows(tmp_path / "gpt.jsonl", rows)], suite, output=tmp_path / "board").done
+    assert line.metrics[0].value == 1
+    assert "3 rows bear the id or place of another item than was asked; what was asked counts: 1, 2, 3" in line.notes
+
+
 def test_what_two_items_are_asked_alike_tells_neither(tmp_path: Path) -> None:
     twice = [{"prompt": "0 and 0 make", "answer": "0", "id": "a"}, {"prompt": "0 and 0 make", "answer": "1", "id": "b"}]
     write_rows(tmp_path / "prompts.jsonl", twice)
