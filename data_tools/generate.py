@@ -8,7 +8,7 @@ Nothing but the temperature and the mass of the nucleus shapes the distribution:
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ def generate(
     keys: Sequence[str],
     *,
     streamer: Any = None,
+    kept: Collection[str] = (),
 ) -> Iterator[Reply]:
     """Generates an answer to each prompt, in their order, a batch at a time.
 
@@ -73,16 +74,17 @@ def generate(
         keys: What each prompt's draws depend on besides the prompt and the seed, such as the number of the sample.
             Equal prompts under equal keys get equal answers.
         streamer: A streamer of transformers, which gets each token as it is drawn; it takes one prompt only.
+        kept: As of :func:`decode_answer`.
 
     Yields:
         The answers, as soon as their batch is done.
     """
     asked = zip(keys, map(list, prompts), strict=True)
     seeds = [seed_of(sampling.seed, key, prompt) for key, prompt in asked]
-    answer: Any = functools.partial(_with_transformers, streamer=streamer)
+    answer: Any = functools.partial(_with_transformers, streamer=streamer, kept=kept)
     size = sampling.batch_size
     if hasattr(model, "llm_engine"):
-        answer, size = _with_vllm, max(size, VLLM_BATCH)
+        answer, size = functools.partial(_with_vllm, kept=kept), max(size, VLLM_BATCH)
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
         begun = time.perf_counter()
@@ -104,21 +106,53 @@ def _with_transformers(
     sampling: Sampling,
     seeds: Sequence[int],
     streamer: Any,
+    kept: Collection[str],
 ) -> list[tuple[str, bool, int]]:
     """Returns the text of each answer, whether the model ended it, and its number of tokens."""
     drawn = draw(model, tokenizer, prompts, sampling, seeds, streamer)
-    texts = [tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True) for ids, ended in drawn]
+    texts = [decode_answer(tokenizer, ids[: len(ids) - ended], kept) for ids, ended in drawn]
     return [(text, ended, len(ids)) for text, (ids, ended) in zip(texts, drawn, strict=True)]
 
 
+def decode_answer(tokenizer: Any, ids: Sequence[int], kept: Collection[str] = ()) -> str:
+    """Returns the text of an answer without special tokens.
+
+    Args:
+        tokenizer: The model's.
+        ids: The answer's tokens.
+        kept: Special tokens that stay: some tokenizers have the tags around thoughts as such.
+    """
+    tags = {number: text for text in kept if (number := _special_id(tokenizer, text)) is not None}
+    parts, start = [], 0
+    for place, token in enumerate(ids):
+        if token in tags:
+            parts += [tokenizer.decode(ids[start:place], skip_special_tokens=True), tags[token]]
+            start = place + 1
+    return "".join([*parts, tokenizer.decode(ids[start:], skip_special_tokens=True)])
+
+
+def _special_id(tokenizer: Any, text: str) -> int | None:
+    """Returns the number of a special token; None of what is no token or no special one."""
+    number = tokenizer.convert_tokens_to_ids(text)
+    is_token = number is not None and tokenizer.convert_ids_to_tokens(number) == text
+    return number if is_token and not tokenizer.decode([number], skip_special_tokens=True) else None
+
+
 def _with_vllm(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    kept: Collection[str],
 ) -> list[tuple[str, bool, int]]:
     """Returns the same from vLLM, which makes its own batches."""
     from vllm import SamplingParams  # type: ignore[import-not-found]
 
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    common = {"temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": ends}
+    common: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": ends}
+    if any(_special_id(tokenizer, text) is not None for text in kept):
+        common["skip_special_tokens"] = False
     settings = [SamplingParams(max_tokens=sampling.max_new_tokens, seed=seed, **common) for seed in seeds]
     done = model.generate([{"prompt_token_ids": list(ids)} for ids in prompts], settings, use_tqdm=False)
     best = [output.outputs[0] for output in done]

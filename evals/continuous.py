@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..chat_templates.errors import first_line
+from ..data_tools.generate import decode_answer
 from .errors import EvalError
 from .team import at_work
+from .thinking import MARKS
 
 CHECKED = 4  # requests that are answered both ways
 LEAST = 32  # requests for which the check pays
@@ -161,10 +163,7 @@ class Continuous:
             tokens[tuple(output.prompt_ids)] = list(output.generated_tokens)
         if lost := sum(tuple(prompt) not in tokens for prompt in distinct):
             raise EvalError(f"continuous batching left {lost} of {len(distinct)} prompts without an answer")
-        texts = {
-            prompt: self.tokenizer.decode(self._cut(ids, how), skip_special_tokens=True)
-            for prompt, ids in tokens.items()
-        }
+        texts = {prompt: decode_answer(self.tokenizer, self._cut(ids, how), MARKS) for prompt, ids in tokens.items()}
         done = {prompt: postprocess_generated_text(text, how["until"], None) for prompt, text in texts.items()}
         return [done[tuple(prompt)] for prompt in prompts]
 

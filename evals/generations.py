@@ -11,6 +11,7 @@ Standard errors are those of prompts; of one answer to each prompt they are lm-e
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -134,7 +135,8 @@ class PromptTask(Task):
         else:
             loaded = checkpoint.language_model(spec.title)
             model, tokenizer = loaded.model, loaded.tokenizer
-        encoder, engine = TextEncoder.of(tokenizer, suite.template_variables), partial(generate, model, tokenizer)
+        encoder = TextEncoder.of(tokenizer, suite.template_variables)
+        engine = partial(generate, model, tokenizer, kept=tuple(itertools.chain(*spec.thinking)))
         return local(encoder, engine, suite.max_length or room(model), sampling, spec, templated=templated)
 
     def sampling(self, suite: SuiteSpec) -> Sampling:

@@ -18,7 +18,7 @@ from transformers import LogitsProcessorList
 
 from ..chat_templates.rendering import is_mark, mark_special, with_strings
 from ..data_tools.encode import TextEncoder
-from ..data_tools.generate import FiniteLogits
+from ..data_tools.generate import FiniteLogits, decode_answer
 from .continuous import Continuous
 from .kept_passes import KeptPasses, not_kept
 from .models import LoadedModel
@@ -27,7 +27,7 @@ from .sequences import grouped
 from .shared_context import Once, Prompts, Scorer, Stops
 from .spec import SamplingSpec, SuiteSpec
 from .team import Calls, at_work, divided
-from .thinking import answer_in, may_think
+from .thinking import MARKS, answer_in, begins_with_thought, may_think
 
 _HFLM: Any = huggingface.HFLM  # its registering decorator hides its type
 
@@ -49,6 +49,7 @@ class OwnPrompts:
     encoder: TextEncoder
     chat_template_args: dict[str, Any]
     thinking: dict[str, int] | None = None
+    draws: Draws | None = None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Renders a chat, with marks."""
@@ -75,9 +76,17 @@ class OwnPrompts:
         return lm_eval_model._encode_pair(context, continuation)
 
     def without_thoughts(self, requests: Sequence[Any], write: Callable[[list[Any]], list[str]]) -> list[str]:
-        """Has answers written, of a model that may think to their end, and takes its thoughts out."""
-        if not (is_mark(requests[0].args[0][:1]) and may_think(str(self.tokenizer.chat_template))):
-            return write(list(requests))
+        """Has answers written, of a model that may think to their end, and takes its thoughts out.
+
+        A model may think although its template does not know of it: then all is written anew without stop strings.
+        """
+        templated = is_mark(requests[0].args[0][:1])
+        if not (templated and may_think(str(self.tokenizer.chat_template))):
+            texts = write(list(requests))
+            if not (templated and any(map(begins_with_thought, texts))):
+                return texts
+            if self.draws is not None:
+                self.draws.seen.clear()  # the same draws once more
         texts, self.thinking = _answers(requests, write([_without_stops(request) for request in requests]))
         return texts
 
@@ -189,6 +198,10 @@ class HarnessModel(OwnPrompts, _HFLM):
             self.calls = None
 
     # --- answers ---
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Returns the text of tokens, with the tags around thoughts."""
+        return decode_answer(self.tokenizer, tokens, MARKS) if skip_special_tokens else self.tokenizer.decode(tokens)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Writes answers."""

@@ -15,6 +15,9 @@ TAGS: tuple[Tags, ...] = (
 )
 """The tags that models in the field put around their thoughts."""
 
+MARKS = tuple(mark for pair in TAGS for mark in pair)
+"""All of them, to be kept in a text where a tokenizer has them as special tokens."""
+
 
 @dataclass(frozen=True)
 class Stripped:
@@ -81,6 +84,11 @@ def answer_in(raw: str, prompt: str, stops: Sequence[str]) -> Stripped:
     found = strip_thinking(raw, opened=opened_by(prompt))
     ends = [at for stop in stops if stop and (at := found.text.find(stop)) >= 0]
     return replace(found, text=found.text[: min(ends)]) if ends else found
+
+
+def begins_with_thought(raw: str) -> bool:
+    """Says whether what a model wrote opens with a thought, which may have been cut at a stop string in it."""
+    return raw.lstrip().lower().startswith(tuple(opening for opening, _ in TAGS))
 
 
 def may_think(template: str) -> bool:

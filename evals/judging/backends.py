@@ -27,6 +27,7 @@ from ..forward import negative_log_likelihoods
 from ..judges import Judge
 from ..runs import known_record, lineage, rewards_of, run_of
 from ..shared_context import Scorer
+from ..thinking import MARKS
 from .parse import PARSER, Verdict, from_labels, from_tokens, labels_of, parse
 from .prompt import JudgePrompt
 from .questions import Question
@@ -349,7 +350,7 @@ class ModelJudge(PromptedJudge):
             counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
             return replace(verdict, seconds=reply.seconds, **counts)
 
-        engine = partial(generate, self.model.model, self.model.tokenizer)
+        engine = partial(generate, self.model.model, self.model.tokenizer, kept=MARKS)
         Local(self.tokens, engine, how, self._room, settings.max_tokens, read)(queries, (), take)
 
     @property

@@ -112,14 +112,17 @@ def test_what_cannot_take_them_is_refused(tmp_path: Path):
         define_prompts(found.prompts[0], found)
 
 
-def test_what_a_task_scores_is_the_answer_without_thoughts(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("known", [True, False], ids=["its template knows of thoughts", "its template does not"])
+def test_what_a_task_scores_is_the_answer_without_thoughts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+):
     """The texts of a model that thinks, since no tiny one does: with a blank line, a stop string, in its thoughts."""
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
     folder = run / "checkpoint-1"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE + "{# <think> #}"
+    tokenizer.chat_template = TEMPLATE + "{# <think> #}" * known
     tokenizer.save_pretrained(folder)
     write_manifest(folder, step=1, resumable=True)
     stops = []
@@ -127,14 +130,46 @@ def test_what_a_task_scores_is_the_answer_without_thoughts(run: Path, tmp_path: 
     def generate_until(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         stops.extend(request.args[1]["until"] for request in requests)
         right = [f"<think>so\n\n{n}?</think>\n\n{2 * n}\n\nnext" for n in range(len(requests) - 1)]
-        return [*right, "<think>so\n\nit goes on"]
+        whole = [*right, "<think>so\n\nit goes on"]
+        return [text.split("\n\n")[0] if request.args[1]["until"] else text for text, request in zip(whole, requests)]
 
     monkeypatch.setattr(HFLM, "generate_until", generate_until)
     path = suite(tmp_path, {}, prompts=[])
     score([run], path, device="cpu")
     [found] = [record for record in ScoreStore(run).load() if record.task == "sums"]
-    assert stops == [[]] * len(PROMPTS)
+    assert stops == ([] if known else [["\n\n"]] * len(PROMPTS)) + [[]] * len(PROMPTS)
     assert found.metrics[0].value == 0.75
     assert found.detail is not None
     assert found.detail["thinking"] == {"answers": 4, "thought": 4, "cut": 1}
     assert "1 of 4 never ended their thoughts: no answer" in found.notes
+
+
+def test_tags_around_thoughts_are_told_where_they_are_special_tokens(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a model writes is set, since no tiny one thinks; decoding would take the tags away and leave the thoughts."""
+    import torch
+    from posttrain.data_tools import generate
+    from posttrain.evals.harness_model import HarnessModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run / "checkpoint-1"
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    tokenizer.save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    write_manifest(folder, step=1, resumable=True)
+    said = tokenizer("<think>7, or 8?</think>4", add_special_tokens=False)["input_ids"]
+
+    def written(self: Any, context: Any, *_: Any, **__: Any) -> Any:
+        return torch.cat([context, torch.tensor([said] * len(context))], 1)
+
+    monkeypatch.setattr(HarnessModel, "_model_generate", written)
+    monkeypatch.setattr(generate, "draw", lambda model, tokenizer, prompts, *_: [(said, False)] * len(prompts))
+    score([run], suite(tmp_path, {}), device="cpu")
+    found = {record.task: record for record in ScoreStore(run).load()}
+    assert (found["sums"].detail or {})["thinking"] == {"answers": 4, "thought": 4, "cut": 0}
+    assert json.loads(pq.read_table(run / found["sums"].samples_name)["responses"][0].as_py()[0]) == ["4"]
+    assert pq.read_table(run / found["talk"].samples_name)["texts"].to_pylist() == [["4"]] * len(PROMPTS)
