@@ -1,6 +1,6 @@
 """Answers of others, from a file: what lm-eval is given in the place of a model.
 
-A row answers an item, by what was asked (the ``prompt``, or the ``question`` or ``instruction`` in it), by the item's id
+A row answers an item, by what was asked (the ``prompt``, or the ``question`` or ``instruction`` in it), by its own id
 (``id``, ``task_id``, ...), or by its place (``doc_id``, from 0); ``task`` says of which task. Its texts are
 ``completion``, ``output``, ``response`` or a list of several; lm-eval's files of samples, AlpacaEval's outputs and
 inspect's logs are read too. Texts end at the task's stop strings, without what was thought before, as a model's do

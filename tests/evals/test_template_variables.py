@@ -131,7 +131,7 @@ def test_what_a_task_scores_is_the_answer_without_thoughts(
         stops.extend(request.args[1]["until"] for request in requests)
         right = [f"<think>so\n\n{n}?</think>\n\n{2 * n}\n\nnext" for n in range(len(requests) - 1)]
         whole = [*right, "<think>so\n\nit goes on"]
-        return [text.split("\n\n")[0] if request.args[1]["until"] else text for text, request in zip(whole, requests)]
+        return [text if stops[-1] == [] else text.split("\n\n")[0] for text in whole]
 
     monkeypatch.setattr(HFLM, "generate_until", generate_until)
     path = suite(tmp_path, {}, prompts=[])
@@ -147,7 +147,7 @@ def test_what_a_task_scores_is_the_answer_without_thoughts(
 def test_tags_around_thoughts_are_told_where_they_are_special_tokens(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What a model writes is set, since no tiny one thinks; decoding would take the tags away and leave the thoughts."""
+    """What a model writes is set, since no tiny one thinks; decoding would take the tags and leave the thoughts."""
     import torch
     from posttrain.data_tools import generate
     from posttrain.evals.harness_model import HarnessModel
