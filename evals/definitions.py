@@ -301,11 +301,26 @@ def build(definition: HarnessTask) -> "LmEvalTask":
     task = _load(definition, config)
     if definition.spec.change:
         scored = task.config.test_split or task.config.validation_split
-        task.dataset[scored] = definition.spec.change.apply(task.dataset[scored], definition.spec.title)
+        plain, docs = task.dataset[scored], task.eval_docs
+        task.dataset[scored] = definition.spec.change.apply(plain, definition.spec.title)
         task.task_docs = task.eval_docs
+        if plain.to_list() != task.dataset[scored].to_list():
+            _check_change(task, docs, definition.spec.title)
     if definition.spec.gen_kwargs:
         task.set_config("generation_kwargs", definition.spec.gen_kwargs, update=True)
     return task
+
+
+def _check_change(task: Any, plain: Iterable[Any], where: str) -> None:
+    """Refuses a change of rows that changes nothing that is asked: the task would pass for one that withstands it."""
+
+    def asked(doc: Any) -> tuple[Any, list[str]]:
+        options = [] if task.config.doc_to_choice is None else task.doc_to_choice(doc)
+        return task.doc_to_text(doc), sorted(map(str, options))
+
+    if all(asked(doc) == asked(other) for doc, other in zip(plain, task.task_docs, strict=False)):
+        hint = "name a `column` that the prompt reads; another order of options is for tasks whose prompt lists them"
+        raise SuiteError("the change of its rows changes no prompt", where=where, hint=hint)
 
 
 def _load(definition: HarnessTask, config: Config) -> Any:

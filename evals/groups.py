@@ -102,7 +102,7 @@ class GroupTask(Task):
 
     def _robust(self, scores: Sequence[Score], items: Sequence[Items], seed: int) -> Result:
         """Compares the ways in which the same items were asked; their rows stand in the same order."""
-        if len({len(held.keys) for held in items}) != 1:
+        if len({tuple(key.partition(":")[0] for key in held.keys) for held in items}) != 1:
             raise EvalError("its ways to ask do not have the same items", where=self.spec.title)
         metrics, least = robustness(np.stack([held.values for held in items]), seed=seed)
         figures = {score.task: score.metrics[0].value for score in scores}

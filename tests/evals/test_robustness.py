@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from posttrain.data_tools.errors import SpecError
-from posttrain.evals.definitions import define
+from posttrain.evals.definitions import build, define
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
 from posttrain.evals.row_changes import OptionOrder, RowChange, TypingErrors
@@ -122,3 +122,24 @@ def test_the_suite_that_comes_with_posttrain_can_be_read():
     suite = load_suite("robustness")
     assert {group.mean for group in suite.groups} == {"robust"}
     assert all(define(task, suite).primary for task in suite.tasks)
+
+
+@pytest.mark.parametrize("change", [{"typing_errors": {"column": "hint", "rate": 1.0}}, {"options": {}}])
+def test_a_change_that_no_prompt_shows_is_refused(tmp_path: Path, change: dict[str, object]):
+    path = suite_of(tmp_path, **change)
+    write_rows(tmp_path / "rows.jsonl", [row | {"hint": "Think before you answer it"} for row in ROWS])
+    (tmp_path / "letters.yaml").write_text(LETTERS.replace(" {{choices}}", "").replace("[A, B, C]", "choices"))
+    suite = load_suite(path)
+    build(define(suite.tasks[0], suite))
+    with pytest.raises(SuiteError, match="the change of its rows changes no prompt"):
+        build(define(suite.tasks[1], suite))
+
+
+def test_ways_that_leave_out_other_items_are_not_compared(make_run: Callable[..., Path], tmp_path: Path):
+    path = suite_of(tmp_path, phrasings=["{{question}} {{one}}"])
+    rows = [row | {"one": "a b " * 200 * (n == 3), "other": "a b " * 200 * (n == 5)} for n, row in enumerate(ROWS)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "letters.yaml").write_text(LETTERS.replace("{{choices}}", "{{other}}"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"too_long": "skip"}))
+    [failure] = score([make_run((1,), final=False)], path, device="cpu").failed
+    assert "its ways to ask do not have the same items" in failure.reason
