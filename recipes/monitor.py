@@ -7,7 +7,7 @@ they came.
 """
 
 import subprocess
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,18 +189,23 @@ class Monitor:
         """Returns a column's figure of each look, its items where they can be read, and their clusters.
 
         Raises:
-            RunError: A look has no such figure.
+            RunError: A look has no such figure, or the looks were scored by different versions of the task.
         """
         task, _, name = column.column.partition("/")
-        by_step = {score.step: score for score in ScoreStore(self.run_dir).load() if score.task == task}
-        by_model = {score.model: score for score in by_step.values()}
+        scores = [score for score in ScoreStore(self.run_dir).load() if score.task == task]
+        of_looks = {look: self._versions(scores, look) for look in due}
+        # Another suite, or this one before it was changed, may have asked something else under the same title.
+        shared = [version for version in of_looks[due[0]] if all(version in known for known in of_looks.values())]
+        if not shared and all(of_looks.values()):
+            what = f"the looks at `{task}` were scored by different versions of the task"
+            hint = "undo what was changed in the suite or its files, and the same command goes on from here"
+            raise RunError(what, where=str(self.run_dir), hint=hint)
         figures: dict[str, Metric] = {}
         items: dict[str, dict[Hashable, float]] = {}
         clusters: dict[Hashable, Hashable] | None = None
-        for look in due:
+        for look, versions in of_looks.items():
             folder = self.run_dir / f"checkpoint-{look}"
-            model = checkpoints.model_hash(folder) if folder.is_dir() else None
-            score = by_model.get(model or "") or by_step.get(look)
+            score = next((versions[version] for version in shared or versions), None)
             figure = score and _figure(score, name)
             if score is None or figure is None:
                 known = ", ".join(metric.name for metric in score.metrics) if score else "none"
@@ -214,6 +219,13 @@ class Monitor:
                 if found.clusters:
                     clusters = dict(zip(found.keys, found.clusters, strict=True))
         return figures, items, clusters
+
+    def _versions(self, scores: Sequence[Score], look: int) -> dict[str, Score]:
+        """Returns a look's scores among those of a task, by the task's hash, the first that was written first."""
+        folder = self.run_dir / f"checkpoint-{look}"
+        model = checkpoints.model_hash(folder) if folder.is_dir() else None
+        mine = [score for score in scores if score.model == model]
+        return {score.task_hash: score for score in mine or [score for score in scores if score.step == look]}
 
 
 def check_columns(loaded: Loaded, suite: SuiteSpec) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from posttrain.evals.records import ScoreStore
 from posttrain.evals.report import build
 from posttrain.recipes import launch
 from posttrain.recipes.check import check_all
+from posttrain.recipes.errors import RunError
 from posttrain.recipes.load import load
+from posttrain.recipes.monitor import Monitor
 from posttrain.recipes.scoring import score_models
 
 from . import warm
@@ -126,6 +129,26 @@ def test_a_kill_between_a_save_and_its_scores_changes_no_decision(
         assert steps(run_dir) == steps(whole)
         assert log(run_dir) == log(whole)
         assert checkpoints.weights_hash(run_dir) == checkpoints.weights_hash(whole)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_scores_of_another_suite_under_the_same_title_decide_nothing(make: Callable[..., Path]):
+    run_dir = run(make(keep_best={"column": "lines"}))
+    whole = record(run_dir)["best"]
+    loaded = load(make(keep_best={"column": "lines"}))
+    monitor = Monitor(loaded, 12)
+    store = ScoreStore(run_dir)
+    first, *_, last = store.load()
+    other = {"task_hash": "of another suite", "metrics": (replace(last.metrics[0], value=0.1),)}
+    store.append(replace(last, **other))
+    monitor._decide(monitor.looks(12))
+    assert record(run_dir)["best"] == whole
+    kept = [score for score in store.load() if score is not first and score.step != 0]
+    store.path.write_text("")
+    for score in [*kept, replace(first, **other)]:
+        store.append(score)
+    with pytest.raises(RunError, match="the looks at `lines` were scored by different versions of the task"):
+        monitor._decide(monitor.looks(12))
 
 
 @pytest.mark.slow
