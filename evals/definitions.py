@@ -153,7 +153,7 @@ class HarnessTask(Task):
                 checkpoint.progress(f"{checkpoint.target.name}: {note}")
         lm: Any = checkpoint.lm
         if self.needs_model and not checkpoint.target.is_answers:
-            lm.keep(self._passes(checkpoint.target, checkpoint.load().model))
+            lm.begin(self.spec.title, self._passes(checkpoint.target, checkpoint.load().model))
         with harness.noted() as notes:
             task = build(self)
         known = self.canaries(task)  # before several samples change how the task scores an answer

@@ -3,22 +3,23 @@
 Imported where a model is wrapped, since lm-eval's class of it brings torch and transformers with it.
 """
 
+import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import torch
 from lm_eval.models import huggingface
-from tqdm import tqdm
 from transformers import LogitsProcessorList
 
 from ..chat_templates.rendering import is_mark, mark_special, with_strings
 from ..data_tools.encode import TextEncoder
 from ..data_tools.generate import FiniteLogits, decode_answer
+from ..data_tools.progress import ProgressLine
 from .continuous import Continuous
 from .kept_passes import KeptPasses, not_kept
 from .models import LoadedModel
@@ -105,6 +106,7 @@ class HarnessModel(OwnPrompts, _HFLM):
         shared: What scores continuations; its record says how.
         calls: The passes of the loop at work, which several processes share.
         once: Runs a pass of answers, or knows what it gave.
+        task: The name of the task at work.
     """
 
     draws_itself = False  # answers are drawn by Draws
@@ -127,10 +129,29 @@ class HarnessModel(OwnPrompts, _HFLM):
         self.continuous = Continuous(loaded.model, loaded.tokenizer, self.tok_encode)
         self.shared = Scorer(loaded.model, self.max_length, suite.size_of_batch(), loaded.compared)
         self.once: Once = not_kept
+        self.task = "requests"
+        self._advance: Callable[[int], None] = lambda more: None
 
-    def keep(self, passes: KeptPasses) -> None:
-        """Has passes of shared contexts and of answers kept, and none run that are known."""
-        self.once = self.shared.once = passes.once
+    def begin(self, task: str, passes: KeptPasses) -> None:
+        """Names the task that comes next, whose passes are kept, and none run that are known."""
+        self.task, self.once, self.shared.once = task, passes.once, passes.once
+
+    @contextlib.contextmanager
+    def _told(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
+        """Tells how much of a task is done, now and then if nobody looks on; yields what takes how much more is."""
+        team, done = at_work(), 0
+        line = ProgressLine(self.task, total)
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            if team is None or team.leads:
+                line.show(f"{done:,} of {total:,} {what}", done)
+
+        try:
+            yield advance
+        finally:
+            line.hide()
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
@@ -163,8 +184,8 @@ class HarnessModel(OwnPrompts, _HFLM):
             unknown = [(math.nan, False)] * len(requests)
             return passes(whole) if self.calls is None else self.calls.do(lambda: passes(whole), unknown)
         pairs = [(context, rest) for _, context, rest in requests]
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring continuations") as bar:
-            return self.shared.logs(pairs, lambda numbers: self._parted(pairs, numbers, passes), bar.update)
+        with self._told(len(requests), "continuations") as advance:
+            return self.shared.logs(pairs, lambda numbers: self._parted(pairs, numbers, passes), advance)
 
     def _parted(
         self,
@@ -209,7 +230,8 @@ class HarnessModel(OwnPrompts, _HFLM):
         generate = super().generate_until
 
         def write(asked: list[Any]) -> list[str]:
-            return self._in_turns(lambda: generate(asked, disable_tqdm))
+            with self._told(len(asked), "answers") as self._advance:
+                return self._in_turns(lambda: generate(asked, disable_tqdm=True))
 
         def greedy(asked: list[Any]) -> list[str]:
             return self.continuous.texts(asked, self.max_length, self.max_gen_toks, write)
@@ -232,13 +254,15 @@ class HarnessModel(OwnPrompts, _HFLM):
             if self.draws is not None:
                 drawn = self.draws.processors(context, mask, max_length - context.shape[1])
         plain = {name: value for name, value in options.items() if name != "attention_mask"}
-        what = [context.tolist(), mask.tolist(), max_length, stop, repr(plain), [_told(one) for one in drawn]]
+        what = [context.tolist(), mask.tolist(), max_length, stop, repr(plain), [_draws_of(one) for one in drawn]]
 
         def write() -> Any:
             answers = self.once(what, lambda: self._write(context, max_length, stop, drawn, **options).tolist())
             return torch.tensor(answers, dtype=context.dtype)
 
         written = write() if self.calls is None else self.calls.do(write, context)
+        if self.calls is None or not self.calls.known:
+            self._advance(len(context))
         return written.to(context.device)
 
     def _write(self, context: Any, max_length: int, stop: list[str], drawn: list[Any], **options: Any) -> Any:
@@ -269,7 +293,7 @@ def _is_beam_search(options: dict[str, Any]) -> bool:
     return options.get("num_beams", 1) > 1
 
 
-def _told(drawn: Any) -> list[Any]:
+def _draws_of(drawn: Any) -> list[Any]:
     """Returns what tells a batch's draws from others."""
     return [drawn.temperature, drawn.top_p, drawn.uniform[:, 0].tolist()]
 

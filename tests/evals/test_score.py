@@ -50,6 +50,18 @@ def test_every_checkpoint_gets_every_task_once_and_a_second_call_does_nothing(ma
     assert (run / "scores.jsonl").read_bytes() == before
 
 
+def test_a_log_tells_now_and_then_how_far_a_task_is(
+    make_run: MakeRun, suite_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from posttrain.data_tools import progress
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    score([make_run((1,))], suite_file, device="cpu")
+    told = capsys.readouterr().err
+    assert "choices: 12 of 12 continuations, " in told
+    assert "sums: 4 of 4 answers, " in told
+
+
 def test_a_score_says_what_was_measured_on_what(make_run: MakeRun, suite_file: Path):
     run, lines = make_run((5,), final=False), []
     score([run], suite_file, device="cpu", progress=lines.append)
