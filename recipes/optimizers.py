@@ -217,11 +217,13 @@ def check_options(args: "TrainingArguments") -> None:
     """
     from transformers import Trainer
 
+    layer: Any = nn.Linear(1, 1)  # which GaLore and APOLLO want to see
+
     def made(options: str | None) -> Any:
         changed = copy.copy(args)
-        changed.optim_args = options
+        changed.optim_args, changed.optim_target_modules = options, "all-linear"
         try:
-            return Trainer.get_optimizer_cls_and_kwargs(changed)
+            return Trainer.get_optimizer_cls_and_kwargs(changed, layer)
         except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
             return str(error)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from posttrain.recipes.check import check_all
-from posttrain.recipes.decisions import check_engine, check_packages
+from posttrain.recipes.decisions import check_engine, check_packages, trainer_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.needs import Assumptions
@@ -162,6 +162,17 @@ def test_a_critic_has_its_own_rate_under_muon(make_recipe: Callable[..., Path], 
 def test_options_that_muon_has_not_are_refused(fields: dict[str, str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         muon_options(fields["optim_args"])
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw"])
+def test_options_that_an_optimizer_of_projected_gradients_has_not_are_refused(
+    make_recipe: Callable[..., Path], optim: str
+) -> None:
+    pytest.importorskip(f"{optim.partition('_')[0]}_torch")
+    fields = {"optim": optim, "optim_target_modules": "all-linear"}
+    trainer_config(load(make_recipe(**fields, optim_args="rank=4, scale=0.0123, update_proj_gap=2")))
+    with pytest.raises(RecipeError, match=f"{optim} reads no option 'rnak'"):
+        trainer_config(load(make_recipe(**fields, optim_args="rank=4,rnak=4")))
 
 
 def test_what_a_schedule_free_run_saves_is_what_it_evaluates(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
