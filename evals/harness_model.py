@@ -39,18 +39,28 @@ class OwnPrompts:
     lm-eval passes prompts on as one text, in which a control token that a row holds looks like the template's. So the
     text of a chat begins with a mark, and has it around each that is text.
 
-    Attributes:
+    Args:
         tokenizer: Of the model.
-        encoder: Of the tokenizer.
-        chat_template_args: Further variables of the template.
+        suite: The suite that it is scored on.
+        how: Arguments of lm-eval's class.
+
+    Attributes:
+        setting: How the task at work draws answers; None for greedy ones.
+        draws: What draws them, if lm-eval's class does not.
         thinking: Of the task at work: how many answers there were, with thoughts, and with thoughts without end.
     """
 
-    tokenizer: Any
-    encoder: TextEncoder
-    chat_template_args: dict[str, Any]
+    setting: SamplingSpec | None = None
+    draws: Draws | None = None
     thinking: dict[str, int] | None = None
     draws: Draws | None = None
+
+    def __init__(self, tokenizer: Any, suite: SuiteSpec, /, **how: Any):
+        self.encoder = TextEncoder.of(tokenizer)  # lm-eval's models tokenise while they are made
+        make: Any = super().__init__
+        make(max_length=suite.max_length, **how)
+        # Afterwards: lm-eval's vLLM would take some of the variables out, and make a tokenizer of its own.
+        self.tokenizer, self.chat_template_args = tokenizer, dict(suite.template_variables)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Renders a chat, with marks."""
@@ -101,8 +111,6 @@ class HarnessModel(OwnPrompts, _HFLM):
 
     Attributes:
         longest: Tokens that a context and its continuation may have together.
-        setting: How the task at work draws answers; None for greedy ones.
-        draws: What draws them.
         shared: What scores continuations; its record says how.
         calls: The passes of the loop at work, which several processes share.
         once: Runs a pass of answers, or knows what it gave.
@@ -112,19 +120,9 @@ class HarnessModel(OwnPrompts, _HFLM):
     draws_itself = False  # answers are drawn by Draws
 
     def __init__(self, loaded: LoadedModel, suite: SuiteSpec):
-        self.encoder = TextEncoder.of(loaded.tokenizer)  # HFLM tokenises while it is made
-        make: Any = super().__init__  # HFLM's
-        make(
-            pretrained=loaded.model,
-            tokenizer=loaded.tokenizer,
-            batch_size=suite.batch_size,
-            max_length=suite.max_length,
-            softmax_dtype="float32",
-            chat_template_args=dict(suite.template_variables),
-        )
+        how = {"pretrained": loaded.model, "tokenizer": loaded.tokenizer, "batch_size": suite.batch_size}
+        super().__init__(loaded.tokenizer, suite, **how, softmax_dtype="float32")
         self.longest = self.max_length + 1  # the last token is only predicted
-        self.setting: SamplingSpec | None = None
-        self.draws: Draws | None = None
         self.calls: Calls | None = None
         self.continuous = Continuous(loaded.model, loaded.tokenizer, self.tok_encode)
         self.shared = Scorer(loaded.model, self.max_length, suite.size_of_batch(), loaded.compared)

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import first_line
-from ..data_tools.encode import TextEncoder
 from ..data_tools.generate import seed_of
 from .errors import EvalError, SuiteError
 from .models import ADAPTER, head_config
@@ -74,7 +73,6 @@ def wrap(folder: Path, tokenizer: Any, suite: SuiteSpec) -> "LM":
         """lm-eval's vLLM with prompts of our own."""
 
         draws_itself = True
-        setting: SamplingSpec | None = None
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             self.shared.record = _record()
@@ -90,14 +88,12 @@ def wrap(folder: Path, tokenizer: Any, suite: SuiteSpec) -> "LM":
             seeded = _seeded(requests, ids, self.setting, suite.seed)
             return self.without_thoughts(seeded, lambda asked: generate(asked, disable_tqdm))
 
-    Model.encoder = TextEncoder.of(tokenizer)
     make: Any = Model
     try:
-        lm = make(pretrained=str(folder), dtype=suite.dtype, max_length=suite.max_length, seed=suite.seed)
+        lm = make(tokenizer, suite, pretrained=str(folder), dtype=suite.dtype, seed=suite.seed)
     except (OSError, ValueError, RuntimeError) as error:
         raise EvalError(f"vLLM cannot load it: {first_line(error)}", where=str(folder)) from error
-    lm.tokenizer, lm.chat_template_args = tokenizer, dict(suite.template_variables)
-    lm.shared, lm.draws = SimpleNamespace(record=None), None
+    lm.shared = SimpleNamespace(record=None)
     lm.longest = lm.max_length - 1  # vLLM generates a token behind whatever it reads
     return lm
 
