@@ -45,9 +45,25 @@ class Sampling:
 def room(model: Any) -> int | None:
     """Returns how many tokens a model of transformers or vLLM takes, prompt and answer together; None if unknown."""
     engine = getattr(model, "llm_engine", None)
-    if engine is not None:
-        return engine.model_config.max_model_len
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return places(model)[0] if engine is None else engine.model_config.max_model_len
+
+
+def places(model: Any) -> tuple[int | None, bool]:
+    """Returns how many tokens a model of transformers was made for, and whether each of its places has an embedding.
+
+    The number is None where the configuration does not say. Without such embeddings a model reads on beyond it, where
+    it has learnt nothing; with them it cannot.
+    """
+    from torch import nn
+
+    config = model.config.get_text_config()
+    stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+    most = next((length for length in stated if isinstance(length, int) and length > 0), None)
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    for table in tables[1:]:
+        if most and most <= table.num_embeddings <= most + 2:  # two of OPT's are of padding, as are RoBERTa's first
+            return most - (0 if table.padding_idx is None else table.padding_idx + 1), True
+    return most, False
 
 
 def generate(

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from ..chat_templates.errors import first_line
 from .errors import DataError, HubError, is_silence
+from .generate import places
 
 KindName = Literal["key", "email", "iban", "card", "national", "phone", "ip", "person"]
 KINDS: tuple[KindName, ...] = get_args(KindName)
@@ -467,11 +468,7 @@ def person_finder(model: str) -> Finder:
     if not labels & _PERSONS:
         what = f"none of its labels means a person: {', '.join(sorted(labels))}"
         raise DataError(what, where=f"ner {model}", hint="name a model that was trained to find them")
-    most = getattr(loaded.config, "max_position_embeddings", None) or _LONGEST
-    for name, part in loaded.named_modules():  # RoBERTa's first places are those of padding
-        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
-            most -= part.padding_idx + 1
-    tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, places(loaded)[0] or _LONGEST)
     # "first": a word is a name if its first token is; the parts overlap by a quarter
     options: Any = {"aggregation_strategy": "first", "stride": tokenizer.model_max_length // 4}
     tag: Any = pipeline("token-classification", model=loaded, tokenizer=tokenizer, **options)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..chat_templates.errors import PosttrainError, first_line
+from ..chat_templates.errors import InputError, PosttrainError, first_line
 from ..data_tools.errors import HubError, is_silence, listing
 from ..data_tools.files import garbage_kept, read_json, write_json
+from ..data_tools.generate import places, room
 from .checkpoints import CHANGED_BASE, base_has_changed, base_of
 from .errors import EvalError, SuiteError
 
@@ -502,16 +503,31 @@ def _head(folder: Path) -> dict[str, Any]:
 
 def model_length(model: Any) -> int:
     """Returns how many tokens a model was made for; 2,048 where its configuration does not say."""
-    return stated_length(model) or 2048
+    return room(model) or 2048
 
 
-def stated_length(model: Any) -> int | None:
-    """Returns how many tokens a model was made for by its configuration, or None where that does not say."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        if isinstance(length := getattr(config, name, None), int) and length > 0:
-            return length
-    return None
+def check_length(model: Any, tokens: int, what: str, hint: str) -> str | None:
+    """Refuses more tokens than a model has embeddings of places for.
+
+    Args:
+        model: The model.
+        tokens: How many it is to read at once.
+        what: What has so many.
+        hint: What to do about it, with ``{most}`` for the tokens that the model was made for.
+
+    Returns:
+        The same as a warning, where places have no embeddings; None where the model was made for so many.
+
+    Raises:
+        InputError: There are more tokens than places.
+    """
+    most, learned = places(model)
+    if most is None or tokens <= most:
+        return None
+    error = InputError(f"{what}, and the model was made for {most:,}", hint=hint.format(most=most))
+    if learned:
+        raise error
+    return str(error)
 
 
 @contextlib.contextmanager

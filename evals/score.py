@@ -18,7 +18,7 @@ from .checkpoints import CHANGED_BASE, base_has_changed, base_of, is_unchanged, 
 from .contamination import MOST_BYTES, find_touched
 from .errors import SuiteError
 from .loading import Loader
-from .models import applies_template, hub_access, template_of
+from .models import LoadedModel, applies_template, check_length, hub_access, template_of
 from .records import LOCKS, Result, Score, ScoreStore, now, versions
 from .runs import Target, Unfinished, find_targets, is_closed, is_run
 from .spec import SuiteSpec
@@ -319,6 +319,7 @@ class _Scoring:
                 load()  # no task's failure but the checkpoint's
             started = time.perf_counter()
             try:
+                beyond = self._beyond(target, task, load)
                 template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
                 if self.team and task.is_divided and task.needs_model and not target.is_answers:
                     self.team.order(_Order(target, task.spec.title, template))
@@ -328,9 +329,22 @@ class _Scoring:
             except Exception as error:  # one task's failure must not stop the others; it is reported
                 self._fail(target, task, error)
                 continue
+            result = replace(result, notes=(*result.notes, *beyond))
             self._keep(target, task, result, template, time.perf_counter() - started)
         if not all(task.needs_model for task in todo):
             self.loader.release()  # another engine may need the memory
+
+    def _beyond(self, target: Target, task: Task, load: Callable[[], LoadedModel]) -> list[str]:
+        """Says that a task is to ask more tokens at once of a model than it was made for.
+
+        Raises:
+            InputError: It has no places for them.
+        """
+        asked = getattr(task.spec, "max_length", None) or self.suite.max_length
+        if not asked or not task.needs_model or target.is_answers:
+            return []
+        told = check_length(load().model, asked, f"max_length is {asked:,}", "say {most} or less")
+        return [told] if told else []
 
     def follow(self, team: Team) -> None:
         """Does a part of the passes of each task that the leading process orders, until it orders no more."""

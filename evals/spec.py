@@ -318,7 +318,8 @@ class SuiteSpec(ClosedSection):
     seed: int = 0
     """Of few-shot sampling, sampled generation and bootstrap."""
     max_length: Annotated[int, Field(ge=2)] | None = None
-    """Tokens that a model sees at once; its own limit by default."""
+    """Tokens that a model sees at once; its own limit by default. More than it was made for is noted with the score,
+    and refused where each place has an embedding."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the weights are loaded as; ``auto`` is what the checkpoint says."""
     offline: bool = True

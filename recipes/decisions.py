@@ -122,17 +122,14 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         check_allocation(job, args, data["train"])
         head = stage.head(job, data) if loaded.stage.headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
-        if loaded.recipe.objective:
-            check_length(job, model)
-        else:
-            check_positions(data, model)
+        check_rows(data, model)
         check_models(job, args, data, model, head)
         if loaded.recipe.trainer.get("router_aux_loss_coef") and not hasattr(
             model.config.get_text_config(), "output_router_logits"
         ):
             raise RecipeError("trainer.router_aux_loss_coef weighs experts, and the model has none", hint="drop it")
         if loaded.recipe.adapts:
-            check_adapter(loaded.recipe, model)
+            check_adapter(loaded, model)
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
 
 
@@ -229,52 +226,29 @@ def check_packed_rows(loaded: Loaded) -> None:
         raise RecipeError(what, where=loaded.where(what), hint="say trainer.packing: false")
 
 
-def check_length(job: Job, model: Any) -> None:
-    """Refuses rows that are longer than an encoder, which has an embedding for each of its places.
-
-    Raises:
-        RecipeError: They are.
-    """
-    from ..evals.models import model_length
-
-    asked, most = job.option("max_length"), model_length(model)
-    if asked is None or asked > most:
-        what = f"trainer.max_length is {'null' if asked is None else asked}, and the model was made for {most} tokens"
-        raise RecipeError(what, hint=f"say {most} or less; `data.too_long: split` cuts longer texts without a loss")
-
-
-def check_positions(data: "dict[str, Prepared | None]", model: Any) -> None:
+def check_rows(data: "dict[str, Prepared | None]", model: Any) -> None:
     """Refuses rows that are longer than a model with an embedding for each place; warns where places have none.
 
     Only rows of one text each are looked at: a pair's or a drawn answer's length is up to the trainer.
 
     Raises:
-        RecipeError: A row has no place for its last token.
+        InputError: A row has no place for its last token.
     """
     import pyarrow.compute
-    from torch import nn
 
-    from ..evals.models import stated_length
+    from ..evals.models import check_length
 
     pc: Any = pyarrow.compute  # whose functions are made when it is imported
-    if (most := stated_length(model)) is None:  # as of models without places
-        return
-    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
-    learned = any(most <= table.num_embeddings <= most + 2 for table in tables[1:])  # two of them OPT's for padding
+    hint = "say trainer.max_length: {most}; data.too_long says what becomes of longer rows"
     for split, prepared in data.items():
-        columns = prepared.dataset.data.table if prepared else {}
         if prepared is None or "input_ids" not in prepared.dataset.column_names:
             continue
-        packed = "seq_lengths" in prepared.dataset.column_names
+        columns, packed = prepared.dataset.data.table, "seq_lengths" in prepared.dataset.column_names
         lengths = pc.list_flatten(columns["seq_lengths"]) if packed else pc.list_value_length(columns["input_ids"])
-        if (longest := pc.max(lengths).as_py()) <= most:
-            continue
-        what = f"data.{split}: the longest row has {longest:,} tokens, and the model was made for {most:,}"
-        hint = f"say trainer.max_length: {most}; data.too_long says what becomes of longer rows"
-        if learned:
-            raise RecipeError(what, hint=hint)
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"warning: {what}; {hint}, or scale them by model.rope_parameters", file=sys.stderr)
+        longest = pc.max(lengths).as_py()
+        told = check_length(model, longest, f"data.{split}: the longest row has {longest:,} tokens", hint)
+        if told and int(os.environ.get("RANK", "0")) == 0:
+            print(f"warning: {told}, or scale them by model.rope_parameters", file=sys.stderr)
 
 
 def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model: Any, head: "Head | None") -> None:
@@ -509,16 +483,17 @@ def verify_template(job: Job) -> "Proof | None":
     return proof
 
 
-def check_adapter(recipe: Recipe, model: Any) -> None:
+def check_adapter(loaded: Loaded, model: Any) -> None:
     """Refuses modules that the model does not have, or that peft cannot adapt or train; it is content if one is there.
 
     Raises:
-        RecipeError: With each name, and what may have been meant.
+        SpecError: With each name, and what may have been meant.
     """
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    recipe = loaded.recipe
     spec, section = recipe.adapts, recipe.section
     assert spec is not None, "the caller has looked"
     options = spec.options
@@ -574,7 +549,7 @@ def check_adapter(recipe: Recipe, model: Any) -> None:
     if targets == []:
         problems.append(f"{section}.target_modules is empty; say all-linear, or name modules")
     if problems:
-        raise RecipeError("; ".join(problems))
+        raise SpecError([f"{loaded.where(problem)}: {problem}" for problem in problems])
 
 
 def _is_named(name: str, ends: list[str]) -> bool:

@@ -13,7 +13,7 @@ from ...chat_templates.templates import ChatTemplate, from_tokenizer
 from ...data_tools.dataset import load
 from ...data_tools.encode import Talk, TextEncoder
 from ...data_tools.errors import RowError
-from ...data_tools.generate import Sampling, draw, ends_of
+from ...data_tools.generate import Sampling, draw, ends_of, room
 from ...data_tools.spec import SourceSpec
 from ..forward import run
 from ..models import LoadedModel
@@ -208,8 +208,7 @@ def gather(loaded: LoadedModel, record: Mapping[str, Any], *, quick: bool = Fals
                 rows.append((f"chat {number}", tuple(made[0] + made[1][0])))
     own, notes = _own_rows(encoder, record)
     rows += own[:1] if quick else own
-    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    rows = [(name, ids[:most]) for name, ids in rows if len(ids) > _NO_ANSWER]
+    rows = [(name, ids[: room(loaded.model)]) for name, ids in rows if len(ids) > _NO_ANSWER]
     strings = (*HARD_STRINGS, *(f"a{token}b {token}" for token in added[:64]))
     asked = [talk for talk in QUESTIONS if encoder.template is None or _renders(encoder, talk)]
     probes = default_probes(encoder.template, loaded.tokenizer) if encoder.template is not None else []

@@ -8,7 +8,7 @@ import pytest
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools.encode import TextEncoder
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.generate import Sampling, draw, generate, load_vllm, room
+from posttrain.data_tools.generate import Sampling, draw, generate, load_vllm, places, room
 from posttrain.evals.models import load_language_model
 
 
@@ -129,3 +129,26 @@ def test_vllm_is_asked_for_by_name_where_it_is_missing() -> None:
         pytest.skip("vLLM is installed")
     with pytest.raises(DataError, match="vLLM is not installed"):
         load_vllm("any")
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "most", "learned"),
+    [
+        ("gpt2", {"n_positions": 12, "n_embd": 8}, 12, True),
+        ("opt", {"max_position_embeddings": 12, "word_embed_proj_dim": 8, "ffn_dim": 8}, 12, True),
+        ("roberta", {"max_position_embeddings": 12, "pad_token_id": 1}, 10, True),
+        ("llama", {"max_position_embeddings": 12, "intermediate_size": 8}, 12, False),
+        ("bloom", {}, None, False),
+    ],
+)
+def test_a_model_reads_as_much_as_it_has_places(kind: str, length: Any, most: int | None, learned: bool) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **(sizes | length))).eval()
+    assert places(model) == (most, learned)
+    model(torch.full((1, most or 20), 5))
+    if learned:
+        with pytest.raises((IndexError, RuntimeError)):  # RoBERTa's is the latter
+            model(torch.full((1, (most or 0) + 1), 5))

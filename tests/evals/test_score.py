@@ -142,6 +142,24 @@ def test_one_task_that_fails_is_named_and_the_others_go_on(make_run: MakeRun, su
     assert {s.task for s in report.done} == {"choices", "lines"}
 
 
+def test_more_tokens_than_a_model_was_made_for_are_noted_and_refused_where_it_has_no_places_for_them(
+    tiny_model_dir: Path, suite_file: Path, tmp_path: Path
+):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    suite_file.write_text("max_length: 300\n" + suite_file.read_text())
+    noted = score([tiny_model_dir], suite_file, device="cpu", output=tmp_path / "rotary")
+    said = "max_length is 300, and the model was made for 256; say 256 or less"
+    assert [said in one.notes for one in noted.done] == [True] * 3
+    refused = score([tmp_path / "gpt2"], suite_file, device="cpu", output=tmp_path / "learned")
+    assert [failure.reason for failure in refused.failed] == [said.replace("256", "128")] * 3
+    assert refused.exit_code == 2
+
+
 def test_a_damaged_checkpoint_is_reported_and_left(make_run: MakeRun, suite_file: Path):
     run = make_run()
     weights = run / "checkpoint-1" / "model.safetensors"

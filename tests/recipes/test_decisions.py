@@ -153,6 +153,18 @@ def test_models_are_opened_by_check_as_by_train(
     assert says is None or (says in check.text and models[name] in train.text), (check, train)
 
 
+def test_each_problem_of_an_adapter_stands_in_a_line_of_its_own(make_recipe: Make) -> None:
+    wrong = {"r": 4, "target_modules": ["q_prooj", "v_proj"], "modules_to_save": ["lm_haed"]}
+    recipe = make_recipe(sections={"lora": wrong})
+    where = {
+        key: number for number, line in enumerate(recipe.read_text().splitlines(), 1) for key in wrong if key in line
+    }
+    for outcome in mutations.outcomes(recipe, []):
+        for key, name in (("target_modules", "q_prooj"), ("modules_to_save", "lm_haed")):
+            assert f"{recipe}:{where[key]}: lora.{key}: the model has no module '{name}'; did you mean" in outcome.text
+        assert len(outcome.text.strip().splitlines()) == 2, outcome
+
+
 def test_check_says_that_the_warmup_is_longer_than_the_run(make_recipe: Make) -> None:
     check, _ = mutations.outcomes(make_recipe("sft", max_steps=3, warmup_steps=100), [])
     assert "warning: trainer.warmup_steps: 100 of 3 steps" in check.text

@@ -154,13 +154,16 @@ def test_show_prints_the_tokens_that_the_first_epoch_hides(
 
 
 def test_check_passes_what_trains_and_refuses_rows_longer_than_the_model(
-    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     whole_words = {"objective": {"name": "mlm", "mlm_probability": 0.3, "whole_word": True}}
     assert check_all([make_recipe(BERT, sections=whole_words)], [], {}, read_data=True) == 0
     assert "objective: mlm: 30% of them, special tokens aside, are hidden" in capsys.readouterr().out
-    assert check_all([make_recipe(BERT, max_length=129)], [], {}, read_data=True) == 2
-    assert "max_length is 129, and the model was made for 128 tokens" in capsys.readouterr().err
+    (tmp_path / "long.jsonl").write_text(4 * (json.dumps({"text": "long " * 200}) + "\n"))
+    data = {"data": {"train": {"path": "long.jsonl", "format": "text"}}}
+    assert check_all([make_recipe(BERT, sections=data, max_length=129)], [], {}, read_data=True) == 2
+    said = "data.train: the longest row has 129 tokens, and the model was made for 128; say trainer.max_length: 128"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
