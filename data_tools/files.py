@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..chat_templates.errors import PosttrainError, first_line
+from ..chat_templates.errors import InputError, PosttrainError, first_line
 from .errors import BusyError
 
 _NO_ROOM = {
@@ -263,6 +263,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BusyError: Another process holds it, and ``wait`` is false.
+        InputError: A file stands in the place of its folder.
         PosttrainError: The file cannot be made.
     """
     from filelock import FileLock, Timeout
@@ -274,6 +275,8 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     except Timeout as error:
         what, hint = "another process is working here", "wait for it to end, or stop it"
         raise BusyError(what, where=str(path.parent), hint=hint) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError("is, or lies below, a file", where=str(path.parent), hint="name another folder") from error
     except OSError as error:
         hint = "work is kept beside what it is about: can you write there?"
         raise PosttrainError(f"cannot lock: {error.strerror or error}", where=str(path), hint=hint) from error

@@ -299,8 +299,7 @@ def _contents(loaded: Loaded) -> list[str]:
     for source in (*recipe.data.train, *(recipe.data.eval or ())):
         if not f"{source.path}/".startswith(steps) and Path(source.path).is_absolute():
             found.append(content_hash(source, loaded.path.parent))
-    functions = [function_file(reward.function) for reward in (*recipe.rewards, recipe.gold) if reward]
-    paths = (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *functions)
+    paths = (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *recipe.code)
     return found + [_hash_tree(Path(path)) for path in _inputs(paths, loaded.references)]
 
 

@@ -8,14 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import first_line
 from ..data_tools.errors import DataError
-from ..data_tools.files import write_atomic, write_json
+from ..data_tools.files import hash_file, write_atomic, write_json
 from ..data_tools.sources import content_hash, is_hub
+from ..data_tools.spec import SourceSpec
 from ..evals import checkpoints
 from ..evals.records import now
 from ..evals.runs import RUN_FILE, is_closed, read_record, run_of
@@ -91,13 +92,14 @@ def _holds_work(run_dir: Path) -> bool:
 
 
 def origin_of(loaded: Loaded) -> dict[str, Any]:
-    """Returns the part of a record that says what is trained: recipe, the model it starts from, and all others."""
+    """Returns the part of a record that says what is trained: recipe, the model it starts from, others, code."""
     start = loaded.recipe.model.name_or_path
     return {
         "recipe": loaded.values,
         "recipe_hash": loaded.hash,
         "parent": parent_of(start),
         "models": [parent_of(name) for name in loaded.recipe.models if name != start],
+        "code": [[Path(file).name, hash_file(Path(file))] for file in loaded.recipe.code],
     }
 
 
@@ -110,19 +112,11 @@ def change_since(record: dict[str, Any], origin: dict[str, Any]) -> str | None:
     if not _same_parent(record.get("parent"), parent):
         return f"the model it starts from has changed ({'; '.join(_differences(record.get('parent'), parent)[:3])})"
     models = record.get("models") or []
-    if len(models) == len(origin["models"]) and all(map(_same_parent, models, origin["models"])):
-        return None
-    return "a teacher, reward model or critic has changed"
-
-
-def changed_rows(record: dict[str, Any], loaded: Loaded) -> str | None:
-    """Names a local source that no longer holds what a recorded run was trained or evaluated on; None if none does."""
-    for split, sources in (("train", loaded.recipe.data.train), ("eval", loaded.recipe.data.eval or ())):
-        known = ((record.get("data") or {}).get(split) or {}).get("contents") or ()
-        for source, content in zip(sources, known, strict=False):
-            with contextlib.suppress(DataError):  # what is gone is not another
-                if not is_hub(source, loaded.path.parent) and content_hash(source, loaded.path.parent) != content:
-                    return f"it was trained with other rows: {source.path} (data.{split}) has changed since"
+    if len(models) != len(origin["models"]) or not all(map(_same_parent, models, origin["models"])):
+        return "a teacher, reward model or critic has changed"
+    for (name, new), (_, old) in zip(origin["code"], record.get("code", ()), strict=False):  # older records have none
+        if new != old:
+            return f"changed since the run began: {name}"
     return None
 
 
@@ -164,28 +158,50 @@ def _same_parent(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool
     return old.get(key) == new[key]
 
 
-def check_inputs(old: dict[str, Any], *, data: dict[str, Any], template: dict[str, Any] | None, force: bool) -> None:
-    """Refuses to resume when the data or the template is no longer what the checkpoints were trained on.
+def check_inputs(old: dict[str, Any], new: dict[str, Any], loaded: Loaded, *, force: bool = False) -> None:
+    """Refuses a run whose data or template is no longer what it was trained on.
+
+    Args:
+        old: Its record.
+        new: The record's ``data`` and ``template`` as they are now; what is not there was not looked at.
+        loaded: Its recipe.
+        force: Whether it goes on all the same.
 
     Raises:
         RunFolderError: Rows or template have changed since the run began.
     """
     hint = "restore it, choose another output_dir, or go on with --force"
-    before, after = _fingerprints(old), _fingerprints({"data": data, "template": template})
-    changed = [f"{what} changed since the run began" for what in after if before[what] not in (None, after[what])]
+    before = dict(_inputs(old, loaded))
+    changed = [what for what, value in _inputs(new, loaded) if before.get(what) not in (None, value)]
     if changed and not force:
-        raise RunFolderError("; ".join(changed), where=old.get("name"), hint=hint)
+        what = f"changed since the run began: {', '.join(changed)}"
+        raise RunFolderError(what, where=loaded.recipe.output_dir, hint=hint)
 
 
-def _fingerprints(record: dict[str, Any]) -> dict[str, str | None]:
-    """Returns the fingerprints of data and template in a record; None where there is none."""
-    data = record.get("data") or {}
-    parts = {
-        "training data": data.get("train"),
-        "evaluation data": data.get("eval"),
-        "chat template": record["template"],
-    }
-    return {f"the {name}": (part or {}).get("fingerprint") for name, part in parts.items()}
+def _inputs(record: dict[str, Any], loaded: Loaded) -> Iterator[tuple[str, str | None]]:
+    """Yields what a record says that data and template are known by."""
+    for split, sources in _splits(loaded):
+        part = (record.get("data") or {}).get(split) or {}
+        if "fingerprint" in part:
+            yield f"the rows of data.{split}", part["fingerprint"]
+        found = zip(sources, part.get("contents") or (), strict=False)
+        yield from ((f"{source.path} (data.{split})", content) for source, content in found if content)
+    if "template" in record:
+        yield "the chat template", (record["template"] or {}).get("fingerprint")
+
+
+def contents_of(loaded: Loaded) -> dict[str, Any]:
+    """Describes as a record's ``data`` what local sources hold; None for one that is gone, which is not another."""
+
+    def content(source: SourceSpec) -> str | None:
+        with contextlib.suppress(DataError):
+            return None if is_hub(source, loaded.path.parent) else content_hash(source, loaded.path.parent)
+
+    return {split: {"contents": [content(source) for source in sources]} for split, sources in _splits(loaded)}
+
+
+def _splits(loaded: Loaded) -> tuple[tuple[str, Sequence[SourceSpec]], ...]:
+    return ("train", loaded.recipe.data.train), ("eval", loaded.recipe.data.eval or ())
 
 
 def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool = False) -> Path | None:

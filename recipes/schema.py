@@ -5,10 +5,12 @@ and ``trainer`` is passed to the stage's own configuration class, whose fields a
 """
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from ..data_tools.functions import function_file
 from ..data_tools.spec import DataSpec, Section
 from .adapter_types import TYPES, AdapterType
 from .stage_table import STAGES
@@ -29,6 +31,15 @@ StageName = Literal[
     "distill",
     "distill_on_policy",
 ]
+
+
+def _no_file(folder: str) -> str:
+    if file := next((path for path in (Path(folder), *Path(folder).parents) if path.is_file()), None):
+        raise ValueError(f"{file} is a file; name another folder")
+    return folder
+
+
+OutputDir = Annotated[str, AfterValidator(_no_file)]
 
 
 class ModelSpec(Section):
@@ -354,7 +365,7 @@ class Recipe(Section):
     last checkpoint before it and skips the batch."""
     profile: bool = False
     """Whether a few steps are traced: a file for ui.perfetto.dev, and words on where their time went."""
-    output_dir: str
+    output_dir: OutputDir
     """The run folder."""
 
     @property
@@ -380,6 +391,14 @@ class Recipe(Section):
         named += [reward.model for reward in (*self.rewards, self.gold) if reward]
         named.append(self.critic and self.critic.name_or_path)
         return tuple(name for name in named if name)
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The files of the user's functions: rewards, tools, environments, and what stands in for TRL's generation."""
+        named = [reward.function for reward in (*self.rewards, self.gold) if reward]
+        named += [*self.tools, self.rollout_func]
+        named += self.environment.values() if isinstance(self.environment, dict) else [self.environment]
+        return tuple(dict.fromkeys(filter(None, map(function_file, named))))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -459,7 +478,7 @@ class Pipeline(Section):
     """The steps whose final models are compared with what stock transformers makes of their folders alone."""
     report: bool = True
     """Whether to write a leaderboard over all steps at the end."""
-    output_dir: str
+    output_dir: OutputDir
     """The folder of the steps' folders."""
 
 
@@ -497,7 +516,7 @@ class Study(Section):
     """The suite that every cell's final model is scored by."""
     outcomes: Annotated[list[str], Field(min_length=1)] | None = None
     """The tasks of the suite that arms are compared on, by their first figures; all of them by default."""
-    output_dir: str
+    output_dir: OutputDir
     """The folder of the steps, the cells and the page."""
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from ..evals.records import now
 from . import launch, rundir
 from .announce import header, kernels, next_steps, standing_checkpoint
 from .decisions import Ready, decide, placed, trainer_config
-from .errors import RecipeError, RunError, RunFolderError
+from .errors import RecipeError, RunError
 from .job import Job, open_job
 from .load import Loaded, load
 
@@ -46,12 +46,10 @@ def train(loaded: Loaded, *, processes: int | None = None, force: bool = False) 
     run_dir = Path(loaded.recipe.output_dir)
     record = {} if force else rundir.read_record(run_dir)
     if record and rundir.change_since(record, rundir.origin_of(loaded)) is None and rundir.is_finished(run_dir):
-        if change := rundir.changed_rows(record, loaded):
-            raise RunFolderError(change, where=str(run_dir), hint="restore it, or choose another output_dir")
+        now: dict[str, Any] = {"data": rundir.contents_of(loaded)}
         if Path(loaded.recipe.model.chat_template or "").is_file():  # a built-in name is part of the recipe's hash
-            rundir.check_inputs(
-                record, data=record.get("data") or {}, template=_template(open_job(loaded)), force=False
-            )
+            now["template"] = _template(open_job(loaded))
+        rundir.check_inputs(record, now, loaded)
         _say(f"{run_dir}: already trained; nothing to do")
         return
     _say("\n".join(header(loaded, int(os.environ.get("WORLD_SIZE", "1")))))
@@ -113,12 +111,12 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
     }
     if described.get("train"):
         described["train"] |= origins(job.loaded.recipe.data.train, job.loaded.path.parent)
-    template = _template(job)
+    now = {"data": described, "template": _template(job)}
     for split, prepared in data.items():
         for note in prepared.report.notes if prepared else ():
             _say(f"data.{split}: {note}")
-    rundir.check_inputs(record, data=described, template=template, force=force)
-    record |= {"data": described, "template": template, "finished": None}
+    rundir.check_inputs(record, now, job.loaded, force=force)
+    record |= {**now, "finished": None}
     write_json(job.run_dir / rundir.RUN_FILE, record)
 
 

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from posttrain.chat_templates.errors import PosttrainError
+from posttrain.chat_templates.errors import InputError, PosttrainError
 from posttrain.data_tools import files
 from posttrain.data_tools.errors import BusyError
 
@@ -110,11 +110,18 @@ def test_two_writers_cannot_hold_one_lock(tmp_path: Path):
 
 
 def test_a_lock_that_cannot_be_made_is_no_other_process(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    said = r"file/\.lock: cannot lock: .*can you write there"
-    with pytest.raises(PosttrainError, match=said) as caught, files.locked(tmp_path / "file" / ".lock"):
-        pass
+    folder = tmp_path / "folder"
+    (folder / ".lock").mkdir(parents=True)
+    with pytest.raises(PosttrainError, match=r"\.lock: cannot lock: .*can you write there") as caught:
+        files.locked(folder / ".lock").__enter__()
     assert not isinstance(caught.value, BusyError)  # whom one would wait for
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below/it"])
+def test_a_folder_cannot_be_made_below_a_file(tmp_path: Path, folder: str):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=rf"{folder}: is, or lies below, a file; name another folder"):
+        files.locked(tmp_path / folder / ".lock").__enter__()
 
 
 def test_an_error_that_quotes_data_moves_no_cursor():

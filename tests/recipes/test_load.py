@@ -111,6 +111,12 @@ def test_keys_that_posttrain_owns_are_refused_with_the_place_to_say_them(recipe:
     assert problems(recipe, "trainer.output_dir=x")[0].endswith("say output_dir at the top level of the recipe")
 
 
+def test_a_run_folder_cannot_lie_below_a_file(recipe: Path) -> None:
+    for folder in (recipe, recipe / "below" / "it"):
+        said = f"command line (output_dir={folder}): output_dir: {recipe} is a file; name another folder"
+        assert problems(recipe, f"output_dir={folder}") == [said]
+
+
 def test_quantization_without_adapters_is_refused(recipe: Path) -> None:
     assert "needs a lora section" in problems(recipe, "quantization=nf4")[0]
 

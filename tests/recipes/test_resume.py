@@ -445,7 +445,7 @@ def test_a_finished_run_is_not_trained_again_nor_taken_for_one_on_other_rows(
     recipe = make_recipe()
     rows = tmp_path / "messages.jsonl"
     rows.write_text(rows.read_text().replace("2", "3"))
-    with pytest.raises(RunFolderError, match=r"messages.jsonl \(data.train\) has changed since"):
+    with pytest.raises(RunFolderError, match=r"changed since the run began: \S*messages.jsonl \(data.train\);"):
         run(recipe)
 
 
@@ -459,7 +459,20 @@ def test_a_finished_run_is_not_taken_for_one_with_another_template(
     run(recipe)
     run(recipe)
     template.write_text(written.replace("<|im_end|>", "<|im_end|> "))
-    with pytest.raises(RunFolderError, match="the chat template changed since the run began"):
+    with pytest.raises(RunFolderError, match="changed since the run began: the chat template;"):
+        run(recipe)
+
+
+def test_a_finished_run_is_not_taken_for_one_with_another_reward(
+    make_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    reward = tmp_path / "own.py"
+    reward.write_text("def own(completions, **_): return [float(len(text)) for text in completions]")
+    recipe = make_recipe("grpo", sections={"rewards": [{"function": f"{reward}:own"}]}, max_steps=1)
+    run(recipe)
+    run(recipe)
+    reward.write_text(reward.read_text().replace("len(text)", "-len(text)"))
+    with pytest.raises(RunFolderError, match=r"changed since the run began: own\.py"):
         run(recipe)
 
 
@@ -484,7 +497,7 @@ def test_resuming_on_changed_data_is_refused(make_recipe: Callable[..., Path], t
     undo_end(run(recipe))
     rows = (tmp_path / "messages.jsonl").read_text()
     (tmp_path / "messages.jsonl").write_text(rows.replace("It is", "That is"))
-    with pytest.raises(RunFolderError, match="training data changed"):
+    with pytest.raises(RunFolderError, match=r"began: the rows of data.train, \S*messages.jsonl \(data.train\);"):
         run(recipe)
 
 
