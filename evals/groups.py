@@ -65,6 +65,7 @@ class GroupTask(Task):
     def run(self, checkpoint: Checkpoint, template: str | None) -> Result:
         """Averages the scores of the tasks, as :meth:`Task.run`."""
         scores = [self._score(checkpoint, member, template) for member in self.members]
+        _check_directions(scores, self.spec.title, robust=self.group.mean == "robust")
         items = [_items(checkpoint.target, score) for score in scores]
         if self.group.mean == "robust":
             return self._robust(scores, items, checkpoint.suite.seed)
@@ -140,6 +141,17 @@ def define(group: GroupSpec, suite: SuiteSpec, tasks: Sequence[Task]) -> GroupTa
     }
     name = GroupName(group.title, limits.pop() if len(limits) == 1 else None)
     return GroupTask(name, hash_json(content), group, members)
+
+
+def _check_directions(scores: Sequence[Score], where: str, *, robust: bool) -> None:
+    """Refuses a mean over figures of which some are better the greater and others the smaller."""
+    down = [score for score in scores if not score.metrics[0].higher_is_better]
+    if not down or (len(down) == len(scores) and not robust):
+        return
+    told = ", ".join(f"{score.metrics[0].name} of {score.task}" for score in down[:3])
+    what = "the least of several ways is no worst one" if robust else "no mean of it and the others says what is better"
+    hint = "name a `metric` of the task that is better where it is greater, or leave the task out of the group"
+    raise EvalError(f"{told} is better the smaller it is: {what}", where=where, hint=hint)
 
 
 def _items(target: Target, score: Score) -> Items:

@@ -225,19 +225,24 @@ def _count_unread(task: Any, samples: list[Sample], results: dict[str, Any]) -> 
     """Adds to samples and results the share of answers in which a filter by pattern found nothing.
 
     A model that forgets the format then differs from one whose answers are wrong, which lm-eval's figures do not tell.
+    Of several samples of an item each is an answer.
     """
     from lm_eval.api.metrics import mean, mean_stderr
 
     for entry in getattr(task.config, "filter_list", None) or ():
-        if not any(step["function"] == "regex" for step in entry["filter"]):
+        if not any(step["function"] in ("regex", "multi_choice_regex") for step in entry["filter"]):
             continue
         mine = [sample for sample in samples if sample["filter"] == entry["name"]]
         for sample in mine:
-            read = [text for one in sample["filtered_resps"] for text in (one if isinstance(one, list) else [one])]
-            sample["unparsed"] = float(all(text == _NOTHING_READ for text in read))
+            sample["unparsed"] = mean([float(text == _NOTHING_READ) for text in _flat(sample["filtered_resps"])])
         values = [sample["unparsed"] for sample in mine]
         results[f"unparsed,{entry['name']}"] = mean(values)
         results[f"unparsed_stderr,{entry['name']}"] = mean_stderr(values) if len(values) > 1 else "N/A"
+
+
+def _flat(read: Any) -> list[Any]:
+    """Returns what filters gave for a document, which may stand in a list for each request and for each sample."""
+    return [text for one in read for text in _flat(one)] if isinstance(read, list) else [read]
 
 
 def _primary_first(metrics: list[Metric], spec: TaskSpec, primary: str | None) -> tuple[Metric, ...]:

@@ -43,15 +43,21 @@ class OwnMetric(Task):
         import torch
 
         function, loaded = self._function(), checkpoint.load()
+        model: Any = loaded.model
+        before = _marks(model)
         torch.manual_seed(self.seed)
         try:
             with torch.no_grad():
-                said = function(loaded.model, loaded.tokenizer, checkpoint.target.step)
+                said = function(model, loaded.tokenizer, checkpoint.target.step)
         except PosttrainError:
             raise
         except Exception as error:  # whatever a user's function may raise
             what = f"{self.spec.function} failed: {type(error).__name__}: {first_line(error)}"
             raise EvalError(what, where=self.spec.title) from error
+        model.eval()
+        if _marks(model) != before:
+            hint = "let it work on a copy, such as `copy.deepcopy(model)`"
+            raise EvalError(f"{self.spec.function} changed the model itself", where=self.spec.title, hint=hint)
         values = {name: self._values(name, value) for name, value in _named(said).items()}
         if not values:
             raise EvalError(f"{self.spec.function} returned no figure", where=self.spec.title)
@@ -78,6 +84,11 @@ class OwnMetric(Task):
     def _figure(self, name: str, values: list[float]) -> Metric:
         found = mean_estimate(values)
         return Metric(name, found.value, found.stderr, len(values), self.spec.higher_is_better)
+
+
+def _marks(model: Any) -> list[Any]:
+    """Returns what changes with a model's weights, which the suite's other tasks are to be scored on too."""
+    return [(weight.data_ptr(), weight._version, weight.dtype) for weight in model.parameters()]
 
 
 def define(spec: FunctionSpec, suite: SuiteSpec) -> OwnMetric:

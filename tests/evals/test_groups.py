@@ -88,6 +88,7 @@ def test_a_task_of_one_item_has_no_spread():
 
 
 MakeRun = Callable[..., Path]
+TASKS_FOLDER = SUITES.parent / "tasks"
 TASKS = [
     {"task": "multiple_choice", "name": "all", "data_files": {"test": "all.jsonl"}, "baseline": 0.25},
     {"task": "multiple_choice", "name": "half", "data_files": {"test": "half.jsonl"}, "baseline": 0.5},
@@ -134,6 +135,17 @@ def test_another_baseline_is_another_mean_and_no_model_is_asked_again(make_run: 
     tasks = [TASKS[0] | {"baseline": 0.1}, TASKS[1]]
     report = score([run], suite(tmp_path, [{"name": "both", "mean": "centred"}], tasks), device="cpu")
     assert [done.task for done in report.done] == ["both"]
+
+
+def test_a_mean_of_what_is_better_greater_and_what_is_better_smaller_is_refused(make_run: MakeRun, tmp_path: Path):
+    (tmp_path / "down.yaml").write_text(
+        (TASKS_FOLDER / "multiple_choice.yaml").read_text().replace("higher_is_better: true", "higher_is_better: false")
+    )
+    tasks = [TASKS[0], TASKS[1] | {"task": "down.yaml"}]
+    report = score([make_run((1,), final=False)], suite(tmp_path, [{"name": "both"}], tasks), device="cpu")
+    [failure] = report.failed
+    assert "acc of half is better the smaller it is" in failure.reason
+    assert [done.task for done in report.done] == ["all", "half"]
 
 
 def test_a_mean_waits_for_a_task_that_failed(make_run: MakeRun, tmp_path: Path):

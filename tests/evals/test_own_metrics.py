@@ -28,6 +28,11 @@ def fails(model, tokenizer, step):
 
 def nan(model, tokenizer, step):
     return float("nan")
+
+def trains(model, tokenizer, step):
+    model.train()
+    next(model.parameters()).add_(1)
+    return 1.0
 """
 
 
@@ -88,3 +93,10 @@ def test_functions_that_are_not_there_are_told_before_any_model(tmp_path: Path, 
     report = score([make_run(steps=(1,))], suite_of(tmp_path / "s", '"own.py:absent"'), device="cpu")
     assert "own.py has no function absent" in report.failed[0].reason
     assert report.exit_code == 2
+
+
+def test_a_function_that_changes_the_model_has_no_score_and_is_told(tmp_path: Path, make_run: Callable[..., Path]):
+    suite = suite_of(tmp_path / "s", '"own.py:trains", "own.py:each"')
+    report = score([make_run(steps=(1,), final=False)], suite, device="cpu")
+    assert [failure.task for failure in report.failed] == ["trains"]
+    assert "own.py:trains changed the model itself" in report.failed[0].reason

@@ -10,6 +10,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.runs import find_targets
 from posttrain.evals.score import ScoreReport, score
+from posttrain.evals.suite_files import SUITES
 from posttrain.recipes.scoring import score_models
 
 from .conftest import PROMPTS, write_rows
@@ -100,6 +101,20 @@ def test_worked_answers_vote_by_the_number_that_is_read_from_them(tmp_path: Path
     [line] = score([write_rows(tmp_path / "gpt.jsonl", rows)], suite, output=tmp_path / "board").done
     figures = {metric.name: metric.value for metric in line.metrics}
     assert (figures["exact_match"], figures["pass@3"], figures["maj@3"]) == (0.5, 1, 0.5)
+
+
+def test_of_several_samples_each_is_read_or_not(tmp_path: Path) -> None:
+    filters = "filter_list: [{name: said, filter: [{function: regex, regex_pattern: 'is ([0-9]+)'}]}]"
+    (tmp_path / "said.yaml").write_text(f"include: {SUITES.parent / 'tasks' / 'exact_match.yaml'}\n{filters}\n")
+    write_rows(tmp_path / "prompts.jsonl", ROWS)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "sampling: [{name: four, temperature: 1.0, samples: 4}]\n"
+        "tasks: [{task: said.yaml, name: sums, data_files: {test: prompts.jsonl}}]\n"
+    )
+    rows = [{"id": row["id"], "completions": [f"It is {row['answer']}", "No", "No", "No"]} for row in ROWS]
+    [line] = score([write_rows(tmp_path / "gpt.jsonl", rows)], suite, output=tmp_path / "board").done
+    assert {metric.name: metric.value for metric in line.metrics}["unparsed"] == 0.75
 
 
 def test_answers_to_a_suite_that_asks_for_none_are_refused(tmp_path: Path) -> None:
