@@ -13,7 +13,7 @@ from posttrain.evals.task_index import lm_eval_folder
 Answers = list[list[str]]
 
 # A minus behind a digit or before a space takes away, and is no sign: 5-10, 3 - 1.
-_NUMBER = r"(?:(?<![\w)])-)?(?:\$\s?)?(?<![\d.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?"
+_NUMBER = r"(?:(?<![\w)])[-\u2212])?(?:\$\s?)?(?<![\d.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?"
 _SAID = re.compile(rf"[Tt]he (?:final )?answer is:?\s*(?:\*\*|\\boxed\{{|\$)*\s*({_NUMBER})")
 _LAST = re.compile(_NUMBER)
 _MARKED = re.compile(rf"####\s*({_NUMBER})")
@@ -65,7 +65,7 @@ def last_number(text: str) -> str | None:
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
     found = pattern.findall(text)
-    return re.sub(r"[$,\s]", "", found[-1]) if found else None
+    return re.sub(r"[$,\s]", "", found[-1]).replace("\u2212", "-") if found else None
 
 
 def count_numbers(doc: dict[str, Any], results: list[list[dict[str, str | None]]]) -> dict[str, float]:

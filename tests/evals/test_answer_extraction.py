@@ -55,6 +55,7 @@ def figures(tmp_path: Path, name: str, split: str, rows: list[dict[str, Any]], t
         ("The answer is 12. She has 5 left over.", "12", "12"),
         ("She has 3, then 7 apples", None, "7"),
         ("The final answer is: -5 degrees", "-5", "-5"),
+        ("The answer is \u22125.", "-5", "-5"),
         ("It costs $ .75", None, ".75"),
         ("I do not know.", None, None),
         ("It takes 5-10 minutes", None, "10"),
