@@ -31,8 +31,9 @@ class KeptPasses:
 
     @functools.cached_property
     def _known(self) -> dict[str, Any]:
-        records = [record for path in self._logs() for record in read_jsonl_log(path)]
-        return {record["pass"]: record["gave"] for record in records}
+        # What is damaged is run again: a disk that was full is no reason to give the task up.
+        records = [record for path in self._logs() for record in read_jsonl_log(path, [])]
+        return {record["pass"]: record["gave"] for record in records if record.keys() >= {"pass", "gave"}}
 
     def once(self, what: Any, run: Callable[[], T]) -> T:
         """Returns what a pass gives, run anew only if that is not known.

@@ -99,10 +99,12 @@ def test_passes_under_other_versions_are_run_again(
     assert counter.count >= PASSES
 
 
-def test_what_is_no_number_is_not_kept(tmp_path: Path) -> None:
+def test_what_is_no_number_is_not_kept_and_what_is_damaged_run_again(tmp_path: Path) -> None:
     kept = kept_passes.KeptPasses(tmp_path, "task")
     for value in (float("nan"), 1.5):
         kept.once(value == value, lambda value=value: [value])
+    [log] = logs(tmp_path)
+    log.write_text('damaged\n{"pass": 1}\n' + log.read_text())
     again = kept_passes.KeptPasses(tmp_path, "task")
     assert again.once(False, lambda: "anew") == "anew"
     assert again.once(True, lambda: "anew") == [1.5]
