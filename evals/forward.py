@@ -3,6 +3,7 @@
 Perplexity, log-probabilities of answers and of labels, outputs of heads: whatever needs no text to be generated.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,10 +58,8 @@ def run(
     pad = config.pad_token_id if headed else 0
     keep = not headed and _takes_logits_to_keep(model)
     starts = [0] * len(rows) if first is None or not keep else first
-    if headed or states:
-        parts = batches(rows, starts, 1 if pad is None else batch_size)
-    else:
-        parts = batches(rows, starts, batch_size, _LOGITS // getattr(config, "vocab_size", 1))
+    most = math.inf if headed or states else _LOGITS // getattr(config, "vocab_size", 1)
+    cut = list(batches(rows, starts, 1 if pad is None else batch_size, most))
 
     def run_batch(batch: Sequence[int]) -> dict[int, T]:
         inputs = {"input_ids": _padded([rows[i] for i in batch], pad or 0)}
@@ -81,11 +80,9 @@ def run(
         found = {}
         for place, i in enumerate(batch):
             start = 0 if first is None else first[i] - skipped
-            own = logits[place] if headed else logits[place, start : len(rows[i]) - skipped]
-            found[i] = read(i, own)
+            found[i] = read(i, logits[place] if headed else logits[place, start : len(rows[i]) - skipped])
         return found
 
-    cut = list(parts)
     found: dict[int, T] = {}
     for part in divided([sum(len(rows[i]) for i in batch) for batch in cut], lambda number: run_batch(cut[number])):
         found |= part
@@ -105,7 +102,7 @@ class _States:
     last_hidden_state: "torch.Tensor"
 
 
-def batches(rows: Rows, starts: Sequence[int], size: int, most: float = float("inf")) -> Iterator[list[int]]:
+def batches(rows: Rows, starts: Sequence[int], size: int, most: float = math.inf) -> Iterator[list[int]]:
     """Cuts rows, longest first, into batches.
 
     Args:

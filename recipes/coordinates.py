@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, Field
 
 from ..data_tools.progress import ProgressLine
-from ..data_tools.tool import Tool
 from ..data_tools.tool_report import PAGE, Table, ToolReport
 from .errors import RecipeError
-from .load import Loaded, load
+from .load import Loaded, RecipeTool
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -75,7 +74,7 @@ class ActivationSize:
     update: float
 
 
-class Mup(Tool):
+class Mup(RecipeTool):
     """Trains a recipe with `model.mup_base` for some steps at several widths, with it and without.
 
     The coordinate check (Yang et al. 2022, arXiv:2203.03466, figure 5 and appendix D.1): neither how far attention,
@@ -86,12 +85,6 @@ class Mup(Tool):
     `initializer_range` and learning rate are the same at all widths. Writes ``report.json`` and ``report.html``.
     """
 
-    recipe: str
-    """The recipe: a YAML file."""
-    overrides: list[str] = Field([])
-    """Keys of the recipe with other values."""
-    references: dict[str, str] = Field({})
-    """Folders that `@name` stands for in the recipe, as in `{tokenizer: runs/tokenizer}`."""
     widths: Annotated[list[Count], Field(min_length=2), AfterValidator(_rising)] = Field([1, 2, 4, 8])
     """How many times wider than the base: every field of `mup_base` is multiplied."""
     seeds: Seeds = Field([1, 2, 3])
@@ -117,8 +110,7 @@ class Mup(Tool):
         """
         from .decisions import decide, trainer_config
 
-        places = {name: Path(folder) for name, folder in self.references.items()}
-        loaded = load(Path(self.recipe), self.overrides, places)
+        loaded = self.load()
         if loaded.recipe.model.mup_base is None:
             raise RecipeError("has no model.mup_base", where=self.recipe, hint="say of which width the settings are")
         ready = decide(loaded, trainer_config(loaded))

@@ -501,24 +501,26 @@ def check_adapter(loaded: Loaded, model: Any) -> None:
     targets = None if spec.type in ("adaption_prompt", "ln_tuning") else options.get("target_modules")
     modules = {name: module for name, module in model.named_modules() if name}
     adaptable = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    linears = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
+    linear = {name.rpartition(".")[2] for name in linears}
     known = {name.rpartition(".")[2] for name, module in modules.items() if any(True for _ in module.parameters())}
     known = {name for name in known if not name.isdecimal()}
     problems = []
-    regex = targets if isinstance(targets, str) else None
     listed = targets if isinstance(targets, list) else []
-    if regex is not None and regex != "all-linear":
+    if targets == "all-linear":
+        adapted = linears
+    elif isinstance(targets, str):
         try:
-            found = [name for name in modules if re.fullmatch(regex, name)]
+            adapted = [name for name in modules if re.fullmatch(targets, name)]
         except re.error as error:
-            found, problems = [], [f"{section}.target_modules is no regular expression: {error}"]
-        if not found:
-            names = ("all-linear", *linear)
-            hint = f"say [{regex}]" if regex in linear else did_you_mean(regex.lower(), names)
-            problems.append(
-                f"{section}.target_modules: no module's whole name matches {regex!r}; {hint or 'or say all-linear'}"
-            )
-        listed = [name for name in found if not isinstance(modules[name], adaptable)][:1]
+            adapted, problems = [], [f"{section}.target_modules is no regular expression: {error}"]
+        if not adapted:
+            hint = f"say [{targets}]" if targets in linear else did_you_mean(targets.lower(), ("all-linear", *linear))
+            hint = hint or "or say all-linear"
+            problems.append(f"{section}.target_modules: no module's whole name matches {targets!r}; {hint}")
+        listed = [name for name in adapted if not isinstance(modules[name], adaptable)][:1]
+    else:
+        adapted = [name for name in modules if targets is None or _is_named(name, listed)]
     for key, names, choices in (("target_modules", listed, linear), ("modules_to_save", saved, known)):
         for name in names:
             found = [modules[full] for full in modules if _is_named(full, [name])]
@@ -540,11 +542,6 @@ def check_adapter(loaded: Loaded, model: Any) -> None:
         why = "bitsandbytes cannot run int8 weights under DoRA on a CPU"
         problems.append(f"{section}.use_dora: {why}; say nf4, or drop one")
     if not problems:
-        adapted = [name for name in modules if targets is None or _is_named(name, listed)]
-        if regex == "all-linear":
-            adapted = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
-        elif regex is not None:
-            adapted = [name for name in modules if re.fullmatch(regex, name)]
         problems += _unmatched(options, section, adapted, model)
     if targets == []:
         problems.append(f"{section}.target_modules is empty; say all-linear, or name modules")

@@ -16,9 +16,8 @@ from ..data_tools.generate import ends_of
 from ..evals.models import ADAPTER, load_model, load_tokenizer
 from ..evals.parity import ParityReport, Sides, compare_sides
 from ..evals.parity.modelfile import adds_bos, write_modelfile
-from ..evals.runs import is_run, locate, read_record, run_of
 from .errors import RunError
-from .merge import merge_to, write_whole
+from .merge import merge_to, open_source, write_whole
 from .model import agree
 
 Kind = Literal["vllm", "gguf", "ollama"]
@@ -47,11 +46,7 @@ def export(
         InputError: The output exists, or the model cannot be served there as it is.
         RunError: The folder cannot be written, or the converter fails.
     """
-    if output.exists() or output.is_symlink():
-        raise InputError("exists already", where=str(output), hint="say -o with the name of a new folder")
-    folder = locate(source)
-    run_dir = run_of(folder)
-    record = read_record(run_dir) if is_run(run_dir) else {}
+    folder, run_dir, record = open_source(source, output)
     if kind == "vllm":
         return _export_plain(source, folder, output, record)
     script = _find_converter(converter)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from ..data_tools.files import hash_json, read_json
 from ..data_tools.specfile import (
     Document,
@@ -18,6 +20,7 @@ from ..data_tools.specfile import (
     validate,
     with_references,
 )
+from ..data_tools.tool import Tool
 from . import trainer_fields
 from .adapter_types import STATE, TYPES, adapter_problems
 from .inputs import find_inputs
@@ -225,6 +228,25 @@ def _blame_overrides(document: Document, path: Path, overrides: Sequence[str], r
             named = [text for text in overrides if text.partition("=")[0].rpartition(".")[2] in problem]
             theirs = f"{document.where_said(*(named or overrides))}: "
             document.problems[number] = place.sub(lambda _, theirs=theirs: theirs, problem, count=1)
+
+
+class RecipeTool(Tool):
+    """A data tool that reads a recipe."""
+
+    recipe: str
+    """The recipe: a YAML file."""
+    overrides: list[str] = Field([])
+    """Keys of the recipe with other values, such as `data.tokens=1000000`."""
+    references: dict[str, str] = Field({})
+    """Folders that `@name` stands for in the recipe, as in `{tokenizer: runs/tokenizer}`."""
+
+    def load(self) -> Loaded:
+        """Reads the recipe.
+
+        Raises:
+            SpecError: With every problem found.
+        """
+        return load(Path(self.recipe), self.overrides, {name: Path(folder) for name, folder in self.references.items()})
 
 
 def apply_override(document: Document, override: str) -> None:

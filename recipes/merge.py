@@ -33,11 +33,7 @@ def merge_to(source: str, output: Path, *, dtype: str = "auto") -> ParityReport:
         PosttrainError: The model cannot be loaded.
         RunError: The folder cannot be written.
     """
-    if output.exists() or output.is_symlink():
-        raise InputError("exists already", where=str(output), hint="say -o with the name of a new folder")
-    folder = locate(source)
-    run_dir = run_of(folder)
-    record = read_record(run_dir) if is_run(run_dir) else {}
+    folder, _, record = open_source(source, output)
     adapter = folder if (folder / ADAPTER).is_file() else folder / "adapter"
     if not (adapter / ADAPTER).is_file():
         raise InputError("there is no adapter here to merge", where=source, hint=f"expected {ADAPTER}")
@@ -57,6 +53,19 @@ def merge_to(source: str, output: Path, *, dtype: str = "auto") -> ParityReport:
     write_whole(merged, loaded.tokenizer, output)
     del loaded, model, merged
     return compare_sides(Sides(adapter, output, record, output), quick=True)
+
+
+def open_source(source: str, output: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Returns the folder of a model to be written anew, that of its run, and the run's record, empty for none.
+
+    Raises:
+        InputError: There is no such model, or the output exists.
+    """
+    if output.exists() or output.is_symlink():
+        raise InputError("exists already", where=str(output), hint="say -o with the name of a new folder")
+    folder = locate(source)
+    run_dir = run_of(folder)
+    return folder, run_dir, read_record(run_dir) if is_run(run_dir) else {}
 
 
 def write_whole(model: Any, tokenizer: Any, output: Path) -> None:

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from ..data_tools.files import explain_full_disk, locked
 from ..data_tools.spec import SourceSpec
-from ..data_tools.tool import Tool
 from ..data_tools.tool_report import EXAMPLES, PAGE, Plot, Spread, Table, Tally, ToolReport
+from .load import RecipeTool
 from .provenance import files_of, steps_to
 
 if TYPE_CHECKING:
@@ -21,20 +19,13 @@ if TYPE_CHECKING:
 _ROWS = 4096  # written at a time
 
 
-class Prepare(Tool):
+class Prepare(RecipeTool):
     """Mixes, tokenises and packs the rows of a recipe as its training reads them, and explains where they are from.
 
     Writes ``train.parquet``, and ``eval.parquet`` if the recipe has such rows: token ids, labels and what else its
     stage needs, for ``datasets.load_dataset("parquet", …)``. The page follows each source back through the data tools
     that made it.
     """
-
-    recipe: str
-    """The recipe: a YAML file."""
-    overrides: list[str] = Field([])
-    """Keys of the recipe with other values, such as `data.tokens=1000000`."""
-    references: dict[str, str] = Field({})
-    """Folders that `@name` stands for in the recipe, as in `{tokenizer: runs/tokenizer}`."""
 
     def run(self, output_dir: Path) -> str:
         """Prepares the rows; what has been prepared for a training is taken from there.
@@ -44,11 +35,9 @@ class Prepare(Tool):
         """
         from .decisions import placed
         from .job import open_job
-        from .load import load
         from .rows import prepare_rows
 
-        places = {name: Path(folder) for name, folder in self.references.items()}
-        loaded = load(Path(self.recipe), self.overrides, places)
+        loaded = self.load()
         with locked(output_dir / ".lock"), explain_full_disk(output_dir):
             with placed(loaded):
                 job = open_job(loaded)
