@@ -257,8 +257,8 @@ def test_few_shot_turns_and_options_of_a_task_are_text(tmp_path: Path, bare_mode
         return plain(requests, **options)
 
     model._loglikelihood_tokens = record
-    nowhere: Any = None
-    result = define(suite.tasks[0], suite).run(Checkpoint(nowhere, suite, lambda: loaded, print, model), "x")
+    target: Any = SimpleNamespace(store=tmp_path, folder=tmp_path, model_hash="0" * 12, is_answers=False)
+    result = define(suite.tasks[0], suite).run(Checkpoint(target, suite, lambda: loaded, print, model), "x")
     assert [ids.count(tokenizer.eos_token_id) for ids in read] == [5, 5]  # two shots of two turns, and the question
     [sample] = pq.read_table(io.BytesIO(result.samples)).to_pylist()
     assert sample["prompt"].startswith("<|im_start|>")
