@@ -118,7 +118,13 @@ def run_task(
     metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
     record = lm.shared.record or {}
     foreign = notes_of(record["foreign"], setting) if record.get("foreign") else ()
-    said = (*foreign, *summary(told), *_constant(task, samples), *_notes_on_items(lm, len(long), metrics[0].n))
+    said = (
+        *foreign,
+        *summary(told),
+        *_constant(task, samples),
+        *_tied(task, samples, lm),
+        *_notes_on_items(lm, len(long), metrics[0].n),
+    )
     detail = record | ({"thinking": lm.thinking} if lm.thinking else {}) | ({"too_long": len(long)} if long else {})
     return Result(metrics, samples_to_parquet(samples), results["n-shot"][name], said, detail or None)
 
@@ -194,6 +200,24 @@ def _constant(task: Any, samples: list[Sample]) -> list[str]:
     golds = {str(sample["target"]) for sample in samples}
     few = len(samples) < _ENOUGH or len(golds) > 1
     return [] if few else [f"the right answer is {golds.pop()} in all {len(samples)} rows: are the labels right?"]
+
+
+def _tied(task: Any, samples: list[Sample], lm: Any) -> list[str]:
+    """Says in how many items several options are the likeliest, of which lm-eval takes the first."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return []
+    tied = 0
+    for sample in samples:
+        logs = [responses[0][0] for responses in sample["resps"]]
+        options = logs[: len(logs) // 2] if "acc_mutual_info" in sample else logs
+        tied += options.count(max(options)) > 1
+    if tied < len(samples) / 100:
+        return []
+    dtype = str(getattr(getattr(lm, "model", None), "dtype", "")).removeprefix("torch.")
+    why = f": {dtype} rounds logits, and `dtype: float32` tells them apart" if dtype in ("bfloat16", "float16") else ""
+    return (
+        [f"in {tied} of {len(samples)} items several options are likeliest, and the first counts{why}"] if tied else []
+    )
 
 
 def _seed(seed: int) -> None:

@@ -53,7 +53,6 @@ class OwnPrompts:
     setting: SamplingSpec | None = None
     draws: Draws | None = None
     thinking: dict[str, int] | None = None
-    draws: Draws | None = None
 
     def __init__(self, tokenizer: Any, suite: SuiteSpec, /, **how: Any):
         self.encoder = TextEncoder.of(tokenizer)  # lm-eval's models tokenise while they are made

@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from posttrain import chat_templates
 from posttrain.chat_templates import TemplateError, encode, load, render
@@ -33,6 +33,8 @@ def texts_with_loss(tokenizer, encoded):
 @settings(max_examples=25, deadline=None)
 @given(contents=st.lists(st.tuples(texts, texts), min_size=1, max_size=3), system=st.none() | texts)
 def test_loss_is_on_the_answers_and_their_ends_whatever_is_said(name, family, installed, contents, system):
+    # Qwen3's template takes an answer up to this tag for its reasoning, which is what it says that it does.
+    assume(name != "qwen3" or not any("</think>" in answer for _, answer in contents))
     tokenizer, template = installed(family, name), load(name)
     conversation = chat(*itertools.chain(*contents))
     if system:

@@ -69,7 +69,7 @@ def by_score(loaded: LoadedModel, messages: list[dict[str, Any]], backend: str =
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generations, "load_vllm", lambda *_, **__: loaded.model)
         patch.setattr(generations, "load_tokenizer", lambda _: (loaded.tokenizer, None))
-        patch.setattr(generations, "generate", lambda m, t, *given: recording(made)(*given))
+        patch.setattr(generations, "generate", lambda m, t, *given, **_: recording(made)(*given))
         asked = generations.PromptTask(spec, "hash", (), (), {"seed": 0})
         local = asked.backend(checkpoint, Path("/nowhere"), templated=True)
         local([ask.Query("key", messages)], (), lambda answers: None)
@@ -84,7 +84,7 @@ def by_data_answers(loaded: LoadedModel, messages: list[dict[str, Any]]) -> list
     made: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ask, "room", lambda _: None)
-        patch.setattr(ask, "generate", lambda m, t, *given: recording(made)(*given))
+        patch.setattr(ask, "generate", lambda m, t, *given, **_: recording(made)(*given))
         spec = ask.AnswersSpec(prompts=SourceSpec(path="p"), model="m")
         ask._local(spec, lambda _: loaded)([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]

@@ -1,6 +1,7 @@
 """Checkpoints are scored once each, by their own weights, and one failure does not stop the rest."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from posttrain.evals.score import score
 from posttrain.evals.stats.intervals import spelt
 from posttrain.evals.suite_files import load_suite
 
-from .conftest import add_checkpoint, write_run_json
+from .conftest import add_checkpoint, write_rows, write_run_json
 
 MakeRun = Callable[..., Path]
 CHATML = (
@@ -118,6 +119,19 @@ def test_the_models_likelihoods_are_those_of_the_model(make_run: MakeRun, suite_
         log_p = model(ids).logits[0].log_softmax(-1)
     expected = sum(log_p[i - 1, ids[0, i]].item() for i in range(len(context), ids.shape[1]))
     assert json.loads(row["responses"][0])[0][0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "why"), [("float32", ""), ("bfloat16", ": bfloat16 rounds logits, and .*")])
+def test_options_that_tie_are_told(make_run: MakeRun, suite_file: Path, dtype: str, why: str):
+    rows = [{"question": f"The sky {n}", "choices": ["is", "is"], "answer": 0} for n in range(2)]
+    write_rows(suite_file.parent / "choices.jsonl", rows)
+    suite_file.write_text(f"dtype: {dtype}\n" + suite_file.read_text())
+    run = make_run((1,))
+    score([run], suite_file, device="cpu")
+    notes = {one.task: one.notes for one in ScoreStore(run).load()}
+    told = [note for note in notes["choices"] if re.fullmatch(f"in 2 of 2 items several options .* counts{why}", note)]
+    assert len(told) == 1
+    assert not any("likeliest" in note for note in (*notes["sums"], *notes["lines"]))
 
 
 def test_a_new_task_is_scored_without_the_old_ones_again(make_run: MakeRun, suite_file: Path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from posttrain.chat_templates.errors import PosttrainError, TemplateError
-from posttrain.data_tools.errors import DataError
+from posttrain.data_tools.errors import DataError, SpecError
 from posttrain.evals import checkpoints
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
@@ -107,7 +107,7 @@ def test_scoring_before_the_first_step_keeps_the_first_weights(
         ),
         ({"data": {"train": {"path": "messages.jsonl", "format": "alpaca"}}}, DataError, "instruction"),
         ({"trainer": {"max_length": 4}}, DataError, "longer than max_length"),
-        ({"lora": {"target_modules": ["nope"]}}, RecipeError, "nope"),
+        ({"lora": {"target_modules": ["nope"]}}, SpecError, "nope"),
         ({"trainer": {"save_strategy": "epoch", "load_best_model_at_end": True}}, RecipeError, "trainer: "),
     ],
 )
