@@ -211,13 +211,11 @@ def _tied(task: Any, samples: list[Sample], lm: Any) -> list[str]:
         logs = [responses[0][0] for responses in sample["resps"]]
         options = logs[: len(logs) // 2] if "acc_mutual_info" in sample else logs
         tied += options.count(max(options)) > 1
-    if tied < len(samples) / 100:
+    if not tied or tied < len(samples) / 100:
         return []
     dtype = str(getattr(getattr(lm, "model", None), "dtype", "")).removeprefix("torch.")
     why = f": {dtype} rounds logits, and `dtype: float32` tells them apart" if dtype in ("bfloat16", "float16") else ""
-    return (
-        [f"in {tied} of {len(samples)} items several options are likeliest, and the first counts{why}"] if tied else []
-    )
+    return [f"in {tied} of {len(samples)} items several options are likeliest, and the first counts{why}"]
 
 
 def _seed(seed: int) -> None:

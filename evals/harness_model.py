@@ -253,8 +253,11 @@ class HarnessModel(OwnPrompts, _HFLM):
         plain = {name: value for name, value in options.items() if name != "attention_mask"}
         what = [context.tolist(), mask.tolist(), max_length, stop, repr(plain), [_draws_of(one) for one in drawn]]
 
+        # What torch's generator draws is another answer each time, and depends on all that was drawn before.
+        once = self.once if options.get("do_sample") is False else not_kept
+
         def write() -> Any:
-            answers = self.once(what, lambda: self._write(context, max_length, stop, drawn, **options).tolist())
+            answers = once(what, lambda: self._write(context, max_length, stop, drawn, **options).tolist())
             return torch.tensor(answers, dtype=context.dtype)
 
         written = write() if self.calls is None else self.calls.do(write, context)

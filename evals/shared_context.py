@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..chat_templates.errors import first_line
+from ..chat_templates.errors import PosttrainError, first_line
 from .block_attention import in_blocks
 from .forward import batches
 from .kept_passes import not_kept
@@ -124,6 +124,8 @@ class Scorer:
             try:
                 some = [requests[i] for i in fitting]
                 logs = continuation_logs(self.model, some, self._budget(requests), progress, self.once)
+            except PosttrainError:  # such as a full disk, which is no fault of the model's
+                raise
             except Exception as error:  # a model of unknown make may take no such masks, and raise what it likes
                 self.refused = f"{type(error).__name__}: {first_line(error)}"
             else:

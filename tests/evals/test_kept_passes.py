@@ -99,6 +99,19 @@ def test_passes_under_other_versions_are_run_again(
     assert counter.count >= PASSES
 
 
+def test_what_torch_draws_is_not_kept_as_it_is_another_answer_each_time(
+    make_run: Callable[..., Path], suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "task: exact_match, name: sums, data_files: {test: prompts.jsonl}"
+    how = "gen_kwargs: {max_gen_toks: 4, do_sample: true, temperature: 1.0}"
+    suite.write_text(f"batch_size: 1\ntasks: [{{{task}, {how}}}]\n")
+    run, counter = make_run((1,)), Counter(monkeypatch)
+    counter.fatal = 3
+    with pytest.raises(KeyboardInterrupt):
+        score([run], suite, device="cpu")
+    assert (counter.count, logs(run)) == (3, [])
+
+
 def test_what_is_no_number_is_not_kept_and_what_is_damaged_run_again(tmp_path: Path) -> None:
     kept = kept_passes.KeptPasses(tmp_path, "task")
     for value in (float("nan"), 1.5):
