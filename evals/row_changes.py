@@ -1,10 +1,11 @@
 """Changes of a task's rows that leave the right answers as they are: what an answer should not depend on."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..data_tools.spec import ClosedSection
 from .errors import SuiteError
@@ -31,6 +32,18 @@ class OptionOrder(ClosedSection):
     """The column that lists the options."""
     answer: str = "answer"
     """The column that holds the place of the right one, from 0."""
+    fixed: str = r"(?i:\b(?:above|below)\b)|\b[A-Z],? (?:and|or|nor|&) [A-Z]\b"
+    """A regular expression of what names other options by their place ("none of the above", "both A and B", as in one
+    of 25 items of MMLU): an item with such an option keeps its order, since in another it would be another question."""
+
+    @field_validator("fixed")
+    @classmethod
+    def _is_an_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
 
 
 class RowChange(ClosedSection):
@@ -75,6 +88,8 @@ class RowChange(ClosedSection):
         options, right = list(row[self.how.column]), int(row[self.how.answer])
         if not 0 <= right < len(options):
             raise ValueError(f"the answer {right} is none of {len(options)} options")
+        if any(re.search(self.how.fixed, str(option)) for option in options):
+            return {}
         order = list(range(len(options)))
         random.Random(f"{self.seed}:{options}").shuffle(order)
         moved = [options[place] for place in order]

@@ -41,6 +41,15 @@ def test_options_move_and_the_right_one_with_them():
     assert rows != changed(OptionOrder(), seed=2)
 
 
+@pytest.mark.parametrize("last", ["All of the above.", "both A and B", "none of below", "A, B, and C only"])
+def test_an_item_whose_options_name_others_by_their_place_keeps_its_order(last: str):
+    rows = [{"choices": [str(n), "A", "a band", last], "answer": n % 4} for n in range(12)]
+    change = RowChange(seed=1, how=OptionOrder())
+    assert change.apply(Dataset.from_list(rows), "t").to_list() == rows
+    others = [row | {"choices": [*row["choices"][:3], "A and a B"]} for row in rows]
+    assert change.apply(Dataset.from_list(others), "t").to_list() != others
+
+
 def test_words_get_one_error_and_numbers_none():
     rows = changed(TypingErrors(rate=1.0))
     for old, new in zip(ROWS, rows, strict=True):
