@@ -315,25 +315,23 @@ def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Tas
     """Reads the scores of the cells and compares the arms: one family over all tasks, sizes and arms.
 
     Raises:
-        RunError: A cell has no score of a task, or cells were asked different things.
+        RunError: A cell has no score of a task.
     """
+    from ..evals.score import define_all
     from ..evals.stats.compare import Hypothesis, judge, seeded_difference
     from ..evals.suite_files import load_suite
 
     pipeline, made = grid(study, document, seeds)
     scoring = plan_score(made, pipeline, plan(made, pipeline))
     assert scoring is not None, "a grid is always scored"
-    suite = load_suite(scoring.suite, scoring.references).name
-    scores = {cell: _scores(Path(study.output_dir) / cell.name, suite) for cell in cells(study, seeds)}
-    tasks = study.outcomes or list(next(iter(scores.values())))
+    asked = {task.spec.title: task.task_hash for task in define_all(load_suite(scoring.suite, scoring.references))}
+    scores = {cell: _scores(Path(study.output_dir) / cell.name, asked) for cell in cells(study, seeds)}
+    tasks = study.outcomes or [task for task in asked if any(task in of_cell for of_cell in scores.values())]
     questions: dict[tuple[str, str, str], Hypothesis] = {}
     kept: dict[tuple[str, str], tuple[Mapping[str, Sequence[float]], str, bool]] = {}
     for task in tasks:
         for size in study.sizes:
             mine = {arm: [_one(scores, StudyCell(arm, size, seed), task) for seed in seeds] for arm in study.arms}
-            asked = {score.task_hash for of_arm in mine.values() for score in of_arm}
-            if len(asked) > 1:
-                raise RunError("cells were scored by different versions of the task", where=f"{task}, {size}")
             metric = mine[study.reference][0].metrics[0]
             figures = {arm: [score.metrics[0].value for score in of_arm] for arm, of_arm in mine.items()}
             values, clusters = _by_item(study, size, seeds, mine) or (None, None)
@@ -352,14 +350,15 @@ def outcomes(study: Study, document: Document, seeds: Sequence[int]) -> list[Tas
     ]
 
 
-def _scores(folder: Path, suite: str) -> dict[str, "Score"]:
-    """Returns the scores of a cell's final model by task, the last of each."""
+def _scores(folder: Path, asked: Mapping[str, str]) -> dict[str, "Score"]:
+    """Returns the scores of a cell's final model by task, of the versions whose hashes are given; the last of each."""
     from ..evals.records import ScoreStore
     from ..evals.runs import find_targets
 
     targets, _ = find_targets([folder], None, final_only=True)
     models = {target.model_hash for target in targets}
-    return {one.task: one for one in ScoreStore(folder).load() if one.model in models and one.suite == suite}
+    kept = (one for one in ScoreStore(folder).load() if one.model in models and asked.get(one.task) == one.task_hash)
+    return {one.task: one for one in kept}
 
 
 def _one(scores: Mapping[StudyCell, Mapping[str, "Score"]], cell: StudyCell, task: str) -> "Score":

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import SpecError
+from posttrain.evals import runs
+from posttrain.evals.records import Metric, Score, ScoreStore
 from posttrain.evals.report import items
 from posttrain.evals.stats.compare import Hypothesis, judge, seeded_difference
 from posttrain.recipes import launch
@@ -21,6 +23,7 @@ from posttrain.recipes.study import (
     TaskOutcome,
     _by_item,
     _report,
+    _scores,
     check_study,
     fit,
     grid,
@@ -187,6 +190,26 @@ def test_arms_are_curves_over_sizes_that_are_numbers(study: Path, sizes: list[st
     for column, one in enumerate(found if len(sizes) > 1 else [], start=1):
         (best,) = [row[0] for row in tables[0]["rows"] if row[column].endswith(" *")]
         assert best == max(one.values, key=lambda arm: sum(one.values[arm])), "more is better of these"
+
+
+def test_only_scores_of_the_suite_as_it_stands_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever suite they were asked under, and whatever was asked since."""
+    monkeypatch.setattr(runs, "find_targets", lambda *_, **__: ([SimpleNamespace(model_hash="m")], []))
+    lines = [
+        Score(
+            *("run", "", "final", 1, "w", suite, "", task, task_hash, 0, (Metric("acc", value, 0.1, 9, True),)),
+            *(None, None, None, {}, 1.0, "", (), None, "m"),
+        )
+        for suite, task, task_hash, value in [
+            ("other", "arc", "whole", 0.5),
+            ("mine", "arc", "ten items", 0.9),
+            ("mine", "gone", "g", 0.1),
+        ]
+    ]
+    for line in lines:
+        ScoreStore(tmp_path).append(line)
+    found = _scores(tmp_path, {"arc": "whole", "piqa": "p"})
+    assert {task: score.metrics[0].value for task, score in found.items()} == {"arc": 0.5}
 
 
 def test_items_that_are_not_independent_are_compared_by_cluster(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
