@@ -103,6 +103,16 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and ((path / RUN_FILE).is_file() or bool(list_checkpoints(path)))
 
 
+def set_aside(folder: Path, number: int) -> Path:
+    """Returns where a pipeline keeps what a step that was changed since had written."""
+    return folder.with_name(f"{folder.name}.old-{number}")
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Says whether a folder holds what a step that was changed since had written."""
+    return bool(re.search(r"\.old-\d+$", folder.name))
+
+
 def is_closed(run_dir: Path) -> bool:
     """Says whether a run came to its end, so that no more checkpoints are to come."""
     return read_record(run_dir).get("finished") is not None

@@ -15,6 +15,7 @@ from ..data_tools.sources import content_hash
 from ..data_tools.specfile import Document, load_document, raise_if_problems, validate, with_references
 from ..data_tools.tool import Tool
 from ..evals import checkpoints
+from ..evals.runs import set_aside
 from ..evals.suite_files import check_suite
 from . import launch, rundir
 from .errors import RunError
@@ -363,7 +364,7 @@ def _set_aside(current: PlannedStep, say: Callable[[str], None]) -> None:
     if not any(path.name != ".lock" for path in current.folder.iterdir()):
         return
     number = 1
-    while (aside := current.folder.with_name(f"{current.folder.name}.old-{number}")).exists():
+    while (aside := set_aside(current.folder, number)).exists():
         number += 1
     shutil.move(current.folder, aside)
     say(f"{current.name}: its inputs have changed; the earlier output is now {aside}")

@@ -13,7 +13,7 @@ from ..data_tools.files import read_jsonl_log
 from ..data_tools.sources import read_rows
 from ..data_tools.tool import Sources, Tool
 from ..data_tools.tool_report import PAGE, Table, ToolReport
-from ..evals.runs import is_run, read_record
+from ..evals.runs import is_run, is_set_aside, read_record
 from .estimate import stored_parameters
 from .rundir import LOG
 
@@ -147,8 +147,10 @@ class Scaling(Tool):
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """Returns the run folders that a path names: itself, or those in it; none if it holds rows."""
-    return [path] if is_run(path) else sorted(filter(is_run, path.iterdir())) if path.is_dir() else []
+    """Returns the run folders that a path names: itself, or those in it that no changed step left; none for rows."""
+    if is_run(path) or not path.is_dir():
+        return [path] if is_run(path) else []
+    return sorted(folder for folder in path.iterdir() if is_run(folder) and not is_set_aside(folder))
 
 
 def _finished_run(folder: Path, evaluated: dict[str, Path]) -> ScalingRun:
@@ -182,7 +184,8 @@ def _finished_run(folder: Path, evaluated: dict[str, Path]) -> ScalingRun:
         other = next(iter(evaluated.values()))
         raise DataError(f"was evaluated on other rows than {other}", where=str(first), hint="one law has one data.eval")
     tokens = sum(source["loss_tokens"] for source in record["trained"])
-    return ScalingRun(str(record.get("name") or folder.name), parameters, tokens, losses[-1])
+    loss = _number(str(folder), "eval_loss", {"eval_loss": losses[-1]})
+    return ScalingRun(str(record.get("name") or folder.name), parameters, tokens, loss)
 
 
 def _run(where: str, values: Mapping[str, Any]) -> ScalingRun:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..best_of_n import FILE
+from ..runs import is_set_aside
 from ..stats.intervals import interval, scale_of
 from .board import BoardRow, BoardRun, Column, ColumnMetric, Curve, CurvePoint, Leaderboard, Notice
 from .format import Speller, arrow
@@ -187,7 +188,7 @@ def best_of_n_curves(folders: Sequence[Path]) -> tuple[list[Curve], list[Notice]
     """Reads what the tool ``best_of_n`` wrote beside run folders; a damaged file becomes a notice."""
     beside = {path.resolve() for folder in folders for path in folder.resolve().parent.glob(f"*/{FILE}")}
     curves, notices = [], []
-    for path in sorted(path for path in beside if ".old-" not in path.parent.name):
+    for path in sorted(path for path in beside if not is_set_aside(path.parent)):
         try:
             record = json.loads(path.read_bytes())
             points = tuple(_best_of(point) for point in record["points"])

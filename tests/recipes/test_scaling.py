@@ -90,6 +90,7 @@ def test_run_folders_give_the_law_that_their_figures_give(run_folder, tmp_path, 
         lines = [json.loads(line) for line in (copy / "log.jsonl").read_text().splitlines()]
         changed = [{**line, "eval_loss": run["loss"]} if "eval_loss" in line else line for line in lines]
         (copy / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    shutil.copytree(tmp_path / "copies" / "run0", tmp_path / "copies" / "run0.old-1")  # of a pipeline's changed step
     scaling(tmp_path / "copies", "--draws", "100", "-o", str(tmp_path / "out"))
     folders = capsys.readouterr().out.splitlines()[0]
     scaling(write_rows(tmp_path / "runs.jsonl", figures), "--draws", "100", "-o", str(tmp_path / "out"))
@@ -120,6 +121,10 @@ def test_a_law_has_one_held_out_set_and_its_runs_are_evaluated_at_their_end(run_
     (other / "log.jsonl").write_text('{"step": 1, "eval_loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     with pytest.raises(PosttrainError, match="was not evaluated after its last step"):
         run_command("scaling", str(other), "-o", str(tmp_path / "out"))
+    (other / "log.jsonl").write_text('{"step": 2, "eval_loss": "nan"}\n')
+    edit(other / "run.json", {"data": json.loads((run_folder / "run.json").read_text())["data"]})
+    with pytest.raises(PosttrainError, match=r"runs/two: 'eval_loss' is 'nan', which is no number above zero"):
+        run_command("scaling", str(run_folder.parent), "-o", str(tmp_path / "out"))
 
 
 def test_holding_out_all_runs_and_more_leaves_none_to_fit(tmp_path):
