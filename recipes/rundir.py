@@ -92,13 +92,14 @@ def _holds_work(run_dir: Path) -> bool:
 
 
 def origin_of(loaded: Loaded) -> dict[str, Any]:
-    """Returns the part of a record that says what is trained: recipe, the model it starts from, others, code."""
-    start = loaded.recipe.model.name_or_path
+    """Returns the part of a record that says what is trained: recipe, models, a tokenizer of its own, code."""
+    start, tokenizer = loaded.recipe.model.name_or_path, Path(loaded.recipe.model.tokenizer or "")
     return {
         "recipe": loaded.values,
         "recipe_hash": loaded.hash,
         "parent": parent_of(start),
         "models": [parent_of(name) for name in loaded.recipe.models if name != start],
+        "tokenizer": checkpoints.tokenizer_hash(tokenizer) if tokenizer.is_dir() and tokenizer.name else None,
         "code": [[Path(file).name, hash_file(Path(file))] for file in loaded.recipe.code],
     }
 
@@ -117,6 +118,8 @@ def change_since(record: dict[str, Any], origin: dict[str, Any]) -> str | None:
     for (name, new), (_, old) in zip(origin["code"], record.get("code", ()), strict=False):  # older records have none
         if new != old:
             return f"changed since the run began: {name}"
+    if record.get("tokenizer") not in (None, origin["tokenizer"]):
+        return "changed since the run began: the tokenizer"
     return None
 
 

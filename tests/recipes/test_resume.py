@@ -463,6 +463,20 @@ def test_a_finished_run_is_not_taken_for_one_with_another_template(
         run(recipe)
 
 
+def test_a_finished_run_is_not_taken_for_one_with_another_tokenizer(
+    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    tokenizer = shutil.copytree(tiny_model_dir, tmp_path / "tokenizer")
+    model = {"name_or_path": str(tiny_model_dir), "tokenizer": str(tokenizer), "chat_template": "chatml"}
+    recipe = make_recipe(sections={"model": model})
+    run(recipe)
+    run(recipe)
+    settings = tokenizer / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 77}))
+    with pytest.raises(RunFolderError, match="changed since the run began: the tokenizer"):
+        run(recipe)
+
+
 def test_a_finished_run_is_not_taken_for_one_with_another_reward(
     make_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
