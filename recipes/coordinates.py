@@ -164,6 +164,7 @@ def _trained(
     """Trains a cell in a folder that is not kept; ``before`` is called with the trainer."""
     from .decisions import placed, trainer_config
     from .train import build
+    from .watchdog import Watchdog
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -174,6 +175,7 @@ def _trained(
     ):
         loaded = _variant(ready.job.loaded, cell, folder, fields)
         trainer = build(replace(ready, job=replace(ready.job, loaded=loaded), args=trainer_config(loaded)))
+        trainer.remove_callback(Watchdog)  # it ends what blows up, which is what is looked for
         before(trainer)
         trainer.train()
     return trainer

@@ -569,7 +569,7 @@ class _Work:
         right = [item.values[check.column] for item in items]
         try:
             verdicts = VERIFIERS[check.verifier]([item.values[check.of] for item in items], right)
-        except ValueError as error:
+        except (ValueError, SyntaxError) as error:
             where = f"{self.spec.rows.title}, column '{check.column}'"
             raise DataError(f"cannot be verified by {check.verifier}: {error}", where=where) from error
         for item, verdict in zip(items, verdicts, strict=True):

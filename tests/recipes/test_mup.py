@@ -1,15 +1,17 @@
 """muP: each weight starts and moves by the table of Yang et al. 2022, and what it learns does not depend on width."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from posttrain.recipes.check import check_all
-from posttrain.recipes.coordinates import slope
-from posttrain.recipes.decisions import check_engine
+from posttrain.recipes.coordinates import ShortRun, _loss, slope
+from posttrain.recipes.decisions import check_engine, decide, trainer_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.mup import TYPES, WeightScale, check_optimizer, groups, initialise, scales
@@ -277,6 +279,17 @@ def test_the_tool_tells_mup_from_the_standard_parametrisation(
     # the base is the base: at its width both are one model, and so are their losses
     losses = [row[2] for row in report["tables"][1]["rows"]]
     assert losses[:2] == losses[2:]
+
+
+@pytest.mark.parametrize("watchdog", ["warn", "rewind"])
+def test_a_rate_that_diverges_ends_no_sweep(
+    make_recipe: Callable[..., Path], tiny_model_dir: Path, watchdog: str
+) -> None:
+    loaded = load(recipe_of(make_recipe, tiny_model_dir))
+    loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"watchdog": watchdog}))
+    ready = decide(loaded, trainer_config(loaded))
+    assert _loss(ready, ShortRun(mup=False, times=1, seed=1, rate=1e30), 3) == math.inf
+    assert _loss(ready, ShortRun(mup=False, times=1, seed=1, rate=1e-3), 3) < math.inf
 
 
 def test_the_tool_needs_a_base(make_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -298,10 +298,11 @@ def test_a_method_that_cannot_be_verified_or_read_is_refused_before_anything_is_
     assert not asked
 
 
-def test_an_answer_that_is_no_number_is_one_clear_error(tmp_path: Path) -> None:
-    check = {"verifier": "numeric", "of": "worked", "column": "answer"}
-    with pytest.raises(PosttrainError, match=r"seeds\.jsonl, column 'answer': cannot be verified by numeric"):
-        make(tmp_path, str.upper, [{"question": "Why?", "answer": "so"}], verify=[check])
+@pytest.mark.parametrize("verifier", ["numeric", "tests"])
+def test_what_nothing_can_be_verified_by_is_one_clear_error(tmp_path: Path, verifier: str) -> None:
+    check = {"verifier": verifier, "of": "worked", "column": "answer"}
+    with pytest.raises(PosttrainError, match=rf"seeds\.jsonl, column 'answer': cannot be verified by {verifier}"):
+        make(tmp_path, str.upper, [{"question": "Why?", "answer": "so it is"}], verify=[check])
 
 
 @pytest.mark.parametrize(
