@@ -831,9 +831,13 @@ def _join_parquet(parts: Sequence[Path], path: Path, name: str) -> None:
     def rows_of(part: Path) -> list[Any]:
         return [from_json(line) for line in part.read_bytes().splitlines()]
 
+    def schema_of(rows: list[Any]) -> pa.Schema:  # `from_pylist` would take the names of the first row alone
+        names = dict.fromkeys(itertools.chain.from_iterable(rows))
+        return pa.table({name: [row.get(name) for row in rows] for name in names}).schema
+
     try:
-        tables = (pa.Table.from_pylist(rows_of(part)) for part in parts)
-        schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+        schemas = [schema_of(rows_of(part)) for part in parts]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
         with pq.ParquetWriter(path, schema) as out:
             for part in parts:
                 out.write_table(pa.Table.from_pylist(rows_of(part), schema=schema))

@@ -247,8 +247,9 @@ def test_a_block_without_all_of_its_rows_is_decided_on_again(tmp_path: Path, mon
     assert [row["n"] for row in read_rows(tmp_path / "out" / "a.jsonl")] == [*range(1, 95, 2)]
 
 
-def test_parquet_holds_keys_that_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_tool, "BLOCK_ROWS", 4)
+@pytest.mark.parametrize("block", [4, 64])
+def test_parquet_holds_keys_that_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(row_tool, "BLOCK_ROWS", block)
     rows = [{"n": number} | ({"late": "x"} if number > 6 else {}) for number in range(1, 12, 2)]
     odd(write_rows(tmp_path / "a.jsonl", rows), output_format="parquet").run(tmp_path / "out")
     table = pyarrow.parquet.read_table(tmp_path / "out" / "a.parquet").to_pylist()
