@@ -149,6 +149,18 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def hash_tree(folder: Path, pattern: str = "**/*") -> str:
+    """Returns 16 hexadecimal digits of the names and bytes of a folder's files, but for hidden and compiled ones.
+
+    Args:
+        folder: The folder.
+        pattern: Which of its files: by default all below it; ``*`` are those directly in it.
+    """
+    found = sorted(file.relative_to(folder) for file in folder.glob(pattern) if file.is_file())
+    named = [file for file in found if not any(part[0] == "." or part == "__pycache__" for part in file.parts)]
+    return hash_json([[file.as_posix(), hash_file(folder / file)] for file in named])
+
+
 def hash_json(value: Any) -> str:
     """Returns 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -18,7 +18,7 @@ from .kept_texts import KeptTexts
 from .ngrams import mix_bits, ngrams, split_words, words_in
 from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, TextTool, canonical_reader, decide_readable
 from .score_columns import Bounds, column_taken, outside
-from .sources import Row, content_hash
+from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources
 from .tool_report import EXAMPLES, Bar, Plot, Table, Tally, ToolReport, percent
@@ -96,12 +96,10 @@ class Quality(TextTool):
         return self
 
     def identity(self) -> Any:
-        """Returns the hashes of what the classifier is made from."""
+        """Returns the hash of the classifier, or of the terms that it learns from beside sources."""
         if self.classifier is not None:
             return hash_file(self._classifier_file())
-        learnt_from = [*(self.good or ()), *(self.bad or ()), *(self.labelled or ())]
-        hashes = [content_hash(source, Path()) for source in learnt_from]
-        return hashes + ([hash_file(path_of(self.terms))] if self.terms and path_of(self.terms).is_file() else [])
+        return hash_file(path_of(self.terms)) if self.terms and path_of(self.terms).is_file() else None
 
     def _classifier_file(self) -> Path:
         path = Path(self.classifier or "")

@@ -31,7 +31,7 @@ from .formats import Canonicalize, canonicalizer, choose
 from .progress import progress_shown
 from .sources import Row, content_hash, is_hub, local_files, read_rows
 from .spec import Kind, SourceSpec
-from .tool import Sources, Tool
+from .tool import Sources, Tool, sources_of
 from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
 
 BLOCK_ROWS = 4096
@@ -215,7 +215,7 @@ class RowTool(Tool):
         return None
 
     def identity(self) -> Any:
-        """Returns what the outcome depends on beside arguments and rows, such as the hash of a model's folder."""
+        """Returns what the outcome depends on beside arguments and sources, such as the hash of a model's folder."""
         return None
 
     def run(self, output_dir: Path) -> str:
@@ -230,7 +230,7 @@ class RowTool(Tool):
 
     def _run(self, output_dir: Path) -> str:
         arguments = self.model_dump(mode="json")
-        hashes = [content_hash(source, Path()) for source in self.sources]
+        hashes = [content_hash(source, Path()) for source in sources_of(self)]
         identity = [WORK_VERSION, type(self).__name__, arguments, hashes, self.identity()]
         work = output_dir / f".work-{hash_json(identity)}"
         for other in output_dir.glob(".work-*"):

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from .errors import DataError, missing_column
-from .files import hash_file
+from .files import hash_tree
 from .personal_data import (
     KINDS,
     NATIONAL,
@@ -95,9 +95,9 @@ class Scrub(RowTool):
         return self
 
     def identity(self) -> Any:
-        """Returns a hash of the seed, which the arguments do not hold, and those of the files of a model's folder."""
-        model = sorted(filter(Path.is_file, Path(self.ner).glob("*"))) if self.ner else []
-        return [self.seed and hashlib.sha256(self.seed.encode()).hexdigest(), *map(hash_file, model)]
+        """Returns hashes of the seed, which the arguments do not hold, and of the files of a model's folder."""
+        model = hash_tree(Path(self.ner), "*") if self.ner else None
+        return [self.seed and hashlib.sha256(self.seed.encode()).hexdigest(), model]
 
     def finders(self) -> Sequence[Finder]:
         """Returns what looks for each kind, in the order in which they come first where finds overlap.

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from .embeddings import server_embeddings, static_embeddings
 from .endpoint import EndpointSpec
 from .errors import DataError
-from .files import write_jsonl_log
+from .files import hash_tree, write_jsonl_log
 from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
@@ -102,6 +102,10 @@ class Semantic(TextTool):
         if (self.model is None) == (self.endpoint is None):
             raise ValueError("give a `model` or an `endpoint`, one of the two")
         return self
+
+    def identity(self) -> Any:
+        """Returns the hash of the model's folder, if it is one."""
+        return hash_tree(Path(self.model)) if self.model and Path(self.model).is_dir() else None
 
     def plan(self, folder: Path) -> Plan:
         """Embeds all rows, compares them, and reads again those that are alike."""

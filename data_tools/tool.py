@@ -52,3 +52,10 @@ Sources = Annotated[
     ),
     Field(min_length=1),
 ]
+
+
+def sources_of(tool: Tool) -> list[SourceSpec]:
+    """Returns every source that a tool reads, in the order of the fields that name them."""
+    values = [getattr(tool, name) for name in type(tool).model_fields]
+    listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in listed if isinstance(one, SourceSpec)]

@@ -52,12 +52,14 @@ class ModelRows(TextTool):
             raise ValueError("columns are read as texts; say `of: text` beside them")
         return self
 
-    def identity(self) -> str:
-        """Returns the hash of the model."""
+    def identity(self) -> Any:
+        """Returns the hash of the model, and the chat template's text."""
+        from .. import chat_templates
         from ..evals.checkpoints import model_hash
         from ..evals.runs import locate
 
-        return model_hash(locate(self.model))
+        template = chat_templates.load(self.chat_template).source if self.chat_template else None
+        return [model_hash(locate(self.model)), template]
 
 
 class RowModel:

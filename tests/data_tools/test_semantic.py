@@ -53,6 +53,15 @@ def semantic(path: str, folder: Path, **more: Any) -> list[dict[str, Any]]:
     return read_rows(folder / Path(path).name)
 
 
+def test_another_model_in_the_same_folder_does_the_work_again(tmp_path: Path) -> None:
+    tool = Semantic(sources=[SourceSpec(path="a.jsonl")], model=str(tmp_path))
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "model.safetensors").write_bytes(b"one")
+    before = tool.identity()
+    (tmp_path / "part" / "model.safetensors").write_bytes(b"two")
+    assert tool.identity() != before
+
+
 def test_what_is_alike_is_flagged_and_stays(tmp_path: Path, static_model: str) -> None:
     path = write_texts(tmp_path / "a.jsonl", [*SAME, "alice said nothing"])
     rows = semantic(path, tmp_path / "out", model=static_model)

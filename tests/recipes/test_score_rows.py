@@ -216,6 +216,18 @@ def test_a_killed_call_scores_nothing_twice_and_ends_with_the_same_bytes(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_another_template_in_the_same_file_does_the_work_again(
+    tmp_path: Path, alpaca: str, instruct_model_dir: Path
+) -> None:
+    template = tmp_path / "own.jinja"
+    source = (Path(__file__).parents[2] / "chat_templates" / "alpaca.jinja").read_text()
+    tool = ScoreRows(sources=[SourceSpec(path=alpaca)], model=str(instruct_model_dir), chat_template=str(template))
+    template.write_text(source)
+    before = tool.identity()
+    template.write_text(source.replace("Response", "Answer"))
+    assert tool.identity() != before
+
+
 def test_bounds_by_quantile_keep_the_share_that_is_named() -> None:
     values = np.random.default_rng(0).permutation(100).astype(np.float64)
     for share in (0.0, 0.29, 0.5, 0.9):

@@ -8,11 +8,13 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 from posttrain.chat_templates.errors import InputError
+from posttrain.data_tools import row_tool
 from posttrain.data_tools.errors import SpecError
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.recipes import pipeline as pipelines
 from posttrain.recipes.tools import TOOLS, load_tool, run_command
 
+from ..rows import write_texts
 from .conftest import posttrain
 
 WORLD = Path(__file__).parents[2] / "recipes" / "library" / "quickstart" / "world.py"
@@ -117,6 +119,44 @@ def test_a_source_on_the_command_line_says_what_a_recipe_may_say(
     with pytest.raises(SystemExit, match="0"):
         run_command("dedup", "out", "--against", "other.txt", "-o", "deduped")
     assert Path("deduped/out.jsonl").read_text() == '{"text":"bad film","label":"0"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "more"),
+    [
+        ("dedup", "against", {}),
+        ("quality", "good", {"bad": "bad.jsonl"}),
+        ("sample", "target", {"by": "dsir_mean", "tokens": 100.0}),
+        ("select", "queries", {"count": 4}),
+    ],
+)
+def test_a_killed_tool_does_not_go_on_with_rows_to_compare_with_that_were_corrected_since(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, field: str, more: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sides = [[f"{word} {number} {word} {number + 1} {word}" for number in range(150)] for word in ("river", "stone")]
+    write_texts(Path("rows.jsonl"), [text for pair in zip(*sides, strict=True) for text in pair][:60])
+    write_texts(Path("bad.jsonl"), [f"{number} of neither {number}" for number in range(150)])
+    given = more | ({"model": str(tiny_model_dir)} if name == "select" else {})
+    tool = load_tool(name).model_validate({"sources": "rows.jsonl", field: "like.jsonl", **given})
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def written(folder: str) -> bytes:
+        tool.run(Path(folder))
+        return Path(folder, "rows.jsonl").read_bytes()
+
+    write_texts(Path("like.jsonl"), sides[0])
+    before = written("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(row_tool, "join", killed)  # when every block is there
+        with pytest.raises(KeyboardInterrupt):
+            tool.run(Path("out"))
+    write_texts(Path("like.jsonl"), sides[1])
+    after = written("out")
+    assert after == written("fresh")
+    assert after != before, "what it is compared with decides"
 
 
 OWN = '''
