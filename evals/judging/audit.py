@@ -17,7 +17,7 @@ from ..sequences import grouped
 from ..stats.bootstrap import kappa
 from ..stats.intervals import Estimate, mean_estimate, wilson
 from .families import Family, family_named, kinship
-from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Battle, Judgment, battles
+from .judgments import HUMAN, NULL, WITHOUT_VERDICT, Battle, Judgment, battles, one_way
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -175,7 +175,7 @@ def audit(judgments: Iterable[Judgment], families: Mapping[str, Family] | None =
     Returns:
         Rows by judge, in the order in which judges, prompt sets and pairs first appear.
     """
-    judgments = list(judgments)
+    judgments = one_way(judgments)
     by_judge = grouped(judgments, lambda j: (j.judge, j.judge_version))
     pairs = {
         key: list(grouped(own, lambda j: (j.task, j.candidate, j.opponent)).values()) for key, own in by_judge.items()

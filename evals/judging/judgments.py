@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -226,6 +226,31 @@ def judgment_from(record: dict[str, Any], where: str) -> Judgment:
 
 
 # --- battles ---
+
+
+def seen_from(candidate: str, judgment: Judgment) -> Judgment:
+    """Turns a judgment of two answers so that the candidate stands on its own side."""
+    if judgment.opponent is None or judgment.candidate == candidate:
+        return judgment
+    sides = ("", "_name", "_answer", "_length")
+    turned = {f"candidate{side}": getattr(judgment, f"opponent{side}") for side in sides}
+    turned |= {f"opponent{side}": getattr(judgment, f"candidate{side}") for side in sides}
+    order = "candidate-second" if judgment.order == "candidate-first" else "candidate-first"
+    preference = None if judgment.preference is None else 1 - judgment.preference
+    return replace(judgment, **turned, order=order, preference=preference)
+
+
+def one_way(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """Turns all judgments of two models on a prompt set to the way in which their judge's first one has them.
+
+    Which of the two was called the candidate may hang on the order of folders on a command line.
+    """
+    candidates: dict[tuple[str, str, frozenset[str | None]], str] = {}
+    found = []
+    for one in judgments:
+        about = (one.judge_version, one.task, frozenset((one.candidate, one.opponent)))
+        found.append(seen_from(candidates.setdefault(about, one.candidate), one))
+    return found
 
 
 def battles(judgments: Iterable[Judgment]) -> list[Battle]:

@@ -11,7 +11,7 @@ from ..records import Metric, Result, Score, now, parquet, versions
 from ..sequences import grouped
 from ..stats.intervals import Estimate, mean_estimate
 from ..stats.win_rates import Battle, bounds, counts, win_rate
-from .judgments import Judgment, battles
+from .judgments import Judgment, battles, seen_from
 from .plan import JudgingPlan
 
 KIND = "judged"
@@ -53,7 +53,7 @@ def record_of(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgm
 
 
 def _compared(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgment]) -> _Found | None:
-    fought = [_seen_from(candidate.model_hash, battle) for battle in battles(judgments)]
+    fought = battles(seen_from(candidate.model_hash, judgment) for judgment in judgments)
     joint = _joint(fought, plan.judges[0].settings.vote) if len(plan.judges) > 1 else fought
     preferences = [(battle.prompt_key, battle.preference) for battle in joint if battle.preference is not None]
     if not preferences:
@@ -75,21 +75,6 @@ def _compared(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgm
     names = ("prompt_id", "prompt_key", "category", "sample", "opponent", "preference", "flipped")
     names += ("candidate_length", "opponent_length", "judged", "asked")
     return _metric("win_rate", won), {name: [getattr(battle, name) for battle in joint] for name in names}, detail
-
-
-def _seen_from(candidate: str, battle: Battle) -> Battle:
-    """Turns a battle so that the candidate stands on its own side."""
-    if battle.candidate == candidate:
-        return battle
-    return replace(
-        battle,
-        candidate=battle.opponent,
-        opponent=battle.candidate,
-        candidate_length=battle.opponent_length,
-        opponent_length=battle.candidate_length,
-        preference=None if battle.preference is None else 1 - battle.preference,
-        net=None if battle.net is None else -battle.net,
-    )
 
 
 def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:

@@ -9,7 +9,7 @@ import numpy as np
 from ..answers import Answer
 from ..judging.audit import AuditRow, audit
 from ..judging.families import families_of
-from ..judging.judgments import NULL, Battle, Judgment, battles
+from ..judging.judgments import NULL, Battle, Judgment, battles, one_way
 from ..records import model_of
 from ..sequences import grouped
 from ..stats.bradley_terry import components, fit
@@ -173,7 +173,7 @@ def _judging(
     tested: Tested,
 ) -> Judging:
     first = group[0]
-    found = [battle for battle in battles(group) if NULL not in (battle.candidate, battle.opponent)]
+    found = [battle for battle in battles(one_way(group)) if NULL not in (battle.candidate, battle.opponent)]
     present = _players(group, players)
     ranking, note, apart = _ranking(found, present)
     about = (first.judge_version, first.task)

@@ -49,6 +49,25 @@ def test_a_match_counts_ties_half_and_has_an_interval(tmp_path: Path):
     assert match.wins.low < 0.7 < (match.wins.high or 0)
 
 
+def test_votes_are_one_match_whichever_of_the_two_was_named_first(tmp_path: Path):
+    human = {"judge": "human", "judge_version": "anna", "backend": "human", "judge_model": "anna"}
+    duel(tmp_path, [1.0] * 12 + [0.0] * 8)
+    sides = [(f"{name}-weights", f"{name}/final") for name in ("mine", "theirs")]
+    texts = [[answer(i, f"{name} {i}") for i in range(20)] for name in ("mine", "theirs")]
+    for i in range(20):  # of 20 votes "mine" wins 15, cast in two sessions that had the folders in another order
+        mine, theirs = ((*side, some[i]) for side, some in zip(sides, texts, strict=True))
+        first, second = (mine, theirs) if i < 10 else (theirs, mine)
+        won = float((i % 4 > 0) == (first is mine))
+        save_judgments(tmp_path / first[1][:-6], [judgment(first, second, preference=won, **human)])
+    board = build([tmp_path])
+    (votes,) = (judging for judging in board.judgings if judging.backend == "human")
+    (match,) = votes.matches
+    assert (match.candidate, match.wins.value, match.battles) == ("mine-weights", 0.75, 20)
+    (row,) = (row for row in votes.audit if not row.is_sum)
+    assert (row.n, row.win_rate and row.win_rate.value) == (20, 0.75)
+    assert board.compared == 2  # the judge's match and the voter's
+
+
 def test_three_players_are_ranked_into_tiers(tmp_path: Path):
     board = build([world(tmp_path)])
     judging = board.judgings[0]
