@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import RowError
@@ -57,6 +58,7 @@ _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.
 _READ = frozenset(
     {"role", "from", "content", "value", "tool_call_id", "tool_calls", "function_call", *_REASONING, *_MARKS, *_REFUSED}
 )
+_SPOKEN = frozenset({"role", "content"})  # what most messages have alone
 _READ_PARTS = frozenset({"type", "text", "value", *_REASONING, *_MARKS})
 
 
@@ -105,6 +107,20 @@ def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> l
     if system and system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def texts_of_message(message: Mapping[str, Any]) -> list[str]:
+    """Returns what a message says, be it canonical or as found: its content, its reasoning, and its calls as JSON.
+
+    The ids of calls say nothing: they are drawn anew for each.
+    """
+    said = [message.get("content")]
+    if not message.keys() <= _SPOKEN:
+        said += [message.get(name) for name in _REASONING]
+        calls = message.get("tool_calls") or message.get("function_call") or []
+        for call in calls if isinstance(calls, list) else [calls]:
+            said.append(call.get("function", call) if isinstance(call, dict) else call)
+    return [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in said if one]
 
 
 def unread_keys(value: Any) -> set[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 from pydantic import Field, model_validator
 
+from .conversations import texts_of_message
 from .errors import DataError, missing_column
 from .files import write_jsonl_log
 from .kept_texts import KeptTexts
@@ -33,6 +34,7 @@ from .row_tool import (
     decide_readable,
     first_rows,
     readable,
+    text_and_tools,
     turn_places,
 )
 from .sources import Row
@@ -134,7 +136,7 @@ class Dedup(TextTool):
         Raises:
             DataError: The rows do not fit.
         """
-        return self.reader(source) if self.by == "row" else turns_reader(source)
+        return self.reader(source, text_and_tools) if self.by == "row" else turns_reader(source)
 
     def plan(self, folder: Path) -> Plan:
         """Reads all rows once for their hashes, and those worth comparing again."""
@@ -212,7 +214,7 @@ def turns_reader(source: SourceSpec) -> "Callable[[Row], list[str]]":
             raise missing_column("messages", row.values)
         starts = [*_turn_starts(messages), len(messages)]
         return [
-            "\n".join(text for text in (turn.get("content") for turn in messages[begin:end]) if isinstance(text, str))
+            "\n".join(itertools.chain.from_iterable(map(texts_of_message, messages[begin:end])))
             for begin, end in itertools.pairwise(starts)
         ]
 

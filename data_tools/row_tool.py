@@ -24,6 +24,7 @@ from pydantic import Field
 from pydantic_core import from_json, to_json
 
 from ..chat_templates.errors import PosttrainError
+from .conversations import texts_of_message
 from .dataset import DataReport
 from .errors import DataError, RowError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
@@ -41,7 +42,7 @@ _FILES = ("file", "held_out_file")  # of a source, in a report
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
 LEFT_OUT = "left_out.log"
-WORK_VERSION = 2  # raise it whenever what an older version left half done is not what this one would have written
+WORK_VERSION = 3  # raise it whenever what an older version left half done is not what this one would have written
 _SUFFIXES = _KEPT, _HELDOUT, _GONE = ".jsonl", ".heldout", ".gone"  # what is written of a block
 _SHOWN = 500  # characters of a detail in the log
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
@@ -316,17 +317,39 @@ def _refuse_left_over(folder: Path, written: Sequence[str]) -> None:
         raise DataError(what, where=str(folder), hint="name another folder: -o, or remove that one")
 
 
+def canonical_text(values: Mapping[str, Any]) -> str:
+    """Returns what a row of canonical columns says, the parts of a conversation on lines of their own."""
+    said = [values[name] for name in ("text", "text_pair") if name in values]
+    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
+        value = values.get(name)
+        said += [value] if isinstance(value, str) else itertools.chain.from_iterable(map(texts_of_message, value or ()))
+    return "\n".join(said)
+
+
+def text_and_tools(values: Mapping[str, Any]) -> str:
+    """Returns what a row says and, if it may call tools, a number that stands for them.
+
+    Written out, the tools that many rows have in common would make near-duplicates of whatever is asked of them.
+    """
+    text, tools = canonical_text(values), values.get("tools")
+    return f"{text}\n[tools {int(hash_json(tools)[:12], 16)}]" if tools else text
+
+
 class TextTool(RowTool):
     """A row tool that reads what rows say."""
 
     columns: list[str] | None = None
-    """The columns whose texts count; by default those that the rows' layout reads: a text, a conversation, a prompt
-    with its answers."""
+    """The columns whose texts count; by default those that the rows' layout reads: a text, a conversation with its
+    reasoning and calls of tools, a prompt with its answers."""
 
-    def reader(self, source: SourceSpec) -> Callable[[Row], str]:
-        """Returns what gives a row's text, the parts of a conversation on lines of their own.
+    def reader(
+        self, source: SourceSpec, text_of: Callable[[Mapping[str, Any]], str] = canonical_text
+    ) -> Callable[[Row], str]:
+        """Returns what gives a row's text, the parts of a conversation on lines of their own; it raises RowError.
 
-        It raises RowError.
+        Args:
+            source: The source.
+            text_of: Gives the text of canonical columns, where no columns are named.
 
         Raises:
             DataError: No known layout fits the rows, and no columns are named.
@@ -343,16 +366,7 @@ class TextTool(RowTool):
             return read_columns
         canonical = canonical_reader(source, get_args(Kind))
 
-        return lambda row: canonical_text(canonical(row.values))
-
-
-def canonical_text(values: Mapping[str, Any]) -> str:
-    """Returns what a row of canonical columns says, the parts of a conversation on lines of their own."""
-    said = [values[name] for name in ("text", "text_pair") if name in values]
-    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
-        if name in values:
-            said += _turns(values[name])
-    return "\n".join(said)
+        return lambda row: text_of(canonical(row.values))
 
 
 def text_blocks(source: SourceSpec, read: Callable[[Row], str | list[str]]) -> Iterator[list[tuple[str, str]]]:
@@ -413,13 +427,6 @@ def decide_readable(
         return [outcomes[place] for place in range(len(rows))]
 
     return decide_all
-
-
-def _turns(value: Any) -> list[str]:
-    """Returns what a text or the messages of a conversation say."""
-    if isinstance(value, str):
-        return [value]
-    return [turn["content"] for turn in value or () if isinstance(turn.get("content"), str)]
 
 
 def canonical_reader(

@@ -26,7 +26,7 @@ from .files import hash_tree, write_jsonl_log
 from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable
+from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable, text_and_tools
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import EXAMPLES, Table, Tally, ToolReport
@@ -203,7 +203,7 @@ class _Texts(KeptTexts):
         self.code: set[str] = set()
         record = folder.parent.parent / RECORD
         self.embed = static_embeddings(spec.model) if spec.model else server_embeddings(_given(spec.endpoint), record)
-        readers = [self._reader(spec.reader(source)) for source in spec.sources]
+        readers = [self._reader(spec.reader(source, text_and_tools)) for source in spec.sources]
         super().__init__(folder, spec.sources, readers, self._vectors, "embedding rows")
         self.vectors: Vectors = self.found("vectors")
 

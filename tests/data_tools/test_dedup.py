@@ -360,6 +360,44 @@ def test_chats_are_compared_by_what_is_said(tmp_path: Path) -> None:
     assert only == [{"q": "a", "x": 1}]
 
 
+def asked(question: str = "How many is it?", **answer: Any) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "It is five."} | answer]
+    }
+
+
+def called(name: str, number: str = "1", **arguments: Any) -> dict[str, Any]:
+    call = {"type": "function", "id": f"call_{number}", "function": {"name": name, "arguments": arguments}}
+    return asked(content="", tool_calls=[call])
+
+
+@pytest.mark.parametrize("by", ["row", "turn"])
+def test_chats_that_reason_or_call_otherwise_say_other_things(tmp_path: Path, by: str) -> None:
+    rows = [
+        asked(),
+        asked(reasoning_content="Two and three."),
+        asked(reasoning_content="One and four."),
+        called("calc", a=2),
+        called("calc", a=3),
+        called("search", a=3),
+    ]
+    again = [called("search", "2", a=3), asked(reasoning_content="Two and three.")]
+    path = write_texts(tmp_path / "a.jsonl", [*rows, *again])
+    assert dedup(path, tmp_path / "out", by=by) == rows
+    assert {entry["how"] for entry in read_rows(tmp_path / "out" / "removed.log")} == {"exact"}
+
+
+def test_tools_tell_chats_apart_and_make_none_alike(tmp_path: Path) -> None:
+    calc, search = (
+        {"type": "function", "function": {"name": name, "description": f"{name} " + " ".join(WORDS)}}
+        for name in ("calc", "search")
+    )
+    rows = [asked() | {"tools": tools} for tools in ([calc], [calc, search])]
+    other = asked("And how many are those?") | {"tools": [calc]}
+    path = write_texts(tmp_path / "a.jsonl", [*rows, other, rows[1]])
+    assert dedup(path, tmp_path / "out") == [*rows, other]
+
+
 def turn(question: str, *answers: str) -> list[dict[str, str]]:
     answered = [{"role": "assistant", "content": answer} for answer in answers]
     return [{"role": "user", "content": question}, *answered]

@@ -95,6 +95,15 @@ def test_only_what_agrees_may_go(tmp_path: Path, static_model: str) -> None:
     assert [row["text"] for row in kept] == rows[:-1]
 
 
+def test_a_chat_with_other_tools_does_not_go(tmp_path: Path, static_model: str) -> None:
+    talk = [{"role": "user", "content": SAME[0]}, {"role": "assistant", "content": SAME[1]}]
+    tools = [{"type": "function", "function": {"name": name}} for name in ("calc", "search")]
+    rows = [{"messages": talk, "tools": some} for some in (tools, tools[:1], tools)]
+    path = write_texts(tmp_path / "a.jsonl", rows)
+    kept = semantic(path, tmp_path / "out", model=static_model, remove=True)
+    assert [row["tools"] for row in kept] == [tools, tools[:1]]
+
+
 def test_rows_of_one_template_do_not_go_for_the_template(tmp_path: Path, static_model: str) -> None:
     frame = "the patient has a history of cancer and then he said"
     rows = [f"{frame} cat", f"{frame} mat", f"{frame} the cat"]
