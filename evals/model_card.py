@@ -111,6 +111,8 @@ def why_not(cell: Cell) -> str | None:
     detail = detail_of(cell.score)
     if cell.score.get("judge_version"):
         return "a judge's figure"
+    if clean := mapping(cell.score.get("clean")):
+        return f"without {len(clean['without'])} items that training data holds"
     if detail.get("kind") != "lm-eval":
         return "not a task of lm-eval, or scored before this was recorded"
     changes = detail.get("changes")

@@ -1,5 +1,6 @@
 """The Hub's own parser reads back what the card says, and finds only results that are what their names say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from posttrain.evals.model_card import write_card
 from posttrain.evals.spec import SuiteSpec, TaskSpec
 from posttrain.evals.task_index import lm_eval_folder
 
+from .judged_fixtures import harness_samples
 from .report_fixtures import EVIL, make_run, score, share
 
 OWN = {"kind": "lm-eval", "task": "arc_easy", "changes": [], "dataset": {"path": "allenai/ai2_arc", "name": "ARC-Easy",
@@ -59,6 +61,20 @@ def test_whatever_is_changed_or_cut_stays_in_the_text_with_the_reason(tmp_path: 
     (line,) = [line for line in card.splitlines() if line.startswith("| arc")]
     assert "65.0" in line
     assert why in line
+
+
+def test_the_figure_on_clean_items_stands_in_the_text_alone(tmp_path: Path):
+    record = own()
+    run = run_with(tmp_path, record)
+    harness_samples(run, record, [1] * 130 + [0] * 70)
+    touched = [{"id": f"{i}:h{i}", "question": "?", "run": "tuned", "row": "x:1", "words": "w"} for i in range(60)]
+    line = {"task": "arc_easy", "task_hash": record["task_hash"], "items": 200, "rows": 9, "touched": touched}
+    (run / "contamination.jsonl").write_text(json.dumps(line) + "\n")
+    card = write_card(run)
+    assert [result.metric_value for result in read(card).eval_results] == [0.65]
+    whole, clean = (line for line in card.splitlines() if line.startswith("| arc"))
+    assert whole.endswith("| 200 |  |")
+    assert clean.endswith("| 140 | without 60 items that training data holds |")
 
 
 def test_only_the_final_model_s_scores_count(tmp_path: Path):
