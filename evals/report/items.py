@@ -228,10 +228,14 @@ def _perplexity(file: "ParquetFile", names: set[str], metric: str) -> Items | No
     over = {"bits_per_byte": "bytes", "bits_per_token": "tokens"}.get(metric)
     if over is None:
         return None
-    documents, first, nll, size = _columns(file, "document", "first_token", "nll", over)
+    documents, first, tokens, sizes, nll = _columns(file, "document", "first_token", "tokens", "bytes", "nll")
+    size = sizes if over == "bytes" else tokens
     keys = [str(document) for document in documents]
     if len(set(keys)) < _CLUSTERS:
-        keys = [f"{document}:{token}" for document, token in zip(documents, first, strict=True)]
+        # Places are counted in tokens: where another tokenizer makes more of a document, they are places in other text.
+        spans = [(d, start, start + count) for d, start, count in zip(documents, first, tokens, strict=True)]
+        length = {document: end for document, _, end in spans}  # that of its last window
+        keys = [f"{document}:{start}-{end}/{length[document]}" for document, start, end in spans]
     order, groups = np.unique(keys, return_inverse=True)
     y, x = (np.bincount(groups, weights=np.array(w, dtype=np.float64)) for w in (nll, size))
     y = y / math.log(2)

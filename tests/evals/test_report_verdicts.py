@@ -339,6 +339,25 @@ def test_documents_of_a_text_are_compared_pairwise(tmp_path: Path):
     assert found.value == pytest.approx(values[1] - values[0])
 
 
+def test_windows_are_compared_pairwise_only_where_a_tokenizer_cuts_the_text_as_the_other_does(tmp_path: Path):
+    def table(tokens: int, factor: float) -> dict[str, Any]:
+        """One document of 40,000 bytes in windows of 100 tokens, whose last tenth is hard."""
+        first = np.arange(1, tokens, 100)
+        nats = np.where(first / tokens > 0.9, 2.0, 0.7) * factor * 4e6 / tokens * (1 + np.sin(first) / 100)
+        columns = {"document": 0 * first, "first_token": first, "tokens": 0 * first + 100}
+        return {**columns, "bytes": 0 * first + 4e6 / tokens, "nll": nats}
+
+    def compared(root: Path, *tables: dict[str, Any]) -> tuple[Any, float]:
+        values = [float(t["nll"].sum() / math.log(2) / t["bytes"].sum()) for t in tables]
+        return two(root, "bits_per_byte", values, list(tables), higher_is_better=False), values[1] - values[0]
+
+    found, difference = compared(tmp_path / "same", table(10_000, 1), table(10_000, 1.03))
+    assert (found.method, found.verdict, found.value) == ("paired", "worse", pytest.approx(difference))
+    # the shorter list of windows begins as the longer does, and stands for other text at every place
+    found, difference = compared(tmp_path / "other", table(10_000, 1), table(9_200, 1.03))
+    assert (found.method, found.value) == ("unpaired", pytest.approx(difference))
+
+
 def test_pairs_of_one_prompt_are_no_independent_items(tmp_path: Path):
     # Ten prompts stand four times each: the second model is right on two prompts more, not on eight items more.
     prompts = [f"p{i // 4}" for i in range(40)]
