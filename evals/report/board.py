@@ -390,6 +390,7 @@ class BoardRun:
         folder: Its folder, relative to the common parent of all runs.
         stage: The recipe's stage.
         parent: Id of the parent run, if it is on the leaderboard.
+        fork: Id of the parent's row that it started from, if that is.
         offset: Steps of the lineage before this run's first.
         seed: The seed of ``run.json``, or of its recipe where an older record has none of its own.
         record: ``run.json`` as it was read.
@@ -404,6 +405,7 @@ class BoardRun:
     folder: str
     stage: str | None = None
     parent: str | None = None
+    fork: str | None = None
     offset: int = 0
     seed: int | None = None
     record: Record = field(default_factory=dict)
@@ -697,8 +699,7 @@ class Leaderboard:
 
     def fork(self, run: BoardRun) -> BoardRow | None:
         """Returns the row of its parent that a run started from, if it is there."""
-        at = [row for row in self.rows if run.parent and row.run == run.parent and row.position == run.offset]
-        return at[-1] if at else None
+        return self.row(run.fork) if run.fork else None
 
     def run_of(self, row: BoardRow) -> BoardRun:
         """Returns the run that a row belongs to."""

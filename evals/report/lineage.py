@@ -49,7 +49,8 @@ def arrange(folders: Sequence[RunFolder]) -> tuple[list[BoardRun], list[ScoredRo
         else:
             named = mapping(folder.record.get("parent"))
             label = text(named.get("name")) or text(named.get("path"))
-        run = _run(folder, ids[index], shown[index], places[index], parent, _offset(fork, parent, above))
+        origin = {"parent": parent and parent.id, "fork": fork and fork.id, "offset": _offset(fork, parent, above)}
+        run = replace(_run(folder, ids[index], shown[index], places[index]), **origin)
         runs.append(run)
         scored.extend(_rows(folder, run, label, first=len(scored) + 1))
     return runs, scored, {ids[index]: folders[index] for index in order}, doubled
@@ -132,7 +133,7 @@ def _parent_index(i: int, folders: Sequence[RunFolder], names: Sequence[str]) ->
     return None
 
 
-def _run(folder: RunFolder, identity: str, name: str, place: str, parent: BoardRun | None, offset: int) -> BoardRun:
+def _run(folder: RunFolder, identity: str, name: str, place: str) -> BoardRun:
     record = folder.record
     trainer = mapping(mapping(record.get("recipe")).get("trainer"))
     return BoardRun(
@@ -140,8 +141,6 @@ def _run(folder: RunFolder, identity: str, name: str, place: str, parent: BoardR
         name,
         place,
         stage=text(record.get("stage")),
-        parent=parent.id if parent else None,
-        offset=offset,
         seed=whole(record.get("seed", trainer.get("seed"))),
         record=record,
         losses=_series(folder.log, "loss"),

@@ -95,8 +95,8 @@ def board(
             held |= {(row, "cj"): Items(tuple(map(str, range(len(rate)))), rate) for row, rate in rates.items()}
     rows, made = [], []
     for run in range(runs):
-        parent = "run1" if run else None
-        made.append(BoardRun(f"run{run + 1}", f"run{run}", f"run{run}", "sft", parent, steps if run else 0))
+        origin = {"parent": "run1", "fork": f"r{steps}", "offset": steps} if run else {}
+        made.append(BoardRun(f"run{run + 1}", f"run{run}", f"run{run}", "sft", **origin))
         for step in range(1, steps + 1):
             identity, last = f"r{run * steps + step}", step == steps
             cells = {c.id: _cell(c, values[identity, c.id]) for c in columns if (identity, c.id) in values}

@@ -297,6 +297,24 @@ def test_the_ledger_says_what_each_stage_gained_and_lost(tmp_path: Path):
     assert ["gained" in cell or "lost" in cell for cell in line.split("|")[4:7]] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("scored", "step", "origin", "entries"),
+    [
+        ("last", 800, {"path": "runs/sft/checkpoint-400", "weights_hash": "at 400"}, []),  # which nothing has scored
+        ("last", 800, {"path": "runs/sft", "weights_hash": "last"}, ["sft step 800, final"]),
+        ("model", None, {"path": "model", "weights_hash": "model"}, ["sft final"]),  # of no run, so without a step
+    ],
+)
+def test_the_ledger_compares_a_stage_with_the_very_model_that_it_started_from(
+    tmp_path: Path, scored: str, step: int | None, origin: dict[str, Any], entries: list[str]
+):
+    make_run(tmp_path / "sft", "sft", [score("final", step, "arc", share(60, 200), weights_hash=scored)])
+    tuned = score("final", 50, "arc", share(140, 200), weights_hash="tuned")
+    make_run(tmp_path / "dpo", "dpo", [tuned], stage="dpo", parent={"name": "sft", **origin})
+    board = build([tmp_path])
+    assert [board.label(board.row(entry.before)) for entry in board.ledger] == entries
+
+
 def test_any_two_rows_can_be_compared_until_they_are_too_many(tmp_path: Path, monkeypatch):
     run = run_of_two(tmp_path, HARD, better_by(10), better_by(60))
     assert [(d.row, d.against) for d in build([run]).pairs] == [("r3", "r2"), ("r3", "r1"), ("r2", "r1")]
