@@ -118,8 +118,10 @@ def _with_parity(rows: Sequence[BoardRow], held: Mapping[str, RunFolder]) -> lis
         mine = [row for row in rows if row.run == run]
         for comparison in folder.parity if mine else ():
             begin = comparison.one.place.partition("/")[0]  # a checkpoint's folder, or the run's last model
-            row = next((row for row in mine if begin in row.names), last_row(mine))
-            at = rows.index(row)
+            row = next((row for row in mine if begin in row.names), None)
+            if row is None and begin.startswith("checkpoint-"):
+                continue  # it has no scores, and so no row
+            at = rows.index(row or last_row(mine))
             found[at] = replace(found[at], parity=(*found[at].parity, _parity(comparison)))
     return found
 

@@ -216,7 +216,7 @@ def test_a_row_says_whether_its_forms_are_one_model(tmp_path: Path, status: Any,
         ParityCheck("tokens", "same", "all alike"),
         ParityCheck("weights", status, "7 of 9", cause="a stale adapter"),
     )
-    for place in ("adapter", "checkpoint-1"):
+    for place in ("adapter", "checkpoint-1", "checkpoint-9"):  # the last of which nothing has scored
         forms = Form("adapter on its base", place, None), Form("merged model", f"{place}/merged", None)
         write_comparison(run, ParityReport(*forms, checks, None, "exact", versions={}))
     board = build([run])
@@ -225,6 +225,7 @@ def test_a_row_says_whether_its_forms_are_one_model(tmp_path: Path, status: Any,
         "step 2": "not checked",
         "step 3, final": said,
     }
+    assert sum(len(row.parity) for row in board.rows) == 2
     lines = [line for line in to_markdown(board).splitlines() if line.startswith("| run step ")]
     assert [line.removesuffix(" |").rpartition("| ")[2] for line in lines[:3]].count(said) == 2
     page = to_html(board)
