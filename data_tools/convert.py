@@ -16,31 +16,45 @@ from pydantic import Field
 from .conversations import ROLES
 from .dedup import Dedup, RowClusters, cluster_rows
 from .errors import DataError
+from .formats import choose
 from .ngrams import mix_bits
-from .row_tool import Counts, Decide, Outcome, Plan, RowTool, canonical_reader, canonical_text, decide_readable
+from .row_tool import (
+    Counts,
+    Decide,
+    Outcome,
+    Plan,
+    RowTool,
+    canonical_reader,
+    canonical_text,
+    decide_readable,
+    first_rows,
+)
 from .sources import Row
-from .spec import Kind, SourceSpec
+from .spec import FormatName, Kind, SourceSpec
 from .tool_report import Table, ToolReport, percent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TRIMMED = "turns without an answer cut off the end"
+# Layouts whose conversation has what is learnt; of others, and of a mapping, it can be the prompt alone.
+_LEARNT_FROM: tuple[FormatName, ...] = ("messages", "sharegpt", "unpaired")
 
 
 class Convert(RowTool):
     """Converts rows to canonical columns: roles and keys by one name, whatever the file calls them.
 
-    A chat that ends before an answer loses its last turns, as nothing would be learnt from them. What no column of the
-    kind holds is left out, and counted. With `held_out`, rows go to `train/` and `validation/`, the two splits of the
-    folder.
+    A chat that ends before an answer loses its last turns, as nothing would be learnt from them; a prompt, of an answer
+    in a column of its own too, keeps them. What no column of the kind holds is left out, and counted. With `held_out`,
+    rows go to `train/` and `validation/`, the two splits of the folder.
     """
 
     kind: Kind | None = None
     """What the rows become; by default what their columns or mapping say. Conversations also become `prompt`, and
     single ones `prompt_completion`."""
     trim: bool = True
-    """Whether turns after the last answer are cut off conversations; else such a row is left out, with its reason."""
+    """Whether turns after the last answer are cut off conversations with answers; else such a row is left out, with its
+    reason."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of each source's rows that is held out, such as .02. Near-duplicates, as `dedup` finds them, and rows
     of one prompt are not parted."""
@@ -125,10 +139,13 @@ class Convert(RowTool):
         self, source: SourceSpec, unread: "Counter[str] | None" = None
     ) -> Callable[[Row], tuple[dict[str, Any], int]]:
         """Returns what converts a row of a source, and says how many turns were cut; it raises RowError."""
-        canonical = canonical_reader(source, (self.kind,) if self.kind else get_args(Kind), unread)
+        kinds = (self.kind,) if self.kind else get_args(Kind)
+        canonical = canonical_reader(source, kinds, unread)
+        name, kind = choose(source, first_rows(source), kinds)
+        trims = self.trim and name in _LEARNT_FROM and kind != "prompt"
 
         def convert(row: Row) -> tuple[dict[str, Any], int]:
-            values, cut = _trimmed(row.values) if self.trim else (row.values, 0)
+            values, cut = _trimmed(row.values) if trims else (row.values, 0)
             return _without_none(canonical(values)), cut
 
         return convert

@@ -296,6 +296,26 @@ def test_a_chat_that_ends_before_an_answer_loses_its_last_turns(tmp_path: Path) 
     assert [entry["count"] for entry in found["Left out"]] == [1]
 
 
+PARIS = {"role": "user", "content": "Capital of France?"}
+GREETING = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "how"),
+    [
+        ({"chosen": {"from": "gpt", "value": "Paris."}, "rejected": {"from": "gpt", "value": "Rome."}}, {}),
+        ({}, {"kind": "prompt"}),
+        ({"answer": "Paris."}, {"prompt": "{{ conversations }}", "completion": "{{ answer }}"}),
+    ],
+)
+def test_a_prompt_keeps_the_question_it_ends_with(tmp_path: Path, more: dict[str, Any], how: dict[str, Any]) -> None:
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+    row = {"conversations": [*talk, {"from": "human", "value": PARIS["content"]}], **more}
+    source = {"path": write_rows(tmp_path / "a.jsonl", [row]), **{key: how[key] for key in how if key != "kind"}}
+    Convert.model_validate({"sources": [source], "kind": how.get("kind")}).run(tmp_path / "out")
+    assert read_rows(tmp_path / "out" / "a.jsonl")[0]["prompt"] == [*GREETING, PARIS]
+
+
 def test_a_source_of_which_nothing_can_be_converted_is_an_error(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": "Hi", "chosen": ["a", "b"], "rejected": ["c", "d"]}] * 3)
     with pytest.raises(DataError, match=r"none of its 3 rows can be converted: .*a\.jsonl:1: chosen is neither text"):
