@@ -13,17 +13,40 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 Evaluate = Callable[[Values], Any]
 
+# Jinja's filters that write out whatever they are given, None as the word.
+_TEXT_FILTERS = ("capitalize", "lower", "replace", "string", "striptags", "title", "trim", "upper")
+
 
 @functools.cache
 def _environment() -> "Sandbox":
-    from jinja2 import StrictUndefined
+    from jinja2 import StrictUndefined, nodes
 
     from ..chat_templates.sandbox import Sandbox
 
-    environment = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
+    class MappingSandbox(Sandbox):
+        """An environment in which ``~`` joins what the filter ``string`` makes of its values."""
+
+        def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
+            for joined in source.find_all(nodes.Concat):
+                joined.nodes = [nodes.Filter(part, "string", [], [], None, None) for part in joined.nodes]
+            return super()._generate(source, *args, **options)
+
+    environment = MappingSandbox(undefined=StrictUndefined, keep_trailing_newline=True)
     for name in set(environment.globals) - {"range", "namespace"}:
         del environment.globals[name]  # `{{ dict }}` is a misnamed column, not Python's dict
+    environment.finalize = _with_empty(environment.finalize)
+    environment.filters |= {name: _with_empty(environment.filters[name]) for name in _TEXT_FILTERS}
     return environment
+
+
+def _with_empty(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Has a function take None as empty text: a column that is null does not say "None"."""
+
+    @functools.wraps(run)
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        return run(*("" if value is None else value for value in args), **kwargs)
+
+    return filled
 
 
 def syntax_problem(source: str) -> str | None:
@@ -43,23 +66,32 @@ def compile_template(source: str) -> Evaluate:
     """Compiles a template to a function of a row's columns.
 
     A template that is one expression and nothing else, ``{{ label }}``, gives the value itself, so that a number, a
-    truth value or a list stays one. Any other template gives text. The row as a whole is ``row``, for columns whose
-    names are no identifiers: ``{{ row['#1 String'] }}``.
+    truth value or a list stays one; a text keeps the space around it, but for the end of its line. Any other template
+    gives text, in which None is empty. The row as a whole is ``row``, for columns whose names are no identifiers:
+    ``{{ row['#1 String'] }}``.
 
     Raises:
         jinja2.TemplateSyntaxError: The template is not one.
     """
-    from jinja2 import nodes
-
     if "{" not in source:
         return lambda row: source
     environment = _environment()
-    expression = _lone_expression(source)
-    if expression is None:
+    lone = _lone_expression(source)
+    if lone is None:
         return _guarded(environment.from_string(source).render)
-    if expression.isidentifier() and isinstance(environment.parse(source).body[0].nodes[0], nodes.Name):  # type: ignore[attr-defined]
-        return _column(expression)
-    return _guarded(environment.compile_expression(expression, undefined_to_none=False))
+    before, expression, after = lone
+    if expression.isidentifier() and expression.lower() not in ("true", "false", "none"):
+        evaluate = _column(expression)
+    else:
+        evaluate = _guarded(environment.compile_expression(expression, undefined_to_none=False))
+    if not before + after:
+        return evaluate
+
+    def spaced(row: Values) -> Any:
+        value = evaluate(row)
+        return before + value + after if isinstance(value, str) else value
+
+    return spaced
 
 
 def _column(name: str) -> Evaluate:
@@ -76,18 +108,21 @@ def _column(name: str) -> Evaluate:
     return run
 
 
-def _lone_expression(source: str) -> str | None:
-    """Returns the expression of a template that is nothing else, or None."""
+def _lone_expression(source: str) -> tuple[str, str, str] | None:
+    """Returns the expression of a template that is nothing else, between the space around it, or None."""
     from jinja2 import nodes
 
     body = _environment().parse(source).body
     text = source.strip()
     if len(body) != 1 or not isinstance(body[0], nodes.Output) or not text.startswith("{{"):
         return None
-    parts = [node for node in body[0].nodes if not (isinstance(node, nodes.TemplateData) and not node.data.strip())]
-    if len(parts) != 1 or isinstance(parts[0], nodes.TemplateData):
+    parts: list[Any] = [*body[0].nodes]
+    before = parts.pop(0).data if isinstance(parts[0], nodes.TemplateData) else ""
+    after = parts.pop().data if isinstance(parts[-1], nodes.TemplateData) else ""
+    if len(parts) != 1 or (before + after).strip():
         return None
-    return text[2:-2].strip().removeprefix("-").removesuffix("-").strip()
+    expression = text[2:-2].strip().removeprefix("-").removesuffix("-").strip()
+    return before, expression, after.removesuffix("\n")  # with which YAML ends a block
 
 
 def _guarded(evaluate: Callable[..., Any]) -> Evaluate:

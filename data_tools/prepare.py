@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .spec import DataSpec, Kind, SourceSpec
 
-CACHE_VERSION = 5  # raise it whenever the same input would give other tokens or rows
+CACHE_VERSION = 6  # raise it whenever the same input would give other tokens or rows
 ROWS_FILE = "rows.arrow"
 DOCUMENTS: "frozenset[Kind]" = frozenset({"text", "messages", "prompt_completion"})
 

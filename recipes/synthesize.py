@@ -32,7 +32,7 @@ from ..data_tools.ask import (
 )
 from ..data_tools.errors import DataError, RowError, listing
 from ..data_tools.files import hash_json, locked, write_atomic
-from ..data_tools.mapping import compile_template
+from ..data_tools.mapping import as_text, compile_template
 from ..data_tools.ngrams import words_in
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import Section, Template
@@ -495,7 +495,10 @@ class _Work:
         for item in items:
             try:
                 messages = [
-                    {"role": role, "content": str(compile_template(text)(item.values)).strip()}
+                    {
+                        "role": role,
+                        "content": as_text(compile_template(text)(item.values), f"the {role} message").strip(),
+                    }
                     for role, text in (("system", step.system), ("user", step.prompt))
                     if text is not None
                 ]

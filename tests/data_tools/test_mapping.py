@@ -29,6 +29,16 @@ ROW = {"question": "2+2?", "answer": "4", "stars": 3, "tags": ["a"], "none": Non
         ("ends with a line\n", "ends with a line\n"),
         ("{% if stars > 2 %}good{% endif %}", "good"),
         ("{{ '{{ question }}' }}", "{{ question }}"),
+        (" {{ question }}", " 2+2?"),
+        ("\n{{ question ~ answer }} \n", "\n2+2?4 "),
+        ("  {{- question }}\n", "2+2?"),
+        ("A: {{ none }}", "A: "),
+        (" {{ none }}", None),
+        ("{{ none | trim }}", ""),
+        ("{{ question | replace('?', none) }}", "2+2"),
+        ("{{ question ~ '\n' ~ none }}", "2+2?\n"),
+        ("{{ none | default('d', true) }}", "d"),
+        ("{% if none is none %}{{ stars }}{% endif %}", "3"),
     ],
 )
 def test_a_lone_expression_keeps_its_type_and_other_templates_are_text(template: str, value: Any):

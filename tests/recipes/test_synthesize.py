@@ -332,6 +332,13 @@ def test_a_row_without_what_a_prompt_names_is_dropped_by_name(tmp_path: Path) ->
         make(tmp_path, str.upper, [{"other": "x"}])
 
 
+def test_a_column_that_is_null_says_nothing_in_a_prompt(tmp_path: Path) -> None:
+    one = {"name": "a", "system": "{{ role }}", "prompt": "Q: {{ question }}{{ role }}"}
+    method = {"description": "One step", "steps": [one], "output": {"text": "{{ a }}"}}
+    *_, server = make(tmp_path, str.upper, [{"question": "Why?", "role": None}], method=method)
+    assert not [turn for turn in server.requests[0]["messages"] if "None" in turn["content"]]
+
+
 def test_no_more_is_spent_than_the_budget_and_whole_rows_come_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
