@@ -41,7 +41,7 @@ def with_clean(
         found += [_contamination(run, lines[task]) for task in lines if task in asked]
     of_interest = {(entry.task, entry.task_hash) for entry in found if entry.touched}
     # The mean of a group is of interest where one of its tasks is.
-    groups = {_task(s): _members(s, item.scores) for item in scored for s in item.scores if _is_group(s)}
+    groups = {_task(s): group_members(s, item.scores) for item in scored for s in item.scores if _is_group(s)}
     of_interest |= {group for group, members in groups.items() if of_interest & {_task(score) for score in members}}
     rows = []
     for item in scored:
@@ -105,7 +105,7 @@ def _first(score: Mapping[str, Any]) -> Record:
 
 def _clean_mean(score: Record, scores: Sequence[Record], lines: Mapping[_Task, Record], folder: Path) -> Record | None:
     """Returns a group's score over the items of its tasks that are left; None where those of a task are not known."""
-    members, detail = _members(score, scores), detail_of(score)
+    members, detail = group_members(score, scores), detail_of(score)
     if len(members) != len(mapping(detail.get("tasks"))) or any(_task(member) not in lines for member in members):
         return None
     unseen = [clause for member in members for clause in lines[_task(member)].get("unseen") or ()]
@@ -138,7 +138,7 @@ def _is_group(score: Mapping[str, Any]) -> bool:
     return detail_of(score).get("kind") == "group"
 
 
-def _members(group: Record, scores: Sequence[Record]) -> list[Record]:
+def group_members(group: Record, scores: Sequence[Record]) -> list[Record]:
     """Returns the scores of a row that a group's score is the mean of."""
     found = []
     for task, value in mapping(detail_of(group).get("tasks")).items():

@@ -12,6 +12,7 @@ from ..answers import KIND
 from ..judging.judgments import Judgment
 from ..stats.intervals import LOWER_IS_BETTER, interval, is_share, overlap, scale_of
 from .board import BoardRow, Cell, Column, ColumnMetric, Figure, Notice, Standing
+from .clean import group_members
 from .lineage import ScoredRow
 from .text import Record, detail_of, finite, mapping, plain, text, whole
 
@@ -92,6 +93,7 @@ def tabulate(
         Rows, columns, footnotes by letter, notices.
     """
     notices: list[Notice] = []
+    scored = [replace(item, scores=tuple(_limited(score, item.scores) for score in item.scores)) for item in scored]
     split = _tasks_with_several_templates(scored)
     cells: list[dict[_Key, Cell]] = []
     seen: dict[_Key, Record] = {}
@@ -246,6 +248,16 @@ def _group(score: Record) -> tuple[str, ...]:
     """Returns the tasks that a score is the mean of; none of a task's own score."""
     detail = detail_of(score)
     return tuple(mapping(detail.get("tasks"))) if detail.get("kind") == "group" else ()
+
+
+def _limited(score: Record, scores: Sequence[Record]) -> Record:
+    """Gives a mean the greatest limit of its tasks: where one has only its first items, the mean is no full result.
+
+    Its own line has a limit only where all of its tasks have that one.
+    """
+    limits = [whole(member.get("limit")) for member in group_members(score, scores)] if _group(score) else []
+    most = max((limit for limit in limits if limit is not None), default=None)
+    return score if most is None else {**score, "limit": most}
 
 
 def _stand(cells: dict[int, Cell], column: Column) -> dict[int, Cell]:

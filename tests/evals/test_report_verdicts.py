@@ -185,6 +185,23 @@ def test_the_mean_of_a_group_leads_and_stands_before_its_tasks(tmp_path: Path):
     assert (board.headline.column, board.headline.row) == ("c2", "r1")
 
 
+@pytest.mark.parametrize("limits", [(None, None), (100, None), (100, 50)])
+def test_a_mean_over_limited_tasks_is_no_full_result_and_leads_only_where_nothing_else_is(tmp_path: Path, limits: Any):
+    tasks = dict(zip(("arc", "piqa"), limits, strict=True))
+    detail = {"kind": "group", "mean": "macro", "tasks": dict.fromkeys(tasks, 0.5)}
+    records = [score("final", 1, task, share(20, 40), limit=limit) for task, limit in tasks.items()]
+    records += [
+        score("final", 1, "wiki", share(30, 40)),
+        score("final", 1, "core", share(20, 40, "acc_macro"), detail=detail),
+    ]
+    board = build([make_run(tmp_path / "run", "run", records)])
+    (core,) = (column for column in board.columns if column.group)
+    assert core.name == ("core (limit 100)" if any(limits) else "core")
+    assert (f"only the first items were scored: {core.name}" in to_markdown(board)) == any(limits)
+    led = next(column.task for column in board.columns if board.headline and column.id == board.headline.column)
+    assert (led == "core") == (not any(limits))
+
+
 def test_a_task_asked_in_several_ways_is_called_so_and_no_mean(tmp_path: Path):
     detail = {"kind": "group", "mean": "robust", "tasks": {"arc-plain": 0.5, "arc-typing1": 0.4}}
     records = [score(f"checkpoint-{n}", n, "arc", share(9 + n, 40, "acc_in_all"), detail=detail) for n in (1, 2)]
