@@ -134,7 +134,7 @@ def _files_of_split(source: "SourceSpec", folder: Path, base_dir: Path) -> list[
     found = sorted(
         file
         for file in folder.rglob("*")
-        if _type_of(source, file) and file.is_file() and file.name not in _NOT_ROWS and not _hidden(file, folder)
+        if _type_of(source, file) and file.is_file() and not _is_beside_rows(file) and not _hidden(file, folder)
     )
     splits: dict[str, list[Path]] = {}
     for file in found:
@@ -154,6 +154,12 @@ def _files_of_split(source: "SourceSpec", folder: Path, base_dir: Path) -> list[
             hint=f"choose some by a glob, {where}/*{types[0]}",
         )
     return files
+
+
+def _is_beside_rows(file: Path) -> bool:
+    """Whether a file holds no rows of its folder: `datasets` keeps what `map` made of a saved one beside it."""
+    is_cache = file.name.startswith("cache-") and file.suffix == ".arrow" and (file.parent / "state.json").exists()
+    return is_cache or file.name in _NOT_ROWS
 
 
 def _split_of(path: Path) -> str | None:

@@ -112,6 +112,15 @@ def test_what_a_step_of_a_pipeline_writes_beside_rows_is_no_file_of_rows(tmp_pat
     assert values(tmp_path, ".") == ROWS
 
 
+def test_what_datasets_keeps_beside_a_saved_data_set_is_not_read_with_it(tmp_path: Path):
+    from datasets import Dataset, load_from_disk
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    load_from_disk(tmp_path / "saved").map(lambda row: {"text": row["text"].upper()})
+    assert [*tmp_path.glob("saved/cache-*.arrow")]
+    assert values(tmp_path, "saved") == ROWS
+
+
 def test_documents_are_labelled_by_their_folders(tmp_path: Path):
     for name in ("neg/1.txt", "neg/2.txt", "pos/1.txt"):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
