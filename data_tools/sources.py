@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Row", "content_hash", "is_hub", "local_files", "read_rows"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What stands beside rows in folders that `datasets`, data tools and steps of pipelines write.
+# What stands beside rows in folders that `datasets`, data tools, `data answers` and steps of pipelines write.
 _NOT_ROWS = {
     "dataset_info.json",
     "dataset_infos.json",
@@ -27,6 +27,7 @@ _NOT_ROWS = {
     "state.json",
     "report.json",
     "manifest.json",
+    "settings.json",
 }
 _SPLIT_WORDS = {
     "train": "train",

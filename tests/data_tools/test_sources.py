@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from posttrain.data_tools.ask import SETTINGS
 from posttrain.data_tools.embeddings import static_embeddings
 from posttrain.data_tools.errors import DataError, HubError
 from posttrain.data_tools.personal_data import person_finder
@@ -106,7 +107,7 @@ def test_a_folder_with_splits_gives_the_one_asked_for(tmp_path: Path):
 
 
 def test_what_a_step_of_a_pipeline_writes_beside_rows_is_no_file_of_rows(tmp_path: Path):
-    for name in ("report.json", "manifest.json", ".step.json"):
+    for name in ("report.json", "manifest.json", ".step.json", SETTINGS):
         (tmp_path / name).write_text("{}")
     (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS))
     assert values(tmp_path, ".") == ROWS
