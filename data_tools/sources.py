@@ -256,7 +256,9 @@ def _hub_rows(source: "SourceSpec") -> Iterator[Row]:
     dataset: Any = _hub_dataset(source)
     tables = dataset.with_format("arrow").iter(batch_size=1024)
     batches = (batch for table in tables for batch in table.to_batches())
-    return read_batches(batches, f"{source.path}[{source.split}]")
+    revision = f"@{source.revision}" if source.revision else ""
+    split = f"{source.subset}/{source.split}" if source.subset else source.split
+    return read_batches(batches, f"{source.path}{revision}[{split}]")  # tools know rows by it: no two may share one
 
 
 def content_hash(source: "SourceSpec", base_dir: Path) -> str:

@@ -169,9 +169,12 @@ def test_a_hub_dataset_is_read_with_its_split_and_revision(tmp_path: Path, monke
         return datasets.Dataset.from_list([{"m": [{"x": 1}, {"y": "a"}]}, {"m": []}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    place = "org/name@v1[main/test]"
     got = rows(tmp_path, "org/name", subset="main", split="test", revision="v1")
     assert asked == [(("org/name", "main"), {"split": "test", "revision": "v1"})]
-    assert got == [Row("org/name[test][0]", {"m": [{"x": 1}, {"y": "a"}]}), Row("org/name[test][1]", {"m": []})]
+    assert got == [Row(f"{place}[0]", {"m": [{"x": 1}, {"y": "a"}]}), Row(f"{place}[1]", {"m": []})]
+    others = ({"subset": "main"}, {"subset": "main", "split": "test"}, {"split": "test", "revision": "v1"}, {})
+    assert len({got[0].where, *(rows(tmp_path, "org/name", **other)[0].where for other in others)}) == 5
 
 
 def test_a_hub_dataset_out_of_reach_is_one_plain_error(tmp_path: Path):
