@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from .errors import DataError, RowError
+from ..chat_templates.errors import did_you_mean
+from .errors import DataError, RowError, listing
 from .files import hash_file
 from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
 from .kept_texts import KeptTexts
@@ -180,19 +181,28 @@ class _Trained:
 
 
 class _Labelled:
-    """Good and bad rows: each text once, none that is on both sides, a share of them held out by their hash."""
+    """Good and bad rows: each text once, none that is on both sides, a share of them held out by their hash.
+
+    Raises:
+        DataError: A good label is no row's: misspelt, it would make bad rows of good ones.
+    """
 
     def __init__(self, spec: Quality, folder: Path):
         self.spec = spec
         own = spec.model_copy(update={"columns": None})
         self.terms = WordList.read(spec.terms) if spec.terms else WordList.of([])
         labelled = spec.labelled or []
+        self.labels: set[str] = set()
         self.sides: list[KeptTexts] = []
         for side, (name, sources) in enumerate(zip(_SIDES, (spec.good or [], spec.bad or []), strict=True)):
             readers = [own.reader(source) for source in sources]
             readers += [self._reader_of_side(source, side) for source in labelled]
             kept = KeptTexts(folder / name, [*sources, *labelled], readers, _hashes_of, f"reading {name} rows")
             self.sides.append(kept)
+        for label in spec.good_labels:
+            if label not in self.labels:
+                hint = did_you_mean(label, self.labels) or f"labels: {listing(sorted(self.labels))}"
+                raise DataError(f"no row has the label '{label}'", where="good_labels", hint=hint)
 
     def _reader_of_side(self, source: SourceSpec, side: int) -> Callable[[Row], str]:
         """Returns what gives the text of a labelled row that is of a side; it raises RowError."""
@@ -200,6 +210,7 @@ class _Labelled:
 
         def read(row: Row) -> str:
             found = canonical(row.values)
+            self.labels.add(str(found["label"]))
             if (str(found["label"]) in self.spec.good_labels) != (side == 0):
                 raise RowError("is of the other side")
             return "\n".join(found[name] for name in ("text", "text_pair") if name in found)

@@ -246,5 +246,8 @@ def test_labelled_rows_are_good_and_bad_rows(rows: dict[str, str], tmp_path: Pat
     assert read_rows(tmp_path / "out" / "mixed.jsonl") == apart
     with pytest.raises(ValidationError, match="`labelled` rows need `good_labels`"):
         Quality.model_validate(given)
-    with pytest.raises(DataError, match="good: 0 different rows"):
-        Quality.model_validate(given | {"good_labels": "yes"}).run(tmp_path / "none")
+    with pytest.raises(DataError, match="good_labels: no row has the label 'yes'; labels: 0, 1"):
+        Quality.model_validate(given | {"good_labels": "1,yes"}).run(tmp_path / "none")
+    path.write_text(path.read_text().replace("\t1\n", "\tneutral\n", 5))
+    with pytest.raises(DataError, match="no row has the label 'netural'; did you mean 'neutral'"):
+        Quality.model_validate(given | {"good_labels": ["1", "netural"]}).run(tmp_path / "none")
