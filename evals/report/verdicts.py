@@ -1,6 +1,5 @@
 """Which rows are better than the baseline, which are not to be told apart, and what each stage gained and lost."""
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -226,8 +225,10 @@ class _Family:
                 if answer is not None and method is not None:
                     d = answer.difference
                     p = None if d.test == "none" else answer.p_adjusted
-                    reach = _reach(row, column)
-                    low, high = (None if end is None else min(max(end, -reach), reach) for end in (d.low, d.high))
+                    low, high = d.low, d.high
+                    if low is not None and high is not None and (scale := _scale((row, other), column)):
+                        reach = scale[1] - scale[0]  # no two figures lie further apart
+                        low, high = max(low, -reach), min(high, reach)
                     figures = (d.value, low, high, answer.verdict, p, answer.smallest, d.n or None)
                     found.append(RowDifference(column.id, row.id, other.id, *figures, method))
         return tuple(found)
@@ -351,11 +352,17 @@ def _seen_value(row: BoardRow, column: Column) -> float | None:
     return figure.value if figure and not row.cells[column.id].is_unseen else None
 
 
-def _reach(row: BoardRow, column: Column) -> float:
-    """Returns how far two figures of a column can lie apart: no interval of a difference says more."""
-    detail = detail_of(row.cells[column.id].score) if column.id in row.cells else {}
-    scale = scale_of(column.primary.name, detail)
-    return math.inf if scale is None or scale.low is None or scale.high is None else scale.high - scale.low
+def _scale(rows: Sequence[BoardRow], column: Column) -> tuple[float, float] | None:
+    """Returns the ends of a column's scale; None where it has none, or a row's figure shows that it is another.
+
+    A scale is known by the metric's name alone, which a user may give to marks or to per cent.
+    """
+    cells = [row.cells[column.id] for row in rows if column.id in row.cells]
+    scale = scale_of(column.primary.name, detail_of(cells[0].score)) if cells else None
+    if scale is None or scale.low is None or scale.high is None:
+        return None
+    values = [f.value for row in rows if (f := row.figure(column)) and f.value is not None]
+    return (scale.low, scale.high) if all(scale.low <= value <= scale.high for value in values) else None
 
 
 def _leading(board: Leaderboard) -> Column | None:
@@ -408,10 +415,8 @@ def _pick(column: Column, rows: Sequence[BoardRow], items: ItemsOf) -> Pick | No
     clusters: dict[Hashable, Hashable] | None = (
         dict(zip(first.keys, first.clusters, strict=True)) if first.clusters else None
     )
-    details = (detail_of(row.cells[column.id].score) for row in rows if column.id in row.cells)
-    scale = scale_of(column.primary.name, next(details))
-    ends = (scale.low, scale.high) if scale and scale.low is not None and scale.high is not None else None
-    found = select(scores, clusters, higher_is_better=column.primary.higher_is_better, scale=ends)
+    up = column.primary.higher_is_better
+    found = select(scores, clusters, higher_is_better=up, scale=_scale(rows, column))
     if found is None or found.items < _SHARED * max(len(one.keys) for one in held.values()):
         return None
     rest = found.reported

@@ -501,3 +501,26 @@ def test_no_interval_of_a_difference_leaves_the_scale(tmp_path: Path):
     records = [score(f"checkpoint-{i}", i, "arc", share(i, 3), weights_hash=str(i)) for i in (1, 2)]
     (found,) = build([make_run(tmp_path / "run", "run", records)]).differences
     assert (found.method, found.low, found.high) == ("unpaired", -1.0, 1.0)
+
+
+def test_figures_that_lie_on_no_0_to_1_scale_keep_the_whole_intervals_of_their_differences(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    marks = {step: rng.integers(low, low + 4, 60).tolist() for step, low in ((1, 1), (2, 3), (3, 7))}
+    records = []
+    for step, mine in marks.items():
+        error = float(np.std(mine, ddof=1)) / math.sqrt(60)
+        figure = {"name": "accuracy", "value": sum(mine) / 60, "stderr": error, "n": 60, "higher_is_better": True}
+        records.append(score(f"checkpoint-{step}", step, "own", figure, weights_hash=str(step)))
+    folder = make_run(tmp_path / "run", "run", records)
+    bare = build([folder])
+    for record, mine in zip(records, marks.values(), strict=True):
+        harness_samples(folder, record, mine)
+    whole = build([folder])
+    for found in (*bare.differences, *whole.differences, *whole.picks):
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < found.value < found.high
+    assert {found.method for found in (*bare.differences, *whole.differences)} == {"unpaired", "paired"}
+    assert len(whole.picks) == 1
+    for line in csv.DictReader(io.StringIO(to_csv(bare))):
+        assert not line["difference"] or float(line["difference_high"]) > 1
