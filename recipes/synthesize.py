@@ -598,9 +598,10 @@ class _Work:
         request = compile_template(check.request)
         duels = []
         for item, other in pairs:
-            right = None if check.column is None else str(item.values[check.column])
             try:
-                duels.append(Duel(str(request(item.values)).strip(), item.values[check.of], str(other).strip(), right))
+                right = as_text(item.values[check.column], "the right answer") or None if check.column else None
+                asked = as_text(request(item.values), "the request").strip()
+                duels.append(Duel(asked, item.values[check.of], as_text(other, "the other").strip(), right))
             except RowError as error:
                 raise DataError(f"verify: request: {error.reason}", where=item.where[0], hint=error.detail) from error
         return self.referees[check.title].decide(duels)
