@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from .ngrams import marks
 from .ragged import bounds_of
 
 if TYPE_CHECKING:
@@ -166,8 +167,9 @@ def count_shared(
     return shared
 
 
-# Flags of a code point: part of a word; other, not space; alphabetic; no punctuation; `str.splitlines` breaks there.
-_WORD, _OTHER, _ALPHA, _PLAIN, _BREAK = 1, 2, 4, 8, 16
+# Flags of a code point: part of a word; other, not space; alphabetic; no punctuation; `str.splitlines` breaks there;
+# part of the word before it.
+_WORD, _OTHER, _ALPHA, _PLAIN, _BREAK, _MARK = 1, 2, 4, 8, 16, 32
 
 
 @functools.cache
@@ -179,6 +181,7 @@ def _flags(punctuation: frozenset[str]) -> "NDArray[np.uint8]":
         flags[found.start()] = _PLAIN | (_BREAK if found[0].splitlines() == [""] else 0)
     for found in re.finditer(r"\w", every):
         flags[found.start()] = _WORD | _PLAIN | (_ALPHA if found[0].isalpha() else 0)
+    flags[[ord(sign) for sign in marks()]] |= _MARK
     flags[[ord(sign) for sign in punctuation]] &= np.uint8(255 - _PLAIN)
     return flags
 
@@ -201,7 +204,7 @@ def _split(codes, flags, begin, end, base, starts, lengths, marks, totals, power
     for place in range(begin, end):
         kind = flags[place] & (_WORD | _OTHER)
         is_apostrophe = codes[place] == 0x27 or codes[place] == 0x2019
-        if is_apostrophe and flags[place - 1] & _WORD and flags[place + 1] & _WORD:
+        if before == _WORD and (flags[place] & _MARK or (is_apostrophe and flags[place + 1] & _WORD)):
             kind = _WORD
         if kind != 0:
             if kind != before:

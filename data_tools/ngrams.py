@@ -1,8 +1,8 @@
 """Words and n-grams of many texts at once: what decontamination and clean scores match on.
 
-A word is a run of letters, digits and ``_``, lower-cased; what stands between words, line breaks too, does not count,
-so a text that is wrapped, indented or punctuated anew keeps its words. Numbers are words like any other. A sign of a
-script without spaces (Han, kana, Thai, …) is a word of its own.
+A word is a run of letters with their marks (accents, vowel signs), digits and ``_``, lower-cased; what stands between
+words, line breaks too, does not count, so a text that is wrapped, indented or punctuated anew keeps its words. Numbers
+are words like any other. A sign of a script without spaces (Han, kana, Thai, …) is a word of its own.
 
 Words are 64-bit polynomial hashes over a chunk's bytes by prefix sums, n-grams the same over words: the work does not
 depend on n, and no text is looped over in Python. Two different n-grams of 10⁹ share a hash with probability
@@ -39,13 +39,29 @@ _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")  # ASCII is told apart by its bytes, later
+_WORD = re.compile(r"[^\x00-/:-@\[-^`{-\x7f]+")  # of a normalised text, where all that is not ASCII belongs to words
+# NFKC makes a space and a mark of a sign like "´", which many write for an apostrophe.
+_LONE_MARKS = re.compile("[\u0300-\u036f\u064b-\u0652\u0670](?<= .)[\u0300-\u036f\u064b-\u0652\u0670]*")
+
+
+@functools.cache
+def marks() -> frozenset[str]:
+    """Returns the signs that belong to the letter before them: accents and vowel signs, Unicode's Mn and Mc.
+
+    Variation selectors are left out, which choose how an emoji or a Han sign looks.
+    """
+    signs = map(chr, range(0x300, 0x1F000))  # beyond are none but such selectors
+    return frozenset(
+        sign for sign in signs if unicodedata.category(sign) in ("Mn", "Mc") and not "\ufe00" <= sign <= "\ufe0f"
+    )
 
 
 class _Signs(dict[str, str]):
     """What stands for a sign beyond ASCII: itself in a word, itself between spaces, or a space."""
 
     def __missing__(self, sign: str) -> str:
-        self[sign] = f" {sign} " if _SPACELESS.match(sign) else sign if re.match(r"\w", sign) else " "
+        is_inside = re.match(r"\w", sign) or sign in marks()
+        self[sign] = f" {sign} " if _SPACELESS.match(sign) else sign if is_inside else " "
         return self[sign]
 
 
@@ -87,13 +103,13 @@ def normalise(text: str) -> str:
     """Returns a text whose words can be told by their bytes; one of ASCII is left as it is."""
     if text.isascii():
         return text
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = _LONE_MARKS.sub("", unicodedata.normalize("NFKC", text).casefold())
     return _NOT_ASCII.sub(lambda sign: _SIGNS[sign[0]], folded)
 
 
 def words_in(text: str) -> list[str]:
     """Returns the words of one text: what ``split_words`` hashes, to be read or compared."""
-    return re.findall(r"[\w]+", normalise(text).lower())
+    return _WORD.findall(normalise(text).lower())
 
 
 def fastest_core() -> Core:

@@ -332,7 +332,10 @@ def text_and_tools(values: Mapping[str, Any]) -> str:
     Written out, the tools that many rows have in common would make near-duplicates of whatever is asked of them.
     """
     text, tools = canonical_text(values), values.get("tools")
-    return f"{text}\n[tools {int(hash_json(tools)[:12], 16)}]" if tools else text
+    if not tools:
+        return text
+    digest = hash_json(json.dumps(tools, sort_keys=True, default=str))  # of ASCII: a text may be no UTF-8
+    return f"{text}\n[tools {int(digest[:12], 16)}]"
 
 
 class TextTool(RowTool):

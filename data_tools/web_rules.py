@@ -1,6 +1,7 @@
 """Rules for web text: Gopher's, C4's and FineWeb's, as datatrove has them and as their papers mean them.
 
-A word is a run of letters, digits and ``_``, with the apostrophes inside it, or a run of other signs between spaces.
+A word is a run of letters with their marks, digits and ``_``, with the apostrophes inside it, or a run of other signs
+between spaces.
 Gopher's rules are read in Python, and where there is enough to do and numba is installed in numba (``compiled``), where
 lines, paragraphs and n-grams are equal if their 64-bit hashes are.
 
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from .ngrams import BASE, CHUNK, fastest_core
+from .ngrams import BASE, CHUNK, fastest_core, marks
 from .spec import Section
 
 # The signs that end a sentence and the other punctuation, of all scripts, as datatrove 0.10.1 (Apache-2.0) lists them.
@@ -46,7 +47,6 @@ TERMINAL = _signs(_TERMINAL)
 PUNCTUATION = TERMINAL | _signs(_PUNCTUATION)
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")
 SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+(?=\S)")
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
@@ -166,9 +166,16 @@ def below(name: str, value: float, limit: float | None) -> RuleVerdict | None:
     return RuleVerdict(name, f"{value:.4g}, at least {limit:g}") if limit is not None and value < limit else None
 
 
+@functools.cache
+def _word() -> re.Pattern[str]:
+    # Few signs below U+0300 are worth being looked for among two thousand marks.
+    mark = rf"(?![\x00-\u02ff])[{''.join(sorted(marks()))}]"
+    return re.compile(rf"\w+(?:['\u2019]\w+|{mark}+\w*)*|[^\w\s]+")
+
+
 def words_of(text: str) -> list[str]:
     """Returns the words of a text, case and punctuation kept."""
-    return WORD.findall(text)
+    return _word().findall(text)
 
 
 def sentences_in(line: str) -> int:

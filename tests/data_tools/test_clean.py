@@ -182,7 +182,9 @@ def datatrove() -> dict[str, Callable[[str], tuple[str, str]]]:
 
 def test_the_compiled_core_counts_words_as_the_expression_does() -> None:
     pytest.importorskip("numba")
-    texts = [*pages(3, 200), "a\x00b", "\ud83d x", "x'", "don't’s 'tis", "हिन्दी", "'", "a'", "’b"]
+    texts = [*pages(3, 200), "a\x00b", "\ud83d x", "x'", "don't’s 'tis", "'", "a'", "’b"]
+    marked = random.Random(4)
+    texts += ["a", *("".join(marked.choices("aद\u0301ि'. \n❤\ufe0f", k=size)) for size in range(1, 200))]
     spoken = [[word for word in words_of(text) if not PUNCTUATION.issuperset(word)] for text in texts]
     found = gopher(Thresholds(min_words=10_000), compiled=True)(texts)
     assert [verdict.detail for verdict in found] == [f"{len(words)}, at least 10000" for words in spoken]
@@ -378,6 +380,12 @@ def test_python_in_answers_is_parsed(tmp_path: Path) -> None:
     kept, counts = clean(path, tmp_path / "out", "chat,code")
     assert len(kept) == 2
     assert counts["Left out"] == {f"code: {NO_PYTHON}": 1}
+
+
+def test_words_of_any_script_are_whole() -> None:
+    words = ["में", "हिन्दी", "தமிழ்", "cafe\u0301", "l’été"]
+    assert words_of(" ".join(words)) == words
+    assert Thresholds(stop_words=words).stop_words == words
 
 
 def test_a_stop_word_that_no_text_can_have_is_refused() -> None:

@@ -13,7 +13,7 @@ from posttrain.data_tools.spec import SourceSpec
 
 pytest.importorskip("numba")
 
-CHARACTERS = [*"abcXYZ019_ \n\t.,-é漢ßＡ", " ", "\u2028", "\0", "\ud83d", "👍"]
+CHARACTERS = [*"abcXYZ019_ \n\t.,-é漢ßＡदि\u0301", " ", "\u2028", "\0", "\ud83d", "👍"]
 TEXTS = [
     "",
     " ",

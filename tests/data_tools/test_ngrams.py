@@ -22,6 +22,10 @@ PIECES = [
     "\n",
     "\t-- ",
     "é",
+    "e\u0301",
+    "दीन",
+    "❤\ufe0f",
+    "´",
     "",
     " ",
 ]
@@ -59,6 +63,14 @@ def test_signs_of_scripts_without_spaces_are_words() -> None:
     assert words_in("ラーメン２杯") == ["ラ", "ー", "メ", "ン", "2", "杯"]
     assert words_in("„Größe“ – it’s") == ["grösse", "it", "s"]
     assert normalise("plain ASCII, as it IS") == "plain ASCII, as it IS"
+
+
+def test_a_word_keeps_its_vowel_signs_and_accents() -> None:
+    assert len({tuple(words_in(word)) for word in ("दिन", "दीन", "दान", "दन")}) == 4
+    assert words_in("தமிழ் மொழி, বাংলা") == ["தமிழ்", "மொழி", "বাংলা"]
+    assert words_in("за\u0301мок ọkọ́") == ["за\u0301мок", "ọkọ\u0301"]
+    assert words_in("cafe\u0301 CAFE\u0301") == words_in("café CAFÉ") == ["café", "café"]
+    assert words_in("it´s I ❤\ufe0f it 1\ufe0f\u20e3") == ["it", "s", "i", "it", "1"], "no mark stands alone"
 
 
 def test_the_index_finds_each_ngram_wherever_it_stands() -> None:
