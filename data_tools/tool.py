@@ -1,7 +1,7 @@
 """A data tool: one model of its arguments, from which command line, pipeline steps, checks and schema follow."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BeforeValidator, Field
 
@@ -54,8 +54,17 @@ Sources = Annotated[
 ]
 
 
+def source_fields(tool: type[Tool]) -> list[str]:
+    """Returns the fields of a tool that name sources: each a :data:`Source` or :data:`Sources`, or such or nothing."""
+    return [name for name, field in tool.model_fields.items() if _is_source(field.annotation)]
+
+
+def _is_source(kind: Any) -> bool:
+    return kind is SourceSpec or (get_origin(kind) is not dict and any(map(_is_source, get_args(kind))))
+
+
 def sources_of(tool: Tool) -> list[SourceSpec]:
     """Returns every source that a tool reads, in the order of the fields that name them."""
-    values = [getattr(tool, name) for name in type(tool).model_fields]
+    values = [getattr(tool, name) for name in source_fields(type(tool))]
     listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return [one for one in listed if isinstance(one, SourceSpec)]

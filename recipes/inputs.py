@@ -1,5 +1,6 @@
 """Finding what a recipe names: models, data, templates and suites, beside its file or from the current directory."""
 
+import contextlib
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,18 +71,41 @@ def beside(document: Document, value: str) -> Path | None:
     """Returns the path of a file or folder beside the YAML file or, failing that, in the current directory."""
     path = Path(value).expanduser()
     for base in (document.path.parent, Path()):
-        if (base / path).exists():
-            return (base / path).absolute()
+        with contextlib.suppress(OSError):  # of a text that is too long for a name, such as a prompt
+            if (base / path).exists():
+                return (base / path).absolute()
     return None
 
 
-def _find_path(document: Document, key: KeyPath, section: dict[str, Any], name: str, steps: tuple[str, ...]) -> None:
-    """Resolves one path of a section in place."""
-    value = section.get(name)
+def find_sources(document: Document, key: KeyPath, section: Any, name: Any, references: Mapping[str, Path]) -> None:
+    """Resolves the sources that an argument of a tool names, as those of a recipe: a path, a mapping, or some of them.
+
+    Args:
+        document: The pipeline.
+        key: Where the section stands in it.
+        section: The arguments, or a list of sources; changed in place.
+        name: The argument, or the place in the list.
+        references: Folders of earlier steps; what lies in them need not exist yet.
+    """
+    value, steps = section[name], tuple(map(str, references.values()))
+    if isinstance(value, list):
+        for number in range(len(value)):
+            find_sources(document, (*key, name), value, number, references)
+    elif isinstance(value, dict):
+        _find_path(document, (*key, name), value, "path", steps)
+    else:
+        _find_path(document, key, section, name, steps)
+
+
+def _find_path(document: Document, key: KeyPath, section: Any, name: Any, steps: tuple[str, ...]) -> None:
+    """Resolves one path of a section, or of a list, in place."""
+    value = section.get(name) if isinstance(section, dict) else section[name]
     if not isinstance(value, str) or value.startswith("@") or (steps and value.startswith(steps)):
         return
     if beside(document, value) is None and any(character in value for character in "*?["):
-        section[name] = str((document.path.parent / value).absolute())  # a pattern; the reader says if nothing fits
+        section[name] = str(
+            (document.path.parent / Path(value).expanduser()).absolute()
+        )  # a pattern; the reader says if nothing fits
         return
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(_FILE_SUFFIXES)
     section[name] = _found(document, (*key, name), value, is_path)

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
-from ..data_tools.files import hash_file, hash_json, locked, read_json, write_json
+from ..data_tools.errors import DataError
+from ..data_tools.files import hash_file, hash_json, hash_tree, locked, read_json, write_json
 from ..data_tools.functions import function_file
 from ..data_tools.sources import content_hash
+from ..data_tools.spec import SourceSpec
 from ..data_tools.specfile import Document, load_document, raise_if_problems, validate, with_references
-from ..data_tools.tool import Tool
+from ..data_tools.tool import Tool, source_fields, sources_of
 from ..evals import checkpoints
 from ..evals.runs import set_aside
 from ..evals.suite_files import check_suite
 from . import launch, rundir
 from .errors import RunError
 from .forks import Forks
-from .inputs import beside, find_suite
-from .load import Loaded, apply_override, load
+from .inputs import beside, find_sources, find_suite
+from .load import Loaded, RecipeTool, apply_override, load
 from .schema import Pipeline, Step
 from .tools import load_tool
 
@@ -181,9 +183,9 @@ def plan(document: Document, pipeline: Pipeline) -> dict[str, PlannedStep]:
             loaded = _open_recipe(document, index, step, folder, references)
             named += _referenced(loaded.values)
             depends = sorted({plans[name].key for name in named if name in plans})
-            identity = [loaded.hash, depends, _contents(loaded)]
+            identity = [loaded.hash, depends, _contents(loaded, folder)]
         else:
-            tool, given, files = _open_tool(document, index, step, references)
+            tool, given, files = _open_tool(document, index, step, folder, references)
             depends = [plans[name].key for name in named if name in plans]
             identity = [given[0], rundir.versions()["posttrain"], given[1], files, depends]
         plans[step.name] = PlannedStep(step.name, folder, hash_json(identity), loaded, tool)
@@ -204,28 +206,38 @@ def _open_recipe(document: Document, index: int, step: Step, folder: Path, refer
 
 
 def _open_tool(
-    document: Document, index: int, step: Step, references: Mapping[str, Path]
+    document: Document, index: int, step: Step, folder: Path, references: Mapping[str, Path]
 ) -> tuple[Tool, list[Any], list[str]]:
     """Checks a tool's arguments; returns it, its name and arguments with files by name alone, and the files' hashes."""
     assert step.tool is not None
     at = ("steps", index, "args")
     for override in step.overrides:  # from the command line; the file's are refused by its schema
         document.problem(at[:2], f"cannot take {step.name}.{override}", "overrides belong to a recipe, args to a tool")
-    name, args = _found(document, [step.tool, with_references(document, step.args, references, at)])
-    document.value["steps"][index]["args"] = args
-    tool = None
+    name, args = _found(document, step.tool), with_references(document, step.args, references, at)
+    tool, others = None, {}
     try:
-        tool = validate(load_tool(name), document, at=at, raise_problems=False)
+        kind = load_tool(name)
+        sources = [key for key in source_fields(kind) if key in args]
+        others = {key: _found(document, value) for key, value in args.items() if key not in sources}
+        args |= others
+        for key in sources:
+            find_sources(document, at, args, key, references)
+        document.value["steps"][index]["args"] = args
+        tool = validate(kind, document, at=at, raise_problems=False)
     except InputError as error:
         document.problem(("steps", index, "tool"), error.what, error.hint)
     raise_if_problems(document)
     assert tool is not None, "no problem was reported, so it validated"
-    paths = [function_file(text) or text for text in _strings([name, args]) if text.startswith("/")]
+    paths = [function_file(text) or text for text in _strings([name, others]) if text.startswith("/")]
     paths = _inputs(paths, references)
+    read = _outside(sources_of(tool), references)
     written = json.dumps([step.tool, step.args])  # a file counts by its content, so that it may lie anywhere
-    for path in sorted(set(paths), key=len, reverse=True):
+    for path in sorted({*paths, *(source.path for source in read)}, key=len, reverse=True):
         written = written.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
-    return tool, json.loads(written), [_hash_tree(Path(path)) for path in paths]
+    files = [_hash_tree(Path(path), folder) for path in paths] + [_hash_source(source, folder) for source in read]
+    if isinstance(tool, RecipeTool):
+        files += _contents(tool.load(), folder)
+    return tool, json.loads(written), files
 
 
 def plan_score(document: Document, pipeline: Pipeline, plans: Mapping[str, PlannedStep]) -> Scoring | None:
@@ -292,16 +304,19 @@ def _strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _contents(loaded: Loaded) -> list[str]:
+def _contents(loaded: Loaded, own: Path) -> list[str]:
     """Hashes the local files that a recipe reads, wherever they lie; keys stand for the files of earlier steps."""
-    steps = tuple(f"{folder}/" for folder in loaded.references.values())
     recipe = loaded.recipe
-    found: list[str] = []
-    for source in (*recipe.data.train, *(recipe.data.eval or ())):
-        if not f"{source.path}/".startswith(steps) and Path(source.path).is_absolute():
-            found.append(content_hash(source, loaded.path.parent))
+    sources = _outside((*recipe.data.train, *(recipe.data.eval or ())), loaded.references)
+    found = [content_hash(source, loaded.path.parent) for source in sources]
     paths = (*recipe.models, recipe.model.tokenizer, recipe.model.chat_template, *recipe.code)
-    return found + [_hash_tree(Path(path)) for path in _inputs(paths, loaded.references)]
+    return found + [_hash_tree(Path(path), own) for path in _inputs(paths, loaded.references)]
+
+
+def _outside(sources: Iterable[SourceSpec], references: Mapping[str, Path]) -> list[SourceSpec]:
+    """Returns those of the sources that are local and that no earlier step writes."""
+    steps = tuple(f"{folder}/" for folder in references.values())
+    return [one for one in sources if not f"{one.path}/".startswith(steps) and Path(one.path).is_absolute()]
 
 
 def _inputs(paths: Iterable[str | None], references: Mapping[str, Path]) -> list[str]:
@@ -310,12 +325,21 @@ def _inputs(paths: Iterable[str | None], references: Mapping[str, Path]) -> list
     return [path for path in paths if path and not f"{path}/".startswith(steps) and Path(path).exists()]
 
 
-def _hash_tree(path: Path) -> str:
-    """Hashes a file, a model, or the files that lie directly in a folder."""
+def _hash_source(source: SourceSpec, own: Path) -> str:
+    """Hashes the rows of a tool's source; `scaling` reads folders of runs, in which there are none."""
+    try:
+        return content_hash(source, Path())
+    except DataError:
+        if not Path(source.path).is_dir():
+            raise
+        return _hash_tree(Path(source.path), own)
+
+
+def _hash_tree(path: Path, own: Path) -> str:
+    """Hashes a file, a model, or a folder's files: all below it, unless the step writes there, else those in it."""
     with contextlib.suppress(PosttrainError):
         return checkpoints.model_hash(path) if path.is_dir() else hash_file(path)
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    return hash_json([[file.name, hash_file(file)] for file in files])
+    return hash_tree(path, "*" if own.resolve().is_relative_to(path.resolve()) else "**/*")
 
 
 def _run_step(current: PlannedStep, how: dict[str, Any], forks: Forks, say: Callable[[str], None]) -> bool:

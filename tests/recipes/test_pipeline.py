@@ -187,6 +187,53 @@ def test_a_tools_file_that_is_named_absolutely_may_lie_anywhere(
     assert planned(tmp_path / "elsewhere") != before
 
 
+@pytest.mark.parametrize(
+    ("tool", "args"),
+    [
+        ("tokenizer", {"sources": ["data/*.jsonl"]}),
+        ("tokenizer", {"sources": "corpus"}),
+        ("tokenizer", {"sources": [{"path": "./corpus", "name": "pages"}]}),
+        ("sample", {"sources": ["text.jsonl"], "by": "dsir", "target": "corpus/**/*.jsonl", "tokens": 9.0}),
+        ("decontaminate", {"sources": ["text.jsonl"], "tasks": ["piqa"], "data_dir": "./corpus"}),
+        ("prepare", {"recipe": "prepared.yaml", "references": {"tokenizer": "@tokenizer"}}),
+    ],
+)
+def test_a_tool_runs_again_when_what_it_reads_has_changed_wherever_one_stands(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, args: dict
+) -> None:
+    files = [tmp_path / "data" / "a.jsonl", tmp_path / "corpus" / "part" / "a.jsonl"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "text.jsonl", file)
+    recipe = yaml.safe_load((tmp_path / "pretrain.yaml").read_text())
+    recipe["data"] = {"train": {"path": "corpus"}}
+    (tmp_path / "prepared.yaml").write_text(yaml.safe_dump(recipe))
+    value = yaml.safe_load(pipeline.read_text())
+    value["steps"] = [value["steps"][0], {"name": "x", "tool": tool, "args": args}]
+    pipeline.write_text(yaml.safe_dump(value | {"parity": [], "output_dir": str(tmp_path / "out")}))
+    before = keys(pipeline)
+    (tmp_path / "out" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "out" / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert keys(pipeline) == before
+    for file in files:
+        file.write_text('{"text": "Another."}\n')
+    assert {name for name, key in keys(pipeline).items() if key != before[name]} == {"x"}
+
+
+def test_a_tool_that_is_told_of_a_folder_with_its_own_output_does_not_run_for_ever(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    value = yaml.safe_load(pipeline.read_text())
+    value["steps"] = [{"name": "x", "tool": "decontaminate", "args": {"sources": ["text.jsonl"], "data_dir": "./"}}]
+    pipeline.write_text(yaml.safe_dump(value | {"parity": []}))
+    before = keys(pipeline)
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    (tmp_path / "out" / "x" / "text.jsonl").write_text("{}\n")
+    assert keys(pipeline) == before
+
+
 def test_the_suite_of_a_run_that_was_moved_without_it_is_asked_for(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +268,15 @@ TOKENIZER = {"name": "tokenizer", "tool": "tokenizer", "args": {"sources": ["tex
         (
             {"name": "x", "tool": "tokenizer", "args": {"sources": 5, "vocab_size": 280}},
             "args.sources: should be a valid list, not 5",
+        ),
+        (
+            {"name": "x", "tool": "dedup", "args": {"sources": ["text.jsonl", {"path": "txt.jsonl"}]}},
+            "args.sources[1].path: no such file or folder: txt.jsonl; did you mean 'text.jsonl'?",
+        ),
+        ({"name": "x", "tool": "convert", "args": {"sources": "text.jsonl", "to": "x" * 300 + "."}}, "args.to: "),
+        (
+            {"name": "x", "tool": "mup", "args": {"recipe": "pretrain.yaml"}},
+            "pretrain.yaml:14: model.tokenizer: no earlier step is named",
         ),
         ({"name": "x"}, "a step has either recipe or tool"),
         (TOKENIZER, "a step before this one is already named 'tokenizer'"),

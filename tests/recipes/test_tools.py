@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -36,11 +37,12 @@ def step(tmp_path: Path, tool: str, args: dict[str, Any]) -> pipelines.PlannedSt
     return pipelines.plan(document, pipeline)["x"]
 
 
-def smallest(name: str) -> dict[str, Any]:
+def smallest(name: str, recipe: Path) -> dict[str, Any]:
     """The arguments that a tool cannot do without."""
     needed = {key: field.annotation for key, field in load_tool(name).model_fields.items() if field.is_required()}
     plain = {str: "x.jsonl", SourceSpec: "x.jsonl", float: 1.0}
-    return {key: plain[kind] if kind in plain else [least_of(*get_args(kind))] for key, kind in needed.items()}
+    given = {key: plain[kind] if kind in plain else [least_of(*get_args(kind))] for key, kind in needed.items()}
+    return given | ({"recipe": str(recipe)} if "recipe" in needed else {})
 
 
 def least_of(kind: Any) -> str:
@@ -74,8 +76,11 @@ def test_the_command_line_and_the_schema_know_every_argument_and_what_it_is(
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_step_refuses_arguments_that_are_unknown_missing_or_of_another_type(tmp_path: Path, name: str) -> None:
-    needed = smallest(name)
+def test_a_step_refuses_arguments_that_are_unknown_missing_or_of_another_type(
+    tmp_path: Path, make_recipe: Callable[..., Path], name: str
+) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
+    needed = smallest(name, make_recipe(stage="pretrain"))
     given = needed | ONE_OF.get(name, {})
     first = next(iter(load_tool(name).model_fields))
     assert type(step(tmp_path, name, given).tool).__name__ == load_tool(name).__name__
@@ -210,6 +215,7 @@ def test_a_tool_that_reads_the_whole_folder_of_an_earlier_step_runs_once(
     steps = [
         {"name": "first", "tool": "own.py:Greet", "args": {"name": "Ada"}},
         {"name": "second", "tool": "own.py:Greet", "args": {"name": "@first"}},
+        {"name": "third", "tool": "dedup", "args": {"sources": ["@first", {"path": "@first/*.txt", "name": "again"}]}},
     ]
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"steps": steps, "output_dir": "out"}))
     assert pipelines.run(tmp_path / "pipeline.yaml")
