@@ -182,13 +182,18 @@ class Speller:
     def of_group(column: Column) -> str:
         """Says what the figure of a group is of its tasks."""
         count = len(column.group)
-        return f"right in all of {count} ways to ask" if column.primary.name == ROBUST else f"the mean of {count} tasks"
+        if column.primary.name == ROBUST:
+            return f"right in all of {count} ways to ask"
+        over = "over all items of" if column.primary.name.endswith("_micro") else "of"
+        return f"the mean {over} {count} tasks"
 
     def _tasks(self, ids: Sequence[str]) -> str:
-        """Returns the names of few columns, or of many how many they are."""
-        if len(ids) > 3:
-            return f"{len(ids)} tasks"
-        names = [plain(self.columns[identity].name, 40) for identity in ids]
+        """Returns the names of groups and tasks, or of many how many they are: a group is no further task."""
+        found = [self.columns[identity] for identity in ids]
+        names = []
+        for noun, mine in (("groups", [c for c in found if c.group]), ("tasks", [c for c in found if not c.group])):
+            count = len({column.task for column in mine})
+            names += [f"{count} {noun}"] if count > 3 else [plain(column.name, 40) for column in mine]
         return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
     def difference(self, found: RowDifference) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _summary(board: Leaderboard) -> str:
-    tasks = {column.task for column in board.columns}
+    tasks = {task for column in board.columns for task in column.group or (column.task,)}
     counts = ((len(board.rows), "checkpoint"), (len(board.runs), "run"), (len(tasks), "task"))
     rows, runs, scored = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
     named = (cell.score.get("suite") for row in board.rows for cell in row.cells.values())

@@ -280,7 +280,9 @@ def _ledger(spell: Speller) -> PageSection:
     for entry in board.ledger:
         run = next(run for run in board.runs if run.id == entry.run)
         cells = {d.column: _gain(spell.difference(d)) for d in entry.differences}
-        verdicts = [d.verdict for d in entry.differences]
+        # Neither a mean nor the clean items of a task are a task more that was gained or lost.
+        tasks = [c.id for c in columns if not c.group and not c.clean]
+        verdicts = [d.verdict for d in entry.differences if d.column in tasks]
         counts = {word: verdicts.count(verdict) for verdict, word in LEDGER.items()}
         sums = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         stage = TableCell(plain(run.stage or "unknown", 30), strong=True, below=(sums,))

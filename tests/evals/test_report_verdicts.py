@@ -202,6 +202,21 @@ def test_a_mean_over_limited_tasks_is_no_full_result_and_leads_only_where_nothin
     assert (led == "core") == (not any(limits))
 
 
+def test_the_mean_of_a_group_is_no_task_more(tmp_path: Path):
+    tasks = ("arc", "piqa", "boolq", "wiki")
+    for name, hits in (("base", 80), ("tuned", 150)):
+        detail = {"kind": "group", "mean": "micro", "tasks": dict.fromkeys(tasks, hits / 200)}
+        records = [score("final", 9, task, share(hits, 200), weights_hash=name) for task in tasks]
+        records.append(score("final", 9, "core", share(4 * hits, 800, "acc_micro"), weights_hash=name, detail=detail))
+        parent = {"name": "base", "weights_hash": "base"} if name == "tuned" else None
+        make_run(tmp_path / name, name, records, parent=parent)
+    page, markdown = to_html(build([tmp_path])), to_markdown(build([tmp_path]))
+    assert "2 checkpoints of 2 runs on 4 tasks" in page
+    assert "Best on “core”, the mean over all items of 4 tasks: " in markdown
+    assert "better on core and 4 tasks." in markdown
+    assert "<sub>4 gained</sub>" in markdown
+
+
 def test_a_task_asked_in_several_ways_is_called_so_and_no_mean(tmp_path: Path):
     detail = {"kind": "group", "mean": "robust", "tasks": {"arc-plain": 0.5, "arc-typing1": 0.4}}
     records = [score(f"checkpoint-{n}", n, "arc", share(9 + n, 40, "acc_in_all"), detail=detail) for n in (1, 2)]
