@@ -103,9 +103,8 @@ def _find_path(document: Document, key: KeyPath, section: Any, name: Any, steps:
     if not isinstance(value, str) or value.startswith("@") or (steps and value.startswith(steps)):
         return
     if beside(document, value) is None and any(character in value for character in "*?["):
-        section[name] = str(
-            (document.path.parent / Path(value).expanduser()).absolute()
-        )  # a pattern; the reader says if nothing fits
+        pattern = document.path.parent / Path(value).expanduser()
+        section[name] = str(pattern.absolute())  # the reader says if nothing fits
         return
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(_FILE_SUFFIXES)
     section[name] = _found(document, (*key, name), value, is_path)
