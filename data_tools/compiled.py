@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from .ngrams import marks
 from .ragged import bounds_of
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ _WORD, _OTHER, _ALPHA, _PLAIN, _BREAK, _MARK = 1, 2, 4, 8, 16, 32
 
 
 @functools.cache
-def _flags(punctuation: frozenset[str]) -> "NDArray[np.uint8]":
+def _flags(punctuation: frozenset[str], marks: frozenset[str]) -> "NDArray[np.uint8]":
     """Returns the flags of every code point."""
     every = "".join(map(chr, range(0x110000)))
     flags = np.full(0x110000, _OTHER | _PLAIN, np.uint8)
@@ -181,7 +180,7 @@ def _flags(punctuation: frozenset[str]) -> "NDArray[np.uint8]":
         flags[found.start()] = _PLAIN | (_BREAK if found[0].splitlines() == [""] else 0)
     for found in re.finditer(r"\w", every):
         flags[found.start()] = _WORD | _PLAIN | (_ALPHA if found[0].isalpha() else 0)
-    flags[[ord(sign) for sign in marks()]] |= _MARK
+    flags[[ord(sign) for sign in marks]] |= _MARK
     flags[[ord(sign) for sign in punctuation]] &= np.uint8(255 - _PLAIN)
     return flags
 
@@ -451,6 +450,7 @@ def _gopher(codes, flags, edges, stops, sizes, limits, base, datatrove, values, 
 def gopher_values(
     texts: Sequence[str],
     punctuation: frozenset[str],
+    marks: frozenset[str],
     stop_forms: Mapping[str, int],
     sizes: tuple[list[int], list[int]],
     limits: "tuple[NDArray[np.float64], NDArray[np.float64], float]",
@@ -462,6 +462,7 @@ def gopher_values(
     Args:
         texts: The texts.
         punctuation: The signs that are no part of what is said.
+        marks: Those that belong to the letter before them.
         stop_forms: The number of the stop word that each form is of.
         sizes: Words of the most frequent n-grams, and of those that repeat others, each in order.
         limits: The least and the most that each rule allows, shape (rules,), and the share of characters in repeated
@@ -473,7 +474,7 @@ def gopher_values(
         The values, shape (texts, rules), and which rule each text breaks, -1 for none, shape (texts,).
     """
     joined = "\n".join(["", *texts, ""])
-    table = _flags(punctuation)
+    table = _flags(punctuation, marks)
     codes: NDArray[Any]
     if joined.isascii():
         data = joined.encode()

@@ -213,7 +213,7 @@ def gopher(limits: WebThresholds, datatrove: bool = False, compiled: bool | None
         allowed = least, most, float(min(limits.duplicate_ngrams.values(), default=0))
         sizes = sorted(limits.top_ngrams), sorted(limits.duplicate_ngrams)
         forms = _stop_forms(tuple(limits.stop_words), datatrove)
-        values, failed = gopher_values(texts, PUNCTUATION, forms, sizes, allowed, BASE, datatrove)
+        values, failed = gopher_values(texts, PUNCTUATION, marks(), forms, sizes, allowed, BASE, datatrove)
         for own, rule in zip(values, failed.tolist(), strict=True):
             name, low, high = rules[rule]
             value = float(own[rule])
