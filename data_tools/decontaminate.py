@@ -122,7 +122,7 @@ class DecontaminateSpec(RowTool):
         texts = KeptTexts(folder / "texts", self.sources, [_text] * len(self.sources), lambda _: {}, "reading rows")
         for _, batch in texts.batches(BLOCK_ROWS):
             search.look(batch)
-        if self.paraphrases != "off":
+        if self.paraphrases != "off" and len(texts):
             planted += search.look_for_paraphrases(texts, self.paraphrase_rate)
         write_jsonl_log(folder / EVIDENCE, search.findings)
         found: dict[str, list[Evidence]] = {}

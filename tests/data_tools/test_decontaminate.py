@@ -139,6 +139,13 @@ def test_a_rewording_is_a_possible_paraphrase_and_no_ngram_hit(tmp_path: Path) -
     assert len(read_rows(tmp_path / "out" / "train.jsonl")) == len(rows) - len(found)
 
 
+@pytest.mark.parametrize("rows", [[], ["no row"]])
+def test_a_file_without_rows_is_named(tmp_path: Path, rows: list[str]) -> None:
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"a\.jsonl: holds no readable rows"):
+        decontaminate(spec_of(path, paraphrases="flag"), {"made": ITEMS}, tmp_path / "out")
+
+
 def test_several_sources_have_files_of_their_own_and_bad_rows_are_counted(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     first = write_rows(tmp_path / "train.jsonl", CLEAN[:200])
