@@ -54,18 +54,25 @@ def _results_below(folder: Path) -> Iterator[Path]:
 
 
 def _with_shared_columns(foreign: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Puts figures of others into the column of ours where the items are the same, and says which items are known."""
+    """Puts figures of others into the column of ours where items and settings are the same; says which are known."""
     asked = {text(score.get("task")) for folder in foreign for score in folder.scores}
     ours: dict[tuple[str, str], Record] = {}
     for folder in runs:
         for score in folder.scores:
             path = samples_path(folder.path, score) if score.get("task") in asked else None
             digest = items_digest(path) if path else None
-            if digest:
+            if digest and not _is_answered_otherwise(score):
                 ours.setdefault((str(score["task"]), digest), score)
     return [
         replace(folder, scores=tuple(_placed(folder, score, ours) for score in folder.scores)) for folder in foreign
     ]
+
+
+def _is_answered_otherwise(score: Record) -> bool:
+    """Says whether a task was answered under other settings than its own, which its items do not show."""
+    detail = detail_of(score)
+    changes = detail.get("changes")
+    return bool(detail.get("sampling")) or (isinstance(changes, list) and "generation settings" in changes)
 
 
 def _placed(folder: RunFolder, score: Record, ours: Mapping[tuple[str, str], Record]) -> Record:

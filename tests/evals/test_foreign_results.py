@@ -102,6 +102,22 @@ def test_without_samples_or_with_other_items_the_figure_has_a_column_of_its_own_
     assert theirs.badges[0].detail.endswith("the items of 0 of 1 figures are known, and only those are compared")
 
 
+@pytest.mark.parametrize(
+    "said", [{"sampling": {"name": "hot", "temperature": 1.5}}, {"changes": ["generation settings"]}]
+)
+def test_answers_under_settings_of_our_own_share_no_column_with_those_under_the_task_s(
+    make_run: Callable[..., Path], suite_file: Path, tiny_model_dir: Path, tmp_path: Path, said: dict[str, Any]
+) -> None:
+    run = make_run((1,))
+    score([run], suite_file)
+    lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    lines = [line | {"detail": line["detail"] | said} for line in lines if line["task"] == "choices"]
+    (run / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    board = build([run, lm_eval_results(tmp_path / "out", suite_file, tiny_model_dir)])
+    assert "lm-eval" in own_column(board).variant
+    assert not board.differences
+
+
 def own_column(board: Leaderboard) -> Column:
     """Returns the column of the other harness's figure, which none of ours is in."""
     [identity] = row_of(board, "theirs").cells
