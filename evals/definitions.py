@@ -160,7 +160,12 @@ class HarnessTask(Task):
         suite, templated = checkpoint.suite, template is not None
         result = harness.run_task(task, self.spec, self.primary, lm, suite, templated=templated, notes=notes)
         sampling = {"sampling": self.spec.sampling.model_dump()} if self.spec.sampling else {}
-        detail = origin(self) | sampling | (result.detail or {}) | ({"canaries": asdict(known)} if known else {})
+        detail = (
+            origin(self, is_limited=result.is_limited)
+            | sampling
+            | (result.detail or {})
+            | ({"canaries": asdict(known)} if known else {})
+        )
         notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
         if known and known.fault:
             notes_of_task.append(known.fault)
@@ -585,10 +590,14 @@ def _hash_functions(value: Any, folder: Path, modules: set[Path]) -> Any:
     return {str(key): _hash_functions(item, folder, modules) for key, item in value.items()}
 
 
-def origin(definition: HarnessTask) -> Config:
+def origin(definition: HarnessTask, *, is_limited: bool = True) -> Config:
     """Returns what a score says of its task: which data set it reads, and what makes it another task than lm-eval's.
 
     A few-shot number or a chat template of the suite's choosing is a setting of lm-eval, recorded elsewhere.
+
+    Args:
+        definition: The task.
+        is_limited: Whether its limit leaves items out.
     """
     spec, config = definition.spec, definition.config
     root = lm_eval_folder() / "tasks"
@@ -597,7 +606,7 @@ def origin(definition: HarnessTask) -> Config:
         "overrides": bool(spec.overrides),
         "data files in place of its data set": bool(definition.data_files),
         "generation settings": bool(spec.gen_kwargs),
-        "a limit": spec.limit is not None,
+        "a limit": spec.limit is not None and is_limited,
     }
     split = config.get("test_split") or config.get("validation_split")
     dataset = {"path": config.get("dataset_path"), "name": config.get("dataset_name"), "split": split}

@@ -126,7 +126,8 @@ def run_task(
         *_notes_on_items(lm, len(long), metrics[0].n),
     )
     detail = record | ({"thinking": lm.thinking} if lm.thinking else {}) | ({"too_long": len(long)} if long else {})
-    return Result(metrics, samples_to_parquet(samples), results["n-shot"][name], said, detail or None)
+    limited = spec.limit is not None and spec.limit < results["n-samples"][name]["original"]
+    return Result(metrics, samples_to_parquet(samples), results["n-shot"][name], said, detail or None, limited)
 
 
 def _is_nan(response: Any) -> bool:

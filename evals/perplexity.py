@@ -96,7 +96,9 @@ class Text(Task):
         if metrics[0].name != spec.metric:
             raise EvalError(f"the {spec.metric} is too large for a number", where=spec.title)
         notes = () if by_document else (f"fewer than {_MIN_CLUSTERS} documents, so the interval is over windows",)
-        return Result(tuple(metrics), parquet(table), None, notes)  # a row for each window; sums are in nats
+        limited = len(texts) == spec.limit  # fewer are all
+        # The table has a row for each window; sums are in nats.
+        return Result(tuple(metrics), parquet(table), None, notes, is_limited=limited)
 
 
 def documents(spec: PerplexitySpec) -> list[tuple[str, str]]:

@@ -54,6 +54,7 @@ class Result:
         notes: What a reader must know: what lm-eval warned of, such as prompts cut to the model's length, with
             counts; rows that were dropped; what chance would be.
         detail: What is no single figure, as JSON, such as a confusion matrix.
+        is_limited: Whether a limit, where there is one, may have left items out.
     """
 
     metrics: tuple[Metric, ...]
@@ -61,6 +62,7 @@ class Result:
     num_fewshot: int | None
     notes: tuple[str, ...] = ()
     detail: dict[str, Any] | None = None
+    is_limited: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Score:
         metrics: The figures; the first is the one that stands for the task.
         template_fingerprint: Of the chat template that was applied, or None if none was.
         judge_version: Of the judge or the jury; None where none takes part.
-        limit: Documents at most, or None for all.
+        limit: Documents at most, or None where those scored are all.
         versions: Of the packages that took part.
         seconds: Wall time of the task.
         created: When, in ISO 8601, UTC.

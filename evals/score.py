@@ -390,7 +390,7 @@ class _Scoring:
             metrics=result.metrics,
             template_fingerprint=template,
             judge_version=None,
-            limit=task.spec.limit,
+            limit=task.spec.limit if result.is_limited else None,
             versions=versions(),
             seconds=round(seconds, 3),
             created=now(),

@@ -253,11 +253,13 @@ def _group(score: Record) -> tuple[str, ...]:
 def _limited(score: Record, scores: Sequence[Record]) -> Record:
     """Gives a mean the greatest limit of its tasks: where one has only its first items, the mean is no full result.
 
-    Its own line has a limit only where all of its tasks have that one.
+    Its own line has a limit only where all of its tasks are given that one, be it more than the items that they have.
     """
-    limits = [whole(member.get("limit")) for member in group_members(score, scores)] if _group(score) else []
+    group = _group(score)
+    limits = [whole(member.get("limit")) for member in group_members(score, scores)] if group else []
     most = max((limit for limit in limits if limit is not None), default=None)
-    return score if most is None else {**score, "limit": most}
+    are_known = bool(group) and len(limits) == len(group)
+    return {**score, "limit": most} if are_known or most is not None else score
 
 
 def _stand(cells: dict[int, Cell], column: Column) -> dict[int, Cell]:

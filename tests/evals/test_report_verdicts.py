@@ -192,7 +192,8 @@ def test_a_mean_over_limited_tasks_is_no_full_result_and_leads_only_where_nothin
     records = [score("final", 1, task, share(20, 40), limit=limit) for task, limit in tasks.items()]
     records += [
         score("final", 1, "wiki", share(30, 40)),
-        score("final", 1, "core", share(20, 40, "acc_macro"), detail=detail),
+        # its own line has the suite's limit where all tasks are given that one, here more than the items that they have
+        score("final", 1, "core", share(20, 40, "acc_macro"), detail=detail, limit=None if any(limits) else 100),
     ]
     board = build([make_run(tmp_path / "run", "run", records)])
     (core,) = (column for column in board.columns if column.group)

@@ -143,8 +143,15 @@ def test_a_new_task_is_scored_without_the_old_ones_again(make_run: MakeRun, suit
     suite_file.write_text(text)
     report = score([run], suite_file, device="cpu")
     assert [s.task for s in report.done] == ["new"]
-    assert report.done[0].metrics[0].n == 2
+    assert (report.done[0].metrics[0].n, report.done[0].limit) == (2, 2)
     assert len({s.suite_version for s in ScoreStore(run).load()}) == 2
+
+
+@pytest.mark.parametrize(("limit", "of_lines"), [(4, 4), (99, None)])
+def test_a_limit_that_leaves_nothing_out_is_none(make_run: MakeRun, suite_file: Path, limit: int, of_lines: int | None):
+    done = score([make_run((1,), final=False)], load_suite(suite_file, limit=limit), device="cpu").done
+    assert {s.task: s.limit for s in done} == {"choices": None, "sums": None, "lines": of_lines}
+    assert "a limit" not in [change for s in done for change in (s.detail or {}).get("changes", ())]
 
 
 def test_one_task_that_fails_is_named_and_the_others_go_on(make_run: MakeRun, suite_file: Path):
