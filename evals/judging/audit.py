@@ -65,7 +65,7 @@ class JudgeAgreement:
     with a tie, as Auto-J counts it (Li et al. 2023, arXiv:2310.05470).
 
     Attributes:
-        other: The second judge's name; ``human`` for votes.
+        other: The second judge's name, with model and version where judges share it; of votes ``human`` and the voter.
         n: Battles that both decided.
         contradictions: Those in which the first judge contradicted itself; they count as not agreed.
         observed: The share on which they agree.
@@ -182,11 +182,7 @@ def audit(judgments: Iterable[Judgment], families: Mapping[str, Family] | None =
     }
     fought = {key: [battles(pair) for pair in own] for key, own in pairs.items()}
     decided = {key: _verdicts(chain(*found)) for key, found in fought.items()}
-    # Of votes, who cast them is a part of what a second judge is called.
-    labels = {
-        (j.judge, j.judge_version): f"{HUMAN} {j.judge_model}".strip() if j.judge == HUMAN else j.judge
-        for j in judgments
-    }
+    labels = _labels(judgments)
     nulls = _nulls(judgments)
     rows: list[AuditRow] = []
     for key, own in pairs.items():
@@ -195,6 +191,17 @@ def audit(judgments: Iterable[Judgment], families: Mapping[str, Family] | None =
         for pair, found in zip(own, fought[key], strict=True):
             rows.append(_row(pair, found, others, nulls, families or {}))
     return rows
+
+
+def _labels(judgments: Iterable[Judgment]) -> dict[tuple[str, str], str]:
+    """Names each judge as shortly as tells it from all others; of votes, who cast them is always a part of it."""
+    names = {}
+    for j in judgments:
+        longer = f"{j.judge} {j.judge_model}".strip()
+        short = longer if j.judge == HUMAN else j.judge
+        names[j.judge, j.judge_version] = (short, longer, f"{longer} {j.judge_version[:8]}")
+    counts = Counter(name for mine in names.values() for name in set(mine))
+    return {key: next((name for name in mine if counts[name] == 1), mine[-1]) for key, mine in names.items()}
 
 
 def _nulls(judgments: Iterable[Judgment]) -> frozenset[str]:

@@ -527,7 +527,7 @@ def _audited(row: AuditRow) -> Line:
     flips, first, slope, nulls = row.flip_rate, row.first_wins, row.length_slope, row.null_wins
     agreements = []
     for other in row.agreements:
-        agreements.append(f"{_ends(other.kappa, '{:.2f}')} with {plain(other.other, 40)}")
+        agreements.append(f"{_ends(other.kappa, '{:.2f}')} with {plain(other.other, 80)}")
         rates = f"agree on {percent(other.observed)}% of {other.n}, by chance {percent(other.chance)}%"
         turned = f"; {other.contradictions} of them turn with the order" if other.contradictions else ""
         agreements.append(rates + turned)

@@ -207,6 +207,19 @@ def test_agreement_counts_net_votes_and_never_a_contradiction(
         assert found.observed == pytest.approx((8 * (vote in agreed) + 2) / 10)
 
 
+def test_judges_that_share_a_name_are_compared_each_by_what_tells_it_apart():
+    versions = (("helpful", "1" * 10, "qwen"), ("helpful", "2" * 10, "qwen"), ("helpful", "3" * 10, "llama"))
+    lines = []
+    for seed, (judge, version, model) in enumerate(
+        (*versions, ("human", "4" * 10, "eva"), ("short", "5" * 10, "qwen"))
+    ):
+        own = asked(20, seed)
+        lines += [dataclasses.replace(j, judge=judge, judge_version=version, judge_model=model) for j in own]
+    names = ["helpful qwen 11111111", "helpful qwen 22222222", "helpful llama", "human eva", "short"]
+    for name, row in zip(names, (row for row in audit(lines) if row.is_sum), strict=True):
+        assert {other.other for other in row.agreements} == {*names} - {name}
+
+
 def test_two_judges_that_contradict_themselves_alike_do_not_agree():
     lines = [j for j in asked(8, 0) if (j.candidate, j.opponent) == ("sft", "base")]
     lines = [dataclasses.replace(j, preference=float(j.order == "candidate-first")) for j in lines]
