@@ -4,6 +4,7 @@ A block is some thousand rows of one source. What became of it is written whole 
 call goes on behind its last block, and ends with the bytes of one that was not killed.
 """
 
+import datetime
 import fnmatch
 import glob
 import itertools
@@ -179,7 +180,7 @@ class RowTool(Tool):
     """The rows: paths, or what a recipe may say of a source, '{path: rows.csv, columns: {0: text, 1: label}}'. A file
     is written for each."""
     output_format: Literal["jsonl", "parquet"] = "jsonl"
-    """What the files are."""
+    """What the files are. Dates and times become text, as ISO 8601 has them."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
     """The largest share of a source's rows that may be unreadable; those are left out."""
     executor: Literal["local", "slurm", "ray"] | None = Field(default=None, exclude=True)
@@ -765,7 +766,7 @@ def file_names(sources: Sequence[SourceSpec], suffix: str) -> dict[str, str]:
 
 
 def json_line(values: Any, where: str, mended: list[str] | None = None) -> bytes:
-    """Returns a row as a line of JSON, in which numbers that are not finite are null: JSON has none for them.
+    """Returns a row as a line of JSON, which has no dates and only finite numbers: those are text, others null.
 
     Args:
         values: The row.
@@ -773,7 +774,7 @@ def json_line(values: Any, where: str, mended: list[str] | None = None) -> bytes
         mended: Takes that, if there was such a number.
 
     Raises:
-        DataError: A value has no JSON, such as a date or bytes.
+        DataError: A value has no JSON, such as bytes.
     """
     try:
         if _is_plain(values):
@@ -786,11 +787,26 @@ def json_line(values: Any, where: str, mended: list[str] | None = None) -> bytes
             text = _dumps(_finite(values))
         return text.encode() + b"\n"
     except (TypeError, ValueError) as error:
-        raise DataError(f"a column cannot be written as JSON: {error}", where=where, hint="leave it out") from error
+        column = next((name for name, value in values.items() if not _has_json({name: value})), None)
+        hint = "`posttrain data convert` writes the rows without columns that their layout does not read"
+        raise DataError(f"column {column!r} cannot be written as JSON: {error}", where=where, hint=hint) from error
+
+
+def _has_json(values: Any) -> bool:
+    try:
+        return bool(_dumps(_finite(values)).encode())
+    except (TypeError, ValueError):
+        return False
 
 
 def _dumps(values: Any) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_iso_date)
+
+
+def _iso_date(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON")
 
 
 def _is_plain(value: Any) -> bool:

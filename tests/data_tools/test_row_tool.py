@@ -123,10 +123,19 @@ def test_the_share_of_rows_that_stay_is_drawn_by_source(tmp_path: Path) -> None:
     assert [bar["value"] for bar in plot["bars"]] == [50.0, 100.0]
 
 
-@pytest.mark.parametrize("value", [datetime.date(2026, 1, 1), b"x", "\ud83d", {(1, 2): 3}, object()])
-def test_a_value_without_json_is_an_error_that_names_the_row(value: Any) -> None:
-    with pytest.raises(DataError, match=r"^a\.jsonl:1: a column cannot be written as JSON"):
-        json_line({"a": [value]}, "a.jsonl:1")
+@pytest.mark.parametrize("value", [b"x", "\ud83d", {(1, 2): 3}, object()])
+def test_a_value_without_json_is_an_error_that_names_row_and_column(value: Any) -> None:
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: column 'a' cannot be written as JSON: .*data convert"):
+        json_line({"n": float("nan"), "a": [value]}, "a.jsonl:1")
+
+
+def test_dates_of_a_parquet_file_are_written_as_text(tmp_path: Path) -> None:
+    day, moment = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    rows = [{"n": 1, "day": day, "at": [{"time": moment}], "score": float("nan")}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    odd(str(tmp_path / "a.parquet")).run(tmp_path / "out")
+    written = {"n": 1, "day": "2026-01-02", "at": [{"time": "2026-01-02T03:04:05+00:00"}], "score": None}
+    assert read_rows(tmp_path / "out" / "a.jsonl") == [written]
 
 
 def test_a_killed_call_goes_on_behind_its_last_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
