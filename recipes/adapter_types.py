@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..chat_templates.errors import did_you_mean
-from .trainer_fields import fields_of, problems
+from .trainer_fields import checkpointing_field, fields_of, problems
 
 STATE = "adapter_state.safetensors"
 """Beside an adapter whose own file is for use alone: what its training goes on from."""
@@ -190,8 +190,9 @@ def adapter_problems(
     if kind.virtual and trainer.get("packing"):
         what = f"{name} does not go with trainer.packing: its documents would see each other, as peft drops positions"
         yield "type", what, "say trainer.packing: false"
-    if kind.cached and trainer.get("gradient_checkpointing"):
-        what = f"{name} does not go with trainer.gradient_checkpointing: recomputed layers would not find its tokens"
+    checkpointing = checkpointing_field(trainer)
+    if kind.cached and checkpointing and trainer[checkpointing]:
+        what = f"{name} does not go with trainer.{checkpointing}: recomputed layers would not find its tokens"
         yield "type", what, "drop one of the two"
     values = {key: value for key, value in section.items() if key != "type"}
     for key in sorted(values.keys() & _OWNED.keys() & fields.keys()):

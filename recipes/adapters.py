@@ -156,8 +156,8 @@ def add_adapter(job: Job, model: "PreTrainedModel") -> Any:
     if config is None:
         return model
     if job.loaded.recipe.quantization:
-        checkpointing = bool(job.loaded.recipe.trainer.get("gradient_checkpointing"))
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)  # type: ignore[assignment]
+        on = job.loaded.checkpointing
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=on)  # type: ignore[assignment]
     return get_peft_model(model, config)
 
 

@@ -17,6 +17,7 @@ from .estimate import stored_parameters
 from .load import Loaded
 from .model import VARLEN
 from .needs import count, loss_path
+from .trainer_fields import checkpointing_field
 
 _COUNTED = 2**28  # bytes of text that are read through for their lines; of more the size is told
 
@@ -79,8 +80,8 @@ def kernels(loaded: Loaded, model: Any, args: Any) -> str:
     elif find_spec("liger_kernel"):
         parts.append("no liger (it is installed: trainer.use_liger_kernel: true)")
     parts += ["torch.compile"] if args.torch_compile else []
-    on, spec = args.activation_checkpointing, loaded.recipe.adapts
-    if loaded.recipe.trainer.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
+    on, spec = loaded.checkpointing, loaded.recipe.adapts
+    if checkpointing_field(loaded.recipe.trainer):
         why = "as the recipe says"
     elif spec is not None and spec.kind.cached:
         why = f"{spec.type}'s tokens stand in a cache, which is not recomputed"

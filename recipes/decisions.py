@@ -433,10 +433,7 @@ def _machine_defaults(loaded: Loaded) -> dict[str, Any]:
     if values.get("optim") == "muon":  # not one of transformers' names; `train.build` puts it in the place of this one
         values["optim"] = "adamw_torch"
     values["save_total_limit"] = None  # CheckpointKeeper removes old checkpoints, after the new one is whole
-    if (
-        loaded.recipe.adapts and loaded.recipe.adapts.kind.cached
-    ):  # its tokens stand in a cache, which is not recomputed
-        values.setdefault("gradient_checkpointing", False)
+    values["activation_checkpointing"] = loaded.checkpointing  # the new name, which wins over the old
     values.setdefault("logging_nan_inf_filter", False)  # it would print the last good loss for a broken one
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
     values.setdefault("ddp_timeout", 6 * 3600)  # the other processes wait while the first one tokenises

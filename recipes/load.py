@@ -83,6 +83,14 @@ class Loaded:
         field = trainer_fields.fields_of(self.stage.config).get(name)
         return field and self.recipe.trainer.get(name, field.default)
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed: as the recipe says, never where an adapter's tokens are in a cache."""
+        spec, name = self.recipe.adapts, trainer_fields.checkpointing_field(self.recipe.trainer)
+        if name is None and spec is not None and spec.kind.cached:
+            return False
+        return bool(self.option(name or "gradient_checkpointing"))
+
     def where(self, text: str) -> str:
         """Returns the file and line, or the override, of the key that a message names; the file if it names none."""
         known = {dotted(key): key for key in (*self.document.lines, *self.document.overrides) if key}
@@ -155,6 +163,9 @@ def _checked(document: Document, overrides: Sequence[str], references: Mapping[s
         rest = {key: value for key, value in trainer.items() if key not in stage.owned}
         for key, what, hint in trainer_fields.problems(rest, trainer_fields.fields_of(stage.config)):
             document.problem(("trainer", key), what, hint)
+        new, old = trainer_fields.CHECKPOINTING
+        if trainer.get(old) is not None and trainer.get(new, trainer[old]) not in (None, trainer[old]):
+            document.problem(("trainer", old), f"is the old name of trainer.{new}, which says otherwise", "drop it")
     if stage:
         name = document.value["stage"]
         for key in sorted(STAGE_SECTIONS & document.value.keys() - stage.sections):

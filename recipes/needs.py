@@ -164,7 +164,7 @@ def setup_of(
         ranks=ranks,
         optimizer=loaded.option("optim") or "adamw_torch_fused",
         accumulates=accumulated > 1,
-        checkpointing=bool(loaded.option("gradient_checkpointing")),
+        checkpointing=loaded.checkpointing,
         attention="flash" if kernel.startswith(("flash", "kernels-community")) else kernel,
         masked=bool(loaded.option("packing")) or batch > 1 or stage in _PAIRED,
         loss=loss_path(loaded),

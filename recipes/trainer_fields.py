@@ -122,6 +122,8 @@ _WORDS: dict[str, str] = {
 }
 # Words that a field takes beside those of its class.
 _OWN_WORDS = {"optim": ("muon",)}
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""Two names of one field: transformers' new one, which wins, and the old one, in which TRL's default stands."""
 # Fields that may be left out but not be null, although their annotation says so.
 _NEEDED = ("num_generations",)
 _WIDEST = {int: 2**31, float: 1e12}  # of numbers that no table names
@@ -373,6 +375,11 @@ def _enumeration(path: Path, name: str) -> list[str]:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
             values.append(str(statement.value.value))
     return values
+
+
+def checkpointing_field(trainer: Mapping[str, Any]) -> str | None:
+    """Returns the name by which a recipe says whether activations are recomputed; None where it does not."""
+    return next((name for name in CHECKPOINTING if trainer.get(name) is not None), None)
 
 
 def problems(values: Mapping[str, Any], fields: Mapping[str, Field]) -> list[tuple[str, str, str | None]]:

@@ -15,10 +15,12 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.data_tools.errors import SpecError
 from posttrain.data_tools.files import hash_file
 from posttrain.evals.models import load_model
+from posttrain.recipes import architectures, needs
 from posttrain.recipes.adapter_types import TYPES
 from posttrain.recipes.check import check_all
 from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.estimate import Machine
 from posttrain.recipes.load import load
 from posttrain.recipes.merge import merge_to
 
@@ -159,12 +161,33 @@ def test_what_an_adapter_cannot_do_is_refused_at_its_line(
 
 def test_activation_checkpointing_with_tokens_in_a_cache_is_refused_and_else_turned_off(make_recipe: Make) -> None:
     section = {"adapter": {"type": "prefix_tuning", "num_virtual_tokens": 4}}
-    with pytest.raises(SpecError, match=r"does not go with trainer\.gradient_checkpointing"):
-        load(make_recipe("sft", sections=section, gradient_checkpointing=True))
-    loaded = load(make_recipe("sft", sections=section, gradient_checkpointing=ABSENT))
-    assert not trainer_config(loaded).gradient_checkpointing
-    plain = load(make_recipe("sft", sections={"adapter": {"type": "lora"}}, gradient_checkpointing=ABSENT))
-    assert trainer_config(plain).gradient_checkpointing  # TRL's own default
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        with pytest.raises(SpecError, match=rf"does not go with trainer\.{name}"):
+            load(make_recipe("sft", sections=section, **{"gradient_checkpointing": ABSENT, name: True}))
+    assert not _recomputes(make_recipe("sft", sections=section, gradient_checkpointing=ABSENT))
+
+
+def test_a_step_is_estimated_as_it_is_trained_by_either_name_of_activation_checkpointing(make_recipe: Make) -> None:
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    assert _recomputes(make_recipe("sft", **{old: ABSENT}))  # TRL's own default
+    assert not _recomputes(make_recipe("sft", **{old: False}))
+    assert not _recomputes(make_recipe("sft", **{old: ABSENT, new: False}))
+    assert _recomputes(make_recipe("sft", **{old: True, new: True}))
+    assert not _recomputes(make_recipe("classify", **{old: ABSENT}))
+    with pytest.raises(SpecError, match=rf"trainer\.{old}: is the old name of trainer\.{new}, which says otherwise"):
+        load(make_recipe("sft", **{old: False, new: True}))
+
+
+def _recomputes(recipe: Path) -> bool:
+    """Says whether training recomputes activations, which the estimate and the recipe itself are to say as well."""
+    loaded = load(recipe)
+    shape = architectures.find(loaded, {})
+    assert isinstance(shape, architectures.Architecture)
+    args = trainer_config(loaded)
+    on = args.gradient_checkpointing
+    assert (args.activation_checkpointing, loaded.checkpointing) == (on, on)
+    assert needs.setup_of(loaded, shape, Machine(gpu=False)).checkpointing == on
+    return on
 
 
 def test_only_kinds_that_can_read_quantized_weights_are_put_on_them(make_recipe: Make) -> None:
