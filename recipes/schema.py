@@ -221,7 +221,7 @@ class ClassifySpec(Section):
     """What a classifier's head predicts."""
 
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
-    """One class (softmax), any number of classes (sigmoid each), or a number (mean squared error)."""
+    """One class (softmax), any of a list of them in a row (sigmoid each), or a number (mean squared error)."""
     labels: Annotated[list[str], Field(min_length=2)] | None = None
     """The classes in their order; by default those of the training data, sorted."""
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None

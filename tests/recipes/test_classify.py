@@ -1,6 +1,7 @@
 """Classifiers train, keep the names of their classes, learn from teachers, and refuse what makes no sense."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,25 @@ def test_labels_that_cannot_be_learnt_are_refused(recipe: Callable[..., Path], t
         run(recipe("regression", name="three", data={"train": {"path": words}}))
     with pytest.raises(RecipeError, match=r"no class 'bleu'; did you mean 'blue'"):
         run(recipe(name="four", classify={"class_weights": {"bleu": 2.0}}))
+
+
+def test_several_names_in_one_text_are_no_class_and_the_hint_makes_a_list_of_them(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    texts = ["sports,politics", "business", "politics,business", "sports"]
+    (tmp_path / "table.csv").write_text(
+        "text,label\n" + "".join(f'about {n},"{text}"\n' for n, text in enumerate(texts))
+    )
+    source = {"path": str(tmp_path / "table.csv"), "format": "classification"}
+    data = {"train": source, "eval": source}
+    with pytest.raises(DataError, match=r"data\.train: .* every label is one text") as caught:
+        run(recipe("multi_label", data=data, max_steps=1))
+    written = re.search(r"\{\{.*\}\}", caught.value.hint or "")
+    assert written is not None
+    source = {"path": str(tmp_path / "table.csv"), "text": "{{ text }}", "label": written[0]}
+    run_dir = run(recipe("multi_label", data={"train": source, "eval": source}, max_steps=1))
+    config = json.loads((run_dir / "config.json").read_text())
+    assert set(config["label2id"]) == {"business", "politics", "sports"}
 
 
 METRIC = """
