@@ -99,8 +99,8 @@ def find_targets(
 
 
 def is_run(path: Path) -> bool:
-    """Says whether a folder is a run's: it has a ``run.json`` or checkpoints."""
-    return path.is_dir() and ((path / RUN_FILE).is_file() or bool(list_checkpoints(path)))
+    """Says whether a folder is a run's: it has a ``run.json``, or a checkpoint with a manifest."""
+    return (path / RUN_FILE).is_file() or any((folder / MANIFEST).is_file() for folder in list_checkpoints(path))
 
 
 def set_aside(folder: Path, number: int) -> Path:
@@ -281,7 +281,8 @@ def locate(item: str, *, offline: bool = False) -> Path:
             raise InputError("neither a run folder nor a model", where=item)
         folder = _download(item, offline)
     elif not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise InputError("neither a run folder nor a model", where=item, hint=f"expected {RUN_FILE} or config.json")
+        hint = "name one of its checkpoints" if list_checkpoints(folder) else f"expected {RUN_FILE} or config.json"
+        raise InputError("neither a run folder nor a model", where=item, hint=hint)
     return folder
 
 
@@ -303,13 +304,16 @@ def _store_of(item: str, folder: Path, digest: str, output: Path, stage: str) ->
     """Returns the run folder of a plain model, made if need be: one model, one folder, whatever else is called like it.
 
     It is named as the model's folder is; where that name is taken, by its parent too, and last by what identifies it.
+    Another trainer's checkpoint has its parent's name at once: what looks for runs passes over ``checkpoint-`` folders.
     """
     is_local = Path(item).exists()
     place = Path(os.path.normpath(Path(item).absolute()))  # links keep their names, ``..`` has none of its own
-    first, source = (place.name, str(place)) if is_local else (item.replace("/", "--"), item)
+    longer = f"{place.parent.name}--{place.name}"
+    name = longer if place.name.startswith("checkpoint-") else place.name
+    first, source = (name, str(place)) if is_local else (item.replace("/", "--"), item)
     names = [first, f"{first}-{digest[:8]}"]
     if is_local and read_record(output / first).get("source", source) != source:
-        names.insert(1, f"{place.parent.name}--{first}")
+        names.insert(1, longer)
 
     def fits(name: str) -> bool:
         run = read_record(output / name)

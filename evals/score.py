@@ -64,6 +64,7 @@ class ScoreReport:
         failed: What could not be scored; the rest went on.
         unfinished: Checkpoint folders without a manifest, whose save has not ended.
         interrupted: Whether Ctrl-C ended a watch.
+        is_empty: Whether there was no complete checkpoint to score.
         prompts: The prompt sets of the suite as they were read, for its judges.
     """
 
@@ -72,13 +73,14 @@ class ScoreReport:
     failed: tuple[Failure, ...] = ()
     unfinished: tuple[Unfinished, ...] = ()
     interrupted: bool = False
+    is_empty: bool = False
     prompts: tuple[generations.PromptTask, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """Returns 1 if anything failed, but 2 if all did and what the user gave is wrong; else 0."""
+        """Returns 1 if anything failed; 2 if all did and the input is wrong, or nothing was there to score; else 0."""
         if not self.failed:
-            return 0
+            return 2 if self.is_empty else 0
         return 1 if self.done or self.skipped else min(failure.exit_code for failure in self.failed)
 
 
@@ -205,6 +207,7 @@ def score(
         tuple(scoring.failed.values()),
         tuple(unfinished),
         interrupted,
+        not targets and not interrupted,
         tuple(task for task in scoring.tasks if isinstance(task, generations.PromptTask)),
     )
 

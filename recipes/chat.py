@@ -95,11 +95,11 @@ def talk(source: str, sampling: Sampling, *, system: str | None = None) -> None:
 def _newest(source: str) -> Path:
     """Returns the model's folder; of a run that has not ended, its last checkpoint."""
     folder = Path(source)
-    if folder.is_dir() and is_run(folder) and not (folder / "config.json").is_file():
-        checkpoints = list_checkpoints(folder)
-        if not checkpoints:
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if checkpoints := list_checkpoints(folder):
+            return checkpoints[-1]
+        if is_run(folder):
             raise InputError("the run has no checkpoint yet", where=source)
-        return checkpoints[-1]
     return locate(source)
 
 

@@ -47,7 +47,7 @@ def score_models(
         chat: When ``tasks`` are templated; never by default.
 
     Returns:
-        1 if anything failed, else 0.
+        1 if anything failed, 2 if there was nothing to score, else 0.
 
     Raises:
         RecipeError: No suite is named, neither here nor by the recipes; or a suite and tasks are.
@@ -141,7 +141,7 @@ def _score_each(
             continue
         _tell(report)
         code = max(code, report.exit_code)
-        judged.setdefault(key, []).extend([] if report.interrupted else paths)
+        judged.setdefault(key, []).extend([] if report.interrupted or report.is_empty else paths)
         prompts[key] = report.prompts
     return code, judged, prompts
 
@@ -158,6 +158,8 @@ def _tell(report: "ScoreReport") -> None:
         print(f"left {folder.folder}: its save has not finished")
     for failure in report.failed:
         print(failure.detail, end="", file=sys.stderr)
+    if report.is_empty:
+        print("no complete checkpoint to score; --watch waits for those of a run", file=sys.stderr)
 
 
 def _judge(

@@ -13,9 +13,12 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals.checkpoints import write_manifest
 from posttrain.evals.errors import SuiteError
 from posttrain.evals.records import ScoreStore
+from posttrain.evals.runs import find_runs
 from posttrain.evals.score import score
 from posttrain.evals.stats.intervals import spelt
 from posttrain.evals.suite_files import load_suite
+from posttrain.recipes.cli import app
+from typer.testing import CliRunner
 
 from .conftest import add_checkpoint, write_rows, write_run_json
 
@@ -319,6 +322,27 @@ def test_a_plain_model_gets_a_run_folder_of_its_own(tiny_model_dir: Path, suite_
     assert json.loads((folder / "run.json").read_text())["name"] == tiny_model_dir.name
     assert score([tiny_model_dir], suite_file, device="cpu", output=tmp_path / "out").skipped == 3
     assert not (tiny_model_dir / "scores.jsonl").exists()
+
+
+def test_what_another_trainer_saved_are_plain_models(tiny_model_dir: Path, suite_file: Path, tmp_path: Path):
+    theirs = shutil.copytree(tiny_model_dir, tmp_path / "theirs")
+    last = shutil.copytree(tiny_model_dir, theirs / "checkpoint-5")
+    board = tmp_path / "board"
+    report = score([theirs, last], suite_file, device="cpu", output=board, watch=True)  # and a watch of it ends
+    assert (len(report.done), report.unfinished, report.exit_code) == (6, (), 0)
+    assert [run.name for run in find_runs([board])] == ["theirs", "theirs--checkpoint-5"]
+    (theirs / "config.json").unlink()
+    with pytest.raises(InputError, match="name one of its checkpoints"):
+        score([theirs], suite_file, output=board)
+
+
+def test_a_call_that_finds_no_checkpoint_says_so(make_run: MakeRun, suite_file: Path):
+    run = make_run((1,), final=False)
+    (run / "checkpoint-1" / "manifest.json").unlink()
+    result = CliRunner().invoke(app, ["score", str(run), "--suite", str(suite_file)])
+    assert result.exit_code == 2
+    assert "checkpoint-1: its save has not finished" in result.stdout
+    assert "no complete checkpoint to score" in result.stderr
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "no/such/path/at/all", "org/no-such-model"])
