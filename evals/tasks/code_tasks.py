@@ -7,6 +7,7 @@ fetch a metric and run programs as soon as they are read, without walls. Here ev
 
 import ast
 import re
+import warnings
 from typing import Any
 
 from posttrain.data_tools.sandbox import Checks, Limits, ProgramOutcome, find_sandbox
@@ -27,9 +28,10 @@ def run_humaneval(resps: Answers, docs: list[dict[str, Any]]) -> Outcomes:
 
 
 def run_humaneval_instruct(resps: Answers, docs: list[dict[str, Any]]) -> Outcomes:
-    """Runs each prompt with what stands before the end of the code block that the prompt has opened."""
+    """Runs each prompt with the code block of its answer, which the prompt has opened."""
     programs = [
-        [_continued(doc, answer.partition("```")[0]) for answer in answers] for answers, doc in _each(resps, docs)
+        [_continued(doc, _first_block(answer, doc["prompt"])) for answer in answers]
+        for answers, doc in _each(resps, docs)
     ]
     return _run(programs, docs)
 
@@ -64,15 +66,26 @@ def _continued(doc: dict[str, Any], answer: str) -> str:
     return doc["prompt"] + answer if answer.strip() else ""
 
 
-def _first_block(answer: str) -> str:
-    """Returns what stands before the end of the block that the prompt has opened, or the first block after it.
+def _first_block(answer: str, prompt: str = "") -> str:
+    """Returns what stands before the end of the block that the prompt has opened, or the answer's own first block.
 
-    lm-eval's ``extract_code_blocks`` takes the first word for the name of a language, and so loses a ``def``.
+    The latter where nothing or prose stands before it, as in chat answers from elsewhere. Behind HumanEval's prompt it
+    may define the function anew. lm-eval's ``extract_code_blocks`` takes the first word for the name of a language, and
+    so loses a ``def``.
     """
     code, _, rest = answer.partition("```")
-    if code.strip() or not rest:
-        return code
-    return re.sub(r"\A\w*\n", "", rest).partition("```")[0]
+    own = re.sub(r"\A\w*[^\S\n]*\n", "", rest).partition("```")[0]
+    return "\n" + own if own.strip() and _statements(prompt + code) <= _statements(prompt) else code
+
+
+def _statements(program: str) -> int:
+    """Counts a program's statements, but bare expressions and annotations, for which words of prose may pass."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of escapes in strings
+            nodes = list(ast.walk(ast.parse(program)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return 0
+    return sum(isinstance(node, ast.stmt) and not isinstance(node, ast.Expr | ast.AnnAssign) for node in nodes)
 
 
 def checks_of(doc: dict[str, Any]) -> Checks:

@@ -95,6 +95,22 @@ def test_chat_answers_end_with_their_code_block(tasks: ModuleType) -> None:
     assert [outcome["kind"] for outcome in outcomes] == ["passed", "passed", "passed", "no_code", "syntax_error"]
 
 
+@pytest.mark.parametrize("said", ["", "Here it is:\n", "Answer: code\n", "Sure! It is short.\n\n"])
+def test_chat_answers_of_others_are_read_as_their_own_code_block(tasks: ModuleType, tmp_path: Path, said: str) -> None:
+    asked = {"humaneval": "functions", "mbpp": "trees"}
+    function = f"{said}```python\n{FUNCTION['prompt']}{FUNCTION['canonical_solution']}```\nIt doubles x.\n```\n4\n```"
+    answers = [{"id": FUNCTION["task_id"], "completion": function}]
+    answers += [{"id": TREE["task_id"], "completion": f"{said}```\n{TREE['code']}\n```\nIt adds."}]
+    write_rows(tmp_path / "functions.jsonl", [FUNCTION])
+    write_rows(tmp_path / "trees.jsonl", [TREE])
+    suite = tmp_path / "code.yaml"
+    entries = [f"{{task: {task}_instruct, data_files: {{test: {file}.jsonl}}}}" for task, file in asked.items()]
+    suite.write_text(f"tasks: [{', '.join(entries)}]\n")
+    report = score([write_rows(tmp_path / "gpt.jsonl", answers)], suite, output=tmp_path / "board")
+    assert not report.failed
+    assert [line.metrics[0].value for line in report.done] == [1, 1]
+
+
 def test_rows_that_need_their_set_up_and_a_builtin_redefined_have_a_right_answer(tasks: ModuleType) -> None:
     [[right, wrong]] = tasks.run_mbpp([[TREE["code"], "def sum(t):\n  return 3"]], [TREE])
     assert (right["kind"], right["reason"]) == ("passed", "")
