@@ -18,7 +18,7 @@ from ..data_tools.spec import SourceSpec
 from .checkpoints import model_hash, read_manifest
 from .errors import EvalError
 from .judges import DATA_FILES
-from .prompt_sets import Prompt, answer_of, prompt_key, turns_of
+from .prompt_sets import ASKED, Prompt, answer_of, turns_of
 from .records import Score, ScoreStore, parquet
 from .runs import RUN_FILE
 from .thinking import TAGS, strip_thinking
@@ -221,8 +221,9 @@ def answers_from_file(
     """Reads another model's answers from a file, to be compared with.
 
     Rows may be AlpacaEval's outputs (``instruction``, ``output``, ``generator``), MT-bench's or Arena-Hard's model
-    answers (joined by the prompt's id), own rows with ``prompt`` or ``turns`` and ``output`` (a text, or one for each
-    turn), or what :func:`to_parquet` wrote. They are joined by what was asked, never by their place.
+    answers, own rows with ``prompt`` or ``turns`` and ``output`` (a text, or one for each turn), or what
+    :func:`to_parquet` wrote. They are joined by what was asked, never by their place, and by the prompt's id where a
+    row says nothing of it: an ``id`` may count the rows of its file, and so be that of another prompt.
 
     Args:
         path: JSON, JSON lines or Parquet, each also ``.gz``.
@@ -237,9 +238,7 @@ def answers_from_file(
     Raises:
         InputError: The file cannot be read, or holds no answer to any of the prompts.
     """
-    known: dict[str, Prompt] = {}
-    for prompt in prompts:
-        known |= {f"id {prompt.id}": prompt, prompt.key: prompt, prompt_key(prompt.turns): prompt}
+    known = _PromptSet(prompts)
     found: dict[tuple[str, int], Answer] = {}
     names: set[str] = set()
     report = DataReport(source=str(path))
@@ -268,22 +267,46 @@ def answers_from_file(
 _MODELS = ("generator", "model_id", "model")  # where benchmarks name who answered
 
 
-def _answer_to(row: Mapping[str, Any], known: Mapping[str, Prompt], thinking: Sequence[tuple[str, str]]) -> Answer:
+class _PromptSet:
+    """A prompt set, to be looked up by what rows of a file of answers say of their prompts."""
+
+    def __init__(self, prompts: Sequence[Prompt]):
+        self.keys = {prompt.key for prompt in prompts}
+        self._by_id = {prompt.id: prompt for prompt in prompts}
+        self._by_turns: dict[tuple[str, ...], list[Prompt]] = {}
+        for prompt in prompts:
+            self._by_turns.setdefault(prompt.turns, []).append(prompt)
+
+    def find(self, row: Mapping[str, Any], identity: str) -> Prompt | None:
+        """Returns what a row answers; of prompts that differ in the system message alone, the row's, or that of its id.
+
+        Raises:
+            RowError: What it says of its prompt cannot be read.
+        """
+        if all(row.get(name) is None for name in ASKED):
+            return self._by_id.get(identity)
+        if isinstance(said := row.get("messages"), list):  # the answers are not what was asked
+            row = {**row, "messages": [m for m in said if not (isinstance(m, dict) and m.get("role") == "assistant")]}
+        turns, system = turns_of(row)
+        same = self._by_turns.get(turns, [])
+        exact = [prompt for prompt in same if prompt.system == system]
+        named = [prompt for prompt in same if prompt.id == identity]
+        tries = (exact, named, same) if system else (named, exact, same)  # files of answers may leave it out
+        return next((found[0] for found in tries if len(found) == 1), None)
+
+
+def _answer_to(row: Mapping[str, Any], known: _PromptSet, thinking: Sequence[tuple[str, str]]) -> Answer:
     """Reads one row of a file of answers; one that is none, or to no prompt of the set, raises RowError."""
     if "prompt_key" in row and "raw" in row:
         try:
             own = _answer_from(row)
         except KeyError as error:
             raise RowError("a column is missing", str(error)) from error
-        if own.prompt_key not in known:
+        if own.prompt_key not in known.keys:
             raise RowError("its prompt is not in the set")
         return own
     identity, texts = answer_of(row)
-    try:
-        prompt = known.get(prompt_key(turns_of(row)[0]))
-    except RowError:
-        prompt = None
-    prompt = prompt or known.get(f"id {identity}")
+    prompt = known.find(row, identity)
     if prompt is None:
         raise RowError("its prompt is not in the set")
     if len(texts) != len(prompt.turns):

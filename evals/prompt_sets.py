@@ -25,6 +25,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]  # it bec
 
 _IDS = ("id", "prompt_id", "question_id", "uid")
 _CATEGORIES = ("category", "cluster", "dataset")
+ASKED = ("turns", "messages", "prompt", "instruction")
+"""The columns of which the first that a row has says what the user says."""
 _REFERENCES = ("reference", "references", "reference_answer")
 
 
@@ -224,7 +226,7 @@ def turns_of(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
     system = row.get("system")
     if system is not None and not isinstance(system, str):
         raise RowError("column 'system' is not text", type(system).__name__)
-    name = next((n for n in ("turns", "messages", "prompt", "instruction") if row.get(n) is not None), None)
+    name = next((n for n in ASKED if row.get(n) is not None), None)
     if name is None:
         raise RowError("no column 'prompt', 'turns', 'messages' or 'instruction'")
     value = row[name]

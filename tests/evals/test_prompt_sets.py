@@ -224,6 +224,26 @@ def test_answers_of_other_models_are_joined_by_what_was_asked(tmp_path: Path):
         answers_from_file(other, mt)
 
 
+def test_answers_are_not_joined_to_another_prompt_by_its_id_or_without_its_system_message(tmp_path: Path):
+    asked = [{"prompt": "Name a fruit."}, {"prompt": "Greet.", "system": "Talk like a pirate."}]
+    asked += [{"prompt": "Greet.", "system": "Talk like a lawyer."}, {"turns": ["Sum 2 and 2.", "And 3?"]}]
+    prompts, _ = load(write_rows(tmp_path / "p.jsonl", [{"id": n, **row} for n, row in enumerate(asked, start=1)]))
+    talk = [{"role": "user", "content": "Sum 2 and 2."}, {"role": "assistant", "content": "4"}]
+    talk += [{"role": "user", "content": "And 3?"}, {"role": "assistant", "content": "7"}]
+    rows = [
+        {"id": 1, "prompt": "Translate 'dog'.", "output": "chien"},
+        {"id": 2, "prompt": "Name a fruit.", "output": "apple"},
+        {"id": 3, "prompt": "Greet.", "system": "Talk like a pirate.", "output": "Arr!"},
+        {"id": 3, "prompt": "Greet.", "output": "Dear Sir"},  # whose file leaves the system message out
+        {"id": 5, "prompt": "Greet.", "output": "Hi"},
+        {"id": 6, "messages": talk},
+    ]
+    found, notes = answers_from_file(write_rows(tmp_path / "o.jsonl", rows), prompts)
+    expected = [("1", ("apple",)), ("2", ("Arr!",)), ("3", ("Dear Sir",)), ("4", ("4", "7"))]
+    assert [(answer.prompt_id, answer.texts) for answer in found.answers] == expected
+    assert notes == ("2 rows of o.jsonl left aside: its prompt is not in the set",)
+
+
 def test_references_that_join_no_prompt_or_cannot_be_read_are_told(tmp_path: Path):
     path = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "Hi", "reference": "own"}])
     joined = write_rows(tmp_path / "r.jsonl", [{"id": "a", "reference": "theirs"}, {"id": "b"}])
