@@ -37,7 +37,7 @@ def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
 
     Raises:
         RecipeError: An adapter on the output layer, whose weight the losses read without calling the layer; one that
-            cannot train the embeddings of new tokens.
+            cannot train the embeddings of new tokens, or to go on from that was made before they were.
     """
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -49,6 +49,7 @@ def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
     if spec.name_or_path:
         config = PeftConfig.from_pretrained(spec.name_or_path)
         config.inference_mode = False
+        _refuse_untrained_tokens(job, config, model)
         return config
     kind, options = spec.kind, _options(spec, job)
     tables, tied, biased = _embeddings(model)
@@ -56,8 +57,7 @@ def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
     grown: list[str] = []  # whose new rows are trained by themselves; of tied tables the first stands for both
     if job.new_tokens:
         _refuse_new_tokens(job, spec)
-        whole = _named(tables, saved)
-        grown = ([] if whole else tables[:1]) if tied else [name for name in tables if name not in whole]
+        grown = _frozen_tables(tables, saved, tied)
     if grown and (biased or _is_sharded() or "trainable_token_indices" not in kind.fields):
         saved, grown = [*saved, *grown], []
     if grown:
@@ -105,6 +105,20 @@ def _refuse_new_tokens(job: Job, spec: AdapterSpec) -> None:
         )
 
 
+def _refuse_untrained_tokens(job: Job, config: "PeftConfig", model: "PreTrainedModel") -> None:
+    """Refuses to go on from an adapter that trains no rows for new tokens."""
+    tables, tied, _ = _embeddings(model)
+    given = getattr(config, "trainable_token_indices", None) or {}
+    given = given if isinstance(given, dict) else {tables[0]: given}
+    tokens = set[int]()
+    for table in _frozen_tables(tables, getattr(config, "modules_to_save", None) or [], tied):
+        tokens |= {*job.new_tokens}.difference(*(rows for name, rows in given.items() if table.endswith(name)))
+    if tokens:
+        names = " ".join(job.tokenizer.convert_ids_to_tokens(sorted(tokens)[:4]))
+        hint = "merge the first run and train a fresh adapter, or drop model.chat_template"
+        raise RecipeError(f"adapter.name_or_path: it trains no rows for {names}", hint=hint)
+
+
 def _embeddings(model: "PreTrainedModel") -> tuple[list[str], bool, bool]:
     """Returns the names of the input embeddings and the output layer, whether they are one, and if that has a bias."""
     output: Any = model.get_output_embeddings() if model.can_generate() else None
@@ -117,6 +131,12 @@ def _embeddings(model: "PreTrainedModel") -> tuple[list[str], bool, bool]:
 def _named(tables: list[str], modules: list[str]) -> list[str]:
     """Returns those of the tables that ``modules_to_save`` names, by the ends of their names, as peft does."""
     return [name for name in tables if any(name.endswith(module) for module in modules)]
+
+
+def _frozen_tables(tables: list[str], saved: list[str], tied: bool) -> list[str]:
+    """Returns the tables that ``modules_to_save`` leaves frozen; of tied ones the first stands for both."""
+    whole = _named(tables, saved)
+    return ([] if whole else tables[:1]) if tied else [name for name in tables if name not in whole]
 
 
 def _refuse_adapted_output(config: Any, names: list[str], tied: bool, job: Job) -> None:

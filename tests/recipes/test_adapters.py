@@ -9,9 +9,13 @@ import pytest
 import torch
 from posttrain.data_tools.files import hash_file
 from posttrain.evals.models import load_model
+from posttrain.recipes.adapters import adapter_config
 from posttrain.recipes.check import check_all
+from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.errors import RecipeError
+from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
+from posttrain.recipes.model import load_model as load_empty
 from posttrain.recipes.train import train
 
 from ..conftest import build_tokenizer, save_model
@@ -106,6 +110,24 @@ def test_check_names_the_tokens_that_the_template_adds(adapted: Make, capsys: py
     said = checked(adapted("new tokens"), capsys)
     assert "new tokens: <|start_header_id|> <|end_header_id|> <|eot_id|>" in said
     assert f"{3 * 32} parameters in float32" in said
+
+
+@pytest.mark.parametrize("kind", ["lora", "last norm", "input embeddings", "new tokens", "new tokens and tables"])
+def test_an_adapter_that_goes_on_trains_the_tokens_that_the_template_adds_or_is_refused(
+    kind: str, adapted: Make, tmp_path: Path
+) -> None:
+    job = open_job(load(adapted(kind)))
+    config = adapter_config(job, load_empty(job.loaded.recipe, job.tokenizer, empty=True))
+    assert config is not None
+    config.save_pretrained(str(tmp_path / "first"))
+    recipe = load(adapted("new tokens", name="on", lora=None, adapter={"name_or_path": str(tmp_path / "first")}))
+    args = trainer_config(recipe)
+    if kind in ("lora", "last norm"):
+        said = r"adapter\.name_or_path: it trains no rows for <\|start_header_id\|> <\|end_header_id\|> <\|eot_id\|>"
+        with pytest.raises(RecipeError, match=said):
+            decide(recipe, args)
+    else:
+        assert decide(recipe, args).size.trainable
 
 
 @pytest.mark.parametrize("kind", KINDS)
