@@ -14,7 +14,12 @@ Answers = list[list[str]]
 
 # A minus behind a digit or before a space takes away, and is no sign: 5-10, 3 - 1.
 _NUMBER = r"(?:(?<![\w)])[-\u2212])?(?:\$\s?)?(?<![\d.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?"
-_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?\s*(?:\*\*|\\boxed\{{|\$)*\s*({_NUMBER})")
+_BARE = r"\s*(?:\*\*|\\boxed\{|\$)*\s*"  # what may stand between words and a number
+_GOES_ON = r"\s*(?:[-+*/x\u00d7\u00f7\u2212]|\\times|\\cdot)\s*[\d($]"  # a number that goes on is no result
+# An equation's result stands behind the last `=` of its clause: another may prove it behind a comma or "since".
+_CLAUSE = r"(?:(?!, |; |[.!?](?:\s|$)|\b(?:because|since|as|answer)\b).)*"
+_EQUATION = rf"(?:{_CLAUSE}=(?={_BARE}(?>{_NUMBER})(?!{_GOES_ON})))?"
+_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?{_EQUATION}{_BARE}({_NUMBER})")
 _LAST = re.compile(_NUMBER)
 _MARKED = re.compile(rf"####\s*({_NUMBER})")
 
@@ -44,7 +49,7 @@ def minerva_shots() -> list[dict[str, str]]:
 
 
 def read_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, str | None]]]:
-    """Reads the last number that an answer calls its answer, and the last number of all."""
+    """Reads the last number that an answer calls its answer, of an equation the result, and the last number of all."""
     return [[{"strict": _last(_SAID, text), "flexible": last_number(text)} for text in texts] for texts in resps]
 
 

@@ -63,6 +63,14 @@ def figures(tmp_path: Path, name: str, split: str, rows: list[dict[str, Any]], t
         ("Version 1.2.3", None, "1.2"),
         ("The answer is **1/2**", "1/2", "1/2"),
         ("The answer is $\\boxed{-12}$.", "-12", "-12"),
+        ("So the answer is 5 x 3 = 15.", "15", "15"),
+        ("The answer is $20 + $5 = $25.", "25", "25"),
+        ("The answer is (2 + 3) * 4 = 5 * 4 = **20** apples. Then 1 + 1 = 2.", "20", "20"),
+        ("The answer is $5 \\times 2.5 = \\boxed{12.5}$", "12.5", "12.5"),
+        ("The answer is 15 = 5 x 3.", "15", "15"),
+        ("The answer is 5, since 5 + 3 = 8.", "5", "5"),
+        ("The answer is 4 because 4 + 4 = 8.", "4", "4"),
+        ("The answer is x = 7", "7", "7"),
     ],
 )
 def test_the_number_that_is_called_the_answer_last_is_read(text: str, strict: str | None, flexible: str | None):
