@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data_tools.generate import Draw, Sampling, seed_of
-from .errors import EvalError
+from .errors import EvalError, SuiteError
 from .records import Metric
 from .spec import SamplingSpec
 from .stats.samples import majority_at_k, pass_at_k
@@ -60,14 +60,22 @@ class Samples:
     Args:
         task: lm-eval's, built; it is changed.
         setting: How many samples, and which k.
-        primary: The metric that pass@k and maj@k are of.
+        primary: The metric that pass@k and maj@k are of; a filter that it names with it counts nothing here, where each
+            filter's readings have figures of their own.
         seed: Of draws of voters.
+
+    Raises:
+        SuiteError: The task has no such metric.
     """
 
     def __init__(self, task: Any, setting: SamplingSpec, primary: str | None, seed: int):
         from lm_eval.api.metrics import mean
 
-        self.task, self.setting, self.primary, self.seed = task, setting, primary, seed
+        name = primary.partition(",")[0] if primary else None
+        if name is not None and name not in task.aggregation():
+            hint = f"it has: {', '.join(task.aggregation())}"
+            raise SuiteError(f"the task has no metric '{name}', of which samples could be combined", hint=hint)
+        self.task, self.setting, self.primary, self.seed = task, setting, name, seed
         self.scored: list[list[dict[str, Any]]] = []
         self._filter, self._score = task.apply_filters, task.process_results
         self._means = {name for name, how in task.aggregation().items() if how is mean}

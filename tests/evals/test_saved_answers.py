@@ -103,18 +103,29 @@ def test_worked_answers_vote_by_the_number_that_is_read_from_them(tmp_path: Path
     assert (figures["exact_match"], figures["pass@3"], figures["maj@3"]) == (0.5, 1, 0.5)
 
 
-def test_of_several_samples_each_is_read_or_not(tmp_path: Path) -> None:
-    filters = "filter_list: [{name: said, filter: [{function: regex, regex_pattern: 'is ([0-9]+)'}]}]"
-    (tmp_path / "said.yaml").write_text(f"include: {SUITES.parent / 'tasks' / 'exact_match.yaml'}\n{filters}\n")
+@pytest.mark.parametrize("filters", [["said"], ["said", "shouted"]])
+def test_of_several_samples_each_is_read_or_not_and_a_metric_may_name_its_filter(
+    tmp_path: Path, filters: list[str]
+) -> None:
+    step = "filter: [{function: regex, regex_pattern: 'is ([0-9]+)'}]"
+    listed = ", ".join(f"{{name: {name}, {step}}}" for name in filters)
+    own = f"include: {SUITES.parent / 'tasks' / 'exact_match.yaml'}\nfilter_list: [{listed}]\n"
+    (tmp_path / "said.yaml").write_text(own)
     write_rows(tmp_path / "prompts.jsonl", ROWS)
     suite = tmp_path / "suite.yaml"
-    suite.write_text(
-        "sampling: [{name: four, temperature: 1.0, samples: 4}]\n"
-        "tasks: [{task: said.yaml, name: sums, data_files: {test: prompts.jsonl}}]\n"
+    chosen = ",".join(["exact_match", *filters[1:]])  # of several
+    asked = (
+        "sampling: [{name: four, temperature: 1.0, samples: 4, k: [2]}]\n"
+        "tasks: [{task: said.yaml, name: sums, data_files: {test: prompts.jsonl}, metric: METRIC}]\n"
     )
+    suite.write_text(asked.replace("METRIC", f"'{chosen}'"))
     rows = [{"id": row["id"], "completions": [f"It is {row['answer']}", "No", "No", "No"]} for row in ROWS]
     [line] = score([write_rows(tmp_path / "gpt.jsonl", rows)], suite, output=tmp_path / "board").done
-    assert {metric.name: metric.value for metric in line.metrics}["unparsed"] == 0.75
+    figures = {metric.name.partition(",")[0]: metric.value for metric in line.metrics}
+    assert (figures["unparsed"], figures["pass@2"], figures["maj@2"]) == (0.75, 0.5, 0.5)
+    suite.write_text(asked.replace("METRIC", "f1"))
+    [failure] = score([tmp_path / "gpt.jsonl"], suite, output=tmp_path / "board").failed
+    assert "no metric 'f1', of which samples could be combined" in failure.reason
 
 
 def test_answers_to_a_suite_that_asks_for_none_are_refused(tmp_path: Path) -> None:
