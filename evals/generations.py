@@ -430,7 +430,8 @@ def _result(job: PromptTask, answers: Sequence[Answer], said: Log) -> Result:
         "cut_thoughts": thinking,
         "empty": sum(not any(text.strip() for text in answer.texts) for answer in answers),
     }
-    return Result(figures(answers), to_parquet(answers), None, tuple(notes), detail)
+    limited = len(job.prompts) == job.spec.limit  # fewer are all
+    return Result(figures(answers), to_parquet(answers), None, tuple(notes), detail, is_limited=limited)
 
 
 def figures(answers: Sequence[Answer]) -> tuple[Metric, ...]:

@@ -41,7 +41,7 @@ def load_suite(
         name_or_path: A suite that comes with posttrain, or a YAML file.
         references: Folders of a pipeline's steps, which ``@name`` stands for in the suite's paths.
         data_dir: A folder of benchmarks that replaces the suite's own ``data_dir``.
-        limit: Score the first so many documents of each task and text only, whatever the suite says.
+        limit: Score the first so many items of each entry only, whatever the suite says; `functions:` have no limit.
 
     Raises:
         SpecError: The file does not fit the schema; every problem with its line.
@@ -87,11 +87,9 @@ def _finished(
         if data_dir is not None:
             spec = spec.model_copy(update={"data_dir": str(data_dir.absolute())})
         if limit is not None:
-            sections: dict[str, list[Any]] = {
-                name: getattr(spec, name) for name in ("tasks", "robustness", "perplexity")
-            }
+            sections = ("tasks", "robustness", "perplexity", "pairs", "classification", "prompts")
             update = {
-                name: [entry.model_copy(update={"limit": limit}) for entry in sections[name]] for name in sections
+                name: [entry.model_copy(update={"limit": limit}) for entry in getattr(spec, name)] for name in sections
             }
             spec = spec.model_copy(update=update)
         spec = _resolve(spec, base, document)

@@ -243,7 +243,12 @@ def score(
         Path | None, typer.Option(help="A folder of benchmarks to read in place of the tasks' own data.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; the first GPU if there is one.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many items of each task.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Score the first so many items of each entry of the suite; only `functions:` are whole."
+        ),
+    ] = None,
     chat: Annotated[
         Literal["auto", "always", "never"] | None,
         typer.Option(help="Whether --tasks are asked under the chat template.", show_default="never"),

@@ -43,7 +43,7 @@ def score_models(
         tasks: Names of tasks and groups, in the place of a suite.
         data_dir: A folder of benchmarks that replaces the tasks' own data.
         device: Where models run; the first GPU if there is one.
-        limit: Score the first so many documents of each task only.
+        limit: Score the first so many items of each entry of the suite only, but for functions.
         chat: When ``tasks`` are templated; never by default.
 
     Returns:

@@ -29,6 +29,17 @@ def test_every_mistake_has_its_line_and_a_suggestion(tmp_path: Path):
     assert "tasks[1].limit" in problems[6]
 
 
+def test_a_limit_of_the_command_line_is_one_of_every_section_that_has_items(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    entry = "{name: NAME, path: rows.jsonl, limit: 9}"
+    sections = ("perplexity", "pairs", "classification", "prompts")
+    text = "tasks: [{task: exact_match}]\nrobustness: [{task: multiple_choice, options: {}}]\n"
+    path = tmp_path / "suite.yaml"
+    path.write_text(text + "".join(f"{name}: [{entry.replace('NAME', name)}]\n" for name in sections))
+    suite = load_suite(path, limit=2)
+    assert {item.limit for name in ("tasks", *sections) for item in getattr(suite, name)} == {2}
+
+
 def test_missing_files_and_names_that_stand_twice_are_found_before_anything_runs(tmp_path: Path):
     path = tmp_path / "suite.yaml"
     path.write_text(
