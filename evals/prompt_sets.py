@@ -213,7 +213,7 @@ def _prompt_of(row: Mapping[str, Any], *, system: str | None, answers: Mapping[s
     references = _references(row, len(turns))
     key = prompt_key(turns, system)
     identity = key[:12] if given is None or given == "" else str(given)
-    references = answers[identity][: len(turns)] if identity in answers else references
+    references = _padded(answers[identity][: len(turns)], len(turns)) if identity in answers else references
     return Prompt(identity, key, turns, category, references, system)
 
 
@@ -273,7 +273,12 @@ def _references(row: Mapping[str, Any], turns: int) -> tuple[str, ...] | None:
     if len(texts) > turns:
         raise RowError("more references than turns", f"{len(texts)} and {turns}")
     found = tuple(text if isinstance(text, str) else json.dumps(text) for text in texts)
-    return found + ("",) * (turns - len(found)) if any(text.strip() for text in found) else None
+    return _padded(found, turns)
+
+
+def _padded(references: tuple[str, ...], turns: int) -> tuple[str, ...] | None:
+    """Returns a reference for each turn, empty for those at the end that have none; None if there is none at all."""
+    return references + ("",) * (turns - len(references)) if any(text.strip() for text in references) else None
 
 
 def answer_of(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

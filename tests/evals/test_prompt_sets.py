@@ -250,6 +250,8 @@ def test_references_that_join_no_prompt_or_cannot_be_read_are_told(tmp_path: Pat
     (prompt,), notes = load(path, references=str(joined))
     assert prompt.references == ("theirs",)
     assert notes == ("1 of 2 references cannot be read",)
+    two = write_rows(tmp_path / "two.jsonl", [{"id": "a", "turns": ["Hi", "And?"]}])
+    assert load(two, references=str(joined))[0][0].references == ("theirs", "")  # a judge reads one for each turn
     for rows in ([{"id": "z", "reference": "x"}], [{"id": "a"}]):
         with pytest.raises(DataError, match="no reference there has the id of a prompt"):
             load(path, references=str(write_rows(tmp_path / "other.jsonl", rows)))
