@@ -10,12 +10,13 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .architectures import Architecture, Matrix, Reads
+from .errors import RecipeError
 from .load import Loaded
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ _TILE_TOKENS, _TILE_VOCAB = 4096, 32768
 _TILES_WITHOUT_TRITON = 8
 # NF4 and FP4 with double quantization take 4.127 bits a weight (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 QUANTIZED_BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.0}
-# Bytes of an optimizer's state for a float32 weight, by words in the optimizer's name; AdamW's two moments otherwise.
-# 8-bit ones leave tensors below 4,096 numbers in float32, which are few.
-_STATES = {"lion_8bit": 1, "8bit": 2, "4bit": 1, "lion": 4, "adafactor": 0, "sgd": 0, "rmsprop": 4, "adagrad": 4}
-_ADAM_STATES = 8
+# Numbers that an optimizer keeps of a weight, by words in its name; AdamW's two moments otherwise.
+_STATES = {"ademamix": 3, "lion": 1, "adafactor": 0, "schedule_free_sgd": 1, "sgd": 0, "lomo": 0}
+_STATES |= {"rmsprop": 1, "adagrad": 1}
+# Their bytes, by words in its name: bitsandbytes and torchao do not ask what the weights are in, all others do. Blocks
+# of 256 share a float32 scale; tensors below 4,096 numbers, which are few, stay in float32.
+_STATE_BYTES = {"8bit": 1 + 4 / 256, "4bit": 0.5 + 4 / 256, "32bit": 4, "bnb": 4, "ademamix": 4}
 # Copies of the largest tensor that an optimizer makes as it updates it; the fused AdamW, the default, makes none.
 _UPDATE_COPIES = {"adafactor": 2}  # its squared gradient or its negative step, beside the step
 
@@ -100,6 +103,8 @@ class Setup:
         bits: Of a quantized weight; 0 if none is.
         ranks: Of the adapters on matrices of a layer, by the matrices' names; None where all weights are trained.
         optimizer: Its name in transformers.
+        optim_args: Its options, as ``trainer.optim_args`` has them.
+        projected: Matrices of a layer, and the output layer, whose gradients GaLore and APOLLO project.
         accumulates: Whether gradients of earlier batches of the step are there.
         checkpointing: Whether only the inputs of layers are kept, and all else computed again.
         attention: `sdpa`, `eager` or `flash`.
@@ -127,6 +132,8 @@ class Setup:
     bits: float = 0
     ranks: Mapping[str, int] | None = None
     optimizer: str = "adamw_torch_fused"
+    optim_args: Mapping[str, str] = field(default_factory=dict)
+    projected: frozenset[str] = frozenset()
     accumulates: bool = False
     checkpointing: bool = False
     attention: str = "sdpa"
@@ -223,6 +230,27 @@ def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None
     return {name: spec.options.get("r", 8) for name in architecture.matrices if has(name)}
 
 
+def projected(loaded: Loaded, architecture: Architecture) -> frozenset[str]:
+    """Returns the names of the matrices that ``optim_target_modules`` names, as transformers reads it.
+
+    Raises:
+        RecipeError: It has what is no regular expression.
+    """
+    wanted = loaded.option("optim_target_modules") or ()
+
+    def has(name: str) -> bool:
+        if isinstance(wanted, str):
+            return wanted.replace("_", "-") == "all-linear" or re.fullmatch(wanted, name) is not None
+        return any(each in name or re.fullmatch(each, name) for each in wanted)
+
+    places = {f"model.layers.0.{name}": name for name in architecture.matrices}
+    places |= {} if architecture.tied else {"lm_head": "lm_head"}
+    try:
+        return frozenset(name for place, name in places.items() if has(place))
+    except re.error as error:
+        raise RecipeError(f"trainer.optim_target_modules: no regular expression: {error}") from error
+
+
 # --- Memory ---
 
 
@@ -268,8 +296,8 @@ def peak(setup: Setup) -> tuple[str, dict[str, float]]:
 
 def host_bytes(setup: Setup) -> float:
     """Returns what offloading puts in the host's memory, for one process."""
-    machine, trained = setup.machine, setup.size.trainable
-    states = (4 + _ADAM_STATES) * trained / machine.processes if machine.offload_optimizer else 0.0
+    machine = setup.machine
+    states = _state_bytes(setup) / machine.processes if machine.offload_optimizer else 0.0
     weights = setup.compute_bytes * setup.size.total / machine.processes if machine.offload_weights else 0.0
     return states + weights
 
@@ -313,17 +341,53 @@ def _gradients(setup: Setup) -> float:
 
 
 def _states(setup: Setup) -> dict[str, float]:
-    """Returns the bytes of the optimizer's state: under ZeRO with its float32 weights, a share for each process."""
+    """Returns the bytes of the optimizer's state on one device: under ZeRO and FSDP a share for each process."""
     machine = setup.machine
     if machine.offload_optimizer:
         return {}
-    trained, muons = setup.size.trainable, 0
-    if setup.optimizer == "muon":  # one moment for matrices of hidden layers, AdamW's two for all else
-        muons = trained if setup.ranks is not None else setup.architecture.linear
-    per = next((size for word, size in _STATES.items() if word in setup.optimizer), _ADAM_STATES)
-    per = per + 4 if machine.zero else per * _weight_bytes(setup) / 4
-    shards = machine.processes if machine.zero or machine.fsdp else 1
-    return {"optimizer": per * (trained - muons / 2) / shards}
+    return {"optimizer": _state_bytes(setup) / (machine.processes if machine.zero or machine.fsdp else 1)}
+
+
+def _state_bytes(setup: Setup) -> float:
+    """Returns the bytes of the whole state, under ZeRO with the float32 weights that it moves.
+
+    Of a matrix of n x m whose gradients are projected to rank r, moments are those of r max(n, m) numbers, beside the
+    projection's r min(n, m) (Zhao et al. 2024, arXiv:2403.03507, table 1).
+    """
+    name, options, trained = setup.optimizer, setup.optim_args, setup.size.trainable
+    width = 4 if setup.machine.zero else _weight_bytes(setup)
+    each = next((size for word, size in _STATE_BYTES.items() if word in name), width)
+    numbers = next((count for word, count in _STATES.items() if word in name), 2)
+    if name in ("sgd", "rmsprop"):
+        numbers += ("momentum" in options) + ("centered" in options)
+    if name == "stable_adamw" and width == 2:
+        numbers += 1  # what rounding took from the weights (Kahan)
+    kept = each * numbers * trained
+    if each == _STATE_BYTES["8bit"] and not name.startswith(("adamw_torch", "galore")) and not setup.machine.zero:
+        kept += (4 - each) * numbers * _embeddings(setup)  # for which transformers asks bitsandbytes for 32 bits
+    if name == "muon":  # one moment for matrices of hidden layers, AdamW's two for all else
+        kept -= each * (trained if setup.ranks is not None else setup.architecture.linear)
+    if setup.ranks is None and name.startswith(("galore", "apollo")):
+        for longer, shorter, rank in _projections(setup):
+            kept += each * numbers * longer * (rank - shorter) + width * rank * shorter
+    return kept + (4.0 * trained if setup.machine.zero else 0.0)
+
+
+def _embeddings(setup: Setup) -> int:
+    """Returns the trained weights of embeddings, a tied output layer among them."""
+    architecture = setup.architecture
+    return architecture.table + architecture.positions * architecture.hidden if setup.ranks is None else 0
+
+
+def _projections(setup: Setup) -> Iterator[tuple[int, int, int]]:
+    """Yields of each matrix whose gradients are projected the longer side, the shorter one and the rank."""
+    architecture, said = setup.architecture, setup.optim_args.get("rank", "")
+    most = int(said) if said.isdecimal() else 128
+    sides = {name: (matrix.inputs, matrix.outputs) for name, matrix in architecture.matrices.items()}
+    for name in setup.projected:
+        shorter, longer = sorted(sides.get(name, (architecture.vocab, architecture.hidden)))
+        for _ in range(architecture.layers if name in sides else setup.loss != "head"):
+            yield longer, shorter, min(most, shorter)
 
 
 def activations(setup: Setup) -> tuple[float, float]:

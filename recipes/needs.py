@@ -141,7 +141,7 @@ def setup_of(
     kernel = recipe.model.attn_implementation or "sdpa"
     own_reference = recipe.loads_reference and _has_reference(loaded)
     others = {"reference": float(width * size.total)} if own_reference else {}
-    readers = {}
+    said, readers = str(loaded.option("optim_args") or ""), {}
     for name, frozen in _frozen(loaded).items():
         shape = frozen.shape(made)
         if isinstance(shape, Architecture):
@@ -163,6 +163,8 @@ def setup_of(
         bits=estimate.QUANTIZED_BITS.get(recipe.quantization or "", 0),
         ranks=ranks,
         optimizer=loaded.option("optim") or "adamw_torch_fused",
+        optim_args=dict(pair.split("=", 1) for pair in said.replace(" ", "").split(",") if "=" in pair),
+        projected=estimate.projected(loaded, architecture),
         accumulates=accumulated > 1,
         checkpointing=loaded.checkpointing,
         attention="flash" if kernel.startswith(("flash", "kernels-community")) else kernel,

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from posttrain.recipes import architectures, check, estimate, needs
 from posttrain.recipes.architectures import Architecture
+from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.estimate import Machine, ModelSize, Setup
 from posttrain.recipes.load import load
 
@@ -80,6 +81,66 @@ def test_zero_shards_what_its_paper_says() -> None:
     assert (alone["weights"], alone["optimizer"]) == (4 * weights, 8 * weights)
     muon = estimate.moments(replace(setup, compute_bytes=4, optimizer="muon"))["update"]["optimizer"]
     assert muon == 8 * weights - 4 * setup.architecture.linear  # one moment for matrices of hidden layers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("optim", "options"),
+    [
+        *(("adamw_torch_fused", ""), ("adamw_bnb_8bit", ""), ("paged_adamw_32bit", ""), ("lion_8bit", "")),
+        *(("lion_32bit", ""), ("ademamix", ""), ("ademamix_8bit", ""), ("rmsprop", "momentum=0.9"), ("sgd", "")),
+        *(("sgd", "momentum=0.9"), ("schedule_free_sgd", ""), ("schedule_free_adamw", ""), ("stable_adamw", "")),
+        *(("galore_adamw", "rank=8"), ("apollo_adamw", "rank=8")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU", "ignore:This implementation of AdamW")
+def test_an_optimizer_keeps_what_it_is_said_to(
+    make_recipe: Callable[..., Path], optim: str, options: str, dtype: str
+) -> None:
+    """Of a small model's tensors after a step."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+
+    wide = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    fields: dict[str, Any] = {"optim": optim, **({"optim_args": options} if options else {})}
+    if "rank" in options:
+        fields["optim_target_modules"] = "all-linear"
+    config = {**CONFIGS["llama"], **wide}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config), dtype=getattr(torch, dtype))
+    shape = architectures.read({"model_type": "llama", **config})
+    assert shape is not None
+    loaded = load(make_recipe(**fields, sections={"model": {"name_or_path": "none", "dtype": dtype}}))
+    setup = needs.setup_of(loaded, shape, Machine(gpu=False))
+    args = TrainingArguments(output_dir=str(loaded.path.parent), use_cpu=True, **fields)
+    try:
+        optimizer: Any = Trainer(model, args).create_optimizer()
+    except ImportError as error:
+        pytest.skip(str(error))
+    getattr(optimizer, "train", lambda: None)()
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    tables = {"qmap1", "qmap2"}  # of all tensors together
+    states = [value for state in optimizer.state.values() for key, value in state.items() if key not in tables]
+    held = [getattr(value, "ortho_matrix", value) for value in states]
+    kept = sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor) and tensor.numel() > 1)
+    few = 0.01 * model.num_parameters()
+    assert estimate.moments(setup)["update"]["optimizer"] == pytest.approx(kept, rel=0.02, abs=few)
+
+
+def test_gradients_are_projected_where_the_recipe_says(make_recipe: Callable[..., Path]) -> None:
+    """GaLore keeps 2 r max(n, m) + r min(n, m) numbers of a matrix (Zhao et al. 2024, table 1), AdamW 2 n m."""
+    shape = shape_of("llama")
+
+    def state(target: Any) -> float:
+        recipe = make_recipe(optim="galore_adamw", optim_args="rank=8", optim_target_modules=target)
+        return estimate.moments(needs.setup_of(load(recipe), shape, Machine(gpu=False)))["update"]["optimizer"]
+
+    saved = 7 * 4 * (2 * 160 * 64 - (2 * 8 * 160 + 8 * 64))
+    assert state(["up_proj"]) == state(r".*\.mlp\.up_proj") == 8 * shape.parameters() - saved
+    assert state(["mlp"]) == 8 * shape.parameters() - 3 * saved
+    with pytest.raises(RecipeError, match="optim_target_modules: no regular expression"):
+        state(["*up_proj"])
 
 
 def test_rows_of_new_tokens_cost_a_copy_of_their_table_and_its_gradient() -> None:
