@@ -82,6 +82,15 @@ def test_a_task_reads_the_rows_that_are_its_own(folder: Path):
     assert [doc["question"] for doc in task.eval_docs] == ["anatomy 0", "anatomy 1"]
 
 
+def test_a_name_of_its_own_leaves_a_task_its_rows_but_for_a_name_that_the_layout_spells_out(folder: Path):
+    write(folder / "hard.jsonl", BOOLQ[:1])
+    with (folder / "layout.yaml").open("a") as layout:
+        layout.write("  boolq_hard: {files: {validation: hard.jsonl}}\n")
+    own, hard = suite_of(folder, "mmlu_anatomy, name: mmlu_anatomy_0shot", "boolq, name: boolq_hard").tasks
+    assert own.where == {"subject": "anatomy"}
+    assert hard.data_files == {"validation": str(folder / "hard.jsonl")}
+
+
 def test_the_map_of_columns_and_the_choice_of_rows_are_part_of_the_hash(folder: Path):
     suite = suite_of(folder, "boolq", "mmlu_anatomy")
     boolq, mmlu = suite.tasks
