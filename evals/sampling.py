@@ -137,9 +137,9 @@ class Samples:
 
 
 def _vote_of(read: Any) -> str | None:
-    """Returns what a sample votes for: the text that was read or, of several ways to read it, the flexible one's."""
+    """Returns what a sample votes for: the text that was read or, where the task says more of a reading, its `vote`."""
     while isinstance(read, dict | list):
-        read = read.get("flexible", read.get("text")) if isinstance(read, dict) else next(iter(read), None)
+        read = read.get("vote") if isinstance(read, dict) else next(iter(read), None)
     return read if isinstance(read, str) else None
 
 

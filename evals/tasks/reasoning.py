@@ -1,6 +1,7 @@
 """How the answer is read from reasoning, and what it is compared by: the functions that YAML files name."""
 
 import ast
+import contextlib
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -50,7 +51,7 @@ def minerva_shots() -> list[dict[str, str]]:
 
 def read_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, str | None]]]:
     """Reads the last number that an answer calls its answer, of an equation the result, and the last number of all."""
-    return [[{"strict": _last(_SAID, text), "flexible": last_number(text)} for text in texts] for texts in resps]
+    return [[_numbers(_last(_SAID, text), last_number(text)) for text in texts] for texts in resps]
 
 
 def read_marked_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, str | None]]]:
@@ -59,8 +60,16 @@ def read_marked_numbers(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[
     for texts in resps:
         strict = [_last(_MARKED, text) for text in texts]
         pairs = zip(strict, texts, strict=True)
-        read.append([{"strict": number, "flexible": number or last_number(text)} for number, text in pairs])
+        read.append([_numbers(number, number or last_number(text)) for number, text in pairs])
     return read
+
+
+def _numbers(strict: str | None, flexible: str | None) -> dict[str, str | None]:
+    """Returns a reading with what it votes for among several samples: a value, so that 18 and 18.00 are one."""
+    vote = flexible
+    with contextlib.suppress(ValueError):  # Python spells no number of thousands of digits
+        vote = str(_value(flexible)) if flexible else None
+    return {"strict": strict, "flexible": flexible, "vote": vote}
 
 
 def last_number(text: str) -> str | None:
@@ -76,7 +85,7 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 def count_numbers(doc: dict[str, Any], results: list[list[dict[str, str | None]]]) -> dict[str, float]:
     """Compares as numbers, so that 18 is 18.00 and 1/2 is .5; GSM8K's right answer stands behind ``####``."""
     read, gold = results[0][0], _value(str(doc["answer"]).rpartition("####")[2].strip().replace(",", ""))
-    right = {name: text is not None and _value(text) == gold for name, text in read.items()}
+    right = {name: (text := read[name]) is not None and _value(text) == gold for name in ("strict", "flexible")}
     return {
         "exact_match": float(right["flexible"]),
         "strict_match": float(right["strict"]),
@@ -101,7 +110,11 @@ def with_answer(docs: Any) -> Any:
 
 
 def verify_math(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Reads each answer in two ways and compares it with the right one."""
+    """Reads each answer in two ways and compares it with the right one.
+
+    Among several samples all that are equal to the right answer vote as one. Others vote by their spelling in lm-eval's
+    ``hendrycks_math``: equal wrong answers of unlike spellings, not compared with each other, split their votes.
+    """
     read = [[(boxed_or_final(text), said_last(text)) for text in texts] for texts in resps]
     wanted = {
         (f"${doc['answer']}$", f"${text}$")
@@ -113,16 +126,26 @@ def verify_math(resps: Answers, docs: Sequence[dict[str, Any]]) -> list[list[dic
     with MathVerifier() as verifier:
         ordered = sorted(wanted)
         verdicts = dict(zip(ordered, verifier.compare(ordered), strict=True))
-    return [
-        [
-            {
-                name: {"text": text, "verdict": verdicts[f"${doc['answer']}$", f"${text}$"] if text else "unread"}
-                for name, text in zip(("strict", "flexible"), pair, strict=True)
-            }
-            for pair in texts
-        ]
-        for texts, doc in zip(read, docs, strict=True)
-    ]
+
+    def described(pair: tuple[str | None, str | None], gold: str) -> dict[str, Any]:
+        found = {
+            name: {"text": text, "verdict": verdicts[f"${gold}$", f"${text}$"] if text else "unread"}
+            for name, text in zip(("strict", "flexible"), pair, strict=True)
+        }
+        right = found["flexible"]["verdict"] == "equal"
+        return found | {"vote": f"= {gold}" if right else _spelling(pair[1] or "")}
+
+    return [[described(pair, doc["answer"]) for pair in texts] for texts, doc in zip(read, docs, strict=True)]
+
+
+def _spelling(text: str) -> str:
+    """Returns how lm-eval's ``hendrycks_math`` spells an answer, which is as it is where that fails."""
+    from lm_eval.tasks.hendrycks_math.utils import strip_string
+
+    try:
+        return strip_string(text)
+    except (AssertionError, IndexError, ValueError):
+        return text
 
 
 def count_math(doc: dict[str, Any], results: list[list[dict[str, Any]]]) -> dict[str, float]:

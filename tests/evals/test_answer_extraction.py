@@ -12,7 +12,8 @@ import pytest
 from posttrain.evals.definitions import build, define
 from posttrain.evals.errors import EvalError
 from posttrain.evals.math_answers import MathVerifier
-from posttrain.evals.spec import SuiteSpec, TaskSpec
+from posttrain.evals.sampling import Samples
+from posttrain.evals.spec import SamplingSpec, SuiteSpec, TaskSpec
 from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task_index import TASKS, lm_eval_folder
 
@@ -74,7 +75,8 @@ def figures(tmp_path: Path, name: str, split: str, rows: list[dict[str, Any]], t
     ],
 )
 def test_the_number_that_is_called_the_answer_last_is_read(text: str, strict: str | None, flexible: str | None):
-    assert reasoning.read_numbers([[text]], [{}]) == [[{"strict": strict, "flexible": flexible}]]
+    [[read]] = reasoning.read_numbers([[text]], [{}])
+    assert (read["strict"], read["flexible"]) == (strict, flexible)
 
 
 def test_gsm8k_takes_the_last_number_that_its_mark_or_its_words_call_the_answer(tmp_path: Path):
@@ -148,6 +150,27 @@ def test_equal_answers_are_told_whatever_their_form():
     pairs = [(r"$\frac12$", "$0.5$"), ("$3$", "$3.0$"), ("$(1,2)$", "$(1, 2)$"), ("$3$", "$4$"), ("$3$", "no number")]
     with MathVerifier() as verifier:
         assert list(verifier.compare(pairs)) == ["equal", "equal", "equal", "different", "unread"]
+
+
+def test_answers_of_one_value_vote_for_one(tmp_path: Path):
+    def majority(name: str, row: dict[str, Any], texts: list[str]) -> float:
+        path = write_rows(tmp_path / f"{name}.jsonl", [row])
+        task = TaskSpec(task=name, data_files={"test": str(path)}, metric="exact_match")
+        built: Any = build(define(task, SuiteSpec(name="s", tasks=[task])))
+        samples = Samples(built, SamplingSpec(name="n", temperature=1.0, samples=4), "exact_match", 0)
+        [doc] = built.task_docs
+        read: Any = [texts]
+        for make in built._filters[0].filters:
+            read = list(make().apply(read, [doc]))
+        return samples.process_results(doc, [[[one] for one in read[0]]])["maj@4"]
+
+    tie = [f"The answer is {number}." for number in ("18", "18.00", "17", "17")]
+    assert majority("svamp", {"context": "q", "answer": "18"}, tie) == 0.5
+    assert majority("svamp", {"context": "q", "answer": ".5"}, ["1/2", "It is .5", "2", "3"]) == 1
+    half = [r"\boxed{1/2}", r"\boxed{\frac12}", r"\boxed{3}", r"\boxed{4}"]
+    assert majority("math_verified", {"problem": "q", "answer": "0.5"}, half) == 1
+    wrong = [r"\boxed{0.5}", r"\boxed{(1, 2)}", r"\boxed{\left(1,2\right)}", "I give up"]
+    assert majority("math_verified", {"problem": "q", "answer": "0.5"}, wrong) == 0
 
 
 def test_a_comparison_that_never_ends_is_undecided_and_the_next_goes_on():
