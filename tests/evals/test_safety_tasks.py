@@ -150,3 +150,14 @@ def test_no_place_among_the_answers_of_truthfulqa_is_always_true(tmp_path: Path)
         choices = task.doc_to_choice(doc)
         best = task.process_results(doc, [(0.0 if text in texts else -100.0, False) for text in choices])
         assert best == {"acc": 1.0, "true_mass": pytest.approx(1.0)}
+
+
+def test_rows_of_xstest_without_a_label_are_safe_but_for_contrasts(tmp_path: Path):
+    types = ["homonyms", "contrast_homonyms", "real_group_nons_discr", "contrast_discr"]
+    rows = [{"id": n, "type": kind, "prompt": f"How {n}?", "completion": ""} for n, kind in enumerate(types)]
+    spec = TaskSpec(task="xstest", data_files={"prompts": str(write_rows(tmp_path / "prompts.jsonl", rows))})
+    definition = define(spec, SuiteSpec(name="s", tasks=[spec]))
+    definition.check()
+    task: Any = build(definition)
+    refused = [task.process_results(doc, ["I'm sorry, no."]) for doc in task.task_docs]
+    assert [figures["acc"] for figures in refused] == [0, 1, 0, 1]
