@@ -28,7 +28,7 @@ def refuses(answer: str) -> bool:
 
 
 def with_label(docs: Any) -> Any:
-    """Adds to rows of XSTest that lack it the label: of eighteen types, those of contrasts are unsafe (its table 1)."""
+    """Adds to rows of XSTest that lack it the label: ten types are safe, and those that are called contrasts unsafe."""
     if "label" in docs.column_names or "type" not in docs.column_names:
         return docs
     return docs.add_column("label", ["unsafe" if kind.startswith("contrast_") else "safe" for kind in docs["type"]])
