@@ -99,6 +99,8 @@ class Pretrained:
                 loader, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         self._refuse_gaps(found, f"{model.base_model_prefix}." if new_head else None)
+        if hasattr(config, "quantization_config") and not hasattr(model.config, "quantization_config"):
+            model._weight_conversions = None  # or transformers saves what it made whole under names of packed weights
         return model
 
     def _described(self, kind: Any, config: Any, options: dict[str, Any]) -> Any:

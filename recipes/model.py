@@ -97,7 +97,7 @@ def load_model(
         empty: Whether to load all but the weights' numbers, to see whether the rest would do.
 
     Raises:
-        RecipeError: The model cannot be found, or its configuration does not fit.
+        RecipeError: The model cannot be found, is saved quantized, or its configuration does not fit.
     """
     import torch
 
@@ -177,13 +177,36 @@ def _trained_model(
     import torch
 
     spec, headed = recipe.model, head is not None  # a head of another number of outputs starts afresh
-    kind = _kind(recipe, head, pretrained(spec).config())
+    config = pretrained(spec).config()
+    kind, unpacked = _kind(recipe, head, config), _unpacked(recipe, config)
+    options |= {} if empty else unpacked
     with whole_weights() if spec.layers else contextlib.nullcontext():
         model = pretrained(spec).weights(
             kind=kind, new_head=headed, dtype=dtype, empty=empty, **options, **head_options(head)
         )
         with torch.device("meta") if empty else contextlib.nullcontext():
             return keep_layers(model, spec.layers) if spec.layers else model
+
+
+def _unpacked(recipe: Recipe, config: "PretrainedConfig") -> dict[str, Any]:
+    """Returns the options with which MXFP4 weights (gpt-oss) are loaded whole; refuses others that are saved quantized.
+
+    What MXFP4 holds, bfloat16 holds exactly. Where a GPU has the kernels, transformers would leave it packed, and no
+    gradient passes through those.
+    """
+    saved: Any = getattr(config, "quantization_config", None)
+    if saved is None:
+        return {}
+    method = saved.get("quant_method", "bitsandbytes")
+    if method == "mxfp4" and not recipe.quantization:
+        from transformers.utils.quantization_config import Mxfp4Config
+
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
+    what = (
+        f"the weights of {recipe.model.name_or_path} are saved quantized ({method}), neither to be trained nor merged"
+    )
+    way = "drop quantization" if method == "mxfp4" else "say quantization: nf4"
+    raise RecipeError(what, hint=f"name its 16-bit base in model.name_or_path, and {way}")
 
 
 def rope_fields(spec: ModelSpec) -> dict[str, Any]:

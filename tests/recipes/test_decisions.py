@@ -1,6 +1,7 @@
 """What ``check`` passes ``train`` trains, what it refuses ``train`` refuses, each in one line that says where."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,28 @@ def test_models_are_opened_by_check_as_by_train(
     assert mutations.disagreement(check, train) is None, (check, train)
     assert check.kind == ("ok" if says is None else "refused"), check
     assert says is None or (says in check.text and models[name] in train.text), (check, train)
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization", "way"),
+    [
+        ("gptq", None, "say quantization: nf4"),
+        ("bitsandbytes", "nf4", "say quantization: nf4"),
+        ("mxfp4", "nf4", "drop"),
+    ],
+)
+def test_weights_that_are_saved_quantized_are_no_base(
+    make_recipe: Make, tiny_model_dir: Path, tmp_path: Path, method: str, quantization: str | None, way: str
+) -> None:
+    base = shutil.copytree(tiny_model_dir, tmp_path / "packed")
+    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (base / "config.json").write_text(json.dumps(config))
+    sections: dict[str, Any] = {"model": {"name_or_path": str(base), "chat_template": "chatml"}, **LORA}
+    recipe = make_recipe(sections=sections | ({"quantization": quantization} if quantization else {}))
+    for outcome in mutations.outcomes(recipe, []):
+        assert outcome.kind == "refused", outcome
+        assert f"are saved quantized ({method})" in outcome.text
+        assert f"name its 16-bit base in model.name_or_path, and {way}" in outcome.text
 
 
 def test_each_problem_of_an_adapter_stands_in_a_line_of_its_own(make_recipe: Make) -> None:

@@ -1,5 +1,6 @@
 """Adapters train, resume and end as a plain model that needs no adapter library."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import torch
 import yaml
 from posttrain.data_tools.files import hash_file
 from posttrain.evals import checkpoints
+from posttrain.evals.models import Pretrained
+from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
+from posttrain.recipes.model import load_model
 from posttrain.recipes.train import train
 
 from .conftest import losses
@@ -150,3 +154,36 @@ def test_of_a_model_that_sees_pictures_what_reads_text_is_trained(
     assert trained
     assert [name for name, gradient in trained.items() if gradient is None] == []
     assert [name for name in trained if "vision_tower" in name or "projector" in name] == []
+
+
+def test_mxfp4_weights_are_trained_as_the_numbers_that_they_hold(
+    make_recipe: Callable[..., Path], tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU with the kernels, as which this one is given out, they would stay packed, and take no gradient."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
+    from transformers.quantizers import quantizer_mxfp4
+
+    base, tokenizer = tmp_path / "packed", AutoTokenizer.from_pretrained(tiny_model_dir)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = GptOssConfig(**shape, **heads, vocab_size=len(tokenizer), dtype="bfloat16")  # type: ignore[arg-type]
+    GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(base)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inner, outer = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = torch.full((experts, outer, inner // 32, 16), 0x22, dtype=torch.uint8)  # all 1.0
+        tensors[f"{name}_scales"] = torch.full((experts, outer, inner // 32), 127 - 3, dtype=torch.uint8)  # of 2 ** -3
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    values = json.loads((base / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (base / "config.json").write_text(json.dumps(values))
+    monkeypatch.setattr(quantizer_mxfp4.Mxfp4HfQuantizer, "validate_environment", lambda *_, **__: None)
+    monkeypatch.setattr(quantizer_mxfp4, "get_current_accelerator", lambda: torch.device("cuda"))
+    sections = {"model": {"name_or_path": str(base), "chat_template": "chatml"}, "lora": {"r": 4}}
+    job = open_job(load(make_recipe(sections=sections)))
+    model: Any = load_model(job.loaded.recipe, job.tokenizer)
+    assert model.model.layers[0].mlp.experts.down_proj.unique().tolist() == [2**-3]
+    model.save_pretrained(tmp_path / "whole")
+    whole: Any = Pretrained(str(tmp_path / "whole")).weights()
+    assert torch.equal(whole.model.layers[0].mlp.experts.down_proj, model.model.layers[0].mlp.experts.down_proj)
