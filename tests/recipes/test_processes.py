@@ -62,7 +62,7 @@ def test_an_unknown_accelerate_config_is_refused_with_a_suggestion() -> None:
         launch.command(Path("r.yaml"), [], accelerate="zreo3")
 
 
-def test_every_accelerate_config_names_itself_and_sets_the_process_count() -> None:
+def test_every_accelerate_config_names_itself_and_sets_the_processes_but_not_the_precision() -> None:
     import yaml
 
     names = {path.stem for path in launch.CONFIGS.glob("*.yaml")}
@@ -70,6 +70,7 @@ def test_every_accelerate_config_names_itself_and_sets_the_process_count() -> No
     for path in launch.CONFIGS.glob("*.yaml"):
         value = yaml.safe_load(path.read_text())
         assert value["num_processes"] >= 2, path
+        assert value["mixed_precision"] == "no", path  # another would win over `trainer.bf16: false`
         assert path.read_text().startswith("# "), path
 
 
