@@ -102,6 +102,7 @@ class Setup:
         mixed: Whether these are made of others at each use (mixed precision), not what weights are held in.
         bits: Of a quantized weight; 0 if none is.
         ranks: Of the adapters on matrices of a layer, by the matrices' names; None where all weights are trained.
+        tables: Which of the `input` and `output` tables are trained whole beside the adapters.
         optimizer: Its name in transformers.
         optim_args: Its options, as ``trainer.optim_args`` has them.
         projected: Matrices of a layer, and the output layer, whose gradients GaLore and APOLLO project.
@@ -131,6 +132,7 @@ class Setup:
     mixed: bool = False
     bits: float = 0
     ranks: Mapping[str, int] | None = None
+    tables: frozenset[str] = frozenset()
     optimizer: str = "adamw_torch_fused"
     optim_args: Mapping[str, str] = field(default_factory=dict)
     projected: frozenset[str] = frozenset()
@@ -199,8 +201,7 @@ def size_of(loaded: Loaded, architecture: Architecture, outputs: int | None) -> 
         if width is None or spec.options.get("prefix_projection"):
             return ModelSize(total, 0, tables)
         return ModelSize(total, trained + width * spec.options.get("num_virtual_tokens", 0), tables)
-    saved = spec.options.get("modules_to_save") or ()
-    trained += architecture.table * sum(name in ("embed_tokens", "lm_head") for name in saved)
+    trained += architecture.table * len(saved_tables(loaded, architecture))
     for name, rank in ranks.items():
         matrix = architecture.matrices[name]
         trained += architecture.layers * (
@@ -228,6 +229,14 @@ def adapted(loaded: Loaded, architecture: Architecture) -> dict[str, int] | None
         return any(f".{name}".endswith(f".{ending}") for ending in wanted)
 
     return {name: spec.options.get("r", 8) for name in architecture.matrices if has(name)}
+
+
+def saved_tables(loaded: Loaded, architecture: Architecture) -> frozenset[str]:
+    """Returns which tables are trained whole beside adapters: `input`, `output`; of tied ones `output` is both."""
+    options = loaded.recipe.adapts.options if loaded.recipe.adapts else {}
+    saved = {str(name).rpartition(".")[2] for name in options.get("modules_to_save") or ()}
+    sides = {"embed_tokens": "input", "wte": "input", "lm_head": "output"}
+    return frozenset("output" if architecture.tied else sides[name] for name in saved & sides.keys())
 
 
 def projected(loaded: Loaded, architecture: Architecture) -> frozenset[str]:
@@ -376,7 +385,9 @@ def _state_bytes(setup: Setup) -> float:
 def _embeddings(setup: Setup) -> int:
     """Returns the trained weights of embeddings, a tied output layer among them."""
     architecture = setup.architecture
-    return architecture.table + architecture.positions * architecture.hidden if setup.ranks is None else 0
+    if setup.ranks is not None:
+        return architecture.table if setup.tables and (architecture.tied or "input" in setup.tables) else 0
+    return architecture.table + architecture.positions * architecture.hidden
 
 
 def _projections(setup: Setup) -> Iterator[tuple[int, int, int]]:
@@ -518,14 +529,17 @@ def flops_per_token(setup: Setup) -> tuple[float, float]:
     (Chowdhery et al. 2022, arXiv:2204.02311, appendix B; 6 N is Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
     As there, the causal mask saves nothing, and N has no embeddings but those of the output layer; a layer with a
     sliding window has no more context than that. A frozen base needs no gradients of its weights: 4 N, and 6 for each
-    weight of the adapters. A model that only reads takes its own forward pass, 2 N and attention.
+    weight of the adapters; an output layer that is trained beside them has 4 of its 6 there, and embeddings multiply
+    nothing. A model that only reads takes its own forward pass, 2 N and attention.
     """
     architecture = setup.architecture
     forward, attention = _forward(architecture, setup.length, headed=setup.loss == "head")
     if setup.ranks is None:
         model = 3 * (forward + attention)
     else:
-        model = 2 * forward + 3 * attention + 6.0 * setup.size.trainable
+        adapters = max(0, setup.size.trainable - len(setup.tables) * architecture.table)
+        output = architecture.table if "output" in setup.tables and setup.loss != "head" else 0
+        model = 2 * forward + 3 * attention + 6.0 * adapters + 2.0 * output
     model += setup.passes * (forward + attention)
     for reader in setup.readers.values():
         model += reader.passes * sum(_forward(reader.architecture, setup.length, headed=reader.headed))

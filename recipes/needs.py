@@ -162,6 +162,7 @@ def setup_of(
         mixed=bool(mixed),
         bits=estimate.QUANTIZED_BITS.get(recipe.quantization or "", 0),
         ranks=ranks,
+        tables=estimate.saved_tables(loaded, architecture),
         optimizer=loaded.option("optim") or "adamw_torch_fused",
         optim_args=dict(pair.split("=", 1) for pair in said.replace(" ", "").split(",") if "=" in pair),
         projected=estimate.projected(loaded, architecture),
@@ -181,7 +182,10 @@ def setup_of(
         return setup
     total = architecture.parameters(1)  # a model of its own, trained whole, whatever the policy trains
     size, alone = ModelSize(total, total, architecture.table), {"others": {}, "turns": 0, "passes": 0, "readers": {}}
-    return replace(setup, critic=replace(setup, size=size, ranks=None, bits=0, loss="head", weight_bytes=4, **alone))
+    return replace(
+        setup,
+        critic=replace(setup, size=size, ranks=None, tables=frozenset(), bits=0, loss="head", weight_bytes=4, **alone),
+    )
 
 
 def token_flops(loaded: Loaded, size: ModelSize) -> float:

@@ -163,6 +163,29 @@ def test_compute_is_that_of_palm_with_windows() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tied", "saved", "counted", "trained"),
+    [
+        (False, ["embed_tokens", "lm_head"], 2, 2),
+        (False, ["model.embed_tokens"], 0, 1),
+        (True, ["embed_tokens"], 2, 1),
+        (True, ["embed_tokens", "lm_head"], 2, 1),
+    ],
+)
+def test_tables_beside_adapters_compute_the_gradient_of_the_output_layer_alone(
+    make_recipe: Callable[..., Path], tied: bool, saved: list[str], counted: int, trained: int
+) -> None:
+    """Forward and the input's gradient are computed without them, too, and looking up a row multiplies nothing."""
+    shape = shape_of("llama", tie_word_embeddings=tied)
+    setups = []
+    for more in ({}, {"modules_to_save": saved}):
+        loaded = load(make_recipe(sections={"adapter": {"type": "lora", "r": 2, **more}}))
+        setups.append(needs.setup_of(loaded, shape, Machine()))
+    without, beside = (estimate.flops_per_token(setup)[0] for setup in setups)
+    assert beside - without == counted * shape.table
+    assert setups[1].size.trainable - setups[0].size.trainable == trained * shape.table
+
+
+@pytest.mark.parametrize(
     ("said", "passes"),
     [
         ({}, 1),
