@@ -16,8 +16,8 @@ class Meter(TrainerCallback):
     """Adds to each line of a trainer's log what training costs.
 
     ``tokens_per_second``
-        Tokens that the model read, of all processes, padding left out; in stages that sample, those of prompts and
-        completions. Evaluations, saves and the log itself do not count as time.
+        Tokens that the model is trained on, of all processes, padding left out; in stages that sample, those of prompts
+        and completions, each time they are learnt from. Evaluations, saves and the log itself do not count as time.
     ``mfu``
         Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): the FLOPs that these tokens
         need over what the devices could have done. Absent where their peak is not known.
@@ -41,16 +41,15 @@ class Meter(TrainerCallback):
         self._seconds = 0.0
         self._mark = time.monotonic()
         self._tokens: Any = 0
-        self._sampled = 0
 
     def attach(self, trainer: Any) -> None:
         """Counts the tokens of a trainer's batches and adds to what it logs."""
-        train, log = trainer.training_step, trainer.log
+        compute, log = trainer.compute_loss, trainer.log
 
-        def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(inputs, dict):  # else prompts that have yet to be answered
+        def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if model.training:  # prompts have been answered by now
                 self._tokens = self._tokens + tokens_of(inputs)
-            return train(model, inputs, *args, **kwargs)
+            return compute(model, inputs, *args, **kwargs)
 
         def logged(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             if "loss" in logs:
@@ -58,7 +57,7 @@ class Meter(TrainerCallback):
             log(logs, *args, **kwargs)
             self._mark = time.monotonic()
 
-        trainer.training_step, trainer.log = training_step, logged
+        trainer.compute_loss, trainer.log = compute_loss, logged
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             self._say("log: no norms of the gradient by group of weights, of which no process has all")
         else:
@@ -68,10 +67,9 @@ class Meter(TrainerCallback):
         """Returns the figures since the last line of the log, and begins anew; to be called in all processes."""
         self._pass()
         counted: Any = trainer.accelerator.reduce(torch.as_tensor(self._tokens, device=trainer.args.device))
-        sampled = trainer.state.num_input_tokens_seen
-        tokens = int(counted) or sampled - self._sampled
+        tokens = int(counted)
         rate = tokens / max(self._seconds, 1e-9)
-        self._seconds, self._tokens, self._sampled = 0.0, 0, sampled
+        self._seconds, self._tokens = 0.0, 0
         figures = {"tokens_per_second": round(rate, 1)} if tokens else {}
         if self._peak and tokens:
             figures["mfu"] = round(self._flops * rate / self._peak / trainer.args.world_size, 4)
@@ -107,7 +105,7 @@ class Meter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the clock."""
-        self._mark, self._sampled = time.monotonic(), state.num_input_tokens_seen
+        self._mark = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the step's time."""
@@ -121,8 +119,9 @@ class Meter(TrainerCallback):
 
 
 def tokens_of(batch: dict[str, Any]) -> Any:
-    """Counts the tokens of a batch that a model reads, whatever its columns are called; a tensor, not waited for."""
-    masks = [batch[name] for name in batch if name.endswith("attention_mask")]
+    """Counts the tokens of a batch that a model is trained on, whatever its columns are called; not waited for."""
+    ends = ("attention_mask", *(("prompt_mask", "completion_mask") if "prompt_mask" in batch else ()))
+    masks = [batch[name] for name in batch if name.endswith(ends)]
     if masks:
         return sum(mask.sum() for mask in masks)
     return sum(ids.numel() for name, ids in batch.items() if name.endswith("input_ids"))

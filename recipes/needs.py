@@ -228,14 +228,31 @@ def _has_reference(loaded: Loaded) -> bool:
 
 
 def _passes(loaded: Loaded) -> float:
-    """Counts forward passes of a token beside the trained one's: of references, samples, samples' log-probabilities."""
-    recipe = loaded.recipe
+    """Counts forward passes of a token beside the trained one's: of references, samples, samples' log-probabilities.
+
+    What becomes of an answer once it is sampled is computed once, however often it is learnt from.
+    """
     passes = float(_has_reference(loaded))
-    if recipe.stage == "kto":
+    if loaded.recipe.stage == "kto":
         passes *= 3  # the mismatched answers, by both models
     if loaded.stage.family == "sampling":
-        passes += 1 + (2 if recipe.stage == "ppo" else 0)  # the answers; PPO's old log-probabilities and values
+        return (passes + 1 + _old_passes(loaded)) / _iterations(loaded)
     return passes
+
+
+def _old_passes(loaded: Loaded) -> int:
+    """Counts the passes for the log-probabilities with which answers were sampled, and for PPO's values of them."""
+    recipe, accumulated = loaded.recipe, loaded.option("gradient_accumulation_steps")
+    if recipe.stage == "ppo":
+        return 1 if recipe.critic and recipe.critic.shared else 2
+    if recipe.stage == "grpo":  # TRL takes the step's own, where an answer is learnt from in one step
+        return int(accumulated % ((loaded.option("steps_per_generation") or accumulated) * _iterations(loaded)) > 0)
+    return int(recipe.stage == "rloo")
+
+
+def _iterations(loaded: Loaded) -> int:
+    """Returns how often a sampled answer is learnt from."""
+    return loaded.option("num_iterations") or 1
 
 
 @dataclass(frozen=True)
@@ -267,7 +284,10 @@ def _frozen(loaded: Loaded) -> dict[str, _Frozen]:
         spec = {"dtype": teacher.dtype, "revision": teacher.revision}
         found["teacher"] = _Frozen(teacher.name_or_path, 1 / epochs, loaded.stage.headed, stays=not kept, **spec)
     terms = [str(term.model) for term in (*recipe.rewards, recipe.gold) if term and term.model]
-    return found | {f"reward model {number}": _Frozen(term, 1, headed=True) for number, term in enumerate(terms, 1)}
+    passes = 1 / _iterations(loaded)
+    return found | {
+        f"reward model {number}": _Frozen(term, passes, headed=True) for number, term in enumerate(terms, 1)
+    }
 
 
 def _unasked(loaded: Loaded) -> bool:

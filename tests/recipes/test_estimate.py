@@ -209,6 +209,31 @@ def test_a_distillation_computes_its_teachers_forward_passes(said: dict[str, Any
     assert needs.token_flops(loaded, setup.size) == estimate.flops_per_token(a_setup(student, length=0))[0]
 
 
+@pytest.mark.parametrize(
+    ("stage", "options", "sections", "passes"),
+    [
+        ("grpo", {}, {}, 2),  # the reference's, and sampling
+        ("grpo", {"beta": 0.0}, {}, 1),
+        ("grpo", {"num_iterations": 2}, {}, 3 / 2),  # and what the answers were sampled with
+        ("rloo", {"num_iterations": 4}, {}, 3 / 4),
+        ("ppo", {"num_iterations": 1}, {}, 4),  # and the critic's
+        ("ppo", {"num_iterations": 2}, {}, 4 / 2),
+        ("ppo", {"num_iterations": 2}, {"critic": {"shared": True}}, 3 / 2),
+    ],
+)
+def test_an_answer_is_sampled_and_scored_once_however_often_it_is_learnt_from(
+    make_recipe: Callable[..., Path], stage: str, options: Any, sections: Any, passes: float
+) -> None:
+    rewards = [{"model": "HuggingFaceTB/SmolLM2-135M-Instruct"}]
+    shape = shape_of("llama")
+    loaded = load(make_recipe(stage, sections={**sections, "rewards": rewards}, **options))
+    setup = needs.setup_of(loaded, shape, Machine())
+    alone = replace(setup, passes=0, readers={}, length=0)
+    more = estimate.flops_per_token(replace(alone, passes=setup.passes))[0] - estimate.flops_per_token(alone)[0]
+    assert more == passes * 2 * (shape.linear + shape.table)
+    assert setup.readers["reward model 1"].passes == 1 / options.get("num_iterations", 1)
+
+
 def test_modules_that_nobody_looked_for_are_said(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

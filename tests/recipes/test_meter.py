@@ -1,11 +1,14 @@
-"""The log says what each group of weights has in the norm of the gradient."""
+"""The log says what each group of weights has in the norm of the gradient, and how many tokens were trained on."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from posttrain.recipes import meter
 from posttrain.recipes.load import load
+from posttrain.recipes.meter import tokens_of
 from posttrain.recipes.optimizers import trained_groups
 from posttrain.recipes.train import train
 
@@ -40,6 +43,28 @@ def test_the_groups_make_up_the_norm_before_clipping(
         assert sum(norm**2 for norm in found.values()) ** 0.5 == pytest.approx(line["grad_norm"], rel=1e-4)
         assert min(found.values()) > 0
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo", "distill_on_policy"])
+def test_sampled_tokens_count_each_time_they_are_learnt_from(
+    make_recipe: Callable[..., Path], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def tokens(batch: dict[str, Any]) -> Any:
+        counted.append(int(tokens_of(batch)))
+        return batch["completion_ids"].new_tensor(counted[-1])
+
+    monkeypatch.setattr(meter, "tokens_of", tokens)
+    iterations = {} if stage == "distill_on_policy" else {"num_iterations": 2}
+    recipe = make_recipe(stage, max_steps=2, logging_steps=1, save_strategy="no", **iterations)
+    train(load(recipe))
+    lines = [json.loads(line) for line in (recipe.parent / "run" / "log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    assert len(lines) == 2
+    assert all(line["tokens_per_second"] > 0 for line in lines)
+    if iterations:  # both steps are on one generation
+        assert sum(counted[: len(counted) // 2]) == sum(counted) / 2 > 0
 
 
 def test_weights_are_grouped_by_their_modules_whatever_they_are_called() -> None:
