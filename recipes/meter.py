@@ -16,8 +16,9 @@ class Meter(TrainerCallback):
     """Adds to each line of a trainer's log what training costs.
 
     ``tokens_per_second``
-        Tokens that the model is trained on, of all processes, padding left out; in stages that sample, those of prompts
-        and completions, each time they are learnt from. Evaluations, saves and the log itself do not count as time.
+        Tokens that the model is trained on, of all processes, padding left out, and KTO's mismatched answers, which it
+        only reads; in stages that sample, those of prompts and completions, each time they are learnt from.
+        Evaluations, saves and the log itself do not count as time.
     ``mfu``
         Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): the FLOPs that these tokens
         need over what the devices could have done. Absent where their peak is not known.
@@ -120,11 +121,12 @@ class Meter(TrainerCallback):
 
 def tokens_of(batch: dict[str, Any]) -> Any:
     """Counts the tokens of a batch that a model is trained on, whatever its columns are called; not waited for."""
+    trained = {name: column for name, column in batch.items() if not name.startswith("KL_")}  # of KTO, only read
     ends = ("attention_mask", *(("prompt_mask", "completion_mask") if "prompt_mask" in batch else ()))
-    masks = [batch[name] for name in batch if name.endswith(ends)]
+    masks = [column for name, column in trained.items() if name.endswith(ends)]
     if masks:
         return sum(mask.sum() for mask in masks)
-    return sum(ids.numel() for name, ids in batch.items() if name.endswith("input_ids"))
+    return sum(ids.numel() for name, ids in trained.items() if name.endswith("input_ids"))
 
 
 def peak_memory() -> int:

@@ -233,8 +233,8 @@ def _passes(loaded: Loaded) -> float:
     What becomes of an answer once it is sampled is computed once, however often it is learnt from.
     """
     passes = float(_has_reference(loaded))
-    if loaded.recipe.stage == "kto":
-        passes *= 3  # the mismatched answers, by both models
+    if loaded.recipe.stage == "kto" and loaded.option("loss_type") != "apo_zero_unpaired":
+        return 2 * passes + 1  # the mismatched answers, by the model and its reference
     if loaded.stage.family == "sampling":
         return (passes + 1 + _old_passes(loaded)) / _iterations(loaded)
     return passes

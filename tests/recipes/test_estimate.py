@@ -234,6 +234,20 @@ def test_an_answer_is_sampled_and_scored_once_however_often_it_is_learnt_from(
     assert setup.readers["reward model 1"].passes == 1 / options.get("num_iterations", 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, 3),  # the reference's, and both models' of mismatched answers
+        ({"loss_type": "apo_zero_unpaired"}, 1),  # which has no such answers
+        ({"precompute_ref_log_probs": True}, 1),  # the model's own of them
+    ],
+)
+def test_kto_reads_mismatched_answers_where_its_loss_has_them(
+    make_recipe: Callable[..., Path], options: dict[str, Any], passes: float
+) -> None:
+    assert needs.setup_of(load(make_recipe("kto", **options)), shape_of("llama"), Machine()).passes == passes
+
+
 def test_modules_that_nobody_looked_for_are_said(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

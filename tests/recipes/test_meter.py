@@ -67,6 +67,14 @@ def test_sampled_tokens_count_each_time_they_are_learnt_from(
         assert sum(counted[: len(counted) // 2]) == sum(counted) / 2 > 0
 
 
+def test_mismatched_answers_of_kto_are_read_and_not_trained_on() -> None:
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    rows = [{"prompt_ids": [1, 2, 3], "completion_ids": [4] * n, "KL_completion_ids": [5] * 9} for n in (1, 4)]
+    batch = DataCollatorForUnpairedPreference(pad_token_id=0)([{**row, "label": True} for row in rows])
+    assert int(tokens_of(batch)) == (3 + 1) + (3 + 4)
+
+
 def test_weights_are_grouped_by_their_modules_whatever_they_are_called() -> None:
     for model in (bert(), gpt2()):
         groups = {kind: {id(weight) for weight in weights} for kind, weights in trained_groups(model).items()}
