@@ -1,6 +1,7 @@
 """What `check` says a run will need: a training step of the recipe, on a machine, in words and as a table."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _USABLE = 0.9  # of a device's memory: the rest is left to CUDA's context, kernels' workspaces and fragmentation
 _PROMPT = 512  # tokens of a prompt, where none was read
 _NOTHING: Made = {}
+_WHOLE = re.compile(r"NVIDIA|GEFORCE|TESLA|SXM\d?|PCIE|HBM\w+|\d+GB")  # what a device's name says beside the table's
 _PAIRED = ("dpo", "reward", "orpo")
 
 
@@ -82,13 +84,16 @@ def devices() -> dict[str, Device]:
 def peak_of(name: str) -> float | None:
     """Returns the bfloat16 FLOPs a second of a device by the name that CUDA gives it; None if the table has it not.
 
-    Hopper's PCIe and NVL boards are slower than those of the table.
+    Hopper's PCIe and NVL boards, laptops' and others of the name are slower than those of the table, and a slice (MIG)
+    is a part of one: whatever else the name says is not known.
     """
     words = set(name.replace("-", " ").upper().split())
-    if words & {"H100", "H200"} and words & {"PCIE", "NVL"}:
+    if words & {"H100", "H200"} and "PCIE" in words:
         return None
     known = {each: device for each, device in devices().items() if set(each.upper().split("-")) <= words}
-    return known[max(known, key=len)].flops if known else None
+    best = max(known, key=len, default="")
+    whole = all(_WHOLE.fullmatch(word) for word in words - set(best.upper().split("-")))
+    return known[best].flops if best and whole else None
 
 
 def machine_of(assumed: Assumptions) -> Machine:
