@@ -18,7 +18,7 @@ import numpy as np
 
 from .errors import DataError
 from .files import write_atomic
-from .ngrams import mix_bits, ngrams, split_words
+from .ngrams import WORDS_VERSION, mix_bits, ngrams, split_words
 from .ragged import bounds_of
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class HashedClassifier:
         used = np.flatnonzero(self.weights)
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {"buckets": used, "weights": self.weights[used], "known": self.known, **more}
+        arrays |= {"words_version": np.array(WORDS_VERSION)}
         np.savez(buffer, bits=np.array(self.bits), bias=np.array(self.bias), **arrays)
         write_atomic(path, buffer.getvalue())
 
@@ -146,18 +147,22 @@ class HashedClassifier:
         """Reads what ``save`` wrote.
 
         Raises:
-            DataError: There is no such file, or it is something else.
+            DataError: There is no such file, it is something else, or texts had other words when it was trained.
         """
         try:
             with np.load(path, allow_pickle=False) as loaded:
                 found = dict(loaded)
             weights = np.zeros(1 << int(found.pop("bits")), np.float32)
             weights[found.pop("buckets")] = found.pop("weights")
-            return cls(weights, float(found.pop("bias")), found.pop("known")), found
+            classifier = cls(weights, float(found.pop("bias")), found.pop("known"))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
         except (ValueError, KeyError, IndexError, TypeError, MemoryError, EOFError, zipfile.BadZipFile) as error:
             raise DataError("is no classifier that `data quality` wrote", where=str(path)) from error
+        if found.pop("words_version", None) != WORDS_VERSION:
+            what = "was trained by a version that took other signs for words, whose weights mean nothing here"
+            raise DataError(what, where=str(path), hint="train it again")
+        return classifier, found
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Core = Literal["numpy", "numba"]
 """What hashes many texts; the hashes are the same."""
 _SPARSE = 5  # bits by which the table of an index is larger than it has n-grams
+WORDS_VERSION = 2  # raise it whenever the same text has other words; what is kept by them must say so
 CHUNK = 1 << 19  # bytes hashed at a time: what prefix sums of it need stays in the cache of a core
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64

@@ -73,6 +73,12 @@ def test_a_word_keeps_its_vowel_signs_and_accents() -> None:
     assert words_in("it´s I ❤\ufe0f it 1\ufe0f\u20e3") == ["it", "s", "i", "it", "1"], "no mark stands alone"
 
 
+def test_what_words_are_has_a_version() -> None:
+    """A trained classifier is kept by its words: where this fails for a good reason, raise the version too."""
+    text = "3.5 don't STRASSE straße 数学 カナ “a_b” e\u0301 दीन ❤\ufe0f ´ за\u0301мок ２杯 ไทย"
+    assert (module.WORDS_VERSION, hex(split_words([text]).wholes[0])) == (2, "0xa62f7fdd8fbb0ab8")
+
+
 def test_the_index_finds_each_ngram_wherever_it_stands() -> None:
     items = ["the cat sat on the mat", "on the mat sat the cat sat on", "nothing at all"]
     rows = ["", "He said:\nthe CAT\nsat on it", "on the mat", "a mat"]

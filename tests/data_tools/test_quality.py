@@ -181,6 +181,20 @@ def test_a_classifier_scores_further_rows_as_it_did(rows: dict[str, str], tmp_pa
     assert not (tmp_path / "out" / CLASSIFIER).exists()
 
 
+@pytest.mark.parametrize("version", [None, 1])
+def test_a_classifier_of_other_words_is_refused(tmp_path: Path, version: int | None) -> None:
+    path = tmp_path / CLASSIFIER
+    HashedClassifier(np.zeros(4, np.float32), 0.0, np.zeros(0, np.uint64)).save(path)
+    with np.load(path) as loaded:
+        arrays: dict[str, Any] = dict(loaded)
+    assert arrays.pop("words_version") > 1
+    if version is not None:
+        arrays["words_version"] = np.array(version)
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=r"took other signs for words.*train it again"):
+        HashedClassifier.load(path)
+
+
 def test_the_strength_is_chosen_on_training_rows_that_are_left_out(rows: dict[str, str], tmp_path: Path) -> None:
     run(rows, tmp_path / "out", l2=None)
     [note] = [one["note"] for one in report(tmp_path / "out")["tables"] if one["title"].startswith("Rows that the")]

@@ -160,6 +160,10 @@ def test_what_was_found_once_is_not_looked_for_again_until_data_or_task_change(
         patched.setattr("posttrain.evals.contamination._look", None)
         score([child], suite, device="cpu")
     assert (child / "contamination.jsonl").read_bytes() == before
+    old = [json.loads(line) | {"version": 3, "touched": []} for line in before.splitlines()]  # Indic words lost marks
+    write_rows(child / "contamination.jsonl", old)
+    score([child], suite, device="cpu")
+    assert numbers(lines_of(child)["places"]) == list(LEAKS), "what other words found says nothing"
     write_rows(tmp_path / "more.jsonl", [*FILLER, leak(7)])  # what child was trained on is there in part
     trained_on(child, tmp_path / "more.jsonl", family[0])
     score([child], suite, device="cpu")
