@@ -113,11 +113,10 @@ class Samples:
         right = [float(figures[self.primary]) for figures in scored] if self.primary in found else []
         if not right or set(right) - {0.0, 1.0}:
             return found
-        answers = [_vote_of(value) for value in results[0]]
+        voters = _voters(results[0]) if self._votes else None
         for k in self.setting.ks:
             found.setdefault(f"pass@{k}", pass_at_k(len(right), int(sum(right)), k))
-            if self._votes and any(answers):
-                voters = [None if answer in _UNREAD else answer for answer in answers]
+            if voters is not None:
                 found[f"maj@{k}"] = majority_at_k(voters, right, k, self.seed)
         return found
 
@@ -136,11 +135,23 @@ class Samples:
         return [Metric(label, statistics.stdev(means), None, metric.n, higher_is_better=False)]
 
 
-def _vote_of(read: Any) -> str | None:
-    """Returns what a sample votes for: the text that was read or, where the task says more of a reading, its `vote`."""
-    while isinstance(read, dict | list):
-        read = read.get("vote") if isinstance(read, dict) else next(iter(read), None)
-    return read if isinstance(read, str) else None
+def _voters(readings: Sequence[Any]) -> list[str | float | None] | None:
+    """Returns what each sample votes for, None where it could not be read; None for a task that has no votes.
+
+    It is the reading itself or, where the task says more of one, its `vote`: without the key, as for programs, an
+    answer is no vote. So an item of which nothing could be read has votes like any other, and none is right.
+    """
+    voters: list[str | float | None] = []
+    for reading in readings:
+        read = reading
+        while isinstance(read, list):
+            read = next(iter(read), None)
+        if isinstance(read, dict):
+            if "vote" not in read:
+                return None
+            read = read["vote"]
+        voters.append(read if isinstance(read, str | int | float) and read not in _UNREAD else None)
+    return voters
 
 
 def generation_settings(setting: SamplingSpec, own: dict[str, Any]) -> dict[str, Any]:

@@ -171,6 +171,8 @@ def test_answers_of_one_value_vote_for_one(tmp_path: Path):
     assert majority("math_verified", {"problem": "q", "answer": "0.5"}, half) == 1
     wrong = [r"\boxed{0.5}", r"\boxed{(1, 2)}", r"\boxed{\left(1,2\right)}", "I give up"]
     assert majority("math_verified", {"problem": "q", "answer": "0.5"}, wrong) == 0
+    for name, row in (("svamp", {"context": "q", "answer": "18"}), ("math_verified", {"problem": "q", "answer": "1"})):
+        assert majority(name, row, ["I give up"] * 4) == 0  # an item like any other, or the mean would leave it out
 
 
 def test_a_comparison_that_never_ends_is_undecided_and_the_next_goes_on():
