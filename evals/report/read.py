@@ -13,7 +13,7 @@ from ..parity.record import ParityReport, read_comparisons
 from ..records import CONTAMINATION, SCORES, superseded
 from ..runs import read_record, saved_models
 from .items import samples_path
-from .text import Record, detail_of
+from .text import Record, detail_of, mapping, whole
 
 AnswerSets = tuple[tuple[Record, tuple[Answer, ...]], ...]
 """Scores of prompt sets, each with the answers that it stands for."""
@@ -56,7 +56,7 @@ def read_run(folder: Path) -> RunFolder:
     record = read_record(folder, problems)
     lines = read_jsonl_log(folder / SCORES, problems)
     stale = superseded(lines)
-    scores = tuple(score for index, score in enumerate(lines) if index not in stale)
+    scores = tuple(_without_idle_limit(score) for index, score in enumerate(lines) if index not in stale)
     log = tuple(read_jsonl_log(folder / "log.jsonl", problems))
     judgments = _judgments(folder / JUDGMENTS, problems)
     answers = _answers(folder, scores, problems)
@@ -64,6 +64,20 @@ def read_run(folder: Path) -> RunFolder:
     saved = tuple(saved_models(folder))
     parity = tuple(read_comparisons(folder))
     return RunFolder(folder, record, scores, log, saved, judgments, answers, contamination, parity, tuple(problems))
+
+
+def _without_idle_limit(score: Record) -> Record:
+    """Takes from a line of lm-eval a limit that left no item out, as older versions recorded it."""
+    detail, metrics, limit = detail_of(score), score.get("metrics"), whole(score.get("limit"))
+    counts = [whole(mapping(metric).get("n")) for metric in metrics] if isinstance(metrics, list) else []
+    most = max((n for n in counts if n is not None), default=None)  # a metric may be of a part of the items
+    if detail.get("kind") != "lm-eval" or limit is None or most is None:
+        return score
+    if most + (whole(detail.get("too_long")) or 0) >= limit:
+        return score
+    if isinstance(changes := detail.get("changes"), list):
+        detail = {**detail, "changes": [change for change in changes if change != "a limit"]}
+    return {**score, "limit": None, "detail": detail}
 
 
 def _judgments(path: Path, problems: list[str]) -> tuple[Judgment, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from posttrain.chat_templates.errors import InputError
-from posttrain.evals.model_card import write_card
+from posttrain.evals.model_card import why_not, write_card
 from posttrain.evals.records import Metric
 from posttrain.evals.report import build, write
 from posttrain.evals.report.board import last_row
@@ -107,6 +107,20 @@ def test_limited_scores_are_called_no_results_everywhere(tmp_path: Path):
     assert "LIMITED, not a full result" in page
     assert "LIMITED, so not full results" in markdown
     assert next(csv.DictReader(io.StringIO(table)))["limit"] == "20.0"
+
+
+def test_a_limit_that_left_no_item_out_of_an_older_line_sets_it_apart_from_no_newer_one(tmp_path: Path):
+    detail = {"kind": "lm-eval", "changes": []}
+    older = {"limit": 100, "detail": {"kind": "lm-eval", "changes": ["a limit"], "too_long": 2}}
+    scores = [score("checkpoint-1", 1, "arc", share(10, 38), **older)]
+    scores += [score("checkpoint-2", 2, "arc", share(30, 38), detail=detail)]
+    scores += [score("final", 3, "piqa", share(10, 98), **older)]
+    board = board_of(tmp_path, *scores)
+    assert [column.name for column in board.columns] == ["arc", "piqa (limit 100)"]
+    assert [difference.column for difference in board.differences] == [board.columns[0].id]
+    assert "not to be compared across" not in notices(board)
+    cells = [cell_of(board, name, task) for name, task in (("checkpoint-1", "arc"), ("final", "piqa"))]
+    assert ["a limit" in (why_not(cell) or "") for cell in cells] == [False, True]
 
 
 def test_rescored_records_are_all_kept(tmp_path: Path):
