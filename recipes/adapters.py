@@ -115,7 +115,8 @@ def _refuse_untrained_tokens(job: Job, config: "PeftConfig", model: "PreTrainedM
         tokens |= {*job.new_tokens}.difference(*(rows for name, rows in given.items() if table.endswith(name)))
     if tokens:
         names = " ".join(job.tokenizer.convert_ids_to_tokens(sorted(tokens)[:4]))
-        hint = "merge the first run and train a fresh adapter, or drop model.chat_template"
+        hint = "merge the first run and train a fresh adapter"
+        hint += ", or drop model.chat_template" if job.loaded.recipe.model.chat_template else ""
         raise RecipeError(f"adapter.name_or_path: it trains no rows for {names}", hint=hint)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
-from ..data_tools.errors import DataError
 from ..data_tools.files import hash_file, hash_json, hash_tree, locked, read_json, write_json
 from ..data_tools.functions import function_file
 from ..data_tools.sources import content_hash
@@ -234,7 +233,7 @@ def _open_tool(
     written = json.dumps([step.tool, step.args])  # a file counts by its content, so that it may lie anywhere
     for path in sorted({*paths, *(source.path for source in read)}, key=len, reverse=True):
         written = written.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
-    files = [_hash_tree(Path(path), folder) for path in paths] + [_hash_source(source, folder) for source in read]
+    files = [_hash_tree(Path(path), folder) for path in paths] + [_hash_source(source) for source in read]
     if isinstance(tool, RecipeTool):
         files += _contents(tool.load(), folder)
     return tool, json.loads(written), files
@@ -325,14 +324,14 @@ def _inputs(paths: Iterable[str | None], references: Mapping[str, Path]) -> list
     return [path for path in paths if path and not f"{path}/".startswith(steps) and Path(path).exists()]
 
 
-def _hash_source(source: SourceSpec, own: Path) -> str:
-    """Hashes the rows of a tool's source; `scaling` reads folders of runs, in which there are none."""
-    try:
-        return content_hash(source, Path())
-    except DataError:
-        if not Path(source.path).is_dir():
-            raise
-        return _hash_tree(Path(source.path), own)
+def _hash_source(source: SourceSpec) -> str:
+    """Hashes the rows of a tool's source, or what `scaling` reads of runs."""
+    from .scaling import run_folders
+
+    if runs := run_folders(Path(source.path)):
+        files = [run / name for run in runs for name in (rundir.RUN_FILE, rundir.LOG)]
+        return hash_json([[file.parent.name, hash_file(file)] for file in files if file.is_file()])
+    return content_hash(source, Path())
 
 
 def _hash_tree(path: Path, own: Path) -> str:

@@ -115,7 +115,7 @@ class Scaling(Tool):
         found = []
         evaluated: dict[str, Path] = {}
         for source in self.data:
-            if folders := _run_folders(Path(source.path)):
+            if folders := run_folders(Path(source.path)):
                 found += [_finished_run(folder, evaluated) for folder in folders]
                 continue
             for row in read_rows(source, Path()):
@@ -146,7 +146,7 @@ class Scaling(Tool):
         return Table("The best model for a budget", header, rows, note)
 
 
-def _run_folders(path: Path) -> list[Path]:
+def run_folders(path: Path) -> list[Path]:
     """Returns the run folders that a path names: itself, or those in it that no changed step left; none for rows."""
     if is_run(path) or not path.is_dir():
         return [path] if is_run(path) else []

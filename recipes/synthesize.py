@@ -598,10 +598,10 @@ class _Work:
         request = compile_template(check.request)
         duels = []
         for item, other in pairs:
+            right = item.values[check.column] if check.column else None
             try:
-                right = as_text(item.values[check.column], "the right answer") or None if check.column else None
-                asked = as_text(request(item.values), "the request").strip()
-                duels.append(Duel(asked, item.values[check.of], as_text(other, "the other").strip(), right))
+                asked, other = ("" if said is None else str(said).strip() for said in (request(item.values), other))
+                duels.append(Duel(asked, item.values[check.of], other, None if right is None else str(right)))
             except RowError as error:
                 raise DataError(f"verify: request: {error.reason}", where=item.where[0], hint=error.detail) from error
         return self.referees[check.title].decide(duels)

@@ -82,8 +82,8 @@ def _classes(spec: ClassifySpec, given: Mapping[str, tuple[Sequence[Any], Sequen
 
     labels, rows = given["train"]
     if spec.problem == "multi_label" and spec.labels is None and not any(isinstance(label, list) for label in labels):
-        what = "classify.problem is multi_label, and every label is one text, so that each combination were a class"
-        hint = "a list holds the names: label: \"{{ label.split(',') }}\"; or name the classes in classify.labels"
+        what = "classify.problem is multi_label, and no label is a list, so that each combination were a class"
+        hint = 'such as label: "{{ label.split(\',\') }}" or "{{ [label] }}"; or name the classes in classify.labels'
         raise DataError(what, where="data.train", hint=hint)
     classes = ("score",) if spec.problem == "regression" else find_classes(labels, spec.labels, rows)
     for split, (labels, rows) in given.items():

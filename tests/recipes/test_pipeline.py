@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from posttrain.data_tools.errors import SpecError
+from posttrain.data_tools.errors import DataError, SpecError
 from posttrain.recipes import launch
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.forks import Forks
@@ -220,6 +220,34 @@ def test_a_tool_runs_again_when_what_it_reads_has_changed_wherever_one_stands(
     for file in files:
         file.write_text('{"text": "Another."}\n')
     assert {name for name, key in keys(pipeline).items() if key != before[name]} == {"x"}
+
+
+def test_a_law_is_fitted_again_when_a_run_has_changed_and_not_when_it_was_scored(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    for name in ("runs/a", "runs/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text("{}")
+    value = yaml.safe_load(pipeline.read_text())
+    value["steps"] = [{"name": "x", "tool": "scaling", "args": {"data": ["./runs"]}}]
+    pipeline.write_text(yaml.safe_dump(value | {"parity": []}))
+    before = keys(pipeline)
+    (tmp_path / "runs" / "a" / "scores.jsonl").write_text("{}\n")
+    shutil.copytree(tmp_path / "runs" / "a", tmp_path / "runs" / "a.old-1")
+    assert keys(pipeline) == before
+    (tmp_path / "runs" / "b" / "log.jsonl").write_text("{}\n")
+    assert keys(pipeline) != before
+
+
+def test_a_folder_that_a_tool_cannot_read_is_told_before_anything_runs(pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.jsonl").write_text("{}\n")
+    (tmp_path / "mixed" / "b.csv").write_text("a\n1\n")
+    value = yaml.safe_load(pipeline.read_text())
+    value["steps"] = [{"name": "x", "tool": "dedup", "args": {"sources": ["./mixed"]}}]
+    pipeline.write_text(yaml.safe_dump(value | {"parity": []}))
+    with pytest.raises(DataError, match="files of several types"):
+        keys(pipeline)
 
 
 def test_a_tool_that_is_told_of_a_folder_with_its_own_output_does_not_run_for_ever(
