@@ -259,6 +259,8 @@ def answers_from_file(
     missing = sum(prompt.key not in answered for prompt in prompts)
     notes = [f"{count} rows of {path.name} left aside: {reason}" for reason, count in report.dropped.items()]
     notes += [f"{path.name} has no answer to {missing} of {len(prompts)} prompts"] if missing else []
+    said = f"{known.with_system} rows of {path.name} say a system message, and the set asks without one"
+    notes += [said] if known.with_system else []
     run = names.pop() if len(names) == 1 else path.name.partition(".")[0]
     weights = f"file:{hash_file(path)[:16]}"
     return AnswerSet(run, path.name, None, weights, task, task_hash, None, tuple(ordered)), tuple(notes)
@@ -272,27 +274,45 @@ class _PromptSet:
 
     def __init__(self, prompts: Sequence[Prompt]):
         self.keys = {prompt.key for prompt in prompts}
+        self.with_system = 0
+        """How many rows were found that say a system message where the set asks without one."""
         self._by_id = {prompt.id: prompt for prompt in prompts}
         self._by_turns: dict[tuple[str, ...], list[Prompt]] = {}
         for prompt in prompts:
-            self._by_turns.setdefault(prompt.turns, []).append(prompt)
+            self._by_turns.setdefault(_stripped(prompt.turns), []).append(prompt)
 
-    def find(self, row: Mapping[str, Any], identity: str) -> Prompt | None:
+    def find(self, row: Mapping[str, Any], identity: str) -> Prompt:
         """Returns what a row answers; of prompts that differ in the system message alone, the row's, or that of its id.
 
+        Files of answers may leave a system message of the set out. One that they say where the set has none is a
+        setting of who answered, often the default of a chat template, and counted; else it is a part of what is asked.
+
         Raises:
-            RowError: What it says of its prompt cannot be read.
+            RowError: It is not in the set, or what the row says of it cannot be read.
         """
         if all(row.get(name) is None for name in ASKED):
-            return self._by_id.get(identity)
+            if identity in self._by_id:
+                return self._by_id[identity]
+            raise RowError("its prompt is not in the set")
         if isinstance(said := row.get("messages"), list):  # the answers are not what was asked
             row = {**row, "messages": [m for m in said if not (isinstance(m, dict) and m.get("role") == "assistant")]}
         turns, system = turns_of(row)
-        same = self._by_turns.get(turns, [])
-        exact = [prompt for prompt in same if prompt.system == system]
-        named = [prompt for prompt in same if prompt.id == identity]
-        tries = (exact, named, same) if system else (named, exact, same)  # files of answers may leave it out
-        return next((found[0] for found in tries if len(found) == 1), None)
+        same = self._by_turns.get(_stripped(turns), [])
+        if not same:
+            raise RowError(f"its prompt is not {'that of its id' if identity in self._by_id else 'in the set'}")
+        exact = [prompt for prompt in same if _stripped([prompt.system or ""]) == _stripped([system or ""])]
+        is_added = system is not None and not any(prompt.system for prompt in same)
+        fitting = exact if system and not is_added else same
+        named = [prompt for prompt in fitting if prompt.id == identity]
+        found = next((group[0] for group in (named, exact, fitting) if len(group) == 1), None)
+        if found is None:
+            raise RowError("its prompt is in the set under other system messages")
+        self.with_system += is_added
+        return found
+
+
+def _stripped(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts)
 
 
 def _answer_to(row: Mapping[str, Any], known: _PromptSet, thinking: Sequence[tuple[str, str]]) -> Answer:
@@ -307,8 +327,6 @@ def _answer_to(row: Mapping[str, Any], known: _PromptSet, thinking: Sequence[tup
         return own
     identity, texts = answer_of(row)
     prompt = known.find(row, identity)
-    if prompt is None:
-        raise RowError("its prompt is not in the set")
     if len(texts) != len(prompt.turns):
         raise RowError("not an answer for each turn")
     stripped = tuple(strip_thinking(text, thinking).text for text in texts)

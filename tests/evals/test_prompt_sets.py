@@ -241,7 +241,33 @@ def test_answers_are_not_joined_to_another_prompt_by_its_id_or_without_its_syste
     found, notes = answers_from_file(write_rows(tmp_path / "o.jsonl", rows), prompts)
     expected = [("1", ("apple",)), ("2", ("Arr!",)), ("3", ("Dear Sir",)), ("4", ("4", "7"))]
     assert [(answer.prompt_id, answer.texts) for answer in found.answers] == expected
-    assert notes == ("2 rows of o.jsonl left aside: its prompt is not in the set",)
+    assert notes == (
+        "1 rows of o.jsonl left aside: its prompt is not that of its id",
+        "1 rows of o.jsonl left aside: its prompt is in the set under other system messages",
+    )
+
+
+def test_answers_under_another_system_message_are_left_aside_but_for_one_where_the_set_has_none(tmp_path: Path):
+    asked = [{"prompt": "Greet.", "system": "Talk like a pirate.\n"}, {"prompt": "Name a fruit."}]
+    prompts, _ = load(write_rows(tmp_path / "p.jsonl", [{"id": n, **row} for n, row in enumerate(asked, start=1)]))
+    rows = [
+        {"id": 1, "prompt": "Greet.", "system": "Talk like a lawyer.", "output": "Dear Sir"},
+        {"id": 1, "prompt": "Greet.", "system": "Talk like a pirate.", "output": "Arr!"},
+        {"id": 2, "prompt": "Name a fruit.", "system": "You are a helpful assistant.", "output": "apple"},
+    ]
+    found, notes = answers_from_file(write_rows(tmp_path / "o.jsonl", rows), prompts)
+    assert [answer.texts for answer in found.answers] == [("Arr!",), ("apple",)]
+    assert notes == (
+        "1 rows of o.jsonl left aside: its prompt is in the set under other system messages",
+        "1 rows of o.jsonl say a system message, and the set asks without one",
+    )
+
+
+def test_space_around_a_prompt_keeps_no_answer_from_it(tmp_path: Path):
+    prompts, _ = load(write_rows(tmp_path / "p.jsonl", [{"id": 7, "prompt": "Name a fruit.\n"}]))
+    rows = [{"id": 7, "prompt": "Name a fruit.", "output": "apple"}]
+    found, notes = answers_from_file(write_rows(tmp_path / "o.jsonl", rows), prompts)
+    assert ([answer.texts for answer in found.answers], notes) == ([("apple",)], ())
 
 
 def test_references_that_join_no_prompt_or_cannot_be_read_are_told(tmp_path: Path):
