@@ -23,6 +23,7 @@ _CONVERTIBLE: dict[Kind, tuple[Kind, ...]] = {
     "prompt_completion": ("messages", "prompt"),
     "preference": ("prompt",),
 }
+_TEXT_KEYS = ("text", "text_pair", "system")  # of a mapping
 _COLUMNS_HELP = {
     "text": "text",
     "messages": "messages",
@@ -205,11 +206,15 @@ def compile_mapping(source: "SourceSpec") -> Evaluate:
         RowError: From the function: a column is missing, or a message renders empty.
         DataError: From the function: a template breaks out of the sandbox.
     """
-    fields = {key: compile_template(getattr(source, key)) for key in source.mapping_keys if key != "messages"}
+    fields = {
+        key: compile_template(getattr(source, key), to_text=key in _TEXT_KEYS)
+        for key in source.mapping_keys
+        if key != "messages"
+    }
     messages = [
         (
             compile_template(message.role),
-            compile_template(message.content),
+            compile_template(message.content, to_text=True),
             compile_template(message.tool_calls) if message.tool_calls else None,
             message.train,
         )
@@ -218,7 +223,7 @@ def compile_mapping(source: "SourceSpec") -> Evaluate:
 
     def run(row: Values) -> Values:
         result = {key: evaluate(row) for key, evaluate in fields.items()}
-        for key in ("text", "text_pair", "system"):
+        for key in _TEXT_KEYS:
             if key in result:
                 result[key] = as_text(result[key], key)
         if messages:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, RowError, missing_column
@@ -14,7 +14,10 @@ Values = dict[str, Any]
 Evaluate = Callable[[Values], Any]
 
 # Jinja's filters that write out whatever they are given, None as the word.
-_TEXT_FILTERS = ("capitalize", "lower", "replace", "string", "striptags", "title", "trim", "upper")
+_TEXT_FILTERS = (
+    "capitalize", "center", "e", "escape", "forceescape", "format", "join", "lower", "replace", "safe", "string",
+    "striptags", "title", "trim", "upper", "urlencode", "urlize",
+)  # fmt: skip
 
 
 @functools.cache
@@ -35,6 +38,7 @@ def _environment() -> "Sandbox":
     for name in set(environment.globals) - {"range", "namespace"}:
         del environment.globals[name]  # `{{ dict }}` is a misnamed column, not Python's dict
     environment.finalize = _with_empty(environment.finalize)
+    environment.filters["join"] = _joining(environment.filters["join"])
     environment.filters |= {name: _with_empty(environment.filters[name]) for name in _TEXT_FILTERS}
     return environment
 
@@ -44,9 +48,27 @@ def _with_empty(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def filled(*args: Any, **kwargs: Any) -> Any:
-        return run(*("" if value is None else value for value in args), **kwargs)
+        named = dict(zip(kwargs, _filled(kwargs.values()), strict=True))
+        return run(*_filled(args), **named)
 
     return filled
+
+
+def _filled(values: Iterable[Any]) -> list[Any]:
+    return ["" if value is None else value for value in values]
+
+
+def _joining(run: Callable[..., str]) -> Callable[..., str]:
+    """Has Jinja's filter ``join`` take None among what it joins as empty text."""
+    from jinja2.filters import make_attrgetter
+
+    @functools.wraps(run)
+    def joined(context: Any, value: Iterable[Any], d: str = "", attribute: str | int = "") -> str:
+        if attribute != "":
+            value = map(make_attrgetter(context.environment, attribute), value)
+        return run(context, _filled(value), d)
+
+    return joined
 
 
 def syntax_problem(source: str) -> str | None:
@@ -62,13 +84,17 @@ def syntax_problem(source: str) -> str | None:
     return None
 
 
-def compile_template(source: str) -> Evaluate:
+def compile_template(source: str, *, to_text: bool = False) -> Evaluate:
     """Compiles a template to a function of a row's columns.
 
     A template that is one expression and nothing else, ``{{ label }}``, gives the value itself, so that a number, a
-    truth value or a list stays one; a text keeps the space around it, but for the end of its line. Any other template
-    gives text, in which None is empty. The row as a whole is ``row``, for columns whose names are no identifiers:
-    ``{{ row['#1 String'] }}``.
+    truth value or a list stays one; a text keeps the space around it, but for the end of its line, and where text is
+    wanted so does a number. Any other template gives text, in which None is empty. The row as a whole is ``row``, for
+    columns whose names are no identifiers: ``{{ row['#1 String'] }}``.
+
+    Args:
+        source: The template.
+        to_text: Whether what it gives is a text in the end, see ``as_text``.
 
     Raises:
         jinja2.TemplateSyntaxError: The template is not one.
@@ -89,7 +115,8 @@ def compile_template(source: str) -> Evaluate:
 
     def spaced(row: Values) -> Any:
         value = evaluate(row)
-        return before + value + after if isinstance(value, str) else value
+        is_text = isinstance(value, str | int | float if to_text else str)
+        return f"{before}{value}{after}" if is_text else value
 
     return spaced
 

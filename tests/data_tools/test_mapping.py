@@ -38,6 +38,12 @@ ROW = {"question": "2+2?", "answer": "4", "stars": 3, "tags": ["a"], "none": Non
         ("{{ question | replace('?', none) }}", "2+2"),
         ("{{ question ~ '\n' ~ none }}", "2+2?\n"),
         ("{{ none | default('d', true) }}", "d"),
+        ("{{ [question, none, stars] | join('\n') }}", "2+2?\n\n3"),
+        ("{{ [{'a': 'x'}, {'a': none}] | join('-', 'a') }}", "x-"),
+        ("{{ none | join(none) }}", ""),
+        ("{{ '%s|%s' | format(stars, none) }}{{ '%(a)s' | format(a=none) }}", "3|"),
+        ("{{ none | center(3) }}{{ none | urlencode }}{{ none | urlize }}", "   "),
+        ("{{ none | safe }}.{{ none | e }}{{ none | escape }}{{ none | forceescape }}", "."),
         ("{% if none is none %}{{ stars }}{% endif %}", "3"),
     ],
 )
@@ -120,6 +126,14 @@ def test_numbers_are_written_as_text_in_messages_and_kept_as_labels():
         "content": "3",
     }
     assert compile_mapping(source(text="{{ question }}", label="{{ stars }}"))(ROW)["label"] == 3
+
+
+def test_space_around_an_expression_stays_in_a_text_whatever_a_row_has_there():
+    run = compile_mapping(source(text=" {{ x }}", label=" {{ x }}"))
+    assert run({"x": 72}) == {"text": " 72", "label": 72}
+    assert run({"x": "72"})["text"] == " 72"
+    run = compile_mapping(source(messages=[{"role": "user", "content": "\n{{ x }} "}]))
+    assert run({"x": 7.5})["messages"][0]["content"] == "\n7.5 "
 
 
 def test_tool_calls_come_as_lists_or_json():
