@@ -65,6 +65,7 @@ class ScoreReport:
         unfinished: Checkpoint folders without a manifest, whose save has not ended.
         interrupted: Whether Ctrl-C ended a watch.
         is_empty: Whether there was no complete checkpoint to score.
+        is_early: Whether that is so because final models were asked for, of runs that have not ended.
         prompts: The prompt sets of the suite as they were read, for its judges.
     """
 
@@ -74,13 +75,14 @@ class ScoreReport:
     unfinished: tuple[Unfinished, ...] = ()
     interrupted: bool = False
     is_empty: bool = False
+    is_early: bool = False
     prompts: tuple[generations.PromptTask, ...] = ()
 
     @property
     def exit_code(self) -> int:
         """Returns 1 if anything failed; 2 if all did and the input is wrong, or nothing was there to score; else 0."""
         if not self.failed:
-            return 2 if self.is_empty else 0
+            return 2 if self.is_empty and not self.is_early else 0
         return 1 if self.done or self.skipped else min(failure.exit_code for failure in self.failed)
 
 
@@ -170,7 +172,7 @@ def score(
         progress(f"{told}; it does not hold {', '.join(spec.left_out)}")
     targets: list[Target] = []
     unfinished: list[Unfinished] = []
-    interrupted = False
+    interrupted = over = False
     try:
         while True:
             # Asked first: a save may end meanwhile.
@@ -201,13 +203,15 @@ def score(
         for store in dict.fromkeys(target.store for target in targets):
             with hub_access(spec.offline):
                 find_touched(store, scoring.tasks, most_bytes=bound, progress=progress)
+    is_empty = not targets and not interrupted
     return ScoreReport(
         tuple(scoring.done),
         len(scoring.skipped - scoring.written),
         tuple(scoring.failed.values()),
         tuple(unfinished),
         interrupted,
-        not targets and not interrupted,
+        is_empty,
+        is_empty and final_only and not over,
         tuple(task for task in scoring.tasks if isinstance(task, generations.PromptTask)),
     )
 

@@ -47,7 +47,7 @@ def score_models(
         chat: When ``tasks`` are templated; never by default.
 
     Returns:
-        1 if anything failed, 2 if there was nothing to score, else 0.
+        1 if anything failed; 2 if there was nothing to score, but for final models that are still to come; else 0.
 
     Raises:
         RecipeError: No suite is named, neither here nor by the recipes; or a suite and tasks are.
@@ -139,7 +139,7 @@ def _score_each(
         )
         if not leads:
             continue
-        _tell(report)
+        _tell(report, watch=watch)
         code = max(code, report.exit_code)
         judged.setdefault(key, []).extend([] if report.interrupted or report.is_empty else paths)
         prompts[key] = report.prompts
@@ -151,15 +151,18 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr if line.startswith("failed: ") else sys.stdout, flush=True)
 
 
-def _tell(report: "ScoreReport") -> None:
+def _tell(report: "ScoreReport", *, watch: bool) -> None:
     """Prints what a scoring did; why something failed has been said, where it was not foreseen its place is added."""
     print(f"{len(report.done)} scored, {report.skipped} scored before, {len(report.failed)} failed")
     for folder in report.unfinished:
         print(f"left {folder.folder}: its save has not finished")
     for failure in report.failed:
         print(failure.detail, end="", file=sys.stderr)
-    if report.is_empty:
-        print("no complete checkpoint to score; --watch waits for those of a run", file=sys.stderr)
+    if report.is_early:
+        print("no final model yet; --watch waits for it")
+    elif report.is_empty:
+        hint = "" if watch else "; --watch waits for those of a run"
+        print(f"no complete checkpoint to score{hint}", file=sys.stderr)
 
 
 def _judge(

@@ -342,7 +342,19 @@ def test_a_call_that_finds_no_checkpoint_says_so(make_run: MakeRun, suite_file: 
     result = CliRunner().invoke(app, ["score", str(run), "--suite", str(suite_file)])
     assert result.exit_code == 2
     assert "checkpoint-1: its save has not finished" in result.stdout
-    assert "no complete checkpoint to score" in result.stderr
+    assert "no complete checkpoint to score; --watch" in result.stderr
+    result = CliRunner().invoke(app, ["score", str(run), "--suite", str(suite_file), "--watch"])
+    assert (result.exit_code, "--watch" in result.stderr) == (2, False)
+
+
+def test_a_final_model_that_is_still_to_come_is_no_wrong_input(make_run: MakeRun, suite_file: Path):
+    run = make_run((1,), final=False, finished=False)
+    wanted = ["score", str(run), "--suite", str(suite_file), "--final-only"]
+    result = CliRunner().invoke(app, wanted)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "no final model yet" in result.stdout
+    write_run_json(run, "toy", finished=True)
+    assert CliRunner().invoke(app, wanted).exit_code == 2
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "no/such/path/at/all", "org/no-such-model"])
