@@ -608,7 +608,7 @@ def origin(definition: HarnessTask, *, is_limited: bool = True) -> Config:
         "a task file of one's own": not definition.path.resolve().is_relative_to(root.resolve()),
         "overrides": bool(spec.overrides),
         "data files in place of its data set": bool(definition.data_files),
-        "generation settings": bool(spec.gen_kwargs),
+        "generation settings": bool(spec.gen_kwargs) or "generation_kwargs" in spec.overrides,
         "a limit": spec.limit is not None and is_limited,
     }
     split = config.get("test_split") or config.get("validation_split")

@@ -139,5 +139,7 @@ def test_a_score_says_what_makes_its_task_another_than_lm_eval_s(tmp_path: Path)
     assert changes(theirs, overrides={"doc_to_text": "{{question}}"}) == ["overrides"]
     assert changes(theirs, data_files={"test": str(rows)}) == ["data files in place of its data set"]
     assert changes(theirs, gen_kwargs={"max_gen_toks": 9}) == ["generation settings"]
+    same = {"generation_kwargs": {"max_gen_toks": 9}}  # answers under it are not paired with other harnesses' either
+    assert changes(theirs, overrides=same) == ["overrides", "generation settings"]
     assert changes(own_file) == ["a task file of one's own"]
     assert said(theirs)["dataset"] == OWN["dataset"]
