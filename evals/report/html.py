@@ -15,6 +15,7 @@ from typing import Any
 from ...data_tools.tool_report import page_templates
 from ..judging.judgments import Judgment
 from ..sequences import grouped
+from ..stats.robustness import ROBUST
 from . import format
 from .board import (
     AnsweredPrompt,
@@ -247,7 +248,12 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _summary(board: Leaderboard) -> str:
+    groups = [column for column in board.columns if column.group]
     tasks = {task for column in board.columns for task in column.group or (column.task,)}
+    tasks -= {column.task for column in groups}  # a group may be of groups
+    for column in groups:
+        if column.primary.name == ROBUST:  # one task, asked in several ways
+            tasks = tasks - {*column.group} | {column.task}
     counts = ((len(board.rows), "checkpoint"), (len(board.runs), "run"), (len(tasks), "task"))
     rows, runs, scored = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
     named = (cell.score.get("suite") for row in board.rows for cell in row.cells.values())

@@ -218,12 +218,23 @@ def test_the_mean_of_a_group_is_no_task_more(tmp_path: Path):
     assert "<sub>4 gained</sub>" in markdown
 
 
+def test_groups_of_a_group_are_no_tasks(tmp_path: Path):
+    groups = {"mmlu": ("stem", "law"), "stem": ("physics", "algebra"), "law": ("torts",)}
+    records = [score("final", 9, task, share(9, 20)) for task in ("physics", "algebra", "torts")]
+    for name, of in groups.items():
+        detail = {"kind": "group", "mean": "macro", "tasks": dict.fromkeys(of, 0.45)}
+        records.append(score("final", 9, name, share(27, 60, "acc_macro"), detail=detail))
+    assert "1 checkpoint of 1 run on 3 tasks" in to_html(build([make_run(tmp_path / "run", "run", records)]))
+
+
 def test_a_task_asked_in_several_ways_is_called_so_and_no_mean(tmp_path: Path):
     detail = {"kind": "group", "mean": "robust", "tasks": {"arc-plain": 0.5, "arc-typing1": 0.4}}
     records = [score(f"checkpoint-{n}", n, "arc", share(9 + n, 40, "acc_in_all"), detail=detail) for n in (1, 2)]
+    records += [score("checkpoint-1", 1, way, share(20, 40)) for way in detail["tasks"]]
     page = to_html(build([make_run(tmp_path / "run", "run", records)]))
     assert "Best on “arc”, right in all of 2 ways to ask: " in page
     assert "the mean of 2 tasks" not in page
+    assert "2 checkpoints of 1 run on 1 task," in page
 
 
 def test_two_rows_are_compared_by_what_differs_in_their_recipes(tmp_path: Path):
