@@ -34,6 +34,7 @@ from .row_tool import (
     decide_readable,
     first_rows,
     readable,
+    split_tools,
     text_and_tools,
     turn_places,
 )
@@ -232,7 +233,7 @@ def _is_last_turn(where: str) -> bool:
     return number == count
 
 
-_HASHES = ("exact", "words", "lengths", "keys", "ends")
+_HASHES = ("exact", "words", "lengths", "keys", "ends", "tools")
 
 
 class _Texts(KeptTexts):
@@ -244,6 +245,7 @@ class _Texts(KeptTexts):
         lengths: How many words each has, shape (texts,).
         keys: Of its bands, shape (texts, bands).
         ends: Whether each is the last of its row, shape (texts,).
+        tools: The number that stands for the tools of each, 0 for none, shape (texts,).
         reference: How many texts belong to the reference.
         core: What hashes them, but for the first blocks.
     """
@@ -255,7 +257,7 @@ class _Texts(KeptTexts):
         sources = [*(spec.against or ()), *spec.sources]
         readers = readers or [spec.unit_reader(source) for source in sources]
         super().__init__(folder, sources, readers, self._hashes, "hashing rows")
-        self.exact, self.words, self.lengths, self.keys, self.ends = map(self.found, _HASHES)
+        self.exact, self.words, self.lengths, self.keys, self.ends, self.tools = map(self.found, _HASHES)
         self.reference = sum(count for number, count in self.blocks if number < references)
 
     @property
@@ -273,12 +275,15 @@ class _Texts(KeptTexts):
         digests = [xxhash.xxh3_128_digest(text.encode(errors="surrogatepass")) for text in texts]
         exact = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
         ends = np.array([self.spec.by == "row" or _is_last_turn(where) for where, _ in block], bool)
+        tools = np.fromiter((split_tools(text)[1] for text in texts), np.int64, len(texts))
         none = np.zeros((len(texts), 0), np.uint64)
         if self.spec.match == "exact":
-            return dict(zip(_HASHES, (exact, exact[:, 0], np.zeros(len(texts), np.int32), none, ends), strict=True))
+            found = exact, exact[:, 0], np.zeros(len(texts), np.int32), none, ends, tools
+            return dict(zip(_HASHES, found, strict=True))
         words = split_words(texts, self.core)
         keys = self.bands.keys(words, self.spec.n, self.core) if self.bands.bands else none
-        return dict(zip(_HASHES, (exact, words.wholes, words.counts.astype(np.int32), keys, ends), strict=True))
+        found = exact, words.wholes, words.counts.astype(np.int32), keys, ends, tools
+        return dict(zip(_HASHES, found, strict=True))
 
     def own(self, some: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
         """Returns which of some texts do not belong to the reference."""
@@ -404,10 +409,11 @@ def _choose(spec: Dedup, texts: _Texts) -> _Found:
         return _Found(kept, how, similarity)
     left = np.flatnonzero(kept < 0)
     candidates, likeness = _comparer(texts, left)
-    is_reference = left < texts.reference
+    is_reference, tools = left < texts.reference, texts.tools[left]
 
     def compare(pairs: "NDArray[np.int64]") -> "NDArray[np.float64]":
         alike = likeness(pairs)
+        alike[tools[pairs[:, 0]] != tools[pairs[:, 1]]] = 0
         alike[is_reference[pairs[:, 1]]] = 0  # rows of the reference all stay
         if not spec.within:
             alike[~is_reference[pairs[:, 0]]] = 0

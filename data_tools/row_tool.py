@@ -43,8 +43,9 @@ _FILES = ("file", "held_out_file")  # of a source, in a report
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
 LEFT_OUT = "left_out.log"
-WORK_VERSION = 4  # raise it whenever what an older version left half done is not what this one would have written
+WORK_VERSION = 5  # raise it whenever what an older version left half done is not what this one would have written
 _SUFFIXES = _KEPT, _HELDOUT, _GONE = ".jsonl", ".heldout", ".gone"  # what is written of a block
+_TOOLS = re.compile(r"\n\[tools (\d{1,15})\]\Z")
 _SHOWN = 500  # characters of a detail in the log
 _LOOK_AHEAD = 32  # rows whose columns decide the layout
 _KEYS, _EXACT = {str}, {str, int, bool, type(None)}
@@ -337,6 +338,12 @@ def text_and_tools(values: Mapping[str, Any]) -> str:
         return text
     digest = hash_json(json.dumps(tools, sort_keys=True, default=str))  # of ASCII: a text may be no UTF-8
     return f"{text}\n[tools {int(digest[:12], 16)}]"
+
+
+def split_tools(text: str) -> tuple[str, int]:
+    """Returns what a row says and the number that stands for its tools, 0 for none: what ``text_and_tools`` joined."""
+    found = _TOOLS.search(text)
+    return (text[: found.start()], int(found[1])) if found else (text, 0)
 
 
 class TextTool(RowTool):

@@ -26,7 +26,7 @@ from .files import hash_tree, write_jsonl_log
 from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable, text_and_tools
+from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable, split_tools, text_and_tools
 from .sources import Row
 from .spec import SourceSpec
 from .tool_report import EXAMPLES, Table, Tally, ToolReport
@@ -221,7 +221,7 @@ class _Texts(KeptTexts):
         if len(self) + len(block) > self.spec.max_rows:
             hint = "leave near-duplicates out first, split them, or raise `max_rows`"
             raise DataError(f"more than {self.spec.max_rows:,} rows, each compared with all before it", hint=hint)
-        vectors = self.embed([text for _, text in block]) if block else np.zeros((0, 1), np.float32)
+        vectors = self.embed([split_tools(text)[0] for _, text in block]) if block else np.zeros((0, 1), np.float32)
         return {"vectors": vectors}
 
 

@@ -398,6 +398,16 @@ def test_tools_tell_chats_apart_and_make_none_alike(tmp_path: Path) -> None:
     assert dedup(path, tmp_path / "out") == [*rows, other]
 
 
+def test_a_long_chat_with_other_tools_is_no_near_duplicate(tmp_path: Path) -> None:
+    said = sentence(random.Random(9), 60)
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("get_weather", "send_mail")]
+    rows = [asked(said) | more for more in ({"tools": tools[0]}, {"tools": tools[1]}, {})]
+    near = [asked(f"{said} now") | more for more in ({"tools": tools[1]}, {})]
+    path = write_texts(tmp_path / "a.jsonl", [*rows, *near])
+    assert dedup(path, tmp_path / "out") == rows
+    assert [row["kept"] for row in read_rows(tmp_path / "out" / "removed.log")] == [f"{path}:2", f"{path}:3"]
+
+
 def turn(question: str, *answers: str) -> list[dict[str, str]]:
     answered = [{"role": "assistant", "content": answer} for answer in answers]
     return [{"role": "user", "content": question}, *answered]

@@ -104,6 +104,15 @@ def test_a_chat_with_other_tools_does_not_go(tmp_path: Path, static_model: str) 
     assert [row["tools"] for row in kept] == [tools, tools[:1]]
 
 
+def test_tools_are_no_part_of_what_is_embedded(tmp_path: Path, static_model: str) -> None:
+    tools = [{"type": "function", "function": {"name": "calc"}}]
+    talk = [{"role": "user", "content": "nothing"}, {"role": "assistant", "content": "yes"}]
+    rows = [{"messages": talk} | more for more in ({}, {"tools": tools})]
+    semantic(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out", model=static_model)
+    [flag] = read_rows(tmp_path / "out" / "flagged.log")
+    assert (flag["similarity"], flag["differs"]) == (1, ["numbers"])
+
+
 def test_rows_of_one_template_do_not_go_for_the_template(tmp_path: Path, static_model: str) -> None:
     frame = "the patient has a history of cancer and then he said"
     rows = [f"{frame} cat", f"{frame} mat", f"{frame} the cat"]
