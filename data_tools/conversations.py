@@ -1,5 +1,6 @@
 """Conversations of every layout to one: OpenAI's messages, with tool calls as plain objects."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -120,7 +121,8 @@ def texts_of_message(message: Mapping[str, Any]) -> list[str]:
         calls = message.get("tool_calls") or message.get("function_call") or []
         for call in calls if isinstance(calls, list) else [calls]:
             said.append(call.get("function", call) if isinstance(call, dict) else call)
-    return [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in said if one]
+    to_json = functools.partial(json.dumps, ensure_ascii=False, sort_keys=True, default=str)
+    return [one if isinstance(one, str) else to_json(one) for one in said if one]
 
 
 def unread_keys(value: Any) -> set[str]:

@@ -381,7 +381,8 @@ def test_chats_that_reason_or_call_otherwise_say_other_things(tmp_path: Path, by
         called("calc", a=3),
         called("search", a=3),
     ]
-    again = [called("search", "2", a=3), asked(reasoning_content="Two and three.")]
+    rows.append(called("send", a=1, b=2))
+    again = [called("search", "2", a=3), called("send", b=2, a=1), asked(reasoning_content="Two and three.")]
     path = write_texts(tmp_path / "a.jsonl", [*rows, *again])
     assert dedup(path, tmp_path / "out", by=by) == rows
     assert {entry["how"] for entry in read_rows(tmp_path / "out" / "removed.log")} == {"exact"}
