@@ -1,9 +1,10 @@
 """Conversations of every layout to one: OpenAI's messages, with tool calls as plain objects."""
 
 import functools
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import RowError
@@ -110,8 +111,8 @@ def conversation(value: Any, *, sharegpt: bool = False, system: Any = None) -> l
     return messages
 
 
-def texts_of_message(message: Mapping[str, Any]) -> list[str]:
-    """Returns what a message says, be it canonical or as found: its content, its reasoning, and its calls as JSON.
+def parts_of_message(message: Mapping[str, Any]) -> list[Any]:
+    """Returns what a message says, be it canonical or as found: its content, its reasoning, and its calls.
 
     The ids of calls say nothing: they are drawn anew for each.
     """
@@ -121,8 +122,16 @@ def texts_of_message(message: Mapping[str, Any]) -> list[str]:
         calls = message.get("tool_calls") or message.get("function_call") or []
         for call in calls if isinstance(calls, list) else [calls]:
             said.append(call.get("function", call) if isinstance(call, dict) else call)
+    return [one for one in said if one]
+
+
+def texts_of_turns(value: str | Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """Returns the texts of a prompt, an answer or messages, each of which may be one text; calls are JSON."""
+    if isinstance(value, str):
+        return [value]
     to_json = functools.partial(json.dumps, ensure_ascii=False, sort_keys=True, default=str)
-    return [one if isinstance(one, str) else to_json(one) for one in said if one]
+    parts = itertools.chain.from_iterable(map(parts_of_message, value or ()))
+    return [part if isinstance(part, str) else to_json(part) for part in parts]
 
 
 def unread_keys(value: Any) -> set[str]:

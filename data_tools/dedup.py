@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 from pydantic import Field, model_validator
 
-from .conversations import texts_of_message
+from .conversations import texts_of_turns
 from .errors import DataError, missing_column
 from .files import write_jsonl_log
 from .kept_texts import KeptTexts
@@ -214,10 +214,7 @@ def turns_reader(source: SourceSpec) -> "Callable[[Row], list[str]]":
         if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
             raise missing_column("messages", row.values)
         starts = [*_turn_starts(messages), len(messages)]
-        return [
-            "\n".join(itertools.chain.from_iterable(map(texts_of_message, messages[begin:end])))
-            for begin, end in itertools.pairwise(starts)
-        ]
+        return ["\n".join(texts_of_turns(messages[begin:end])) for begin, end in itertools.pairwise(starts)]
 
     return read
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .conversations import parts_of_message
 from .ngrams import NgramIndex, Words, split_words, words_in
 from .ragged import bounds_of, ranges
 
@@ -288,8 +289,8 @@ def text_of(row: Any) -> str:
 
 
 def text_of_turns(value: Any) -> str:
-    """Returns what is said in a prompt or an answer, be it a text or messages."""
-    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
+    """Returns what is said in a prompt or an answer, be it a text or messages, as ``text_of`` has it in a row."""
+    return value if isinstance(value, str) else text_of([parts_of_message(message) for message in value])
 
 
 def _collect(value: Any, parts: list[str]) -> None:

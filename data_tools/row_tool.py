@@ -25,7 +25,7 @@ from pydantic import Field
 from pydantic_core import from_json, to_json
 
 from ..chat_templates.errors import PosttrainError
-from .conversations import texts_of_message
+from .conversations import texts_of_turns
 from .dataset import DataReport
 from .errors import DataError, RowError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
@@ -323,8 +323,7 @@ def canonical_text(values: Mapping[str, Any]) -> str:
     """Returns what a row of canonical columns says, the parts of a conversation on lines of their own."""
     said = [values[name] for name in ("text", "text_pair") if name in values]
     for name in ("messages", "prompt", "completion", "chosen", "rejected"):
-        value = values.get(name)
-        said += [value] if isinstance(value, str) else itertools.chain.from_iterable(map(texts_of_message, value or ()))
+        said += texts_of_turns(values.get(name))
     return "\n".join(said)
 
 

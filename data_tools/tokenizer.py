@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ..chat_templates.errors import PosttrainError
+from .conversations import texts_of_turns
 from .errors import DataError
 from .files import write_atomic
 from .spec import SourceSpec
@@ -219,7 +220,7 @@ class Tokenizer(Tool):
 
 
 def texts_of_sources(sources: Sequence[SourceSpec], max_bad_share: float) -> Iterator[str]:
-    """Yields every text, prompt, completion and message of the rows of sources.
+    """Yields every text, prompt, completion and message of the rows of sources, reasoning and calls too.
 
     Raises:
         DataError: A source cannot be read, has no text, or too many bad rows.
@@ -230,7 +231,7 @@ def texts_of_sources(sources: Sequence[SourceSpec], max_bad_share: float) -> Ite
     for source in sources:
         for _, row in load(source, Path(), kinds, max_bad_share=max_bad_share):
             for key in ("text", "prompt", "completion", "messages"):
-                yield from _strings(row.get(key))
+                yield from texts_of_turns(row.get(key))
 
 
 def hash_place(data: bytes) -> float:
@@ -244,13 +245,3 @@ def _count_words(texts: Iterator[str], words: "PreTokenizer", to_bytes: "PreToke
     for text in texts:
         counts.update(word for word, _ in words.pre_tokenize_str(text))
     return Counter({to_bytes.pre_tokenize_str(word)[0][0]: count for word, count in counts.items()})
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yields a string, or the contents of messages."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for message in value:
-            if isinstance(message.get("content"), str):
-                yield message["content"]

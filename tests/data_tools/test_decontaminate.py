@@ -115,6 +115,20 @@ def test_what_is_too_short_to_be_found_is_counted_and_named(tmp_path: Path) -> N
     assert [example["text"] for example in short["examples"]] == ["2 + 2?\n4"]
 
 
+def test_a_call_is_the_answer_of_an_item(tmp_path: Path) -> None:
+    def asked(*numbers: int) -> list[dict[str, Any]]:
+        call = {"type": "function", "id": "call_1", "function": {"name": "divide", "arguments": {"numbers": numbers}}}
+        question = {"role": "user", "content": "How often does it go?"}
+        return [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+    items = read_items([SourceSpec(path=write_rows(tmp_path / "quiz.jsonl", [{"messages": asked(91, 7)}]))])
+    [[item]] = items.values()
+    assert item.question == "How often does it go?"
+    source = write_rows(tmp_path / "train.jsonl", [{"messages": asked(91, 7)}, {"messages": asked(90, 6)}])
+    decontaminate(spec_of(source), items, tmp_path / "out")
+    assert read_rows(tmp_path / "out" / "train.jsonl") == [{"messages": json.loads(json.dumps(asked(90, 6)))}]
+
+
 def test_a_rewording_is_a_possible_paraphrase_and_no_ngram_hit(tmp_path: Path) -> None:
     draw = random.Random(5)
     rows = [{"text": text} for text in made(3, 1500)]

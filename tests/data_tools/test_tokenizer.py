@@ -152,16 +152,20 @@ def test_another_process_trains_the_same_bytes(trained, tmp_path):
 
 
 def test_it_reads_the_texts_of_every_kind_of_row(tmp_path):
+    call = {"type": "function", "function": {"name": "zeta", "arguments": {"eta": 1}}}
+    called = {"role": "assistant", "reasoning_content": "theta", "tool_calls": [call]}
     rows = {
         "a.jsonl": {"text": "alpha"},
         "b.jsonl": {"prompt": "beta", "completion": "gamma"},
         "c.jsonl": {"messages": [{"role": "user", "content": "delta"}, {"role": "assistant", "content": "epsilon"}]},
+        "d.jsonl": {"messages": [{"role": "user", "content": "delta"}, called]},
     }
     for name, row in rows.items():
         (tmp_path / name).write_text((json.dumps(row) + "\n") * 40)
     Tokenizer(sources=[str(tmp_path / name) for name in rows], vocab_size=400).run(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert {"alpha", "beta", "gamma", "delta", "epsilon"} <= tokenizer.get_vocab().keys()
+    words = {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"}
+    assert words <= tokenizer.get_vocab().keys()
 
 
 @pytest.mark.parametrize(
