@@ -15,12 +15,12 @@ Answers = list[list[str]]
 
 # A minus behind a digit or before a space takes away, and is no sign: 5-10, 3 - 1.
 _NUMBER = r"(?:(?<![\w)])[-\u2212])?(?:\$\s?)?(?<![\d.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?"
-_BARE = r"\s*(?:\*\*|\\boxed\{|\$)*\s*"  # what may stand between words and a number
-_GOES_ON = r"\s*(?:[-+*/x\u00d7\u00f7\u2212]|\\times|\\cdot)\s*[\d($]"  # a number that goes on is no result
-# An equation's result stands behind the last `=` of its clause: another may prove it behind a comma or "since".
-_CLAUSE = r"(?:(?!, |; |[.!?](?:\s|$)|\b(?:because|since|as|answer)\b).)*"
-_EQUATION = rf"(?:{_CLAUSE}=(?={_BARE}(?>{_NUMBER})(?!{_GOES_ON})))?"
-_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?{_EQUATION}{_BARE}({_NUMBER})")
+_BARE = r"(?:\s|\*\*|\\boxed\{|\$)*+"  # what may stand between words and a number
+_TERM = rf"\(*{_NUMBER}(?: ?[A-Za-z%]+)?\)*"  # of arithmetic, with its unit
+_OPERATOR = r" *(?:[-+*/^x\u00d7\u00f7\u2212]|\*\*(?=\d)|\\times|\\cdot|of\b) *"
+# The number said first is the answer, but where it is the first term of a calculation: then what that comes to is.
+_CALCULATION = rf"{_TERM}(?:{_OPERATOR}{_TERM})+(?:\*\*)? *="
+_SAID = re.compile(rf"[Tt]he (?:final )?answer is:?(?:{_BARE}[a-z] *=)?(?:{_BARE}{_CALCULATION})*{_BARE}({_NUMBER})")
 _LAST = re.compile(_NUMBER)
 _MARKED = re.compile(rf"####\s*({_NUMBER})")
 

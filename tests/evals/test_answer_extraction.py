@@ -72,6 +72,16 @@ def figures(tmp_path: Path, name: str, split: str, rows: list[dict[str, Any]], t
         ("The answer is 5, since 5 + 3 = 8.", "5", "5"),
         ("The answer is 4 because 4 + 4 = 8.", "4", "4"),
         ("The answer is x = 7", "7", "7"),
+        ("The answer is 9 eggs x $2 = $18.", "18", "18"),
+        ("The answer is 10/3 = 3.33", "3.33", "3.33"),
+        ("The answer is 14 when x = 2.", "14", "14"),
+        ("The answer is 14 when x + 2 = 5.", "14", "14"),
+        ("The answer is 18 (10 - 2 = 8 eggs, 8 + 10 = 18)", "18", "18"),
+        ("The answer is **42** (6 * 8 = 48, less 6)", "42", "42"),
+        ("The answer is 10 for n = 4", "10", "10"),
+        ("The answer is 8 = 2^3", "8", "8"),
+        ("The answer is $18 = 9 eggs x $2.", "18", "18"),
+        ("The answer is 12\n- 3 + 4 = 7", "12", "12"),
     ],
 )
 def test_the_number_that_is_called_the_answer_last_is_read(text: str, strict: str | None, flexible: str | None):
