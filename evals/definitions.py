@@ -156,9 +156,6 @@ class HarnessTask(Task):
             lm.begin(self.spec.title, self._passes(checkpoint.target, checkpoint.load().model))
         with harness.noted() as notes:
             task = build(self)
-        if checkpoint.target.is_answers and task.config.gen_prefix:
-            # The stops end a text that goes on from the prefix; what others wrote is a whole answer.
-            task.set_config("generation_kwargs", {"until": []}, update=True)
         known = self.canaries(task)  # before several samples change how the task scores an answer
         suite, templated = checkpoint.suite, template is not None
         result = harness.run_task(task, self.spec, self.primary, lm, suite, templated=templated, notes=notes)

@@ -4,7 +4,7 @@ A row answers an item, by what was asked (the ``prompt``, or the ``question`` or
 (``id``, ``task_id``, ...), or by its place (``doc_id``, from 0); ``task`` says of which task. Its texts are
 ``completion``, ``output``, ``response`` or a list of several; lm-eval's files of samples, AlpacaEval's outputs and
 inspect's logs are read too. Texts end at the task's stop strings, without what was thought before, as a model's do
-here; those to a task that begins the answer itself (``gen_prefix``) are whole, since others have begun their own.
+here.
 """
 
 import json

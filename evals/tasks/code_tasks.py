@@ -69,12 +69,12 @@ def _continued(doc: dict[str, Any], answer: str) -> str:
 def _first_block(answer: str, prompt: str = "") -> str:
     """Returns what stands before the end of the block that the prompt has opened, or the answer's own first block.
 
-    The latter where nothing or prose stands before it, as in chat answers from elsewhere. Behind HumanEval's prompt it
-    may define the function anew. lm-eval's ``extract_code_blocks`` takes the first word for the name of a language, and
-    so loses a ``def``.
+    The latter where nothing or prose stands before it, as in chat answers from elsewhere, and a line follows its fence:
+    an answer that ends behind "```python" holds no code. Behind HumanEval's prompt it may define the function anew.
+    lm-eval's ``extract_code_blocks`` takes the first word for the name of a language, and so loses a ``def``.
     """
     code, _, rest = answer.partition("```")
-    own = re.sub(r"\A\w*[^\S\n]*\n", "", rest).partition("```")[0]
+    own = re.sub(r"\A[^\n`]*(?:\n|\Z)", "", rest).partition("```")[0]
     return "\n" + own if own.strip() and _statements(prompt + code) <= _statements(prompt) else code
 
 
