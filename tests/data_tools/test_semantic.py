@@ -104,11 +104,15 @@ def test_a_chat_with_other_tools_does_not_go(tmp_path: Path, static_model: str) 
     assert [row["tools"] for row in kept] == [tools, tools[:1]]
 
 
-def test_tools_are_no_part_of_what_is_embedded(tmp_path: Path, static_model: str) -> None:
+def test_tools_are_no_part_of_what_is_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def embed(texts: list[str]) -> Any:
+        return np.array([[0, 1] if "[tools" in text else [1, 0] for text in texts], np.float32)
+
+    monkeypatch.setattr("posttrain.data_tools.semantic.static_embeddings", lambda model: embed)
     tools = [{"type": "function", "function": {"name": "calc"}}]
     talk = [{"role": "user", "content": "nothing"}, {"role": "assistant", "content": "yes"}]
     rows = [{"messages": talk} | more for more in ({}, {"tools": tools})]
-    semantic(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out", model=static_model)
+    semantic(write_texts(tmp_path / "a.jsonl", rows), tmp_path / "out", model="any")
     [flag] = read_rows(tmp_path / "out" / "flagged.log")
     assert (flag["similarity"], flag["differs"]) == (1, ["numbers"])
 
