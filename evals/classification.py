@@ -11,7 +11,7 @@ import numpy as np
 from .errors import EvalError, SuiteError
 from .evaluate_metrics import compute_metrics
 from .forward import outputs
-from .heldout import RowsTask, fingerprint
+from .heldout import RowsTask, fingerprint, is_limited
 from .labels import encode, problem_of
 from .models import LoadedModel, head_config
 from .records import Result, parquet
@@ -63,7 +63,8 @@ class Labelled(RowsTask):
                 raise SuiteError(what, where=where, hint=f"there are: {known}")
         samples = _samples(rows, loaded, problem, names, predicted, truth)
         detail = {"confusion": measured.confusion} if measured.confusion and len(names) <= _MATRIX else None
-        return Result(tuple(metrics), samples, None, (*notes, *measured.notes), detail)
+        limited = is_limited(spec.source(), self.kind)
+        return Result(tuple(metrics), samples, None, (*notes, *measured.notes), detail, limited)
 
 
 def define(spec: ClassificationSpec, suite: SuiteSpec) -> Labelled:

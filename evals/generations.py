@@ -72,12 +72,14 @@ class PromptTask(Task):
         prompts: What is asked.
         notes: What was dropped.
         settings: What decides the answers, for the record.
+        is_limited: Whether the limit leaves prompts out.
     """
 
     spec: PromptsSpec
     prompts: tuple[Prompt, ...]
     notes: tuple[str, ...]
     settings: dict[str, Any]
+    is_limited: bool = False
 
     has_items = True
 
@@ -159,7 +161,7 @@ def define(spec: PromptsSpec, suite: SuiteSpec) -> PromptTask:
         SuiteError: It cannot be found or read.
     """
     try:
-        prompts, notes = load_prompts(spec)
+        prompts, notes, is_limited = load_prompts(spec)
     except DataError as error:
         raise SuiteError(str(error), where=spec.title) from error
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
@@ -175,7 +177,7 @@ def define(spec: PromptsSpec, suite: SuiteSpec) -> PromptTask:
         settings["template_variables"] = dict(suite.template_variables)
     asked = [[prompt.id, prompt.key, prompt.category, prompt.references] for prompt in prompts]
     digest = hash_json({"prompts": asked, "settings": settings, "method": _METHOD})
-    return PromptTask(spec, digest, tuple(prompts), notes, settings)
+    return PromptTask(spec, digest, tuple(prompts), notes, settings, is_limited)
 
 
 def log_path(store: Path, model_hash: str, job: PromptTask) -> Path:
@@ -430,8 +432,7 @@ def _result(job: PromptTask, answers: Sequence[Answer], said: Log) -> Result:
         "cut_thoughts": thinking,
         "empty": sum(not any(text.strip() for text in answer.texts) for answer in answers),
     }
-    limited = len(job.prompts) == job.spec.limit  # fewer are all
-    return Result(figures(answers), to_parquet(answers), None, tuple(notes), detail, is_limited=limited)
+    return Result(figures(answers), to_parquet(answers), None, tuple(notes), detail, is_limited=job.is_limited)
 
 
 def figures(answers: Sequence[Answer]) -> tuple[Metric, ...]:

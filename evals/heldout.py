@@ -35,6 +35,16 @@ def content_of(spec: RowsSpec | PerplexitySpec, suite: SuiteSpec) -> str:
         raise SuiteError(str(error), where=spec.title) from error
 
 
+def is_limited(source: "SourceSpec", kind: "Kind") -> bool:
+    """Says whether a source's limit leaves rows out that could be used: reads one more than it takes."""
+    from ..data_tools.dataset import load
+
+    if source.limit is None:
+        return False
+    more = source.model_copy(update={"limit": source.limit + 1})
+    return sum(1 for _ in load(more, Path.cwd(), (kind,), max_bad_share=1.0)) > source.limit
+
+
 def fingerprint(spec: RowsSpec, suite: SuiteSpec, **more: Any) -> str:
     """Hashes the rows' content, what the suite says of them, and the suite's settings that change figures.
 

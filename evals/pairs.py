@@ -24,7 +24,7 @@ import numpy as np
 
 from .errors import EvalError, SuiteError
 from .forward import negative_log_likelihoods
-from .heldout import RowsTask, fingerprint
+from .heldout import RowsTask, fingerprint, is_limited
 from .models import LoadedModel, load_model
 from .records import Metric, Result, parquet
 from .reward import RewardReader
@@ -86,7 +86,8 @@ class Pairs(RowsTask):
         decode = loaded.tokenizer.decode
         table = {key: [decode(row[f"{key}_ids"]) for row in rows] for key in ("prompt", *_SIDES)}
         samples = parquet({**table, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected})
-        return Result(tuple(metrics), samples, None, (*notes, *more, _length_note(rows)))
+        said, limited = (*notes, *more, _length_note(rows)), is_limited(spec.source(), self.kind)
+        return Result(tuple(metrics), samples, None, said, is_limited=limited)
 
     def _reference(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], loaded: LoadedModel, suite: SuiteSpec

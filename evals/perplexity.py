@@ -30,7 +30,7 @@ from ..data_tools.overlap import Item
 from ..data_tools.sources import read_rows
 from .errors import EvalError, SuiteError
 from .forward import token_sums
-from .heldout import content_of
+from .heldout import content_of, is_limited
 from .models import model_length
 from .records import Metric, Result, parquet
 from .spec import PerplexitySpec, SuiteSpec
@@ -96,7 +96,9 @@ class Text(Task):
         if metrics[0].name != spec.metric:
             raise EvalError(f"the {spec.metric} is too large for a number", where=spec.title)
         notes = () if by_document else (f"fewer than {_MIN_CLUSTERS} documents, so the interval is over windows",)
-        limited = len(texts) == spec.limit  # fewer are all
+        limited = is_limited(spec.source(), "text")
+        if spec.where and spec.limit is not None:  # which counts the chosen rows
+            limited = len(documents(spec.model_copy(update={"limit": None}))) > spec.limit
         # The table has a row for each window; sums are in nats.
         return Result(tuple(metrics), parquet(table), None, notes, is_limited=limited)
 

@@ -151,7 +151,7 @@ def prompt_key(turns: tuple[str, ...], system: str | None = None) -> str:
     return hash_json([system or None, list(turns)])
 
 
-def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
+def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...], bool]:
     """Reads a prompt set, in its order.
 
     A row is own (``id``, with ``prompt``, ``turns`` or ``messages``), MT-bench's (``question_id``, ``turns``),
@@ -160,7 +160,7 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
     counted: its answers would count twice.
 
     Returns:
-        The prompts, and notes of what was dropped.
+        The prompts, notes of what was dropped, and whether the limit leaves prompts out.
 
     Raises:
         DataError: The set cannot be read, one id stands for different prompts, or too many rows are unusable.
@@ -170,7 +170,7 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
     report = DataReport(source=source.title)
     found: dict[str, tuple[Prompt, str]] = {}
     keys: set[str] = set()
-    twice, clashes = 0, []
+    twice, clashes, is_limited = 0, [], False
     read = partial(_prompt_of, system=spec.system, answers=answers)
     for where, prompt in usable(read_rows(source, Path.cwd()), read, report, spec.max_bad_share):
         known = found.get(prompt.id)
@@ -181,6 +181,8 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
         elif spec.limit is None or len(found) < spec.limit:
             found[prompt.id] = (prompt, where)
             keys.add(prompt.key)
+        else:
+            is_limited = True
     if clashes:
         what = f"an id stands for different prompts: {listing(clashes, 5)}"
         raise DataError(what, where=source.title, hint="give each prompt an id of its own")
@@ -190,7 +192,7 @@ def load_prompts(spec: PromptsSpec) -> tuple[list[Prompt], tuple[str, ...]]:
         raise DataError("no reference there has the id of a prompt", where=str(spec.references), hint=hint)
     dropped = [f"{count} prompts dropped: {reason}" for reason, count in report.dropped.items()]
     dropped += [f"{twice} prompts dropped: there already"] if twice else []
-    return [prompt for prompt, _ in found.values()], (*dropped, *notes)
+    return [prompt for prompt, _ in found.values()], (*dropped, *notes), is_limited
 
 
 def _read_references(path: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:

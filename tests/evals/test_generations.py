@@ -371,7 +371,7 @@ def test_what_decides_the_answers_is_in_the_hash_and_what_does_not_is_not(tmp_pa
 def test_the_keys_of_answers_join_a_prompt_set(tmp_path: Path):
     job, how = job_of(tmp_path, ROWS[:3])
     _, answers = run_with(job, how, tmp_path / "log.jsonl", FakeEngine())
-    prompts, _ = load_prompts(job.spec)
+    prompts, *_ = load_prompts(job.spec)
     assert [a.prompt_key for a in answers] == [p.key for p in prompts]
     queries: list[Query] = []
 

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from posttrain.data_tools.spec import SourceSpec
+from posttrain.evals.heldout import is_limited
 from posttrain.evals.pairs import figures
 from posttrain.evals.records import Score, ScoreStore
 from posttrain.evals.score import score
@@ -157,9 +159,9 @@ def test_unusable_pairs_are_dropped_and_counted(suite: Path, tmp_path: Path, tin
     write_rows(suite.parent / "pairs.jsonl", rows)
     run = save_run(tmp_path / "rm", headed_model(tiny_model_dir, 1), tiny_model_dir)
     assert "1 of 13 rows cannot be used" in score([run], suite, device="cpu").failed[0].reason
-    suite.write_text("pairs:\n  - {name: preferences, path: pairs.jsonl, max_bad_share: 0.1}\n")
+    suite.write_text("pairs:\n  - {name: preferences, path: pairs.jsonl, max_bad_share: 0.1, limit: 13}\n")
     found, _ = only(score([run], suite, device="cpu"), run)
-    assert found.metrics[0].n == 12
+    assert (found.metrics[0].n, found.limit) == (12, None)
     assert "1 rows dropped: chosen equals rejected" in found.notes
 
 
@@ -193,6 +195,13 @@ def test_a_conversations_pairs_are_rendered_by_the_checkpoints_template(
         "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\ngoodbye<|im_end|>\n"
     )
     assert found.template_fingerprint is not None
+
+
+def test_a_limit_of_all_rows_that_can_be_used_leaves_none_out(tmp_path: Path):
+    rows = [{"prompt": f"q{n}", "chosen": "yes", "rejected": "no"} for n in range(3)] + [{"prompt": "q"}]
+    path = str(write_rows(tmp_path / "pairs.jsonl", rows))
+    sources = [SourceSpec(path=path, limit=limit) for limit in (2, 3, 4, None)]
+    assert [is_limited(source, "preference") for source in sources] == [True, False, False, False]
 
 
 def test_lines_of_an_older_version_still_load(tmp_path: Path):

@@ -35,7 +35,7 @@ ARENA_HARD = [
 
 
 def load(path: Path, **settings: Any) -> tuple[list[Prompt], tuple[str, ...]]:
-    return load_prompts(PromptsSpec(name="set", path=str(path), **settings))
+    return load_prompts(PromptsSpec(name="set", path=str(path), **settings))[:2]
 
 
 def test_own_rows_load_in_each_of_their_shapes(tmp_path: Path):
@@ -160,13 +160,15 @@ def test_the_system_message_is_part_of_what_is_asked(tmp_path: Path):
 def test_limit_takes_the_first_prompts(tmp_path: Path):
     path = write_rows(tmp_path / "p.jsonl", [{"id": n, "prompt": f"prompt {n}"} for n in range(10)])
     assert [p.id for p in load(path, limit=3)[0]] == ["0", "1", "2"]
+    specs = [PromptsSpec(name="set", path=str(path), limit=limit) for limit in (9, 10, 11)]
+    assert [load_prompts(spec)[2] for spec in specs] == [True, False, False]
 
 
 def test_our_own_prompt_set_is_whole_and_found_by_its_name(tmp_path: Path):
     (tmp_path / "suite.yaml").write_text("prompts:\n  - {name: talk, path: chat}\n")
     spec = load_suite(tmp_path / "suite.yaml").prompts[0]
     assert spec.path == str(PROMPTS / "chat.jsonl")
-    prompts, notes = load_prompts(spec)
+    prompts, notes, _ = load_prompts(spec)
     assert notes == ()
     assert 60 <= len(prompts) <= 80
     assert len({p.category for p in prompts}) >= 8
