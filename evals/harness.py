@@ -115,7 +115,7 @@ def run_task(
     if task.OUTPUT_TYPE == "generate_until":
         _count_unread(task, samples, figures)
     metrics = _primary_first(_metrics(figures, up, samples), spec, primary)
-    metrics = (*metrics, *(several.spread(metrics[0]) if several else ()))
+    metrics = tuple(several.told(metrics) if several else metrics)
     record = lm.shared.record or {}
     foreign = notes_of(record["foreign"], setting) if record.get("foreign") else ()
     said = (

@@ -79,7 +79,7 @@ class Samples:
         self.scored: list[list[dict[str, Any]]] = []
         self._filter, self._score = task.apply_filters, task.process_results
         self._means = {name for name, how in task.aggregation().items() if how is mean}
-        self._votes = bool(task.config.filter_list)
+        self._votes = bool(task.config.filter_list) and name != "strict_match"  # votes are of the flexible readings
         task.set_config("repeats", setting.samples)
         task.apply_filters, task.process_results = self.apply_filters, self.process_results
         for name in [*(f"pass@{k}" for k in setting.ks), *(f"maj@{k}" for k in setting.ks)]:
@@ -120,7 +120,16 @@ class Samples:
                 found[f"maj@{k}"] = majority_at_k(voters, right, k, self.seed)
         return found
 
-    def spread(self, metric: Metric) -> list[Metric]:
+    def told(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """Returns a task's figures, the primary one first, with the spread of its samples.
+
+        Where the metric is graded there is no pass@k and no maj@k: they would be of those items alone whose samples
+        all happen to be 0 or 1.
+        """
+        partial = [one for one in metrics if one.name.startswith(("pass@", "maj@")) and one.n < metrics[0].n]
+        return [*(one for one in metrics if one not in partial), *self._spread(metrics[0])]
+
+    def _spread(self, metric: Metric) -> list[Metric]:
         """Returns how far the samples' own figures of a metric lie apart; nothing where there is one sample."""
         name, _, wanted = metric.name.partition(",")
         filters = [ensemble.name for ensemble in self.task._filters]

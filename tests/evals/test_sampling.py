@@ -6,13 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
+from lm_eval.api.metrics import mean
 from posttrain.data_tools.specfile import SpecError
 from posttrain.evals.models import load_model
+from posttrain.evals.records import Metric
 from posttrain.evals.runs import find_targets
+from posttrain.evals.sampling import Samples
 from posttrain.evals.score import define_all, score
+from posttrain.evals.spec import SamplingSpec
 from posttrain.evals.stats.samples import majority_at_k, pass_at_k
 from posttrain.evals.suite_files import load_suite
 from posttrain.evals.task import Checkpoint
@@ -67,6 +72,50 @@ def test_majority_is_the_mean_of_all_votes() -> None:
 def test_many_voters_are_drawn_close_to_all_of_them() -> None:
     answers, right = [str(n % 3) for n in range(30)], [float(n % 3 == 0) for n in range(30)]
     assert majority_at_k(answers, right, 5) == pytest.approx(1 / 3, abs=0.02)
+
+
+class FakeTask:
+    """A task of lm-eval that reads each answer as a value of its metrics."""
+
+    def __init__(self, metric: str):
+        self.config, self.metric = SimpleNamespace(filter_list=[{"name": "read"}]), metric
+        self._aggregation_list, self._higher_is_better = {metric: mean}, {}
+        self._filters = [SimpleNamespace(name="read")]
+
+    def aggregation(self) -> dict[str, Callable]:
+        return self._aggregation_list
+
+    def set_config(self, key: str, value: int) -> None:
+        pass
+
+    def apply_filters(self) -> None:
+        pass
+
+    def process_results(self, doc: int, results: list[dict]) -> dict[str, float]:
+        return {self.metric: results[0]["right"]}
+
+
+def figures_of(metric: str, items: list[list[float]]) -> list[str]:
+    """Returns the names of the figures of a task whose samples of each item are as right as said."""
+    several = Samples(FakeTask(metric), SamplingSpec(name="drawn", temperature=1.0, samples=2), metric, seed=0)
+    found = [
+        several.process_results(n, [[{"right": right, "vote": "4"} for right in rights]])
+        for n, rights in enumerate(items)
+    ]
+    names = dict.fromkeys(name for one in found for name in one)
+    metrics = [Metric(name, 0.0, None, sum(name in one for one in found), True) for name in names]
+    return [one.name for one in several.told(metrics)]
+
+
+def test_a_graded_metric_has_no_pass_at_k_of_those_items_alone_that_are_0_or_1() -> None:
+    assert figures_of("exact_match", [[0.0, 1.0], [1.0, 1.0]]) == [
+        "exact_match", "pass@2", "maj@2", "exact_match_sample_sd"
+    ]  # fmt: skip
+    assert figures_of("f1", [[0.0, 1.0], [0.4, 1.0]]) == ["f1", "f1_sample_sd"]
+
+
+def test_votes_are_not_counted_by_another_reading_than_they_are_of() -> None:
+    assert not [name for name in figures_of("strict_match", [[0.0, 1.0]]) if name.startswith("maj@")]
 
 
 def write(folder: Path, rows: Path, *, seed: int = 0, batch: int = 2) -> Path:
