@@ -244,7 +244,7 @@ class RowTool(Tool):
         if self.folders is not None:
             files, apart = ({title: f"{folder}/{name}" for title, name in files.items()} for folder in self.folders)
         written = [*files.values(), *apart.values()] if self.writes_rows else []
-        _refuse_own(self.sources, [output_dir / name for name in written])
+        _refuse_own(sources_of(self), [output_dir / name for name in written])
         _refuse_left_over(output_dir, written)
         counts: dict[str, Counts] = {}
         plan = self.plan(work)

@@ -328,6 +328,15 @@ def test_what_is_in_a_reference_goes_and_the_reference_stays(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_a_reference_in_the_output_folder_is_not_written_over(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "train.jsonl", ["a"])
+    (tmp_path / "out").mkdir()
+    test = write_texts(tmp_path / "out" / "train.jsonl", ["b"])
+    with pytest.raises(DataError, match="written over by its own rows"):
+        dedup(path, tmp_path / "out", against=[SourceSpec(path=test)])
+    assert "b" in Path(test).read_text()
+
+
 def test_rows_can_be_compared_with_a_reference_alone(tmp_path: Path) -> None:
     draw = random.Random(5)
     texts = [sentence(draw, 60) for _ in range(6)]
