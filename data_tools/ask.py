@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
 from ..chat_templates.errors import PosttrainError
 from .dataset import DataReport, load
@@ -22,6 +22,7 @@ from .endpoint_client import Endpoint
 from .errors import DataError
 from .files import append_line, hash_json, locked, read_json, read_jsonl_log, write_atomic, write_json
 from .generate import Sampling, generate, room
+from .spec import Count, PositiveShare, Share
 from .tool import Source, Tool
 
 ANSWERS = "answers.jsonl"
@@ -234,8 +235,6 @@ def request_of(query: Query, sampling: Sampling, salt: str = "") -> Request:
 
 # --- data answers ---
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class AskSpec(Tool):
     """Who is asked, and how it answers."""
@@ -248,9 +247,9 @@ class AskSpec(Tool):
     """The environment variable that holds the endpoint's key."""
     max_new_tokens: Count = 256
     """Tokens of an answer at most; answers that it cuts are dropped and counted."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: NonNegativeFloat = 0.0
     """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveShare = 1.0
     """The mass of the likeliest tokens that are drawn from."""
     seed: int = 0
     """Of the draws."""
@@ -258,7 +257,7 @@ class AskSpec(Tool):
     """Prompts at a time in this process."""
     concurrency: Count = 8
     """Requests at a time."""
-    retries: Annotated[int, Field(ge=0)] = 4
+    retries: NonNegativeInt = 4
     """How often a failed request is repeated."""
     budget: Budget | None = None
     """What may be spent at the endpoint, reserved before a request is sent: `{tokens: 1000000}`, `{money: 5}`,
@@ -286,7 +285,7 @@ class AnswersSpec(AskSpec):
     """Prompts, or conversations whose last answer is left out."""
     samples: Count = 1
     """Answers to each prompt."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of the prompts that may stay without a usable answer."""
 
 

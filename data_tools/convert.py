@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from .conversations import ROLES
 from .dedup import Dedup, RowClusters, cluster_rows
@@ -58,7 +58,7 @@ class Convert(RowTool):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of each source's rows that is held out, such as .02. Near-duplicates, as `dedup` finds them, and rows
     of one prompt are not parted."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Decides which rows are held out."""
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import xxhash
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from .conversations import texts_of_turns
 from .errors import DataError, missing_column
@@ -115,7 +115,7 @@ class Dedup(TextTool):
     """Bands of a signature; see `rows`."""
     rows: Annotated[int, Field(ge=1, le=64)] = 7
     """Hashes of a band: a pair of similarity s is compared with probability 1 - (1 - s^rows)^bands, 99% at .8."""
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: NonNegativeInt = 1
     """Decides the hash functions."""
     exact_join: bool = False
     """Whether every pair at the threshold is found, in the place of 99% by `bands`: all n-grams of all rows are in

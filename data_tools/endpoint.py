@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator, model_validator
 
-from .spec import ClosedSection, Count
+from .spec import ClosedSection, Count, NonEmpty
 
 BUDGET_SPENT = "budget spent"
 """The error of a request that was not sent because the budget had no room for it."""
@@ -24,9 +24,9 @@ _OWN = ("input", "messages", "model", "n", "prompt", "stream", "logprobs", "top_
 class Prices(ClosedSection):
     """Money for a million tokens, in any one currency."""
 
-    input: Annotated[float, Field(ge=0)]
+    input: NonNegativeFloat
     """Of a million tokens of prompts."""
-    output: Annotated[float, Field(ge=0)]
+    output: NonNegativeFloat
     """Of a million tokens of answers."""
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -37,11 +37,11 @@ class Prices(ClosedSection):
 class Budget(ClosedSection):
     """What may be spent over the whole life of a record, whatever is killed or started again."""
 
-    tokens: Annotated[int, Field(ge=0)] | None = None
+    tokens: NonNegativeInt | None = None
     """Tokens of prompts and answers together."""
-    money: Annotated[float, Field(ge=0)] | None = None
+    money: NonNegativeFloat | None = None
     """Money, in the currency of the prices."""
-    hours: Annotated[float, Field(ge=0)] | None = None
+    hours: NonNegativeFloat | None = None
     """Hours of work, waiting included; of a pause between two calls no more than `timeout` counts. What is still on its
     way when they are over is given up."""
 
@@ -55,7 +55,7 @@ class Budget(ClosedSection):
 class EndpointSpec(ClosedSection):
     """An OpenAI-compatible server and one model on it."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: NonEmpty
     """The name that the server knows the model by."""
     base_url: Annotated[str, Field(pattern=r"^https?://")]
     """Where it is, such as `http://localhost:8000/v1`."""
@@ -67,9 +67,9 @@ class EndpointSpec(ClosedSection):
     """Requests sent in any minute, at most."""
     tokens_per_minute: Count | None = None
     """Tokens, of prompts and answers, in any minute, at most."""
-    timeout: Annotated[float, Field(gt=0)] = 120
+    timeout: PositiveFloat = 120
     """Seconds after which a request is given up, and sent again."""
-    retries: Annotated[int, Field(ge=0)] = 6
+    retries: NonNegativeInt = 6
     """How often a request is sent again after 429, 5xx, a time-out, a lost connection or a body that is no answer."""
     prices: Prices | None = None
     """What tokens cost; without, no money is counted."""

@@ -23,7 +23,7 @@ from .files import write_atomic, write_jsonl_log
 from .ngrams import Words, split_words, words_in
 from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of, decide_readable, first_rows, readable
 from .sources import Row
-from .spec import SourceSpec
+from .spec import Count, PositiveShare, SourceSpec
 from .tool import comma_separated
 from .tool_report import Bar, Plot, Table, ToolReport, percent
 
@@ -83,11 +83,11 @@ class Lines(RowTool):
     """In how many rows a line must stand to be cut. CCNet's is 2."""
     keep: Literal["first", "none"] = "first"
     """Whether it stays in the `first` of its rows, or in `none` of them, as CCNet has it."""
-    min_words: Annotated[int, Field(ge=1)] = 1
+    min_words: Count = 1
     """Words of the shortest line that is cut."""
     ignore_numbers: bool = False
     """Whether lines are the same that differ in numbers alone, as in CCNet: '3 comments' and '12 comments'."""
-    max_cut: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_cut: PositiveShare | None = None
     """The largest share of a row's words that may be cut; of more, the row is left out. RefinedWeb's is .05, for lines
     that rules find. A row of which nothing is left is left out in any case."""
     columns: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None

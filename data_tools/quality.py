@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from .errors import DataError, RowError, listing
@@ -20,7 +20,7 @@ from .ngrams import mix_bits, ngrams, split_words, words_in
 from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, TextTool, canonical_reader, decide_readable
 from .score_columns import Bounds, column_taken, outside
 from .sources import Row
-from .spec import SourceSpec
+from .spec import Count, NonEmpty, SourceSpec
 from .tool import Sources
 from .tool_report import EXAMPLES, Bar, Plot, Table, Tally, ToolReport, percent
 from .word_list import WordList, path_of
@@ -69,19 +69,19 @@ class Quality(TextTool):
     """A folder of an earlier call, whose classifier scores these rows."""
     keep: Bounds | None = None
     """Which rows stay, such as `{min_quantile: .9}`, the tenth of highest score, or `{min: .5}`; all by default."""
-    column: Annotated[str, Field(min_length=1)] = "quality"
+    column: NonEmpty = "quality"
     """The column that the score is written to: the probability of good, were good and bad rows as many."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The share of the good and bad rows that the classifier is not trained on, chosen by their words' hash."""
-    max_rows: Annotated[int, Field(ge=1)] = 100_000
+    max_rows: Count = 100_000
     """The most good and the most bad rows that are used, drawn at random; each takes about 10 bytes a word."""
-    l2: Annotated[float, Field(gt=0)] | None = None
+    l2: PositiveFloat | None = None
     """How strongly weights are held to zero; by default what serves a fifth of the training rows best, of 1e-3 to 1e-6,
     when trained on the others."""
     terms: str | None = None
     """A file of words, one a line, or `identity`, words for groups of people: the report has for each how often good
     rows held out would go that hold it, beside those that hold none. A classifier of toxicity must not go by them."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Decides which rows are held out."""
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import Field
 from pydantic_core import from_json, to_json
@@ -32,7 +32,7 @@ from .files import explain_full_disk, hash_json, locked, read_json, write_atomic
 from .formats import Canonicalize, canonicalizer, choose
 from .progress import progress_shown
 from .sources import Row, content_hash, is_hub, local_files, read_rows
-from .spec import Kind, SourceSpec
+from .spec import Count, Kind, Share, SourceSpec
 from .tool import Sources, Tool, sources_of
 from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
 
@@ -182,12 +182,12 @@ class RowTool(Tool):
     is written for each."""
     output_format: Literal["jsonl", "parquet"] = "jsonl"
     """What the files are. Dates and times become text, as ISO 8601 has them."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of a source's rows that may be unreadable; those are left out."""
     executor: Literal["local", "slurm", "ray"] | None = Field(default=None, exclude=True)
     """Who decides on the rows: by default this process, else the tasks of datatrove's executor of that name (`pip
     install 'posttrain[datatrove]'`). The rows are the same. All machines must see the sources and the folder."""
-    executor_tasks: Annotated[int, Field(ge=1)] = Field(default=1, exclude=True)
+    executor_tasks: Count = Field(default=1, exclude=True)
     """Tasks of the executor. Where a task has files to itself it reads those alone, else all of them."""
     executor_options: dict[str, Any] = Field(default_factory=dict, exclude=True)
     """Arguments of datatrove's executor, such as `{workers: 2}` or `{partition: cpu, time: "2:00:00"}`."""

@@ -3,14 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from .errors import DataError
 from .row_tool import blocks_of
-from .spec import Section, SourceSpec
+from .spec import Section, Share, SourceSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +25,9 @@ class Bounds(Section):
     """The least value."""
     max: float | None = None
     """The largest value."""
-    min_quantile: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_quantile: Share | None = None
     """The quantile, over the scored rows of all sources, that is the least value: `.9` keeps the highest tenth."""
-    max_quantile: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_quantile: Share | None = None
     """The quantile that is the largest value: `.5` keeps the lower half."""
 
     @model_validator(mode="after")

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from .embeddings import server_embeddings, static_embeddings
 from .endpoint import EndpointSpec
@@ -28,7 +28,7 @@ from .lines import is_source_file
 from .ngrams import words_in
 from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable, split_tools, text_and_tools
 from .sources import Row
-from .spec import SourceSpec
+from .spec import Count, PositiveShare, SourceSpec
 from .tool_report import EXAMPLES, Table, Tally, ToolReport
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ class Semantic(TextTool):
     `posttrain[semantic]`."""
     endpoint: EndpointSpec | None = None
     """A server with `/embeddings` in place of a model; what it answers is kept beside the rows."""
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    threshold: PositiveShare = 0.9
     """The least cosine of rows that are flagged. Each model has its own scale: see the page's curve."""
     remove: bool = False
     """Whether flagged rows go of which nothing that is looked at differs; others stay in any case."""
-    max_rows: Annotated[int, Field(ge=1)] = 200_000
+    max_rows: Count = 200_000
     """Rows at most. Each is compared with every earlier one, so the time grows with the square; leave near-duplicates
     out first, or split the rows."""
 

@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from ..chat_templates.errors import did_you_mean
 from .mapping import syntax_problem
@@ -42,8 +52,11 @@ def _check_template(source: str) -> str:
 Template = Annotated[str, AfterValidator(_check_template)]
 
 
+# What fields may hold, where pydantic has no name for it.
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class ClosedSection(BaseModel):
@@ -89,7 +102,7 @@ class SourceSpec(Section):
     columns), or neither (the layout is inferred from the columns).
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: NonEmpty
     """A file, a folder or a glob, relative to the recipe; or a dataset's id on the Hub, `org/name`."""
     name: str | None = None
     """What reports call the source; its path if not given."""
@@ -132,9 +145,9 @@ class SourceSpec(Section):
     By default they are a user's and an assistant's turn wherever there is a template."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """The source's share of the tokens of the mixture, relative to the other sources."""
-    row_weight: Annotated[str, Field(min_length=1)] | None = None
+    row_weight: NonEmpty | None = None
     """A column of numbers from 0 up: how often each row is taken on average, by the mixture's need more or less."""
-    limit: Annotated[int, Field(gt=0)] | None = None
+    limit: PositiveInt | None = None
     """Reads no more usable rows than this."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What one row of a .txt file is. The label of a document of `format: classification` is the name of its folder."""
@@ -223,7 +236,7 @@ class OrderSpec(Section):
     by: Literal["shuffled", "given", "length", "column"] = "column"
     """`shuffled`, anew in each epoch; `given`, source after source, each as it is written; `length`, by tokens;
     `column`, by a number in a column of the rows. All but the first are kept in training, in every epoch."""
-    column: Annotated[str, Field(min_length=1)] | None = None
+    column: NonEmpty | None = None
     """The column of numbers; every source has it."""
     descending: bool = False
     """The longest, or the rows of the largest numbers, first."""
@@ -277,18 +290,18 @@ class DataSpec(Section):
     """One source, or a list of them that is mixed."""
     eval: Sources | None = None
     """Held-out rows, for the evaluation loss."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of a source's rows that may be dropped as unusable before the run stops."""
     too_long: Literal["drop", "truncate", "split", "error"] = "drop"
     """What happens to a row of more tokens than fit."""
     loss_on: Literal["all", "last"] = "all"
     """Which of the assistant's turns carry loss: all of them, or only the last of each conversation. Turns that a row
     marks to carry none (`train: false`, `weight: 0` and the like) never do."""
-    max_prompt_length: Annotated[int, Field(gt=0)] | None = None
+    max_prompt_length: PositiveInt | None = None
     """Prompts of more tokens than this are dropped: stages ppo, grpo, rloo, distill_on_policy."""
     mix: Literal["weights", "concat"] = "concat"
     """`concat` takes every row once; `weights`, the default once a source has a weight, mixes by tokens."""
-    tokens: Annotated[int, Field(gt=0)] | None = None
+    tokens: PositiveInt | None = None
     """The tokens of the mixture, all sources together."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Mixes without weights: each source's share is its own tokens to the power 1/temperature, so that small sources,
@@ -299,7 +312,7 @@ class DataSpec(Section):
         OrderSpec, BeforeValidator(_as_order, json_schema_input_type=OrderSpec | Literal["shuffled", "given", "length"])
     ] = OrderSpec(by="shuffled")
     """In which order training rows come: `shuffled`, `given`, `length`, or a section such as `{column: difficulty}`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Decides the order of the mixture."""
 
     @model_validator(mode="before")

@@ -14,7 +14,7 @@ from ..chat_templates.errors import PosttrainError
 from .conversations import texts_of_turns
 from .errors import DataError
 from .files import write_atomic
-from .spec import SourceSpec
+from .spec import Share, SourceSpec
 from .tool import Sources, Tool
 from .tool_report import percent
 
@@ -68,7 +68,7 @@ class Tokenizer(Tool):
     max_bytes: Annotated[int, Field(gt=0, le=_COUNTED)] = 2**30
     """Bytes of text to learn from, at most. Of more, texts are chosen by their hash, so that each source and each part
     of a file gives its share; it takes a few times as much memory. `bpe` cannot count beyond 2 GiB."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of a source's rows that may be unusable."""
 
     @model_validator(mode="after")

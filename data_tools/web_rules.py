@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator
 
 from .ngrams import BASE, CHUNK, fastest_core, marks
 from .spec import Section
@@ -65,9 +65,7 @@ def _numbered(value: Any) -> Any:
     return {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
 
 
-ByLength = Annotated[
-    dict[Annotated[int, Field(ge=1, le=64)], Annotated[float, Field(ge=0)]], BeforeValidator(_numbered)
-]
+ByLength = Annotated[dict[Annotated[int, Field(ge=1, le=64)], NonNegativeFloat], BeforeValidator(_numbered)]
 
 
 class WebThresholds(Section):

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import SpecError
 from ..data_tools.functions import function_file
-from ..data_tools.spec import ClosedSection, Count, Share
+from ..data_tools.spec import ClosedSection, Count, NonEmpty, Share
 from ..data_tools.specfile import Document, KeyPath, load_document, validate
 from .prompt_sets import Name
 
@@ -29,11 +29,11 @@ _PROMPTED = ("endpoint", "model")
 class Labels(ClosedSection):
     """What the judge says."""
 
-    first: Annotated[str, Field(min_length=1)] = "A"
+    first: NonEmpty = "A"
     """The answer that it saw first is better."""
-    second: Annotated[str, Field(min_length=1)] = "B"
+    second: NonEmpty = "B"
     """The other is."""
-    tie: Annotated[str, Field(min_length=1)] = "C"
+    tie: NonEmpty = "C"
     """Neither is."""
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class JudgeSettings(EndpointSpec):
     each prompt."""
     repeats: Count = 1
     """How often each question is asked; averaged within the prompt."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: NonNegativeFloat = 0.0
     """Of a judge that writes; 0 is greedy."""
     max_tokens: Count = 1024
     """Tokens that it may write."""

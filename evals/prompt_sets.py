@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from ..data_tools.conversations import conversation
 from ..data_tools.dataset import DataReport, usable
@@ -15,7 +15,7 @@ from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import DataError, RowError, listing
 from ..data_tools.files import hash_json
 from ..data_tools.sources import read_rows
-from ..data_tools.spec import Count, Share, SourceSpec
+from ..data_tools.spec import Count, NonEmpty, PositiveShare, Share, SourceSpec
 from .thinking import TAGS
 
 PLACEHOLDERS = ("folder", "run", "checkpoint", "step")
@@ -54,9 +54,9 @@ class PromptsSpec(EndpointSpec):
     """A system message for prompts that have none."""
     max_new_tokens: Count = 256
     """Tokens of an answer at most, for each turn."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: NonNegativeFloat = 0.0
     """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveShare = 1.0
     """The mass of the likeliest tokens that are drawn from."""
     samples: Count = 1
     """Answers to each prompt; more than one needs a temperature."""
@@ -79,7 +79,7 @@ class PromptsSpec(EndpointSpec):
     """Prompts at a time in this process; the suite's by default."""
     base_url: Annotated[str, Field(pattern=r"^(https?://.*)?$")] = ""
     """The endpoint, such as `http://localhost:8000/v1`."""
-    model: Annotated[str, Field(min_length=1)] = "{folder}"
+    model: NonEmpty = "{folder}"
     """The name that the endpoint knows the checkpoint by; `{folder}`, `{run}`, `{checkpoint}` and `{step}` stand for
     the checkpoint's own. The folder is what `vllm serve` and `transformers serve` say."""
 

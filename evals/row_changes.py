@@ -3,11 +3,11 @@
 import random
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from ..data_tools.spec import ClosedSection
+from ..data_tools.spec import ClosedSection, PositiveShare
 from .errors import SuiteError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class TypingErrors(ClosedSection):
 
     column: str = "question"
     """The column whose text is misspelt."""
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    rate: PositiveShare = 0.1
     """The share of words of four letters or more that get one error: two letters swapped, one lost, or one doubled."""
 
 

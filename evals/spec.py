@@ -3,10 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from ..data_tools.sources import data_suffix
-from ..data_tools.spec import ClosedSection, Count, Share, SourceSpec
+from ..data_tools.spec import ClosedSection, Count, PositiveShare, Share, SourceSpec
 from .judges import JudgingSpec
 from .prompt_sets import Name, PromptsSpec
 from .row_changes import OptionOrder, RowChange, TypingErrors
@@ -21,9 +29,9 @@ class SamplingSpec(ClosedSection):
 
     name: Name
     """What the column is called, behind the task: ``gsm8k-nucleus``."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: NonNegativeFloat = 0.0
     """0 is greedy, or a beam search."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveShare = 1.0
     """The mass of the likeliest tokens that are drawn from."""
     beams: Count = 1
     """Beams of a beam search."""
@@ -63,7 +71,7 @@ class TaskSpec(TaskRows):
     task's own data set. Splits that are not listed do not exist. The suite's ``data_dir`` gives what is not named."""
     overrides: dict[str, Any] = Field(default={})
     """Keys of the task's YAML to replace, for files whose columns differ from the task's own."""
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: NonNegativeInt | None = None
     """Worked examples in the prompt; None leaves the task's own number."""
     limit: Count | None = None
     """Score the first so many documents only; None is all."""
@@ -192,7 +200,7 @@ class PairsSpec(RowsSpec):
     """The model that a policy departed from: a folder, a Hub id, or ``@step``. With it the checkpoint is a language
     model, and its reward is ``beta (log p - log p of the reference)`` (Rafailov et al. 2023, arXiv:2305.18290, equation
     5, without the term that cancels within a pair)."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: PositiveFloat = 0.1
     """Of that reward; the value that the policy was trained with."""
     metric: Literal["accuracy", "nll", "ece", "brier", "margin", "kappa"] = "accuracy"
     """The metric that stands for the pairs."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat
 
 from ..data_tools.progress import ProgressLine
+from ..data_tools.spec import Count
 from ..data_tools.tool_report import PAGE, Table, ToolReport
 from .errors import RecipeError
 from .load import Loaded, RecipeTool
@@ -40,8 +41,7 @@ def _rising(values: list[Any]) -> list[Any]:
     return values
 
 
-Count = Annotated[int, Field(ge=1)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Mup(RecipeTool):
     and less when the loss has nothing more to fall."""
     tokens: Annotated[int, Field(ge=2)] = 16
     """Of the text of the check; fewer than the narrowest model is wide."""
-    rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2), AfterValidator(_rising)] | None = None
+    rates: Annotated[list[PositiveFloat], Field(min_length=2), AfterValidator(_rising)] | None = None
     """Learning rates to train each width at; none if not given."""
     sweep_steps: Count = 100
     """Steps of each run of the sweep, under the recipe's schedule."""

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import model_validator
 
 from ..chat_templates.errors import InputError
-from ..data_tools.ask import Count
 from ..data_tools.dataset import Shape
 from ..data_tools.encode import TextEncoder
 from ..data_tools.errors import DataError
 from ..data_tools.row_tool import TextTool, blocks_of, canonical_reader
 from ..data_tools.sources import Row
-from ..data_tools.spec import Kind, SourceSpec
+from ..data_tools.spec import Count, Kind, SourceSpec
 from ..data_tools.tool_report import Bar, Plot
 
 if TYPE_CHECKING:

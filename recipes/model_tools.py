@@ -6,13 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
-from ..data_tools.ask import ANSWERS, AnswersSpec, Count, answer
+from ..data_tools.ask import ANSWERS, AnswersSpec, answer
 from ..data_tools.compare_tokenizers import Named
 from ..data_tools.decontaminate import Benchmarks, DecontaminateSpec
 from ..data_tools.overlap import Item
 from ..data_tools.row_tool import Counts, Plan
+from ..data_tools.spec import Count
 from ..data_tools.stats import StatsSpec
 from ..data_tools.tool import Names, Source, Sources, Tool
 from ..data_tools.tool_report import ToolReport
@@ -165,7 +166,7 @@ class BestOfN(Tool):
     """Answers to each prompt."""
     limit: Count | None = None
     """Take the first so many prompts only."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveFloat = 1.0
     """Of sampling."""
     max_new_tokens: Count = 128
     """Tokens of an answer at most."""

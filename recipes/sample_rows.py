@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import xxhash
-from pydantic import Field, model_validator
+from pydantic import PositiveFloat, model_validator
 
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, TextTool, text_blocks
@@ -56,7 +56,7 @@ class Sample(TextTool):
     """Keeps the lowest of `column`."""
     target: Sources | None = None
     """With `dsir`: rows like those that are wanted; see that none of them is of a test."""
-    tokens: Annotated[float, Field(gt=0)]
+    tokens: PositiveFloat
     """How many tokens are kept, of `tokenizer`, else words: as many rows as fit."""
     tokenizer: str | None = None
     """A run, folder or Hub id whose tokenizer counts; by default words and signs are counted."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from ..data_tools.errors import DataError
 from ..data_tools.files import read_jsonl_log
@@ -59,16 +59,16 @@ class Scaling(Tool):
 
     data: Sources
     """Run folders, folders of them, such as a pipeline's, and tables of runs."""
-    hold_out: Annotated[int, Field(ge=0)] = 0
+    hold_out: NonNegativeInt = 0
     """Keep so many runs of the most compute out of the fit, and say whether they are where it expects them."""
-    leave_out: Annotated[int, Field(ge=0)] = 0
+    leave_out: NonNegativeInt = 0
     """Leave out so many runs of the highest loss: the law is for trained models."""
-    huber: Annotated[float, Field(gt=0)] = 1e-3
+    huber: PositiveFloat = 1e-3
     """How far a log loss may be off before it counts by its distance and no longer by its square."""
-    budgets: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+    budgets: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
     """Floating-point operations of training to find the best model for; 1, 10 and 100 times the largest run's if not
     given."""
-    served: Annotated[float, Field(ge=0)] = 0.0
+    served: NonNegativeFloat = 0.0
     """Tokens that the model will read and write in its life: the more, the smaller is the cheapest model."""
     draws: Annotated[int, Field(ge=100)] = 500
     """Resamples of the runs that the intervals are from."""

@@ -8,10 +8,20 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from ..data_tools.functions import function_file
-from ..data_tools.spec import DataSpec, Section
+from ..data_tools.spec import Count, DataSpec, NonEmpty, Section, Share
 from .adapter_types import TYPES, AdapterType
 from .stage_table import STAGES
 from .trainer_fields import Field as TrainerField
@@ -67,9 +77,9 @@ class ModelSpec(Section):
     rope_parameters: dict[str, Any] | None = None
     """How rotary positions are scaled for longer contexts, in transformers' words: `{rope_type: yarn, factor: 2.0}`, or
     `linear`, `dynamic`, `llama3`, `longrope`; what is not said stays as the model has it."""
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    layers: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     """Keep only these layers of the model, counted from 0: a student made of some of its teacher's layers."""
-    mup_base: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = None
+    mup_base: Annotated[dict[str, PositiveInt], Field(min_length=1)] | None = None
     """For a new model in the maximal update parametrisation (muP: Yang et al. 2022, arXiv:2203.03466): the fields of
     `config` that widths differ in, at the width that `initializer_range` and `trainer.learning_rate` were found for,
     such as `{hidden_size: 64, intermediate_size: 256, num_attention_heads: 4}`. The size of a head stays."""
@@ -245,7 +255,7 @@ class ClassifySpec(Section):
 class ColumnSpec(Section):
     """A column of the board by which checkpoints are compared while the run trains."""
 
-    column: Annotated[str, Field(min_length=1)]
+    column: NonEmpty
     """The task's name in the suite, or `task/metric`; by default the metric that stands for the task."""
     direction: Literal["max", "min"] | None = None
     """Which way is better; by default as the metric says."""
@@ -254,10 +264,10 @@ class ColumnSpec(Section):
 class EarlyStopSpec(ColumnSpec):
     """When a run ends before its last step: by a verdict (`evals/stats/stopping.py`), not by noise."""
 
-    min_delta: Annotated[float, Field(gt=0)]
+    min_delta: PositiveFloat
     """The smallest gain worth having, in the column's unit. The run ends where each of the last checkpoints is shown to
     be better than the best by less than this."""
-    patience: Annotated[int, Field(ge=1)] = 2
+    patience: Count = 2
     """How many checkpoints after the best the verdict is about."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """The share of runs that may be ended in error; it is spent over all looks."""
@@ -271,9 +281,9 @@ class ObjectiveSpec(Section):
     mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """The probability with which a token is chosen to be predicted; special tokens never are. ModernBERT was made
     with .3 (Warner et al. 2024, arXiv:2412.13663), and with the shares below."""
-    mask_replace_prob: Annotated[float, Field(ge=0, le=1)] = 0.8
+    mask_replace_prob: Share = 0.8
     """The share of chosen tokens that the mask token stands for."""
-    random_replace_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
+    random_replace_prob: Share = 0.1
     """The share that any token of the vocabulary stands for; the rest stay as they are."""
     whole_word: bool = False
     """Whether all pieces of a word are chosen together; for WordPiece vocabularies, whose pieces begin with `##`."""
@@ -294,12 +304,12 @@ class ScoreSpec(Section):
 
     suite: str
     """The name of a suite, or the path of its YAML file."""
-    every: Literal["checkpoint", "end"] | Annotated[int, Field(ge=1)] = "end"
+    every: Literal["checkpoint", "end"] | Count = "end"
     """Every save, once the run has ended; the final model only; or every so many steps while the run trains, each of
     which is saved for it, and the last step."""
     start: bool = False
     """Also the weights before the first step, as `checkpoint-0`."""
-    device: Annotated[str, Field(min_length=1)] | None = None
+    device: NonEmpty | None = None
     """Where checkpoints are scored beside the training, such as `cpu` or `cuda:1`; with `every: N`. By default the
     training waits for its scores. A decision by scores made beside it comes one look later."""
     keep_best: ColumnSpec | None = None
@@ -510,7 +520,7 @@ class Study(Section):
     sizes: Annotated[dict[_Name, list[str]], Field(min_length=1)] = {"all": []}
     """A second axis, such as the tokens of training: for each value its overrides; arms are compared within a size.
     Names that are numbers give curves."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] = [1, 2, 3]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=2)] = [1, 2, 3]
     """Each sets `trainer.seed` and `data.seed`; a verdict needs three or more."""
     suite: str
     """The suite that every cell's final model is scored by."""

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from ..data_tools.ask import Count
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import read_json, write_atomic, write_json
 from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, file_names, json_line
 from ..data_tools.score_columns import column_values
 from ..data_tools.sources import Row
-from ..data_tools.spec import SourceSpec
+from ..data_tools.spec import Count, SourceSpec
 from ..data_tools.tool import Sources, comma_separated
 from ..data_tools.tool_report import REPORT, Table, ToolReport
 from .model_rows import ModelRows, RowModel, histogram
@@ -67,7 +66,7 @@ class Select(ModelRows):
     """Passes over rows whose cosine with one that is taken is larger: near-duplicates at .99 or so; .9 by `deita`."""
     count: Count | None = None
     """How many rows are kept; 10,000, unless tokens are said."""
-    tokens: Annotated[float, Field(gt=0)] | None = None
+    tokens: PositiveFloat | None = None
     """How many tokens are kept, as the model reads the rows: as many rows as fit."""
     baselines: Annotated[list[Baseline], BeforeValidator(comma_separated)] = Field([])
     """Of `random`, `longest` and `shortest`, those whose rows are written too, each into a folder of that name: as many

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, Tag, field_validator
 
 from ..chat_templates.errors import InputError, did_you_mean
 from ..data_tools.ask import (
@@ -21,7 +21,6 @@ from ..data_tools.ask import (
     LOG,
     SETTINGS,
     AskSpec,
-    Count,
     Log,
     Query,
     Take,
@@ -35,7 +34,7 @@ from ..data_tools.files import hash_json, locked, write_atomic
 from ..data_tools.mapping import as_text, compile_template
 from ..data_tools.ngrams import words_in
 from ..data_tools.sources import read_rows
-from ..data_tools.spec import Section, Template
+from ..data_tools.spec import Count, PositiveShare, Section, Template
 from ..data_tools.specfile import load_document, validate
 from ..data_tools.tool import Source
 from ..data_tools.tool_report import PAGE, Table, Tally, ToolReport, percent, texts_of
@@ -95,7 +94,7 @@ class MethodSpec(Section):
 
     description: str
     """What the rows are, in a line."""
-    examples: Annotated[int, Field(ge=0)] = 0
+    examples: NonNegativeInt = 0
     """Rows drawn to show the model for each row that is made; 0 makes a row of each row."""
     steps: Annotated[list[StepSpec], Field(min_length=1)]
     """What is asked, in order."""
@@ -180,7 +179,7 @@ class Synthesize(AskSpec):
     verify: Annotated[list[_AnyCheck], BeforeValidator(_listed)] = Field(default_factory=list)
     """What a row must pass: `{verifier: numeric, of: reasoning, column: answer}`, or that a judge prefers it in both
     orders: `{judge: pairwise, of: revision, over: first, request: "{{ prompt }}", model: …, base_url: …}`."""
-    max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_similarity: PositiveShare = 0.5
     """How much of its runs of three words (Jaccard) a new reply may share with an earlier one."""
     variables: dict[str, str] = Field(default_factory=dict)
     """What the prompts name beside columns, such as `{language: German}`."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from ..chat_templates.errors import InputError
 from ..data_tools.compare_tokenizers import CompareTokenizersSpec, Named, show_pieces
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.extend_tokenizer import EXTENSION, Extension, count_words, extend, read_backend, require_bpe
 from ..data_tools.files import explain_full_disk, locked, write_json
+from ..data_tools.spec import Share
 from ..data_tools.tokenizer import hash_place, texts_of_sources
 from ..data_tools.tool import Sources, Tool
 from ..data_tools.tool_report import PAGE, Table, ToolReport, percent
@@ -99,11 +100,11 @@ class ExtendTokenizer(Tool):
     """The share of the texts that is held out."""
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """The share of the tokens of held-out texts that must be saved at least; less is refused."""
-    measure: Annotated[int, Field(ge=0)] = 16
+    measure: NonNegativeInt = 16
     """How many held-out texts the model is asked for their bits per byte before and after; 0 for none."""
     max_bytes: Annotated[int, Field(gt=0, le=2**31 - 1)] = 2**28
     """Bytes of text to learn from, at most. Of more, texts are chosen by their hash."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_bad_share: Share = 0.02
     """The largest share of a source's rows that may be unusable."""
 
     def run(self, output_dir: Path) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from ...chat_templates.errors import PosttrainError
 from ...data_tools.files import append_line, locked, read_jsonl_log
+from ...data_tools.spec import Share
 from ..answers import Answer, AnswerSet
 from ..records import LOCKS
 from ..sequences import grouped
@@ -93,7 +94,7 @@ class Judgment:
     order: Order
     repeat: int
     status: Status
-    preference: Annotated[float, Field(ge=0, le=1)] | None
+    preference: Share | None
     rating: FiniteFloat | None
     reason: str
     prompt_tokens: int | None

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from posttrain.data_tools.files import write_atomic
+from posttrain.data_tools.spec import Share
 from posttrain.data_tools.tool import Tool
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 HELD_OUT_SHARE = 0.3
 _PATIENCE = 10_000  # draws without a new problem before a task counts as exhausted
@@ -405,10 +406,6 @@ def _prompt(task: str, question: str, answer: str) -> _Row:
     return {"prompt": [{"role": "user", "content": question}], "task": task, "answer": answer}
 
 
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
 class World(Tool):
     """Writes the world's training sets and what is held out; the same bytes for the same arguments.
 
@@ -419,24 +416,24 @@ class World(Tool):
 
     seed: int = 0
     """Decides every draw, and which problems are held out."""
-    pages: Count = 8000
+    pages: NonNegativeInt = 8000
     """Pretraining documents of solved problems."""
-    biographies: Count = 60
+    biographies: NonNegativeInt = 60
     """How often the facts about each person are told."""
     quiz_share: Share = 0.1
     """The share of the pages that are lists of questions with answers, as text on the web has them."""
-    conversations: Count = 24000
+    conversations: NonNegativeInt = 24000
     """Chats of one to three turns for supervised fine-tuning."""
-    heldout: Count = 100
+    heldout: NonNegativeInt = 100
     """Held-out questions for each task, in each set; all there are for a task that has fewer."""
     careless: Share = 0.0
     """The share of the chats of `sft.jsonl` whose answers careless annotators write: hedged, apologetic or wrong. The
     questions stay the same."""
-    preferences: Count = 6000
+    preferences: NonNegativeInt = 6000
     """Pairs of a right answer and a careless one."""
-    prompts: Count = 6000
+    prompts: NonNegativeInt = 6000
     """Questions for reinforcement learning."""
-    classification: Count = 3600
+    classification: NonNegativeInt = 3600
     """Questions to sort into families, all different, fewer where a family has no more."""
 
     def run(self, output_dir: Path) -> None:
