@@ -54,9 +54,7 @@ class CheckpointKeeper(TrainerCallback):
         self._every = score.every if score is not None and isinstance(score.every, int) else None
         self._deferred = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Saves the start, or ends the rotation that a kill may have cut short.
 
         Under DeepSpeed and FSDP a model can be saved only now that training has prepared it.
@@ -73,7 +71,7 @@ class CheckpointKeeper(TrainerCallback):
         elif state.global_step and PartialState().is_main_process:
             self._rotate(Path(str(args.output_dir)), state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """Removes a damaged folder of the step about to be saved; puts off a save where an epoch ends.
 
         What is evaluated and logged at the end of an epoch belongs to the step that ended it: had that step been saved
@@ -86,14 +84,12 @@ class CheckpointKeeper(TrainerCallback):
             control.should_save = False
         self._clear(args, state, control)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args, state, control, **kwargs):
         """Removes an unfinished folder where the evaluation decides on saving."""
         best = args.save_strategy == "best" and checkpoints.read_manifest(_folder(args, state.global_step)) is None
         self._clear(args, state, control, always=best)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args, state, control, **kwargs):
         """Removes a damaged folder of the step about to be saved."""
         control.should_save = control.should_save or self._deferred
         self._deferred = False
@@ -108,16 +104,14 @@ class CheckpointKeeper(TrainerCallback):
                 shutil.rmtree(folder)
             PartialState().wait_for_everyone()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """Writes the manifest once every process has written its part."""
         folder = _folder(args, state.global_step)
         self._complete(folder, state, kwargs.get("model"), resumable=not args.save_only_model)
         if self._stops():
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args, state, control, **kwargs):
         """Waits for scores that are made beside the training, and removes what they kept."""
         if self.monitor and PartialState().is_main_process:
             self.monitor.finish(state.global_step)
@@ -179,21 +173,17 @@ class ProgressDisplay(TrainerCallback):
         self._figures: dict[str, Any] = {}
         self._began = (0, 0.0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Begins the line."""
         if state.is_world_process_zero:
             self._line = ProgressLine(self._title, state.max_steps, terminal=False if args.disable_tqdm else None)
             self._began = (state.global_step, time.monotonic())
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """Moves the line on."""
         self._show(state)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args, state, control, **kwargs):
         """Says that the run evaluates."""
         self._show(state, "evaluating")
 
@@ -211,14 +201,7 @@ class ProgressDisplay(TrainerCallback):
             parts.append(f"{clock(left)} left")
         self._line.show(", ".join([*parts, doing] if doing else parts), step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
         """Keeps the newest figures; those of an evaluation get a line that stays."""
         logs = logs or {}
         self._figures |= {name: logs[name] for name in ("loss", "reward", "tokens_per_second") if name in logs}
@@ -228,13 +211,11 @@ class ProgressDisplay(TrainerCallback):
             said = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items() if isinstance(value, float))
             print(f"step {state.global_step:,}: {said}", flush=True)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """Gives the terminal free: a checkpoint may be scored now, by a process that has lines of its own."""
         self.close()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args, state, control, **kwargs):
         """Ends the line."""
         self.close()
 
@@ -261,16 +242,12 @@ class RankAllocation(TrainerCallback):
     Nobody else calls peft's allocator, without which the ranks stay as they begin. It is told how long the run is.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Lays the schedule out over the run's steps."""
         if allocator := allocator_of(kwargs["model"]):
             allocator.set_total_step(state.max_steps)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args, state, control, **kwargs):
         """Updates what each rank is worth, while the step's gradients are there, and masks those beyond the budget."""
         if allocator_of(kwargs["model"]):
             kwargs["model"].base_model.update_and_allocate(state.global_step + 1)
@@ -283,7 +260,7 @@ class AveragedWeights(TrainerCallback):
     Trainer swaps it in to evaluate, but not to save (transformers 5.23). The next step swaps it out.
     """
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """Swaps it in where a save, or the end, comes next."""
         optimizer: Any = kwargs.get("optimizer")
         if (control.should_save or control.should_training_stop) and hasattr(optimizer, "eval"):
@@ -313,9 +290,7 @@ class ProgressKeeper(TrainerCallback):
         self._earlier = self._began = 0.0
         self._evaluates_on_start = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Takes back what ``on_save`` kept; a run that was at its end takes no step."""
         self._began = time.monotonic()
         if state.global_step == 0:
@@ -349,13 +324,11 @@ class ProgressKeeper(TrainerCallback):
     def _stop(self, **_: Any) -> None:
         self.trainer.control.should_training_stop = True
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args, state, control, **kwargs):
         """Leaves the settings as the recipe has them."""
         args.eval_on_start = args.eval_on_start or self._evaluates_on_start
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """Writes what this process would forget."""
         if args.save_only_model:
             return
@@ -374,14 +347,7 @@ class ProgressKeeper(TrainerCallback):
         }
         torch.save(kept, _folder(args, state.global_step) / _progress_name(args))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
         """Writes a line of ``log.jsonl``, which outlives checkpoints; its speeds are those of all parts of a run."""
         logs = {} if logs is None else logs
         if self._earlier and "train_runtime" in logs:

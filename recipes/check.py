@@ -434,10 +434,10 @@ def rehearse(ready: Ready) -> None:
 
 def _one_step() -> Any:
     """Returns what ends a run after its first step, so that its schedule is still that of all steps."""
-    from transformers import TrainerCallback, TrainerControl
+    from transformers import TrainerCallback
 
     class OneStep(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = True
 
     return OneStep()

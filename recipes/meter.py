@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from .optimizers import trained_groups
 
@@ -76,9 +76,7 @@ class Meter(TrainerCallback):
             figures["mfu"] = round(self._flops * rate / self._peak / trainer.args.world_size, 4)
         return figures | {"memory_gib": round(peak_memory() / 2**30, 3)}
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Takes the groups' norms where the step may be logged."""
         step = state.global_step + 1
         if args.logging_strategy == "steps" and step % state.logging_steps and step > 1:
@@ -102,17 +100,15 @@ class Meter(TrainerCallback):
         now = time.monotonic()
         self._seconds, self._mark = self._seconds + now - self._mark, now
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Starts the clock."""
         self._mark = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """Counts the step's time."""
         self._pass()
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args, state, control, **kwargs):
         """Leaves an evaluation's time out."""
         self._mark = time.monotonic()
 

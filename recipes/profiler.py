@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 FOLDER = "profile"
 FIRST, STEPS = 3, 3  # the first steps allocate and compile, and are none like the others
@@ -60,7 +60,7 @@ class Profiler(TrainerCallback):
         if self._profile:
             self._seconds[name] += _now() - began
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """Begins after the steps that are left out, and ends after those that are traced."""
         if not state.is_world_process_zero:
             return
@@ -73,23 +73,17 @@ class Profiler(TrainerCallback):
         elif self._profile is not None and state.global_step == self._last:
             self._end(Path(str(args.output_dir)))
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Starts the optimizer's clock."""
         if self._profile:
             self._mark = _now()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args, state, control, **kwargs):
         """Stops it."""
         if self._profile:
             self._seconds["optimizer"] += _now() - self._mark
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args, state, control, **kwargs):
         """Says so where the run was too short."""
         if state.is_world_process_zero and (self._profile is not None or not self._last):
             self._say(f"profile: nothing was written, since the run took fewer than {FIRST - 1 + STEPS} steps")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from ..data_tools.files import append_line, write_json
 from . import faults
@@ -105,9 +105,7 @@ class Watchdog(TrainerCallback):
         trainer.get_batch_samples, trainer.training_step = get_batch_samples, training_step
         trainer._get_grad_norm, trainer.log = get_grad_norm, logged
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Takes back the figures that the next ones are compared with."""
         self._detector = faults.Detector(clip=args.max_grad_norm, spikes=self._spikes, scaled=args.fp16)
         path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE
@@ -115,14 +113,12 @@ class Watchdog(TrainerCallback):
             kept = json.loads(path.read_text())
             self._detector.history, self._since_log = kept["history"], kept["since_log"]
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Lets a skipped step take no update: without gradients an optimizer changes neither weights nor moments."""
         if state.global_step + 1 in self._skipped:
             kwargs["model"].zero_grad(set_to_none=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """Judges the step: at once on a CPU, one step later on a GPU, which is not waited for."""
         step = state.global_step
         self._since_log[0] += 1
@@ -132,21 +128,14 @@ class Watchdog(TrainerCallback):
             self._pending.append((step, *self._figures(args.device)))
         self._judge(wait=control.should_save or args.device.type != "cuda")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """Judges what has not been, before the checkpoint counts as whole, and keeps the figures in it."""
         self._judge(wait=True)
         if PartialState().is_main_process:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             write_json(folder / STATE, {"history": self._detector.history, "since_log": self._since_log})
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
         """Judges rewards and divergence, which TRL has gathered from all processes."""
         self._judge(wait=True)
         if self._sampled and logs and "loss" in logs:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_model, save_model
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
@@ -239,14 +239,12 @@ class ReferenceKeeper(TrainerCallback):
             )
         self.reference = trainer.ref_model
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """Writes the reference into the checkpoint, before its manifest is."""
         if self.reference is not None and PartialState().is_main_process:
             save_model(self.reference, str(self._path(args, state)))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Takes the reference back from the checkpoint that the run resumes from."""
         if self.reference is not None and state.global_step > 0:
             load_model(self.reference, str(self._path(args, state)))
