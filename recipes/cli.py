@@ -40,6 +40,8 @@ Steps = Annotated[
     list[str] | None, typer.Option("--step", metavar="NAME=FOLDER", help="What @NAME stands for in the recipe.")
 ]
 Accelerate = Annotated[str | None, typer.Option(help="An accelerate config: cpu, ddp, zero2, …, or a path.")]
+Model = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)]
+NewFolder = Annotated[Path, typer.Option("-o", help="The new folder.", show_default=False)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -368,7 +370,7 @@ def arena(
 
 @app.command()
 def parity(
-    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)],
+    model: Model,
     against: Annotated[
         str | None,
         typer.Option(
@@ -387,20 +389,26 @@ def parity(
 ) -> None:
     """Prove that two forms of a model are one: template, tokens, log-probabilities, greedy answers."""
     from ..evals.parity import check_run, check_served, is_server
-    from .parity import parity_lines
 
     if against is not None and is_server(against):
         found = check_served(model, against, name=name, api_key_env=api_key_env)
     else:
         found = check_run(model, against)
-    print(*parity_lines(found), sep="\n")
+    _tell_parity(found)
+
+
+def _tell_parity(found: Any, *output: Path) -> None:
+    """Prints what was compared, and what was written, and ends with 1 where the two are not one model."""
+    from .parity import parity_lines
+
+    print(*parity_lines(found), *output, sep="\n")
     raise typer.Exit(0 if found.passed else 1)
 
 
 @app.command()
 def merge(
     model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or an adapter.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", help="The new folder.", show_default=False)],
+    output: NewFolder,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="The type of the weights; auto is that of the base."),
@@ -408,19 +416,15 @@ def merge(
 ) -> None:
     """Merge an adapter into its base: a plain model folder, proved to be what the adapter was."""
     from .merge import merge_to
-    from .parity import parity_lines
 
-    found = merge_to(model, output, dtype=dtype)
-    print(*parity_lines(found), sep="\n")
-    print(output)
-    raise typer.Exit(0 if found.passed else 1)
+    _tell_parity(merge_to(model, output, dtype=dtype), output)
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)],
+    model: Model,
     to: Annotated[Literal["vllm", "gguf", "ollama"], typer.Option(help="For which server.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", help="The new folder.", show_default=False)],
+    output: NewFolder,
     outtype: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="The type of a GGUF file's weights.")
     ] = "f32",
@@ -431,17 +435,13 @@ def export(
 ) -> None:
     """Write a model for a server: a plain folder, a GGUF file, or one with a Modelfile; proved by parity."""
     from .export import export as export_model
-    from .parity import parity_lines
 
-    found = export_model(model, to, output, outtype=outtype, converter=converter)
-    print(*parity_lines(found), sep="\n")
-    print(output)
-    raise typer.Exit(0 if found.passed else 1)
+    _tell_parity(export_model(model, to, output, outtype=outtype, converter=converter), output)
 
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="A run folder, a checkpoint or a model.", show_default=False)],
+    model: Model,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="The mass of likeliest tokens to draw from.")] = 0.95,
