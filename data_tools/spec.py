@@ -1,5 +1,6 @@
 """What a recipe's ``data:`` section may say: the sources, how to read their rows, how to mix them."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -57,6 +58,11 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+def word_for(key: str) -> Callable[[Any], Any]:
+    """Returns what lets a word alone stand for a section that needs no more than that word under a key."""
+    return lambda value: {key: value} if isinstance(value, str) else value
 
 
 class ClosedSection(BaseModel):
@@ -219,13 +225,14 @@ def _quoted(names: Any) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """Lets one source stand for a list of it."""
     return [value] if isinstance(value, dict | str | SourceSpec) else value
 
 
 Sources = Annotated[
     list[SourceSpec],
-    BeforeValidator(_as_list, json_schema_input_type=SourceSpec | list[SourceSpec]),
+    BeforeValidator(as_list, json_schema_input_type=SourceSpec | list[SourceSpec]),
     Field(min_length=1),
 ]
 
@@ -256,11 +263,6 @@ class OrderSpec(Section):
             return {"shuffled": "shuffled, anew in each epoch", "given": "as given"}[self.by]
         number = "length" if self.by == "length" else f"column {self.column}"
         return f"by {number}, {'descending' if self.descending else 'ascending'}"
-
-
-def _as_order(value: Any) -> Any:
-    """Lets a word stand for an order that needs no more."""
-    return {"by": value} if isinstance(value, str) else value
 
 
 class PhaseSpec(Section):
@@ -309,7 +311,8 @@ class DataSpec(Section):
     schedule: Annotated[list[PhaseSpec], Field(min_length=1)] | None = None
     """Shares of the sources that change along the training: phases, one after the other."""
     order: Annotated[
-        OrderSpec, BeforeValidator(_as_order, json_schema_input_type=OrderSpec | Literal["shuffled", "given", "length"])
+        OrderSpec,
+        BeforeValidator(word_for("by"), json_schema_input_type=OrderSpec | Literal["shuffled", "given", "length"]),
     ] = OrderSpec(by="shuffled")
     """In which order training rows come: `shuffled`, `given`, `length`, or a section such as `{column: difficulty}`."""
     seed: NonNegativeInt = 0

@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BeforeValidator, Field
 
-from .spec import Section, SourceSpec
+from .spec import Section, SourceSpec, as_list, word_for
 
 
 class Tool(Section):
@@ -38,18 +38,11 @@ def comma_separated(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(comma_separated)]
 
 
-def _from_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
 # A path, or a mapping with the keys of a source in `data.train`.
-Source = Annotated[SourceSpec, BeforeValidator(_from_path, json_schema_input_type=str | SourceSpec)]
+Source = Annotated[SourceSpec, BeforeValidator(word_for("path"), json_schema_input_type=str | SourceSpec)]
 Sources = Annotated[
     list[Source],
-    BeforeValidator(
-        lambda value: [value] if isinstance(value, str | dict | SourceSpec) else value,
-        json_schema_input_type=str | SourceSpec | list[str | SourceSpec],
-    ),
+    BeforeValidator(as_list, json_schema_input_type=str | SourceSpec | list[str | SourceSpec]),
     Field(min_length=1),
 ]
 

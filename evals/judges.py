@@ -13,7 +13,7 @@ from ..chat_templates.errors import did_you_mean
 from ..data_tools.endpoint import EndpointSpec
 from ..data_tools.errors import SpecError
 from ..data_tools.functions import function_file
-from ..data_tools.spec import ClosedSection, Count, NonEmpty, Share
+from ..data_tools.spec import ClosedSection, Count, NonEmpty, Share, word_for
 from ..data_tools.specfile import Document, KeyPath, load_document, validate
 from .prompt_sets import Name
 
@@ -121,10 +121,7 @@ class JurorSpec(JudgeSettings):
     name: Name | None = None
     """What its judgments are signed with; the judge's name, or the model's, by default."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_name(cls, value: Any) -> Any:
-        return {"judge": value} if isinstance(value, str) else value
+    _plain_name = model_validator(mode="before")(word_for("judge"))
 
     @model_validator(mode="after")
     def _no_jury(self) -> Self:

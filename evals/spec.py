@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from ..data_tools.sources import data_suffix
-from ..data_tools.spec import ClosedSection, Count, PositiveShare, Share, SourceSpec
+from ..data_tools.spec import ClosedSection, Count, PositiveShare, Share, SourceSpec, word_for
 from .judges import JudgingSpec
 from .prompt_sets import Name, PromptsSpec
 from .row_changes import OptionOrder, RowChange, TypingErrors
@@ -88,10 +88,7 @@ class TaskSpec(TaskRows):
     change: RowChange | None = None
     """A change of the scored rows that leaves their right answers as they are; ``robustness`` makes these."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_name(cls, value: Any) -> Any:
-        return {"task": value} if isinstance(value, str) else value
+    _plain_name = model_validator(mode="before")(word_for("task"))
 
     @property
     def title(self) -> str:
@@ -241,10 +238,7 @@ class FunctionSpec(ClosedSection):
     files: tuple[str, ...] = Field(default=(), strict=False)
     """Files that the function reads (relative to the suite): a change of one is a change of the metric."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_name(cls, value: Any) -> Any:
-        return {"function": value} if isinstance(value, str) else value
+    _plain_name = model_validator(mode="before")(word_for("function"))
 
     @property
     def title(self) -> str:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from ..data_tools.functions import function_file
-from ..data_tools.spec import Count, DataSpec, NonEmpty, Section, Share
+from ..data_tools.spec import Count, DataSpec, NonEmpty, Section, Share, word_for
 from .adapter_types import TYPES, AdapterType
 from .stage_table import STAGES
 from .trainer_fields import Field as TrainerField
@@ -295,10 +295,6 @@ class ObjectiveSpec(Section):
         return self
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class ScoreSpec(Section):
     """Which checkpoints of the run are scored, and by what."""
 
@@ -361,7 +357,8 @@ class Recipe(Section):
     classify: ClassifySpec | None = None
     """The head; stage `classify`."""
     objective: Annotated[
-        ObjectiveSpec | None, BeforeValidator(_named, json_schema_input_type=Literal["mlm"] | ObjectiveSpec | None)
+        ObjectiveSpec | None,
+        BeforeValidator(word_for("name"), json_schema_input_type=Literal["mlm"] | ObjectiveSpec | None),
     ] = None
     """What is learnt in place of the next token: `mlm`, or `{name: mlm, mlm_probability: .3, …}`; stage `pretrain`.
     Texts longer than `trainer.max_length` are cut in pieces, unless `data.too_long` says otherwise."""
