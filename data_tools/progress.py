@@ -7,6 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 EVERY = 30.0  # seconds between plain lines
+Say = Callable[[str], None]  # takes a line for the user
+
+
+def say_now(line: str) -> None:
+    """Prints a line at once, wherever it goes to."""
+    print(line, flush=True)
 
 
 class ProgressLine:

@@ -25,6 +25,7 @@ from ..chat_templates.errors import InputError
 from ..data_tools.ask import Log, Query, Take, ask
 from ..data_tools.files import hash_json, write_atomic, write_json
 from ..data_tools.generate import Sampling, draw
+from ..data_tools.progress import Say
 from .errors import EvalError
 from .heldout import prepared_rows
 from .models import LoadedModel
@@ -61,7 +62,7 @@ def sample(
     how: Sampling,
     *,
     key: str,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> list[list[list[int]]]:
     """Draws ``n`` answers to each prompt; what an earlier call has drawn is read, not drawn again.
 
@@ -204,7 +205,7 @@ def run(
     reward: Term,
     gold: Term | None,
     names: dict[str, Any],
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> None:
     """Samples, scores and writes ``samples.parquet`` and ``best_of_n.json``; a killed call goes on where it was.
 

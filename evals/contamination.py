@@ -9,7 +9,7 @@ that a model has seen an item.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..data_tools.errors import DataError
 from ..data_tools.files import append_line, hash_json, locked, read_jsonl_log
 from ..data_tools.ngrams import split_words
 from ..data_tools.overlap import RULES, Item, Overlap, text_of
+from ..data_tools.progress import Say
 from ..data_tools.sources import Row, content_hash, is_hub, local_files, read_rows
 from ..data_tools.spec import SourceSpec
 from .records import CONTAMINATION, LOCKS, ScoreStore
@@ -170,7 +171,7 @@ def find_touched(
     tasks: Sequence[Task],
     *,
     most_bytes: int | None = MOST_BYTES,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> None:
     """Writes which items of scored tasks the training data of a run holds, as far as that is not known.
 

@@ -13,7 +13,7 @@ Standard errors are those of prompts; of one answer to each prompt they are lm-e
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..data_tools.errors import DataError
 from ..data_tools.files import hash_json
 from ..data_tools.generate import VLLM_BATCH, Sampling, generate, load_vllm, room
 from ..data_tools.overlap import Item
+from ..data_tools.progress import Say
 from .answers import FAILED, KIND, Answer, to_parquet
 from .errors import EvalError, SuiteError
 from .models import load_tokenizer
@@ -307,7 +308,7 @@ def run_prompts(
     log: Path,
     *,
     template: str | None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> Result:
     """Answers every prompt, turn by turn, going on with what the log holds.
 
@@ -339,7 +340,7 @@ def _key(prompt: Prompt, sample: int, turn: int) -> str:
     return f"{prompt.key}/{sample} {turn}"
 
 
-def _answer_turn(job: PromptTask, turn: int, backend: Backend, said: Log, progress: Callable[[str], None]) -> None:
+def _answer_turn(job: PromptTask, turn: int, backend: Backend, said: Log, progress: Say) -> None:
     """Answers one turn of every prompt that has it and whose turns before were answered.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any
 from ..chat_templates.errors import PosttrainError, did_you_mean
 from ..data_tools.errors import BusyError
 from ..data_tools.files import hash_json, locked
+from ..data_tools.progress import Say
 from . import classification, definitions, generations, groups, own_metrics, pairs, perplexity
 from .checkpoints import CHANGED_BASE, base_has_changed, base_of, is_unchanged, verify
 from .contamination import MOST_BYTES, find_touched
@@ -27,8 +28,6 @@ from .suite_files import load_suite
 from .task import Checkpoint, Task
 from .team import Team
 from .vllm_tasks import vllm_version
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def score(
     device: str | None = None,
     output: Path | None = None,
     poll_seconds: float = 5.0,
-    progress: Progress = lambda line: None,
+    progress: Say = lambda line: None,
     team: Team | None = None,
 ) -> ScoreReport:
     """Scores every complete checkpoint that has no score for a task of the suite yet.
@@ -242,7 +241,7 @@ class _Order:
 class _Scoring:
     """One call of ``score``: what is to be done, and what was; checkpoints and tasks are known by folder and title."""
 
-    def __init__(self, suite: SuiteSpec, tasks: list[Task], device: str | None, progress: Progress, team: Team | None):
+    def __init__(self, suite: SuiteSpec, tasks: list[Task], device: str | None, progress: Say, team: Team | None):
         self.suite, self.tasks, self.progress, self.team = suite, tasks, progress, team
         self.loader = Loader(device, suite.dtype)
         self.version = hash_json({task.spec.title: task.task_hash for task in tasks})

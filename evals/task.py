@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data_tools.overlap import Item
+from ..data_tools.progress import Say
 from .models import LoadedModel
 from .records import Result
 from .runs import Target
@@ -35,7 +36,7 @@ class Checkpoint:
     target: Target
     suite: SuiteSpec
     load: Callable[[], LoadedModel]
-    progress: Callable[[str], None]
+    progress: Say
     lm: "LM | None" = None
 
     def language_model(self, task: str) -> LoadedModel:

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data_tools.files import append_line
-from ..data_tools.progress import ProgressLine
+from ..data_tools.progress import ProgressLine, Say
 from ..evals import checkpoints
 from ..evals.models import save_head
 from . import rundir
@@ -46,7 +45,7 @@ class CheckpointKeeper(TrainerCallback):
     trainer: Any = None
     monitor: "Monitor | None" = None
 
-    def __init__(self, loaded: Loaded, progress: "ProgressKeeper", *, say: Callable[[str], None] = print):
+    def __init__(self, loaded: Loaded, progress: "ProgressKeeper", *, say: Say = print):
         score = loaded.recipe.score
         self._loaded, self._progress, self._say = loaded, progress, say
         self.limit: int | None = loaded.recipe.trainer.get("save_total_limit")

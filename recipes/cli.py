@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..chat_templates.errors import PosttrainError
+from ..data_tools.progress import say_now
 from .tools import TOOLS, run_command
 
 
@@ -191,7 +192,7 @@ def run(
         overrides or [],
         processes=processes,
         accelerate=accelerate,
-        say=lambda text: print(text, flush=True),
+        say=say_now,
     )
 
 
@@ -217,7 +218,7 @@ def study(
         budget=budget,
         processes=processes,
         accelerate=accelerate,
-        say=lambda text: print(text, flush=True),
+        say=say_now,
     )
 
 
@@ -365,7 +366,7 @@ def arena(
     """Vote on saved answers, blind and side by side, on a page that only this machine can open."""
     from ..evals.arena import serve
 
-    serve(runs, task=prompts, port=port, voter=voter, seed=seed, progress=lambda line: print(line, flush=True))
+    serve(runs, task=prompts, port=port, voter=voter, seed=seed, progress=say_now)
 
 
 @app.command()

@@ -3,12 +3,12 @@
 import resource
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from ..data_tools.progress import Say
 from .optimizers import trained_groups
 
 
@@ -35,7 +35,7 @@ class Meter(TrainerCallback):
         say: Takes a line for the user.
     """
 
-    def __init__(self, flops: float, peak: float | None = None, *, say: Callable[[str], None] = print):
+    def __init__(self, flops: float, peak: float | None = None, *, say: Say = print):
         self._flops, self._peak, self._say = flops, peak, say
         self._groups: dict[str, list[torch.nn.Parameter]] = {}
         self._norms: dict[str, torch.Tensor] = {}

@@ -12,6 +12,7 @@ from ..data_tools.ask import ANSWERS, AnswersSpec, answer
 from ..data_tools.compare_tokenizers import Named
 from ..data_tools.decontaminate import Benchmarks, DecontaminateSpec
 from ..data_tools.overlap import Item
+from ..data_tools.progress import say_now
 from ..data_tools.row_tool import Counts, Plan
 from ..data_tools.spec import Count
 from ..data_tools.stats import StatsSpec
@@ -216,5 +217,5 @@ class BestOfN(Tool):
             reward=for_each(terms[0], names["reward"]),
             gold=for_each(terms[1], names["gold"]) if gold else None,
             names=names,
-            say=lambda line: print(line, flush=True),
+            say=say_now,
         )

@@ -7,13 +7,14 @@ they came.
 """
 
 import subprocess
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import did_you_mean
 from ..data_tools.files import write_json
+from ..data_tools.progress import Say
 from ..evals import checkpoints
 from ..evals.definitions import each_setting
 from ..evals.records import Metric, Score, ScoreStore
@@ -42,7 +43,7 @@ class Monitor:
 
     loaded: Loaded
     last: int
-    say: Callable[[str], None] = print
+    say: Say = print
     best: str | None = None
     stop: str | None = None
     _scored: set[int] = field(default_factory=set)

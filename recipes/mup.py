@@ -17,10 +17,11 @@ Attention is scaled by 1 / sqrt(d) in stock models, and by 1 / d in muP (definit
 size d of a head is; so it must not grow.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..data_tools.progress import Say
 from .errors import RecipeError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def groups(
     ]
 
 
-def use_mup(trainer: "Trainer", base: "PretrainedConfig", say: Callable[[str], None]) -> None:
+def use_mup(trainer: "Trainer", base: "PretrainedConfig", say: Say) -> None:
     """Makes a trainer's AdamW move each weight by its own rate; schedules multiply them all alike.
 
     Args:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..chat_templates.errors import did_you_mean
+from ..data_tools.progress import Say
 from ..evals.models import kind_of
 from .errors import RecipeError
 from .model import head_modules
@@ -71,7 +72,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
-def use_muon(trainer: "Trainer", say: Callable[[str], None]) -> None:
+def use_muon(trainer: "Trainer", say: Say) -> None:
     """Makes a trainer use Muon, with the options of ``trainer.optim_args``.
 
     Learning rate, schedule and weight decay are the trainer's for both algorithms: with ``match_rms_adamw``, the

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
 from ..data_tools.files import hash_file, hash_json, hash_tree, locked, read_json, write_json
 from ..data_tools.functions import function_file
+from ..data_tools.progress import Say
 from ..data_tools.sources import content_hash
 from ..data_tools.spec import SourceSpec
 from ..data_tools.specfile import Document, load_document, raise_if_problems, validate, with_references
@@ -105,7 +106,7 @@ def run(
     *,
     processes: int | None = None,
     accelerate: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> bool:
     """Runs a pipeline: trains what has changed, scores and compares what is not yet, writes the report.
 
@@ -137,7 +138,7 @@ def run_steps(
     *,
     processes: int | None = None,
     accelerate: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> bool:
     """Runs a pipeline that has been loaded, as :func:`run` does."""
     output_dir = Path(pipeline.output_dir)
@@ -341,7 +342,7 @@ def _hash_tree(path: Path, own: Path) -> str:
     return hash_tree(path, "*" if own.resolve().is_relative_to(path.resolve()) else "**/*")
 
 
-def _run_step(current: PlannedStep, how: dict[str, Any], forks: Forks, say: Callable[[str], None]) -> bool:
+def _run_step(current: PlannedStep, how: dict[str, Any], forks: Forks, say: Say) -> bool:
     """Runs one step if it must; returns whether it did anything."""
     name, folder, loaded = current.name, current.folder, current.loaded
     if done := _is_done(current):
@@ -380,7 +381,7 @@ def _state_key(folder: Path) -> str | None:
     return state.get("key") if isinstance(state, dict) else None
 
 
-def _set_aside(current: PlannedStep, say: Callable[[str], None]) -> None:
+def _set_aside(current: PlannedStep, say: Say) -> None:
     """Renames the output of a step that has changed, so that nothing is lost; a killed step goes on where it was."""
     if not current.folder.exists() or _state_key(current.folder) == current.key:
         return
@@ -400,7 +401,7 @@ def _in_process(what: str, name: str, command: Sequence[str], forks: Forks) -> N
         raise RunError(f"{what} ended with exit code {code}", where=name, hint="what went wrong stands above")
 
 
-def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
+def _score(scoring: Scoring, forks: Forks, say: Say) -> bool:
     """Scores and judges what is not yet, in a process of its own; returns whether there was anything."""
     from ..evals.judging.run import pending_judgments
     from ..evals.score import pending
@@ -416,7 +417,7 @@ def _score(scoring: Scoring, forks: Forks, say: Callable[[str], None]) -> bool:
     return True
 
 
-def _compare(current: PlannedStep, forks: Forks, say: Callable[[str], None]) -> tuple[bool, bool]:
+def _compare(current: PlannedStep, forks: Forks, say: Say) -> tuple[bool, bool]:
     """Compares a step's model with what stock transformers makes of it, unless neither has changed since.
 
     Returns:
@@ -434,7 +435,7 @@ def _compare(current: PlannedStep, forks: Forks, say: Callable[[str], None]) -> 
     return True, found.passed
 
 
-def _report(output_dir: Path, plans: list[PlannedStep], say: Callable[[str], None]) -> bool:
+def _report(output_dir: Path, plans: list[PlannedStep], say: Say) -> bool:
     """Writes the leaderboard over all steps that were trained, unless it already shows just what they hold."""
     from ..evals import best_of_n, report
     from ..evals.parity import PARITY

@@ -1,13 +1,14 @@
 """``profile: true``: a torch trace of a few steps, and where their time went in words."""
 
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from ..data_tools.progress import Say
 
 FOLDER = "profile"
 FIRST, STEPS = 3, 3  # the first steps allocate and compile, and are none like the others
@@ -29,7 +30,7 @@ class Profiler(TrainerCallback):
         say: Takes a line for the user.
     """
 
-    def __init__(self, say: Callable[[str], None] = print):
+    def __init__(self, say: Say = print):
         self._say = say
         self._seconds = dict.fromkeys(_WORDS, 0.0)
         self._profile: Any = None

@@ -8,13 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import first_line
 from ..data_tools.errors import DataError
 from ..data_tools.files import hash_file, write_atomic, write_json
+from ..data_tools.progress import Say
 from ..data_tools.sources import content_hash, is_hub
 from ..data_tools.spec import SourceSpec
 from ..evals import checkpoints
@@ -207,7 +208,7 @@ def _splits(loaded: Loaded) -> tuple[tuple[str, Sequence[SourceSpec]], ...]:
     return ("train", loaded.recipe.data.train), ("eval", loaded.recipe.data.eval or ())
 
 
-def find_resume(run_dir: Path, say: Callable[[str], None] = print, *, best: bool = False) -> Path | None:
+def find_resume(run_dir: Path, say: Say = print, *, best: bool = False) -> Path | None:
     """Finds the newest checkpoint whose every file is as it was saved; says which ones it leaves, and why.
 
     Args:

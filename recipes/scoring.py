@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError
+from ..data_tools.progress import say_now
 from ..evals.errors import EvalError
 from ..evals.runs import read_record
 from .errors import RecipeError
@@ -174,7 +175,7 @@ def _judge(
 
     targets, _ = find_targets(paths, output, offline=suite.offline)
     stores = list(dict.fromkeys(target.store for target in targets))
-    report = judge(stores, suite, prompts=prompts, device=device, progress=lambda line: print(line, flush=True))
+    report = judge(stores, suite, prompts=prompts, device=device, progress=say_now)
     print(report.lines[0])
     for problem in report.problems:
         print(f"not judged: {problem}", file=sys.stderr)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import InputError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import read_json, write_json
+from ..data_tools.progress import Say
 from ..data_tools.specfile import Document, KeyPath, load_document, parse_scalar, raise_if_problems, validate
 from ..data_tools.tool_report import PAGE, Bar, Drawing, Plot, Table, ToolReport
 from .errors import RunError
@@ -214,7 +215,7 @@ def run_study(
     budget: float | None = None,
     processes: int | None = None,
     accelerate: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> list[TaskOutcome]:
     """Runs the cells that have not been run, a seed at a time, and writes the page after each seed from the second on.
 
@@ -247,7 +248,7 @@ def run_study(
     worked = False
 
     def run(part: str, pipeline: Pipeline, made: Document) -> None:
-        def work(tell: Callable[[str], None]) -> bool:
+        def work(tell: Say) -> bool:
             return run_steps(pipeline, made, processes=processes, accelerate=accelerate, say=tell)
 
         nonlocal worked
@@ -419,7 +420,7 @@ def _seed(seed: int) -> str:
     return f"seed {seed}"
 
 
-def _timed(study: Study, part: str, work: Callable[[Callable[[str], None]], bool], say: Callable[[str], None]) -> bool:
+def _timed(study: Study, part: str, work: Callable[[Say], bool], say: Say) -> bool:
     """Does a part and keeps what it took, at every line that it says: a kill -9 forgets one step at most."""
     before, started = StudyTime.of(study), time.monotonic()
     known = before.seconds.get(part, 0.0)

@@ -9,7 +9,7 @@ transformers' private name used here, which a test holds to what it is: ``_get_g
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from ..data_tools.files import append_line, write_json
+from ..data_tools.progress import Say
 from . import faults
 from .errors import RunError
 
@@ -54,7 +55,7 @@ class Watchdog(TrainerCallback):
         *,
         sampled: bool,
         spikes: bool,
-        say: Callable[[str], None] = print,
+        say: Say = print,
     ):
         self._run_dir, self._does, self._say = run_dir, does, say
         self._sampled, self._spikes = sampled, spikes

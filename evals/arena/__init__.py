@@ -5,11 +5,12 @@ import functools
 import getpass
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...chat_templates.errors import InputError, did_you_mean
+from ...data_tools.progress import Say
 from ..answers import AnswerSet, answer_scores, find_answers
 from ..judging.judgments import Order
 from ..stats.compare import votes_for_verdict
@@ -147,7 +148,7 @@ def serve(
     port: int = 0,
     voter: str | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] = print,
+    progress: Say = print,
 ) -> int:
     """Serves the page until Ctrl-C.
 

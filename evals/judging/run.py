@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ...chat_templates.errors import InputError, PosttrainError
 from ...data_tools.ask import ask
 from ...data_tools.errors import BusyError
 from ...data_tools.files import locked
+from ...data_tools.progress import Say
 from ..answers import AnswerSet
 from ..generations import PromptTask, define
 from ..records import LOCKS, Score, ScoreStore, now
@@ -25,7 +26,6 @@ from .scores import figures, record_of
 
 _REASON = 4000
 _TELL = 200  # questions from which on every tenth of them is worth a line
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -62,7 +62,7 @@ def judge(
     *,
     prompts: Sequence[PromptTask] | None = None,
     device: str | None = None,
-    progress: Progress = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> JudgeReport:
     """Judges the answers that lie in run folders by every entry of a suite's ``judges:``.
 
@@ -163,7 +163,7 @@ def _left(plan: JudgingPlan, judge: OpenJudge) -> int:
 
 
 @contextlib.contextmanager
-def _alone(plan: JudgingPlan, progress: Progress) -> Iterator[None]:
+def _alone(plan: JudgingPlan, progress: Say) -> Iterator[None]:
     """Holds a lock in every run folder that an entry writes to, always in the same order.
 
     It is one lock for all entries: two of them, or two suites, may ask the same judge the same.
@@ -179,7 +179,7 @@ def _alone(plan: JudgingPlan, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _ask_all(plan: JudgingPlan, report: JudgeReport, progress: Progress) -> None:
+def _ask_all(plan: JudgingPlan, report: JudgeReport, progress: Say) -> None:
     """Asks every judge of an entry what is missing; of a budget's judgments a batch at a time."""
     lost: Counter[str] = Counter()
     for one in plan.judges:
@@ -196,7 +196,7 @@ def _ask_all(plan: JudgingPlan, report: JudgeReport, progress: Progress) -> None
 
 
 def _ask(
-    plan: JudgingPlan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Progress
+    plan: JudgingPlan, judge: OpenJudge, questions: Sequence[Question], report: JudgeReport, progress: Say
 ) -> Counter[str]:
     """Asks questions and keeps every judgment as it comes; returns how many gave none, by reason."""
     if not questions:
@@ -225,7 +225,7 @@ class _Log:
         judge: OpenJudge,
         questions: Sequence[Question],
         report: JudgeReport,
-        progress: Progress,
+        progress: Say,
     ):
         self._plan, self._judge, self._report, self._progress = plan, judge, report, progress
         self._questions = {question.key: question for question in questions}
@@ -274,7 +274,7 @@ def _judgment(judge: OpenJudge, question: Question, verdict: Verdict) -> Judgmen
     )
 
 
-def _score(plan: JudgingPlan, candidate: AnswerSet, report: JudgeReport, progress: Progress) -> None:
+def _score(plan: JudgingPlan, candidate: AnswerSet, report: JudgeReport, progress: Say) -> None:
     """Writes a candidate's figures, if they are whole and not there yet."""
     pairs = [pair for pair in plan.pairs() if candidate.model_hash in pair.names]
     asked = [question.key for one in plan.judges for p in pairs for question in questions_of(one.spec, p, one.version)]
