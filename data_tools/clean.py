@@ -144,11 +144,10 @@ class Clean(TextTool):
         if reasons:
             return Outcome(None, reasons[0], found[-1][1].detail, measures=measures)
         edits = {f"{name}: {what} cut": count for name, verdict in found for what, count in verdict.edits.items()}
-        values = row.values if after == before else row.values | {self._text_column(row): after}
+        values = row.values
+        if after != before:
+            values = values | {self.columns[0] if self.columns else "text": after}
         return Outcome(values, edits=edits, measures=measures)
-
-    def _text_column(self, row: Row) -> str:
-        return self.columns[0] if self.columns else "text"
 
     def _check(self, name: str, canonical: Any) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[RuleVerdict]]":
         """Returns the rules of a preset."""

@@ -150,9 +150,6 @@ class CompareTokenizersSpec(TextTool):
         read = self.reader(source)
         identify = identifier(MIN_PROBABILITY) if self.languages and self.by is None else None
 
-        def group_of(row: Row, language: str) -> str:
-            return language if self.by is None else str(row.values.get(self.by, "–"))
-
         def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
             tokens = {one.name: one.encode(texts) for one in opened}
             if rows:
@@ -161,7 +158,8 @@ class CompareTokenizersSpec(TextTool):
             outcomes = []
             for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
                 ids = {name: found[place] for name, found in tokens.items()}
-                outcomes.append(_outcome(row, text, ids, opened, group_of(row, languages[place])))
+                group = languages[place] if self.by is None else str(row.values.get(self.by, "–"))
+                outcomes.append(_outcome(row, text, ids, opened, group))
             return outcomes
 
         return decide_readable(read, decide)

@@ -146,7 +146,7 @@ class Convert(RowTool):
 
         def convert(row: Row) -> tuple[dict[str, Any], int]:
             values, cut = _trimmed(row.values) if trims else (row.values, 0)
-            return _without_none(canonical(values)), cut
+            return {name: value for name, value in canonical(values).items() if value is not None}, cut
 
         return convert
 
@@ -211,7 +211,3 @@ def _trimmed(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
         if any(spoken) and (cut := spoken[::-1].index(True)):
             return values | {name: turns[:-cut]}, cut
     return values, 0
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -52,14 +52,11 @@ def prose_of(text: str) -> str:
         if _ASIDE_SIGN.search(left):
             left = _ASIDE.sub(" ", left)
         if _CODE_SIGN.search(left):
-            left = "\n".join(line for line in left.split("\n") if not _is_code(line))
+            lines = left.split("\n")
+            left = "\n".join(line for line in lines if not (_CODE_SIGN.search(line) and _CODE_LINE.search(line)))
         if len(left) >= _ENOUGH or len(text) <= looked_at:
             break
     return left[:_ENOUGH]
-
-
-def _is_code(line: str) -> bool:
-    return bool(_CODE_SIGN.search(line) and _CODE_LINE.search(line))
 
 
 def letters_of(text: str) -> int:

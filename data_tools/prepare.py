@@ -107,6 +107,8 @@ def prepare(
             are all the same (``unpaired``) or of several types (``classification``).
         TemplateError: The template cannot mark the loss that is asked for.
     """
+    from datasets import Dataset
+
     if packing is not None and max_length is None:
         raise ValueError("packing needs max_length")
     kind = None if set(accepts) <= DOCUMENTS else accepts[0]
@@ -136,7 +138,9 @@ def prepare(
     entry = get_or_build(cache_dir, key, build)
     report = PreparedReport.from_dict(entry.report)
     report.check(spec.max_bad_share)  # again, since the allowed share is no part of the key
-    return Prepared(_open_rows(entry.folder / ROWS_FILE, key), report, key, cached=not entry.built, contents=contents)
+    rows = Dataset.from_file(str(entry.folder / ROWS_FILE))
+    dataset = Dataset(rows.data, fingerprint=key)  # so that what `datasets` derives from the rows can be cached in turn
+    return Prepared(dataset, report, key, cached=not entry.built, contents=contents)
 
 
 def _plan(
@@ -285,10 +289,3 @@ def _tokenised(source: "SourceSpec", key: str, columns: tuple[str, ...], reading
     report.check(reading.max_bad_share)
     rest: Any = {name: found[name] for name in ("per_row", "types", "truncated") if name in found}
     return Examples(Store.open(entry.folder), report, len(PARTS[kind]), columns=columns, **rest)
-
-
-def _open_rows(path: Path, key: str) -> "Dataset":
-    """Maps an Arrow stream; the fingerprint makes what ``datasets`` derives from it cacheable in turn."""
-    from datasets import Dataset
-
-    return Dataset(Dataset.from_file(str(path)).data, fingerprint=key)

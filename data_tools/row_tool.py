@@ -82,10 +82,6 @@ Decide = Callable[[Sequence[Row]], Sequence[Outcome]]
 Said = TypeVar("Said")
 
 
-def _as_it_is(report: ToolReport, counts: "Mapping[str, Counts]") -> ToolReport:
-    return report
-
-
 @dataclass(frozen=True)
 class Plan:
     """How a tool decides on rows.
@@ -97,7 +93,7 @@ class Plan:
     """
 
     decider: Callable[[SourceSpec], Decide]
-    add: "Callable[[ToolReport, Mapping[str, Counts]], ToolReport]" = _as_it_is
+    add: "Callable[[ToolReport, Mapping[str, Counts]], ToolReport]" = lambda report, _: report
     files: Sequence[str] = ()
 
 
@@ -243,7 +239,9 @@ class RowTool(Tool):
         apart: Mapping[str, str] = {}
         if self.folders is not None:
             files, apart = ({title: f"{folder}/{name}" for title, name in files.items()} for folder in self.folders)
-        written = [*files.values(), *apart.values()] if self.writes_rows else []
+        if not self.writes_rows:
+            files, apart = {}, {}
+        written = [*files.values(), *apart.values()]
         _refuse_own(sources_of(self), [output_dir / name for name in written])
         _refuse_left_over(output_dir, written)
         counts: dict[str, Counts] = {}
@@ -256,10 +254,9 @@ class RowTool(Tool):
                 blocks.settle(number)
             counts[source.title] = blocks.gather(number)
             _check(source, counts[source.title], self.max_bad_share)
-        names = (files, apart) if self.writes_rows else ({}, {})
-        report = plan.add(row_report(_snake(type(self).__name__), arguments, counts, *names), counts)
+        report = plan.add(row_report(_snake(type(self).__name__), arguments, counts, files, apart), counts)
         for names, pattern in ((files, f"*{_KEPT}"), (apart, f"*{_HELDOUT}")):
-            for number, name in enumerate(names.values() if self.writes_rows else ()):
+            for number, name in enumerate(names.values()):
                 join(sorted((work / str(number)).glob(pattern)), output_dir / name)
         if self.writes_rows:
             folders = [work / str(number) for number in range(len(self.sources))]
@@ -716,7 +713,9 @@ def row_report(
     tallies = {"Left out": total.reasons} | ({CHANGED: total.edits} if total.edits.counts else {})
     plots: list[Plot] = [spread.plot(name, name) for name, spread in total.measures.items()]
     groups = group_tables(counts, bool(files))
-    plots += [Plot(f"Rows by {name}", name, bars) for name, bars in group_bars(total).items()]
+    for name, found in total.groups.items():
+        bars = [Bar(group, float(read)) for group, (read, _) in _ranked(found)]
+        plots.append(Plot(f"Rows by {name}", name, bars))
     if len(counts) > 1 and total.kept < total.rows and files:
         shares = [Bar(title, round(100 * found.kept / found.rows, 1)) for title, found in counts.items()]
         plots.append(Plot("Rows kept, by source", "source, per cent of its rows", shares))
@@ -736,13 +735,6 @@ def group_tables(counts: Mapping[str, Counts], are_written: bool) -> list[Table]
         header = ["source", name, "rows in", "share", *(["left out", "rows out", "kept"] if are_written else [])]
         tables.append(Table(f"By {name}", header, rows))
     return tables
-
-
-def group_bars(total: Counts) -> dict[str, list[Bar]]:
-    """Returns for each grouping how many rows its groups have."""
-    return {
-        name: [Bar(group, float(read)) for group, (read, _) in _ranked(groups)] for name, groups in total.groups.items()
-    }
 
 
 def _ranked(groups: Mapping[str, Sequence[int]]) -> list[tuple[str, Sequence[int]]]:

@@ -395,10 +395,7 @@ def _local_data(definition: HarnessTask) -> Config:
 
     tables: Any = {split: read_table(file, definition.spec) for split, file in definition.data_files.items()}
 
-    def from_memory(**_: Any) -> DatasetDict:
-        return DatasetDict(tables)
-
-    keys: dict[str, Any] = {"custom_dataset": from_memory, "dataset_kwargs": None}
+    keys: dict[str, Any] = {"custom_dataset": lambda **_: DatasetDict(tables), "dataset_kwargs": None}
     for key in (*_SPLITS, "fewshot_split"):
         split = definition.config.get(key)
         keys[key] = split if split in tables else None

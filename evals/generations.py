@@ -322,13 +322,11 @@ def run_prompts(
     Raises:
         PosttrainError: The answers cannot be had, or not be kept.
     """
-
-    def to_line(said: Said) -> dict[str, Any] | None:
-        return None if said.finish in (None, REJECTED) else asdict(said)
-
-    header = {"task_hash": job.task_hash, "template": template, "log": _LOG}
     said = Log(
-        log, lambda line: Said(**{name: line[name] for name in Said.__dataclass_fields__}), to_line, header=header
+        log,
+        lambda line: Said(**{name: line[name] for name in Said.__dataclass_fields__}),
+        lambda said: None if said.finish in (None, REJECTED) else asdict(said),
+        header={"task_hash": job.task_hash, "template": template, "log": _LOG},
     )
     for turn in range(max(len(prompt.turns) for prompt in job.prompts)):
         _answer_turn(job, turn, backend, said, progress)
