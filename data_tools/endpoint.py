@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator, model_validator
 
+from .plain_values import is_number
 from .spec import ClosedSection, Count, NonEmpty
 
 BUDGET_SPENT = "budget spent"
@@ -279,8 +280,7 @@ def _vector(data: Any) -> list[float] | None:
     vector = first.get("embedding") if isinstance(first, dict) else None
     if not isinstance(vector, list) or not vector:
         return None
-    is_number = (isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in vector)
-    return vector if all(is_number) else None
+    return vector if all(is_number(one) and math.isfinite(one) for one in vector) else None
 
 
 def _with_message(choice: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from .conversations import parts_of_message
 from .ngrams import NgramIndex, Words, split_words, words_in
+from .plain_values import is_number
 from .ragged import bounds_of, ranges
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def _collect(value: Any, parts: list[str]) -> None:
     elif isinstance(value, list | tuple):
         for part in value:
             _collect(part, parts)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif is_number(value):
         parts.append(str(value))
 
 

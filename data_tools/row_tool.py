@@ -30,6 +30,7 @@ from .dataset import DataReport
 from .errors import DataError, RowError, missing_column
 from .files import explain_full_disk, hash_json, locked, read_json, write_atomic, write_json
 from .formats import Canonicalize, canonicalizer, choose
+from .plain_values import with_leaves
 from .progress import progress_shown
 from .sources import Row, content_hash, is_hub, local_files, read_rows
 from .spec import Count, Kind, Share, SourceSpec
@@ -816,12 +817,8 @@ def _is_plain(value: Any) -> bool:
     return type(value) in _EXACT or (type(value) is float and math.isfinite(value))
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(values: Any) -> Any:
+    return with_leaves(values, lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
 
 
 def join(parts: Sequence[Path], path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import model_validator
 
 from .errors import DataError
+from .plain_values import is_number
 from .row_tool import blocks_of
 from .spec import Section, Share, SourceSpec
 
@@ -72,7 +73,7 @@ def column_values(source: SourceSpec, column: str) -> Iterator[tuple[str, float]
     found = 0
     for row in itertools.chain.from_iterable(blocks_of(source)):
         value = row.values.get(column)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if is_number(value) and math.isfinite(value):
             found += 1
             yield row.where, float(value)
     if not found:

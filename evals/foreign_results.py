@@ -19,6 +19,7 @@ from typing import Any
 
 from ..chat_templates.errors import InputError, PosttrainError
 from ..data_tools.files import hash_json, write_atomic, write_json
+from ..data_tools.plain_values import is_number
 from ..data_tools.readers import opened
 from .checkpoints import FINAL
 from .records import SCORES, parquet, samples_name
@@ -184,7 +185,7 @@ def _lm_eval_model(values: Json, config: Json) -> tuple[str, Json]:
 def _lm_eval_metrics(task: str, figures: Json, values: Json, path: Path) -> tuple[Json, ...]:
     """Reads ``metric,filter`` keys, or those of versions before 0.4 that had no filters."""
     keys = [key for key in figures if "," in key] or [
-        key for key, value in figures.items() if key not in ("sample_len", "sample_count") and _is_number(value)
+        key for key, value in figures.items() if key not in ("sample_len", "sample_count") and is_number(value)
     ]
     keys = [key for key in keys if not key.partition(",")[0].endswith("_stderr")]
     filters = {key.partition(",")[2] for key in keys}
@@ -194,7 +195,7 @@ def _lm_eval_metrics(task: str, figures: Json, values: Json, path: Path) -> tupl
     metrics = []
     for key in keys:
         name, _, used = key.partition(",")
-        if not _is_number(figures[key]):
+        if not is_number(figures[key]):
             continue  # N/A, or a text
         stderr = figures.get(f"{name}_stderr,{used}" if used else f"{name}_stderr")
         label = key if len(filters) > 1 else name
@@ -342,7 +343,7 @@ def _read_annotations(path: Path, rows: list[Any]) -> list[ForeignResults]:
         mine = groups.setdefault(model, {}).setdefault((opponent, judge), [])
         if value is None or (isinstance(value, float) and math.isnan(value)):
             mine.append((str(row["instruction"]), None))
-        elif not _is_number(value) or not (value == 0 or 1 <= value <= 2):
+        elif not is_number(value) or not (value == 0 or 1 <= value <= 2):
             raise InputError(f"preference {value!r} is neither 0 nor from 1 to 2", where=where)
         else:  # 0 and 1.5 are ties
             mine.append((str(row["instruction"]), 0.5 if value == 0 else value - 1))
@@ -564,11 +565,11 @@ def _line(store: Path, results: ForeignResults, score: ForeignScore) -> Json:
 
 def _metric(name: str, value: Any, stderr: Any, n: Any, where: object, task: str, up: Any = None) -> Json:
     """Returns a figure as a score's line holds it; its direction follows from its name where the file does not say."""
-    if not _is_number(value) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         hint = "score it again, or remove that figure from the file"
         raise InputError(f"{task}: {name} is {value}, no finite number", where=str(where), hint=hint)
-    error = float(stderr) if _is_number(stderr) and math.isfinite(stderr) and stderr >= 0 else None
-    count = int(n) if _is_number(n) and math.isfinite(n) and n >= 1 else None
+    error = float(stderr) if is_number(stderr) and math.isfinite(stderr) and stderr >= 0 else None
+    count = int(n) if is_number(n) and math.isfinite(n) and n >= 1 else None
     up = up if isinstance(up, bool) else name.partition(",")[0] not in LOWER_IS_BETTER
     return {"name": name, "value": float(value), "stderr": error, "n": count, "higher_is_better": up}
 
@@ -584,10 +585,6 @@ def _lines(handle: Any, file: Path) -> Iterator[bytes]:
 
 def _mapping(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _sha(text: str) -> str:

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data_tools.files import append_line
+from ..data_tools.plain_values import with_leaves
 from ..data_tools.progress import ProgressLine, Say
 from ..evals import checkpoints
 from ..evals.models import save_head
@@ -339,7 +340,7 @@ class ProgressKeeper(TrainerCallback):
             "logged": trainer._globalstep_last_logged,
             "tokens": getattr(trainer, "_total_train_tokens", None),
             "sources": trainer.sources.state if hasattr(trainer, "sources") else None,
-            "metrics": {name: _plain(vars(trainer)[name]) for name in _METRICS if name in vars(trainer)},
+            "metrics": {name: with_leaves(vars(trainer)[name], _plain) for name in _METRICS if name in vars(trainer)},
             "training": trainer.model.training,
             "stopped": control.should_training_stop,
             "max_steps": state.max_steps,
@@ -374,11 +375,7 @@ def _read_progress(args: TrainingArguments, folder: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Turns what metrics are collected in into dicts, lists and what can be loaded without running code."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+    """Turns a figure of a library's own type into what can be loaded without running code."""
     return value.item() if hasattr(value, "item") and not isinstance(value, torch.Tensor) else value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..chat_templates.errors import InputError, PosttrainError, did_you_mean
 from ..data_tools.files import hash_file, hash_json, hash_tree, locked, read_json, write_json
 from ..data_tools.functions import function_file
+from ..data_tools.plain_values import with_leaves
 from ..data_tools.progress import Say
 from ..data_tools.sources import content_hash
 from ..data_tools.spec import SourceSpec
@@ -277,17 +278,17 @@ def _trained(
     return trained
 
 
-def _found(document: Document, value: Any) -> Any:
+def _found(document: Document, values: Any) -> Any:
     """Returns a copy of a tool's arguments in which the name of a file beside the pipeline is its absolute path."""
-    if isinstance(value, dict):
-        return {key: _found(document, item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_found(document, item) for item in value]
-    if not isinstance(value, str) or not ("/" in value or "." in value):
-        return value
-    file = function_file(value) or value
-    path = beside(document, file)
-    return value.replace(file, str(path), 1) if path else value
+
+    def find(value: Any) -> Any:
+        if not isinstance(value, str) or not ("/" in value or "." in value):
+            return value
+        file = function_file(value) or value
+        path = beside(document, file)
+        return value.replace(file, str(path), 1) if path else value
+
+    return with_leaves(values, find)
 
 
 def _referenced(value: Any) -> list[str]:

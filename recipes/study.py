@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat_templates.errors import InputError
 from ..data_tools.errors import BusyError
 from ..data_tools.files import read_json, write_json
+from ..data_tools.plain_values import with_leaves
 from ..data_tools.progress import Say
 from ..data_tools.specfile import Document, KeyPath, load_document, parse_scalar, raise_if_problems, validate
 from ..data_tools.tool_report import PAGE, Bar, Drawing, Plot, Table, ToolReport
@@ -165,19 +166,17 @@ def _variants(study: Study, document: Document, number: int, seeds: Sequence[int
     yield from (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
-def _filled(value: Any, names: Mapping[str, Any]) -> Any:
+def _filled(values: Any, names: Mapping[str, Any]) -> Any:
     """Returns a copy with the cell's own for ``{size}`` and ``{seed}``; what is nothing else is read as YAML."""
-    if isinstance(value, dict):
-        return {key: _filled(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled(item, names) for item in value]
-    if not isinstance(value, str):
+
+    def fill(value: Any) -> Any:
+        for name, said in names.items() if isinstance(value, str) else ():
+            if value == f"{{{name}}}":
+                return parse_scalar(str(said))
+            value = value.replace(f"{{{name}}}", str(said))
         return value
-    for name, said in names.items():
-        if value == f"{{{name}}}":
-            return parse_scalar(str(said))
-        value = value.replace(f"{{{name}}}", str(said))
-    return value
+
+    return with_leaves(values, fill)
 
 
 def cells(study: Study, seeds: Sequence[int]) -> list[StudyCell]:

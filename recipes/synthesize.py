@@ -33,6 +33,7 @@ from ..data_tools.errors import DataError, RowError, listing
 from ..data_tools.files import hash_json, locked, write_atomic
 from ..data_tools.mapping import as_text, compile_template
 from ..data_tools.ngrams import words_in
+from ..data_tools.plain_values import with_leaves
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import Count, PositiveShare, Section, Template
 from ..data_tools.specfile import load_document, validate
@@ -722,10 +723,6 @@ def _shingles(text: str) -> frozenset[tuple[str, ...]]:
     return frozenset(runs or [tuple(words)])
 
 
-def _filled(template: Any, values: Mapping[str, Any]) -> Any:
+def _filled(output: Any, values: Mapping[str, Any]) -> Any:
     """Returns an output with its templates filled in."""
-    if isinstance(template, dict):
-        return {key: _filled(item, values) for key, item in template.items()}
-    if isinstance(template, list):
-        return [_filled(item, values) for item in template]
-    return compile_template(template)(dict(values)) if isinstance(template, str) else template
+    return with_leaves(output, lambda one: compile_template(one)(dict(values)) if isinstance(one, str) else one)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates.errors import PosttrainError, did_you_mean
+from ..data_tools.plain_values import is_number
 
 # Where a base class or an enumeration named in a configuration module is defined, if not beside it.
 _ELSEWHERE = {
@@ -408,7 +409,7 @@ def _value_problems(value: Any, field: Field) -> Iterator[tuple[str, str | None]
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str) and field.choices and not any(_is_word(item, choice) for choice in field.choices):
             yield f"has no value {item!r}", did_you_mean(item, field.choices) or f"one of {', '.join(field.choices)}"
-        elif isinstance(item, int | float) and not isinstance(item, bool) and field.range:
+        elif is_number(item) and field.range:
             if not field.range.holds(item):
                 yield f"must be in {field.range.text}, not {_shown(item)}", None
         elif isinstance(item, dict) and field.nested:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ..chat_templates.errors import InputError
 from ..data_tools.files import read_jsonl_log
+from ..data_tools.plain_values import is_number
 from ..evals.runs import RUN_FILE, read_record
 from . import faults
 from .rundir import LOG
@@ -53,12 +54,8 @@ class Watched:
 
     def curve(self, metric: str) -> Curve:
         """Returns a metric's values by step; what was logged as no number is left out."""
-        lines = (line for line in self.lines if _number(line.get("step")) and _number(line.get(metric)))
+        lines = (line for line in self.lines if is_number(line.get("step")) and is_number(line.get(metric)))
         return [(line["step"], line[metric]) for line in lines]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_run(run_dir: Path) -> Watched:
@@ -139,7 +136,7 @@ def picture(runs: Sequence[Watched], metrics: Sequence[str], width: int, height:
             known |= line
         seen = f"{len(run.events)} fault{'s' * (len(run.events) != 1)}" if run.events else "nothing"
         step = f"{known.get('step', 0):,}" + (", finished" if run.finished else "")
-        figures = [f"{known[key]:,.4g}" if _number(known.get(key)) else "" for key in ("loss", "tokens_per_second")]
+        figures = [f"{known[key]:,.4g}" if is_number(known.get(key)) else "" for key in ("loss", "tokens_per_second")]
         dot = Text("●", style=_COLORS[number % len(_COLORS)])
         table.add_row(dot, Text(run.name), run.stage, step, *figures, seen)
     events = [(run, event) for run in runs for event in run.events[-3:]]
@@ -219,7 +216,7 @@ def browse(folders: Sequence[Path]) -> None:
             trackio.init(project="posttrain", name=f"{run.name} ({folder.name})", **own)
             for line in run.lines:
                 step = line.get("step", 0)
-                figures = {name: value for name, value in line.items() if _number(value) and name != "step"}
+                figures = {name: value for name, value in line.items() if is_number(value) and name != "step"}
                 trackio.log(figures, step=step)
             trackio.finish()
         served: Any = trackio.show(

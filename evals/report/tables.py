@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
+from ...data_tools.plain_values import with_leaves
 from .board import BoardRow, Cell, Column, Figure, Leaderboard, RowDifference
 from .text import detail_of, mapping
 
@@ -111,17 +113,11 @@ def to_json(board: Leaderboard) -> str:
 
 def to_value(board: Leaderboard) -> dict[str, Any]:
     """Returns everything but the answers in JSON's types; numbers that JSON cannot spell, such as NaN, are texts."""
-    value = {"kind": "posttrain leaderboard", **_spell(asdict(replace(board, samples=(), items=())))}
+    value = {"kind": "posttrain leaderboard", **with_leaves(asdict(replace(board, samples=(), items=())), _spell)}
     del value["samples"], value["items"]  # they have files of their own
     return value
 
 
 def _spell(value: Any) -> Any:
     """Makes a value of NaN or infinity in a record a text, so that the file is JSON for every reader."""
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else str(value)
-    if isinstance(value, dict):
-        return {str(key): _spell(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spell(item) for item in value]
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
