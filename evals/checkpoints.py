@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,6 +107,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if sizes and isinstance(manifest.step, int) and isinstance(manifest.weights, str) else None
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint: its manifest first, without which a half-removed folder is never taken for a whole one."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def verify(folder: Path, *, resume_state: bool = True) -> list[str]:

@@ -153,9 +153,7 @@ class CheckpointKeeper(TrainerCallback):
         made = [path for path in checkpoints.list_checkpoints(run_dir) if path.name not in kept]
         made = [path for path in made if (checkpoints.step_of(path) or 0) <= state.global_step]
         for folder in made[: -self.limit]:
-            # Without its manifest a half-removed folder is never taken for a whole one.
-            (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            checkpoints.remove(folder)
 
 
 class ProgressDisplay(TrainerCallback):

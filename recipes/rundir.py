@@ -333,9 +333,7 @@ def drop_checkpoints(run_dir: Path, *, since: int) -> None:
     """Removes the checkpoints of a step and of later ones."""
     for folder in checkpoints.list_checkpoints(run_dir):
         if (checkpoints.step_of(folder) or 0) >= since:
-            # Without its manifest a half-removed folder is never taken for a whole one.
-            (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            checkpoints.remove(folder)
 
 
 def write_card(folder: Path) -> None:

@@ -178,9 +178,9 @@ class EndpointJudge(PromptedJudge):
     The budget is that of a suite's entry: what its records in all given run folders have spent counts.
     """
 
-    def __init__(self, judge: Judge, name: str, homes: Sequence[Path], device: str | None = None):
-        super().__init__(judge, name, homes, device)
-        self._endpoints: dict[Path, Endpoint] = {}
+    @cached_property
+    def _endpoints(self) -> dict[Path, Endpoint]:
+        return {}
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -224,14 +224,11 @@ class EndpointJudge(PromptedJudge):
         spec: EndpointSpec = self.settings
         if spec.budget is not None:
             others = [Endpoint(spec, self._file(o, "jsonl")).spent for o in self.homes if o != home]
-            tokens, money, hours = spec.budget.tokens, spec.budget.money, spec.budget.hours
-            if tokens is not None:
-                tokens = max(0, tokens - sum(spent.tokens for spent in others))
-            if money is not None:
-                money = max(0.0, money - sum(spent.money or 0.0 for spent in others))
-            if hours is not None:
-                hours = max(0.0, hours - sum(spent.hours for spent in others))
-            spec = spec.model_copy(update={"budget": Budget(tokens=tokens, money=money, hours=hours)})
+            left = {
+                name: max(0, most - sum(getattr(spent, name) or 0 for spent in others))
+                for name, most in spec.budget.model_dump(exclude_none=True).items()
+            }
+            spec = spec.model_copy(update={"budget": Budget(**left)})
         if home not in self._endpoints or self._endpoints[home].spec != spec:
             known = next(iter(self._endpoints.values()), None)  # what was sent for another run counts in the minute
             limits = known.limits if known else None

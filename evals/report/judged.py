@@ -80,9 +80,7 @@ def _conflicts(judge: AuditRow, audited: Iterable[AuditRow]) -> list[str]:
     for row in audited:
         if row.judge_version == judge.judge_version:
             for name, said in row.kin:
-                if said.startswith(
-                    "the judge"
-                ):  # what an entry has in common with its teacher is no matter of the judge
+                if said.startswith("the judge"):  # what an entry shares with its teacher is no matter of the judge
                     kin.setdefault(said, {})[plain(name, 60)] = None
     return [plain(f"{said}: {', '.join(names)}", 300) for said, names in kin.items()]
 
@@ -184,9 +182,7 @@ def _judging(
     tested |= {("rating", *about, *pair): difference for pair, difference in unmet.items()}
     models = dict.fromkeys(judgment.judge_model for judgment in group)
     voters = f"{len(models)} voter{'s' if len(models) > 1 else ''}"
-    mine = (
-        row for row in audited if row.judge_version == first.judge_version and (row.is_sum or row.task == first.task)
-    )
+    mine = (row for row in audited if row.judge_version == first.judge_version)
     return Judging(
         judge=first.judge,
         version=first.judge_version,
