@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound="BaseModel")
+Made = TypeVar("Made")
 KeyPath = tuple[str | int, ...]
 
 _MAX_VALUES = 100_000  # of a file with its anchors written out; a few lines of nested anchors make billions
@@ -191,20 +192,26 @@ def _refuse_duplicates(node: yaml.MappingNode, key: KeyPath, document: Document)
         first.setdefault(name, line)
 
 
-def validate(model: type[Model], document: Document, *, at: KeyPath = (), raise_problems: bool = True) -> Model | None:
+def validate(model: type[Model], document: Document) -> Model:
     """Checks a document against a pydantic model and returns the model.
 
     Args:
         model: The schema; unknown keys are problems if it forbids extras.
         document: The parsed file. Problems found are added to ``document.problems``.
-        at: The key of the part that is checked; by default it is the whole.
-        raise_problems: Whether to raise at the end, or to leave the raising to a caller that checks more.
-
-    Returns:
-        The validated model, or None if it did not validate and ``raise_problems`` is false.
 
     Raises:
         SpecError: With every problem of the document, sorted by line.
+    """
+    return settled(document, try_model(model, document))
+
+
+def try_model(model: type[Model], document: Document, at: KeyPath = ()) -> Model | None:
+    """Does the same for a caller that has more to check: it raises nothing, and returns None of what does not fit.
+
+    Args:
+        model: As of :func:`validate`.
+        document: As of :func:`validate`.
+        at: The key of the part that is checked; by default it is the whole.
     """
     from pydantic import ValidationError
 
@@ -216,9 +223,14 @@ def validate(model: type[Model], document: Document, *, at: KeyPath = (), raise_
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             _add_problem(model, document, detail, (*at, *_key_of(value, detail["loc"])), at)
-    if raise_problems:
-        raise_if_problems(document)
     return result
+
+
+def settled(document: Document, made: Made | None) -> Made:
+    """Returns what was made of a document; what could not be made has left a problem, which is raised."""
+    raise_if_problems(document)
+    assert made is not None, "no problem was reported, so it was made"
+    return made
 
 
 def raise_if_problems(document: Document) -> None:

@@ -272,9 +272,7 @@ def _find(judge: str, base: Path) -> Path:
 
 def _read(folder: Path) -> tuple[Path, JudgeSettings]:
     document = load_document(folder / FILE)
-    spec = validate(JudgeSpec, document)
-    assert spec is not None, "problems are raised"
-    return folder, _over(JudgeSettings(), spec, folder)
+    return folder, _over(JudgeSettings(), validate(JudgeSpec, document), folder)
 
 
 def _over(settings: JudgeSettings, given: JudgeSettings, base: Path, **more: Any) -> JudgeSettings:

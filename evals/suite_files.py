@@ -9,7 +9,16 @@ from ..chat_templates.errors import did_you_mean
 from ..data_tools.errors import DataError, listing
 from ..data_tools.functions import function_file
 from ..data_tools.sources import data_suffix, is_hub, local_files
-from ..data_tools.specfile import Document, KeyPath, load_document, raise_if_problems, validate, with_references
+from ..data_tools.specfile import (
+    Document,
+    KeyPath,
+    load_document,
+    raise_if_problems,
+    settled,
+    try_model,
+    validate,
+    with_references,
+)
 from .errors import SuiteError
 from .judges import resolve_judging
 from .prompt_sets import PROMPTS, PromptsSpec
@@ -93,9 +102,7 @@ def _finished(
             }
             spec = spec.model_copy(update=update)
         spec = _resolve(spec, base, document)
-    raise_if_problems(document)
-    assert spec is not None  # a suite that does not validate leaves problems
-    return spec
+    return settled(document, spec)
 
 
 def check_suite(name_or_path: str | Path, references: Mapping[str, Path]) -> bool:
@@ -123,7 +130,7 @@ def _read(path: Path, references: Mapping[str, Path]) -> tuple[Document, SuiteSp
     folders = {name: folder.absolute() for name, folder in references.items()}
     document.value = with_references(document, document.value, folders)
     document.value.setdefault("name", path.stem)
-    return document, validate(SuiteSpec, document, raise_problems=False)
+    return document, try_model(SuiteSpec, document)
 
 
 def _find(name: str) -> Path:

@@ -21,7 +21,7 @@ from ..data_tools.mapping import compile_template, syntax_problem
 from ..data_tools.readers import Row
 from ..data_tools.sources import read_rows
 from ..data_tools.spec import ClosedSection, SourceSpec
-from ..data_tools.specfile import load_document, raise_if_problems, validate
+from ..data_tools.specfile import load_document, settled, try_model
 from .errors import SuiteError
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -158,13 +158,11 @@ def read_layout(path: Path) -> Layout:
     """
     document = load_document(path)
     document.value.setdefault("name", path.stem)
-    layout = validate(Layout, document, raise_problems=False)
+    layout = try_model(Layout, document)
     for name, entry in layout.tasks.items() if layout else ():
         for column, problem in field_problems(entry):
             document.problem(("tasks", name, "fields", column), problem)
-    raise_if_problems(document)
-    assert layout is not None, "no problem was reported, so it validated"
-    return layout
+    return settled(document, layout)
 
 
 def field_problems(rows: TaskRows) -> Iterator[tuple[str, str]]:

@@ -16,8 +16,8 @@ from ..data_tools.specfile import (
     dotted,
     load_document,
     parse_scalar,
-    raise_if_problems,
-    validate,
+    settled,
+    try_model,
     with_references,
 )
 from ..data_tools.tool import Tool
@@ -147,9 +147,7 @@ def load(
     loaded = _checked(document, overrides, known)
     if document.problems and overrides:
         _blame_overrides(document, path, overrides, known)
-    raise_if_problems(document)
-    assert loaded is not None, "no problem was reported, so it validated"
-    return loaded
+    return settled(document, loaded)
 
 
 def _checked(document: Document, overrides: Sequence[str], references: Mapping[str, Path]) -> "Loaded | None":
@@ -181,7 +179,7 @@ def _checked(document: Document, overrides: Sequence[str], references: Mapping[s
     find_inputs(document, references)
     if stage:
         _find_adapter(document, stage, references)
-    recipe = validate(Recipe, document, raise_problems=False)
+    recipe = try_model(Recipe, document)
     return recipe and Loaded(recipe, values, document.path, tuple(overrides), dict(references), document)
 
 

@@ -15,7 +15,7 @@ from ..data_tools.plain_values import with_leaves
 from ..data_tools.progress import Say
 from ..data_tools.sources import content_hash
 from ..data_tools.spec import SourceSpec
-from ..data_tools.specfile import Document, load_document, raise_if_problems, validate, with_references
+from ..data_tools.specfile import Document, load_document, raise_if_problems, settled, try_model, with_references
 from ..data_tools.tool import Tool, source_fields, sources_of
 from ..evals import checkpoints
 from ..evals.runs import set_aside
@@ -88,13 +88,12 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline, 
             steps.setdefault(name, []).append(rest)
         else:
             apply_override(document, override)
-    pipeline = validate(Pipeline, document, raise_problems=False)
-    names = [step.name for step in pipeline.steps] if pipeline else []
+    found = try_model(Pipeline, document)
+    names = [step.name for step in found.steps] if found else []
     for index, name in enumerate(names):
         if name in names[:index]:
             document.problem(("steps", index, "name"), f"a step before this one is already named '{name}'")
-    raise_if_problems(document)
-    assert pipeline is not None, "no problem was reported, so it validated"
+    pipeline = settled(document, found)
     extended = [
         step.model_copy(update={"overrides": [*step.overrides, *steps.get(step.name, [])]}) for step in pipeline.steps
     ]
@@ -199,8 +198,7 @@ def _open_recipe(document: Document, index: int, step: Step, folder: Path, refer
     recipe = beside(document, step.recipe)
     if recipe is None:
         document.problem(("steps", index, "recipe"), f"no such file: {step.recipe}")
-    raise_if_problems(document)
-    assert recipe is not None, "no problem was reported, so it is there"
+    recipe = settled(document, recipe)
     lines = {text: document.lines.get(("steps", index, "overrides", n)) for n, text in enumerate(step.overrides)}
     places = {text: f"{document.path}:{line}" for text, line in lines.items() if line}
     return load(recipe, [*step.overrides, f"output_dir={folder}", f"name={step.name}"], references, places)
@@ -224,11 +222,10 @@ def _open_tool(
         for key in sources:
             find_sources(document, at, args, key, references)
         document.value["steps"][index]["args"] = args
-        tool = validate(kind, document, at=at, raise_problems=False)
+        tool = try_model(kind, document, at)
     except InputError as error:
         document.problem(("steps", index, "tool"), error.what, error.hint)
-    raise_if_problems(document)
-    assert tool is not None, "no problem was reported, so it validated"
+    tool = settled(document, tool)
     paths = [function_file(text) or text for text in _strings([name, others]) if text.startswith("/")]
     paths = _inputs(paths, references)
     read = _outside(sources_of(tool), references)

@@ -113,9 +113,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Docume
     document = load_document(path)
     for override in overrides:
         apply_override(document, override)
-    study = validate(Study, document)
-    assert study is not None, "no problem was raised, so it validated"
-    return study, document
+    return validate(Study, document), document
 
 
 def grid(
@@ -143,10 +141,7 @@ def grid(
     if wanted:
         value["score"] = {"suite": study.suite, "steps": [cell.name for cell in wanted]}
     made = Document(document.path, value, lines)
-    pipeline = validate(Pipeline, made)
-    raise_if_problems(made)
-    assert pipeline is not None, "no problem was raised, so it validated"
-    return pipeline, made
+    return validate(Pipeline, made), made
 
 
 def _variants(study: Study, document: Document, number: int, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -334,9 +334,7 @@ def load_method(name: str) -> MethodSpec:
     if not path.is_file():
         hint = did_you_mean(name, known) or f"methods: {', '.join(known)}, or a YAML file"
         raise InputError(f"no method '{name}'", hint=hint)
-    method = validate(MethodSpec, load_document(path))
-    assert method is not None, "no problem was raised, so it validated"
-    return method
+    return validate(MethodSpec, load_document(path))
 
 
 @dataclass

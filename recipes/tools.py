@@ -87,7 +87,6 @@ def run_command(name: str, *arguments: str) -> None:
     def run(output: Path, json_schema: bool, **values: Any) -> None:
         values = {key: _given(tool, key, value) for key, value in values.items()}
         checked = validate(tool, Document(Path(f"posttrain data {name}"), values))
-        assert checked is not None, "no problem was raised, so it validated"
         print(checked.run(output) or output)
 
     folder = typer.Option("-o", help="The folder that is written into.")
