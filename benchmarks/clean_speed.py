@@ -34,7 +34,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 from posttrain.data_tools.clean import Thresholds, chat_verdict, code_verdict, is_cut_off
-from posttrain.data_tools.web_rules import SENTENCE_END, RuleVerdict, c4, fineweb, gopher, words_of
+from posttrain.data_tools.web_rules import DATATROVE, SENTENCE_END, RuleVerdict, c4, fineweb, gopher, words_of
 
 Filter = Callable[[str], tuple[str, str]]
 Program = Callable[[Sequence[str]], Any]
@@ -173,7 +173,7 @@ def cut_answers(path: Path, least: int) -> str:
 
 def programs_of(peers: Mapping[str, Sequence[Filter]]) -> dict[str, Program]:
     """Returns what is timed: each preset of ours as it is and as datatrove has it, and datatrove's filters."""
-    exact = Thresholds(max_duplicate_characters=0.01)
+    exact = Thresholds(**DATATROVE)
     programs: dict[str, Program] = {}
     for name, preset in PRESETS.items():
         programs[name] = in_batches(preset(LIMITS))

@@ -20,7 +20,7 @@ from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readab
 from .sources import Row
 from .spec import Kind, SourceSpec
 from .tool import comma_separated
-from .web_rules import PASSES, RuleVerdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
+from .web_rules import DATATROVE, PASSES, RuleVerdict, WebThresholds, above, below, c4, fineweb, gopher, words_of
 from .word_list import WordList, path_of
 
 Preset = Literal["gopher", "gopher_datatrove", "c4", "c4_datatrove", "fineweb", "fineweb_datatrove", "chat", "code"]
@@ -156,8 +156,8 @@ class Clean(TextTool):
             return lambda rows, texts: [chat_verdict(conversation_of(canonical(row.values)), limits) for row in rows]
         if name == "code":
             return lambda rows, texts: [self._code(row, text, canonical) for row, text in zip(rows, texts, strict=True)]
-        if name == "fineweb_datatrove" and "max_duplicate_characters" not in limits.model_fields_set:
-            limits = limits.model_copy(update={"max_duplicate_characters": 0.01})
+        if name.endswith(_DATATROVE):
+            limits = Thresholds(**{**DATATROVE, **limits.model_dump(exclude_unset=True)})
         web = WEB[name.removesuffix(_DATATROVE)](limits, name.endswith(_DATATROVE))
         return lambda rows, texts: web(texts)
 

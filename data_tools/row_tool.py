@@ -44,7 +44,7 @@ _FILES = ("file", "held_out_file")  # of a source, in a report
 NOT_FINITE = "NaN or infinity written as null"
 CHANGED = "Changed"
 LEFT_OUT = "left_out.log"
-WORK_VERSION = 5  # raise it whenever what an older version left half done is not what this one would have written
+WORK_VERSION = 6  # raise it whenever what an older version left half done is not what this one would have written
 _SUFFIXES = _KEPT, _HELDOUT, _GONE = ".jsonl", ".heldout", ".gone"  # what is written of a block
 _TOOLS = re.compile(r"\n\[tools (\d{1,15})\]\Z")
 _SHOWN = 500  # characters of a detail in the log

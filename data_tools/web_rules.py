@@ -5,8 +5,9 @@ between spaces.
 Gopher's rules are read in Python, and where there is enough to do and numba is installed in numba (``compiled``), where
 lines, paragraphs and n-grams are equal if their 64-bit hashes are.
 
-Sources: Gopher, Rae et al. 2021 (arXiv 2112.11446), appendix A.1 and table A1; C4, Raffel et al. 2020 (JMLR 21),
-section 2.2; FineWeb, Penedo et al. 2024 (arXiv 2406.17557), section 3.6. "datatrove" is its version 0.10.1.
+Sources: Gopher, Rae et al. 2021 (arXiv 2112.11446), appendix A.1 and table A1; C4, Raffel et al. 2020 (arXiv
+1910.10683), section 2.2, and the code that made it, ``text/c4_utils.py`` of TensorFlow Datasets; FineWeb, Penedo et al.
+2024 (arXiv 2406.17557), section 3.6. "datatrove" is its version 0.10.1.
 """
 
 import functools
@@ -114,9 +115,9 @@ class WebThresholds(Section):
     """Gopher: the largest share of characters in the most frequent n-gram, by n."""
     duplicate_ngrams: ByLength = Field(default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1})
     """Gopher: the largest share of characters in n-grams that repeat an earlier one, by n."""
-    min_sentences: int | None = 5
-    """C4: the least sentences in the lines that stay."""
-    min_line_words: int | None = 3
+    min_sentences: int | None = 3
+    """C4: the least sentences in the lines that stay; datatrove has 5, and 3 for the words of a line."""
+    min_line_words: int | None = 5
     """C4: lines of fewer words are cut."""
     max_line_word: int | None = 1000
     """C4: lines with a longer word are cut."""
@@ -131,6 +132,10 @@ class WebThresholds(Section):
     .1."""
     max_newlines: Ratio = 0.3
     """FineWeb: the most line breaks for each word."""
+
+
+# What datatrove allows otherwise than the paper, and than what made C4.
+DATATROVE: Mapping[str, Any] = {"min_sentences": 5, "min_line_words": 3, "max_duplicate_characters": 0.01}
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import pytest
 from posttrain.data_tools import web_rules
 from posttrain.data_tools.clean import Clean, Thresholds
 from posttrain.data_tools.errors import DataError
-from posttrain.data_tools.web_rules import PUNCTUATION, STOP_WORDS, TERMINAL, c4, fineweb, gopher, words_of
+from posttrain.data_tools.web_rules import DATATROVE, PUNCTUATION, STOP_WORDS, TERMINAL, c4, fineweb, gopher, words_of
 
 from ..rows import read_rows, write_texts
 
-EXACT = Thresholds(max_duplicate_characters=0.01)
+EXACT = Thresholds(**DATATROVE)
 SENTENCES = [
     "The river of the north is wide and it has to be crossed with a boat.",
     "Nobody knows that they have been there with us!",
@@ -286,6 +286,17 @@ def test_rows_go_by_the_first_preset_that_finds_fault_and_cuts_are_counted_apart
     own = {"min_words": 1, "min_stop_words": 0, "top_ngrams": {"2": 0.9}}
     kept, _ = clean(path, tmp_path / "own", "gopher", thresholds=own)
     assert [row["id"] for row in kept] == [0, 1, 2, 3]
+
+
+def test_c4_asks_for_three_sentences_and_lines_of_five_words_and_datatrove_for_five_and_three(tmp_path: Path) -> None:
+    lines = PAGE.split("\n")
+    rows = ["\n".join(lines[:3]), f"{PAGE}\nIt is free today."]
+    path = write_texts(tmp_path / "a.jsonl", [{"text": text} for text in rows])
+    assert clean(path, tmp_path / "c4", "c4")[0] == [{"text": rows[0]}, {"text": PAGE}]
+    assert clean(path, tmp_path / "datatrove", "c4_datatrove")[0] == [{"text": rows[1]}]
+    own = {"min_sentences": 1, "min_line_words": 4}
+    for preset in ("c4", "c4_datatrove"):
+        assert clean(path, tmp_path / f"{preset}-own", preset, thresholds=own)[0] == [{"text": text} for text in rows]
 
 
 def test_rules_for_pages_are_refused_on_conversations_and_short_rows(tmp_path: Path) -> None:
