@@ -144,10 +144,13 @@ class Clean(TextTool):
         if reasons:
             return Outcome(None, reasons[0], found[-1][1].detail, measures=measures)
         edits = {f"{name}: {what} cut": count for name, verdict in found for what, count in verdict.edits.items()}
-        values = row.values
-        if after != before:
-            values = values | {self.columns[0] if self.columns else "text": after}
+        values = row.values if after == before else row.values | {self.text_column: after}
         return Outcome(values, edits=edits, measures=measures)
+
+    @property
+    def text_column(self) -> str:
+        """Returns the column that rules which cut lines write to."""
+        return self.columns[0] if self.columns else "text"
 
     def _check(self, name: str, canonical: Any) -> "Callable[[Sequence[Row], Sequence[str]], Sequence[RuleVerdict]]":
         """Returns the rules of a preset."""
@@ -199,11 +202,16 @@ class Clean(TextTool):
 
 
 def _refuse_edits(spec: Clean, source: SourceSpec) -> None:
+    """Refuses to cut lines out of a text that is not what one column holds, to which it could be written back."""
     edits = next((name for name in spec.presets if name.startswith("c4")), None)
-    if edits and spec.columns is not None and len(spec.columns) != 1:
-        raise DataError(f"`{edits}` cuts lines out of one column", where=source.title, hint="name one in `columns`")
-    if edits and spec.columns is None and source.mapping_kind is not None:
-        raise DataError(f"`{edits}` cannot cut lines out of mapped columns", where=source.title, hint="convert first")
+    if edits is None or not spec.remove:
+        return
+    for row, text in readable(first_rows(source), spec.reader(source)):
+        if text and row.values.get(spec.text_column) != text:
+            what = (
+                f"`{edits}` cuts lines out of one column, and what counts of this row is not its {spec.text_column!r}"
+            )
+            raise DataError(what, where=row.where, hint="name one column of text in `columns`, or convert first")
 
 
 def conversation_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:

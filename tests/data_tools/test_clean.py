@@ -312,6 +312,18 @@ def test_rules_for_pages_are_refused_on_conversations_and_short_rows(tmp_path: P
         clean(short, tmp_path / "out", "chat")
 
 
+def test_lines_are_cut_out_of_one_column_of_text_alone(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PAGE}]
+    pair = {"text": PAGE, "text_pair": PAGE, "label": 1}
+    for row, columns in ((pair, None), (pair, ["text", "text_pair"]), ({"messages": talk}, ["messages"])):
+        path = write_texts(tmp_path / "a.jsonl", [row])
+        with pytest.raises(DataError, match="cuts lines out of one column"):
+            clean(path, tmp_path / "out", "c4", columns=columns)
+        assert clean(path, tmp_path / "marked", "c4", columns=columns, remove=False)[0] == [row | {"clean_reasons": []}]
+    path = write_texts(tmp_path / "a.jsonl", [pair | {"text_pair": f"{PAGE}\nHome"}])
+    assert clean(path, tmp_path / "out", "c4", columns=["text_pair"])[0] == [pair]
+
+
 LONG = "The answer has to be given in several steps. First one looks at the whole and then "
 
 
