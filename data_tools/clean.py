@@ -16,7 +16,7 @@ from .errors import DataError
 from .files import hash_file
 from .languages import MIN_PROBABILITY, check_codes, identifier, model_version
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readable, first_rows, readable
+from .row_tool import Decide, Outcome, TextTool, canonical_reader, decide_readable, first_rows, readable, with_columns
 from .sources import Row
 from .spec import Kind, SourceSpec
 from .tool import comma_separated
@@ -140,7 +140,7 @@ class Clean(TextTool):
         measures = {"characters of a text": len(before)}
         if not self.remove:
             marks = dict.fromkeys(reasons, 1)
-            return Outcome(row.values | {COLUMN: reasons}, edits=marks, measures=measures)
+            return Outcome(with_columns(row, {COLUMN: reasons}), edits=marks, measures=measures)
         if reasons:
             return Outcome(None, reasons[0], found[-1][1].detail, measures=measures)
         edits = {f"{name}: {what} cut": count for name, verdict in found for what, count in verdict.edits.items()}

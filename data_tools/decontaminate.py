@@ -22,7 +22,7 @@ from .kept_texts import KeptTexts
 from .ngrams import Words, split_words, words_in
 from .overlap import RULES, SHORTEST, Item, Overlap, text_of, text_of_turns, usual_n
 from .paraphrases import FEWEST, Near, Nearest, count_words, margin_of_chance
-from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, RowTool
+from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, RowTool, with_columns
 from .sources import Row
 from .spec import SourceSpec
 from .tool import Sources
@@ -149,7 +149,7 @@ class DecontaminateSpec(RowTool):
         marks = [
             {name: getattr(finding, name) for name in ("benchmark", "item", "verdict", "words")} for finding in found
         ]
-        return Outcome(row.values | {COLUMN: marks})
+        return Outcome(with_columns(row, {COLUMN: marks}))
 
 
 def read_items(sources: Sequence[SourceSpec]) -> dict[str, list[Item]]:
@@ -330,7 +330,9 @@ class _Search:
 
 
 def _text(row: Row) -> str:
-    return text_of(row.values)
+    """Returns what is searched: not the marks of an earlier call, which quote the items."""
+    marks = row.values.get(COLUMN)
+    return text_of({name: value for name, value in row.values.items() if name != COLUMN or not isinstance(marks, list)})
 
 
 def _words(batch: Sequence[tuple[str, str]]) -> Words:

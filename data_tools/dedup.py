@@ -37,6 +37,7 @@ from .row_tool import (
     split_tools,
     text_and_tools,
     turn_places,
+    with_columns,
 )
 from .sources import Row
 from .spec import SourceSpec
@@ -174,7 +175,7 @@ class Dedup(TextTool):
 
     def _outcome(self, row: Row, entry: "Removal | None") -> Outcome:
         if not self.remove:
-            return Outcome(row.values | {COLUMN: entry and entry.kept}, edits={entry.how: 1} if entry else {})
+            return Outcome(with_columns(row, {COLUMN: entry and entry.kept}), edits={entry.how: 1} if entry else {})
         if entry is None:
             return Outcome(row.values)
         return Outcome(None, f"{entry.how} duplicate", f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}")
@@ -183,7 +184,7 @@ class Dedup(TextTool):
         found = [entries.get(where) for where in turn_places(row.where, count)]
         if not self.remove:
             edits = collections.Counter(entry.how for entry in found if entry)
-            return Outcome(row.values | {COLUMN: [entry and entry.kept for entry in found]}, edits=edits)
+            return Outcome(with_columns(row, {COLUMN: [entry and entry.kept for entry in found]}), edits=edits)
         stay = sum(entry is None or not entry.went for entry in found)
         details = [f"{entry.similarity:.3f} like {entry.kept}: {entry.kept_text}" for entry in found if entry]
         if count and not stay:

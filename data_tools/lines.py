@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 from .errors import DataError, missing_column
 from .files import write_atomic, write_jsonl_log
 from .ngrams import Words, split_words, words_in
-from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of, decide_readable, first_rows, readable
+from .row_tool import Decide, Outcome, Plan, RowTool, blocks_of, decide_readable, first_rows, readable, with_columns
 from .sources import Row
 from .spec import Count, PositiveShare, SourceSpec
 from .tool import comma_separated
@@ -242,7 +242,8 @@ class Lines(RowTool):
     def _outcome(self, row: Row, names: Sequence[str], texts: "Sequence[_Text]", cut: Sequence[list[int]]) -> Outcome:
         gone = [text.pieces[place].strip() for text, some in zip(texts, cut, strict=True) for place in some]
         if not self.remove:
-            return Outcome(row.values | {COLUMN: gone}, edits={f"{self.unit} repeated": len(gone)} if gone else {})
+            edits = {f"{self.unit} repeated": len(gone)} if gone else {}
+            return Outcome(with_columns(row, {COLUMN: gone}), edits=edits)
         if not gone:
             return Outcome(row.values)
         words = int(sum(text.sizes.sum() for text in texts))

@@ -17,8 +17,18 @@ from .files import hash_file
 from .hashed_classifier import L2_GRID, HashedClassifier, buckets_of, features, fit, log_loss, roc_area
 from .kept_texts import KeptTexts
 from .ngrams import mix_bits, ngrams, split_words, words_in
-from .row_tool import BLOCK_ROWS, Counts, Decide, Outcome, Plan, TextTool, canonical_reader, decide_readable
-from .score_columns import Bounds, column_taken, outside
+from .row_tool import (
+    BLOCK_ROWS,
+    Counts,
+    Decide,
+    Outcome,
+    Plan,
+    TextTool,
+    canonical_reader,
+    decide_readable,
+    with_columns,
+)
+from .score_columns import Bounds, outside
 from .sources import Row
 from .spec import Count, NonEmpty, SourceSpec
 from .tool import Sources
@@ -120,18 +130,11 @@ class Quality(TextTool):
         around = scored.around(bounds[0] if np.isfinite(bounds[0]) else bounds[1]) if bounds else Tally()
 
         def decider(source: SourceSpec) -> Decide:
-            text_of = self.reader(source)
-
-            def read(row: Row) -> str:
-                if self.column in row.values:
-                    raise column_taken(self.column, row.where, "give the score another name: `column`")
-                return text_of(row)
-
             def decide(rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
                 scores = trained.classifier.scores(texts).tolist()
                 return [self._outcome(row, score, bounds) for row, score in zip(rows, scores, strict=True)]
 
-            return decide_readable(read, decide)
+            return decide_readable(self.reader(source), decide)
 
         def add(report: ToolReport, _: Mapping[str, Counts]) -> ToolReport:
             return _add(report, self.column, trained, scored, bounds, around)
@@ -142,7 +145,7 @@ class Quality(TextTool):
         side = outside(score, bounds) if bounds else ""
         if side:
             return Outcome(None, f"{self.column} {side}", f"{score:.6g}")
-        return Outcome(row.values | {self.column: score})
+        return Outcome(with_columns(row, {self.column: score}, "give the score another name: `column`"))
 
 
 @dataclass(frozen=True)

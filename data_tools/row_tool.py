@@ -742,6 +742,24 @@ def _ranked(groups: Mapping[str, Sequence[int]]) -> list[tuple[str, Sequence[int
     return sorted(groups.items(), key=lambda item: (-item[1][0], item[0]))
 
 
+def with_columns(
+    row: Row, columns: Mapping[str, Any], hint: str = "an earlier call said it: take that column out first"
+) -> dict[str, Any]:
+    """Returns a row with what a tool says of it, in columns of their own.
+
+    Args:
+        row: The row.
+        columns: What is said, by column.
+        hint: What to do where the row has such a column already.
+
+    Raises:
+        DataError: It has one, which would be written over.
+    """
+    if taken := [name for name in columns if name in row.values]:
+        raise DataError(f"has a column {taken[0]} already", where=row.where, hint=hint)
+    return {**row.values, **columns}
+
+
 def quote(values: Mapping[str, Any]) -> str:
     """Returns what a row says, as an example shows it."""
     return "\n".join(texts_of(values))

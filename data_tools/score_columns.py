@@ -78,8 +78,3 @@ def column_values(source: SourceSpec, column: str) -> Iterator[tuple[str, float]
             yield row.where, float(value)
     if not found:
         raise DataError(f"has no numbers in a column '{column}'", where=source.title)
-
-
-def column_taken(column: str, where: str, hint: str) -> DataError:
-    """Returns the error of a row that has a column already which a score would be written to."""
-    return DataError(f"has a column {column} already", where=where, hint=hint)

@@ -26,7 +26,7 @@ from .files import hash_tree, write_jsonl_log
 from .kept_texts import KeptTexts
 from .lines import is_source_file
 from .ngrams import words_in
-from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable, split_tools, text_and_tools
+from .row_tool import Decide, Outcome, Plan, TextTool, decide_readable, split_tools, text_and_tools, with_columns
 from .sources import Row
 from .spec import Count, PositiveShare, SourceSpec
 from .tool_report import EXAMPLES, Table, Tally, ToolReport
@@ -128,11 +128,11 @@ class Semantic(TextTool):
 
     def _outcome(self, row: Row, flag: Flag | None) -> Outcome:
         if flag is None:
-            return Outcome(row.values | {COLUMN: None})
+            return Outcome(with_columns(row, {COLUMN: None}))
         detail = f"{flag.similarity:.3f} like {flag.like}: {flag.like_text}"
         if flag.removed:
             return Outcome(None, "semantic duplicate", detail)
-        return Outcome(row.values | {COLUMN: flag.like}, detail=detail, edits={_said(flag): 1})
+        return Outcome(with_columns(row, {COLUMN: flag.like}), detail=detail, edits={_said(flag): 1})
 
     def _flags(self, texts: "_Texts", like: "NDArray[np.int64]", similarity: "NDArray[np.float32]") -> list[Flag]:
         flagged = np.flatnonzero(similarity >= self.threshold)

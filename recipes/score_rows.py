@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..data_tools.errors import RowError
 from ..data_tools.files import read_json, write_json
-from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, quote
-from ..data_tools.score_columns import Bounds, column_taken, outside
+from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, quote, with_columns
+from ..data_tools.score_columns import Bounds, outside
 from ..data_tools.sources import Row
 from ..data_tools.spec import SourceSpec
 from ..data_tools.tool import comma_separated
@@ -115,18 +115,18 @@ class ScoreRows(ModelRows):
 
     def _outcome(self, row: Row, scored: Any, bounds: Mapping[str, tuple[float, float]]) -> Outcome:
         columns = {name: f"{name}{self.suffix}" for name in self.scores}
-        if taken := [column for column in columns.values() if column in row.values]:
-            raise column_taken(taken[0], row.where, "give these scores another name: `suffix`")
+        hint = "give these scores another name: `suffix`"
         if isinstance(scored, RowError):
             reason = f"{_NO_SCORE}: {scored.reason}"
             if self.keep:
                 return Outcome(None, reason, scored.detail)
-            return Outcome(row.values | dict.fromkeys(columns.values()), detail=scored.detail, edits={reason: 1})
+            values = with_columns(row, dict.fromkeys(columns.values()), hint)
+            return Outcome(values, detail=scored.detail, edits={reason: 1})
         values = {name: getattr(scored, name) for name in self.scores}
         for name, limits in bounds.items():
             if side := outside(values[name], limits):
                 return Outcome(None, f"{name} {side}", f"{values[name]:.6g}")
-        return Outcome(row.values | {columns[name]: value for name, value in values.items()})
+        return Outcome(with_columns(row, {columns[name]: value for name, value in values.items()}, hint))
 
 
 class _Scorer(RowModel):

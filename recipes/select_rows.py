@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from ..data_tools.errors import DataError, RowError
 from ..data_tools.files import read_json, write_atomic, write_json
-from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, file_names, json_line
+from ..data_tools.row_tool import Counts, Decide, Outcome, Plan, blocks_of, file_names, json_line, with_columns
 from ..data_tools.score_columns import column_values
 from ..data_tools.sources import Row
 from ..data_tools.spec import Count, SourceSpec
@@ -145,10 +145,6 @@ class Select(ModelRows):
         return [f"{by}/{name}" for by in others for name in files.values()]
 
     def _outcome(self, row: Row, choice: "_Choice", place: int) -> Outcome:
-        columns = (self.by, "rds_query", f"{self.by}_rank")
-        if taken := [name for name in columns if name in row.values]:
-            hint = "it comes from an earlier selection: take that column out first"
-            raise DataError(f"has a column {taken[0]} already", where=row.where, hint=hint)
         error = choice.errors[place]
         if error is not None:
             return Outcome(None, f"no score: {error.reason}", error.detail)
@@ -158,9 +154,9 @@ class Select(ModelRows):
             return Outcome(None, reason, f"{choice.nearest[place]:.4f}")
         query, rank, similarity = choice.taken[place]
         alike = None if math.isnan(similarity) else round(similarity, 6)
-        named = (alike, None if query is None else choice.queries[query], rank)
-        values = {name: value for name, value in zip(columns, named, strict=True) if value is not None}
-        return Outcome(row.values | values, edits=edits)
+        named = {self.by: alike, "rds_query": None if query is None else choice.queries[query], f"{self.by}_rank": rank}
+        values = {name: value for name, value in named.items() if value is not None}
+        return Outcome(with_columns(row, values), edits=edits)
 
 
 @dataclass

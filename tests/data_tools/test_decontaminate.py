@@ -82,6 +82,16 @@ def test_flagged_rows_stay_with_what_was_found_in_them(tmp_path: Path) -> None:
     assert first == {**CLEAN[0], "contamination": []}
     mark = {"benchmark": "quiz", "item": "3", "verdict": "n-grams", "words": ITEMS[3].question}
     assert second == {**LEAKS[0], "contamination": [mark]}
+    with pytest.raises(DataError, match=r"train\.jsonl:1: has a column contamination already"):
+        decontaminate(spec_of(str(tmp_path / "out" / "train.jsonl"), remove=False), {"quiz": ITEMS}, tmp_path / "again")
+
+
+def test_marks_of_an_earlier_call_which_quote_items_are_not_searched(tmp_path: Path) -> None:
+    marks = [{"benchmark": "quiz", "item": "3", "verdict": "n-grams", "words": ITEMS[3].question}]
+    rows = [{**CLEAN[0], "contamination": marks}, {**CLEAN[1], "contamination": ITEMS[3].question}]
+    source = write_rows(tmp_path / "train.jsonl", rows)
+    decontaminate(spec_of(source), {"quiz": ITEMS}, tmp_path / "out")
+    assert read_rows(tmp_path / "out" / "train.jsonl") == rows[:1]
 
 
 def test_each_run_says_which_planted_copies_it_would_find_and_writes_none_of_them(tmp_path: Path) -> None:

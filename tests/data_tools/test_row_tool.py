@@ -15,14 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from posttrain.chat_templates.errors import PosttrainError
 from posttrain.data_tools import row_tool
+from posttrain.data_tools.clean import Clean
 from posttrain.data_tools.convert import TRIMMED, Convert
+from posttrain.data_tools.dedup import Dedup
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.explain import Explain
+from posttrain.data_tools.lines import Lines
 from posttrain.data_tools.row_tool import Outcome, RowTool, json_line
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.data_tools.tool_report import Spread, Tally, percent
 
 from ..rows import read_rows, write_rows
+
+ANY = SourceSpec(path="any.jsonl")
 
 
 class Odd(RowTool):
@@ -46,6 +51,20 @@ def report(folder: Path) -> dict[str, Any]:
 
 def odd(*paths: str, **more: Any) -> Odd:
     return Odd(sources=[SourceSpec(path=path) for path in paths], **more)
+
+
+@pytest.mark.parametrize(
+    "tool", [Clean(sources=[ANY], presets=["fineweb"]), Dedup(sources=[ANY]), Lines(sources=[ANY])]
+)
+def test_marks_of_an_earlier_call_are_not_written_over(tool: RowTool, tmp_path: Path) -> None:
+    def mark(path: str, folder: Path) -> list[dict[str, Any]]:
+        tool.model_copy(update={"sources": [SourceSpec(path=path)], "remove": False}).run(folder)
+        return read_rows(folder / "a.jsonl")
+
+    first = mark(write_rows(tmp_path / "a.jsonl", [{"text": "One sentence that stands here."}] * 20), tmp_path / "out")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: has a column \w+ already; .*take that column out first"):
+        mark(str(tmp_path / "out" / "a.jsonl"), tmp_path / "again")
+    assert len(first) == 20
 
 
 def test_every_row_is_written_or_counted_with_examples(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_what_is_alike_is_flagged_and_stays(tmp_path: Path, static_model: str) -
     [flag] = read_rows(tmp_path / "out" / "flagged.log")
     vectors = static_embeddings(static_model)(SAME)
     assert flag["similarity"] == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-4)
+    with pytest.raises(DataError, match="has a column similar_to already"):
+        semantic(str(tmp_path / "out" / "a.jsonl"), tmp_path / "again", model=static_model)
     assert (flag["row"], flag["like"], flag["differs"], flag["removed"]) == (f"{path}:2", f"{path}:1", [], False)
     said = Explain(folder=str(tmp_path / "out"), row="a.jsonl:2").run(tmp_path)
     assert "nothing that is looked at differs" in said
