@@ -44,7 +44,8 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
     A folder in which nothing was trained may be taken over, by a mended recipe or with mended data.
 
     Raises:
-        RunFolderError: The folder was made by a different recipe, or holds files of other origin.
+        RunFolderError: The folder was made by a different recipe, holds files of other origin, or a checkpoint that
+            another number of processes trained.
     """
     run_dir = Path(loaded.recipe.output_dir)
     old = read_record(run_dir)
@@ -62,7 +63,7 @@ def claim(loaded: Loaded, *, processes: int, force: bool = False) -> dict[str, A
             raise RunFolderError(f"the folder holds {', '.join(strangers[:3])}", where=str(run_dir), hint=hint)
     origin = origin_of(loaded)
     steps = [f"--step={name}={folder}" for name, folder in loaded.references.items()]
-    if old and not force and (change := change_since(old, origin)):
+    if old and not force and (change := change_since(old, origin) or _other_processes(old, loaded, processes)):
         raise RunFolderError(change, where=str(run_dir), hint=hint)
     record = {
         "schema": 1,
@@ -90,6 +91,19 @@ def _holds_work(run_dir: Path) -> bool:
     trained = any(checkpoints.step_of(folder) for folder in checkpoints.list_checkpoints(run_dir))
     names = (checkpoints.MANIFEST, "adapter", "scores.jsonl", "judgments.jsonl", "samples")
     return trained or any((run_dir / name).exists() for name in names) or any(run_dir.glob("*.safetensors"))
+
+
+def _other_processes(old: dict[str, Any], loaded: Loaded, processes: int) -> str | None:
+    """Says that there is a checkpoint of other steps than now, by which a trainer counts rows and the run's end."""
+    before, folders = old.get("processes"), checkpoints.list_checkpoints(Path(loaded.recipe.output_dir))
+    resumable = any(found and found.resumable and found.step for found in map(checkpoints.read_manifest, folders))
+    if before in (None, processes) or not resumable:
+        return None
+    rows = loaded.option("per_device_train_batch_size") * loaded.option("gradient_accumulation_steps")
+    return (
+        f"trained with --processes {before}, {rows * before} rows a step; --processes {processes} would make it "
+        f"{rows * processes}"
+    )
 
 
 def origin_of(loaded: Loaded) -> dict[str, Any]:

@@ -515,6 +515,20 @@ def test_resuming_on_changed_data_is_refused(make_recipe: Callable[..., Path], t
         run(recipe)
 
 
+def test_resuming_with_another_number_of_processes_is_refused_unless_told(make_recipe: Callable[..., Path]) -> None:
+    run_dir = run(recipe := make_recipe(max_steps=4))
+    undo_end(run_dir)
+    loaded = load(recipe)
+    rows = loaded.option("per_device_train_batch_size") * loaded.option("gradient_accumulation_steps")
+    with pytest.raises(
+        RunFolderError, match=rf"--processes 1, {rows} rows a step; --processes 2 would make it {2 * rows};"
+    ):
+        rundir.claim(loaded, processes=2)
+    assert rundir.claim(loaded, processes=1)["processes"] == 1
+    assert rundir.claim(loaded, processes=2, force=True)["processes"] == 2
+    assert rundir.claim(loaded, processes=2)["processes"] == 2
+
+
 def test_old_checkpoints_go_only_once_the_new_one_is_whole(make_recipe: Callable[..., Path]) -> None:
     run_dir = run(make_recipe(save_total_limit=2))
     kept = checkpoints.list_checkpoints(run_dir)
