@@ -96,7 +96,10 @@ def render(
             for message in messages
         ]
     if not template.supports_tools and (tools or any(m.get("tool_calls") or m.get("role") == "tool" for m in messages)):
-        raise TemplateError(f"template '{template.name}' has no tools", hint="use hermes-tools or qwen3")
+        raise TemplateError(
+            f"template '{template.name}' has no tools",
+            hint="use hermes-tools, qwen3 or a template with marks and tools",
+        )
     try:
         bound_chat_templates()
         rendered: Any = render_jinja_template(  # typed as str, but a pair

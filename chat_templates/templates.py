@@ -50,6 +50,11 @@ class ChatTemplate:
     stands_for: "ChatTemplate | None" = None
     """The model's own template, which this one renders alike, with marks of the assistant's turns beside."""
 
+    @property
+    def saved(self) -> "ChatTemplate":
+        """What a tokenizer carries: the model's own, which may have tools and roles that the one for it has not."""
+        return self.stands_for or self
+
     @functools.cached_property
     def code(self) -> str:
         """The Jinja text without comments."""
@@ -204,8 +209,8 @@ def fingerprint(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") ->
 def install(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Makes a tokenizer fit for a template, in place.
 
-    Sets ``chat_template``; adds the special tokens that are missing; makes the end of turn the eos token, so that
-    generation stops there; and sets a pad token that means nothing else (see ``ensure_pad``).
+    Sets ``chat_template`` to what is ``saved`` of it; adds the special tokens that are missing; makes the end of turn
+    the eos token, so that generation stops there; and sets a pad token that means nothing else (see ``ensure_pad``).
 
     Returns:
         The tokens added to the vocabulary, in order. The caller resizes the model's embeddings.
@@ -214,7 +219,7 @@ def install(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> lis
         TemplateError: The template ends turns with the eos token, and the tokenizer has none.
     """
     before = len(tokenizer)
-    tokenizer.chat_template = template.source
+    tokenizer.chat_template = template.saved.source
     needed = [*template.special_tokens, *([template.end_of_turn] if template.end_of_turn else [])]
     missing = [token for token in dict.fromkeys(needed) if not is_single_token(tokenizer, token)]
     if missing:
@@ -226,7 +231,7 @@ def install(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> lis
             f"template '{template.name}' ends a turn with the eos token, and the tokenizer has none",
             hint="set tokenizer.eos_token, or take a template with an end of turn of its own, such as chatml",
         )
-    ensure_pad(tokenizer, template)
+    ensure_pad(tokenizer, template.saved)
     return [str(tokenizer.convert_ids_to_tokens(i)) for i in range(before, len(tokenizer))]
 
 

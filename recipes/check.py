@@ -298,7 +298,7 @@ def _template_lines(ready: Ready) -> list[str]:
     job = ready.job
     if job.template is None:
         return []
-    name = f"template: {job.template.name} ({chat_templates.fingerprint(job.template, job.tokenizer)})"
+    name = f"template: {job.template.name} ({chat_templates.fingerprint(job.template.saved, job.tokenizer)})"
     if ready.proof is None:
         return [name]
     failed = [f"{f.severity}: template: {f.check}: {f.message}" for f in ready.proof.failed]

@@ -126,7 +126,7 @@ def _template(job: Job) -> dict[str, Any] | None:
 
     return job.template and {
         "name": job.template.name,
-        "fingerprint": chat_templates.fingerprint(job.template, job.tokenizer),
+        "fingerprint": chat_templates.fingerprint(job.template.saved, job.tokenizer),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import yaml
 from posttrain.chat_templates.errors import PosttrainError, TemplateError
 from posttrain.data_tools.errors import DataError, SpecError
 from posttrain.evals import checkpoints
+from posttrain.evals.models import load_tokenizer
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.load import load
 from posttrain.recipes.train import main, train
@@ -53,6 +55,22 @@ def test_the_final_model_stands_alone(make_recipe: Callable[..., Path]) -> None:
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
     )
     assert model.generate(**ids, max_new_tokens=3).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_a_model_keeps_the_tools_of_its_own_template_whose_marks_are_another_s(
+    make_recipe: Callable[..., Path], tmp_path: Path, instruct_model_dir: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    shutil.copytree(instruct_model_dir, model := tmp_path / "model")
+    file = model / "chat_template.jinja"
+    file.write_text(own := "{% if tools %}{{ tools | tojson }}{% endif %}{# tool_calls #}" + file.read_text())
+    run_dir = run(make_recipe(sections={"model": {"name_or_path": str(model)}}, max_steps=1))
+    saved, fingerprint = load_tokenizer(str(run_dir))
+    assert saved.chat_template == AutoTokenizer.from_pretrained(model).chat_template == own
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["template"]["name"].startswith("chatml, recognised in the model's own")
+    assert record["template"]["fingerprint"] == fingerprint
 
 
 def test_a_new_model_is_built_from_its_configuration(make_recipe: Callable[..., Path], tiny_model_dir: Path) -> None:
