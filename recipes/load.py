@@ -23,7 +23,7 @@ from ..data_tools.specfile import (
 from ..data_tools.tool import Tool
 from . import trainer_fields
 from .adapter_types import STATE, TYPES, adapter_problems
-from .inputs import find_inputs
+from .inputs import beside, find_inputs
 from .schema import Recipe
 from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
 
@@ -256,6 +256,16 @@ class RecipeTool(Tool):
             SpecError: With every problem found.
         """
         return load(Path(self.recipe), self.overrides, {name: Path(folder) for name, folder in self.references.items()})
+
+
+def override_of_file(document: Document, override: str) -> str:
+    """Returns an override that a file holds with the absolute path of what it names beside that file, if it does.
+
+    One of the command line is meant from where the user stands.
+    """
+    key, _, value = override.partition("=")
+    path = beside(document, value) if value and key.rpartition(".")[2] in _PATH_KEYS else None
+    return f"{key}={path}" if path else override
 
 
 def apply_override(document: Document, override: str) -> None:

@@ -24,7 +24,7 @@ from . import launch, rundir
 from .errors import RunError
 from .forks import Forks
 from .inputs import beside, find_sources, find_suite
-from .load import Loaded, RecipeTool, apply_override, load
+from .load import Loaded, RecipeTool, apply_override, load, override_of_file
 from .schema import Pipeline, Step
 from .tools import load_tool
 
@@ -199,9 +199,12 @@ def _open_recipe(document: Document, index: int, step: Step, folder: Path, refer
     if recipe is None:
         document.problem(("steps", index, "recipe"), f"no such file: {step.recipe}")
     recipe = settled(document, recipe)
-    lines = {text: document.lines.get(("steps", index, "overrides", n)) for n, text in enumerate(step.overrides)}
-    places = {text: f"{document.path}:{line}" for text, line in lines.items() if line}
-    return load(recipe, [*step.overrides, f"output_dir={folder}", f"name={step.name}"], references, places)
+    overrides, places = list(step.overrides), {}
+    for number, text in enumerate(step.overrides):
+        if line := document.lines.get(("steps", index, "overrides", number)):  # else of the command line
+            overrides[number] = override_of_file(document, text)
+            places[overrides[number]] = f"{document.path}:{line}"
+    return load(recipe, [*overrides, f"output_dir={folder}", f"name={step.name}"], references, places)
 
 
 def _open_tool(

@@ -11,6 +11,7 @@ from posttrain.data_tools.errors import DataError, SpecError
 from posttrain.recipes import launch
 from posttrain.recipes.errors import RecipeError, RunError
 from posttrain.recipes.forks import Forks
+from posttrain.recipes.load import load
 from posttrain.recipes.pipeline import STATE, _is_done, load_pipeline, plan, run
 from posttrain.recipes.scoring import _suite_of
 
@@ -341,6 +342,27 @@ def test_an_override_reaches_the_step_it_names(pipeline: Path) -> None:
     spec, _ = load_pipeline(pipeline, ["sft.trainer.max_steps=9", "output_dir=elsewhere"])
     assert spec.output_dir == "elsewhere"
     assert spec.steps[2].overrides == ["trainer.max_steps=9"]
+
+
+def test_an_override_of_the_file_names_what_lies_beside_it_and_one_of_the_command_line_what_is_here(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = yaml.safe_load(pipeline.read_text())
+    value["steps"][2] |= {"recipe": "recipes/sft.yaml", "overrides": ["data.train.path=chat.jsonl"]}
+    pipeline.write_text(yaml.safe_dump(value))
+    for name in ("recipes", "here"):
+        shutil.copytree(tmp_path, tmp_path / name, ignore=shutil.ignore_patterns("recipes", "here"))
+    monkeypatch.chdir(tmp_path / "here")
+
+    def rows(*overrides: str) -> tuple[str, ...]:
+        loaded = plan(*load_pipeline(pipeline, overrides)[::-1])["sft"].loaded
+        assert loaded is not None
+        # a step is trained by the command line that it would be by hand
+        again = load(loaded.path, loaded.overrides, loaded.references)
+        return loaded.recipe.data.train[0].path, again.recipe.data.train[0].path
+
+    assert rows() == (str(tmp_path / "chat.jsonl"),) * 2
+    assert rows("sft.data.train.path=chat.jsonl") == (str(tmp_path / "here" / "chat.jsonl"),) * 2
 
 
 def test_an_override_of_a_tool_is_refused_and_not_forgotten(pipeline: Path) -> None:
