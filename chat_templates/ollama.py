@@ -144,6 +144,8 @@ def conversations(
         messages = [{"role": m["role"], "content": m["content"]} for m in probe.conversation["messages"][:-1]]
         if probe.name not in ("tools", "reasoning"):
             yield probe.name, messages, probe.name != "white space"
+    if "</think>" in template.code or template.reasoning_key:
+        yield "thoughts in earlier answers", _talk(_U, f"<think>\nThat is so.\n</think>\n\n{_A}", _V), False
     yield "a system message later on", _LATE, False
     yield "two questions in a row", _talk(_U) + _talk(_V), False
 
