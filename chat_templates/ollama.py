@@ -52,10 +52,10 @@ class _Prompts:
     def __init__(self, template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase", added_bos: str | None):
         self.template, self.tokenizer, self.bos = template, tokenizer, added_bos
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]], *, go_on: bool = True) -> str | None:
+    def __call__(self, messages: Sequence[Mapping[str, Any]], *, go_on: bool = True, **variables: Any) -> str | None:
         """Returns the text, or None where the template refuses the conversation."""
         try:
-            made = render(self.template, messages, tokenizer=self.tokenizer, add_generation_prompt=go_on)
+            made = render(self.template, messages, tokenizer=self.tokenizer, add_generation_prompt=go_on, **variables)
         except TemplateError:
             return None
         if self.bos is None:
@@ -83,6 +83,13 @@ def write_go_template(
         TemplateError: It cannot be written; the message names the conversation on which the best try differs.
     """
     prompts = _Prompts(template, tokenizer, added_bos)
+    if any(prompts(talk) != prompts(talk, strftime_now=str) for talk in (_talk(_U), _talk(_U, system=_S))):
+        what = (
+            "the chat template cannot be written as Ollama's: it writes the date, which would stay that of the export"
+        )
+        raise TemplateError(
+            what, hint="put a fixed date into the template, or export --to gguf, which keeps it as it is"
+        )
     best: list[PromptDifference] | None = None
     for source in _candidates(prompts):
         differences = compare_prompts(source, template, tokenizer, added_bos)

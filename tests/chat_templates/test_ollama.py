@@ -100,6 +100,13 @@ def test_it_is_said_where_thoughts_would_stay_in_earlier_answers(tokenizer: Any)
     assert "<think>" in str(found.found)
 
 
+def test_a_template_that_writes_the_day_is_not_frozen_on_that_of_the_export(tokenizer: Any) -> None:
+    source = "{{ %s }}{%% for m in messages %%}<{{ m.role }}>{{ m.content }}</s>{%% endfor %%}<assistant>"
+    with pytest.raises(TemplateError, match="it writes the date, which would stay that of the export"):
+        write_go_template(ChatTemplate("dated", source % "strftime_now('%d %b %Y')"), tokenizer, None)
+    assert "26 Jul 2024" in write_go_template(ChatTemplate("fixed", source % "'26 Jul 2024'"), tokenizer, None)[0]
+
+
 @pytest.mark.parametrize(
     "body",
     [
