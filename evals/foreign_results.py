@@ -42,7 +42,7 @@ class ForeignScore:
 
     Attributes:
         task: Its name.
-        definition: What decides its figures, as far as the file says; equal ones share a column.
+        definition: What decides its figures beside the items, as far as the file says; equal ones share a column.
         metrics: As lines of ``scores.jsonl`` hold them, the first standing for the task.
         samples: A Parquet file of the items, if the file has them.
         items: What the items are, as hashes of documents, prompts and targets; None where they are not known.
@@ -223,6 +223,8 @@ def _lm_eval_score(path: Path, task: str, metrics: tuple[Json, ...], values: Jso
     items = items_digest(io.BytesIO(samples[0])) if samples else None
     if items and config.get("gen_kwargs") and definition.get("output_type") == "generate_until":
         items = hash_json([items, config["gen_kwargs"]])  # asked alike, and answered under settings of its own
+    if items:  # they show the task, but not how their answers are made and read
+        definition = {key: definition.get(key) for key in ("generation_kwargs", "filter_list")}
     return ForeignScore(
         task,
         definition,
@@ -453,12 +455,11 @@ def _read_inspect(path: Path, log: Json, samples: Iterable[Any]) -> ForeignResul
     values = _inspect_values(samples)
     task = str(spec["task"])
     entries = results["scores"]
-    metrics, primary = [], ""
+    metrics = []
     for entry in entries:
         known = _mapping(entry.get("metrics"))
         stderr = _mapping(known.get("stderr")).get("value")
         several = len(entries) > 1
-        primary = primary or str(entry.get("scorer"))
         items = {item for item, scored in values.items() if str(entry.get("name")) in scored}
         n = len(items) or entry.get("scored_samples") or results.get("completed_samples")
         for key, metric in known.items():
@@ -478,8 +479,11 @@ def _read_inspect(path: Path, log: Json, samples: Iterable[Any]) -> ForeignResul
         "task": task,
         "version": spec.get("task_version"),
         "dataset": _mapping(spec.get("dataset")).get("name"),
+        "arguments": spec.get("task_args"),
+        "solver": [spec.get("solver"), spec.get("solver_args")],
+        "scorer": [entries[0].get("scorer"), entries[0].get("params"), spec.get("model_roles")],
+        "epochs": [config.get("epochs"), config.get("epochs_reducer")],
     }
-    definition |= {"arguments": spec.get("task_args"), "scorer": primary, "epochs": config.get("epochs")}
     score = ForeignScore(
         name,
         definition | {"n": metrics[0]["n"]},
@@ -533,9 +537,7 @@ def _write_run(store: Path, several: Sequence[ForeignResults]) -> None:
 
 def _line(store: Path, results: ForeignResults, score: ForeignScore) -> Json:
     """Returns a line of ``scores.jsonl``, and writes its samples."""
-    content = {"harness": results.harness} | ({"items": score.items} if score.items else score.definition)
-    if score.judge_version:
-        content |= score.definition  # the same items before another judge are another measurement
+    content = {"harness": results.harness, "items": score.items} | score.definition
     task, task_hash = re.sub(r"[^\w.:+@ ()-]", "_", score.task)[:150], hash_json(content)
     foreign = {"harness": results.title, "file": results.source.name, "items": score.items}
     if score.samples is not None:

@@ -125,6 +125,34 @@ def own_column(board: Leaderboard) -> Column:
     return next(column for column in board.columns if column.id == identity)
 
 
+def lm_eval_file(folder: Path, right: list[int], second: int, model: str = "m", **config: Any) -> Path:
+    """A file of lm-eval's, and the samples beside it, of a task that is answered in words."""
+    folder.mkdir(exist_ok=True)
+    mean, n = sum(right) / len(right), len(right)
+    results = {"sums": {"exact_match,none": mean, "exact_match_stderr,none": (mean * (1 - mean) / (n - 1)) ** 0.5}}
+    values = {"results": results, "configs": {"sums": {"output_type": "generate_until"} | config}, "date": second}
+    values |= {"config": {"model": "hf", "model_args": f"pretrained={model}"}, "lm_eval_version": "0.4.13"}
+    rows = [
+        {"doc_id": i, "doc": {"q": i}, "target": "1", "arguments": {"gen_args_0": {"arg_0": f"{i}?", "arg_1": {}}}}
+        | {"resps": [["1"]], "filtered_resps": ["1"], "filter": "none", "exact_match": value}
+        for i, value in enumerate(right)
+    ]
+    date = f"2026-11-01T10-00-{second:02}.5"
+    (folder / f"samples_sums_{date}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / f"results_{date}.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("key", ["generation_kwargs", "filter_list"])
+def test_tasks_of_lm_eval_that_make_or_read_answers_otherwise_share_no_column(tmp_path: Path, key: str) -> None:
+    first = lm_eval_file(tmp_path, [0, 1] * 20, 1, "a", **{key: "greedy"})
+    assert len(build([first, lm_eval_file(tmp_path, [1] * 40, 2, "b", **{key: "greedy"})]).differences) == 1
+    board = build([first, lm_eval_file(tmp_path, [1] * 40, 3, "b", **{key: "another"})])
+    assert len(board.columns) == 2
+    assert not board.differences
+
+
 def old_results(folder: Path, name: str, acc: float) -> Path:
     """As versions of lm-eval before 0.4 wrote them: without filters, numbers of items, or samples."""
     folder.mkdir(exist_ok=True)
@@ -278,6 +306,28 @@ def test_logs_of_inspect_are_read_packed_and_plain_and_compared_by_sample(tmp_pa
     [plain] = read_results(archive(tmp_path / "c.eval", strong))
     [zstd] = read_results(packed)
     assert (plain.scores[0].items, plain.scores[0].metrics) == (zstd.scores[0].items, zstd.scores[0].metrics)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"task_args": {"fewshot": 10}},
+        {"solver": "chain_of_thought"},
+        {"solver": "generate", "solver_args": {"attempts": 3}},
+        {"config": {"epochs": 1, "epochs_reducer": ["max"]}},
+        {"model_roles": {"grader": {"model": "another"}}},
+    ],
+)
+def test_logs_of_inspect_that_ask_or_score_the_same_items_otherwise_share_no_column(
+    tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    strong, weak = inspect_log(["C"] * 36 + ["I"] * 4, "strong"), inspect_log(["C", "I", "I", "I"] * 10, "weak")
+    strong["eval"] |= spec
+    for name, log in (("a.json", strong), ("b.json", weak)):
+        (tmp_path / name).write_text(json.dumps(log))
+    board = build([tmp_path / "a.json", tmp_path / "b.json"])
+    assert len(board.columns) == 2
+    assert not board.pairs
 
 
 def _nan(path: Path) -> None:
