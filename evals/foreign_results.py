@@ -465,15 +465,20 @@ def _read_inspect(path: Path, log: Json, samples: Iterable[Any]) -> ForeignResul
         for key, metric in known.items():
             if key in _SPREADS:
                 continue
-            label = f"{key},{entry['name']}" if several else key
+            # An entry is a scorer's, and where it joins epochs in several ways one of those.
+            names = (key, entry["name"], entry.get("reducer")) if several else (key,)
             spread = stderr if key in ("accuracy", "mean") else None
-            metrics.append(_metric(label, metric["value"], spread, n, path, task, True))
+            metrics.append(_metric(",".join(filter(None, names)), metric["value"], spread, n, path, task))
     if not metrics:
         raise InputError("the evaluation has no figures", where=str(path))
     scored = {item: found[entries[0]["name"]] for item, found in values.items() if entries[0]["name"] in found}
     rows = [(item, sum(several) / len(several)) for item, several in sorted(scored.items())]
     table = {"figure": [metrics[0]["name"]] * len(rows), "item": [item for item, _ in rows]}
-    limit = config.get("limit")
+    limit, total = config.get("limit"), _mapping(spec.get("dataset")).get("samples")
+    runs = results.get("total_samples")
+    if isinstance(total, int) and isinstance(runs, int):
+        # What was asked tells more: a limit may go beyond the last item, be a range, or stand as a choice of ids.
+        limit = asked if (asked := runs // (config.get("epochs") or 1)) < total else None
     name = task.rpartition("/")[2]
     definition = {
         "task": task,

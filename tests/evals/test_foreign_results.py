@@ -330,6 +330,40 @@ def test_logs_of_inspect_that_ask_or_score_the_same_items_otherwise_share_no_col
     assert not board.pairs
 
 
+@pytest.mark.parametrize(
+    ("total", "config", "limit"),
+    [
+        (40, {"limit": 1000}, None),
+        (100, {"limit": [0, 40]}, 40),
+        (100, {"sample_id": ["1"]}, 40),
+        (None, {"limit": 9}, 9),
+    ],
+)
+def test_a_log_of_inspect_is_limited_where_it_asked_fewer_items_than_there_are(
+    tmp_path: Path, total: int | None, config: dict[str, Any], limit: int | None
+) -> None:
+    log = inspect_log(["C", "I"] * 20)
+    log["eval"] |= {"dataset": {"samples": total}, "config": config | {"epochs": 2}}
+    log["results"]["total_samples"] = 80
+    (tmp_path / "a.json").write_text(json.dumps(log))
+    [results] = read_results(tmp_path / "a.json")
+    assert results.scores[0].limit == limit
+
+
+def test_a_log_of_inspect_tells_ways_to_join_epochs_apart_and_errors_are_better_lower(tmp_path: Path) -> None:
+    log = inspect_log(["C", "I"] * 20)
+    [entry] = log["results"]["scores"]
+    most = entry | {"reducer": "max", "metrics": {"accuracy": {"value": 0.8}, "wer": {"value": 0.2}}}
+    log["results"]["scores"] = [entry | {"reducer": "mean"}, most]
+    (tmp_path / "a.json").write_text(json.dumps(log))
+    [column] = build([tmp_path / "a.json"]).columns
+    assert {metric.name: metric.higher_is_better for metric in column.metrics} == {
+        "accuracy,match,mean": True,
+        "accuracy,match,max": True,
+        "wer,match,max": False,
+    }
+
+
 def _nan(path: Path) -> None:
     values = json.loads(old_results(path.parent, "x", 0.5).read_text())
     values["results"]["arc_easy"]["acc"] = float("nan")
