@@ -33,6 +33,7 @@ STAGE = "foreign"
 """The stage of a run that another harness, or another's answers, stand for."""
 
 _TAKEN = "lm-eval's results_*.json, AlpacaEval's annotations.json or leaderboard.csv, inspect's .eval or .json logs"
+_MEASURED = ("task", "task_hash", "num_fewshot", "limit", "template_fingerprint")
 _SPREADS = ("stderr", "std", "var", "bootstrap_stderr", "bootstrap_std", "ci", "ci_lower", "ci_upper")
 
 
@@ -535,18 +536,24 @@ def _write_run(store: Path, several: Sequence[ForeignResults]) -> None:
     record |= {"versions": {first.harness: first.version} if first.version else {}, "created": None, "command": ""}
     harness = ", ".join(dict.fromkeys(results.title for results in several))
     record |= {"harness": harness, "files": [results.source.name for results in several]}
-    lines = [_line(store, results, score) for results in several for score in results.scores]
+    found = [(_line(results, score), score) for results in several for score in results.scores]
+    lines = []
+    for same in grouped(found, lambda pair: tuple(pair[0][key] for key in _MEASURED)).values():
+        line, score = sorted(same, key=lambda pair: pair[0]["created"] or "")[-1]
+        if len(same) > 1:  # whose samples have one name
+            line["notes"].append(f"scored {len(same)} times; the newest is shown")
+        if score.samples is not None:
+            write_atomic(store / samples_name(line["model_hash"], line["task"], line["task_hash"]), score.samples)
+        lines.append(line)
     write_json(store / RUN_FILE, record)
     write_atomic(store / SCORES, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _line(store: Path, results: ForeignResults, score: ForeignScore) -> Json:
-    """Returns a line of ``scores.jsonl``, and writes its samples."""
+def _line(results: ForeignResults, score: ForeignScore) -> Json:
+    """Returns a line of ``scores.jsonl``."""
     content = {"harness": results.harness, "items": score.items} | score.definition
     task, task_hash = re.sub(r"[^\w.:+@ ()-]", "_", score.task)[:150], hash_json(content)
     foreign = {"harness": results.title, "file": results.source.name, "items": score.items}
-    if score.samples is not None:
-        write_atomic(store / samples_name(results.identity, task, task_hash), score.samples)
     return {
         "run": results.model,
         "run_id": "",

@@ -153,6 +153,19 @@ def test_tasks_of_lm_eval_that_make_or_read_answers_otherwise_share_no_column(tm
     assert not board.differences
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_files_about_one_measurement_the_newest_stands_with_its_items(tmp_path: Path, order: int) -> None:
+    other = lm_eval_file(tmp_path, [0, 1] * 20, 1, "other")
+    twice = [lm_eval_file(tmp_path, [0] * 20 + [1] * 20, 2), lm_eval_file(tmp_path, [0] + [1] * 39, 3)]
+    board = build([other, *twice[::order]])
+    [column] = board.columns
+    row = row_of(board, "m")
+    [figure] = row.cells[column.id].figures
+    assert (figure.value, row.cells[column.id].score["notes"][-1]) == (39 / 40, "scored 2 times; the newest is shown")
+    assert [difference.method for difference in board.differences] == ["paired"]
+    assert not board.notices
+
+
 def old_results(folder: Path, name: str, acc: float) -> Path:
     """As versions of lm-eval before 0.4 wrote them: without filters, numbers of items, or samples."""
     folder.mkdir(exist_ok=True)
