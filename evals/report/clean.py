@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..contamination import Touched
+from ..stats.intervals import codes, grouped_mean
 from .board import Contamination
 from .items import Items, group_items, read_items, samples_path
 from .lineage import ScoredRow
@@ -123,7 +122,7 @@ def _clean_mean(score: Record, scores: Sequence[Record], lines: Mapping[_Task, R
 def _with(score: Record, items: Items, touched: Collection[str], unseen: Sequence[Any]) -> Record:
     """Returns a score with the figure of some items, and the key ``clean``."""
     metric, n = _first(score), len(items.values)
-    stderr = float(np.std(items.values, ddof=1) / np.sqrt(n)) if n > 1 else None
+    stderr = grouped_mean(items.values, codes(items.clusters, n)[0])[1]
     figure = {"name": metric["name"], "value": float(items.values.mean()), "stderr": stderr, "n": n}
     figure["higher_is_better"] = metric.get("higher_is_better")
     clean = {"without": sorted(touched), "value": metric["value"], "unseen": list(dict.fromkeys(unseen))}

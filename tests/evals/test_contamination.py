@@ -15,12 +15,15 @@ from posttrain.data_tools.sources import Row, content_hash, read_rows
 from posttrain.data_tools.spec import SourceSpec
 from posttrain.evals.contamination import training_data
 from posttrain.evals.definitions import HarnessTask
+from posttrain.evals.pairs import figures
+from posttrain.evals.records import parquet, samples_name
 from posttrain.evals.report import build
 from posttrain.evals.report.html import to_html
 from posttrain.evals.report.markdown import to_markdown
 from posttrain.evals.score import score
 from posttrain.evals.stats.strata import group_mean
 
+from . import report_fixtures
 from .conftest import write_rows
 from .headed import headed_model, save_run
 
@@ -369,6 +372,26 @@ def test_rows_of_classifiers_and_reward_models_are_items_too(tmp_path: Path, tin
         pq.write_table(pq.read_table(samples).slice(0, 10), samples)
         [only] = build([run]).columns
         assert f"none is left: {only.task}." in to_html(build([run]))
+
+
+def test_a_clean_score_of_several_pairs_a_prompt_is_as_uncertain_as_the_score_on_all(tmp_path: Path) -> None:
+    prompts = np.repeat(np.arange(20), 10)  # all pairs of a prompt are right, or none is
+    margins = np.where(prompts % 4 > 0, 1.0, -1.0)
+    accuracy = next(metric for metric in figures(margins, prompts)[0] if metric.name == "accuracy")
+    line = report_fixtures.score("final", 1, "pairs", vars(accuracy), weights_hash="w")
+    run = report_fixtures.make_run(tmp_path / "rm", "rm", [line])
+    texts = {name: [f"{name} {n}" for n in range(200)] for name in ("chosen", "rejected")}
+    samples = run / samples_name("w", "pairs", line["task_hash"])
+    samples.parent.mkdir()
+    samples.write_bytes(parquet({"prompt": [str(n) for n in prompts], "margin": margins} | texts))
+    touched = {"task": "pairs", "task_hash": line["task_hash"], "items": 200, "touched": [{"id": "7"}]}
+    write_rows(run / "contamination.jsonl", [touched])
+    [row] = build([run]).rows
+    whole, clean = (cell.figures[0] for cell in row.cells.values())
+    assert (whole.n, clean.n) == (200, 199)
+    assert clean.stderr == pytest.approx(whole.stderr, rel=0.02)
+    assert clean.interval is not None
+    assert clean.interval.method == "bounded"  # not that of 199 independent pairs
 
 
 def test_what_was_not_looked_for_is_said(tmp_path: Path, family: tuple[Path, Path]) -> None:
