@@ -97,7 +97,8 @@ class JudgeSettings(EndpointSpec):
     jury: tuple["JurorSpec", ...] = ()
     """Judges that judge instead, each under its own name; the verdict is theirs together."""
     vote: Literal["mean", "majority"] = "mean"
-    """What makes the jury's verdict: the ``mean`` of its members' preferences, or the ``majority``."""
+    """What makes the jury's verdict: the ``mean`` of its members' preferences or marks, or of preferences the
+    ``majority``."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -315,6 +316,8 @@ def problems(entry: JudgingSpec, judges: tuple[Judge, ...]) -> list[tuple[KeyPat
         for key in ("baseline", "pairs", "canary"):
             if key in entry.model_fields_set:
                 found.append(((key,), "a rating compares with nobody", "drop it, or take a pairwise judge"))
+        if judges[0].settings.vote == "majority":
+            found.append((("vote",), "a majority takes a side, and a mark has none", "drop it: marks are averaged"))
     elif entry.baseline is None and entry.pairs == "baseline":
         found.append((("baseline",), "this key is required", "or say `pairs: all`"))
     if entry.canary and entry.baseline is None:

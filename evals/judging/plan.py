@@ -163,7 +163,7 @@ class JudgingPlan:
             {
                 "prompts": self.job.task_hash,
                 "judges": [[judge.spec.name, judge.version] for judge in self.judges],
-                "vote": self.judges[0].settings.vote if len(self.judges) > 1 else None,
+                "vote": ("members" if self.rating else self.judges[0].settings.vote) if len(self.judges) > 1 else None,
                 "asked": [[judge.settings.orders, judge.settings.repeats] for judge in self.judges],
                 "pairs": None if self.rating else pairs if isinstance(pairs, str) else pairs.model_dump(),
                 "opponents": sorted(others),

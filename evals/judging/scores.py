@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 from ..answers import AnswerSet
@@ -98,8 +100,10 @@ def _joint(fought: Sequence[Battle], vote: str) -> list[Battle]:
 def _rated(plan: JudgingPlan, judgments: Sequence[Judgment]) -> _Found | None:
     rows = []
     for (prompt, sample), group in sorted(grouped(judgments, lambda said: (said.prompt_key, said.sample)).items()):
-        given = [judgment.rating for judgment in group if judgment.rating is not None]
-        rows.append((prompt, sample, group[0], math.fsum(given) / len(given) if given else None))
+        given = ((judgment.judge_version, judgment.rating) for judgment in group if judgment.rating is not None)
+        # Of a jury each member counts alike, however often it repeats itself.
+        means = [fmean(rating for _, rating in its) for its in grouped(given, itemgetter(0)).values()]
+        rows.append((prompt, sample, group[0], fmean(means) if means else None))
     known = [(prompt, value) for prompt, _, _, value in rows if value is not None]
     if not known:
         return None

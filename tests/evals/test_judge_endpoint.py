@@ -342,6 +342,23 @@ def test_no_pair_is_scored_with_one_order_while_the_other_waits_to_be_tried_agai
     assert all(scores(folder, "chat-pairwise") for folder in folders)
 
 
+def test_members_of_a_jury_that_rates_count_alike_however_often_each_is_asked(tmp_path: Path):
+    with FaultServer(reply=lambda m: "[[2]]") as low, FaultServer(reply=lambda m: "[[8]]") as high:
+        jury = f"[{{name: a, base_url: '{low.url}'}}, {{name: b, base_url: '{high.url}', repeats: 4}}]"
+        folders, suite = prepare(tmp_path, f"  - {{judge: rating, prompts: chat, model: m, jury: {jury}}}\n")
+        assert judge(folders, suite).exit_code == 0
+    (score,) = scores(folders[1], "chat-rating")
+    assert metrics(score)["rating"].value == 5
+
+
+def test_marks_have_no_majority(tmp_path: Path):
+    jury = (
+        "{judge: rating, prompts: chat, model: m, base_url: 'http://x', vote: majority, jury: [{name: a}, {name: b}]}"
+    )
+    with pytest.raises(InputError, match="a majority takes a side, and a mark has none; drop it"):
+        load_suite(write_suite(tmp_path / "s", f"  - {jury}\n"))
+
+
 def test_marks_on_different_scales_are_not_averaged(tmp_path: Path):
     jury = "{judge: rating, prompts: chat, model: m, base_url: 'http://x', jury: [{name: a, scale: [1, 5]}, {name: b}]}"
     with pytest.raises(InputError, match="must all rate on one `scale`"):
