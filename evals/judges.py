@@ -247,7 +247,7 @@ def load_judges(entry: JudgeChoice) -> tuple[Judge, ...]:
     judges = []
     for juror in settings.jury:
         where, own = (folder, settings) if juror.judge is None else _read(_find(juror.judge, base))
-        own = _over(own, juror, base, jury=())
+        own = _over(own, juror, base, jury=(), vote=settings.vote)
         name = juror.name or (where.name if juror.judge else _short(own))
         judges.append(_judge(name, where, own))
     names = [judge.name for judge in judges]

@@ -46,6 +46,20 @@ def test_candidates_are_compared_with_the_baseline_once(tmp_path: Path, runs: Pa
     assert pending_judgments(folders, suite) == 0
 
 
+@pytest.mark.parametrize(("vote", "rate"), [("mean", 0.75), ("majority", 1.0)])
+def test_a_jury_of_named_judges_votes_as_its_entry_says(tmp_path: Path, runs: Path, vote: str, rate: float):
+    jury = ", ".join(
+        f"{{judge: rules-not-a-judge, rule: 'rules.py:{rule}', name: {rule}}}" for rule in ("longer", "count_good")
+    )
+    entry = f"{{judge: rules-not-a-judge, prompts: chat, baseline: ../runs/base, vote: {vote}, jury: [{jury}]}}"
+    suite = load_suite(write_suite(tmp_path / "s", f"  - {entry}\n"))
+    add_answers(runs / "base", suite, lambda prompt: "short")
+    add_answers(runs / "one", suite, lambda prompt: "longer")
+    judge([runs / "base", runs / "one"], suite)
+    [score] = scores(runs / "one", "chat-rules-not-a-judge")
+    assert metrics(score)["win_rate"].value == rate  # one member prefers it, and to the other both are alike
+
+
 @pytest.mark.parametrize(("canary", "prompts"), [("true", 5), ("1", 1), ("3", 3), ("false", 0)])
 def test_the_null_answer_is_judged_on_as_many_prompts_as_the_entry_says(
     tmp_path: Path, runs: Path, canary: str, prompts: int
