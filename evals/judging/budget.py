@@ -106,8 +106,8 @@ class Spending:
 
     def _begun(self) -> list[Pair]:
         """Returns the pairs of which something has been said."""
-        said = {(j.candidate, j.opponent) for j in self.plan.judgments.values() if j.judge_version == self.version}
-        return [pair for pair in self.pairs if pair.names in said]
+        said = self.plan.judgments
+        return [pair for pair in self.pairs if any(asked.key in said for group in self.groups(pair) for asked in group)]
 
     def _said(self) -> list[Judgment]:
         """Returns the judgments that are final."""

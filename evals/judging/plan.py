@@ -80,11 +80,10 @@ class JudgingPlan:
         """Reads what has been said; where a server rejected too much to give a score, that is asked again."""
         self.judgments = {j.key: j for home in self.homes for j in JudgmentStore(home).load()}
         self._pairs = None
-        known, about = self._known_versions, {}
-        for judgment in self.judgments.values():
-            if judgment.task == self.entry.prompts and judgment.judge_version in known:
-                for model in (judgment.candidate, judgment.opponent):
-                    about.setdefault(model, []).append(judgment)
+        about: dict[str | None, list[Judgment]] = {}
+        for judgment in self._said():
+            for model in (judgment.candidate, judgment.opponent):
+                about.setdefault(model, []).append(judgment)
         for answers in self.ranked:
             said = about.get(answers.model_hash, [])
             if self.rejects_too_much(said):
@@ -92,9 +91,10 @@ class JudgingPlan:
                     if judgment.status == "rejected":
                         self.judgments.pop(judgment.key, None)
 
-    @property
-    def _known_versions(self) -> set[str | None]:
-        return {judge.known_version() for judge in self.judges}
+    def _said(self) -> list[Judgment]:
+        """Returns what the entry's judges have said of its prompt set."""
+        known = {judge.known_version() for judge in self.judges}
+        return [j for j in self.judgments.values() if j.task == self.entry.prompts and j.judge_version in known]
 
     def rejects_too_much(self, said: Sequence[Judgment]) -> bool:
         """Says whether the judges' servers rejected more of the questions about a candidate than the entry allows."""
@@ -122,8 +122,7 @@ class JudgingPlan:
 
     def _all_pairs(self) -> list[Pair]:
         """Returns every pair once; the candidate is the later one, unless the pair was judged otherwise."""
-        versions = self._known_versions
-        known = {(j.candidate, j.opponent) for j in self.judgments.values() if j.judge_version in versions}
+        known = {(said.candidate, said.opponent) for said in self._said()}
         pairs = []
         for number, later in enumerate(self.sets):
             for earlier in self.sets[:number]:

@@ -213,6 +213,28 @@ def test_a_budget_connects_everybody_and_is_not_exceeded(tmp_path: Path, runs: P
     assert pending_judgments(folders, suite) == 0
 
 
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_budget_is_spent_alike_whatever_was_judged_of_another_prompt_set(tmp_path: Path, runs: Path, way: int):
+    rule = "judge: rules-not-a-judge, rule: 'rules.py:longer'"
+    whole = load_suite(write_suite(tmp_path / "s", f"  - {{{rule}, prompts: chat, pairs: all}}\n"))
+    one = write_suite(tmp_path / "t", f"  - {{{rule}, prompts: more, pairs: {{budget: 42}}}}\n", prompts=30)
+    one.write_text(one.read_text().replace("name: chat", "name: more"))
+    one = load_suite(one)
+    asked = []
+    for before in (False, True):
+        folders = [runs / str(before) / name for name in "abcdefg"]
+        for number, folder in enumerate(folders):
+            add_answers(folder, one, lambda prompt, n=number: "x" * (1 + (n + int(prompt.id[1:])) % 7))
+            if before:
+                add_answers(folder, whole, lambda prompt, n=number: "y" * n)
+        if before:
+            judge(folders[::way], whole)  # every pair, each named as here or the other way round
+        assert judge(folders, one).judged == 42
+        said = [j for j in judgments(*folders) if j.task == "more"]
+        asked.append(Counter((j.candidate_name, j.opponent_name, j.prompt_id) for j in said))
+    assert asked[0] == asked[1]
+
+
 def test_runs_of_the_same_name_keep_their_judgments_apart(tmp_path: Path, runs: Path):
     suite = load_suite(write_suite(tmp_path / "s", BASE))
     add_answers(runs / "base", suite, lambda prompt: "four")
