@@ -118,18 +118,19 @@ def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[
     Raises:
         InputError: No row answers any request, or there are fewer answers to each than samples are asked for.
     """
-    task, joined = requests[0].task_name, _Joined(requests)
+    joined = _Joined(requests)
     torn = [read.where for read in rows if read.problem is not None]
     first_filter = next((read.values["filter"] for read in rows if read.values.get("filter")), None)
     for number, read in enumerate(rows, start=1):
-        of_task = read.problem is None and read.values.get("task") in (None, task)
+        if read.problem is None and read.values.get("task") not in (None, joined.task):
+            joined.rows["elsewhere"].append(str(read.values["task"]))
         # lm-eval writes a sample once for each filter, with the same text
-        if of_task and read.values.get("filter") in (None, first_filter):
+        elif read.problem is None and read.values.get("filter") in (None, first_filter):
             joined.add(read.values, number)
     joined.check(file, len(torn))
     record = {"file": file, "rows": len(rows), "unread": joined.unread, "fields": sorted(+joined.used)}
     for kind, names in {"missing": joined.missing(), **joined.rows, "torn": torn}.items():
-        record |= {kind: len(names), f"{kind}_first": names[:_SHOWN]}
+        record |= {kind: len(names), f"{kind}_first": list(dict.fromkeys(names))[:_SHOWN]}
     left = {name: iter(found) for name, found in joined.texts.items()}
     ended = []
     for request in requests:
@@ -142,12 +143,13 @@ class _Joined:
     """The answers that rows give to requests, by request, and the rows that answer none."""
 
     def __init__(self, requests: Sequence[Any]):
+        self.task: str = requests[0].task_name
         self.wanted = Counter(id(request) for request in requests)
         self.items = {id(request): request for request in requests}
         self.texts: dict[int, list[str]] = {name: [] for name in self.items}
         self.used: Counter[str] = Counter()  # fields, by how many rows' texts were taken from them
         self.unread = 0
-        self.rows: dict[str, list[str]] = {"unknown": [], "misnamed": [], "double": [], "surplus": []}
+        self.rows: dict[str, list[str]] = {"unknown": [], "misnamed": [], "double": [], "surplus": [], "elsewhere": []}
         self._places: dict[tuple[str, str], int | None] = {}
         for name, request in self.items.items():
             for key in set(_keys(request.doc, request.doc_id, request.args[0])):
@@ -188,7 +190,11 @@ class _Joined:
             hint = "rows need an `id`, a `prompt` or a `doc_id`, and a `completion`"
             unknown = f"{len(self.rows['unknown'])} are to no item of the task"
             what = f"no row of {file} answers an item: {self.unread} hold no answer, {unknown}"
-            raise InputError(f"{what}, {torn} could not be read" if torn else what, hint=hint)
+            what += f", {torn} could not be read" if torn else ""
+            if others := self.rows["elsewhere"]:
+                what += f", {len(others)} are of other tasks: {', '.join([*dict.fromkeys(others)][:_SHOWN])}"
+                hint = f"the task is {self.task}: write that as their `task`, or drop the column"
+            raise InputError(what, hint=hint)
         most = max(len(found) for found in self.texts.values())
         if most < (samples := max(self.wanted.values())):
             what = f"{file} holds at most {most} answers to an item, and {samples} samples of each are asked for"
@@ -204,6 +210,7 @@ def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -
         "double": "rows answer an item that has its answers already; the first stand",
         "surplus": "rows hold more answers to an item than are asked for; the first of each count",
         "torn": "rows could not be read",
+        "elsewhere": "rows are of other tasks",
     }
     told = [f"answers of others, the {' and '.join(record['fields'])} of each row of {record['file']}"]
     for kind, what in kinds.items():

@@ -35,7 +35,14 @@ def scored(tmp_path: Path, rows: list[dict[str, Any]], *, name: str = "gpt.jsonl
         [{"id": row["id"], "answer": "the right one", "prediction": row["answer"]} for row in ROWS],
         [{"id": row["id"], "response": f"<think>\n{row['answer']}1\n</think>\n{row['answer']}"} for row in ROWS],
     ],
-    ids=["id", "prompt", "lm-eval's samples", "AlpacaEval's outputs", "beside the right answer", "thoughts"],
+    ids=[
+        "id",
+        "prompt",
+        "lm-eval's samples",
+        "AlpacaEval's outputs",
+        "beside the right answer",
+        "thoughts",
+    ],
 )
 def test_right_answers_are_right_however_they_are_joined(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     report = scored(tmp_path, rows)
@@ -69,11 +76,12 @@ def test_what_cannot_be_joined_is_counted_and_named(tmp_path: Path) -> None:
     ]
     [line] = scored(tmp_path, rows).done
     assert line.metrics[0].value == 0.25
-    assert line.notes[:5] == (
+    assert line.notes[:6] == (
         "answers of others, the completion of each row of gpt.jsonl",
         "2 items have no answer there and count as empty ones: sum/2, sum/3",
         "1 rows answer no item: other/9",
         "1 rows answer an item that has its answers already; the first stand: sum/0",
+        "1 rows are of other tasks: elsewhere",
         "1 rows hold no answer",
     )
     assert (line.detail or {})["foreign"]["missing"] == 2
@@ -145,6 +153,10 @@ def test_answers_to_something_else_are_refused(tmp_path: Path) -> None:
     assert failure.reason.startswith(
         "no row of gpt.jsonl answers an item: 0 hold no answer, 1 are to no item of the task"
     )
+    report = scored(tmp_path, [{"id": row["id"], "completion": "1", "task": "maths"} for row in ROWS])
+    [failure] = report.failed
+    what = "4 are of other tasks: maths; the task is sums: write that as their `task`, or drop the column"
+    assert failure.reason.endswith(what)
     with pytest.raises(InputError, match="the scores of answers need a place"):
         find_targets([tmp_path / "gpt.jsonl"], None)
 
