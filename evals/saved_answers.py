@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _IDS = ("id", "task_id", "item", "question_id", "prompt_id", "uid", "key")
 _ASKED = ("prompt", "question", "instruction", "problem", "input")
-_TEXTS = ("completion", "output", "response", "generation", "completions", "outputs", "responses", "resps")
-_TEXTS += ("prediction", "model_output", "answer")  # the last may also be the right one
+_TEXTS = ("completion", "response", "generation", "completions", "responses", "resps", "prediction", "model_output")
+_TEXTS += ("output", "outputs", "answer")  # which may also be the right ones: only where there is no other
 _SHOWN = 5
 
 

@@ -33,6 +33,7 @@ def scored(tmp_path: Path, rows: list[dict[str, Any]], *, name: str = "gpt.jsonl
         [{"doc_id": n, "doc": row, "resps": [[row["answer"]]]} for n, row in enumerate(ROWS)],
         [{"instruction": row["prompt"], "output": row["answer"], "generator": "gpt"} for row in ROWS],
         [{"id": row["id"], "answer": "the right one", "prediction": row["answer"]} for row in ROWS],
+        [{"instruction": row["prompt"], "output": "the right one", "response": row["answer"]} for row in ROWS],
         [{"id": row["id"], "response": f"<think>\n{row['answer']}1\n</think>\n{row['answer']}"} for row in ROWS],
     ],
     ids=[
@@ -41,6 +42,7 @@ def scored(tmp_path: Path, rows: list[dict[str, Any]], *, name: str = "gpt.jsonl
         "lm-eval's samples",
         "AlpacaEval's outputs",
         "beside the right answer",
+        "beside a data set's output",
         "thoughts",
     ],
 )
