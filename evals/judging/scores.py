@@ -142,6 +142,7 @@ def _detail(plan: JudgingPlan, candidate: AnswerSet, judgments: Sequence[Judgmen
             for judge in plan.judges
         ],
         "prompts": plan.entry.prompts,
+        "prompts_hash": plan.job.task_hash,
         "baseline": opponents[0].name if plan.entry.pairs == "baseline" and opponents else None,
         "opponents": [other.model_hash for other in opponents],
         "leaderboard": all(judge.spec.leaderboard for judge in plan.judges),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...data_tools.files import hash_json
 from ..answers import KIND
 from ..judging.judgments import Judgment
 from ..stats.intervals import LOWER_IS_BETTER, interval, is_share, overlap, scale_of
@@ -176,12 +177,13 @@ def _figure(entry: Record, given_by: str, detail: Record) -> Figure:
 def _measure(score: Record) -> _Measure:
     """Returns what makes two records the same measurement, as text so that records of any shape compare.
 
-    All win rates against all others by one judge are one measurement: each of them has opponents of its own, and so a
-    hash of its own.
+    All win rates on the same prompts against all others by one judge are one measurement: each of them has opponents of
+    its own, and so a hash of its own.
     """
-    opponents, judge = detail_of(score).get("opponents"), score.get("judge_version")
+    detail, judge = detail_of(score), score.get("judge_version")
+    opponents = detail.get("opponents")
     against_all = isinstance(opponents, list) and len(opponents) > 1 and judge
-    task_hash = f"all {judge}" if against_all else score.get("task_hash")
+    task_hash = hash_json([judge, detail.get("prompts_hash")]) if against_all else score.get("task_hash")
     fields = (score.get("task"), task_hash, score.get("num_fewshot"), score.get("limit"))
     task, hashed, few, limit = ("" if value is None else str(value) for value in fields)
     return task, hashed, few, limit, "clean" if score.get("clean") else ""

@@ -317,6 +317,19 @@ def test_what_the_judge_itself_writes_is_read(tmp_path: Path, entry: str, oppone
     assert len(board.judgings[0].matches) == {0: 0, 1: 2, 2: 3}[opponents]
 
 
+def test_win_rates_against_all_on_other_prompts_share_no_column(tmp_path: Path):
+    rule = 'judge: rules-not-a-judge, prompts: chat, rule: "rules.py:longer", leaderboard: true, pairs: all'
+    for prompts in (4, 6):
+        suite = load_suite(write_suite(tmp_path / f"suite{prompts}", f"  - {{{rule}}}\n", prompts=prompts))
+        runs = [tmp_path / "runs" / f"{name}{prompts}" for name in "abc"]
+        for length, run in enumerate(runs):
+            add_answers(run, suite, lambda prompt, length=length: "x" * (1 + length))
+        assert judge(runs, suite).problems == []
+    board = build([tmp_path / "runs"])
+    assert [sum(column.id in row.cells for row in board.rows) for column in board.columns] == [3, 3]
+    assert len({column.name for column in board.columns}) == 2
+
+
 def test_a_judge_of_many_players_does_not_fill_the_page(tmp_path: Path):
     players = [(f"{i}-weights", f"m{i}/final", answer(0, f"text {i}")) for i in range(24)]
     said = [line for i, mine in enumerate(players) for other in players[:i] for line in pair(mine, other, 1.0)]
