@@ -22,6 +22,7 @@ from .endpoint_client import Endpoint
 from .errors import DataError
 from .files import append_line, hash_json, locked, read_json, read_jsonl_log, write_atomic, write_json
 from .generate import Sampling, generate, room
+from .sources import refuse_own
 from .spec import Count, PositiveShare, Share
 from .tool import Source, Tool
 
@@ -309,6 +310,7 @@ def answer(
     """
     if spec.samples > 1 and spec.temperature == 0:
         raise DataError("several samples of greedy answers are all the same", hint="give a temperature above 0")
+    refuse_own([spec.prompts], [output_dir / ANSWERS])
     report = DataReport()
     rows = list(load(spec.prompts, Path(), ("prompt",), report=report, max_bad_share=spec.max_bad_share))
     asked = [(where, query) for where, row in rows for query in _queries(row["prompt"], spec.samples)]

@@ -5,8 +5,6 @@ call goes on behind its last block, and ends with the bytes of one that was not 
 """
 
 import datetime
-import fnmatch
-import glob
 import itertools
 import json
 import math
@@ -32,7 +30,7 @@ from .files import explain_full_disk, hash_json, locked, read_json, write_atomic
 from .formats import Canonicalize, canonicalizer, choose
 from .plain_values import with_leaves
 from .progress import progress_shown
-from .sources import Row, content_hash, is_hub, local_files, read_rows
+from .sources import Row, content_hash, is_hub, local_files, read_rows, refuse_own
 from .spec import Count, Kind, Share, SourceSpec
 from .tool import Sources, Tool, sources_of
 from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
@@ -243,7 +241,7 @@ class RowTool(Tool):
         if not self.writes_rows:
             files, apart = {}, {}
         written = [*files.values(), *apart.values()]
-        _refuse_own(sources_of(self), [output_dir / name for name in written])
+        refuse_own(sources_of(self), [output_dir / name for name in written])
         _refuse_left_over(output_dir, written)
         counts: dict[str, Counts] = {}
         plan = self.plan(work)
@@ -284,25 +282,6 @@ class RowTool(Tool):
 def _snake(name: str) -> str:
     """Returns what a tool is called on the command line, from its class."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
-def _refuse_own(sources: Sequence[SourceSpec], outputs: Sequence[Path]) -> None:
-    """Refuses to write over what is read, or to where the same call would read it the next time."""
-    for source in sources:
-        if is_hub(source, Path()):
-            continue
-        read = {path.resolve() for path in local_files(source, Path())}
-        path = Path(source.path).expanduser()
-        for output in outputs:
-            written = output.resolve()
-            if written in read:
-                raise DataError(
-                    "would be written over by its own rows", where=source.title, hint="name another folder: -o"
-                )
-            inside = path.is_dir() and written.is_relative_to(path.resolve())
-            if inside or (glob.has_magic(source.path) and fnmatch.fnmatch(str(written), str(path.absolute()))):
-                what = "its rows would be written among what is read, and be read the next time"
-                raise DataError(what, where=source.title, hint="name another folder: -o")
 
 
 def _refuse_left_over(folder: Path, written: Sequence[str]) -> None:

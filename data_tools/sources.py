@@ -1,8 +1,9 @@
 """Where rows come from: which files a source means, or which data set on the Hub, and their rows in order."""
 
+import fnmatch
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from .spec import SourceSpec
 
-__all__ = ["Row", "content_hash", "is_hub", "local_files", "read_rows"]
+__all__ = ["Row", "content_hash", "is_hub", "local_files", "read_rows", "refuse_own"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What stands beside rows in folders that `datasets`, data tools, `data answers` and steps of pipelines write.
@@ -170,6 +171,29 @@ def _split_of(path: Path) -> str | None:
             if word in _SPLIT_WORDS:
                 return _SPLIT_WORDS[word]
     return None
+
+
+def refuse_own(sources: "Sequence[SourceSpec]", outputs: Sequence[Path], base_dir: Path = Path()) -> None:
+    """Refuses to write over what is read, or to where the same call would read it the next time.
+
+    Raises:
+        DataError: Naming the source.
+    """
+    for source in sources:
+        if is_hub(source, base_dir):
+            continue
+        read = {path.resolve() for path in local_files(source, base_dir)}
+        path = base_dir / Path(source.path).expanduser()
+        for output in outputs:
+            written = output.resolve()
+            if written in read:
+                raise DataError(
+                    "would be written over by its own rows", where=source.title, hint="name another folder: -o"
+                )
+            inside = path.is_dir() and written.is_relative_to(path.resolve())
+            if inside or (glob.has_magic(source.path) and fnmatch.fnmatch(str(written), str(path.absolute()))):
+                what = "its rows would be written among what is read, and be read the next time"
+                raise DataError(what, where=source.title, hint="name another folder: -o")
 
 
 def read_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:

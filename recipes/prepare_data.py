@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data_tools.files import explain_full_disk, locked
+from ..data_tools.files import explain_full_disk, locked, read_object
+from ..data_tools.sources import refuse_own
 from ..data_tools.spec import SourceSpec
-from ..data_tools.tool_report import EXAMPLES, PAGE, Plot, Spread, Table, Tally, ToolReport
+from ..data_tools.tool_report import EXAMPLES, PAGE, REPORT, Plot, Spread, Table, Tally, ToolReport
 from .load import RecipeTool
 from .provenance import files_of, steps_to
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..data_tools.prepare import Prepared
 
 _ROWS = 4096  # written at a time
+_TITLE = "posttrain data prepare"
 
 
 class Prepare(RecipeTool):
@@ -38,15 +40,20 @@ class Prepare(RecipeTool):
         from .rows import prepare_rows
 
         loaded = self.load()
+        data = loaded.recipe.data
+        written = [output_dir / f"{split}.parquet" for split in ("train", "eval")]
+        refuse_own([*data.train, *(data.eval or ())], written, loaded.path.parent)
         with locked(output_dir / ".lock"), explain_full_disk(output_dir):
             with placed(loaded):
                 job = open_job(loaded)
                 splits = [(split, prepare_rows(job, split)) for split in ("train", "eval")]
-            data = loaded.recipe.data
+            known = read_object(output_dir / REPORT)
+            earlier = known["fingerprints"] if known.get("title") == _TITLE else ()
             reports = []
             for split, prepared in splits:
                 if prepared is None:
-                    (output_dir / f"{split}.parquet").unlink(missing_ok=True)  # of an earlier call
+                    if split in earlier:
+                        (output_dir / f"{split}.parquet").unlink(missing_ok=True)
                     continue
                 _write(prepared, output_dir / f"{split}.parquet")
                 sources = data.train if split == "train" else data.eval or ()
@@ -151,7 +158,7 @@ def _report(arguments: Mapping[str, Any], splits: Sequence[_Split]) -> ToolRepor
         dropped.merge(split.dropped())
         rows.merge(split.rows())
     return ToolReport(
-        "posttrain data prepare",
+        _TITLE,
         arguments,
         [line for split in splits for line in split.summary()],
         [table for split in splits for table in split.tables()],

@@ -34,7 +34,7 @@ from ..data_tools.files import hash_json, locked, write_atomic
 from ..data_tools.mapping import as_text, compile_template
 from ..data_tools.ngrams import words_in
 from ..data_tools.plain_values import with_leaves
-from ..data_tools.sources import read_rows
+from ..data_tools.sources import read_rows, refuse_own
 from ..data_tools.spec import Count, PositiveShare, Section, Template
 from ..data_tools.specfile import load_document, validate
 from ..data_tools.tool import Source
@@ -202,6 +202,7 @@ class Synthesize(AskSpec):
 
         method = load_method(self.method)
         self._check(method)
+        refuse_own([self.rows], [output_dir / ROWS])
         unusable = Tally()
         rows = list(islice(self._usable(method, unusable), self.rows.limit))
         if not rows:

@@ -123,6 +123,16 @@ def test_other_settings_need_another_folder(tmp_path: Path, server: FaultServer)
     assert len(run(tmp_path, "m", server.url, concurrency=2)) == 12, "speed changes no answer"
 
 
+def test_prompts_are_not_written_over_by_answers(tmp_path: Path, server: FaultServer) -> None:
+    (tmp_path / "out").mkdir()
+    source = prompts(tmp_path).rename(tmp_path / "out" / ask.ANSWERS)
+    before = source.read_bytes()
+    with pytest.raises(DataError, match="would be written over by its own rows"):
+        run(tmp_path, "m", server.url, source)
+    assert source.read_bytes() == before
+    assert not server.requests
+
+
 def test_several_samples_are_asked_apart(tmp_path: Path) -> None:
     class Seeded(FaultServer):
         def answer(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:

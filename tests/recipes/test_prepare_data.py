@@ -13,6 +13,7 @@ from posttrain.recipes.load import load
 from posttrain.recipes.prepare_data import Prepare
 from posttrain.recipes.rows import prepare_rows
 from posttrain.recipes.tools import run_command
+from pyarrow import Table, parquet
 
 
 def made(tmp_path: Path, make_recipe: Callable[..., Path]) -> Path:
@@ -71,15 +72,32 @@ def test_the_page_follows_a_source_back_through_the_tools(
     assert json.loads((tmp_path / "again/report.json").read_text())["tables"][1]["rows"] == way["rows"]
 
 
-def test_prompts_have_a_page_too_and_rows_of_an_earlier_call_go(
+def test_prompts_have_a_page_too_and_rows_of_an_earlier_call_go_but_no_file_of_others(
     tmp_path: Path, make_recipe: Callable[..., Path]
 ) -> None:
     recipe = make_recipe(stage="grpo")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/eval.parquet").write_bytes(b"of another recipe")
+    (tmp_path / "out/eval.parquet").write_bytes(b"of another")
     Prepare(recipe=str(recipe)).run(tmp_path / "out")
     assert re.search(r"What is \d+\+\d+", (tmp_path / "out/report.html").read_text())
+    assert (tmp_path / "out/eval.parquet").read_bytes() == b"of another"
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    report["fingerprints"]["eval"] = "of an earlier call"
+    (tmp_path / "out/report.json").write_text(json.dumps(report))
+    Prepare(recipe=str(recipe)).run(tmp_path / "out")
     assert not (tmp_path / "out/eval.parquet").exists()
+
+
+def test_what_a_recipe_reads_is_not_written_over(tmp_path: Path, make_recipe: Callable[..., Path]) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("train", "eval"):
+        path = tmp_path / "data" / f"{name}.parquet"
+        parquet.write_table(Table.from_pylist([{"text": "one two three"}] * 9), path)
+        before = path.read_bytes()
+        recipe = make_recipe(stage="pretrain", sections={"data": {"train": {"path": str(path)}}})
+        with pytest.raises(PosttrainError, match="would be written over by its own rows"):
+            Prepare(recipe=str(recipe)).run(tmp_path / "data")
+        assert path.read_bytes() == before
 
 
 def test_what_is_wrong_with_a_recipe_is_said_where_it_stands(tmp_path: Path, make_recipe: Callable[..., Path]) -> None:

@@ -323,6 +323,16 @@ def test_a_group_that_took_no_part_and_an_output_that_names_nothing_are_reasons_
     assert reasons(report) == {reason: 3}
 
 
+def test_the_rows_that_are_read_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(QUESTIONS[0]) + "\n")
+    method = tmp_path / "method.yaml"
+    method.write_text(yaml.safe_dump(STEPS))
+    for rows in ("rows.jsonl", "*.jsonl"):
+        given = {"rows": str(tmp_path / rows), "method": str(method), "model": "m", "base_url": "http://127.0.0.1:9"}
+        with pytest.raises(PosttrainError, match="written over by its own rows"):
+            Synthesize.model_validate(given).run(tmp_path)
+
+
 def test_a_row_without_what_a_prompt_names_is_dropped_by_name(tmp_path: Path) -> None:
     made, report, _ = make(tmp_path, str.upper, [*QUESTIONS, {"other": "x"}])
     assert len(made) == 3
