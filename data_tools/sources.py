@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import did_you_mean
 from .errors import DataError, HubError, is_silence, missing_column
-from .files import hash_file, hash_json
+from .files import hash_file, hash_json, read_object
 from .readers import READERS, Row, read_batches
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def _files_of_split(source: "SourceSpec", folder: Path, base_dir: Path) -> list[
         for file in folder.rglob("*")
         if _type_of(source, file) and file.is_file() and not _is_beside_rows(file) and not _hidden(file, folder)
     )
+    controls = {inner for inner in {file.parent for file in found} - {folder} if _is_control(inner)}
+    found = [file for file in found if file.parent not in controls]
     splits: dict[str, list[Path]] = {}
     for file in found:
         splits.setdefault(_split_of(file.relative_to(folder)) or "", []).append(file)
@@ -162,6 +164,13 @@ def _is_beside_rows(file: Path) -> bool:
     """Whether a file holds no rows of its folder: `datasets` keeps what `map` made of a saved one beside it."""
     is_cache = file.name.startswith("cache-") and file.suffix == ".arrow" and (file.parent / "state.json").exists()
     return is_cache or file.name in _NOT_ROWS
+
+
+def _is_control(folder: Path) -> bool:
+    """Whether a folder holds what `data select` wrote beside its choice to compare that with, its ``baselines``."""
+    arguments = read_object(folder.parent / "report.json").get("arguments")
+    baselines = arguments.get("baselines") if isinstance(arguments, dict) else None
+    return isinstance(baselines, list) and folder.name in baselines
 
 
 def _split_of(path: Path) -> str | None:

@@ -113,6 +113,15 @@ def test_what_a_step_of_a_pipeline_writes_beside_rows_is_no_file_of_rows(tmp_pat
     assert values(tmp_path, ".") == ROWS
 
 
+def test_rows_that_a_selection_is_compared_with_are_none_of_its_own(tmp_path: Path):
+    for folder, text in (("chosen", "best"), ("chosen/random", "any"), ("chosen/more", "too")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pool.jsonl").write_bytes(jsonl([{"text": text}]))
+    (tmp_path / "chosen" / "report.json").write_text(json.dumps({"arguments": {"baselines": ["random", "longest"]}}))
+    assert values(tmp_path, "chosen") == values(tmp_path, ".") == [{"text": "too"}, {"text": "best"}]
+    assert values(tmp_path, "chosen/random") == [{"text": "any"}]
+
+
 def test_what_datasets_keeps_beside_a_saved_data_set_is_not_read_with_it(tmp_path: Path):
     from datasets import Dataset, load_from_disk
 
