@@ -52,11 +52,16 @@ class Row(NamedTuple):
 Reader = Callable[[Path, str, "SourceSpec"], Iterator[Row]]
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is gzip by its name, in capitals too."""
+    return path.suffix.lower() == ".gz"
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """Opens a file for reading bytes, through gzip if its name says so; a damaged file is a DataError."""
     try:
-        with io.BufferedReader(_Unpacked(path), 1 << 16) if path.suffix == ".gz" else path.open("rb") as handle:
+        with io.BufferedReader(_Unpacked(path), 1 << 16) if is_packed(path) else path.open("rb") as handle:
             yield handle
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"damaged gzip file: {error}", where=str(path), hint="fetch or compress it again") from error
@@ -167,11 +172,18 @@ def _read_line(line: bytes, where: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         yield Row(where, {}, RowError("not JSON", str(error)))
     else:
-        yield _row(where, value, text, suspect=_has_surrogate_escape(text))
+        yield _row(where, value, text, suspect=has_surrogate_escape(text))
 
 
-def _has_surrogate_escape(text: str) -> bool:
+def has_surrogate_escape(text: str) -> bool:
+    """Whether JSON has an escape of half a surrogate pair, the other half of which may be missing."""
     return "\\u" in text and ("\\ud" in text or "\\uD" in text)
+
+
+def lone_surrogate() -> RowError:
+    """Returns the error of a value that holds half a surrogate pair, which no text can."""
+    detail = r"an escape such as \ud83d stands without its other half, which makes no character"
+    return RowError("lone surrogate", detail)
 
 
 def _row(where: str, value: Any, text: str, *, suspect: bool) -> Row:
@@ -180,11 +192,10 @@ def _row(where: str, value: Any, text: str, *, suspect: bool) -> Row:
         return Row(where, {}, RowError("not a JSON object", type(value).__name__))
     if text.count("[") + text.count("{") > MAX_LEVELS and _deeper_than(MAX_LEVELS, value):
         return Row(where, {}, RowError(f"nested deeper than {MAX_LEVELS} levels"))
-    if suspect and not _encodes(value):
-        if not _encodes(text):
+    if suspect and not encodes(value):
+        if not encodes(text):
             return Row(where, {}, RowError("not valid UTF-8"))
-        detail = r"an escape such as \ud83d stands without its other half, which makes no character"
-        return Row(where, {}, RowError("lone surrogate", detail))
+        return Row(where, {}, lone_surrogate())
     return Row(where, value)
 
 
@@ -197,7 +208,7 @@ def _deeper_than(levels: int, value: Any) -> bool:
     return any(isinstance(one, dict | list) for one in found)
 
 
-def _encodes(value: Any) -> bool:
+def encodes(value: Any) -> bool:
     """Whether every text inside a value can be written as UTF-8."""
     if isinstance(value, str):
         try:
@@ -206,8 +217,8 @@ def _encodes(value: Any) -> bool:
             return False
         return True
     if isinstance(value, dict):
-        return all(_encodes(key) and _encodes(item) for key, item in value.items())
-    return not isinstance(value, list) or all(map(_encodes, value))
+        return all(encodes(key) and encodes(item) for key, item in value.items())
+    return not isinstance(value, list) or all(map(encodes, value))
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -267,13 +278,17 @@ def _read_array(handle: IO[bytes], name: str) -> Iterator[Row]:
                 raise DataError(str(_LONG.reason), where=where, hint=f"{_LONG.detail}; or is a quotation mark missing?")
             window.grow()
         element = window.text[window.position : end]
-        yield _row(where, value, element, suspect=_has_surrogate_escape(element) or not _encodes(element))
+        yield _row(where, value, element, suspect=has_surrogate_escape(element) or not encodes(element))
         window.position = end
         index += 1
         following = window.peek()
         if following not in (",", "]") or not following:
             raise DataError("not JSON: no comma after this element", where=where, hint="is the file whole?")
         window.position += following == ","
+    window.position += 1
+    if window.peek():
+        hint = "write one array, or one object a line"
+        raise DataError("more stands behind the array of rows, and would not be read", where=name, hint=hint)
 
 
 def _read_table(path: Path, name: str, source: "SourceSpec", **dialect: Any) -> Iterator[Row]:
@@ -305,13 +320,15 @@ def _read_table(path: Path, name: str, source: "SourceSpec", **dialect: Any) -> 
             if len(fields) != len(header):
                 detail = f"{len(fields)} where there are {len(header)} columns"
                 yield Row(where, {}, RowError("wrong number of fields", detail))
-            elif not _encodes(fields):
+            elif not encodes(fields):
                 yield Row(where, {}, RowError("not valid UTF-8"))
             else:
                 yield Row(where, dict(zip(header, fields, strict=True)))
 
 
 def _header(fields: list[str], where: str) -> list[str]:
+    if not encodes(fields):
+        raise DataError("the names of the columns are not valid UTF-8", where=where, hint="save the file as UTF-8")
     twice = sorted({name for name in fields if fields.count(name) > 1})
     if twice:
         raise DataError(
@@ -364,7 +381,7 @@ def _text_row(where: str, data: bytes) -> Iterator[Row]:
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[Any]:
     """Opens a columnar file, which is read from its end; a compressed one is unpacked to a temporary file first."""
-    if path.suffix != ".gz":
+    if not is_packed(path):
         yield str(path)
         return
     with tempfile.TemporaryFile() as unpacked, opened(path) as handle:

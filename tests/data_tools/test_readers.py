@@ -73,10 +73,10 @@ def table(kind: str) -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("gz", ["", ".gz", ".GZ"])
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow file", "arrow stream"])
-def test_every_type_gives_the_same_rows(tmp_path: Path, kind: str, gz: bool):
-    name = f"rows.{kind.split()[0]}{'.gz' if gz else ''}"
+def test_every_type_gives_the_same_rows(tmp_path: Path, kind: str, gz: str):
+    name = f"rows.{kind.split()[0]}{gz}"
     (tmp_path / name).write_bytes(gzip.compress(table(kind)) if gz else table(kind))
     assert values(tmp_path, name) == ROWS
 
@@ -210,6 +210,22 @@ def test_an_array_that_breaks_off_is_an_error_with_a_place(tmp_path: Path, conte
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match=r"a\.json\[\d\]: not JSON.*is the file whole\?"):
         rows(tmp_path, "a.json")
+
+
+def test_what_stands_behind_an_array_is_an_error(tmp_path: Path):
+    (tmp_path / "a.json").write_text('[{"a": 1}]\n \n')
+    assert len(rows(tmp_path, "a.json")) == 1
+    for more in ('[{"a": 2}]', '{"a": 2}', "]"):
+        (tmp_path / "a.json").write_text(f'[{{"a": 1}}]\n{more}\n')
+        with pytest.raises(DataError, match=r"a\.json: more stands behind the array.*one object a line"):
+            rows(tmp_path, "a.json")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_whose_header_is_no_utf8_is_an_error_that_says_so(tmp_path: Path, encoding: str):
+    (tmp_path / "a.csv").write_bytes("größe,text\n1,a\n".encode(encoding))
+    with pytest.raises(DataError, match=r"a\.csv:1: the names of the columns are not valid UTF-8.*save the file"):
+        rows(tmp_path, "a.csv")
 
 
 def test_empty_files_have_no_rows(tmp_path: Path):
