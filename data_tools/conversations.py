@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import RowError
+from .readers import encodes, has_surrogate_escape, lone_surrogate
 
 Message = dict[str, Any]
 
@@ -327,12 +328,15 @@ def parse_json(text: str, what: str) -> Any:
     """Parses JSON found inside a row.
 
     Raises:
-        RowError: ``<what> is not JSON``.
+        RowError: ``<what> is not JSON``, or it writes half a character.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RowError(f"{what} is not JSON", f"{error}: {text[:60]!r}") from error
+    if has_surrogate_escape(text) and not encodes(value):
+        raise lone_surrogate()
+    return value
 
 
 def _calls_of_text(value: Any) -> list[dict[str, Any]]:
@@ -361,7 +365,7 @@ def tool_calls(value: Any) -> list[dict[str, Any]]:
             raise RowError("a tool call has no function name", repr(item)[:60])
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str):
-            arguments = _arguments(arguments)
+            arguments = parse_json(arguments, "tool_calls arguments") if arguments.strip() else {}
         if not isinstance(arguments, dict | None):
             raise RowError("tool_calls arguments not a JSON object", repr(arguments)[:60])
         call: dict[str, Any] = {"type": "function"}
@@ -370,13 +374,6 @@ def tool_calls(value: Any) -> list[dict[str, Any]]:
         call["function"] = {"name": function["name"], "arguments": arguments or {}}
         calls.append(call)
     return calls
-
-
-def _arguments(text: str) -> Any:
-    try:
-        return json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise RowError("tool_calls arguments not JSON", f"{error}: {text[:60]!r}") from error
 
 
 def tool_list(value: Any) -> list[dict[str, Any]] | None:

@@ -30,7 +30,7 @@ from ..data_tools.ask import (
     problem_of,
 )
 from ..data_tools.errors import DataError, RowError, listing
-from ..data_tools.files import hash_json, locked, write_atomic
+from ..data_tools.files import hash_json, locked, without_surrogates, write_atomic
 from ..data_tools.mapping import as_text, compile_template
 from ..data_tools.ngrams import words_in
 from ..data_tools.plain_values import with_leaves
@@ -706,6 +706,7 @@ def _read(step: StepSpec, text: str) -> tuple[dict[str, str], int]:
     begin = max(text.find("{"), 0)
     try:
         value, length = json.JSONDecoder().raw_decode(text[begin:])
+        value = without_surrogates(value)
     except (ValueError, RecursionError) as error:
         raise RowError("no JSON object that can be read", str(error)) from error
     if not isinstance(value, dict) or any(name not in value for name in step.fields):

@@ -170,6 +170,13 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more_with_what_is_wrong(t
     assert [message["role"] for message in server.requests[-1]["messages"]] == ["user", "assistant", "user"]
 
 
+def test_half_a_character_in_json_that_the_model_wrote_spoils_no_row(tmp_path: Path) -> None:
+    step = {"name": "made", "prompt": "{{ question }}", "fields": ["said"]}
+    method = {"description": "d", "steps": [step], "output": {"text": "{{ said }}"}}
+    made, _, _ = make(tmp_path, lambda _: '{"said": "so \\ud83d"}', QUESTIONS[:1], method=method)
+    assert [row["text"] for row in made] == ["so ?"]
+
+
 def test_rows_that_cannot_be_read_or_shown_are_counted_by_what_is_wrong_with_them(tmp_path: Path) -> None:
     seeds = [{"instruction": f"Write about the {word}."} for word in ("sea", "sky")]
     path = Path(rows_file(tmp_path, [*seeds, {"text": "x"}]))
