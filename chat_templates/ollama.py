@@ -46,11 +46,13 @@ class PromptDifference:
         return f"probe '{self.probe}': {ours!r} is {theirs!r} from character {at} on"
 
 
+@dataclass(frozen=True)
 class _Prompts:
     """The prompts of a Jinja template as Ollama must make them: without the BOS that is added behind its back."""
 
-    def __init__(self, template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase", added_bos: str | None):
-        self.template, self.tokenizer, self.bos = template, tokenizer, added_bos
+    template: ChatTemplate
+    tokenizer: "PreTrainedTokenizerBase"
+    bos: str | None
 
     def __call__(self, messages: Sequence[Mapping[str, Any]], *, go_on: bool = True, **variables: Any) -> str | None:
         """Returns the text, or None where the template refuses the conversation."""

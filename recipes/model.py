@@ -507,18 +507,10 @@ def agree(model: "PreTrainedModel", tokenizer: Any) -> None:
 
 
 def quantization_config(recipe: Recipe) -> "BitsAndBytesConfig":
-    """Returns the bitsandbytes settings of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, section 3).
-
-    Raises:
-        RecipeError: bitsandbytes is not installed.
-    """
-    import importlib.util
-
+    """Returns the bitsandbytes settings of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise RecipeError("quantization needs bitsandbytes", hint="pip install 'posttrain[quantization]'")
     if recipe.quantization is None or recipe.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = torch.float32 if recipe.trainer.get("bf16") is False or not torch.cuda.is_available() else torch.bfloat16

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +79,20 @@ def _write(prepared: "Prepared", path: Path) -> None:
     temporary.replace(path)
 
 
+@dataclass(frozen=True)
 class _Split:
     """What there is to say of one split."""
 
-    def __init__(
-        self, name: str, prepared: "Prepared", sources: Sequence[SourceSpec], folder: Path, tokenizer: Any
-    ) -> None:
-        self.name, self.prepared, self.sources, self.folder, self.tokenizer = name, prepared, sources, folder, tokenizer
-        self.report: PreparedReport = prepared.report
+    name: str
+    prepared: "Prepared"
+    sources: Sequence[SourceSpec]
+    folder: Path
+    tokenizer: Any
+
+    @property
+    def report(self) -> "PreparedReport":
+        """Returns what its rows hold."""
+        return self.prepared.report
 
     def summary(self) -> list[str]:
         """Returns the size of the split, and how its rows were read."""

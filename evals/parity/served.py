@@ -127,19 +127,19 @@ def _notes(loaded: LoadedModel) -> Iterator[str]:
             yield f"generation_config.json has {field} {value}, which a server heeds: its texts may be others"
 
 
+@dataclass(frozen=True)
 class _Server:
     """A server that is asked many things in order.
 
-    Args:
+    Attributes:
         spec: Where it is.
         ollama: Whether it is asked through Ollama's own API.
         folder: Where what it answers is kept while it is asked.
     """
 
-    def __init__(self, spec: EndpointSpec, ollama: bool, folder: Path):
-        self.spec, self._folder = spec, folder
-        self._protocol: Any = "ollama" if ollama else "openai"
-        self.ollama = ollama
+    spec: EndpointSpec
+    ollama: bool
+    folder: Path
 
     def ask(self, requests: Sequence[Request], **extra: Any) -> list[Reply]:
         """Returns a reply to each; one that the server would not take has the finish ``rejected``.
@@ -148,9 +148,9 @@ class _Server:
             PosttrainError: The server does not answer.
         """
         spec = self.spec.model_copy(update={"extra": extra})
-        requests = [replace(request, protocol=self._protocol) for request in requests]
+        requests = [replace(request, protocol="ollama" if self.ollama else "openai") for request in requests]
         replies: dict[str, Reply] = {}
-        Endpoint(spec, self._folder / "asked.jsonl").ask(requests, lambda _, reply: replies.update({reply.key: reply}))
+        Endpoint(spec, self.folder / "asked.jsonl").ask(requests, lambda _, reply: replies.update({reply.key: reply}))
         found = [replies[request.key(spec)] for request in requests]
         if silent := next((reply for reply in found if reply.finish is None), None):
             raise PosttrainError(f"the server does not answer: {silent.error}", where=spec.address)
