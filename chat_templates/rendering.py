@@ -49,7 +49,7 @@ class Encoded:
 
     input_ids: list[int]
     loss_mask: list[bool]
-    straddling: tuple[int, ...] = ()
+    straddling: tuple[int, ...]
     """Positions of the tokens that lie across the edge of a loss range; they carry no loss."""
 
 
@@ -378,7 +378,7 @@ def require_whole(template: ChatTemplate, messages: Sequence[Mapping[str, Any]],
                 )
 
 
-def special_texts(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None = None) -> set[str]:
+def special_texts(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None) -> set[str]:
     """Returns the special tokens of the tokenizer and the template, as they are written."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     if template is not None:  # published tokenizers hold some that are not called special

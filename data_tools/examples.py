@@ -75,7 +75,7 @@ class Batch:
     fields: list[str]
     types: dict[str, dict[str, int]]
     dropped: dict[int, RowError]
-    cut: int = 0
+    cut: int
 
 
 @dataclass

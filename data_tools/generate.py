@@ -130,7 +130,7 @@ def _with_transformers(
     return [(text, ended, len(ids)) for text, (ids, ended) in zip(texts, drawn, strict=True)]
 
 
-def decode_answer(tokenizer: Any, ids: Sequence[int], kept: Collection[str] = ()) -> str:
+def decode_answer(tokenizer: Any, ids: Sequence[int], kept: Collection[str]) -> str:
     """Returns the text of an answer without special tokens.
 
     Args:

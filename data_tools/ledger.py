@@ -39,8 +39,8 @@ class Spent:
     tokens: int
     money: float | None
     calls: int
-    unsettled: int = 0
-    hours: float = 0.0
+    unsettled: int
+    hours: float
 
 
 @dataclass(frozen=True)

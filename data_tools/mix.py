@@ -239,7 +239,7 @@ def as_given(mixture: Mixture) -> Mixture:
     return replace(mixture, source=mixture.source[order], document=mixture.document[order])
 
 
-def sort_by(mixture: Mixture, values: Sequence[Any], *, descending: bool = False) -> Mixture:
+def sort_by(mixture: Mixture, values: Sequence[Any], *, descending: bool) -> Mixture:
     """Sorts the documents of a mixture by a number; those of one number stay in the order that they had.
 
     Args:

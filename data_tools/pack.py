@@ -119,7 +119,7 @@ _WINDOWS = 64  # of the whole set, so that an order along it shows
 _WINDOW_ROWS = (8, 256)  # enough documents for full rows; enough windows for an order
 
 
-def pack_in_order(lengths: Any, max_length: int, strategy: Strategy, begins: Any = ()) -> Rows:
+def pack_in_order(lengths: Any, max_length: int, strategy: Strategy, begins: Any) -> Rows:
     """Packs documents so that the order of the rows is that of the documents.
 
     Where rows are filled with the documents that fit best, those are looked for among neighbours: in windows of a 64th

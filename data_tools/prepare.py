@@ -49,8 +49,8 @@ class Prepared:
     dataset: "Dataset"
     report: PreparedReport
     fingerprint: str
-    cached: bool = False
-    contents: tuple[str, ...] = ()
+    cached: bool
+    contents: tuple[str, ...]
 
 
 def prepare(

@@ -663,7 +663,7 @@ def row_report(
     arguments: Mapping[str, Any],
     counts: Mapping[str, Counts],
     files: Mapping[str, str],
-    apart: Mapping[str, str] = _NONE,
+    apart: Mapping[str, str],
 ) -> ToolReport:
     """Returns rows in and out of each source, every reason and change with examples, and distributions.
 

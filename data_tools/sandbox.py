@@ -172,7 +172,7 @@ class ProgramSandbox:
     def run_all(
         self,
         programs: Iterable[tuple[str, Checks | None]],
-        limits: Limits = Limits(),
+        limits: Limits,
         workers: int | None = None,
     ) -> Iterator[ProgramOutcome]:
         """Runs many, some at a time, and yields how each ended, in their order.

@@ -191,7 +191,7 @@ def write_arrow(
     types: Mapping[str, Any],
     *,
     packed: bool,
-    by_source: bool = False,
+    by_source: bool,
 ) -> tuple[list[int], int, set[bool]]:
     """Writes batches of finished rows, each the rows of every part of the examples of a mixture, as an Arrow stream.
 

@@ -225,7 +225,7 @@ class ToolReport:
     title: str
     arguments: Mapping[str, Any]
     summary: Sequence[str]
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table]
     plots: Sequence[Plot] = ()
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)

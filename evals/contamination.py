@@ -170,8 +170,8 @@ def find_touched(
     store: Path,
     tasks: Sequence[Task],
     *,
-    most_bytes: int | None = MOST_BYTES,
-    progress: Say = lambda line: None,
+    most_bytes: int | None,
+    progress: Say,
 ) -> None:
     """Writes which items of scored tasks the training data of a run holds, as far as that is not known.
 

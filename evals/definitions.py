@@ -67,7 +67,7 @@ class HarnessTask(Task):
     path: Path
     config: Config
     data_files: dict[str, Path]
-    backend: str = "transformers"
+    backend: str
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     is_divided = has_items = True

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LOWER_IS_BETTER = ("error", "loss", "mse", "mae", "rmse", "mape", "smape", "mase", "brier", "perplexity", "wer", "cer")
 
 
-def load_metric(name: str, *, offline: bool = True) -> Any:
+def load_metric(name: str, *, offline: bool) -> Any:
     """Loads a metric.
 
     Args:

@@ -80,7 +80,7 @@ class PromptTask(Task):
     prompts: tuple[Prompt, ...]
     notes: tuple[str, ...]
     settings: dict[str, Any]
-    is_limited: bool = False
+    is_limited: bool
 
     has_items = True
 

@@ -54,7 +54,7 @@ def run_task(
     suite: SuiteSpec,
     *,
     templated: bool,
-    notes: Counter[str] | None = None,
+    notes: Counter[str] | None,
 ) -> Result:
     """Scores a model on one task.
 

@@ -60,7 +60,7 @@ def write_card(run_folder: Path, output: Path | None = None, *, name: str | None
     return card
 
 
-def card_of_record(record: Mapping[str, Any], *, step: int | None = None, adapter: bool = False) -> str:
+def card_of_record(record: Mapping[str, Any], *, step: int | None, adapter: bool) -> str:
     """Returns the card of what a run has just saved, which nothing has scored yet.
 
     Args:

@@ -32,7 +32,7 @@ class OwnMetric(Task):
     """A function of a suite, found and hashed."""
 
     spec: FunctionSpec
-    seed: int = 0
+    seed: int
 
     def check(self, folder: Path) -> None:
         """Imports the function, as :meth:`Task.check`."""

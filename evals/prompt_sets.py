@@ -141,9 +141,9 @@ class Prompt:
     id: str
     key: str
     turns: tuple[str, ...]
-    category: str | None = None
-    references: tuple[str, ...] | None = None
-    system: str | None = None
+    category: str | None
+    references: tuple[str, ...] | None
+    system: str | None
 
 
 def prompt_key(turns: tuple[str, ...], system: str | None = None) -> str:

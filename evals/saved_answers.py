@@ -201,7 +201,7 @@ class _Joined:
             raise InputError(what, hint=f"say `samples: {most}` in the suite's `sampling:`, or leave that out")
 
 
-def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None" = None) -> tuple[str, ...]:
+def notes_of(record: Mapping[str, Any], setting: "SamplingSpec | None") -> tuple[str, ...]:
     """Words what could not be joined, and that a file's author drew its texts, not a suite's named setting."""
     kinds = {
         "missing": "items have no answer there and count as empty ones",

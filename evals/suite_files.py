@@ -62,7 +62,7 @@ def load_suite(
 
 
 def suite_of_tasks(
-    tasks: Sequence[str], *, data_dir: Path | None = None, limit: int | None = None, chat: Chat = "never"
+    tasks: Sequence[str], *, data_dir: Path | None, limit: int | None = None, chat: Chat = "never"
 ) -> SuiteSpec:
     """Makes a suite of names of tasks and groups, asked as lm-eval asks them: each with its own number of examples.
 

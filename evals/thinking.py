@@ -31,7 +31,7 @@ class Stripped:
 
     text: str
     cut: bool
-    thought: bool = False
+    thought: bool
 
 
 def strip_thinking(raw: str, tags: Sequence[Tags] = TAGS, *, opened: Tags | None = None) -> Stripped:

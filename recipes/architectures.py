@@ -33,7 +33,7 @@ class Matrix:
     inputs: int
     outputs: int
     reads: Reads
-    bias: bool = False
+    bias: bool
 
     @property
     def size(self) -> int:
@@ -81,10 +81,10 @@ class Architecture:
     trained_norms: int
     tied: bool
     dtype: str
-    is_encoder: bool = False
-    positions: int = 0
-    dropout: bool = False
-    unread: int = 0
+    is_encoder: bool
+    positions: int
+    dropout: bool
+    unread: int
     source: str = ""
 
     @property

@@ -46,7 +46,7 @@ class CheckpointKeeper(TrainerCallback):
     trainer: Any = None
     monitor: "Monitor | None" = None
 
-    def __init__(self, loaded: Loaded, progress: "ProgressKeeper", *, say: Say = print):
+    def __init__(self, loaded: Loaded, progress: "ProgressKeeper", *, say: Say):
         score = loaded.recipe.score
         self._loaded, self._progress, self._say = loaded, progress, say
         self.limit: int | None = loaded.recipe.trainer.get("save_total_limit")

@@ -593,7 +593,7 @@ def stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def model_size(job: "Job", model: Any, head: "Head | None" = None) -> ModelSize:
+def model_size(job: "Job", model: Any, head: "Head | None") -> ModelSize:
     """Counts the parameters of a model that was loaded empty, which then carries the recipe's adapters."""
     import torch
 

@@ -35,7 +35,7 @@ class Meter(TrainerCallback):
         say: Takes a line for the user.
     """
 
-    def __init__(self, flops: float, peak: float | None = None, *, say: Say = print):
+    def __init__(self, flops: float, peak: float | None, *, say: Say):
         self._flops, self._peak, self._say = flops, peak, say
         self._groups: dict[str, list[torch.nn.Parameter]] = {}
         self._norms: dict[str, torch.Tensor] = {}

@@ -47,8 +47,8 @@ class PlannedStep:
     name: str
     folder: Path
     key: str
-    loaded: Loaded | None = None
-    tool: Tool | None = None
+    loaded: Loaded | None
+    tool: Tool | None
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Schedule:
         seed: Of the lots.
     """
 
-    def __init__(self, matchups: Sequence[Matchup], seed: int = 0):
+    def __init__(self, matchups: Sequence[Matchup], seed: int):
         rng = random.Random(seed)
         pairs = sorted({matchup.pair for matchup in matchups})
         prompts = sorted({matchup.prompt for matchup in matchups})
@@ -134,7 +134,7 @@ class Schedule:
             self._open[matchup.pair][matchup.id] = matchup
         return matchup
 
-    def next(self, skipped: Sequence[str] = ()) -> Matchup | None:
+    def next(self, skipped: Sequence[str]) -> Matchup | None:
         """Returns what to ask next, or None when all is voted or skipped."""
         left_out = set(skipped)
         pairs = sorted(self._open, key=lambda pair: (self._pair_votes[pair], self._lots[pair]))

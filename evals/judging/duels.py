@@ -38,7 +38,7 @@ class Duel:
     request: str
     answer: str
     other: str
-    reference: str | None = None
+    reference: str | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DuelOutcome:
     """
 
     how: Literal["won", "not won", "turned", "undecided"]
-    why: str = ""
+    why: str
 
 
 _GRAVEST = ("undecided", "turned", "not won", "won")  # of a jury's outcomes the gravest stands

@@ -46,8 +46,8 @@ class JudgingPlan:
     sets: tuple[AnswerSet, ...]
     baseline: AnswerSet | None
     null: Pair | None
-    notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
     judgments: dict[str, Judgment] = field(default_factory=dict)
     _pairs: list[Pair] | None = None
 
@@ -189,7 +189,7 @@ class JudgingPlan:
         return key in written
 
 
-def open_plan(entry: JudgingSpec, job: "PromptTask", folders: Sequence[Path], device: str | None = None) -> JudgingPlan:
+def open_plan(entry: JudgingSpec, job: "PromptTask", folders: Sequence[Path], device: str | None) -> JudgingPlan:
     """Finds an entry's answers and opens its judges; nothing is asked.
 
     Args:

@@ -63,7 +63,7 @@ class Question:
     other: Answer | None
     order: Order
     repeat: int
-    by_end: bool = False
+    by_end: bool
     version: str = ""
 
     @cached_property

@@ -164,8 +164,8 @@ class Portrait:
     requests: dict[str, tuple[int, ...]]
     config: dict[str, Any]
     quantized: str | None
-    scored: tuple[ScoredSequence, ...] = ()
-    answers: tuple[GreedyAnswer, ...] = ()
+    scored: tuple[ScoredSequence, ...]
+    answers: tuple[GreedyAnswer, ...]
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,10 @@ class Material:
 
     strings: tuple[str, ...]
     rows: tuple[tuple[str, tuple[int, ...]], ...]
-    questions: tuple[tuple[dict[str, str], ...], ...] = QUESTIONS
-    max_new_tokens: int = 24
-    probes: tuple[Probe, ...] = ()
-    notes: tuple[str, ...] = ()
+    questions: tuple[tuple[dict[str, str], ...], ...]
+    max_new_tokens: int
+    probes: tuple[Probe, ...]
+    notes: tuple[str, ...]
 
 
 def gather(loaded: LoadedModel, record: Mapping[str, Any], *, quick: bool = False) -> Material:

@@ -131,7 +131,7 @@ def check_run(model: str, against: str | None = None) -> ParityReport:
     return compare_sides(find_sides(model, against))
 
 
-def check_merge(run_dir: Path, live: LoadedModel | None = None) -> ParityReport:
+def check_merge(run_dir: Path, live: LoadedModel | None) -> ParityReport:
     """Compares a run's adapter with the model that it was just merged into, on a few texts.
 
     Args:

@@ -162,8 +162,8 @@ class Badge:
     """
 
     text: str
-    kind: Literal["good", "bad", "neutral"] = "neutral"
-    detail: str = ""
+    kind: Literal["good", "bad", "neutral"]
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class ColumnMetric:
 
     name: str
     higher_is_better: bool
-    unit: Literal["", "%"] = ""
+    unit: Literal["", "%"]
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ class BoardRow:
     parent: str | None
     weights_hash: str | None
     cells: dict[str, Cell]
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...]
     model_hash: str | None = None
     tag: str = ""
     badges: tuple[Badge, ...] = ()
@@ -433,9 +433,9 @@ class Rate:
     """An estimate with its 95% interval; ``low`` and ``high`` are None where no spread is known."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
+    low: float | None
+    high: float | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -573,7 +573,7 @@ class Usage:
     stopped: float
     empty: int
     seconds: float | None
-    settings: str = ""
+    settings: str
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Chart:
     index: int | None = None
 
 
-def training_charts(spell: Speller, *, every_metric: bool, lines_only: bool = False) -> list[Chart]:
+def training_charts(spell: Speller, *, every_metric: bool, lines_only: bool) -> list[Chart]:
     """Draws each column's metrics (or only the primary one) over training, and the losses, where there is a curve.
 
     With ``lines_only`` without intervals and points to rest on: of hundreds of rows they would be most of a page.

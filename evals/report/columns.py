@@ -78,7 +78,7 @@ _Key = tuple[str, str, str, str, str, str]  # and the template where it must spl
 
 
 def tabulate(
-    scored: Sequence[ScoredRow], rules: Collection[str] = ()
+    scored: Sequence[ScoredRow], rules: Collection[str]
 ) -> tuple[list[BoardRow], list[Column], dict[str, str], list[Notice]]:
     """Fills rows with cells and finds each column's best.
 

@@ -33,14 +33,14 @@ def number(value: float, places: int, unit: str = "") -> str:
     return f"{shown:.{places}f}"
 
 
-def interval_text(figure: Figure, places: int, unit: str = "") -> str:
+def interval_text(figure: Figure, places: int, unit: str) -> str:
     """Returns ``38.1 to 44.4``, or what stands in its place."""
     if figure.interval is None:
         return "no interval"
     return f"{number(figure.interval.low, places, unit)} to {number(figure.interval.high, places, unit)}"
 
 
-def signed(value: float, places: int, unit: str = "") -> str:
+def signed(value: float, places: int, unit: str) -> str:
     """Returns a difference with its sign, a true minus included."""
     text = number(abs(value), places, unit)
     zero = not any(digit in text for digit in "123456789")

@@ -68,7 +68,7 @@ ItemsOf = Callable[[BoardRow, Column], Items | None]
 """From a row and a column to the items behind its primary figure."""
 
 
-def item_finder(folders: Mapping[str, Path], columns: Sequence[Column] = ()) -> ItemsOf:
+def item_finder(folders: Mapping[str, Path], columns: Sequence[Column]) -> ItemsOf:
     """Returns a function from a row and a column to the items behind its primary figure, which remembers them.
 
     Args:

@@ -1,7 +1,7 @@
 """Reads run folders for the report; what cannot be read becomes a notice, and the rest is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...chat_templates.errors import PosttrainError, first_line
@@ -38,15 +38,15 @@ class RunFolder:
     """
 
     path: Path
-    record: Record = field(default_factory=dict)
-    scores: tuple[Record, ...] = ()
-    log: tuple[Record, ...] = ()
-    saved: tuple[tuple[str, Manifest], ...] = ()
-    judgments: tuple[Judgment, ...] = ()
-    answers: AnswerSets = ()
-    contamination: tuple[Record, ...] = ()
-    parity: tuple[ParityReport, ...] = ()
-    problems: tuple[str, ...] = ()
+    record: Record
+    scores: tuple[Record, ...]
+    log: tuple[Record, ...]
+    saved: tuple[tuple[str, Manifest], ...]
+    judgments: tuple[Judgment, ...]
+    answers: AnswerSets
+    contamination: tuple[Record, ...]
+    parity: tuple[ParityReport, ...]
+    problems: tuple[str, ...]
     source: Path | None = None
 
 

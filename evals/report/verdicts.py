@@ -378,7 +378,7 @@ def _leading(board: Leaderboard) -> Column | None:
     return max(some, key=lambda column: filled[column.id], default=None)
 
 
-def _paired(mine: Items, theirs: Items, share: float = _SHARED) -> compare.Difference | None:
+def _paired(mine: Items, theirs: Items, share: float) -> compare.Difference | None:
     """Compares two rows on the items that both have; None where those are less than a share of either's."""
     if mine.keys == theirs.keys:  # as a rule, and much faster than looking each one up
         return compare.paired_difference(mine.values, theirs.values, mine.clusters)

@@ -50,7 +50,7 @@ class Measured:
     """
 
     metrics: list[Metric]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     confusion: dict[str, Any] | None = None
 
 

@@ -51,7 +51,7 @@ def _is_first(name: str) -> bool:
 
 
 def halved(
-    scores: Mapping[str, Mapping[Hashable, float]], clusters: Mapping[Hashable, Hashable] | None = None
+    scores: Mapping[str, Mapping[Hashable, float]], clusters: Mapping[Hashable, Hashable] | None
 ) -> tuple[dict[Hashable, Hashable], list[Hashable], list[Hashable]]:
     """Splits the items that all checkpoints have into those that are chosen on and those that are measured on.
 

@@ -234,7 +234,7 @@ def pool_difficulty(others: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {prompt: math.fsum(found) / len(found) for prompt, found in residuals.items()}
 
 
-def all_rates(battles: Sequence[Battle], *, draws: int = DRAWS) -> dict[str, WinRates]:
+def all_rates(battles: Sequence[Battle], *, draws: int) -> dict[str, WinRates]:
     """Sums up every candidate of one opponent, the difficulty of a prompt being what the other candidates got there.
 
     Args:

@@ -26,7 +26,7 @@ class SourceLosses:
             log in this process, and ``run`` [sources], the number up to that line in all processes.
     """
 
-    def __init__(self, names: tuple[str, ...], of: Unit = "tokens"):
+    def __init__(self, names: tuple[str, ...], of: Unit):
         self.of, self.logged, self._prefix = of, len(names) > 1, "reward/" if of == "completions" else "loss/"
         again = [names[:number].count(name) for number, name in enumerate(names)]
         self.names = tuple(f"{name} ({n + 1})" if n else name for name, n in zip(names, again, strict=True))
