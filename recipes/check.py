@@ -360,7 +360,7 @@ def _schedule_lines(job: "Job", epochs: float) -> list[str]:
 def _warmup_lines(job: "Job", steps: int) -> list[str]:
     """Warns of a learning rate that is still rising when the run ends."""
     warmup = job.option("warmup_steps")
-    if not warmup or warmup < steps or job.option("lr_scheduler_type") in ("constant", "reduce_lr_on_plateau"):
+    if not warmup or warmup < steps:
         return []
     return [f"warning: trainer.warmup_steps: {warmup:g} of {steps:,} steps, so the learning rate is never reached"]
 

@@ -148,7 +148,7 @@ def _variant(loaded: Loaded, cell: ShortRun, folder: str, fields: dict[str, Any]
     config = {**(model.config or {}), **{key: size * cell.times for key, size in base.items()}}
     trainer = {**loaded.recipe.trainer, **_QUIET, **fields, "learning_rate": cell.rate, "seed": cell.seed}
     if fields.get("lr_scheduler_type") == "constant":  # the updates of the check are all at the recipe's rate
-        trainer.pop("lr_scheduler_kwargs", None)
+        trainer = {key: value for key, value in trainer.items() if key not in ("lr_scheduler_kwargs", "warmup_steps")}
     changed = {
         "model": model.model_copy(update={"config": config, "mup_base": base if cell.mup else None}),
         "trainer": trainer,

@@ -57,6 +57,8 @@ _FORGETFUL = {
     "grokadamw": "finds its state by the weights' objects, and none is found for those of a resumed run",
 }
 _BY_MATRIX = {"muon": "orthogonalises", "galore": "projects", "apollo": "projects"}
+# What transformers hands on to an optimizer of projected gradients for some of its weights or none.
+_UNPROJECTED = {"weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 _SWITCHES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
 _PIP = {
     "liger_kernel": "liger-kernel",
@@ -134,12 +136,20 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
 
 
 def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
-    """Refuses a run that goes through a schedule more than once.
+    """Refuses a run that goes through a schedule of its data more than once, or ends within that of its rate.
 
     Raises:
         RecipeError: It does.
     """
-    if job.loaded.recipe.data.schedule is None or train is None:
+    if train is None:
+        return
+    if args.lr_scheduler_type == "warmup_stable_decay":
+        steps = estimate.run_steps(job, train, processes=args.world_size)
+        warmup, decay = args.get_warmup_steps(steps), args.lr_scheduler_kwargs["num_decay_steps"]
+        if warmup + decay > steps:
+            what = f"trainer.lr_scheduler_kwargs: {warmup:,} steps of warmup and {decay:,} of decay are more than the"
+            raise RecipeError(f"{what} run's {steps:,}", hint="lower num_decay_steps, or train longer")
+    if job.loaded.recipe.data.schedule is None:
         return
     steps = estimate.steps_per_epoch(job, train, processes=args.world_size)
     if args.max_steps > steps or (args.max_steps <= 0 and args.num_train_epochs != 1):
@@ -383,11 +393,7 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             raise RecipeError(f"trainer: {first_line(error)}") from error
         if args.torch_compile:
             check_compiler(args)
-        if args.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in (
-            args.lr_scheduler_kwargs or {}
-        ):
-            what = "trainer.lr_scheduler_type: warmup_stable_decay does not know over how many steps to decay"
-            raise RecipeError(what, hint="say trainer.lr_scheduler_kwargs: {num_decay_steps: 200}")
+        check_unread(args)
         if loaded.option("optim") == "muon":
             from .optimizers import muon_options
 
@@ -404,6 +410,47 @@ def trainer_config(loaded: Loaded) -> "TrainingArguments":
             check_optimizer(optim)
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one GPU; several GPUs take --processes, never DataParallel
     return args
+
+
+def check_unread(args: "TrainingArguments") -> None:
+    """Refuses fields that the optimizer or the schedule of its rate would pass over, or take for something else.
+
+    Raises:
+        RecipeError: With the first of them.
+    """
+    optim, kind = (str(getattr(word, "value", word)) for word in (args.optim, args.lr_scheduler_type))
+    options: Any = args.lr_scheduler_kwargs or {}
+    warms_up = optim in ("schedule_free_adamw", "schedule_free_sgd")  # by itself, whatever the schedule
+    refusals = [
+        (
+            kind == "warmup_stable_decay" and 0 < options.get("num_decay_steps", 0.5) < 1,
+            "trainer.lr_scheduler_type: warmup_stable_decay does not know over how many steps to decay",
+            "say trainer.lr_scheduler_kwargs: {num_decay_steps: 200}; a share of the steps is no number of them",
+        ),
+        (
+            kind.startswith("constant") and options,
+            f"trainer.lr_scheduler_kwargs: {kind} reads none",
+            "drop it, or take another lr_scheduler_type",
+        ),
+        (
+            kind in ("constant", "reduce_lr_on_plateau", "greedy") and args.warmup_steps and not warms_up,
+            f"trainer.warmup_steps: lr_scheduler_type {kind} has no warmup",
+            "say trainer.lr_scheduler_type: constant_with_warmup, or drop it",
+        ),
+        (
+            warms_up and 0 < args.warmup_steps < 1,
+            f"trainer.warmup_steps: {optim} divides by it, and a share of the steps would raise its first rates",
+            "say a whole number",
+        ),
+    ]
+    if optim.startswith(("galore", "apollo")):
+        refusals += [
+            (getattr(args, name) != default, f"trainer.{name}: {optim} does not read it for all weights", "drop it")
+            for name, default in _UNPROJECTED.items()
+        ]
+    for refused, what, hint in refusals:
+        if refused:
+            raise RecipeError(what, hint=hint)
 
 
 def check_compiler(args: "TrainingArguments") -> None:

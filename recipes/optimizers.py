@@ -51,7 +51,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             for name, algorithm in self._algorithms.items()
             for group in algorithm.param_groups
         ]
-        super().__init__(groups, {})
+        super().__init__(groups, {"lr": groups[0]["lr"]})  # which cosine_with_min_lr divides by
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -235,7 +235,8 @@ def check_options(args: "TrainingArguments") -> None:
             raise RecipeError(f"trainer.optim_args: '{pair}' is not of the form name=value")
         if not isinstance(bare, str) and bare == made(f"{name}=0.0123"):
             optim = str(getattr(args.optim, "value", args.optim))
-            hint = "AdamW's own are trainer.adam_beta1, adam_beta2 and adam_epsilon" if "adam" in optim else None
+            own = "adam" in optim and not optim.startswith(tuple(_PROJECTORS))
+            hint = "AdamW's own are trainer.adam_beta1, adam_beta2 and adam_epsilon" if own else None
             raise RecipeError(f"trainer.optim_args: {optim} reads no option '{name}'", hint=hint)
 
 

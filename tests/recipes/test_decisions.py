@@ -1,5 +1,6 @@
 """What ``check`` passes ``train`` trains, what it refuses ``train`` refuses, each in one line that says where."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -64,6 +65,12 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("sft", {}, {"use_liger_kernel": True}, "pip install liger-kernel"),
     ("sft", {}, {"lr_scheduler_type": "warmup_stable_decay"}, "over how many steps to decay"),
     ("sft", {}, {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 1}}, None),
+    (
+        "sft",
+        {},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}, "warmup_steps": 2},
+        "2 steps of warmup and 2 of decay are more than the run's 3",
+    ),
     ("sft", {}, {"optim_args": "beta1=0.8"}, "adamw_torch_fused reads no option 'beta1'; AdamW's own are"),
     ("sft", {}, {"optim": "sgd", "optim_args": "momentum=0.9,nestrov=true"}, "sgd reads no option 'nestrov'"),
     ("sft", {}, {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, None),
@@ -298,6 +305,37 @@ def test_a_metric_that_no_evaluation_gives_is_refused_in_one_line(make_recipe: M
 def test_activations_are_not_moved_from_an_accelerator_that_is_not_there(make_recipe: Make) -> None:
     with pytest.raises(RecipeError, match=r"trainer\.activation_offloading moves activations from an accelerator"):
         trainer_config(load(make_recipe(activation_offloading=True)))
+
+
+CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 0.2}},
+            "how many steps",
+        ),
+        (CONSTANT, "warmup_steps: lr_scheduler_type constant has no warmup.*constant_with_warmup"),
+        (CONSTANT | {"optim": "schedule_free_radam"}, "constant has no warmup"),
+        (CONSTANT | {"optim": "schedule_free_adamw"}, None),
+        (CONSTANT | {"optim": "schedule_free_adamw", "warmup_steps": 0.1}, "schedule_free_adamw divides by it"),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.1}, None),
+        ({"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"min_lr": 0}}, "with_warmup reads none"),
+        ({"optim": "galore_adamw", "weight_decay": 0.1}, "trainer.weight_decay: galore_adamw does not read it"),
+        ({"optim": "apollo_adamw", "adam_beta2": 0.95}, "trainer.adam_beta2: apollo_adamw does not read it"),
+    ],
+)
+def test_fields_that_an_optimizer_or_a_schedule_would_pass_over_are_refused(
+    make_recipe: Make, fields: dict[str, Any], says: str | None
+) -> None:
+    if (optim := fields.get("optim")) is not None:
+        pytest.importorskip("schedulefree" if optim.startswith("schedule") else f"{optim.partition('_')[0]}_torch")
+        fields = fields | ({} if optim.startswith("schedule") else {"optim_target_modules": "all-linear"})
+    loaded = load(make_recipe(**fields))
+    with pytest.raises(RecipeError, match=says) if says else contextlib.nullcontext():
+        trainer_config(loaded)
 
 
 @pytest.mark.parametrize("kind", ["CP", "SP"])

@@ -256,7 +256,7 @@ def test_check_refuses_another_optimizer_without_data_or_tokenizer(
 def test_the_tool_tells_mup_from_the_standard_parametrisation(
     make_recipe: Callable[..., Path], tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = recipe_of(make_recipe, tiny_model_dir, learning_rate=0.01)
+    recipe = recipe_of(make_recipe, tiny_model_dir, learning_rate=0.01, warmup_steps=1)
     arguments = [
         "--widths",
         "[1, 4]",

@@ -124,6 +124,13 @@ def test_a_step_is_as_large_as_one_of_adamw() -> None:
         assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
 
 
+def test_a_schedule_may_end_at_a_rate(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    ending = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.0003}}
+    train(load(make_recipe(optim="muon", weight_decay=0.1, max_steps=2, save_steps=2, **ending)))
+    saved = torch.load(tmp_path / "run" / "checkpoint-2" / "optimizer.pt", weights_only=True)
+    assert [group["lr"] for group in saved["param_groups"]] == pytest.approx([0.0003] * 3)
+
+
 def test_a_run_says_what_it_moves_how_and_resumes_to_the_same_bits(
     make_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,8 +178,9 @@ def test_options_that_an_optimizer_of_projected_gradients_has_not_are_refused(
     pytest.importorskip(f"{optim.partition('_')[0]}_torch")
     fields = {"optim": optim, "optim_target_modules": "all-linear"}
     trainer_config(load(make_recipe(**fields, optim_args="rank=4, scale=0.0123, update_proj_gap=2")))
-    with pytest.raises(RecipeError, match=f"{optim} reads no option 'rnak'"):
+    with pytest.raises(RecipeError, match=f"{optim} reads no option 'rnak'") as error:
         trainer_config(load(make_recipe(**fields, optim_args="rank=4,rnak=4")))
+    assert error.value.hint is None  # of fields that it does not read either
 
 
 def test_what_a_schedule_free_run_saves_is_what_it_evaluates(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
