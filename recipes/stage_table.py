@@ -30,30 +30,31 @@ _OWNED_TRL = {
     "model_init_kwargs": "say it in the model section",
     "trust_remote_code": "say model.trust_remote_code",
 }
+_UNSMOOTHED = {**_OWNED_TRL, "label_smoothing_factor": "the stage's loss is of no labels that could be smoothed"}
 _OWNED_REWARD = {
-    **_OWNED_TRL,
+    **_UNSMOOTHED,
     "chat_template_path": "say model.chat_template",
     "eos_token": "the chat template sets it",
     "pad_token": "the chat template sets it",
 }
 _OWNED_SFT = {
-    **_OWNED_REWARD,
+    **{key: where for key, where in _OWNED_REWARD.items() if key != "label_smoothing_factor"},
     "dataset_text_field": "map columns in the data section",
     "dataset_kwargs": "the data section prepares the rows",
     "truncation_mode": "say data.too_long",
     "padding_free": "packed rows are flattened only where a varlen attention kernel is installed",
     "eval_packing": "evaluation rows are packed as training rows are",
 }
-_OWNED_DPO = {**_OWNED_TRL, "truncation_mode": "say data.too_long", "pad_token": "the chat template sets it"}
+_OWNED_DPO = {**_UNSMOOTHED, "truncation_mode": "say data.too_long", "pad_token": "the chat template sets it"}
 _OWNED_ORPO = {
-    **_OWNED_TRL,
+    **_UNSMOOTHED,
     "is_encoder_decoder": "only decoder models are trained here",
     "generate_during_eval": "use posttrain score",
     "padding_value": "the chat template sets it",
     "max_completion_length": "only encoder-decoder models cut answers apart; say max_length",
 }
 _OWNED_RL = {
-    **_OWNED_TRL,
+    **_UNSMOOTHED,
     "reward_weights": "say weight beside each of the rewards",
     "chat_template_kwargs": "write it into the template that model.chat_template names",
 }
@@ -89,7 +90,7 @@ _OWNED_PPO = {
     ),
 }
 _OWNED_ON_POLICY = {
-    **_OWNED_TRL,
+    **_UNSMOOTHED,
     "teacher_model_name_or_path": "say teacher.name_or_path",
     "teacher_model_revision": "say teacher.revision",
     "teacher_model_init_kwargs": "say it in the teacher section",
@@ -164,7 +165,12 @@ STAGES: Mapping[str, Stage] = {
     "dpo": Stage(
         family="preference", config="trl:trainer/dpo_config.py:DPOConfig", accepts=("preference",), owned=_OWNED_DPO
     ),
-    "kto": Stage(family="preference", config="trl:trainer/kto_config.py:KTOConfig", accepts=("unpaired", "preference")),
+    "kto": Stage(
+        family="preference",
+        config="trl:trainer/kto_config.py:KTOConfig",
+        accepts=("unpaired", "preference"),
+        owned=_UNSMOOTHED,
+    ),
     "orpo": Stage(
         family="preference",
         config="trl:experimental/orpo/orpo_config.py:ORPOConfig",

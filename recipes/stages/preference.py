@@ -36,6 +36,8 @@ def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":
     args = STAGES[stage].config_class()(**values, remove_unused_columns=False)
     if getattr(args, "use_weighting", False) and {"aot", "aot_unpaired"} & set(args.loss_type):
         raise ValueError("use_weighting weighs pairs, which the aot losses take apart; drop one of the two")
+    if getattr(args, "label_smoothing", 0) and not {"robust", "exo_pair", "aot", "aot_unpaired"} & set(args.loss_type):
+        raise ValueError(f"label_smoothing is not read by loss_type {', '.join(args.loss_type)}; say loss_type: robust")
     return args
 
 

@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
 
 def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":
-    """Builds the stage's configuration; all columns are kept for the reward functions."""
+    """Builds the stage's configuration; all columns are kept for the reward functions.
+
+    Raises:
+        ValueError: CISPO, which clips the ratio itself, would be given a bound of PPO's kind.
+    """
     kept = {} if stage == "distill_on_policy" else {"remove_unused_columns": False}
-    return STAGES[stage].config_class()(**values, **kept)
+    args = STAGES[stage].config_class()(**values, **kept)
+    if stage == "grpo" and args.loss_type == "cispo" and (args.epsilon_high or 0) < 1:
+        raise ValueError("loss_type cispo clips the ratio itself, at epsilon_high; say epsilon_high: 5.0")
+    return args
 
 
 def build(

@@ -18,9 +18,16 @@ _PREPARED = ("packing", "packing_strategy", "assistant_only_loss", "completion_o
 
 
 def config(stage: str, values: dict[str, Any]) -> "TrainingArguments":
-    """Builds the stage's configuration without what the data section has already done."""
+    """Builds the stage's configuration without what the data section has already done.
+
+    Raises:
+        ValueError: Two fields do not go together.
+    """
     rest = {key: value for key, value in values.items() if key not in _PREPARED}
-    return STAGES[stage].config_class()(**rest, dataset_kwargs={"skip_prepare_dataset": True})
+    args = STAGES[stage].config_class()(**rest, dataset_kwargs={"skip_prepare_dataset": True})
+    if args.label_smoothing_factor and args.loss_type != "nll":
+        raise ValueError(f"label_smoothing_factor is not read by loss_type {args.loss_type}; drop one of the two")
+    return args
 
 
 def build(
