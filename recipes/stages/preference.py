@@ -62,10 +62,10 @@ def build(
         collator = trainers.PairCollator(pad, pad_to_multiple_of=args.pad_to_multiple_of)
         return trainers.PreparedRewardTrainer(**common, data_collator=collator)
     paired = job.loaded.recipe.stage == "dpo"
-    # The reference is the policy without its adapter, or its log-probabilities are computed before, or it is loaded.
+    # The reference is the policy without its fresh adapter, or as it is before it is trained, or it is loaded.
     recipe = job.loaded.recipe
     lacking = "" if recipe.loads_reference else recipe.section
-    lacking = lacking or "trainer.precompute_ref_log_probs" * args.precompute_ref_log_probs
+    lacking = lacking or "trainer.precompute_ref_log_probs" * (args.precompute_ref_log_probs and recipe.adapts is None)
     if args.sync_ref_model:
         trainers.refuse_moving(job, lacking)
     reference = None if lacking else load_reference(recipe, job.tokenizer, args.seed)

@@ -275,8 +275,11 @@ def test_what_a_policy_started_from_is_its_reference_with_its_adapter(make_recip
     """A first loss of DPO is log 2 where policy and reference are one."""
     options = {"type": "lora", **options_of("lora")}
     first = run(make_recipe(name="first", sections={"adapter": options}, learning_rate=0.05, max_steps=4))
-    recipe = make_recipe("dpo", sections={"adapter": {"name_or_path": str(first)}}, max_steps=1, save_steps=1)
-    assert figures(run(recipe))[0][1] == pytest.approx(math.log(2), abs=1e-4)
+    start = {"adapter": {"name_or_path": str(first)}}
+    for before in (False, True):
+        fields = {"precompute_ref_log_probs": before, "max_steps": 1, "save_steps": 1}
+        found = figures(run(make_recipe("dpo", f"before {before}", sections=start, **fields)))
+        assert found[0][1] == pytest.approx(math.log(2), abs=1e-4), before
 
 
 STAGES_OF = [
