@@ -200,11 +200,18 @@ def base_of(folder: Path) -> Base | None:
         return None
     adapter = read_object(folder / _ADAPTER)
     name, revision = str(adapter.get("base_model_name_or_path") or ""), adapter.get("revision")
-    for place in (folder / name, Path(name)) if name else ():
-        if place.is_dir():
-            return Base(str(place), None, place)
-    if (moved := _moved(folder, Path(name))) is not None:
+    if name and (folder / name).is_dir():
+        return Base(str(folder / name), None, folder / name)
+    found = _located(name, revision)
+    if found.folder is None and (moved := _moved(folder, Path(name))) is not None:
         return Base(str(moved), None, moved)
+    return found
+
+
+def _located(name: str, revision: str | None) -> Base:
+    """Finds the files of a model on this machine by its folder or Hub id."""
+    if name and Path(name).is_dir():
+        return Base(name, None, Path(name))
     if re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name):
         from huggingface_hub import try_to_load_from_cache
 
@@ -251,6 +258,30 @@ def base_has_changed(folder: Path) -> bool:
     if manifest is None or not manifest.model or base is None or base.folder != Path(base.name):
         return False
     return is_unchanged(folder) and _identify(folder, _unchanged(folder)) != manifest.model
+
+
+def fits_base(folder: Path, name: str, revision: str | None = None) -> bool:
+    """Says whether an adapter was trained on a model, wherever the two lie; what cannot be told is taken to fit.
+
+    The weights tell; where the base's are not here, the adapter's manifest; without one, Hub ids.
+
+    Args:
+        folder: The adapter's.
+        name: The model's folder or Hub id.
+        revision: The model's, of a Hub repository.
+    """
+    base, model, manifest = base_of(folder), _located(name, revision), read_manifest(folder)
+    if base is None or not base.name:
+        return True
+    if base.folder and model.folder:
+        if base.folder.samefile(model.folder):
+            return True
+        with contextlib.suppress(PosttrainError):  # of one the configuration alone is here
+            return weights_hash(base.folder) == weights_hash(model.folder)
+    if model.folder and manifest and manifest.model and is_unchanged(folder):
+        of_model = Base(str(model.folder), None, model.folder)
+        return _identify(folder, _unchanged(folder), base=of_model) == manifest.model
+    return Path(base.name).is_absolute() or Path(name).is_dir() or base.name == name
 
 
 def base_hash(folder: Path) -> str:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean, first_line
@@ -531,6 +532,7 @@ def check_adapter(loaded: Loaded, model: Any) -> None:
     """Refuses modules that the model does not have, or that peft cannot adapt or train; it is content if one is there.
 
     Raises:
+        RecipeError: The adapter to go on from was trained on another model.
         SpecError: With each name, and what may have been meant.
     """
     import torch
@@ -540,6 +542,7 @@ def check_adapter(loaded: Loaded, model: Any) -> None:
     recipe = loaded.recipe
     spec, section = recipe.adapts, recipe.section
     assert spec is not None, "the caller has looked"
+    _check_base(recipe.model, spec.name_or_path)
     options = spec.options
     saved = options.get("modules_to_save") or []
     targets = None if spec.type in ("adaption_prompt", "ln_tuning") else options.get("target_modules")
@@ -591,6 +594,18 @@ def check_adapter(loaded: Loaded, model: Any) -> None:
         problems.append(f"{section}.target_modules is empty; say all-linear, or name modules")
     if problems:
         raise SpecError([f"{loaded.where(problem)}: {problem}" for problem in problems])
+
+
+def _check_base(model: ModelSpec, adapter: str | None) -> None:
+    """Refuses to put an adapter on another model than it was trained on, such as the one that it is merged into."""
+    from ..evals import checkpoints
+
+    name = str(model.name_or_path)
+    if adapter is not None and not checkpoints.fits_base(Path(adapter), name, model.revision):
+        base = checkpoints.base_of(Path(adapter))
+        what = f"adapter.name_or_path: it was trained on {base and base.name}, and the weights of {name} are others"
+        hint = "name that in model.name_or_path; if they are one model, say so in the adapter's adapter_config.json"
+        raise RecipeError(what, hint=hint)
 
 
 def _is_named(name: str, ends: list[str]) -> bool:

@@ -282,6 +282,29 @@ def test_what_a_policy_started_from_is_its_reference_with_its_adapter(make_recip
         assert found[0][1] == pytest.approx(math.log(2), abs=1e-4), before
 
 
+def test_an_adapter_goes_on_upon_what_it_was_trained_on(
+    make_recipe: Make, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Wherever that lies; upon the model that it is merged into already it would be added once more."""
+    base, elsewhere = (shutil.copytree(tiny_model_dir, tmp_path / name) for name in ("base", "elsewhere"))
+
+    def recipe_on(model: Path, name: str, adapter: dict[str, Any]) -> Path:
+        named = {"name_or_path": str(model), "chat_template": "chatml"}
+        return make_recipe(name=name, sections={"model": named, "adapter": adapter}, max_steps=1, save_steps=1)
+
+    def decide_on(model: Path) -> None:
+        loaded = load(recipe_on(model, "second", {"name_or_path": str(first)}))
+        decide(loaded, trainer_config(loaded))
+
+    first = run(recipe_on(base, "first", {"type": "lora", **options_of("lora")}))
+    for _ in ("by the weights", "by the manifest"):
+        decide_on(elsewhere)
+        with pytest.raises(RecipeError, match=f"trained on {base}, and the weights of {first} are others"):
+            decide_on(first)
+        if base.exists():
+            shutil.rmtree(base)
+
+
 STAGES_OF = [
     *((stage, "prefix_tuning") for stage in ("pretrain", "dpo", "kto", "orpo", "grpo", "rloo", "reward", "classify")),
     *((stage, "p_tuning") for stage in ("pretrain", "dpo", "kto", "grpo", "rloo")),
