@@ -216,7 +216,8 @@ class CriticSpec(Section):
     """Where PPO's value function starts from."""
 
     name_or_path: str | None = None
-    """A reward model or a language model: a Hub id, a folder or `@step`; by default a copy of the policy."""
+    """A reward model or a language model: a Hub id, a folder or `@step`; by default a copy of
+    `model`, without an adapter."""
     shared: bool = False
     """A value head on the policy's own backbone instead of a model of its own."""
 

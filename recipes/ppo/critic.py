@@ -172,9 +172,10 @@ def load_critic(
 ) -> nn.Module:
     """Builds the critic: a copy of the policy or the named model, trained in full, or a head on the policy's backbone.
 
-    A head that the named model does not have starts at zero, so that the first values are 0 and say nothing; that of a
-    reward model is kept, since what an answer is worth at its end is a good start for what it is worth before
-    (Ouyang et al. 2022, arXiv:2203.02155, appendix C.4).
+    The copy is of ``recipe.model``, without the adapter that the policy trains or goes on from. A head that the model
+    does not have starts at zero, so that the first values are 0 and say nothing; that of a reward model is kept, since
+    what an answer is worth at its end is a good start for what it is worth before (Ouyang et al. 2022,
+    arXiv:2203.02155, appendix C.4).
 
     Raises:
         RecipeError: The model cannot be loaded, or its tokens are not the policy's.
