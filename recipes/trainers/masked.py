@@ -18,7 +18,7 @@ from ...data_tools.collate import TOKEN_SOURCES
 from ...data_tools.masking import IGNORED, Masking
 from ...data_tools.store import SOURCE_COLUMNS
 from .sources import BySource
-from .step_mean import STAND_IN, StepMeanTrainer, token_lengths
+from .step_mean import STAND_IN, HeldOutMeans, StepMeanTrainer, token_lengths
 
 if TYPE_CHECKING:
     import datasets
@@ -116,7 +116,7 @@ class ByEpoch(Sampler[tuple[int, int]]):
             yield epoch, number
 
 
-class MaskedTrainer(BySource, StepMeanTrainer):
+class MaskedTrainer(BySource, HeldOutMeans, StepMeanTrainer):
     """Minimises the mean loss of the hidden tokens of an optimizer step, those of all its batches and processes.
 
     The log has ``masked_share``, the share that they are of the tokens that may be hidden, in the step that is logged.
@@ -126,7 +126,7 @@ class MaskedTrainer(BySource, StepMeanTrainer):
     sources_are_of = "hidden tokens"
 
     def __init__(self, **options: Any):
-        super().__init__(compute_metrics=_figures, **options)
+        super().__init__(**options)
         self._step = torch.ones(2)
 
     def totals(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -171,17 +171,15 @@ class MaskedTrainer(BySource, StepMeanTrainer):
         wanted, found = inputs["labels"][hidden], logits[hidden].float()
         return logits, cross_entropy(found, wanted, reduction="none"), found.argmax(-1) == wanted
 
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Returns sums for each row, so that the figures are those of all tokens, whatever batch they were in."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            _, losses, right = self._forward(model, inputs)
-        rows = (inputs["labels"] != IGNORED).nonzero()[:, 0]
-        sums = torch.zeros(len(inputs["labels"]), 3, dtype=torch.float32, device=losses.device)
-        sums.index_add_(0, rows, torch.stack([losses, torch.ones_like(losses), right.to(losses.dtype)], dim=1))
-        return None, sums, torch.zeros(len(sums), 1, device=sums.device)
+    def held_out_sums(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Returns the summed losses of a batch's hidden tokens, their number, and that of right guesses."""
+        _, losses, right = self._forward(model, inputs)
+        return torch.stack([losses.double().sum(), torch.tensor(len(losses), device=losses.device), right.sum()])
+
+    def held_out_figures(self, sums: list[float]) -> dict[str, float]:
+        """Returns the mean loss of all hidden tokens, and the share of them of which the likeliest token is right."""
+        losses, hidden, right = sums
+        return {"loss": losses / max(hidden, 1.0), "accuracy": right / max(hidden, 1.0), "masked_tokens": hidden}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs beside the loss which share of the step's tokens was hidden."""
@@ -195,9 +193,3 @@ class MaskedTrainer(BySource, StepMeanTrainer):
         numbers = super()._get_train_sampler(train_dataset)
         assert numbers is not None, "the base class has one"
         return ByEpoch(numbers, self.epoch)
-
-
-def _figures(found: Any) -> dict[str, float]:
-    """Returns the mean loss of all hidden tokens, and the share of them of which the likeliest token is right."""
-    losses, hidden, right = np.asarray(found.predictions, dtype=np.float64).sum(axis=0).tolist()
-    return {"loss": losses / max(hidden, 1.0), "accuracy": right / max(hidden, 1.0), "masked_tokens": hidden}

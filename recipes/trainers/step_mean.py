@@ -1,4 +1,4 @@
-"""A trainer whose loss is one mean over an optimizer step, however the step is cut into batches and processes."""
+"""Losses that are one mean, over a step or over all held-out rows, however these are cut into batches and processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
+
+from ...data_tools.masking import IGNORED
 
 if TYPE_CHECKING:
     import datasets
@@ -76,6 +78,46 @@ class StepMeanTrainer(Trainer):
     def epoch(self) -> int:
         """Returns the number of the epoch that is trained or about to begin."""
         return int(self.state.epoch or 0)
+
+
+class HeldOutMeans:
+    """Takes held-out figures over all tokens; stands before the trainer's class among the bases.
+
+    transformers takes the mean of the batches' means, so that the loss, and with it the choice of the best checkpoint,
+    depends on the size of the batches.
+    """
+
+    args: Any
+    accelerator: Any
+
+    def held_out_sums(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Returns what a batch adds to the sums, float ``[any]``."""
+        raise NotImplementedError
+
+    def held_out_figures(self, sums: list[float]) -> dict[str, float]:
+        """Returns the figures, by name: of the summed loss and the number of tokens the mean."""
+        loss, tokens = sums
+        return {"loss": loss / max(tokens, 1.0)}
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        """Evaluates as the trainer does, but for the figures."""
+        self._held_out = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        loop: Any = super()
+        output = loop.evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        figures = self.held_out_figures(self.accelerator.reduce(self._held_out, reduction="sum").tolist())
+        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
+        return output
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[None, None, None]:
+        """Adds up a batch; rows that accelerate fills the last one up with, the first ones again, are left out."""
+        trainer: Any = self
+        inputs, last = trainer._prepare_inputs(inputs), self.accelerator.gradient_state
+        if last.end_of_dataloader and last.remainder > 0:  # the last rows of all processes that are no filling
+            labels = inputs["labels"]
+            labels[max(0, last.remainder - self.accelerator.process_index * len(labels)) :] = IGNORED
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            self._held_out = self._held_out + self.held_out_sums(model, inputs).double()
+        return None, None, None
 
 
 class StepSampler(Sampler[int]):

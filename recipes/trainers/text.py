@@ -11,12 +11,23 @@ import torch
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ...data_tools.collate import TOKEN_SOURCES
+from ...data_tools.masking import IGNORED
 from ...data_tools.store import SOURCE_COLUMNS
 from .sources import BySource
+from .step_mean import HeldOutMeans
 
 
-class BySourceTrainer(BySource, SFTTrainer):
-    """An SFTTrainer whose rows say from which sources they are, and whose log has the loss of each."""
+class BySourceTrainer(BySource, HeldOutMeans, SFTTrainer):
+    """An SFTTrainer whose rows say from which sources they are, and whose log has the loss of each.
+
+    A held-out loss is the mean over all tokens that carry loss.
+    """
+
+    def held_out_sums(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Returns the summed loss of a batch's tokens, and their number."""
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+        loss: Any = self.compute_loss(model, inputs)
+        return torch.stack([loss.double() * tokens, tokens])
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

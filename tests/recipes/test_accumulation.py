@@ -1,12 +1,13 @@
-"""Gradients that are accumulated over small batches are those of one large batch, for every stage."""
+"""Gradients that are accumulated over small batches are those of one large batch, and so are held-out losses."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.load import load
-from posttrain.recipes.train import train
+from posttrain.recipes.train import build, train
 
 from .conftest import EVERY_RECIPE
 
@@ -28,3 +29,23 @@ def test_four_small_batches_are_one_large_one(make_recipe: Callable[..., Path], 
     for (loss, norm), (expected_loss, expected_norm) in zip(small, large, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-4, abs=1e-5)
         assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "distill"])
+def test_a_held_out_loss_is_that_of_all_tokens_whatever_the_batch(make_recipe: Callable[..., Path], stage: str) -> None:
+    """A mean of the batches' means would weigh the tokens of a batch with few of them more."""
+    answers = ["It is 5.", " ".join(f"It is {number}." for number in range(12)), "No.", "It is 8, I think."]
+    asked = {"role": "user", "content": "What is it?"}
+    rows = {
+        "text": [{"text": said} for said in answers],
+        "messages": [{"messages": [asked, {"role": "assistant", "content": said}]} for said in answers],
+    }
+    kind, unpacked = ("text", {"packing": False}) if stage == "pretrain" else ("messages", {})
+    held_out = make_recipe(stage).parent / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows[kind]))
+    given = [f"data.eval={{path: {held_out}, format: {kind}}}", "trainer.eval_strategy=epoch"]
+    losses = []
+    for size in (1, 3, 4):
+        loaded = load(make_recipe(stage, per_device_eval_batch_size=size, max_length=128, **unpacked), given)
+        losses.append(build(decide(loaded, trainer_config(loaded))).evaluate()["eval_loss"])
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
