@@ -121,6 +121,9 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         job = open_job(loaded)
         proof = verify_template(job)
         data = {split: prepare_rows(job, split) for split in ("train", "eval")}
+        if data["eval"] and args.eval_strategy == "no" and int(os.environ.get("RANK", "0")) == 0:
+            what = "data.eval is not evaluated on: say trainer.eval_strategy: epoch, or steps and trainer.eval_steps"
+            print(f"warning: {what}", file=sys.stderr)
         check_schedule(job, args, data["train"])
         check_allocation(job, args, data["train"])
         head = stage.head(job, data) if loaded.stage.headed else None

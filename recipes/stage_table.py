@@ -19,7 +19,7 @@ _OWNED = {
     "overwrite_output_dir": "use --force",
     "remove_unused_columns": "the data section prepares the columns",
     "do_train": "posttrain train trains",
-    "do_eval": "a recipe with data.eval evaluates",
+    "do_eval": "say trainer.eval_strategy, and on what in data.eval",
     "do_predict": "use posttrain score",
     "local_rank": "the launcher sets it",
     **dict.fromkeys(("fsdp", "fsdp_config"), "launch with an accelerate config, such as --accelerate fsdp2"),

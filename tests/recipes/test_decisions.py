@@ -205,6 +205,18 @@ def test_check_says_that_the_warmup_is_longer_than_the_run(make_recipe: Make) ->
     assert "warning: trainer.warmup_steps: 100 of 3 steps" in check.text
 
 
+def test_held_out_rows_that_nothing_is_evaluated_on_are_told(
+    make_recipe: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_recipe("sft", max_steps=1).parent / "messages.jsonl"
+    for strategy, told in (("no", True), ("epoch", False)):
+        loaded = load(
+            make_recipe("sft", max_steps=1, eval_strategy=strategy), [f"data.eval={{path: {rows}, limit: 2}}"]
+        )
+        decide(loaded, trainer_config(loaded))
+        assert ("warning: data.eval is not evaluated on: say trainer.eval_strategy" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize(("stage", "sections", "trainer", "says"), TABLE)
 def test_check_and_train_decide_alike(
     make_recipe: Make,
