@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import from_json, to_json
 
 from ..chat_templates.errors import PosttrainError
@@ -32,7 +32,7 @@ from .plain_values import with_leaves
 from .progress import progress_shown
 from .sources import Row, content_hash, is_hub, local_files, read_rows, refuse_own
 from .spec import Count, Kind, Share, SourceSpec
-from .tool import Sources, Tool, sources_of
+from .tool import Sources, Tool, comma_separated, sources_of
 from .tool_report import PAGE, REPORT, Bar, Plot, Spread, Table, Tally, ToolReport, percent, texts_of
 
 BLOCK_ROWS = 4096
@@ -325,7 +325,7 @@ def split_tools(text: str) -> tuple[str, int]:
 class TextTool(RowTool):
     """A row tool that reads what rows say."""
 
-    columns: list[str] | None = None
+    columns: Annotated[list[str] | None, BeforeValidator(comma_separated)] = None
     """The columns whose texts count; by default those that the rows' layout reads: a text, a conversation with its
     reasoning and calls of tools, a prompt with its answers."""
 

@@ -67,6 +67,10 @@ def test_marks_of_an_earlier_call_are_not_written_over(tool: RowTool, tmp_path: 
     assert len(first) == 20
 
 
+def test_columns_are_named_as_a_command_line_has_them() -> None:
+    assert Dedup.model_validate({"sources": "a.jsonl", "columns": "text, title"}).columns == ["text", "title"]
+
+
 def test_every_row_is_written_or_counted_with_examples(tmp_path: Path) -> None:
     rows = [{"n": number} for number in range(60)]
     said = odd(write_rows(tmp_path / "a.jsonl", [*rows, "{"])).run(tmp_path / "out")
