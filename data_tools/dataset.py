@@ -298,7 +298,7 @@ def load(
         assert canonical is not None, "a row that can be read has a format"
         if not numbers:
             return shape(canonical(row))
-        return {**shape(canonical(row)), NUMBERS: [_number(row, column) for column in numbers]}
+        return {**shape(canonical(row)), NUMBERS: [number_in(row, column) for column in numbers]}
 
     for where, example in usable(itertools.chain(first, rows if canonical else ()), convert, report, max_bad_share):
         report.literal += template is not None and holds(example, control)
@@ -313,15 +313,19 @@ def load(
     report.check(max_bad_share)
 
 
-def _number(row: dict[str, Any], column: str) -> float:
-    """Returns the number in a column that rows are weighed or ordered by; tables of text spell theirs out."""
+def number_in(row: dict[str, Any], column: str) -> float:
+    """Returns the number in a column that rows are weighed, ordered or chosen by; tables of text spell theirs out.
+
+    Raises:
+        RowError: There is none, or none that is finite.
+    """
     if column not in row:
         problem = missing_column(column, row)
         raise RowError(f"{problem.reason} of data.order or row_weight", problem.detail)
     value = row[column]
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise RowError(f"no number in column '{column}'", f"it has {str(value)[:60]!r}")

@@ -1,6 +1,5 @@
 """Scores of rows, whoever gives them: which values rows may have."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from pydantic import model_validator
 
+from .dataset import number_in
 from .errors import DataError
-from .plain_values import is_number
-from .row_tool import blocks_of
+from .row_tool import blocks_of, readable
 from .spec import Section, Share, SourceSpec
 
 if TYPE_CHECKING:
@@ -71,10 +70,9 @@ def column_values(source: SourceSpec, column: str) -> Iterator[tuple[str, float]
         DataError: No row has one.
     """
     found = 0
-    for row in itertools.chain.from_iterable(blocks_of(source)):
-        value = row.values.get(column)
-        if is_number(value) and math.isfinite(value):
+    for rows in blocks_of(source):
+        for row, value in readable(rows, lambda row: number_in(row.values, column)):
             found += 1
-            yield row.where, float(value)
+            yield row.where, value
     if not found:
         raise DataError(f"has no numbers in a column '{column}'", where=source.title)

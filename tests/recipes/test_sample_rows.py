@@ -13,7 +13,7 @@ from posttrain.recipes import sample_rows
 from posttrain.recipes.sample_rows import Sample
 from pydantic import ValidationError
 
-from ..rows import write_rows
+from ..rows import read_rows, write_rows
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 ROWS = [{"text": " ".join(WORDS[: 1 + n % 10]), "id": n, "score": (7 * n) % 100} for n in range(100)]
@@ -58,6 +58,13 @@ def test_a_column_of_scores_says_which(tmp_path: Path, lowest: bool, expected: r
     rows = [{"text": "three words each", "score": (7 * n) % 100} for n in range(100)]
     kept = sample(tmp_path, rows=rows, tokens=30, by="column", column="score", lowest=lowest)
     assert sorted(row["score"] for row in kept) == list(expected)
+
+
+def test_a_table_of_text_spells_its_numbers_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,score\n" + "".join(f"three words each,{n}.5\n" for n in range(9)) + "three words each,no\n")
+    Sample.model_validate({"sources": str(path), "tokens": 6, "by": "column", "column": "score"}).run(tmp_path / "out")
+    assert [row["score"] for row in read_rows(tmp_path / "out" / "a.jsonl")] == ["7.5", "8.5"]
 
 
 def test_dsir_is_the_sum_of_the_logs_of_shares_of_hashed_words_and_pairs(tmp_path: Path) -> None:
