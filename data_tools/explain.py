@@ -3,16 +3,23 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .dedup import LEDGER as REMOVED
 from .dedup import Removal
 from .errors import DataError
-from .files import read_jsonl_log
+from .files import read_jsonl_log, read_object
 from .row_tool import LEFT_OUT
 from .semantic import LEDGER as FLAGGED
 from .semantic import Flag
 from .tool import Tool
-from .tool_report import EXAMPLES
+from .tool_report import EXAMPLES, REPORT
+
+# By the titles of the reports of those that keep a ledger of their own.
+_LEDGERS: Mapping[Any, tuple[str, type[Removal | Flag]]] = {
+    "posttrain data dedup": (REMOVED, Removal),
+    "posttrain data semantic": (FLAGGED, Flag),
+}
 
 
 class Explain(Tool):
@@ -31,12 +38,12 @@ class Explain(Tool):
             DataError: There is no ledger, or no such row in it.
         """
         folder = Path(self.folder)
-        ledgers: Mapping[str, type[Removal | Flag]] = {REMOVED: Removal, FLAGGED: Flag}
-        name = next((name for name in (*ledgers, LEFT_OUT) if (folder / name).is_file()), None)
-        if name is None:
+        title = read_object(folder / REPORT).get("title")
+        name, kind = _LEDGERS.get(title, (LEFT_OUT, None))  # others may lie there, of earlier calls
+        if not (folder / name).is_file():
             hint = "name the folder of a data tool that leaves rows out"
             raise DataError("there is no ledger of removed rows", where=str(folder), hint=hint)
-        entries = [ledgers[name](**line) for line in read_jsonl_log(folder / name)] if name in ledgers else []
+        entries = [kind(**line) for line in read_jsonl_log(folder / name)] if kind else []
         named = _named(self.row, {place for entry in entries for place in (entry.row, _other(entry))})
         found = [entry for entry in entries if entry.row in named]
         stay = sorted({_other(entry) for entry in entries} & named)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from posttrain.data_tools import row_tool
+from posttrain.data_tools.clean import Clean
 from posttrain.data_tools.dedup import Dedup, longest_shared
 from posttrain.data_tools.errors import DataError
 from posttrain.data_tools.explain import Explain
@@ -205,6 +206,15 @@ def test_the_ledger_shows_what_went_and_why(tmp_path: Path) -> None:
         Explain(folder=str(tmp_path / "out"), row="a.jsonl:6").run(tmp_path)
     with pytest.raises(DataError, match="no ledger"):
         Explain(folder=str(tmp_path), row="a").run(tmp_path)
+
+
+def test_a_ledger_of_an_earlier_call_is_not_believed(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl", ["one", "one", "two"])
+    Dedup(sources=[SourceSpec(path=path)]).run(tmp_path / "out")
+    write_texts(tmp_path / "a.jsonl", ["one", "a bad word", "two"])
+    (tmp_path / "listed.txt").write_text("bad word\n")
+    Clean(sources=[SourceSpec(path=path)], blocklist=str(tmp_path / "listed.txt")).run(tmp_path / "out")
+    assert "listed words" in Explain(folder=str(tmp_path / "out"), row="a.jsonl:2").run(tmp_path)
 
 
 def test_a_row_that_nothing_is_said_of_is_sent_to_the_ledger_that_says_something(tmp_path: Path) -> None:
