@@ -74,7 +74,8 @@ class StepSpec(Section):
     repair: bool = False
     """Whether a reply without the pattern or the fields is asked for once more, with what is wrong with it."""
     novel: bool = False
-    """Whether a reply is dropped that is much like an earlier one, or like what a row says."""
+    """Whether a reply is dropped that is much like an earlier one or, where examples are shown, like what a row says;
+    where a row is made of each, one that only says a column of its row again."""
 
     @field_validator("pattern")
     @classmethod
@@ -544,7 +545,7 @@ class _Work:
         elif unread is not None:
             item.dropped = f"{step.name}: {unread.reason}"
             return _AGAIN.format(unread)
-        elif step.novel and (like := self.known.like(found[step.name], self.spec.max_similarity)) is not None:
+        elif step.novel and (like := self._like(item, found[step.name])) is not None:
             item.dropped, item.detail = (
                 f"{step.name}: much like an earlier one",
                 f"{found[step.name]}\n\nlike: {like}",
@@ -555,6 +556,12 @@ class _Work:
             item.values = item.values | found
             item.detail = ""
         return None
+
+    def _like(self, item: _Item, text: str) -> str | None:
+        """Returns what a reply says again: in the same words what it was made of, or much of an earlier reply."""
+        words = words_in(text)
+        echoed = (said for said in texts_of(item.values) if words and words_in(said) == words)
+        return next(echoed, None) or self.known.like(text, self.spec.max_similarity)
 
     def _verify(self, check: Check | Preferred, items: Sequence[_Item]) -> None:
         """Drops items that do not pass; what could not be decided is dropped under a name of its own."""

@@ -130,6 +130,15 @@ def test_what_is_much_like_an_earlier_reply_is_dropped_and_no_more_is_asked_for_
     assert len(server.requests) == 65, "one wave, and the one answer"
 
 
+def test_a_reply_that_only_says_its_row_again_is_not_novel(tmp_path: Path) -> None:
+    tasks = ["Name a river of Asia.", "Name two rivers of Asia, and say which of them is longer."]
+    reply = lambda text: tasks[0].upper() if tasks[0] in text else "Name two rivers of Asia."  # noqa: E731
+    seeds = [{"instruction": task} for task in tasks]
+    made, report, _ = make(tmp_path, reply, seeds, method="evol_instruct")
+    assert [row["messages"][0]["content"] for row in made] == ["Name two rivers of Asia."]
+    assert reasons(report) == {"evolved: much like an earlier one": 1}
+
+
 def test_new_instructions_come_until_there_are_as_many_as_asked_for(tmp_path: Path) -> None:
     seeds = [{"instruction": f"Write about the {word} in some few words."} for word in ("sea", "sky", "sun", "wind")]
     numbers = iter(range(1000))
