@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import EvalError
-from .models import has_virtual_tokens
+from .models import has_virtual_tokens, under_adapter
 from .team import divided
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def _body(model: Any) -> Any:
     """Returns what makes the hidden states that a model's head reads, its adapters with it."""
     if has_virtual_tokens(model):  # which only the whole model puts before a text
         return lambda **inputs: _States(model(**inputs, output_hidden_states=True).hidden_states[-1])
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.base_model
+    return under_adapter(model).base_model
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,7 @@ def _takes_logits_to_keep(model: Any) -> bool:
     """Says whether a model can be told to compute the last logits only."""
     import inspect
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return "logits_to_keep" in inspect.signature(under_adapter(model).forward).parameters
 
 
 def outputs(model: Any, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int, *, where: str) -> "np.ndarray":

@@ -430,6 +430,11 @@ def apply_adapter(model: Any, folder: Path) -> Any:
     return adapted
 
 
+def under_adapter(model: Any) -> Any:
+    """Returns the model that an adapter wraps, whose layers hold the adapter's; one without an adapter as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def has_virtual_tokens(model: Any) -> bool:
     """Says whether an adapter puts learned tokens before a text (prompt learning), on the way into peft's own model."""
     return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())

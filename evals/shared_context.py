@@ -25,7 +25,7 @@ from ..chat_templates.errors import PosttrainError, first_line
 from .block_attention import in_blocks
 from .forward import batches
 from .kept_passes import not_kept
-from .models import has_virtual_tokens
+from .models import has_virtual_tokens, under_adapter
 from .sequences import grouped, shared_start
 from .team import at_work, divided
 
@@ -54,7 +54,7 @@ def unsupported(model: Any) -> str | None:
         return "its adapter puts tokens of its own before a text"
     config = model.config.get_text_config()
     kinds = _layers(config)
-    takes = inspect.signature(_plain(model).forward).parameters
+    takes = inspect.signature(under_adapter(model).forward).parameters
     if getattr(model.config, "is_encoder_decoder", False):
         return "it is an encoder with a decoder"
     if not kinds <= {"full_attention", "sliding_attention"}:
@@ -623,8 +623,3 @@ def _layers(config: Any) -> set[str]:
     """Returns the kinds of attention that a model's layers have."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     return set(kinds or ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"])
-
-
-def _plain(model: Any) -> Any:
-    """Returns the model under an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

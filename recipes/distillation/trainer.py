@@ -15,6 +15,7 @@ from trl.models.utils import _ForwardRedirection, prepare_deepspeed
 from trl.trainer.sft_config import SFTConfig
 
 from ...data_tools.collate import TOKEN_SOURCES
+from ...evals.models import under_adapter
 from ..trainers.text import BySourceTrainer
 from .cached import IDS, LOG_Q, LOG_REST, ROW
 from .losses import Divergence, cosine_distance, divergence, predicting, summed, top_k_divergence
@@ -119,7 +120,7 @@ class DistillTrainer(BySourceTrainer):
 
     def _sums(self, student: Any, inputs: dict[str, Any], chunks: int) -> torch.Tensor:
         """Adds up a batch: cross entropy, divergence, cosine distance, right guesses; in training each source's too."""
-        base = student.get_base_model() if hasattr(student, "get_base_model") else student
+        base = under_adapter(student)
         hidden, labels = predicting(last_hidden(base, model_inputs(inputs)), inputs["labels"])
         diverge, distance = self._teach(inputs, hidden)
         of_sources = self._of_sources(inputs, inputs["labels"]) if student.training else None

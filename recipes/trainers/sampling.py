@@ -39,6 +39,7 @@ from trl.trainer.utils import RepeatSampler
 
 from ...data_tools.encode import TextEncoder
 from ...data_tools.store import SOURCE_COLUMN
+from ...evals.models import under_adapter
 from .sources import BySource
 
 if TYPE_CHECKING:
@@ -152,8 +153,7 @@ def _generation_key(trainer: Any) -> tuple[int, ...]:
 
 def base_model(trainer: Any) -> Any:
     """Returns the causal language model inside a trainer's model, adapters or not."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return under_adapter(trainer.accelerator.unwrap_model(trainer.model))
 
 
 def count_positions_from_mask(model: Any) -> None:
