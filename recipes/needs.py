@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 
 from ..chat_templates.errors import did_you_mean
+from ..data_tools.files import read_json
+from ..data_tools.specfile import load_document
 from . import architectures, estimate, launch
 from .architectures import Architecture, Made
 from .errors import RecipeError
@@ -22,6 +24,7 @@ _PROMPT = 512  # tokens of a prompt, where none was read
 _NOTHING: Made = {}
 _WHOLE = re.compile(r"NVIDIA|GEFORCE|TESLA|SXM\d?|PCIE|HBM\w+|\d+GB")  # what a device's name says beside the table's
 _PAIRED = ("dpo", "reward", "orpo")
+_OFFLOADS = ("offload_optimizer", "offload_param")  # DeepSpeed's keys
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def machine_of(assumed: Assumptions) -> Machine:
     """Reads what is launched, from an accelerate config if one is named.
 
     Raises:
-        RecipeError: There is no such config or device.
+        InputError: There is no such config or device, or the config cannot be read.
     """
     if assumed.device not in (None, "cpu", *devices()):
         known = (*devices(), "cpu")
@@ -108,10 +111,18 @@ def machine_of(assumed: Assumptions) -> Machine:
         raise RecipeError(f"--device: {assumed.device} is not in the table of devices", hint=hint)
     if assumed.accelerate is None:
         return Machine(gpu=assumed.device != "cpu", processes=assumed.processes or 1)
-    config = yaml.safe_load(launch.find_config(assumed.accelerate).read_text())
+    config = load_document(launch.find_config(assumed.accelerate)).value
     zero = config.get("deepspeed_config") or {}
+    if file := zero.get("deepspeed_config_file"):  # DeepSpeed's own, which says it in other words
+        own = read_json(Path(file))
+        if not isinstance(own, dict):
+            what = f"--accelerate {assumed.accelerate}: deepspeed_config_file: {file} cannot be read as JSON"
+            raise RecipeError(what, hint="its path leads from the current directory")
+        said = own.get("zero_optimization") or {}
+        offloads = {f"{name}_device": (said.get(name) or {}).get("device") for name in _OFFLOADS}
+        zero = {"zero_stage": said.get("stage", 0), **offloads}
     return Machine(
-        gpu=assumed.device != "cpu" and not config.get("use_cpu", False),
+        gpu=assumed.device != "cpu" and config.get("use_cpu") not in (True, "yes"),  # accelerate reads YAML 1.1
         processes=assumed.processes or config.get("num_processes", 1),
         zero=zero.get("zero_stage", 0),
         fsdp=config.get("distributed_type") == "FSDP",

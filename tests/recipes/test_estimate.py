@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from posttrain.chat_templates.errors import InputError
 from posttrain.recipes import architectures, check, estimate, needs
 from posttrain.recipes.architectures import Architecture
 from posttrain.recipes.errors import RecipeError
@@ -375,6 +376,32 @@ def test_check_estimates_from_a_config_alone(
     assert "None" not in capsys.readouterr().out
     assert check.check_all([recipe], [], {}, read_data=False, assumed=replace(assumed, device="H10")) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_deepspeed_config_of_its_own_is_read_as_accelerate_s_words_for_it_are(tmp_path: Path) -> None:
+    own = {
+        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "none"}}
+    }
+    (tmp_path / "z3.json").write_text(json.dumps(own))
+    given = {"distributed_type": "DEEPSPEED", "num_processes": 4}
+    given["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "z3.json")}
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump(given))
+    machine = needs.machine_of(needs.Assumptions(accelerate=str(config)))
+    assert machine == Machine(processes=4, zero=3, offload_optimizer=True)
+    assert machine.engine == "DeepSpeed"
+    (tmp_path / "z3.json").unlink()
+    with pytest.raises(
+        RecipeError, match=r"z3\.json cannot be read as JSON; its path leads from the current directory"
+    ):
+        needs.machine_of(needs.Assumptions(accelerate=str(config)))
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n"])
+def test_an_accelerate_config_that_is_none_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"mine\.yaml"):
+        needs.machine_of(needs.Assumptions(accelerate=str(tmp_path / "mine.yaml")))
 
 
 def test_what_is_not_known_of_a_model_is_said(
