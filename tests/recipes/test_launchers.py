@@ -46,6 +46,12 @@ def test_skypilot_trains_a_recipe_that_loads_below_its_bucket() -> None:
     assert launch.find_config(envs["ACCELERATE"]).is_file()
 
 
+def test_skypilot_s_bucket_takes_appends_and_no_two_machines_write_into_it() -> None:
+    modes = {mount["mode"] for mount in skypilot()["file_mounts"].values()}
+    assert modes == {"MOUNT_CACHED"}  # MOUNT writes whole files alone, and logs and scores are appended to
+    assert skypilot()["num_nodes"] == 1  # what one machine writes into its cache, another sees late
+
+
 def test_slurm_puts_a_job_back_into_the_queue_and_tells_the_script() -> None:
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SLURM.read_text(), re.MULTILINE))
     assert {"requeue", "open-mode", "signal"} <= asked.keys()
