@@ -24,6 +24,7 @@ export ACCELERATE=${ACCELERATE:-zero3}                      # a configuration of
 export GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}               # processes on each machine
 export NODES=$SLURM_JOB_NUM_NODES
 export HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-32}        # srun does not take it over since Slurm 22.05
 export PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}      # jobs that share a machine do not meet
 
 # Two minutes before the time limit this script, and not the training, gets SIGUSR1: back into the queue. The same

@@ -60,6 +60,17 @@ def test_slurm_puts_a_job_back_into_the_queue_and_tells_the_script() -> None:
     assert re.search(r"trap '.*scontrol requeue .*' USR1", SLURM.read_text())
 
 
+def test_slurm_gives_each_machine_the_cpus_that_were_asked_for(tmp_path: Path) -> None:
+    for name, text in (("srun", 'echo "$SRUN_CPUS_PER_TASK"'), ("scontrol", "echo here")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "48"}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(SLURM), "recipe.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "48\n"  # since Slurm 22.05 srun takes it from this variable, not from the job's
+
+
 SRUN = """#!/bin/bash
 shift  # --kill-on-bad-exit
 for node in 0 1; do SLURM_NODEID=$node "$@" & done
