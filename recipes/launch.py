@@ -173,12 +173,16 @@ def main() -> int:
         return error.exit_code
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:  # it could say nothing itself
-            print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
-        return failure.exitcode if failure.exitcode in (1, 2, 130) else 1
+        code = failure.exitcode
+    except subprocess.CalledProcessError as error:  # `distributed_type: 'NO'` starts one process without torch
+        rank, code = 0, error.returncode
     except SignalException as signal:
         return 128 + signal.sigval
-    return 0
+    else:
+        return 0
+    if code < 0:  # it could say nothing itself
+        print(f"process {rank} was ended by signal {-code}", file=sys.stderr)
+    return code if code in (1, 2, 130) else 1
 
 
 if __name__ == "__main__":

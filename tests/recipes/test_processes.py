@@ -67,6 +67,19 @@ def test_ctrl_c_is_no_failure_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -
     assert launch.main() == 130
 
 
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (7, 1), (-9, 1)])
+def test_one_process_s_failure_is_the_launcher_s_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, expected: int
+) -> None:
+    config = tmp_path / "one.yaml"  # as `accelerate config` writes it for one process
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
+    script = tmp_path / "fails.py"
+    script.write_text(f"import os, signal\nos.kill(os.getpid(), 9) if {code} < 0 else os._exit({code})\n")
+    monkeypatch.setattr(sys, "argv", ["launch", "--config_file", str(config), str(script)])
+    assert launch.main() == expected
+    assert ("ended by signal 9" in capsys.readouterr().err) == (code < 0)
+
+
 def test_an_unknown_accelerate_config_is_refused_with_a_suggestion() -> None:
     with pytest.raises(RecipeError, match="did you mean 'zero3'"):
         launch.command(Path("r.yaml"), [], accelerate="zreo3")
