@@ -277,7 +277,7 @@ def _judge(folder: Path) -> tuple[str, list[str]]:
 
 def _with_data(loaded: Loaded, assumed: needs.Assumptions) -> list[str]:
     """Reads data and template as a run would, and adds up what the run would do."""
-    ready = decide(loaded, trainer_config(loaded))
+    ready = decide(loaded, trainer_config(loaded), needs.machine_of(assumed).processes)
     lines = _template_lines(ready)
     for split, prepared in ready.data.items():
         if prepared is not None:
@@ -331,30 +331,31 @@ def _data_lines(split: str, prepared: "Prepared") -> list[str]:
 
 def _run_lines(job: "Job", size: estimate.ModelSize, train: "Prepared", assumed: needs.Assumptions) -> list[str]:
     """Reports steps, and what the whole run needs."""
-    recipe, report = job.loaded.recipe, train.report
-    batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps")
+    recipe, report, processes = job.loaded.recipe, train.report, needs.machine_of(assumed).processes
+    batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps") * processes
     sampled = report.sources[0].kind == "prompt"
-    per_epoch = estimate.steps_per_epoch(job, train)
-    steps = estimate.run_steps(job, train)
+    steps = estimate.run_steps(job, train, processes)
+    epochs = steps / estimate.steps_per_epoch(job, train, processes)
+    where = "one process" if processes == 1 else f"{processes} processes"
     # an answer that has yet to be sampled is counted as long as it may become
     answer = (job.option("max_completion_length") or 0) if sampled else 0
     tokens = int(steps * batch * (report.tokens / max(1, report.rows) + answer))
     return [
         *_new_token_lines(job, size),
         *_warmup_lines(job, steps),
-        f"one process: {steps:,} steps of {batch} rows, {steps / per_epoch:.2f} epochs, "
+        f"{where}: {steps:,} steps of {batch} rows, {epochs:.2f} epochs, "
         f"{'at most ' if sampled else ''}{needs.count(tokens)} tokens",
-        *_schedule_lines(job, steps / per_epoch),
+        *_schedule_lines(job, epochs, where),
         *needs.lines(job.loaded, assumed, needs.RunSize(tokens, size)),
         *(described(recipe.score, steps) if recipe.score else []),
     ]
 
 
-def _schedule_lines(job: "Job", epochs: float) -> list[str]:
+def _schedule_lines(job: "Job", epochs: float, where: str) -> list[str]:
     """Warns of a schedule that the run does not come to the end of."""
     if job.loaded.recipe.data.schedule is None or epochs >= 1:
         return []
-    return [f"warning: data.schedule: the run ends after {epochs:.1%} of it (on one process)"]
+    return [f"warning: data.schedule: the run ends after {epochs:.1%} of it (on {where})"]
 
 
 def _warmup_lines(job: "Job", steps: int) -> list[str]:

@@ -92,12 +92,13 @@ class Ready:
     size: estimate.ModelSize
 
 
-def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
+def decide(loaded: Loaded, args: "TrainingArguments", processes: int | None = None) -> Ready:
     """Decides whether a recipe can be trained, everything on this machine but the weights taken into account.
 
     Args:
         loaded: The recipe.
         args: What ``trainer_config`` has made of it.
+        processes: How many are to train; by default those that this is one of.
 
     Raises:
         PosttrainError: It cannot; says where in the recipe.
@@ -124,8 +125,8 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         if data["eval"] and args.eval_strategy == "no" and int(os.environ.get("RANK", "0")) == 0:
             what = "data.eval is not evaluated on: say trainer.eval_strategy: epoch, or steps and trainer.eval_steps"
             print(f"warning: {what}", file=sys.stderr)
-        check_schedule(job, args, data["train"])
-        check_allocation(job, args, data["train"])
+        check_schedule(job, args, data["train"], processes or args.world_size)
+        check_allocation(job, data["train"], processes or args.world_size)
         head = stage.head(job, data) if loaded.stage.headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
         check_rows(data, model)
@@ -139,7 +140,7 @@ def decide(loaded: Loaded, args: "TrainingArguments") -> Ready:
         return Ready(job, stage, args, proof, data, head, estimate.model_size(job, model, head))
 
 
-def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
+def check_schedule(job: Job, args: Any, train: "Prepared | None", processes: int) -> None:
     """Refuses a run that goes through a schedule of its data more than once, or ends within that of its rate.
 
     Raises:
@@ -148,14 +149,14 @@ def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
     if train is None:
         return
     if args.lr_scheduler_type == "warmup_stable_decay":
-        steps = estimate.run_steps(job, train, processes=args.world_size)
+        steps = estimate.run_steps(job, train, processes)
         warmup, decay = args.get_warmup_steps(steps), args.lr_scheduler_kwargs["num_decay_steps"]
         if warmup + decay > steps:
             what = f"trainer.lr_scheduler_kwargs: {warmup:,} steps of warmup and {decay:,} of decay are more than the"
             raise RecipeError(f"{what} run's {steps:,}", hint="lower num_decay_steps, or train longer")
     if job.loaded.recipe.data.schedule is None:
         return
-    steps = estimate.steps_per_epoch(job, train, processes=args.world_size)
+    steps = estimate.steps_per_epoch(job, train, processes)
     if args.max_steps > steps or (args.max_steps <= 0 and args.num_train_epochs != 1):
         epochs = args.max_steps / steps if args.max_steps > 0 else args.num_train_epochs
         raise RecipeError(
@@ -164,7 +165,7 @@ def check_schedule(job: Job, args: Any, train: "Prepared | None") -> None:
         )
 
 
-def check_allocation(job: Job, args: Any, train: "Prepared | None") -> None:
+def check_allocation(job: Job, train: "Prepared | None", processes: int) -> None:
     """Refuses a run that AdaLoRA's schedule of ranks (its warmup, pruning and end) does not fit into.
 
     Raises:
@@ -173,7 +174,7 @@ def check_allocation(job: Job, args: Any, train: "Prepared | None") -> None:
     spec = job.loaded.recipe.adapts
     if spec is None or spec.type != "adalora" or train is None:
         return
-    steps = estimate.run_steps(job, train, processes=args.world_size)
+    steps = estimate.run_steps(job, train, processes)
     first, last = (spec.options.get(name, 0) for name in ("tinit", "tfinal"))
     if first >= steps - last:
         what = f"adapter.tinit is {first} and adapter.tfinal {last}, and the run has {steps:,} steps: none is left for"

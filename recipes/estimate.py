@@ -560,7 +560,7 @@ def _forward(architecture: Architecture, length: int, *, headed: bool) -> tuple[
 # --- With models at hand ---
 
 
-def steps_per_epoch(job: "Job", train: "Prepared", *, processes: int = 1) -> int:
+def steps_per_epoch(job: "Job", train: "Prepared", processes: int) -> int:
     """Counts the steps in which each training row comes once; a prompt once for each answer and pass over answers."""
     batch = job.option("per_device_train_batch_size") * job.option("gradient_accumulation_steps") * processes
     sampled = train.report.sources[0].kind == "prompt"
@@ -568,14 +568,10 @@ def steps_per_epoch(job: "Job", train: "Prepared", *, processes: int = 1) -> int
     return max(1, -(-train.report.rows * times // batch))
 
 
-def run_steps(job: "Job", train: "Prepared", *, processes: int = 1) -> int:
+def run_steps(job: "Job", train: "Prepared", processes: int) -> int:
     """Counts the steps of a run: what the recipe says, or so many epochs."""
     most = job.option("max_steps")
-    return (
-        most
-        if most > 0
-        else math.ceil(steps_per_epoch(job, train, processes=processes) * job.option("num_train_epochs"))
-    )
+    return most if most > 0 else math.ceil(steps_per_epoch(job, train, processes) * job.option("num_train_epochs"))
 
 
 def stored_parameters(folder: Path) -> int | None:

@@ -70,7 +70,7 @@ class RunSize:
     """What is known of a run once its data is read.
 
     Attributes:
-        tokens: That it trains on, on one process.
+        tokens: That it trains on, in all processes.
         size: The model's parameters.
     """
 
@@ -386,7 +386,7 @@ def _compute_lines(loaded: Loaded, setup: Setup, assumed: Assumptions, run: RunS
     accumulated, limit = loaded.option("gradient_accumulation_steps"), loaded.option("max_steps")
     per_step = setup.tokens * accumulated * setup.machine.processes
     if run:
-        tokens: float | None = run.tokens * setup.machine.processes if limit > 0 else run.tokens
+        tokens: float | None = run.tokens
     elif limit > 0:
         tokens = assumed.tokens or limit * per_step
     else:

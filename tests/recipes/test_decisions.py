@@ -1,6 +1,7 @@
 """What ``check`` passes ``train`` trains, what it refuses ``train`` refuses, each in one line that says where."""
 
 import contextlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from posttrain.recipes.check import check_all, save_tiny
 from posttrain.recipes.decisions import check_packed_rows, decide, trainer_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
+from posttrain.recipes.needs import Assumptions
 from posttrain.recipes.train import build
 
 from ..conftest import build_tokenizer
@@ -215,6 +217,25 @@ def test_held_out_rows_that_nothing_is_evaluated_on_are_told(
         )
         decide(loaded, trainer_config(loaded))
         assert ("warning: data.eval is not evaluated on: say trainer.eval_strategy" in capsys.readouterr().err) == told
+
+
+def test_check_decides_for_the_processes_that_are_to_train(
+    make_recipe: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe("sft", max_steps=-1, num_train_epochs=1, warmup_steps=10)  # 80 rows, 4 of a process a step
+    schedule = ["data.train.name=a", "data.schedule=[{share: 1, weights: {a: 1}}]", "trainer.max_steps=10"]
+    told: dict[tuple[int, bool], tuple[int, str]] = {}
+    for processes, overrides in itertools.product((1, 8), ([], schedule)):
+        code = check_all([recipe], overrides, {}, read_data=True, assumed=Assumptions(processes=processes))
+        said = capsys.readouterr()
+        told[processes, bool(overrides)] = code, said.out + said.err
+    assert "one process: 20 steps of 4 rows" in told[1, False][1]
+    assert "warning" not in told[1, False][1]
+    assert "8 processes: 3 steps of 32 rows" in told[8, False][1]
+    assert "warning: trainer.warmup_steps: 10 of 3 steps" in told[8, False][1]
+    assert "the run ends after 50.0% of it (on one process)" in told[1, True][1]
+    assert told[8, True][0] == 2
+    assert "one pass over 80 rows, and the run takes 3.33" in told[8, True][1]
 
 
 @pytest.mark.parametrize(("stage", "sections", "trainer", "says"), TABLE)
