@@ -9,7 +9,7 @@ import ast
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -166,7 +166,7 @@ class HarnessTask(Task):
             | (result.detail or {})
             | ({"canaries": asdict(known)} if known else {})
         )
-        notes_of_task = [_SHARED_SHOTS] if result.num_fewshot and _shots_are_scored(task) else []
+        notes_of_task = [_SHARED_SHOTS] if _shots_are_scored(task) else []
         if known and known.fault:
             notes_of_task.append(known.fault)
         if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
@@ -190,8 +190,10 @@ _SHARED_SHOTS = "worked examples come from the scored rows, each row's own left 
 def _shots_are_scored(task: Any) -> bool:
     """Says whether a task's worked examples are drawn from the split that is scored."""
     config, shots = task.config, getattr(task, "fewshot_cfg", None)
-    scored = config.test_split or config.validation_split
-    return shots is not None and shots.samples is None and (shots.split or config.training_split) == scored
+    if shots is None or not config.num_fewshot:
+        return False
+    split = shots.split or (config.training_split if shots.samples is None else None)
+    return split == (config.test_split or config.validation_split)
 
 
 def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
@@ -232,6 +234,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
             hint = "leave the setting out, or say `backend: transformers`"
             raise SuiteError("a beam search is not done by vLLM", where=spec.title, hint=hint)
         content["backend"] = {"vllm": vllm_version()}
+    if _held_itself(spec, config | _splits(config, data_files)):
+        content["examples"] = "without the item itself"
     if suite.too_long != "cut":
         content["too_long"] = suite.too_long
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
@@ -311,6 +315,8 @@ def build(definition: HarnessTask) -> "LmEvalTask":
         task.task_docs = task.eval_docs
         if plain.to_list() != task.dataset[scored].to_list():
             _check_change(task, docs, definition.spec.title)
+    if _shots_are_scored(task):  # an item is told by what it holds, which a task may draw and a change makes another
+        task.sampler.replace_df(list(task.task_docs))
     if definition.spec.gen_kwargs:
         task.set_config("generation_kwargs", definition.spec.gen_kwargs, update=True)
     return task
@@ -395,11 +401,14 @@ def _local_data(definition: HarnessTask) -> Config:
 
     tables: Any = {split: read_table(file, definition.spec) for split, file in definition.data_files.items()}
 
-    keys: dict[str, Any] = {"custom_dataset": lambda **_: DatasetDict(tables), "dataset_kwargs": None}
-    for key in (*_SPLITS, "fewshot_split"):
-        split = definition.config.get(key)
-        keys[key] = split if split in tables else None
-    return keys
+    splits = _splits(definition.config, definition.data_files)
+    return {"custom_dataset": lambda **_: DatasetDict(tables), "dataset_kwargs": None, **splits}
+
+
+def _splits(config: Config, data_files: Mapping[str, Path]) -> Config:
+    """Returns the splits of a task by key; where it is given local files, those without one cease to exist."""
+    named = {key: config.get(key) for key in (*_SPLITS, "fewshot_split")}
+    return {key: split if split in data_files else None for key, split in named.items()} if data_files else named
 
 
 def read_table(path: Path, how: TaskRows = _AS_THEY_ARE) -> "Dataset":
@@ -438,13 +447,28 @@ def _odd_ones(rows: Sequence[dict[str, Any]], keys: Iterable[str]) -> str:
 def _fewshot_source(config: Config) -> Config:
     """Names the split that examples come from if it is the split that is scored.
 
-    lm-eval leaves the scored document out of its own examples only if the two splits bear one name.
+    lm-eval leaves the scored document out of its own examples only if ``test_split`` and the examples' split are one.
     """
-    fewshot = config.get("fewshot_config") or {}
-    if config.get("fewshot_split") or config.get("training_split") or "split" in fewshot or "samples" in fewshot:
-        return {}
     scored = config.get("test_split") or config.get("validation_split")
+    if (_fewshot_split(config) or scored) != scored:
+        return {}
     return {"fewshot_split": scored, "test_split": scored, "validation_split": None}
+
+
+def _fewshot_split(config: Config) -> str | None:
+    """Returns the split, or else what stands for one, that a task's YAML takes its examples from."""
+    fewshot = config.get("fewshot_config") or {}
+    split = fewshot.get("split") or config.get("fewshot_split")
+    return split or ("samples" if "samples" in fewshot else config.get("training_split"))
+
+
+def _held_itself(spec: TaskSpec, config: Config) -> bool:
+    """Says whether an item stood among its own examples before they were taken from the scored documents themselves."""
+    if not (config.get("num_fewshot") if spec.num_fewshot is None else spec.num_fewshot) or not _fewshot_source(config):
+        return False
+    fewshot = config.get("fewshot_config") or {}
+    missed = (fewshot.get("split") or config.get("fewshot_split")) != config.get("test_split")
+    return bool((_fewshot_split(config) and missed) or config.get("process_docs") or spec.change)
 
 
 def _data_files(spec: TaskSpec, config: Config, path: Path) -> dict[str, Path]:

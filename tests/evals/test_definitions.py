@@ -10,6 +10,7 @@ from posttrain.chat_templates.errors import InputError
 from posttrain.evals import definitions, task_index
 from posttrain.evals.definitions import build, define, read_table, read_yaml
 from posttrain.evals.errors import EvalError, SuiteError
+from posttrain.evals.row_changes import RowChange, TypingErrors
 from posttrain.evals.spec import SuiteSpec, TaskSpec
 from posttrain.evals.suite_files import load_suite, suite_names
 from posttrain.evals.task_index import find, lm_eval_folder, members_of
@@ -133,6 +134,39 @@ def test_worked_examples_never_hold_the_scored_document(tmp_path: Path):
         prompt = built.fewshot_context(doc, 2)
         assert f"answer {index}" not in prompt
         assert prompt.count("answer") == 2
+
+
+SHUFFLED = "import random\ndef docs(rows):\n    return rows.map(lambda row: {'order': random.random()})\n"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "validation_split: rows\nfewshot_split: rows\n",
+        "validation_split: rows\nfewshot_config: {split: rows}\n",
+        "test_split: rows\ntraining_split: rows\n",
+        "validation_split: rows\ntraining_split: rows\nprocess_docs: !function own_docs.docs\n",  # as lm-eval's GPQA
+    ],
+)
+@pytest.mark.parametrize("change", [None, RowChange(seed=1, how=TypingErrors(column="prompt", rate=1.0))])
+def test_no_item_stands_among_its_own_examples_whatever_split_they_come_from(
+    tmp_path: Path, keys: str, change: RowChange | None
+):
+    docs = [{"prompt": f"what is called number {i}", "answer": f"answer {i}"} for i in range(4)]
+    rows(tmp_path / "rows.jsonl", *docs)
+    (tmp_path / "own_docs.py").write_text(SHUFFLED)
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{rows: rows.jsonl}}}}\n{keys}num_fewshot: 3\n"
+        "doc_to_text: '{{prompt}}'\ndoc_to_target: '{{answer}}'\nmetric_list: [{metric: exact_match}]\n"
+    )
+    task = TaskSpec(task=str(path), change=change)
+    built: Any = build(define(task, suite(task)))
+    built.set_fewshot_seed(0)
+    for doc in built.task_docs:
+        prompt = built.fewshot_context(doc, 3)
+        shown = {other["answer"] for other in docs if other["answer"] in prompt}
+        assert shown == {other["answer"] for other in docs} - {doc["answer"]}
 
 
 def test_worked_examples_are_asked_for_even_where_the_task_says_none(own_task: Path):
