@@ -107,6 +107,8 @@ def _problem(task: Any, doc: Any, *, own: bool) -> str | None:
             target = text  # the options are beginnings, and the answer is which of them
     except Exception as error:  # templates and functions fail in ways of their own
         return f"it cannot be read ({type(error).__name__}: {first_line(error)})"
+    if not custom and not own and (text := _read_as_list(task, doc, target)):
+        return f"the text '{text}' is read as a list of right answers (`doc_to_target: COLUMN` reads it as it is)"
     if options is not None:
         # lm-eval makes numbers of digits that a template has spelled, though the row names an option by its text
         text = str(target)
@@ -123,10 +125,21 @@ def _problem(task: Any, doc: Any, *, own: bool) -> str | None:
     return f"the answer is {target!r}" if void or empty else None
 
 
+def _read_as_list(task: Any, doc: Any, target: Any) -> str | None:
+    """Returns the text of a row that a template repeats and lm-eval reads as a list, if it does."""
+    from lm_eval.utils import apply_template
+
+    template = task.config.doc_to_target
+    if not isinstance(target, list) or not isinstance(template, str) or template in task.features:
+        return None
+    text = apply_template(template, doc)
+    return text if text in doc.values() else None
+
+
 def _out_of_range(target: Any, options: Any, *, custom: bool, own: bool) -> str | None:
     """Says what is wrong with a choice among options."""
-    if not isinstance(options, list) or not options or any(_is_void(option) for option in options):
-        return f"the options are {options!r}"
+    if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
+        return f"the options are {options!r}, no list of texts"
     count = len(options)
     chosen = target if isinstance(target, list) else [target]
     for one in chosen or [None]:

@@ -55,7 +55,7 @@ def test_a_missing_label_is_refused_and_all_rows_are_counted(tmp_path: Path):
     assert "rows.jsonl:2" in told
     assert "and 10 more" in told
     assert task_of(tmp_path, rows, limit=1).check() is None, "rows that take no part need no answer"
-    assert "undefined" in refused(tmp_path, [{"question": "Q", "choices": ["a", "b"]}])
+    assert "'answer'" in refused(tmp_path, [{"question": "Q", "choices": ["a", "b"]}])
 
 
 def test_none_is_a_word(tmp_path: Path):
@@ -74,6 +74,43 @@ def test_digits_that_name_another_option_than_they_count_are_refused(tmp_path: P
     task_of(tmp_path, [numbers | {"answer": 1}], text).check()  # a number counts options
     told = refused(tmp_path, [numbers | {"answer": "1"}], text)
     assert "rows.jsonl:1: the answer '1' is the text of one option and the number of another" in told
+
+
+def test_an_answer_in_brackets_is_a_text_and_no_list_of_answers(tmp_path: Path):
+    rows = [
+        {"prompt": "Q", "answer": "[1, 2]"},
+        {"prompt": "Q", "answer": '["apple", "pear"]'},
+        {"prompt": "Q", "answer": 3},
+    ]
+    task: Any = definitions.build(
+        task_of(tmp_path, [dict(row, answer=str(row["answer"])) for row in rows], "exact_match")
+    )
+    for doc, row in zip(task.task_docs, rows, strict=True):
+        told = [task.process_results(doc, [text])["exact_match"] for text in (str(row["answer"]), "apple", "1")]
+        assert told == [1, 0, 0]
+    options = {"question": "Q", "choices": ["[2, 1]", "[1, 2]", "[3]"], "answer": "[1, 2]"}
+    task = definitions.build(task_of(tmp_path, [options, dict(options, answer="1")]))
+    for doc in task.task_docs:
+        right = [task.process_results(doc, [(-float(n != k), n == k) for n in range(3)])["acc"] for k in range(3)]
+        assert right == [0, 1, 0]
+
+
+def test_right_answers_may_be_numbers_in_worked_examples_too(tmp_path: Path):
+    task = task_of(tmp_path, [{"prompt": f"Q{n}", "answer": n} for n in range(3)], "exact_match", num_fewshot=2)
+    built: Any = definitions.build(task)
+    built.set_fewshot_seed(0)
+    assert "Q2 2" in built.fewshot_context(built.task_docs[0], 2)
+
+
+def test_a_template_that_makes_a_list_of_a_text_is_refused(tmp_path: Path):
+    text = OWN.format(target='"{{answer}}"')
+    told = refused(tmp_path, [GOOD | {"answer": "a"}, GOOD | {"answer": "[0, 1]"}], text)
+    assert "rows.jsonl:2: the text '[0, 1]' is read as a list" in told
+    task_of(tmp_path, [GOOD | {"answer": [0, 1]}], text).check()  # a list is one
+
+
+def test_options_that_are_no_texts_are_refused(tmp_path: Path):
+    assert "the options are [3, 4], no list of texts" in refused(tmp_path, [GOOD | {"choices": [3, 4]}])
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])
