@@ -34,7 +34,7 @@ from .runs import Target
 from .saved_answers import saved_model
 from .spec import Chat, GroupSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
-from .task_data import TaskRows, hash_rows, read_task_rows
+from .task_data import TaskRows, files_at, hash_rows, read_task_rows
 from .task_index import find, lm_eval_folder
 from .team import at_work
 from .vllm_tasks import vllm_version
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 Config = dict[str, Any]  # of a task: its YAML, or the keys of it
 _SPLITS = ("training_split", "validation_split", "test_split")
 _LOCAL_READERS = ("json", "csv", "parquet")
+_READERS = (*_LOCAL_READERS, "text", "arrow")  # of the data sets library
 _AS_THEY_ARE = TaskRows()
 
 
@@ -84,7 +85,7 @@ class HarnessTask(Task):
     @property
     def is_remote(self) -> bool:
         """Whether its rows are on the Hub or at an address."""
-        return not self.data_files
+        return not (self.data_files or _own_files(self.config))
 
     def needs(self) -> list[str]:
         """Returns its files or its data set, and the packages that its modules import."""
@@ -92,6 +93,8 @@ class HarnessTask(Task):
         if self.data_files:
             found = [f"{split} from {file.name}" for split, file in self.data_files.items()]
             found += [f"only the {spec.coverage}"] if spec.coverage else []
+        elif files := _own_files(config):
+            found = [f"its own files: {listing(list(map(str, files)), 5)}"]
         elif address := _address(config):
             found = [f"the file at {address}, fetched when it is scored"]
         elif config.get("dataset_path") in _LOCAL_READERS:
@@ -215,9 +218,10 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
     config |= spec.overrides
     data_files = _data_files(spec, config, path)
     _check_splits(spec, config, data_files)
+    own = {} if data_files else {str(file): hash_file(file) for file in _own_files(config)}
     content = {
         "config": config | {"metadata": _counted(config)} if "metadata" in config else config,
-        "data": {split: hash_rows(file) for split, file in sorted(data_files.items())},
+        "data": {split: hash_rows(file) for split, file in sorted(data_files.items())} or own,
         "spec": spec.model_dump(include={"num_fewshot", "limit", "metric", "gen_kwargs"}),
         "chat": spec.chat or suite.chat,
         "suite": suite.model_dump(include={"seed", "max_length", "dtype"}),
@@ -489,6 +493,32 @@ def _data_files(spec: TaskSpec, config: Config, path: Path) -> dict[str, Path]:
         if not found[split].is_file():
             raise SuiteError(f"there is no file {found[split]}", where=str(path), hint="give `data_files` in the suite")
     return found
+
+
+def _own_files(config: Config) -> list[Path]:
+    """Returns the files on this machine that a task has the data sets library read, from where it is run."""
+    how = config.get("dataset_kwargs") or {}
+    named = how.get("data_files")
+    listed = list(named.values()) if isinstance(named, dict) else [named]
+    patterns = [one for some in listed for one in (some if isinstance(some, list) else [some])]
+    places = (
+        [how.get("data_dir"), *patterns] if config.get("dataset_path") in _READERS else [config.get("dataset_path")]
+    )
+    found = []
+    for place in map(Path, filter(None, places)):
+        inside = [file for file in sorted(place.rglob("*")) if file.is_file()]  # none of what is no folder
+        found += [file for file in inside if not any(part.startswith(".") for part in file.relative_to(place).parts)]
+        found += files_at(place)
+    return found
+
+
+def has_own_data(task: str, base: Path) -> bool:
+    """Says whether a task is a file, from a folder, whose own YAML names files of this machine."""
+    path = base / task
+    if not task.endswith((".yaml", ".yml")) or not path.is_file():
+        return False
+    config = read_yaml(path)
+    return bool(_data_files(TaskSpec(task=task), config, path) or _own_files(config))
 
 
 def _address(config: Config) -> str | None:

@@ -19,6 +19,7 @@ from ..data_tools.specfile import (
     validate,
     with_references,
 )
+from .definitions import has_own_data
 from .errors import SuiteError
 from .judges import resolve_judging
 from .prompt_sets import PROMPTS, PromptsSpec
@@ -220,7 +221,9 @@ def _take_from_folder(
         return _texts_from_folder(spec, base, document), places
     layout = str(base / spec.layout) if spec.layout and spec.layout.endswith((".yaml", ".yml")) else spec.layout
     folder = open_folder(base / Path(spec.data_dir).expanduser(), layout)
-    given = [task if task.data_files else _from_folder(task, folder) for task in spec.tasks]
+    given = [
+        task if task.data_files or has_own_data(task.task, base) else _from_folder(task, folder) for task in spec.tasks
+    ]
     held = [(place, task) for place, task in zip(places, given, strict=True) if task is not None]
     lost = [(place, task) for place, task, found in zip(places, spec.tasks, given, strict=True) if found is None]
     unknown = False

@@ -81,6 +81,33 @@ def test_another_way_of_asking_makes_it_another_task(own_task: Path, keys: dict[
     assert task_hash(TaskSpec(task=str(own_task))) != task_hash(TaskSpec(task=str(own_task), **keys))
 
 
+@pytest.mark.parametrize(
+    ("keys", "file"),
+    [
+        ("dataset_path: {folder}/set\n", "set/test.jsonl"),
+        ("dataset_path: json\ndataset_kwargs: {{data_dir: {folder}/set}}\n", "set/test.jsonl"),
+        ("dataset_path: text\ndataset_kwargs: {{data_files: {{test: '{folder}/set/*.txt'}}}}\n", "set/a.txt"),
+    ],
+)
+def test_files_that_the_data_sets_library_reads_are_part_of_a_task_too(
+    own_task: Path, tmp_path: Path, keys: str, file: str
+):
+    (tmp_path / "set" / ".git").mkdir(parents=True)
+    rows(tmp_path / file, {"prompt": "a", "answer": "b"})
+    rows(tmp_path / "set" / ".git" / "index", {})
+    head, _, tail = own_task.read_text().partition("dataset_path: json\n")
+    tail = tail.replace("dataset_kwargs: {data_files: {test: own.jsonl}}\n", "")
+    own_task.write_text(head + keys.format(folder=tmp_path) + tail)
+    task = TaskSpec(task=str(own_task))
+    before = define(task, suite(task))
+    assert not before.is_remote
+    assert before.needs() == [f"its own files: {tmp_path / file}"]
+    rows(tmp_path / "set" / ".git" / "index", {}, {})
+    assert task_hash(task) == before.task_hash
+    rows(tmp_path / file, {"prompt": "a", "answer": "c"})
+    assert task_hash(task) != before.task_hash
+
+
 def test_settings_count_if_they_change_answers(own_task: Path):
     task = TaskSpec(task=str(own_task))
     assert task_hash(task, batch_size=1) == task_hash(task, batch_size=2)

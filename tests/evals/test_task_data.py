@@ -167,6 +167,20 @@ def test_a_task_with_files_of_its_own_does_not_read_the_folder(folder: Path):
     assert len(built(suite).eval_docs) == 1
 
 
+@pytest.mark.parametrize("name", ["own", "boolq"])
+def test_a_task_whose_yaml_names_its_files_is_neither_left_out_nor_given_others(
+    folder: Path, tmp_path: Path, name: str
+):
+    write(tmp_path / "own.jsonl", [BOOLQ[0] | {"label": 1}])
+    (tmp_path / f"{name}.yaml").write_text(
+        f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{validation: own.jsonl}}}}\n"
+        "output_type: multiple_choice\nvalidation_split: validation\ndoc_to_text: question\n"
+        "doc_to_choice: ['no', 'yes']\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n"
+    )
+    suite = suite_of(folder, f"{name}.yaml")
+    assert (suite.left_out, len(built(suite).eval_docs)) == ((), 1)
+
+
 def test_a_folder_on_the_command_line_replaces_the_data_of_any_suite(folder: Path, tmp_path: Path):
     path = tmp_path / "online.yaml"
     path.write_text("offline: false\ntasks: [{task: boolq}, {task: piqa}]\n")
