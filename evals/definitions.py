@@ -6,6 +6,7 @@ Private names of lm-eval 0.4.13 used here and in ``task_index``, each named in `
 """
 
 import ast
+import copy
 import sys
 import traceback
 from collections import Counter
@@ -250,6 +251,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
         if config.get("output_type") != "generate_until":
             raise SuiteError("`sampling` goes with tasks that generate text", where=spec.title)
         content["sampling"] = spec.sampling.model_dump(exclude={"name"})
+        if "generation_kwargs" in spec.overrides:
+            content["sampling"]["overrides"] = "of this setting alone"
     return HarnessTask(spec, hash_json(content), path, config, data_files, suite.backend)
 
 
@@ -386,7 +389,8 @@ def _read_with_functions(definition: HarnessTask) -> Config:
 
     where = definition.spec.title
     try:
-        return load_yaml(definition.path) | definition.spec.overrides
+        # A copy: lm-eval adds to what stands in it, which the next setting of the same task must not find there.
+        return load_yaml(definition.path) | copy.deepcopy(definition.spec.overrides)
     except ImportError as error:
         hint = f"pip install {error.name}" if error.name else None
         raise SuiteError(f"its module needs a package: {first_line(error)}", where=where, hint=hint) from error

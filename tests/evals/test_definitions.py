@@ -108,6 +108,17 @@ def test_files_that_the_data_sets_library_reads_are_part_of_a_task_too(
     assert task_hash(task) != before.task_hash
 
 
+def test_what_one_setting_adds_to_a_task_no_other_finds_there(own_task: Path):
+    own_task.write_text(own_task.read_text() + "num_fewshot: 0\n")
+    overrides = {"generation_kwargs": {"max_gen_toks": 8, "until": ["."]}}
+    task = TaskSpec(task=str(own_task), overrides=overrides)
+    for _ in range(2):
+        built: Any = build(define(task, suite(task)))
+        assert built.config.generation_kwargs == {"max_gen_toks": 8, "until": ["."]}
+        built.set_config("generation_kwargs", {"num_beams": 4}, update=True)
+    assert overrides == {"generation_kwargs": {"max_gen_toks": 8, "until": ["."]}}
+
+
 def test_settings_count_if_they_change_answers(own_task: Path):
     task = TaskSpec(task=str(own_task))
     assert task_hash(task, batch_size=1) == task_hash(task, batch_size=2)
