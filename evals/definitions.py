@@ -33,7 +33,7 @@ from .models import load_tokenizer, quiet_bars
 from .records import Result, versions
 from .runs import Target
 from .saved_answers import saved_model
-from .spec import Chat, GroupSpec, SuiteSpec, TaskSpec
+from .spec import LIMITS, Chat, GroupSpec, SuiteSpec, TaskSpec
 from .task import Checkpoint, Task
 from .task_data import TaskRows, files_at, hash_rows, read_task_rows
 from .task_index import find, lm_eval_folder
@@ -171,6 +171,9 @@ class HarnessTask(Task):
             | ({"canaries": asdict(known)} if known else {})
         )
         notes_of_task = [_SHARED_SHOTS] if _shots_are_scored(task) else []
+        asked = (self.config.get("generation_kwargs") or {}) | self.spec.gen_kwargs
+        if self.takes_answers and "until" not in asked:
+            notes_of_task.append(f"answers end at {task.config.fewshot_delimiter!r}, for no `until` is named")
         if known and known.fault:
             notes_of_task.append(known.fault)
         if known and isinstance(known.answer, str) and (known.majority or 1) < 1:
@@ -239,6 +242,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
             hint = "leave the setting out, or say `backend: transformers`"
             raise SuiteError("a beam search is not done by vLLM", where=spec.title, hint=hint)
         content["backend"] = {"vllm": vllm_version()}
+    else:
+        _check_generation(spec)
     if _held_itself(spec, config | _splits(config, data_files)):
         content["examples"] = "without the item itself"
     if suite.too_long != "cut":
@@ -562,12 +567,29 @@ def _check_overrides(spec: TaskSpec, config: Config) -> None:
             raise SuiteError(f"overrides cannot set '{key}'", where=spec.task)
 
 
+def _check_generation(spec: TaskSpec) -> None:
+    settings = spec.gen_kwargs | (spec.overrides.get("generation_kwargs") or {})
+    known = {"until", *LIMITS, *_generation_keys()} if settings else set()
+    for key in settings:
+        if key not in known:
+            raise SuiteError(f"there is no generation setting '{key}'", where=spec.title, hint=did_you_mean(key, known))
+
+
 def _config_keys() -> set[str]:
     """Returns the keys of a task's YAML, from the source of lm-eval (importing it takes seconds)."""
     source = (lm_eval_folder() / "config" / "task.py").read_text()
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "TaskConfig"]
     fields = [node.target for node in classes[0].body if isinstance(node, ast.AnnAssign)]
     return {field.id for field in fields if isinstance(field, ast.Name)}
+
+
+def _generation_keys() -> set[str]:
+    """Returns the keys of transformers' generation settings, from its source (importing it takes seconds)."""
+    transformers: Any = find_spec("transformers")
+    tree = ast.parse((Path(transformers.origin).parent / "generation" / "configuration_utils.py").read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GenerationConfig"]
+    assigned = [target for node in ast.walk(classes[0]) if isinstance(node, ast.Assign) for target in node.targets]
+    return {target.attr for target in assigned if isinstance(target, ast.Attribute)}
 
 
 class _Loader(yaml.SafeLoader):

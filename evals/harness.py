@@ -90,6 +90,11 @@ def run_task(
         task.set_config("generation_kwargs", generation_settings(setting, task.config.generation_kwargs), update=True)
         lm.draws = Draws(setting, suite.seed) if setting.temperature > 0 and not lm.draws_itself else None
         several = Samples(task, setting, spec.metric or primary, suite.seed) if setting.samples > 1 else None
+    if task.OUTPUT_TYPE == "generate_until" and lm.longest is not None:
+        most = _answer_limit(task.config.generation_kwargs, lm)
+        if most >= lm.max_length:
+            what = f"an answer of {most} tokens leaves no room for a prompt: the model takes {lm.max_length} together"
+            raise EvalError(what, where=spec.title, hint="say less, as `gen_kwargs: {max_gen_toks: …}`")
     no_pool = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a fork of a process that runs torch may hang
     no_prints = contextlib.redirect_stdout(io.StringIO())
     long = _leave_out_long_items(task, lm, suite, spec.title)
@@ -185,12 +190,18 @@ def _is_too_long(request: Any, lm: Any) -> bool:
     """Says whether lm-eval would cut a request's beginning."""
     first, *rest = request.args
     if request.request_type == "generate_until":
-        room = lm.max_length - int(rest[0].get("max_gen_toks", lm.max_gen_toks))
-        return len(lm.tok_encode(first)) > room
+        return len(lm.tok_encode(first)) > lm.max_length - _answer_limit(rest[0], lm)
     if request.request_type != "loglikelihood":  # windows of a whole text
         return False
     context, continuation = lm._encode_pair(first, rest[0]) if first else ([0], lm.tok_encode(rest[0]))
     return len(context) + len(continuation) > lm.longest
+
+
+def _answer_limit(settings: dict[str, Any], lm: Any) -> int:
+    """Returns how many tokens an answer may have, whichever of its names a task's settings give it."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return normalize_gen_kwargs(settings, lm.max_gen_toks).get("max_gen_toks", lm.max_gen_toks)
 
 
 def _constant(task: Any, samples: list[Sample]) -> list[str]:

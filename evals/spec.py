@@ -21,6 +21,7 @@ from .row_changes import OptionOrder, RowChange, TypingErrors
 from .task_data import TaskRows
 
 Chat = Literal["auto", "always", "never"]
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one setting in lm-eval
 _BATCH_AUTO = 8
 
 
@@ -78,7 +79,7 @@ class TaskSpec(TaskRows):
     metric: str | None = None
     """The metric that stands for the task; the task's first by default."""
     gen_kwargs: dict[str, Any] = Field(default={})
-    """Generation settings that replace the task's own, such as ``max_gen_toks``."""
+    """Generation settings that replace the task's own, such as ``max_gen_toks``; others of the task's stay."""
     sampling: SamplingSpec | None = None
     """How this task is sampled, where the suite's ``sampling`` does not say it."""
     chat: Chat | None = None
@@ -90,10 +91,24 @@ class TaskSpec(TaskRows):
 
     _plain_name = model_validator(mode="before")(word_for("task"))
 
+    @field_validator("gen_kwargs")
+    @classmethod
+    def _one_limit(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # lm-eval takes the first of the names that are there, and the task's own settings are there too.
+        limits = [name for name in LIMITS if name in value]
+        if len(limits) > 1:
+            raise ValueError(f"`{limits[0]}` and `{limits[1]}` are names of one limit: keep one")
+        return {LIMITS[0] if name in LIMITS else name: setting for name, setting in value.items()}
+
+    @property
+    def stem(self) -> str:
+        """Returns the task's own name."""
+        return Path(self.task).name.removesuffix(".yaml").removesuffix(".yml")
+
     @property
     def title(self) -> str:
         """Returns what the leaderboard calls the task."""
-        return self.name or Path(self.task).stem
+        return self.name or self.stem
 
 
 class RobustnessSpec(TaskSpec):

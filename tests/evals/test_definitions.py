@@ -119,6 +119,13 @@ def test_what_one_setting_adds_to_a_task_no_other_finds_there(own_task: Path):
     assert overrides == {"generation_kwargs": {"max_gen_toks": 8, "until": ["."]}}
 
 
+def test_the_limit_of_an_answer_has_one_name_and_takes_the_place_of_the_tasks_own():
+    limits = [TaskSpec(task="exact_match", gen_kwargs={name: 5}) for name in ("max_gen_toks", "max_new_tokens")]
+    assert limits[0] == limits[1]
+    with pytest.raises(ValueError, match="names of one limit"):
+        TaskSpec(task="exact_match", gen_kwargs={"max_tokens": 5, "max_gen_toks": 6})
+
+
 def test_settings_count_if_they_change_answers(own_task: Path):
     task = TaskSpec(task=str(own_task))
     assert task_hash(task, batch_size=1) == task_hash(task, batch_size=2)
@@ -221,6 +228,8 @@ def test_worked_examples_are_asked_for_even_where_the_task_says_none(own_task: P
         ({"data_files": {"train": "x"}}, "no split to score.*'test'"),
         ({"overrides": {"doc_to_txt": "x"}}, "did you mean 'doc_to_text'"),
         ({"overrides": {"task": "x"}}, "cannot set 'task'"),
+        ({"gen_kwargs": {"max_gen_tok": 5}}, "did you mean 'max_gen_toks'"),
+        ({"overrides": {"generation_kwargs": {"num_beam": 2}}}, "did you mean 'num_beams'"),
     ],
 )
 def test_what_does_not_fit_the_task_is_refused(tmp_path: Path, keys: dict[str, Any], message: str):

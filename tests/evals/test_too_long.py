@@ -53,6 +53,23 @@ def test_they_are_left_out_and_counted_and_the_others_keep_their_figures(make_ru
     assert [pytest.approx(row, abs=1e-4) for row in numbers] == others
 
 
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(make_run: MakeRun, tmp_path: Path):
+    task = {"task": "exact_match", "data_files": {"test": "sums.jsonl"}, "gen_kwargs": {"max_new_tokens": 256}}
+    report = score([make_run((1,), final=False)], suite(tmp_path, tasks=[task]), device="cpu")
+    [failure] = report.failed
+    assert "an answer of 256 tokens leaves no room for a prompt" in failure.reason
+    assert (failure.detail, report.exit_code) == ("", 1)
+
+
+def test_an_answer_that_ends_where_the_task_does_not_say_is_noted(make_run: MakeRun, tmp_path: Path):
+    entry = {"task": "exact_match", "data_files": {"test": "sums.jsonl"}, "limit": 2}
+    entry["overrides"] = {"generation_kwargs": {"max_gen_toks": 2}}
+    tasks = [entry | {"name": "cut"}, entry | {"name": "whole", "gen_kwargs": {"until": []}}]
+    cut, whole = score([make_run((1,), final=False)], suite(tmp_path, tasks=tasks), device="cpu").done
+    note = "answers end at '\\n\\n', for no `until` is named"
+    assert [note in record.notes for record in (cut, whole)] == [True, False]
+
+
 def test_they_are_refused_by_number(make_run: MakeRun, tmp_path: Path):
     report = score([make_run((1,), final=False)], suite(tmp_path, too_long="error"), device="cpu")
     assert [failure.task for failure in report.failed] == ["choices", "sums"]
