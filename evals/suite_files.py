@@ -291,7 +291,7 @@ def _resolve_groups(spec: SuiteSpec, document: Document) -> list[GroupSpec]:
 
 def _from_folder(task: TaskSpec, folder: DataFolder) -> TaskSpec | None:
     """Returns a task with the files that a folder holds of it; what the suite says of rows stands before the layout."""
-    names = [Path(task.task).stem, task.title]  # one task may stand for several files, each under a name
+    names = [task.stem, task.title]  # one task may stand for several files, each under a name
     if task.title in folder.layout.tasks:
         names.reverse()  # spelt out it is meant; a pattern such as mmlu_{subject} may fit any name that was given
     entry = next(filter(None, map(folder.entry, names)), None)

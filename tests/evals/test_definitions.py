@@ -126,6 +126,11 @@ def test_the_limit_of_an_answer_has_one_name_and_takes_the_place_of_the_tasks_ow
         TaskSpec(task="exact_match", gen_kwargs={"max_tokens": 5, "max_gen_toks": 6})
 
 
+def test_a_name_keeps_its_dots():
+    assert TaskSpec(task="longproc_countdown_0.5k").title == "longproc_countdown_0.5k"
+    assert TaskSpec(task="mine/own.v2.yaml").title == "own.v2"
+
+
 def test_settings_count_if_they_change_answers(own_task: Path):
     task = TaskSpec(task=str(own_task))
     assert task_hash(task, batch_size=1) == task_hash(task, batch_size=2)
