@@ -36,12 +36,26 @@ def check_gold(task: Any, spec: TaskSpec, data_files: Mapping[str, Path]) -> Non
     config = task.config
     split = config.test_split or config.validation_split
     found = _wrong(task, task.task_docs, spec.limit, split, data_files, spec)
-    if config.num_fewshot and (examples := config.fewshot_split or config.training_split) not in (None, split):
-        found += _wrong(task, task.fewshot_docs(), None, examples, data_files, spec)
+    if config.num_fewshot:
+        shots = task.fewshot_cfg
+        examples = shots.split or (config.training_split if shots.samples is None else None)
+        _check_pool(task, examples == split, where)
+        if examples not in (None, split):
+            found += _wrong(task, task.fewshot_docs(), None, examples, data_files, spec)
     if found:
         text = f"{len(found)} row{'s have' if len(found) > 1 else ' has'} no right answer that could be given: "
         hint = "a right answer is the index of an option, from 0, or its text; of generated text, a text"
         raise SuiteError(text + listing(found, _SHOWN, "; "), where=where, hint=hint)
+
+
+def _check_pool(task: Any, is_scored: bool, where: str) -> None:
+    """Refuses more worked examples than there are."""
+    shots, there = task.fewshot_cfg, len(task.sampler.df)
+    # of two splits without a name lm-eval draws one example more, lest it draw the item itself
+    spare = is_scored or (shots.split == task.config.test_split and shots.sampler == "default")
+    if task.config.num_fewshot > there - spare:
+        what = f"{task.config.num_fewshot} worked examples are asked for, and there are {there - spare} to take"
+        raise SuiteError(what, where=where, hint="say a smaller `num_fewshot`, or give a file of more")
 
 
 def _check_columns(task: Any, where: str) -> None:

@@ -102,6 +102,22 @@ def test_right_answers_may_be_numbers_in_worked_examples_too(tmp_path: Path):
     assert "Q2 2" in built.fewshot_context(built.task_docs[0], 2)
 
 
+@pytest.mark.parametrize("train", [None, 2, 3])
+def test_more_worked_examples_than_there_are_are_refused(tmp_path: Path, train: int | None):
+    rows = [{"prompt": f"Q{n}", "answer": "a"} for n in range(3)]
+    files = {"test": "rows.jsonl"}
+    if train:  # none of which is scored
+        files["train"] = "train.jsonl"
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:train]))
+    there = train or 2  # of three scored rows an item has the two others
+    told = refused(tmp_path, rows, "exact_match", data_files=files, num_fewshot=there + 1)
+    assert f"{there + 1} worked examples are asked for, and there are {there} to take" in told
+    most = task_of(tmp_path, rows, "exact_match", data_files=files, num_fewshot=there)
+    most.check()
+    built: Any = definitions.build(most)
+    assert all(built.fewshot_context(doc, there).count("Q") == there + 1 for doc in built.task_docs)
+
+
 def test_a_template_that_makes_a_list_of_a_text_is_refused(tmp_path: Path):
     text = OWN.format(target='"{{answer}}"')
     told = refused(tmp_path, [GOOD | {"answer": "a"}, GOOD | {"answer": "[0, 1]"}], text)
