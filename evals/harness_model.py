@@ -21,6 +21,7 @@ from ..data_tools.encode import TextEncoder
 from ..data_tools.generate import FiniteLogits, decode_answer
 from ..data_tools.progress import ProgressLine
 from .continuous import Continuous
+from .errors import EvalError
 from .kept_passes import KeptPasses, not_kept
 from .models import LoadedModel
 from .sampling import Draws
@@ -28,7 +29,7 @@ from .sequences import grouped
 from .shared_context import Once, Prompts, Scorer, Stops
 from .spec import SamplingSpec, SuiteSpec
 from .team import Calls, at_work, divided
-from .thinking import MARKS, answer_in, begins_with_thought, may_think
+from .thinking import MARKS, answer_in, begins_with_thought, may_think, opened_by
 
 _HFLM: Any = huggingface.HFLM  # its registering decorator hides its type
 
@@ -84,6 +85,21 @@ class OwnPrompts:
             continuation = with_strings(continuation, self.encoder.special, rf"{context[0]}\g<0>{context[0]}")
         lm_eval_model: Any = super()
         return lm_eval_model._encode_pair(context, continuation)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Scores continuations.
+
+        Raises:
+            EvalError: The chat template has opened a thought, in which they would stand.
+        """
+        prompt = requests[0].args[0]
+        if is_mark(prompt[:1]) and (tags := opened_by(unmarked(prompt))):
+            hint = (
+                "say `chat: never`, or give the template a variable that has it open none, as `enable_thinking: false`"
+            )
+            raise EvalError(f"options would be asked within a thought: the template ends in {tags[0]}", hint=hint)
+        lm_eval_model: Any = super()
+        return lm_eval_model.loglikelihood(requests, disable_tqdm)
 
     def without_thoughts(self, requests: Sequence[Any], write: Callable[[list[Any]], list[str]]) -> list[str]:
         """Has answers written, of a model that may think to their end, and takes its thoughts out.

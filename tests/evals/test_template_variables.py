@@ -103,6 +103,21 @@ def test_options_are_not_asked_of_a_model_that_is_to_think_first(tmp_path: Path)
     define_task(choices.model_copy(update={"chat": "never"}), found)
 
 
+def test_options_are_not_asked_within_a_thought_that_the_template_has_opened(run: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(run / "checkpoint-1")
+    tokenizer.chat_template = TEMPLATE.replace("{% if enable_thinking", "{{ '<think>\n' }}{% if enable_thinking")
+    tokenizer.save_pretrained(run / "checkpoint-1")
+    write_manifest(run / "checkpoint-1", step=1, resumable=True)
+    report = score([run], suite(tmp_path, {}, prompts=[]), device="cpu")
+    [failure] = report.failed
+    assert failure.task == "choices"
+    assert "within a thought: the template ends in <think>" in failure.reason
+    assert "chat: never" in failure.reason
+    assert score([run], suite(tmp_path, {}, prompts=[], chat="never"), device="cpu").failed == ()
+
+
 def test_what_cannot_take_them_is_refused(tmp_path: Path):
     with pytest.raises(SpecError, match="`messages` is set by what is asked"):
         load_suite(suite(tmp_path, {"messages": "x"}))
