@@ -171,10 +171,11 @@ class HarnessModel(OwnPrompts, _HFLM):
     ) -> tuple[Any, Any]:
         """Tokenises texts to rows padded on the left; returns ids and mask."""
         rows = [self.tok_encode(string) for string in strings]
-        longest = max(map(len, rows))
-        if left_truncate_len and longest > left_truncate_len:
+        if left_truncate_len:
             if self.calls is None or not self.calls.known:  # once
-                logging.getLogger("lm_eval").warning(f"Left truncation of {longest} tokens to {left_truncate_len}.")
+                for row in rows:
+                    if len(row) > left_truncate_len:  # a warning each, as of continuations: they are counted
+                        logging.getLogger("lm_eval").warning(f"Truncating context from {len(row)} tokens")
             rows = [row[-left_truncate_len:] for row in rows]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
@@ -252,7 +253,7 @@ class HarnessModel(OwnPrompts, _HFLM):
         texts = self.without_thoughts(requests, write if self.draws is not None else greedy)
         if self.prompts.refused is not None:
             self.shared.record = {"backend": "lm-eval", "reason": self.prompts.refused}
-        elif self.prompts.shared:
+        elif self.prompts.shared and not self.prompts.undecided:  # prompts that were cut begin otherwise
             self.shared.record = {"backend": "shared_context", "shared_tokens": self.prompts.shared}
         if self.draws is None and self.continuous.record:
             self.shared.record = (self.shared.record or {}) | self.continuous.record

@@ -53,6 +53,16 @@ def test_they_are_left_out_and_counted_and_the_others_keep_their_figures(make_ru
     assert [pytest.approx(row, abs=1e-4) for row in numbers] == others
 
 
+def test_prompts_that_are_cut_are_counted_one_by_one_and_nothing_is_said_to_be_shared(
+    make_run: MakeRun, tmp_path: Path
+):
+    path = suite(tmp_path, batch_size=2)
+    write_rows(tmp_path / "sums.jsonl", [row | {"prompt": f"{n} {LONG}{n}"} for n, row in enumerate(PROMPTS[:3])])
+    sums = score([make_run((1,), final=False)], path, device="cpu").done[1]
+    assert sums.notes == ("3 prompts are longer than the model takes; their beginnings were cut",)
+    assert "shared_tokens" not in (sums.detail or {})
+
+
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(make_run: MakeRun, tmp_path: Path):
     task = {"task": "exact_match", "data_files": {"test": "sums.jsonl"}, "gen_kwargs": {"max_new_tokens": 256}}
     report = score([make_run((1,), final=False)], suite(tmp_path, tasks=[task]), device="cpu")
