@@ -326,7 +326,8 @@ class _Scoring:
             started = time.perf_counter()
             try:
                 beyond = self._beyond(target, task, load)
-                template = fingerprint if applies_template(task.chat(self.suite), fingerprint) else None
+                templated = not target.is_answers and applies_template(task.chat(self.suite), fingerprint)
+                template = fingerprint if templated else None
                 if self.team and task.is_divided and task.needs_model and not target.is_answers:
                     self.team.order(_Order(target, task.spec.title, template))
                     result = self.team.together(lambda task=task, how=template: task.run(checkpoint, how))

@@ -67,6 +67,12 @@ def test_no_item_is_too_long_for_who_has_answered_it(tmp_path: Path, what: str) 
     assert [line.metrics[0].value for line in report.done] == [1]
 
 
+def test_answers_need_no_chat_template(tmp_path: Path) -> None:
+    rows = [{"id": row["id"], "completion": row["answer"]} for row in ROWS]
+    [line] = scored(tmp_path, rows, more="chat: always\n").done
+    assert (line.metrics[0].value, line.template_fingerprint) == (1, None)
+
+
 def test_what_cannot_be_joined_is_counted_and_named(tmp_path: Path) -> None:
     rows = [
         {"id": "sum/0", "completion": "0"},
