@@ -82,7 +82,7 @@ def run_task(
 
     evaluate: Any = evaluator.evaluate
     lm.shared.record = lm.thinking = None
-    _seed(suite.seed)
+    seed_all(suite.seed)
     task.set_fewshot_seed(suite.seed)
     setting, several = spec.sampling, None
     lm.setting, lm.draws = setting, None
@@ -230,12 +230,13 @@ def _tied(task: Any, samples: list[Sample], lm: Any) -> list[str]:
     return [f"in {tied} of {len(samples)} items several options are likeliest, and the first counts{why}"]
 
 
-def _seed(seed: int) -> None:
+def seed_all(seed: int) -> None:
+    """Seeds the generators that lm-eval, its tasks and functions of a user draw from: Python's, NumPy's and torch's."""
     import numpy as np
     import torch
 
     random.seed(seed)
-    np.random.seed(seed)  # lm-eval and its tasks draw from the global generator
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

@@ -18,6 +18,7 @@ from ..chat_templates.errors import InputError, PosttrainError, first_line
 from ..data_tools.files import hash_file, hash_json
 from ..data_tools.functions import function_file, load_function
 from .errors import EvalError, SuiteError
+from .harness import seed_all
 from .records import Metric, Result, parquet
 from .spec import FunctionSpec, SuiteSpec
 from .stats.intervals import mean_estimate
@@ -45,7 +46,7 @@ class OwnMetric(Task):
         function, loaded = self._function(), checkpoint.load()
         model: Any = loaded.model
         before = _marks(model)
-        torch.manual_seed(self.seed)
+        seed_all(self.seed)
         try:
             with torch.no_grad():
                 said = function(model, loaded.tokenizer, checkpoint.target.step)

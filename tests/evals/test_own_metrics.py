@@ -11,6 +11,9 @@ from posttrain.evals.score import score
 from posttrain.evals.suite_files import load_suite
 
 METRICS = """
+import random
+
+import numpy
 import torch
 
 def each(model, tokenizer, step):
@@ -21,7 +24,7 @@ def two(model, tokenizer, step):
     return {"share": [0, 1], "size": float(len(tokenizer))}
 
 def drawn(model, tokenizer, step):
-    return torch.rand(()).item()
+    return [torch.rand(()).item(), random.random(), numpy.random.random()]
 
 def fails(model, tokenizer, step):
     raise KeyError("nothing here")
