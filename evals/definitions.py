@@ -158,6 +158,8 @@ class HarnessTask(Task):
         lm: Any = checkpoint.lm
         if self.needs_model and not checkpoint.target.is_answers:
             lm.begin(self.spec.title, self._passes(checkpoint.target, checkpoint.load().model))
+        elif checkpoint.target.is_answers:
+            lm.names = self.spec.names
         with harness.noted() as notes:
             task = build(self)
         known = self.canaries(task)  # before several samples change how the task scores an answer

@@ -9,7 +9,7 @@ here.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,12 @@ def saved_model(path: Path) -> "LM":
         draws_itself = True
         draws = None
         longest = None
+        names: Collection[str] = ()  # of the task at work, beside what the leaderboard calls it
         shared = SimpleNamespace(record=None)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             self.shared.record = None
-            texts, record = join(rows, requests, path.name)
+            texts, record = join(rows, requests, path.name, self.names)
             self.shared.record = {"foreign": record}
             return texts
 
@@ -104,13 +105,16 @@ def _content(value: Any) -> Any:
     return value
 
 
-def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[str], Json]:
+def join(
+    rows: Sequence[Row], requests: Sequence[Any], file: str, names: Collection[str] = ()
+) -> tuple[list[str], Json]:
     """Gives each request its answer.
 
     Args:
         rows: Of the file.
         requests: lm-eval's; several samples of an item are the same request again.
         file: Its name, for messages.
+        names: What rows may call the task beside the name that the requests bear.
 
     Returns:
         The texts, empty where there is none, and what could not be joined, counted and named.
@@ -122,7 +126,7 @@ def join(rows: Sequence[Row], requests: Sequence[Any], file: str) -> tuple[list[
     torn = [read.where for read in rows if read.problem is not None]
     first_filter = next((read.values["filter"] for read in rows if read.values.get("filter")), None)
     for number, read in enumerate(rows, start=1):
-        if read.problem is None and read.values.get("task") not in (None, joined.task):
+        if read.problem is None and read.values.get("task") not in (None, joined.task, *names):
             joined.rows["elsewhere"].append(str(read.values["task"]))
         # lm-eval writes a sample once for each filter, with the same text
         elif read.problem is None and read.values.get("filter") in (None, first_filter):

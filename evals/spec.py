@@ -110,6 +110,11 @@ class TaskSpec(TaskRows):
         """Returns what the leaderboard calls the task."""
         return self.name or self.stem
 
+    @property
+    def names(self) -> set[str]:
+        """Returns what saved answers may call the task: its own name too, and its title without that of a setting."""
+        return {self.title, self.stem, self.title.removesuffix(f"-{self.sampling.name}" if self.sampling else "")}
+
 
 class RobustnessSpec(TaskSpec):
     """A task that is asked in several ways: what all of them have right, their mean, the worst, how far they spread."""

@@ -67,6 +67,13 @@ def test_no_item_is_too_long_for_who_has_answered_it(tmp_path: Path, what: str) 
     assert [line.metrics[0].value for line in report.done] == [1]
 
 
+@pytest.mark.parametrize("task", ["exact_match", "sums", "sums-greedy"])
+def test_rows_may_call_a_task_by_its_own_name_or_by_that_of_a_setting(tmp_path: Path, task: str) -> None:
+    rows = [{"id": row["id"], "completion": row["answer"], "task": task} for row in ROWS]
+    [line] = scored(tmp_path, rows, more="sampling: [{name: greedy}]\n").done
+    assert (line.task, line.metrics[0].value) == ("sums-greedy", 1)
+
+
 def test_answers_need_no_chat_template(tmp_path: Path) -> None:
     rows = [{"id": row["id"], "completion": row["answer"]} for row in ROWS]
     [line] = scored(tmp_path, rows, more="chat: always\n").done
