@@ -246,8 +246,8 @@ def define(spec: TaskSpec, suite: SuiteSpec) -> HarnessTask:
         content["backend"] = {"vllm": vllm_version()}
     else:
         _check_generation(spec)
-    if _held_itself(spec, config | _splits(config, data_files)):
-        content["examples"] = "without the item itself"
+    if examples := _other_examples(spec, config | _splits(config, data_files)):
+        content["examples"] = examples
     if suite.too_long != "cut":
         content["too_long"] = suite.too_long
     if rows := spec.model_dump(include={"fields", "where", "records"}, exclude_defaults=True):
@@ -471,19 +471,24 @@ def _fewshot_source(config: Config) -> Config:
 
 
 def _fewshot_split(config: Config) -> str | None:
-    """Returns the split, or else what stands for one, that a task's YAML takes its examples from."""
+    """Returns the split, or else what stands for one, that examples come from by a task's YAML or else by lm-eval."""
     fewshot = config.get("fewshot_config") or {}
     split = fewshot.get("split") or config.get("fewshot_split")
-    return split or ("samples" if "samples" in fewshot else config.get("training_split"))
+    named = split or ("samples" if "samples" in fewshot else config.get("training_split"))
+    return named or (config.get("validation_split") if config.get("test_split") else None)
 
 
-def _held_itself(spec: TaskSpec, config: Config) -> bool:
-    """Says whether an item stood among its own examples before they were taken from the scored documents themselves."""
-    if not (config.get("num_fewshot") if spec.num_fewshot is None else spec.num_fewshot) or not _fewshot_source(config):
-        return False
+def _other_examples(spec: TaskSpec, config: Config) -> str | None:
+    """Says which examples a task has that had others before, with the item itself among them or all from the tests."""
+    if not (config.get("num_fewshot") if spec.num_fewshot is None else spec.num_fewshot):
+        return None
     fewshot = config.get("fewshot_config") or {}
-    missed = (fewshot.get("split") or config.get("fewshot_split")) != config.get("test_split")
-    return bool((_fewshot_split(config) and missed) or config.get("process_docs") or spec.change)
+    split = fewshot.get("split") or config.get("fewshot_split")
+    if not _fewshot_source(config):
+        named = split or "samples" in fewshot or config.get("training_split")
+        return None if named else "of the validation split"
+    missed = _fewshot_split(config) and split != config.get("test_split")
+    return "without the item itself" if missed or config.get("process_docs") or spec.change else None
 
 
 def _data_files(spec: TaskSpec, config: Config, path: Path) -> dict[str, Path]:

@@ -219,6 +219,23 @@ def test_no_item_stands_among_its_own_examples_whatever_split_they_come_from(
         assert shown == {other["answer"] for other in docs} - {doc["answer"]}
 
 
+def test_examples_are_rows_to_validate_on_where_there_are_none_to_train_on(tmp_path: Path):
+    for split in ("test", "validation"):
+        rows(tmp_path / f"{split}.jsonl", *({"prompt": f"{split} {n}", "answer": f"of {split}"} for n in range(3)))
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "task: own\ndataset_path: json\n"
+        "dataset_kwargs: {data_files: {test: test.jsonl, validation: validation.jsonl}}\n"
+        "test_split: test\nvalidation_split: validation\nnum_fewshot: 2\n"
+        "doc_to_text: '{{prompt}}'\ndoc_to_target: '{{answer}}'\nmetric_list: [{metric: exact_match}]\n"
+    )
+    task = TaskSpec(task=str(path))
+    built: Any = build(define(task, suite(task)))
+    built.set_fewshot_seed(0)
+    assert [doc["prompt"][:4] for doc in built.task_docs] == ["test"] * 3
+    assert built.fewshot_context(built.task_docs[0], 2).count("of validation") == 2
+
+
 def test_worked_examples_are_asked_for_even_where_the_task_says_none(own_task: Path):
     own_task.write_text(own_task.read_text() + "num_fewshot: 0\n")
     task = TaskSpec(task=str(own_task), num_fewshot=3)
