@@ -291,7 +291,7 @@ class DataSpec(Section):
     train: Sources
     """One source, or a list of them that is mixed."""
     eval: Sources | None = None
-    """Held-out rows, for the evaluation loss."""
+    """Held-out rows, for the evaluation loss, as often as `trainer.eval_strategy` says: by default never."""
     max_bad_share: Share = 0.02
     """The largest share of a source's rows that may be dropped as unusable before the run stops."""
     too_long: Literal["drop", "truncate", "split", "error"] = "drop"
@@ -304,7 +304,7 @@ class DataSpec(Section):
     mix: Literal["weights", "concat"] = "concat"
     """`concat` takes every row once; `weights`, the default once a source has a weight, mixes by tokens."""
     tokens: PositiveInt | None = None
-    """The tokens of the mixture, all sources together."""
+    """The tokens of the mixture, all sources together: of one epoch, and `trainer.num_train_epochs` is 3 by default."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Mixes without weights: each source's share is its own tokens to the power 1/temperature, so that small sources,
     such as rare languages, get more than they have. 1 leaves the proportions."""

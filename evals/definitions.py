@@ -102,7 +102,7 @@ class HarnessTask(Task):
             found = ["files of a `data_dir` or `data_files`: none are named, and it cannot be scored without"]
         else:
             named = [config.get("dataset_path"), config.get("dataset_name")]
-            found = [f"data set {' '.join(str(name) for name in named if name)} of the Hub, fetched when it is scored"]
+            found = [f"data set {' '.join(str(name) for name in named if name)} of the Hub"]
         return found + [f"package {package}" for package in packages(self.path)]
 
     def check(self, folder: Path | None = None) -> None:

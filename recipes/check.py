@@ -206,7 +206,8 @@ def _suite_lines(suite: "SuiteSpec", *, read_data: bool) -> list[str]:
     tasks = define_all(suite)
     if remote := sum(task.is_remote for task in tasks):
         what = f"{remote} tasks are" if remote > 1 else "1 task are"
-        lines.append(f"the rows of {what} not here and were not looked at; --data-dir names a folder of them")
+        unmet = ", and `offline: false` fetches what the Hub's cache lacks" if suite.offline else ""
+        lines.append(f"the rows of {what} not here and were not looked at; --data-dir names a folder of them{unmet}")
     for task in tasks:
         said = task.needs()
         lacking = [need for need in said if need.endswith("not installed")]

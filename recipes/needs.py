@@ -50,7 +50,7 @@ class Assumptions:
         device: The name of a device of the table, `cpu`, or None for any GPU.
         accelerate: The name of an accelerate config, or its path.
         processes: How many train together; by default those of the accelerate config, else one.
-        tokens: Training tokens of the run, where neither the recipe nor the data says.
+        tokens: Training tokens of the run where its data is not read, whatever the recipe says.
         utilization: The share of the device's peak that a run reaches, recomputed layers counted.
         price: Of a device for an hour.
         table: Whether the table over batch, ZeRO and adapters is wanted.

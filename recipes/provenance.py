@@ -16,7 +16,7 @@ from ..data_tools.tool_report import REPORT, percent
 
 _REASONS = 3  # of a tool, that the page names
 _READ = ("sources", "rows", "prompts")  # the arguments of tools that name what they make their rows of
-_LIKE = ("queries", "target", "good")  # and those that name what rows are to be like
+_LIKE = ("queries", "target", "good", "labelled")  # and those that name what rows are to be like
 
 
 def origins(sources: Sequence[SourceSpec], base_dir: Path) -> dict[str, list[str]]:
@@ -46,7 +46,12 @@ def origins(sources: Sequence[SourceSpec], base_dir: Path) -> dict[str, list[str
                     found.setdefault("written_by", {})[arguments["model"]] = None
                 for judge in report.get("judged_by", ()):
                     found.setdefault("judged_by", {})[judge] = None
-                for like in _sources(arguments, _LIKE):
+                chosen_by = [arguments]
+                if isinstance(arguments.get("classifier"), str):  # the folder of the call that trained it
+                    chosen_by += [
+                        _report(here / arguments["classifier"])["arguments"] for here in (Path(), folder.parent)
+                    ]
+                for like in (like for one in chosen_by for like in _sources(one, _LIKE)):
                     found.setdefault("chosen_like", {})[like.path] = None
                 left += [(source, here) for source in _sources(arguments, _READ) for here in (Path(), folder.parent)]
     return {what: list(names) for what, names in found.items()}

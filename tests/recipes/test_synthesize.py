@@ -228,6 +228,19 @@ def test_a_run_records_who_wrote_its_rows_and_what_they_were_chosen_to_be_like(
     assert trained["chosen_like"] == ["wanted.jsonl"]
 
 
+def test_rows_chosen_by_an_earlier_classifier_are_known_to_be_like_what_it_learnt_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("tests", "how many apples"), ("web", "buy now"), ("more", "how many pears")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{text} {n}"}}\n' for n in range(80)))
+    learnt = ["web.jsonl", "--good", "tests.jsonl", "--bad", "web.jsonl", "-o", "learnt"]
+    for arguments in (learnt, ["more.jsonl", "--classifier", "learnt", "-o", "chosen"]):
+        with pytest.raises(SystemExit, match="0"):
+            run_command("quality", *arguments)
+    assert origins([SourceSpec(path="chosen/more.jsonl")], tmp_path)["chosen_like"] == ["tests.jsonl"]
+
+
 def test_only_what_a_verifier_finds_right_is_kept_and_the_first_of_several(tmp_path: Path) -> None:
     calls = iter(range(100))
 
