@@ -202,14 +202,14 @@ def base_of(folder: Path) -> Base | None:
     name, revision = str(adapter.get("base_model_name_or_path") or ""), adapter.get("revision")
     if name and (folder / name).is_dir():
         return Base(str(folder / name), None, folder / name)
-    found = _located(name, revision)
+    found = find_model(name, revision)
     if found.folder is None and (moved := _moved(folder, Path(name))) is not None:
         return Base(str(moved), None, moved)
     return found
 
 
-def _located(name: str, revision: str | None) -> Base:
-    """Finds the files of a model on this machine by its folder or Hub id."""
+def find_model(name: str, revision: str | None) -> Base:
+    """Finds the files of a model on this machine by its folder or Hub id, and the commit that a revision is there."""
     if name and Path(name).is_dir():
         return Base(name, None, Path(name))
     if re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name):
@@ -263,15 +263,18 @@ def base_has_changed(folder: Path) -> bool:
 def fits_base(folder: Path, name: str, revision: str | None = None) -> bool:
     """Says whether an adapter was trained on a model, wherever the two lie; what cannot be told is taken to fit.
 
-    The weights tell; where the base's are not here, the adapter's manifest; without one, Hub ids.
+    The weights tell; where the base's are not here, the adapter's manifest; without one, Hub ids. A Hub id without a
+    revision, which is all that peft writes of a base, may be any of the repository's.
 
     Args:
         folder: The adapter's.
         name: The model's folder or Hub id.
         revision: The model's, of a Hub repository.
     """
-    base, model, manifest = base_of(folder), _located(name, revision), read_manifest(folder)
+    base, model, manifest = base_of(folder), find_model(name, revision), read_manifest(folder)
     if base is None or not base.name:
+        return True
+    if base.name == name and read_object(folder / _ADAPTER).get("revision") is None:
         return True
     if base.folder and model.folder:
         if base.folder.samefile(model.folder):

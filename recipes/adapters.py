@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..evals.checkpoints import find_model
 from .adapter_types import STATE, TYPES
 from .errors import RecipeError
 from .job import Job
@@ -25,6 +26,9 @@ _NO_STEPS_YET = 1 << 30  # what AdaLoRA's schedule is laid out for until the tra
 
 def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
     """Builds the adapter's configuration; None if the recipe has none.
+
+    It names the commit of a base from the Hub, which whoever puts the adapter on its base needs: peft names none, and
+    a branch moves.
 
     A token that the chat template added has an embedding that no pretraining has seen, and adapters on the linear
     layers would leave it as it is. So its rows of the embeddings are trained, and nothing else of them: the whole
@@ -46,8 +50,11 @@ def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
     if spec is None:
         return None
     task = "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
+    base = job.loaded.recipe.model
+    revision = find_model(str(base.name_or_path or ""), base.revision).revision
     if spec.name_or_path:
         config = PeftConfig.from_pretrained(spec.name_or_path)
+        config.revision = revision
         config.inference_mode = False
         _refuse_untrained_tokens(job, config, model)
         return config
@@ -71,7 +78,7 @@ def adapter_config(job: Job, model: "PreTrainedModel") -> "PeftConfig | None":
         options["ensure_weight_tying"] = tied and bool(_named(tables, saved))
     if "exclude_modules" in kind.fields and (unread := unread_modules(model)):
         options.setdefault("exclude_modules", rf"({'|'.join(map(re.escape, unread))})\..*")
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[spec.type.upper()](task_type=task, **options)  # type: ignore[index]
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[spec.type.upper()](task_type=task, revision=revision, **options)  # type: ignore[index]
     if not kind.virtual:
         _refuse_adapted_output(config, tables if tied else tables[1:], tied, job)
     return config

@@ -1,5 +1,6 @@
 """What adapters train, how it is held and saved: on a tied bfloat16 model that pads with its eos token."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from posttrain.data_tools.files import hash_file
+from posttrain.data_tools.files import hash_file, read_object, write_json
+from posttrain.evals.checkpoints import Base, base_of
 from posttrain.evals.models import load_model
 from posttrain.recipes.adapters import adapter_config
 from posttrain.recipes.check import check_all
@@ -128,6 +130,41 @@ def test_an_adapter_that_goes_on_trains_the_tokens_that_the_template_adds_or_is_
             decide(recipe, args)
     else:
         assert decide(recipe, args).size.trainable
+
+
+def test_an_adapter_names_the_commit_of_its_base(
+    adapted: Make, instruct_model_dir: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of peft's, which names none, nobody could tell which of a repository's it was; so it goes on upon any of them."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home = tmp_path / "hub" / "models--org--m"
+    (home / "refs").mkdir(parents=True)
+    for name, commit, model in (("main", "a" * 40, tiny_model_dir), ("v1", "b" * 40, instruct_model_dir)):
+        (home / "refs" / name).write_text(commit)
+        shutil.copytree(model, home / "snapshots" / commit)
+
+    def on(revision: str | None, name: str, **sections: Any) -> Path:
+        model = {"name_or_path": "org/m", "revision": revision, "chat_template": "chatml"}
+        return adapted("lora", name=name, model=model, **sections)
+
+    adapter = run(on("v1", "first")) / "adapter"
+    assert base_of(adapter) == Base("org/m", "b" * 40, home / "snapshots" / ("b" * 40))
+    second = {"lora": None, "adapter": {"name_or_path": str(adapter)}}
+    job = open_job(load(on("v1", "second", **second)))
+    for named in ("b" * 40, None):
+        fields = read_object(adapter / "adapter_config.json")
+        write_json(adapter / "adapter_config.json", {**fields, "revision": named})
+        config = adapter_config(job, load_empty(job.loaded.recipe, job.tokenizer, empty=True))
+        assert config is not None
+        assert config.revision == "b" * 40
+        for revision in ("v1", None):
+            recipe = load(on(revision, "second", **second))
+            refused = pytest.raises(RecipeError, match="the weights of org/m are others")
+            with refused if named and revision is None else contextlib.nullcontext():
+                decide(recipe, trainer_config(recipe))
 
 
 @pytest.mark.parametrize("kind", KINDS)
