@@ -102,6 +102,7 @@ def _check_processes(expected: int | None) -> Any:
 
 def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force: bool) -> None:
     """Adds data and template to ``run.json``; a run that resumes must find them as they were."""
+    from .. import chat_templates
     from .provenance import origins
 
     described = {
@@ -112,6 +113,9 @@ def _record_inputs(job: Job, record: dict[str, Any], data: dict[str, Any], force
     if described.get("train"):
         described["train"] |= origins(job.loaded.recipe.data.train, job.loaded.path.parent)
     now = {"data": described, "template": _template(job)}
+    marked = job.template and chat_templates.fingerprint(job.template, job.tokenizer)
+    if (record.get("template") or {}).get("fingerprint") == marked:  # as older versions recorded one with marks
+        record["template"] = now["template"]
     for split, prepared in data.items():
         for note in prepared.report.notes if prepared else ():
             _say(f"data.{split}: {note}")

@@ -22,6 +22,7 @@ from posttrain.data_tools.files import hash_file
 from posttrain.evals import checkpoints
 from posttrain.recipes import rundir
 from posttrain.recipes.errors import RunFolderError
+from posttrain.recipes.job import open_job
 from posttrain.recipes.load import load
 from posttrain.recipes.train import train
 
@@ -461,6 +462,21 @@ def test_a_finished_run_is_not_taken_for_one_with_another_template(
     template.write_text(written.replace("<|im_end|>", "<|im_end|> "))
     with pytest.raises(RunFolderError, match="changed since the run began: the chat template;"):
         run(recipe)
+
+
+def test_a_run_whose_record_is_of_a_recognised_template_with_its_marks_goes_on(
+    make_recipe: Callable[..., Path], instruct_model_dir: Path
+) -> None:
+    recipe = make_recipe(sections={"model": {"name_or_path": str(instruct_model_dir)}}, max_steps=1)
+    run_dir = run(recipe)
+    job, record = open_job(load(recipe)), json.loads((run_dir / "run.json").read_text())
+    assert job.template is not None
+    marked = chat_templates.fingerprint(job.template, job.tokenizer)
+    older = record | {"template": record["template"] | {"fingerprint": marked}}
+    (run_dir / "run.json").write_text(json.dumps(older))
+    undo_end(run_dir)
+    run(recipe)
+    assert json.loads((run_dir / "run.json").read_text())["template"] == record["template"] != older["template"]
 
 
 def test_a_finished_run_is_not_taken_for_one_with_another_tokenizer(
