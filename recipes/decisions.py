@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat_templates.errors import PosttrainError, TemplateError, did_you_mean, first_line
 from ..data_tools.errors import SpecError
+from ..data_tools.plain_values import is_number
 from . import estimate
 from .errors import RecipeError
 from .job import Job, open_job, prove_template
@@ -425,12 +426,13 @@ def check_unread(args: "TrainingArguments") -> None:
     """
     optim, kind = (str(getattr(word, "value", word)) for word in (args.optim, args.lr_scheduler_type))
     options: Any = args.lr_scheduler_kwargs or {}
+    decay = options.get("num_decay_steps")
     warms_up = optim in ("schedule_free_adamw", "schedule_free_sgd")  # by itself, whatever the schedule
     refusals = [
         (
-            kind == "warmup_stable_decay" and 0 < options.get("num_decay_steps", 0.5) < 1,
+            kind == "warmup_stable_decay" and not (is_number(decay) and decay >= 0 and decay % 1 == 0),
             "trainer.lr_scheduler_type: warmup_stable_decay does not know over how many steps to decay",
-            "say trainer.lr_scheduler_kwargs: {num_decay_steps: 200}; a share of the steps is no number of them",
+            "say trainer.lr_scheduler_kwargs: {num_decay_steps: 200}, a whole number of steps and not a share of them",
         ),
         (
             kind.startswith("constant") and options,

@@ -351,9 +351,10 @@ CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 5}
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        (
-            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 0.2}},
-            "how many steps",
+        *(
+            ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": steps}}, says)
+            for says, several in (("over how many steps to decay", (0.2, 1.5, -1, "10%", None, True)), (None, (0, 200)))
+            for steps in several
         ),
         (CONSTANT, "warmup_steps: lr_scheduler_type constant has no warmup.*constant_with_warmup"),
         (CONSTANT | {"optim": "schedule_free_radam"}, "constant has no warmup"),
