@@ -1,8 +1,9 @@
 """Finding what a recipe names: models, data, templates and suites, beside its file or from the current directory."""
 
 import contextlib
+import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def find_inputs(document: Document, references: Mapping[str, Path]) -> None:
     score = document.value.get("score")
     if isinstance(score, dict):
         find_suite(document, score)
+
+
+def find_value(file: Path, parts: Sequence[str], value: Any) -> Any:
+    """Returns a copy of the value of one key of a recipe, with the paths in it as ``find_inputs`` finds them.
+
+    Args:
+        file: What they are looked for beside.
+        parts: The key; numbers are places in a list.
+        value: The value; what names nothing there stays, to be looked for beside the recipe.
+    """
+    nested = copy.deepcopy(value)
+    for part in reversed(parts[1:]):
+        nested = [nested] if part.isdecimal() else {part: nested}
+    document = Document(file, {parts[0]: nested})
+    find_inputs(document, {})
+    found = document.value[parts[0]]
+    for part in parts[1:]:
+        found = found[0 if part.isdecimal() else part]
+    return found
 
 
 def _sections(document: Document, key: tuple[str, ...]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:

@@ -1,5 +1,7 @@
 """From a YAML file and ``a.b=c`` overrides to a frozen recipe, or to every problem at once."""
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ from ..data_tools.specfile import (
 from ..data_tools.tool import Tool
 from . import trainer_fields
 from .adapter_types import STATE, TYPES, adapter_problems
-from .inputs import beside, find_inputs
+from .inputs import find_inputs, find_value
 from .schema import Recipe
 from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
 
@@ -32,7 +34,6 @@ from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
 _NOT_IDENTITY = ("name", "output_dir", "score", "watchdog", "profile")
 # Keys of what has a fingerprint of its own in a run's record.
 _FINGERPRINTED = ("path", "name_or_path", "chat_template", "model")
-_PATH_KEYS = ("path", "name_or_path", "tokenizer", "chat_template", "suite", "model")
 
 
 @dataclass(frozen=True)
@@ -259,13 +260,17 @@ class RecipeTool(Tool):
 
 
 def override_of_file(document: Document, override: str) -> str:
-    """Returns an override that a file holds with the absolute path of what it names beside that file, if it does.
+    """Returns an override that a file holds with the absolute paths of what it names beside that file, if it does.
 
     One of the command line is meant from where the user stands.
     """
-    key, _, value = override.partition("=")
-    path = beside(document, value) if value and key.rpartition(".")[2] in _PATH_KEYS else None
-    return f"{key}={path}" if path else override
+    name, _, text = override.partition("=")
+    with contextlib.suppress(ValueError):  # which is told where it is applied
+        value = parse_scalar(text)
+        found = find_value(document.path, _parts(name), value)
+        if found != value:
+            return f"{name}={json.dumps(found, ensure_ascii=False)}"
+    return override
 
 
 def apply_override(document: Document, override: str) -> None:
@@ -282,7 +287,7 @@ def apply_override(document: Document, override: str) -> None:
 def _apply(document: Document, override: str) -> None:
     """Sets or unsets one key."""
     name, separator, text = override.partition("=")
-    parts = name.replace("[", ".").replace("]", "").split(".")
+    parts = _parts(name)
     if not separator:
         found = re.match(r"-*([\w.\[\]]*)", name)
         word = (found and found[1]) or "trainer.seed"
@@ -305,9 +310,13 @@ def _apply(document: Document, override: str) -> None:
         target.pop(last, None)
     else:
         # a path typed on the command line is meant from where the user stands, not from the recipe
-        is_path = last in _PATH_KEYS and isinstance(value, str) and Path(value).exists()
-        target[last] = str(Path(value).absolute()) if is_path else value
+        target[last] = find_value(Path("the command line"), parts, value)
     document.overrides[key] = override
+
+
+def _parts(name: str) -> list[str]:
+    """Returns the words and numbers of ``a.b[0].c``."""
+    return name.replace("[", ".").replace("]", "").split(".")
 
 
 def _place(target: Any, part: str, key: KeyPath) -> str | int:

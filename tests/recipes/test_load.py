@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from posttrain.data_tools.errors import SpecError
+from posttrain.data_tools.specfile import Document, parse_scalar
 from posttrain.recipes.errors import RecipeError
-from posttrain.recipes.load import load
+from posttrain.recipes.load import load, override_of_file
 
 GOOD = """\
 stage: sft
@@ -131,6 +132,60 @@ def test_the_hash_ignores_where_a_run_lies_and_notices_what_it_trains(recipe: Pa
     base = load(recipe).hash
     assert load(recipe, ["output_dir=other", "name=other"]).hash == base
     assert load(recipe, ["trainer.learning_rate=2e-5"]).hash != base
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.train.path={here}chat.jsonl",
+        "data.train.path={here}parts/*.jsonl",
+        "data.train=[{{path: '{here}chat.jsonl'}}, {{path: '{here}parts/*.jsonl', weight: 2}}]",
+        "data.eval={{path: '{here}chat.jsonl'}}",
+        "rewards[1].function={here}own.py:score",
+        "rewards[1]={{function: '{here}own.py:score'}}",
+        "tools=['{here}own.py:score']",
+        "environment.game={here}own.py:score",
+        "model.tokenizer={here}tok",
+        "model.chat_template=chatml",
+        "score.suite=core",
+        "model.name_or_path=org/model",
+        "trainer.run_name=tok",
+        "data.train.path=@made/chat.jsonl",
+        "data.train=[",
+    ],
+)
+def test_an_override_of_a_file_names_what_lies_beside_it_as_the_file_itself_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    for folder in ("beside", "here"):
+        for name in ("parts", "tok", "chatml", "core"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        for name in ("chat.jsonl", "parts/chat.jsonl", "own.py"):
+            (tmp_path / folder / name).touch()
+    monkeypatch.chdir(tmp_path / "here")
+    found = override_of_file(Document(tmp_path / "beside" / "pipeline.yaml", {}), override.format(here=""))
+    expected = override.format(here=f"{tmp_path}/beside/")
+    assert found.partition("=")[0] == expected.partition("=")[0]
+    assert yaml_or_text(found.partition("=")[2]) == yaml_or_text(expected.partition("=")[2])
+
+
+def yaml_or_text(text: str) -> object:
+    try:
+        return parse_scalar(text)
+    except ValueError:
+        return text
+
+
+def test_an_override_of_the_command_line_names_what_is_here_but_a_built_in_name_is_no_folder(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "here"):
+        (folder / "parts").mkdir(parents=True)
+        (folder / "parts" / "rows.jsonl").touch()
+    (tmp_path / "here" / "chatml").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = load(recipe, ["data.train.path=parts/*.jsonl", "model.chat_template=chatml"]).recipe
+    assert (found.data.train[0].path, found.model.chat_template) == (f"{tmp_path}/here/parts/*.jsonl", "chatml")
 
 
 def test_references_stand_for_the_folders_of_earlier_steps(recipe: Path, tmp_path: Path) -> None:
