@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from ..data_tools.files import hash_json, read_json
+from ..data_tools.functions import function_file
 from ..data_tools.specfile import (
     Document,
     KeyPath,
@@ -33,7 +34,7 @@ from .stage_table import STAGE_SECTIONS, STAGES, Stage, stage_of
 # it.
 _NOT_IDENTITY = ("name", "output_dir", "score", "watchdog", "profile")
 # Keys of what has a fingerprint of its own in a run's record.
-_FINGERPRINTED = ("path", "name_or_path", "chat_template", "model")
+_FINGERPRINTED = ("path", "name_or_path", "tokenizer", "chat_template", "model")
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Loaded:
 def recipe_hash(values: Mapping[str, Any]) -> str:
     """Returns 16 hexadecimal digits that identify what a recipe trains.
 
-    Of what has a fingerprint of its own (data, models, templates) an absolute path counts by its last part alone: the
-    same files may lie elsewhere, and others at the same place.
+    Of what has a fingerprint of its own (data, models, tokenizers, templates, functions) an absolute path counts by its
+    last part alone: the same files may lie elsewhere, and others at the same place.
     """
     trained = {key: value for key, value in values.items() if key not in _NOT_IDENTITY}
     score = values.get("score") or {}
@@ -119,7 +120,8 @@ def _placeless(value: Any, key: str = "") -> Any:
         return {name: _placeless(item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [_placeless(item, key) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") and key in _FINGERPRINTED else value
+    absolute = isinstance(value, str) and value.startswith("/")
+    return Path(value).name if absolute and (key in _FINGERPRINTED or function_file(value)) else value
 
 
 def load(

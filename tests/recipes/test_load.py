@@ -6,7 +6,7 @@ import pytest
 from posttrain.data_tools.errors import SpecError
 from posttrain.data_tools.specfile import Document, parse_scalar
 from posttrain.recipes.errors import RecipeError
-from posttrain.recipes.load import load, override_of_file
+from posttrain.recipes.load import load, override_of_file, recipe_hash
 
 GOOD = """\
 stage: sft
@@ -132,6 +132,16 @@ def test_the_hash_ignores_where_a_run_lies_and_notices_what_it_trains(recipe: Pa
     base = load(recipe).hash
     assert load(recipe, ["output_dir=other", "name=other"]).hash == base
     assert load(recipe, ["trainer.learning_rate=2e-5"]).hash != base
+
+
+def test_the_hash_ignores_where_that_lies_which_is_known_by_its_content() -> None:
+    def hash_at(folder: str) -> str:
+        data = {"train": [{"path": f"{folder}/x.jsonl"}, {"path": f"{folder}/parts/*.jsonl"}]}
+        model = {"name_or_path": f"{folder}/base", "tokenizer": f"{folder}/tok", "chat_template": f"{folder}/own.jinja"}
+        code = {"rewards": [{"function": f"{folder}/own.py:score"}], "environment": {"game": f"{folder}/own.py:game"}}
+        return recipe_hash({"data": data, "model": model, **code})
+
+    assert hash_at("/a/b") == hash_at("/c")
 
 
 @pytest.mark.parametrize(
