@@ -13,6 +13,9 @@ from .trainer_fields import checkpointing_field, fields_of, problems
 
 STATE = "adapter_state.safetensors"
 """Beside an adapter whose own file is for use alone: what its training goes on from."""
+MOVES_BASE = ("pissa", "olora", "loftq")
+"""How the starts of LoRA begin that take out of the base what they put into the adapter: switching the adapter off does
+not give the base back."""
 _BEFORE = "its virtual tokens stand before a text, and not in the weights"
 _NO_HEAD = "it neither trains nor saves one"
 _PADDING = "peft gives the model embeddings without their tokens, and the head then reads the padding behind a text"

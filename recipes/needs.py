@@ -155,8 +155,9 @@ def setup_of(
     mixed = trainer.get("bf16", by_default) or trainer.get("fp16")
     accumulated, batch = loaded.option("gradient_accumulation_steps"), loaded.option("per_device_train_batch_size")
     kernel = recipe.model.attn_implementation or "sdpa"
-    own_reference = recipe.loads_reference and _has_reference(loaded)
-    others = {"reference": float(width * size.total)} if own_reference else {}
+    # TRL keeps a reference that it was given, though all that it says is computed beforehand.
+    given = _has_reference(loaded) or (stage in ("dpo", "kto") and recipe.adapts is not None)
+    others = {"reference": float(width * size.total)} if recipe.loads_reference and given else {}
     said, readers = str(loaded.option("optim_args") or ""), {}
     for name, frozen in _frozen(loaded).items():
         shape = frozen.shape(made)

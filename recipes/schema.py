@@ -22,7 +22,7 @@ from pydantic import (
 
 from ..data_tools.functions import function_file
 from ..data_tools.spec import Count, DataSpec, NonEmpty, Section, Share, word_for
-from .adapter_types import TYPES, AdapterType
+from .adapter_types import MOVES_BASE, TYPES, AdapterType
 from .stage_table import STAGES
 from .trainer_fields import Field as TrainerField
 from .trainer_fields import fields_of
@@ -125,6 +125,11 @@ class AdapterSpec(Section):
     def options(self) -> dict[str, Any]:
         """The fields of peft's configuration class."""
         return dict(self.model_extra or {})
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether the base without it is another model than the base before it."""
+        return str(self.options.get("init_lora_weights")).startswith(MOVES_BASE)
 
 
 class LoraSpec(Section):
@@ -389,7 +394,7 @@ class Recipe(Section):
     @property
     def loads_reference(self) -> bool:
         """Whether the policy as it was is another model, and not the policy without its adapter."""
-        return self.adapts is None or self.adapts.name_or_path is not None
+        return self.adapts is None or self.adapts.name_or_path is not None or self.adapts.moves_base
 
     @property
     def models(self) -> tuple[str, ...]:

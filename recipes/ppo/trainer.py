@@ -46,8 +46,8 @@ class PPOTrainer(RowSamplingGRPOTrainer):
     Args:
         model: The policy, a causal language model, with adapters or not.
         critic: A ``Critic`` or ``SharedCritic``; it becomes a submodule of the policy.
-        reference: What the KL is measured to: the policy as it was. None if the policy has adapters, which are then
-            switched off to be the reference.
+        reference: What the KL is measured to: the policy as it was. None where the policy's adapters
+            are switched off to be the reference.
         args: The settings.
         **rest: As for TRL's GRPOTrainer: ``reward_funcs``, ``train_dataset`` with a column ``prompt``, ….
     """

@@ -47,7 +47,7 @@ def build(
     """Builds TRL's trainer of the stage over rows that are already tokenised.
 
     Raises:
-        RecipeError: A reference that moves with the policy where there is none to move.
+        RecipeError: A reference is to move with the policy where it cannot.
     """
     pad = job.tokenizer.pad_token_id
     common["sources"] = job.source_names
@@ -62,12 +62,11 @@ def build(
         collator = trainers.PairCollator(pad, pad_to_multiple_of=args.pad_to_multiple_of)
         return trainers.PreparedRewardTrainer(**common, data_collator=collator)
     paired = job.loaded.recipe.stage == "dpo"
-    # The reference is the policy without its fresh adapter, or as it is before it is trained, or it is loaded.
-    recipe = job.loaded.recipe
-    lacking = "" if recipe.loads_reference else recipe.section
-    lacking = lacking or "trainer.precompute_ref_log_probs" * (args.precompute_ref_log_probs and recipe.adapts is None)
+    recipe, cached = job.loaded.recipe, args.precompute_ref_log_probs
     if args.sync_ref_model:
-        trainers.refuse_moving(job, lacking)
-    reference = None if lacking else load_reference(recipe, job.tokenizer, args.seed)
+        trainers.refuse_moving(job, "trainer.precompute_ref_log_probs" if cached else "")
+    # The reference is the policy without its fresh adapter, or as it is before it is trained, or it is loaded.
+    loads = recipe.loads_reference and not (cached and recipe.adapts is None)
+    reference = load_reference(recipe, job.tokenizer, args.seed) if loads else None
     trainer_class = trainers.PreparedDPOTrainer if paired else trainers.PreparedKTOTrainer
     return trainers.keeping_reference(trainer_class, common | {"ref_model": reference}, moves=args.sync_ref_model)

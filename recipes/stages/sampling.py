@@ -40,7 +40,7 @@ def build(
     """Builds the stage's trainer with the recipe's reward terms, critic or teacher.
 
     Raises:
-        RecipeError: One of them cannot be loaded; the reference is to move, but is the policy without its adapter.
+        RecipeError: One of them cannot be loaded; the reference is to move, but the policy has an adapter.
     """
     from ..rewards import load_terms
     from ..trainers import sampling as trainers
@@ -54,7 +54,7 @@ def build(
         return trainers.RowSamplingDistillationTrainer(**common, teacher=load_teacher(recipe.teacher, job.tokenizer))
     moves = getattr(args, "sync_ref_model", False)  # PPO's stays
     if moves:
-        refuse_moving(job, recipe.section if recipe.adapts else "")
+        refuse_moving(job)
     common["reward_funcs"], args.reward_weights = load_terms(recipe, job.tokenizer, args)
     measured = recipe.stage == "ppo" or args.beta != 0  # whether the KL to the policy as it was is needed
     loads = measured and recipe.loads_reference

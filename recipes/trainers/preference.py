@@ -253,18 +253,19 @@ class ReferenceKeeper(TrainerCallback):
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.FILE
 
 
-def refuse_moving(job: Job, lacking: str) -> None:
-    """Refuses a reference that is to move with the policy where there is none to move.
+def refuse_moving(job: Job, fixes: str = "") -> None:
+    """Refuses a reference that is to move with the policy where it cannot.
 
     Args:
         job: The job, whose trainer has ``sync_ref_model``.
-        lacking: What leaves it without one; empty where it has one.
+        fixes: What else than an adapter keeps it from moving, if anything does.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: It cannot.
     """
-    if lacking:
-        what = f"trainer.sync_ref_model needs a reference of its own to move, and with {lacking} there is none"
+    recipe = job.loaded.recipe
+    if fixed := recipe.section if recipe.adapts else fixes:
+        what = f"trainer.sync_ref_model moves a second model by all the weights of the policy; with {fixed} it cannot"
         raise RecipeError(what, where=str(job.loaded.path), hint="drop one of the two")
 
 

@@ -22,6 +22,7 @@ from .preference import built, close, first_batch, logged, loss_of, resumed, run
 
 Make = Callable[..., Path]
 LORA = {"lora": {"r": 4, "alpha": 8}}
+PISSA = {"adapter": {"type": "lora", "init_lora_weights": "pissa"}}
 BETA, EPSILON, LN2 = 0.2, 0.1, math.log(2)
 
 # What each loss is where the policy is its reference, so that every log-ratio is 0.
@@ -110,6 +111,12 @@ def test_the_policy_without_its_adapter_is_the_reference(make_recipe: Make, temp
     assert (policy - expected).abs().min() > 1e-3
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_the_reference_is_whole_where_the_adapter_starts_with_a_part_of_it(make_recipe: Make, start: str) -> None:
+    trainer = built(make_recipe("dpo", sections={"adapter": {"type": "lora", "init_lora_weights": start}}))
+    assert close(loss_of(trainer), LN2)
+
+
 @pytest.mark.parametrize("sections", [{}, LORA])
 def test_a_reference_computed_beforehand_gives_the_same_losses(make_recipe: Make, sections: dict[str, Any]) -> None:
     options = {"sections": sections, "max_steps": 5, "save_strategy": "no"}
@@ -130,7 +137,7 @@ def test_a_reference_that_moves_is_restored_on_resume(make_recipe: Make) -> None
 
 
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
-@pytest.mark.parametrize(("sections", "option"), [(LORA, {}), ({}, {"precompute_ref_log_probs": True})])
+@pytest.mark.parametrize(("sections", "option"), [(LORA, {}), (PISSA, {}), ({}, {"precompute_ref_log_probs": True})])
 def test_a_reference_that_cannot_move_is_refused(
     make_recipe: Make, stage: str, sections: dict[str, Any], option: dict[str, Any]
 ) -> None:

@@ -249,6 +249,16 @@ def test_kto_reads_mismatched_answers_where_its_loss_has_them(
     assert needs.setup_of(load(make_recipe("kto", **options)), shape_of("llama"), Machine()).passes == passes
 
 
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+@pytest.mark.parametrize(("start", "held"), [("pissa", True), (True, False)])
+def test_a_reference_beside_an_adapter_is_held_though_what_it_says_is_computed_beforehand(
+    make_recipe: Callable[..., Path], stage: str, start: Any, held: bool
+) -> None:
+    sections = {"adapter": {"type": "lora", "init_lora_weights": start}}
+    loaded = load(make_recipe(stage, sections=sections, precompute_ref_log_probs=True))
+    assert ("reference" in needs.setup_of(loaded, shape_of("llama"), Machine()).others) == held
+
+
 def test_modules_that_nobody_looked_for_are_said(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
