@@ -4,6 +4,7 @@ The table is over peft's own mapping of types, and a test fails when that has a 
 adapter's fields are those of peft's own configuration class, checked as ``trainer:`` is, and never redeclared.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +36,14 @@ _OWNED: Mapping[str, str] = {
     "total_step": "it is the number of the trainer's steps",
     "use_asa": "a checkpoint would not hold what its allocator goes on from; adalora's is kept",
 }
-_OWNED_WORDS: Mapping[tuple[str, str], str] = {
-    ("init_lora_weights", "eva"): _DATA_PASS,
-    ("init_lora_weights", "corda"): _DATA_PASS,
+# By a key and a pattern of its values: what is wrong with these, and a hint.
+_OWNED_WORDS: Mapping[tuple[str, str], tuple[str, str | None]] = {
+    ("init_lora_weights", "eva"): (_DATA_PASS, None),
+    ("init_lora_weights", "corda"): (_DATA_PASS, None),
+    ("init_lora_weights", r"pissa_niter_\d+"): (
+        "draws its start, which peft does again, and otherwise, each time the adapter is loaded",
+        "say pissa",
+    ),
 }
 # What users call a kind or a start of LoRA, which are fields of it or of the recipe.
 _LORA = {
@@ -204,6 +210,6 @@ def adapter_problems(
     known = {key: field for key, field in fields.items() if key not in _OWNED}
     for key, what, hint in problems(rest, known):
         yield key, what, f"known keys: {', '.join(sorted(known))}" if key not in known and hint is None else hint
-    for (key, word), why in _OWNED_WORDS.items():
-        if values.get(key) == word:
-            yield key, f"{word} {why}", None
+    for (key, pattern), (why, hint) in _OWNED_WORDS.items():
+        if re.fullmatch(pattern, str(values.get(key))):
+            yield key, f"{values[key]} {why}", hint

@@ -131,6 +131,7 @@ def test_a_kind_of_adapter_trains_resumes_merges_and_is_stock_pefts(
         ("sft", {"type": "lora", "bias": "some"}, "adapter.bias: has no value 'some'"),
         ("sft", {"type": "lora", "init_lora_weights": "pissa_niter_few"}, "adapter.init_lora_weights: has no value"),
         ("sft", {"type": "lora", "init_lora_weights": "eva"}, "needs a pass over the data"),
+        ("sft", {"type": "lora", "init_lora_weights": "pissa_niter_4"}, "draws its start, which peft does again"),
         ("sft", {"type": "lora", "loftq_config": {"loftq_bit": 4}}, "adapter.loftq_config: loftq_bit: unknown key"),
         ("sft", {"type": "lora", "task_type": "CAUSAL_LM"}, "adapter.task_type: is not for this section"),
         ("sft", {"type": "adalora", "total_step": 9}, "it is the number of the trainer's steps"),
