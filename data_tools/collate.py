@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 Row = dict[str, Any]
+ROW_LENGTHS = "row_lengths"
 TOKEN_SOURCES = "token_sources"
 ROW_SOURCES = "row_sources"
 
@@ -29,7 +30,8 @@ class PackedRowCollator:
 
     Attributes:
         pad_token_id: Fills rows that are shorter than the longest.
-        flatten: Gives one row with ``cu_seq_lens_*``, ``max_length_*`` and ``seq_idx`` instead.
+        flatten: Gives one row with ``cu_seq_lens_*``, ``max_length_*`` and ``seq_idx`` instead, and with
+            ``row_lengths``, the tokens of each row of the data, which no model reads.
         pad_to_multiple_of: Rounds L up.
     """
 
@@ -53,7 +55,10 @@ class PackedRowCollator:
             if sum(feature["seq_lengths"]) != len(feature["input_ids"]):
                 raise ValueError("seq_lengths of a packed row do not add up to its tokens")
         if self.flatten:
-            return _trl_collator(self.pad_token_id, True, self.pad_to_multiple_of)(list(features))
+            import torch
+
+            batch = _trl_collator(self.pad_token_id, True, self.pad_to_multiple_of)(list(features))
+            return {**batch, ROW_LENGTHS: torch.tensor([len(feature["input_ids"]) for feature in features])}
         return self._rows(features)
 
     def _rows(self, features: Sequence[Row]) -> "dict[str, torch.Tensor | int]":

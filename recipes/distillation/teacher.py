@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...data_tools.collate import TOKEN_SOURCES
+from ...data_tools.collate import ROW_LENGTHS, TOKEN_SOURCES
 from ...evals.models import differing_tokens, make_room
 from ..errors import RecipeError
 from ..model import pretrained
@@ -109,8 +109,8 @@ def check_hidden(student: "PreTrainedModel", teacher: "PreTrainedModel") -> None
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a batch a model reads: all but the labels, the tokens' sources and the teacher's answers."""
-    others = ("labels", TOKEN_SOURCES)
+    """Returns what of a batch a model reads: no labels, sources of tokens, lengths of rows, answers of teachers."""
+    others = ("labels", TOKEN_SOURCES, ROW_LENGTHS)
     return {key: value for key, value in batch.items() if key not in others and not key.startswith("teacher_")}
 
 

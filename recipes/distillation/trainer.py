@@ -141,11 +141,12 @@ class DistillTrainer(BySourceTrainer):
         """Returns how far the student's logits are from the teacher's, and the sum of its states' distances."""
         args, tokens, nothing = self.args, self._tokens, hidden.new_zeros((), dtype=torch.float32)
         if IDS in inputs:
-            ids, log_q, log_rest = inputs[IDS].long(), inputs[LOG_Q], inputs[LOG_REST]
+            # Rows that fill up the last held-out batch have lost their labels, and come last.
+            ids, log_q, log_rest = (inputs[name][: len(hidden)] for name in (IDS, LOG_Q, LOG_REST))
 
             def from_answers(logits: torch.Tensor, part: slice) -> torch.Tensor:
                 student = logits[..., :tokens]
-                return top_k_divergence(student, ids[part], log_q[part], log_rest[part], args.temperature)
+                return top_k_divergence(student, ids[part].long(), log_q[part], log_rest[part], args.temperature)
 
             return from_answers, nothing
         if self._teacher is None:

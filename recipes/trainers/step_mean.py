@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from ...data_tools.collate import ROW_LENGTHS
 from ...data_tools.masking import IGNORED
 
 if TYPE_CHECKING:
@@ -112,9 +113,11 @@ class HeldOutMeans:
         """Adds up a batch; rows that accelerate fills the last one up with, the first ones again, are left out."""
         trainer: Any = self
         inputs, last = trainer._prepare_inputs(inputs), self.accelerator.gradient_state
+        labels = inputs["labels"]
+        lengths = inputs.pop(ROW_LENGTHS, labels.new_full(labels.shape[:1], labels.shape[1]))
         if last.end_of_dataloader and last.remainder > 0:  # the last rows of all processes that are no filling
-            labels = inputs["labels"]
-            labels[max(0, last.remainder - self.accelerator.process_index * len(labels)) :] = IGNORED
+            kept = max(0, last.remainder - self.accelerator.process_index * len(lengths))
+            labels.view(-1)[lengths[:kept].sum() :] = IGNORED
         with torch.no_grad(), trainer.compute_loss_context_manager():
             self._held_out = self._held_out + self.held_out_sums(model, inputs).double()
         return None, None, None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ...data_tools.collate import TOKEN_SOURCES
+from ...data_tools.collate import ROW_LENGTHS, TOKEN_SOURCES
 from ...data_tools.masking import IGNORED
 from ...data_tools.store import SOURCE_COLUMNS
 from .sources import BySource
@@ -47,7 +47,7 @@ class PackedRowSFTTrainer(BySourceTrainer):
             uncounted = torch.tensor([(rows - 1) * length], device=inputs["input_ids"].device)
             counts: Any = self.accelerator.gather(uncounted)
             self._total_train_tokens += int(counts.sum().item())
-        sources = inputs.pop(TOKEN_SOURCES, None)
+        sources, _ = inputs.pop(TOKEN_SOURCES, None), inputs.pop(ROW_LENGTHS, None)
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
         outputs: list[Any] = []

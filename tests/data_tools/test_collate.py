@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from posttrain.data_tools.collate import PackedRowCollator, padded_collator
+from posttrain.data_tools.collate import ROW_LENGTHS, PackedRowCollator, padded_collator
 
 DOCUMENTS = [[[5, 6, 7, 8, 9], [10, 11, 12]], [[20, 21, 22, 23], [30], [40, 41]]]
 
@@ -71,6 +71,7 @@ def test_flattening_is_what_trl_does_without_padding():
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     ours = PackedRowCollator(pad_token_id=0, flatten=True)(ROWS)
+    assert ours.pop(ROW_LENGTHS).tolist() == [len(row["input_ids"]) for row in ROWS]
     theirs = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(ROWS)
     assert ours.keys() == theirs.keys()
     assert {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"} <= ours.keys()

@@ -3,8 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from posttrain.recipes.decisions import decide, trainer_config
 from posttrain.recipes.load import load
 from posttrain.recipes.train import build, train
@@ -49,3 +52,33 @@ def test_a_held_out_loss_is_that_of_all_tokens_whatever_the_batch(make_recipe: C
         loaded = load(make_recipe(stage, per_device_eval_batch_size=size, max_length=128, **unpacked), given)
         losses.append(build(decide(loaded, trainer_config(loaded))).evaluate()["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+FLAT = {"packing": True, "packing_strategy": "bfd", "max_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "fields"),
+    [("sft", {}, {}), ("distill", {"top_k": 4}, {}), ("sft", {}, FLAT), ("distill", {"top_k": 4}, FLAT)],
+)
+def test_rows_that_fill_up_the_last_held_out_batch_of_all_processes_do_not_count(
+    make_recipe: Callable[..., Path],
+    other_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    sections: dict[str, Any],
+    fields: dict[str, Any],
+) -> None:
+    """accelerate gives all processes as many rows, and repeats the first ones for that."""
+    monkeypatch.setattr("posttrain.recipes.stages.text.VARLEN", ("sdpa",))  # whose packed rows lie end to end
+    teacher = {"teacher": {"name_or_path": str(other_model_dir), **sections}} if sections else {}
+    loaded = load(make_recipe(stage, sections=teacher, **fields))
+    trainer = build(decide(loaded, trainer_config(loaded)))
+    state = SimpleNamespace(end_of_dataloader=True, remainder=2)
+    monkeypatch.setattr(trainer.accelerator, "gradient_state", state)
+    rows, sums = [trainer.train_dataset[number] for number in range(3)], []
+    for given in (rows[:2], rows):
+        trainer._held_out = torch.zeros(())
+        trainer.prediction_step(trainer.model, trainer.data_collator(given))
+        sums.append(trainer._held_out.tolist())
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5)
