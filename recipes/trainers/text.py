@@ -27,7 +27,8 @@ class BySourceTrainer(BySource, HeldOutMeans, SFTTrainer):
         """Returns the summed loss of a batch's tokens, and their number."""
         tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
         loss: Any = self.compute_loss(model, inputs)
-        return torch.stack([loss.double() * tokens, tokens])
+        loss = torch.where(tokens > 0, loss.double() * tokens, 0)  # smoothed, a mean over no tokens is NaN
+        return torch.stack([loss, tokens])
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

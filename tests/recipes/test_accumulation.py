@@ -82,3 +82,14 @@ def test_rows_that_fill_up_the_last_held_out_batch_of_all_processes_do_not_count
         trainer.prediction_step(trainer.model, trainer.data_collator(given))
         sums.append(trainer._held_out.tolist())
     assert sums[1] == pytest.approx(sums[0], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")
+def test_a_smoothed_held_out_loss_is_a_number_where_a_process_has_filling_alone(
+    make_recipe: Callable[..., Path],
+) -> None:
+    loaded = load(make_recipe("sft", label_smoothing_factor=0.1))
+    trainer: Any = build(decide(loaded, trainer_config(loaded)))
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    sums = trainer.held_out_sums(trainer.model, {**batch, "labels": torch.full_like(batch["labels"], -100)})
+    assert sums.tolist() == [0, 0]
