@@ -475,24 +475,24 @@ def _read_inspect(path: Path, log: Json, samples: Iterable[Any]) -> ForeignResul
     scored = {item: found[entries[0]["name"]] for item, found in values.items() if entries[0]["name"] in found}
     rows = [(item, sum(several) / len(several)) for item, several in sorted(scored.items())]
     table = {"figure": [metrics[0]["name"]] * len(rows), "item": [item for item, _ in rows]}
-    limit, total = config.get("limit"), _mapping(spec.get("dataset")).get("samples")
-    runs = results.get("total_samples")
+    dataset, epochs = _mapping(spec.get("dataset")), config.get("epochs") or 1
+    limit, total, runs = config.get("limit"), dataset.get("samples"), results.get("total_samples")
     if isinstance(total, int) and isinstance(runs, int):
         # What was asked tells more: a limit may go beyond the last item, be a range, or stand as a choice of ids.
-        limit = asked if (asked := runs // (config.get("epochs") or 1)) < total else None
+        limit = asked if (asked := runs // epochs) < total else None
     name = task.rpartition("/")[2]
-    definition = {
-        "task": task,
+    definition: Json = {  # what is empty is as what is not said
         "version": spec.get("task_version"),
-        "dataset": _mapping(spec.get("dataset")).get("name"),
-        "arguments": spec.get("task_args"),
-        "solver": [spec.get("solver"), spec.get("solver_args")],
-        "scorer": [entries[0].get("scorer"), entries[0].get("params"), spec.get("model_roles")],
-        "epochs": [config.get("epochs"), config.get("epochs_reducer")],
+        "arguments": spec.get("task_args") or None,
+        "solver": [spec.get("solver"), spec.get("solver_args") or None],
+        "scorer": [entries[0].get("scorer"), entries[0].get("params") or None, spec.get("model_roles") or None],
+        "epochs": [epochs, config.get("epochs_reducer") or ["mean"]] if epochs > 1 else None,
     }
+    if not rows:  # which tell the items, by whatever name or from whatever place they were run
+        definition |= {"task": task, "dataset": dataset.get("name"), "n": metrics[0]["n"]}
     score = ForeignScore(
         name,
-        definition | {"n": metrics[0]["n"]},
+        definition,
         tuple(metrics),
         parquet(table | {"value": [value for _, value in rows]}) if rows else None,
         _sha("".join(item for item, _ in rows))[:16] if rows else None,
@@ -552,7 +552,9 @@ def _write_run(store: Path, several: Sequence[ForeignResults]) -> None:
 def _line(results: ForeignResults, score: ForeignScore) -> Json:
     """Returns a line of ``scores.jsonl``."""
     content = {"harness": results.harness, "items": score.items} | score.definition
-    task, task_hash = re.sub(r"[^\w.:+@ ()-]", "_", score.task)[:150], hash_json(content)
+    # A function stands in a definition by its name and by its address, which is another in each process.
+    told = json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(content)))
+    task, task_hash = re.sub(r"[^\w.:+@ ()-]", "_", score.task)[:150], hash_json(told)
     foreign = {"harness": results.title, "file": results.source.name, "items": score.items}
     return {
         "run": results.model,

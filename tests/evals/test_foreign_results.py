@@ -153,6 +153,12 @@ def test_tasks_of_lm_eval_that_make_or_read_answers_otherwise_share_no_column(tm
     assert not board.differences
 
 
+def test_a_function_that_lm_eval_names_by_its_address_is_the_same_in_another_process(tmp_path: Path) -> None:
+    steps = [[{"name": "code", "filter": [{"filter_fn": f"<function build at 0x7f02fe5{n}>"}]}] for n in (1, 2)]
+    files = [lm_eval_file(tmp_path, [0, 1] * 20, n, "ab"[n - 1], filter_list=steps[n - 1]) for n in (1, 2)]
+    assert len(build(files).columns) == 1
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_two_files_about_one_measurement_the_newest_stands_with_its_items(tmp_path: Path, order: int) -> None:
     other = lm_eval_file(tmp_path, [0, 1] * 20, 1, "other")
@@ -327,7 +333,7 @@ def test_logs_of_inspect_are_read_packed_and_plain_and_compared_by_sample(tmp_pa
         {"task_args": {"fewshot": 10}},
         {"solver": "chain_of_thought"},
         {"solver": "generate", "solver_args": {"attempts": 3}},
-        {"config": {"epochs": 1, "epochs_reducer": ["max"]}},
+        {"config": {"epochs": 2, "epochs_reducer": ["max"]}},
         {"model_roles": {"grader": {"model": "another"}}},
     ],
 )
@@ -341,6 +347,25 @@ def test_logs_of_inspect_that_ask_or_score_the_same_items_otherwise_share_no_col
     board = build([tmp_path / "a.json", tmp_path / "b.json"])
     assert len(board.columns) == 2
     assert not board.pairs
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"task": "inspect_evals/sums"},
+        {"dataset": {"name": "/home/bob/sums"}},
+        {"task_args": {}, "solver_args": {}, "model_roles": {}},
+        {"config": {"epochs": 1, "epochs_reducer": ["mean"]}},
+    ],
+)
+def test_logs_of_inspect_are_compared_by_item_however_and_from_wherever_the_task_was_run(
+    tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    strong, weak = inspect_log(["C"] * 36 + ["I"] * 4, "strong"), inspect_log(["C", "I", "I", "I"] * 10, "weak")
+    strong["eval"] |= spec
+    for name, log in (("a.json", strong), ("b.json", weak)):
+        (tmp_path / name).write_text(json.dumps(log))
+    assert len(build([tmp_path / "a.json", tmp_path / "b.json"]).pairs) == 1
 
 
 @pytest.mark.parametrize(
