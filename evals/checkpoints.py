@@ -32,6 +32,7 @@ _DECISIVE = re.compile(
 )
 _OF_BASE = re.compile(r"^((generation_)?config|adapter_config|head|.*quant.*|.*\.index)\.json$|\.py$")
 _ADAPTER = "adapter_config.json"
+_HUB_ID = re.compile(r"\w[\w.\-]*(/[\w.\-]+)?")
 # Keys of JSON files that no answer depends on: where a model came from, and which version wrote it.
 _IDLE_KEYS = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "peft_version", "inference_mode"}
 _IDLE_KEYS |= {"is_local", "local_files_only", "tokenizer_file", "special_tokens_map_file"}
@@ -189,6 +190,9 @@ class Base:
     revision: str | None
     folder: Path | None
 
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
 
 def base_of(folder: Path) -> Base | None:
     """Returns the base of an adapter, which loading and identity share; what is no adapter has none.
@@ -212,7 +216,7 @@ def find_model(name: str, revision: str | None) -> Base:
     """Finds the files of a model on this machine by its folder or Hub id, and the commit that a revision is there."""
     if name and Path(name).is_dir():
         return Base(name, None, Path(name))
-    if re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name):
+    if _HUB_ID.fullmatch(name):
         from huggingface_hub import try_to_load_from_cache
 
         for file in ("config.json", _ADAPTER):
@@ -260,11 +264,11 @@ def base_has_changed(folder: Path) -> bool:
     return is_unchanged(folder) and _identify(folder, _unchanged(folder)) != manifest.model
 
 
-def fits_base(folder: Path, name: str, revision: str | None = None) -> bool:
-    """Says whether an adapter was trained on a model, wherever the two lie; what cannot be told is taken to fit.
+def other_than_base(folder: Path, name: str, revision: str | None = None) -> str | None:
+    """Says how a model is not what an adapter was trained on, wherever the two lie; None if it is, or may be.
 
-    The weights tell; where the base's are not here, the adapter's manifest; without one, Hub ids. A Hub id without a
-    revision, which is all that peft writes of a base, may be any of the repository's.
+    The weights tell, however they are sharded; where the base's are not here, the adapter's manifest; without one, two
+    Hub ids. A Hub id without a revision, which is all that peft writes of a base, may be any of the repository's.
 
     Args:
         folder: The adapter's.
@@ -273,18 +277,42 @@ def fits_base(folder: Path, name: str, revision: str | None = None) -> bool:
     """
     base, model, manifest = base_of(folder), find_model(name, revision), read_manifest(folder)
     if base is None or not base.name:
-        return True
+        return None
     if base.name == name and read_object(folder / _ADAPTER).get("revision") is None:
-        return True
+        return None
     if base.folder and model.folder:
-        if base.folder.samefile(model.folder):
-            return True
-        with contextlib.suppress(PosttrainError):  # of one the configuration alone is here
-            return weights_hash(base.folder) == weights_hash(model.folder)
-    if model.folder and manifest and manifest.model and is_unchanged(folder):
+        same = base.folder.samefile(model.folder) or _same_weights(base.folder, model.folder)
+        if same is not None:
+            return None if same else f"it names {base} as its base, and the weights of {model} are others"
+    elif model.folder and any(map(_WEIGHTS.match, _names(model.folder))) and manifest and manifest.model:
         of_model = Base(str(model.folder), None, model.folder)
-        return _identify(folder, _unchanged(folder), base=of_model) == manifest.model
-    return Path(base.name).is_absolute() or Path(name).is_dir() or base.name == name
+        if is_unchanged(folder):
+            same = _identify(folder, _unchanged(folder), base=of_model) == manifest.model
+            return None if same else f"it names {base} as its base, and {model} is not what its manifest knows as that"
+    on_hub = all(_HUB_ID.fullmatch(one.name) and not Path(one.name).is_dir() for one in (base, model))
+    return f"it names {base} as its base, and not {model}" if on_hub and base.name != name else None
+
+
+def _same_weights(one: Path, other: Path) -> bool | None:
+    """Says whether the tensors that two models have in common are the same; None if none can be compared."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    compared = None
+    with contextlib.suppress(SafetensorError), contextlib.ExitStack() as files:
+        held: list[dict[str, Any]] = [{}, {}]
+        for folder, found in zip((one, other), held, strict=True):
+            for path in sorted(folder.glob("model*.safetensors")):
+                file = files.enter_context(safe_open(path, "pt"))
+                found.update(dict.fromkeys(file.keys(), file))
+        for name in held[0].keys() & held[1].keys():
+            first, second = (found[name].get_tensor(name) for found in held)
+            if first.dtype != second.dtype:
+                first, second = first.float(), second.float()
+            if not torch.equal(first, second):
+                return False
+            compared = True
+    return compared
 
 
 def base_hash(folder: Path) -> str:

@@ -607,11 +607,10 @@ def _check_base(model: ModelSpec, adapter: str | None) -> None:
     from ..evals import checkpoints
 
     name = str(model.name_or_path)
-    if adapter is not None and not checkpoints.fits_base(Path(adapter), name, model.revision):
-        base = checkpoints.base_of(Path(adapter))
-        what = f"adapter.name_or_path: it was trained on {base and base.name}, and the weights of {name} are others"
-        hint = "name that in model.name_or_path; if they are one model, say so in the adapter's adapter_config.json"
-        raise RecipeError(what, hint=hint)
+    if adapter is not None and (why := checkpoints.other_than_base(Path(adapter), name, model.revision)):
+        own = f"base_model_name_or_path in {adapter}/adapter_config.json"
+        hint = f"name its base in model.name_or_path (and model.revision); if the two are one, name yours as {own}"
+        raise RecipeError(f"adapter.name_or_path: {why}", hint=hint)
 
 
 def _is_named(name: str, ends: list[str]) -> bool:

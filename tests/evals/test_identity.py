@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from posttrain.evals import report
-from posttrain.evals.checkpoints import is_unchanged, model_hash, read_manifest, weights_hash, write_manifest
+from posttrain.evals.checkpoints import (
+    is_unchanged,
+    model_hash,
+    other_than_base,
+    read_manifest,
+    weights_hash,
+    write_manifest,
+)
 from posttrain.evals.errors import EvalError
 from posttrain.evals.models import head_config, load_model
 from posttrain.evals.records import SCORES, ScoreStore
@@ -166,6 +173,41 @@ def test_an_adapter_is_loaded_on_the_revision_of_its_base_that_identifies_it(
         edit(adapter / "adapter_config.json", lambda v, fields=fields: v.update(fields))
         found[model_hash(adapter)] = load_model(str(adapter), device="cpu").model.config.rms_norm_eps
     assert list(found.values()) == [0.01, 0.02]
+
+
+@pytest.mark.parametrize("form", ["as it is", "in shards", "a tensor changed", "pickled beside", "pickled"])
+def test_weights_are_the_base_of_an_adapter_however_they_are_saved(
+    adapter: Path, model: Path, tmp_path: Path, form: str
+):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(model, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    if form in ("in shards", "a tensor changed"):
+        names = sorted(tensors)
+        tensors[names[-1]] += form == "a tensor changed"
+        for number, held in enumerate((names[::2], names[1::2]), start=1):
+            part = {name: tensors[name] for name in held}
+            save_file(part, copy / f"model-0000{number}-of-00002.safetensors", metadata={"format": "pt"})
+    if "pickled" in form:
+        torch.save(tensors, copy / "pytorch_model.bin")
+    if form not in ("as it is", "pickled beside"):
+        (copy / "model.safetensors").unlink()
+    said = other_than_base(adapter, str(copy))
+    changed = f"it names {model} as its base, and the weights of {copy} are others"
+    assert said == (changed if form == "a tensor changed" else None)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [("./base", None), ("org/model", None), ("old/model", "it names old/model as its base, and not org/model")],
+)
+def test_where_no_weights_are_here_two_names_of_the_hub_alone_are_told_apart(
+    adapter: Path, base: str, said: str | None
+):
+    edit(adapter / "adapter_config.json", lambda v: v.update(base_model_name_or_path=base))
+    assert other_than_base(adapter, "org/model") == said
 
 
 @pytest.mark.parametrize(
