@@ -21,9 +21,10 @@ class PackedRowCollator:
 
     By default a batch is ``[B, L]``: ``position_ids`` restart at 0 at every document, and there is no attention mask.
     From restarting positions transformers builds the block-diagonal causal mask itself, as long as the model runs with
-    ``use_cache=False``; an attention mask, even one of ones, or a cache would let documents see each other. Without a
-    varlen kernel (flash attention) this is the cheap form: a batch flattened to one row of ``B x L`` tokens costs B
-    times as much attention. With such a kernel, ``flatten=True`` gives TRL's padding-free batch.
+    ``use_cache=False`` and its code hands the positions on; an attention mask, even one of ones, or a cache would let
+    documents see each other. Without a varlen kernel (flash attention) this is the cheap form: a batch flattened to one
+    row of ``B x L`` tokens costs B times as much attention. With such a kernel, ``flatten=True`` gives TRL's
+    padding-free batch.
 
     Labels at the first token of every document are -100, since what precedes it is another document. Padding is a
     document of its own, without labels.

@@ -131,6 +131,7 @@ def decide(loaded: Loaded, args: "TrainingArguments", processes: int | None = No
         head = stage.head(job, data) if loaded.stage.headed else None
         model = load_model(loaded.recipe, job.tokenizer, head, empty=True)
         check_rows(data, model)
+        check_documents(job, model, model)
         check_models(job, args, data, model, head)
         if loaded.recipe.trainer.get("router_aux_loss_coef") and not hasattr(
             model.config.get_text_config(), "output_router_logits"
@@ -242,6 +243,30 @@ def check_packed_rows(loaded: Loaded) -> None:
         raise RecipeError(what, where=loaded.where(what), hint="say trainer.packing: false")
 
 
+def check_documents(job: Job, model: Any, reader: Any) -> None:
+    """Refuses packed rows for a model whose own code lets their documents see each other; warns if that is not known.
+
+    Args:
+        job: The recipe, read.
+        model: What is trained, which decides how batches are laid out.
+        reader: What reads them: that, or its teacher.
+
+    Raises:
+        RecipeError: A document's hidden states depend on the one before it in its row.
+    """
+    from .apart import keeps_documents_apart, reads_flat_rows
+
+    if not job.option("packing"):
+        return
+    apart, who = keeps_documents_apart(reader, flat=reads_flat_rows(model)), "model" if reader is model else "teacher"
+    if apart is None and int(os.environ.get("RANK", "0")) == 0:
+        what = f"whether the {who} keeps documents of a row apart cannot be seen on this machine"
+        print(f"warning: trainer.packing: {what}", file=sys.stderr)
+    if apart is False:
+        what = f"documents of a row would see each other in the {who}, of type {reader.config.model_type}"
+        raise RecipeError(f"trainer.packing: {what}", hint="say trainer.packing: false")
+
+
 def check_rows(data: "dict[str, Prepared | None]", model: Any) -> None:
     """Refuses rows that are longer than a model with an embedding for each place; warns where places have none.
 
@@ -292,6 +317,7 @@ def check_models(job: Job, args: Any, data: "dict[str, Prepared | None]", model:
         from .distillation.teacher import check_hidden, load_teacher
 
         teacher = load_teacher(recipe.teacher, job.tokenizer, empty=True)
+        check_documents(job, model, teacher)
         if getattr(args, "hidden_cosine", 0):
             check_hidden(model, teacher)
 

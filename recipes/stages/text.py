@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...data_tools.prepare import Prepared
 from .. import job as jobs
+from ..apart import reads_flat_rows
 from ..job import Job
-from ..model import VARLEN, pretrained
+from ..model import pretrained
 from ..stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def build(
     multiple = args.pad_to_multiple_of  # SFTConfig has turned the word "auto" into a number or None
     common["data_collator"] = padded_collator(pad, pad_to_multiple_of=multiple)
     if job.option("packing"):  # packed rows stay rows unless a varlen kernel asks for one flat row
-        flatten = (getattr(model.config, "_attn_implementation", None) or "").startswith(VARLEN)
-        common["data_collator"] = PackedRowCollator(pad, flatten=flatten, pad_to_multiple_of=multiple)
+        common["data_collator"] = PackedRowCollator(pad, flatten=reads_flat_rows(model), pad_to_multiple_of=multiple)
     common["data_collator"] = SourceCollator(common["data_collator"])
     common["sources"] = job.source_names
     return _with_teacher(job, args, model, data, common) if job.loaded.recipe.teacher else PackedRowSFTTrainer(**common)

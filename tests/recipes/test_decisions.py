@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from posttrain.recipes.apart import keeps_documents_apart
 from posttrain.recipes.check import check_all, save_tiny
 from posttrain.recipes.decisions import check_packed_rows, decide, trainer_config
 from posttrain.recipes.errors import RecipeError
 from posttrain.recipes.load import load
 from posttrain.recipes.needs import Assumptions
 from posttrain.recipes.train import build
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..conftest import build_tokenizer
 from . import mutations
@@ -386,6 +388,62 @@ def test_packed_documents_are_not_cut_over_processes(
     check_packed_rows(load(make_recipe("sft")))
     with pytest.raises(RecipeError, match=r"trainer\.packing: documents of a row would see each other"):
         check_packed_rows(load(make_recipe("sft", packing=True)))
+
+
+_SLIDING: Any = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "head_dim": 16}
+_EXPERTS: Any = _SLIDING | {"num_local_experts": 2, "num_experts_per_tok": 1}
+_CONVOLVED: Any = {"layer_types": ["full_attention", "conv"], "intermediate_size": 48}
+_MODELS: list[tuple[str, dict[str, Any], bool]] = [
+    ("llama", {"intermediate_size": 48}, True),
+    ("gemma3_text", _SLIDING, True),
+    ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, False),
+    ("gpt_oss", _EXPERTS, False),  # masks without positions
+    ("lfm2", _CONVOLVED, False),  # of its two kinds of layers one
+    ("mamba", {"state_size": 4}, False),
+]
+
+
+def small_config(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    heads = {"num_attention_heads": 2}
+    heads = {} if kind == "mamba" else heads if kind == "opt" else heads | {"num_key_value_heads": 2}
+    return {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, **heads, **fields}
+
+
+@pytest.mark.parametrize(("kind", "fields", "apart"), _MODELS)
+def test_packed_rows_need_a_model_that_keeps_their_documents_apart(
+    make_recipe: Make, tiny_model_dir: Path, kind: str, fields: dict[str, Any], apart: bool
+) -> None:
+    model = {"config": small_config(kind, fields), "tokenizer": str(tiny_model_dir)}
+    says = rf"trainer\.packing: documents of a row would see each other in the model, of type {kind}"
+    for packing in (False, True):
+        loaded = load(make_recipe("pretrain", sections={"model": model}, max_length=128, packing=packing))
+        with contextlib.nullcontext() if apart or not packing else pytest.raises(RecipeError, match=says):
+            decide(loaded, trainer_config(loaded))
+
+
+@pytest.mark.parametrize(("kind", "fields", "apart"), [_MODELS[0], _MODELS[-1]])
+def test_kernels_for_flat_rows_are_looked_at_where_they_run(
+    monkeypatch: pytest.MonkeyPatch, kind: str, fields: dict[str, Any], apart: bool
+) -> None:
+    """A processor in the accelerator's place: restarting positions of one row part documents there too."""
+    fields = small_config(kind, fields)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields, vocab_size=64))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cpu"))
+    assert keeps_documents_apart(model, flat=True) == apart
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    assert keeps_documents_apart(model, flat=True) is None
+
+
+def test_a_teacher_keeps_packed_documents_apart_too(make_recipe: Make, tiny_model_dir: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    config = AutoConfig.for_model(**small_config(*_MODELS[2][:2]), vocab_size=len(tokenizer))
+    for saved in (AutoModelForCausalLM.from_config(config), tokenizer):
+        saved.save_pretrained(tmp_path / "opt")
+    teacher = {"teacher": {"name_or_path": str(tmp_path / "opt")}}
+    for packing in (False, True):
+        loaded = load(make_recipe("distill", sections=teacher, packing=packing))
+        with pytest.raises(RecipeError, match="in the teacher, of type opt") if packing else contextlib.nullcontext():
+            decide(loaded, trainer_config(loaded))
 
 
 def test_a_message_names_its_recipe_and_line(make_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
