@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _BEFORE, _ANOTHER, _DOCUMENT = list(range(3, 10)), list(range(10, 17)), list(range(4, 10))  # token ids
+_KINDS = 4
 _LARGE = 2**28  # numbers: 1 GiB in float32
 _MOVED = 0.02  # of the largest number: rounding moves less, 1e-6 in float32; a document that is seen 0.1 and more
 
@@ -74,6 +75,8 @@ def _with_layers(model: Any, layers: Sequence[int], dtype: Any) -> Any:
     from accelerate import init_empty_weights
 
     options = {"experts_implementation": "eager"} if model._can_set_experts_implementation() else {}
+    if not options and any(weight.ndim > 2 and weight.numel() > _LARGE for weight in model.parameters()):
+        raise MemoryError("all experts are multiplied with at once, in a copy")
     attention = getattr(model.config, "_attn_implementation", None)
     config = layers_config(model.config, layers)
     with init_empty_weights(include_buffers=False):  # a buffer may be a mask
@@ -82,8 +85,6 @@ def _with_layers(model: Any, layers: Sequence[int], dtype: Any) -> Any:
     for module in few.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
-                if weight.ndim > 2 and weight.numel() > _LARGE and not options:  # multiplied with as one, in a copy
-                    raise MemoryError(f"{name} of {weight.numel():,} numbers")
                 numbers = torch.randn(sum(weight.shape) + 1, generator=drawn, dtype=weight.dtype)
                 numbers /= weight.shape[-1] ** 0.5 if weight.ndim > 1 else 1
                 values = numbers.as_strided(weight.shape, (1,) * weight.ndim)  # nothing of the model's size is held
@@ -92,11 +93,12 @@ def _with_layers(model: Any, layers: Sequence[int], dtype: Any) -> Any:
 
 
 def _kinds(config: "PretrainedConfig") -> list[int]:
-    """Returns the first layer of each kind, by the lists that say something of each layer."""
+    """Returns the first layer of each of the first few kinds, by the lists that say something of each layer."""
     text: Any = config.get_text_config()
     count = getattr(text, "num_hidden_layers", 1)
     lists = [value for value in vars(text).values() if isinstance(value, list) and len(value) == count]
+    lists = [value for value in lists if value != list(range(count))]  # the numbers of all layers name no kind
     first: dict[str, int] = {}
     for layer in range(count):
         first.setdefault(str([value[layer] for value in lists]), layer)
-    return list(first.values())
+    return list(first.values())[:_KINDS]
