@@ -129,17 +129,22 @@ def load_model(
 def _kind(recipe: Recipe, head: Head | None, config: "PretrainedConfig") -> ModelKind:
     """Returns the kind of model that a recipe trains; refuses a configuration that is no such language model.
 
-    transformers loads an encoder as a causal model without a word, BERT for one, and every token then sees the next.
+    transformers loads an encoder as a causal model without a word, BERT for one, and every token then sees the next;
+    and of an encoder with a decoder, BART for one, the decoder alone.
     """
     if head is not None:
         return "classifier"
+    if getattr(config, "is_encoder_decoder", False):
+        what = f"{config.model_type} is an encoder with a decoder, and only models of one of the two learn tokens here"
+        raise RecipeError(what, hint="name a causal language model")
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     text: Any = config.get_text_config()
     masks = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     named = kind_of(getattr(config, "architectures", None)) == "masked"
-    is_encoder = masks and (not causal or named or (not config.architectures and not _sees_no_future(text)))
+    decodes = getattr(text, "is_decoder", False)
+    is_encoder = masks and (not causal or named or not (config.architectures or decodes))
     if recipe.objective and not is_encoder:
         what = f"objective: mlm needs an encoder, and {config.model_type} is a causal language model"
         hint = "drop `objective` to train it on the next token, or name an encoder, such as answerdotai/ModernBERT-base"
@@ -150,15 +155,12 @@ def _kind(recipe: Recipe, head: Head | None, config: "PretrainedConfig") -> Mode
     return "masked" if recipe.objective else "causal"
 
 
-def _sees_no_future(config: Any) -> bool:
-    return bool(getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False))
-
-
 def check_objective(recipe: Recipe) -> None:
     """Refuses a model that cannot learn what the recipe wants of it, before anything of it is used.
 
     Raises:
-        RecipeError: An encoder is to learn the next token, or a causal language model hidden ones.
+        RecipeError: An encoder is to learn the next token, a causal language model hidden ones, or an encoder with a
+            decoder either.
     """
     from transformers import AutoConfig
 

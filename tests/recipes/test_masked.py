@@ -144,6 +144,18 @@ def test_what_does_not_fit_is_refused_by_check_with_what_to_do(
     assert re.search(what, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_an_encoder_with_a_decoder_is_no_causal_model_of_its_decoder(
+    make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, stage: str
+) -> None:
+    (tmp_path / "bart").mkdir()
+    config = {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}
+    (tmp_path / "bart" / "config.json").write_text(json.dumps(config))
+    recipe = make_recipe(stage, sections={"model": {"name_or_path": str(tmp_path / "bart")}})
+    assert check_all([recipe], [], {}, read_data=True) == 2
+    assert "bart is an encoder with a decoder" in capsys.readouterr().err
+
+
 def test_show_prints_the_tokens_that_the_first_epoch_hides(
     make_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
