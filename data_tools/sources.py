@@ -200,9 +200,14 @@ def refuse_own(sources: "Sequence[SourceSpec]", outputs: Sequence[Path], base_di
                     "would be written over by its own rows", where=source.title, hint="name another folder: -o"
                 )
             inside = path.is_dir() and written.is_relative_to(path.resolve())
-            if inside or (glob.has_magic(source.path) and fnmatch.fnmatch(str(written), str(path.absolute()))):
+            if inside or (glob.has_magic(source.path) and _is_match(written, path.resolve())):
                 what = "its rows would be written among what is read, and be read the next time"
                 raise DataError(what, where=source.title, hint="name another folder: -o")
+
+
+def _is_match(file: Path, pattern: Path) -> bool:
+    """Whether a glob means a file, part by part: only ``**`` goes through folders."""
+    return fnmatch.fnmatch(str(file), str(pattern)) if "**" in pattern.parts else file.match(str(pattern))
 
 
 def read_rows(source: "SourceSpec", base_dir: Path) -> Iterator[Row]:

@@ -295,6 +295,15 @@ def test_what_parquet_has_no_type_for_is_one_clear_error(tmp_path: Path, value: 
         odd(path, output_format="parquet").run(tmp_path / "out")
 
 
+def test_rows_go_below_the_files_of_a_glob_unless_it_would_read_them_there(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    write_rows(tmp_path / "x" / "a.jsonl", [{"n": 1}])
+    odd(str(tmp_path / "x" / "*.jsonl")).run(tmp_path / "x" / "out")
+    for pattern, folder in (("*.jsonl", "."), ("../x/*.jsonl", "."), ("**/*.jsonl", "new")):
+        with pytest.raises(DataError, match="be read the next time"):
+            odd(str(tmp_path / "x" / pattern)).run(tmp_path / "x" / folder)
+
+
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"n": 1}])
     with pytest.raises(DataError, match=r"written over by its own rows"):
