@@ -177,7 +177,7 @@ def _answer(key: str, record: Record, column: Column) -> Answer:
     shown = f"… {prompt[-_PROMPT:].lstrip()}" if len(prompt) > _PROMPT else prompt
     # The right answer is the target, or the option of which it is the number.
     target, options = str(record["target"]).strip(), record["options"] or []
-    right = str(options[int(target)]).strip() if target.isdigit() and int(target) < len(options) else target
+    right = str(options[int(target)]).strip() if target.isdecimal() and int(target) < len(options) else target
     identity, references = key.partition(":")[0], (right,) if right else None
     return Answer(identity, key, None, (shown,), references, 0, (text,), (text,), (), None, None, None)
 

@@ -15,4 +15,4 @@ def as_written(doc: dict[str, Any]) -> str | list[str]:
 def option(doc: dict[str, Any]) -> Any:
     """Returns the right option of a row: its place from 0, of digits too, or its text; a list if several are right."""
     answer = doc["answer"]
-    return int(answer) if isinstance(answer, str) and answer.isdigit() else answer
+    return int(answer) if isinstance(answer, str) and answer.isdecimal() else answer

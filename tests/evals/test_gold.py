@@ -66,6 +66,7 @@ def test_none_is_a_word(tmp_path: Path):
 def test_options_may_be_named_by_index_or_by_text(tmp_path: Path):
     task_of(tmp_path, [GOOD, GOOD | {"answer": 1}]).check()
     task_of(tmp_path, [GOOD | {"answer": "a"}, GOOD | {"answer": "b"}]).check()
+    task_of(tmp_path, [GOOD | {"choices": ["x²", "²"], "answer": "²"}]).check()
 
 
 def test_digits_that_name_another_option_than_they_count_are_refused(tmp_path: Path):
