@@ -221,9 +221,7 @@ def _take_from_folder(
         return _texts_from_folder(spec, base, document), places
     layout = str(base / spec.layout) if spec.layout and spec.layout.endswith((".yaml", ".yml")) else spec.layout
     folder = open_folder(base / Path(spec.data_dir).expanduser(), layout)
-    given = [
-        task if task.data_files or has_own_data(task.task, base) else _from_folder(task, folder) for task in spec.tasks
-    ]
+    given = [_given(task, base, folder) for task in spec.tasks]
     held = [(place, task) for place, task in zip(places, given, strict=True) if task is not None]
     lost = [(place, task) for place, task, found in zip(places, spec.tasks, given, strict=True) if found is None]
     unknown = False
@@ -287,6 +285,17 @@ def _resolve_groups(spec: SuiteSpec, document: Document) -> list[GroupSpec]:
             update |= {"name": f"{group.name}-local", "coverage": f"{len(members)} of {len(wanted)} tasks"}
         found += [group.model_copy(update=update)] if members else []
     return found
+
+
+def _given(task: TaskSpec, base: Path, folder: DataFolder) -> TaskSpec | None:
+    """Returns a task with files of its own, or else those of a folder, also where its YAML names what is not there."""
+    found = _from_folder(task, folder)
+    try:
+        return task if task.data_files or has_own_data(task.task, base) else found
+    except SuiteError:
+        if found is None:
+            raise
+        return found
 
 
 def _from_folder(task: TaskSpec, folder: DataFolder) -> TaskSpec | None:

@@ -179,6 +179,14 @@ def test_a_task_whose_yaml_names_its_files_is_neither_left_out_nor_given_others(
     )
     suite = suite_of(folder, f"{name}.yaml")
     assert (suite.left_out, len(built(suite).eval_docs)) == ((), 1)
+    (tmp_path / "own.jsonl").unlink()
+    if name == "boolq":
+        assert len(built(suite_of(folder, "boolq.yaml")).eval_docs) == len(BOOLQ), (
+            "the folder's stand for what is not there"
+        )
+    else:
+        with pytest.raises(SuiteError, match=r"there is no file .*own\.jsonl"):
+            suite_of(folder, "own.yaml")
 
 
 def test_a_folder_on_the_command_line_replaces_the_data_of_any_suite(folder: Path, tmp_path: Path):
