@@ -721,21 +721,20 @@ def _ranked(groups: Mapping[str, Sequence[int]]) -> list[tuple[str, Sequence[int
     return sorted(groups.items(), key=lambda item: (-item[1][0], item[0]))
 
 
-def with_columns(
-    row: Row, columns: Mapping[str, Any], hint: str = "an earlier call said it: take that column out first"
-) -> dict[str, Any]:
+def with_columns(row: Row, columns: Mapping[str, Any], hint: str = "") -> dict[str, Any]:
     """Returns a row with what a tool says of it, in columns of their own.
 
     Args:
         row: The row.
         columns: What is said, by column.
-        hint: What to do where the row has such a column already.
+        hint: What to do where the row has such a column already; by default it is to be renamed.
 
     Raises:
-        DataError: It has one, which would be written over.
+        DataError: It has one, and what that says would be written over.
     """
-    if taken := [name for name in columns if name in row.values]:
-        raise DataError(f"has a column {taken[0]} already", where=row.where, hint=hint)
+    if taken := next((name for name in columns if row.values.get(name) not in (None, [])), None):
+        hint = hint or f"rename it as it is read: the source's `columns: {{{taken}: {taken}_before}}`"
+        raise DataError(f"has a column {taken} already", where=row.where, hint=hint)
     return {**row.values, **columns}
 
 

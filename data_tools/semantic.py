@@ -210,6 +210,7 @@ class _Texts(KeptTexts):
     def _reader(self, read: Callable[[Row], str]) -> Callable[[Row], str]:
         def reader(row: Row) -> str:
             text = read(row)
+            with_columns(row, {COLUMN: None})  # refuses a row before it is embedded
             self.common.update(_LOWER.findall(text))
             if is_source_file(row.values):
                 self.code.add(row.where)

@@ -82,7 +82,7 @@ def test_flagged_rows_stay_with_what_was_found_in_them(tmp_path: Path) -> None:
     assert first == {**CLEAN[0], "contamination": []}
     mark = {"benchmark": "quiz", "item": "3", "verdict": "n-grams", "words": ITEMS[3].question}
     assert second == {**LEAKS[0], "contamination": [mark]}
-    with pytest.raises(DataError, match=r"train\.jsonl:1: has a column contamination already"):
+    with pytest.raises(DataError, match=r"train\.jsonl:2: has a column contamination already"):
         decontaminate(spec_of(str(tmp_path / "out" / "train.jsonl"), remove=False), {"quiz": ITEMS}, tmp_path / "again")
 
 

@@ -73,12 +73,28 @@ def test_what_is_alike_is_flagged_and_stays(tmp_path: Path, static_model: str) -
     [flag] = read_rows(tmp_path / "out" / "flagged.log")
     vectors = static_embeddings(static_model)(SAME)
     assert flag["similarity"] == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-4)
-    with pytest.raises(DataError, match="has a column similar_to already"):
-        semantic(str(tmp_path / "out" / "a.jsonl"), tmp_path / "again", model=static_model)
     assert (flag["row"], flag["like"], flag["differs"], flag["removed"]) == (f"{path}:2", f"{path}:1", [], False)
     said = Explain(folder=str(tmp_path / "out"), row="a.jsonl:2").run(tmp_path)
     assert "nothing that is looked at differs" in said
     assert SAME[0] in said
+
+
+def test_rows_of_an_earlier_call_are_looked_at_again_and_what_it_said_stays(
+    tmp_path: Path, static_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_texts(tmp_path / "a.jsonl", SAME)
+    kept = semantic(path, tmp_path / "one", model=static_model, remove=True)
+    assert semantic(str(tmp_path / "one" / "a.jsonl"), tmp_path / "two", model=static_model, remove=True) == kept
+    flagged = semantic(path, tmp_path / "flagged", model=static_model)
+    again = SourceSpec(path=str(tmp_path / "flagged" / "a.jsonl"), columns={"similar_to": "similar_to_before"})
+    Semantic(sources=[again], model=static_model).run(tmp_path / "again")
+    rows = read_rows(tmp_path / "again" / "a.jsonl")
+    assert [row["similar_to_before"] for row in rows] == [row["similar_to"] for row in flagged]
+    monkeypatch.setattr("posttrain.data_tools.semantic.static_embeddings", lambda _: pytest.fail)
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: has a column similar_to already; .*{similar_to: similar_to_before}"
+    ):
+        semantic(again.path, tmp_path / "refused", model=static_model)
 
 
 def test_only_what_agrees_may_go(tmp_path: Path, static_model: str) -> None:
