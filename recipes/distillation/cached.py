@@ -116,8 +116,8 @@ def ask(
     if Path(spec.name_or_path).is_dir():
         identity = checkpoints.model_hash(Path(spec.name_or_path))
     else:
-        commit = getattr(pretrained(spec).config(), "_commit_hash", None)
-        identity = f"{spec.name_or_path}@{commit or spec.revision}"
+        pretrained(spec).config()  # asks the Hub which commit the revision is now
+        identity = str(checkpoints.find_model(spec.name_or_path, spec.revision))
     key = "teacher-" + hash_json(
         {"version": VERSION, "teacher": identity, "dtype": spec.dtype, "rows": rows.fingerprint, **question}
     )

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,27 @@ def test_answers_are_made_once_and_again_for_another_teacher(
         run(make_recipe("distill", name, sections=by(teacher, top_k=4), max_steps=2))
     assert asked == [str(other_model_dir), str(tiny_model_dir)]
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_answers_are_made_again_once_a_branch_of_the_hub_is_another_teacher(
+    make_recipe: Callable[..., Path],
+    tiny_model_dir: Path,
+    other_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("posttrain.recipes.job.cache_dir", lambda: tmp_path / "cache")
+    home = tmp_path / "hub" / "models--org--teacher"
+    (home / "refs").mkdir(parents=True)
+    for name, teacher in (("a", tiny_model_dir), ("b", other_model_dir)):
+        shutil.copytree(teacher, home / "snapshots" / (name * 40))
+        (home / "refs" / "main").write_text(name * 40)
+        run(make_recipe("distill", name, sections=by(Path("org/teacher"), top_k=4), max_steps=1))
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
 
 
 def test_a_student_with_adapters_learns_and_the_teacher_does_not_change(
