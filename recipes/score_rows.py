@@ -114,19 +114,25 @@ class ScoreRows(ModelRows):
         return tally
 
     def _outcome(self, row: Row, scored: Any, bounds: Mapping[str, tuple[float, float]]) -> Outcome:
-        columns = {name: f"{name}{self.suffix}" for name in self.scores}
-        hint = "give these scores another name: `suffix`"
         if isinstance(scored, RowError):
             reason = f"{_NO_SCORE}: {scored.reason}"
             if self.keep:
                 return Outcome(None, reason, scored.detail)
-            values = with_columns(row, dict.fromkeys(columns.values()), hint)
-            return Outcome(values, detail=scored.detail, edits={reason: 1})
+            return Outcome(self.with_scores(row, {}), detail=scored.detail, edits={reason: 1})
         values = {name: getattr(scored, name) for name in self.scores}
         for name, limits in bounds.items():
             if side := outside(values[name], limits):
                 return Outcome(None, f"{name} {side}", f"{values[name]:.6g}")
-        return Outcome(with_columns(row, {columns[name]: value for name, value in values.items()}, hint))
+        return Outcome(self.with_scores(row, values))
+
+    def with_scores(self, row: Row, values: Mapping[str, float]) -> dict[str, Any]:
+        """Returns a row with its scores, None of one that is not given.
+
+        Raises:
+            DataError: It has some already.
+        """
+        columns = {f"{name}{self.suffix}": values.get(name) for name in self.scores}
+        return with_columns(row, columns, "give these scores another name: `suffix`")
 
 
 class _Scorer(RowModel):
@@ -134,6 +140,7 @@ class _Scorer(RowModel):
 
     def __init__(self, spec: ScoreRows):
         self.alone = any(name in _ALONE for name in spec.scores)
+        self.with_scores = spec.with_scores
         super().__init__(spec, answers=self.alone)
 
     def score(self, source: SourceSpec, folder: Path) -> "dict[str, Likelihood | RowError]":
@@ -165,6 +172,7 @@ class _Scorer(RowModel):
         answers: dict[int, Any] = {}
         for place, row in enumerate(rows):
             try:
+                self.with_scores(row, {})  # refuses a row before it is scored
                 values = read(row)
             except RowError as error:
                 found[place] = error

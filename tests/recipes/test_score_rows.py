@@ -167,11 +167,17 @@ def test_a_row_without_a_score_stays_with_null_unless_rows_are_kept_by_score(
     assert {entry["name"]: entry["count"] for entry in left} == counted
 
 
-def test_scores_of_two_models_stand_side_by_side(tmp_path: Path, alpaca: str, instruct_model_dir: Path) -> None:
+def test_scores_of_two_models_stand_side_by_side(
+    tmp_path: Path, alpaca: str, instruct_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     score(alpaca, instruct_model_dir, tmp_path / "once")
     once = str(tmp_path / "once" / "rows.jsonl")
-    with pytest.raises(DataError, match="has a column perplexity already; give these scores another name: `suffix`"):
-        score(once, instruct_model_dir, tmp_path / "twice")
+    with monkeypatch.context() as patched:
+        patched.setattr("posttrain.evals.row_scores.answer_likelihoods", lambda *_, **__: pytest.fail("was scored"))
+        with pytest.raises(
+            DataError, match="has a column perplexity already; give these scores another name: `suffix`"
+        ):
+            score(once, instruct_model_dir, tmp_path / "twice")
     twice = score(once, instruct_model_dir, tmp_path / "twice", suffix="_b", output_format="jsonl")
     assert all(row["perplexity"] == row["perplexity_b"] for row in twice)
 
