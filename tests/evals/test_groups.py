@@ -88,7 +88,6 @@ def test_a_task_of_one_item_has_no_spread():
 
 
 MakeRun = Callable[..., Path]
-TASKS_FOLDER = SUITES.parent / "tasks"
 TASKS = [
     {"task": "multiple_choice", "name": "all", "data_files": {"test": "all.jsonl"}, "baseline": 0.25},
     {"task": "multiple_choice", "name": "half", "data_files": {"test": "half.jsonl"}, "baseline": 0.5},
@@ -138,10 +137,8 @@ def test_another_baseline_is_another_mean_and_no_model_is_asked_again(make_run: 
 
 
 def test_a_mean_of_what_is_better_greater_and_what_is_better_smaller_is_refused(make_run: MakeRun, tmp_path: Path):
-    (tmp_path / "down.yaml").write_text(
-        (TASKS_FOLDER / "multiple_choice.yaml").read_text().replace("higher_is_better: true", "higher_is_better: false")
-    )
-    tasks = [TASKS[0], TASKS[1] | {"task": "down.yaml"}]
+    down = [{"metric": "acc", "aggregation": "mean", "higher_is_better": False}]
+    tasks = [TASKS[0], TASKS[1] | {"overrides": {"metric_list": down}}]
     report = score([make_run((1,), final=False)], suite(tmp_path, [{"name": "both"}], tasks), device="cpu")
     [failure] = report.failed
     assert "acc of half is better the smaller it is" in failure.reason

@@ -70,7 +70,7 @@ def by_score(loaded: LoadedModel, messages: list[dict[str, Any]], backend: str =
         patch.setattr(generations, "load_vllm", lambda *_, **__: loaded.model)
         patch.setattr(generations, "load_tokenizer", lambda _: (loaded.tokenizer, None))
         patch.setattr(generations, "generate", lambda m, t, *given, **_: recording(made)(*given))
-        asked = generations.PromptTask(spec, "hash", (), (), {"seed": 0})
+        asked = generations.PromptTask(spec, "hash", (), (), {"seed": 0}, is_limited=False)
         local = asked.backend(checkpoint, Path("/nowhere"), templated=True)
         local([ask.Query("key", messages)], (), lambda answers: None)
     return made[0]

@@ -70,7 +70,7 @@ def test_rows_that_fill_up_the_last_held_out_batch_of_all_processes_do_not_count
     fields: dict[str, Any],
 ) -> None:
     """accelerate gives all processes as many rows, and repeats the first ones for that."""
-    monkeypatch.setattr("posttrain.recipes.stages.text.VARLEN", ("sdpa",))  # whose packed rows lie end to end
+    monkeypatch.setattr("posttrain.recipes.apart.VARLEN", ("sdpa",))  # whose packed rows lie end to end
     teacher = {"teacher": {"name_or_path": str(other_model_dir), **sections}} if sections else {}
     loaded = load(make_recipe(stage, sections=teacher, **fields))
     trainer = build(decide(loaded, trainer_config(loaded)))
