@@ -399,8 +399,10 @@ def _read_with_functions(definition: HarnessTask) -> Config:
         # A copy: lm-eval adds to what stands in it, which the next setting of the same task must not find there.
         return load_yaml(definition.path) | copy.deepcopy(definition.spec.overrides)
     except ImportError as error:
-        hint = f"pip install {error.name}" if error.name else None
-        raise SuiteError(f"its module needs a package: {first_line(error)}", where=where, hint=hint) from error
+        lacks, hint = "needs a package", f"pip install {error.name}"
+        if error.name is None:  # lm-eval's own word for a file
+            lacks, hint = "is not here", "a copy of a YAML needs the modules beside it: `include:` the YAML instead"
+        raise SuiteError(f"its module {lacks}: {first_line(error)}", where=where, hint=hint) from error
     except (ConnectionError, FileNotFoundError) as error:
         hint = "a metric or data set of the Hub cannot be had offline"
         raise SuiteError(f"its module wants what is not here: {first_line(error)}", where=where, hint=hint) from error

@@ -219,6 +219,17 @@ def test_no_item_stands_among_its_own_examples_whatever_split_they_come_from(
         assert shown == {other["answer"] for other in docs} - {doc["answer"]}
 
 
+def test_a_copy_of_a_task_without_its_module_says_what_to_do(tmp_path: Path):
+    rows(tmp_path / "rows.jsonl", {"prompt": "1", "answer": "2"})
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(find("exact_match").read_text())
+    task = TaskSpec(task=str(copy), data_files={"test": str(tmp_path / "rows.jsonl")})
+    with pytest.raises(SuiteError, match=r"module is not here: .*'answers'.*`include:` the YAML"):
+        build(define(task, suite(task)))
+    copy.write_text(f"include: {find('exact_match')}\ntask: mine\n")
+    assert build(define(task, suite(task))).doc_to_target({"answer": "2"}) == "2"
+
+
 def test_examples_are_rows_to_validate_on_where_there_are_none_to_train_on(tmp_path: Path):
     for split in ("test", "validation"):
         rows(tmp_path / f"{split}.jsonl", *({"prompt": f"{split} {n}", "answer": f"of {split}"} for n in range(3)))

@@ -125,7 +125,7 @@ def scored(tmp_path: Path, make_recipe: Callable[..., Path]) -> Path:
     root.mkdir()
     train(load(make_recipe("sft", **SHORT), [f"output_dir={root / 'run'}"]))
     (root / "suite.yaml").write_text(SUITE)
-    (root / "exact.yaml").write_text(TASK.read_text())
+    (root / "exact.yaml").write_text(f"include: {TASK}\ntask: exact\n")
     (root / "held.jsonl").write_text('{"prompt": "7?", "answer": "7!"}\n')
     (root / "text.jsonl").write_text('{"text": "It is what it is."}\n')
     (root / "chat.jsonl").write_text('{"prompt": "What is 1+1?"}\n{"prompt": "Who?"}\n')

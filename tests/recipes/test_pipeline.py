@@ -81,7 +81,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in files.items():
         (tmp_path / name).write_text(yaml.safe_dump(value))
     task = Path(__file__).parents[2] / "evals" / "tasks" / "exact_match.yaml"
-    (tmp_path / "exact.yaml").write_text(task.read_text())
+    (tmp_path / "exact.yaml").write_text(f"include: {task}\ntask: exact\n")
     return tmp_path / "pipeline.yaml"
 
 
