@@ -474,21 +474,22 @@ def _fewshot_source(config: Config) -> Config:
 
 def _fewshot_split(config: Config) -> str | None:
     """Returns the split, or else what stands for one, that examples come from by a task's YAML or else by lm-eval."""
+    return _named_examples(config) or (config.get("validation_split") if config.get("test_split") else None)
+
+
+def _named_examples(config: Config) -> str | None:
     fewshot = config.get("fewshot_config") or {}
     split = fewshot.get("split") or config.get("fewshot_split")
-    named = split or ("samples" if "samples" in fewshot else config.get("training_split"))
-    return named or (config.get("validation_split") if config.get("test_split") else None)
+    return split or ("samples" if "samples" in fewshot else config.get("training_split"))
 
 
 def _other_examples(spec: TaskSpec, config: Config) -> str | None:
     """Says which examples a task has that had others before, with the item itself among them or all from the tests."""
     if not (config.get("num_fewshot") if spec.num_fewshot is None else spec.num_fewshot):
         return None
-    fewshot = config.get("fewshot_config") or {}
-    split = fewshot.get("split") or config.get("fewshot_split")
     if not _fewshot_source(config):
-        named = split or "samples" in fewshot or config.get("training_split")
-        return None if named else "of the validation split"
+        return None if _named_examples(config) else "of the validation split"
+    split = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
     missed = _fewshot_split(config) and split != config.get("test_split")
     return "without the item itself" if missed or config.get("process_docs") or spec.change else None
 

@@ -327,6 +327,15 @@ def test_logs_of_inspect_are_read_packed_and_plain_and_compared_by_sample(tmp_pa
     assert (plain.scores[0].items, plain.scores[0].metrics) == (zstd.scores[0].items, zstd.scores[0].metrics)
 
 
+def board_of_two_logs(tmp_path: Path, spec: dict[str, Any]) -> Any:
+    """Returns the board of two models' logs of the same items, where one log says something else of its evaluation."""
+    strong, weak = inspect_log(["C"] * 36 + ["I"] * 4, "strong"), inspect_log(["C", "I", "I", "I"] * 10, "weak")
+    strong["eval"] |= spec
+    for name, log in (("a.json", strong), ("b.json", weak)):
+        (tmp_path / name).write_text(json.dumps(log))
+    return build([tmp_path / "a.json", tmp_path / "b.json"])
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -340,11 +349,7 @@ def test_logs_of_inspect_are_read_packed_and_plain_and_compared_by_sample(tmp_pa
 def test_logs_of_inspect_that_ask_or_score_the_same_items_otherwise_share_no_column(
     tmp_path: Path, spec: dict[str, Any]
 ) -> None:
-    strong, weak = inspect_log(["C"] * 36 + ["I"] * 4, "strong"), inspect_log(["C", "I", "I", "I"] * 10, "weak")
-    strong["eval"] |= spec
-    for name, log in (("a.json", strong), ("b.json", weak)):
-        (tmp_path / name).write_text(json.dumps(log))
-    board = build([tmp_path / "a.json", tmp_path / "b.json"])
+    board = board_of_two_logs(tmp_path, spec)
     assert len(board.columns) == 2
     assert not board.pairs
 
@@ -361,11 +366,7 @@ def test_logs_of_inspect_that_ask_or_score_the_same_items_otherwise_share_no_col
 def test_logs_of_inspect_are_compared_by_item_however_and_from_wherever_the_task_was_run(
     tmp_path: Path, spec: dict[str, Any]
 ) -> None:
-    strong, weak = inspect_log(["C"] * 36 + ["I"] * 4, "strong"), inspect_log(["C", "I", "I", "I"] * 10, "weak")
-    strong["eval"] |= spec
-    for name, log in (("a.json", strong), ("b.json", weak)):
-        (tmp_path / name).write_text(json.dumps(log))
-    assert len(build([tmp_path / "a.json", tmp_path / "b.json"]).pairs) == 1
+    assert len(board_of_two_logs(tmp_path, spec).pairs) == 1
 
 
 @pytest.mark.parametrize(
